@@ -1,0 +1,1 @@
+"""Backbones: policies that turn prompts into images."""

@@ -1,0 +1,137 @@
+"""Captions of the micro world and the scenes that fit them (what the base is pretrained on).
+
+The six object kinds are GenEval's tags with GenEval's wording; `sign` is the text-rendering kind and `illustration`
+the free-form kind that the preference task prompts with.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench.backbones.micro.glyphs import ALPHABET
+from bench.backbones.micro.world import CANVAS, CELL, COLOURS, GROUNDS, SHAPES, Scene, Thing, place, taken_cells
+
+KIND_WEIGHTS = {
+    "single_object": 0.06,
+    "colors": 0.10,
+    "two_object": 0.11,
+    "counting": 0.11,
+    "position": 0.16,
+    "color_attr": 0.16,
+    "sign": 0.18,
+    "illustration": 0.12,
+}
+RELATIONS = ("left of", "right of", "above", "below")
+COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
+SIGN_LENGTHS = (3, 4)
+SPECK_PROBABILITY = 0.5
+ILLUSTRATION_SIZES = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a caption says: shapes in order, colours ("" = free), a relation of the second to the first, or a sign."""
+
+    kind: str
+    shapes: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+    relation: str = ""
+    sign: str = ""
+
+
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
+def caption(brief: Brief) -> str:
+    """The sentence for a brief, in GenEval's wording where GenEval has the kind."""
+    if brief.kind == "sign":
+        return f'a sign that says "{brief.sign}"'
+    if brief.kind == "counting":
+        return f"a photo of {COUNT_WORDS[len(brief.shapes)]} {plural(brief.shapes[0])}"
+    nouns = [with_article(f"{c} {s}".strip()) for c, s in zip(brief.colours, brief.shapes, strict=True)]
+    if brief.kind == "position":
+        # The second shape stands in `relation` to the first; GenEval names it first.
+        return f"a photo of {nouns[1]} {brief.relation} {nouns[0]}"
+    opening = "an illustration of" if brief.kind == "illustration" else "a photo of"
+    return f"{opening} {' and '.join(nouns)}"
+
+
+def vocabulary() -> list[str]:
+    """Every word and character token that captions can contain, in a fixed order."""
+    words = ["a", "an", "and", "photo", "illustration", "of", "sign", "that", "says", "left", "right", "above", "below"]
+    words += [*COUNT_WORDS.values(), *SHAPES, *(plural(s) for s in SHAPES), *COLOURS, '"']
+    return words + [f'"{char}' for char in ALPHABET]
+
+
+def draw_brief(rng: np.random.Generator, kind: str | None = None) -> Brief:
+    """A random brief; the kind follows KIND_WEIGHTS unless given."""
+    kind = kind or str(rng.choice(list(KIND_WEIGHTS), p=list(KIND_WEIGHTS.values())))
+    if kind == "sign":
+        length = int(rng.choice(SIGN_LENGTHS))
+        return Brief(kind, sign="".join(rng.choice(list(ALPHABET), length)))
+    if kind == "counting":
+        count = int(rng.integers(2, 5))
+        return Brief(kind, (str(rng.choice(SHAPES)),) * count, ("",) * count)
+    if kind == "illustration":
+        size = int(rng.choice(ILLUSTRATION_SIZES))
+        return Brief(kind, _pick(rng, SHAPES, size), _pick(rng, COLOURS, size))
+    size = 1 if kind in ("single_object", "colors") else 2
+    shapes = tuple(str(s) for s in rng.choice(SHAPES, size, replace=False))
+    coloured = kind in ("colors", "color_attr")
+    colours = tuple(str(c) for c in rng.choice(list(COLOURS), size, replace=False)) if coloured else ("",) * size
+    return Brief(kind, shapes, colours, str(rng.choice(RELATIONS)) if kind == "position" else "")
+
+
+def draw_scene(brief: Brief, rng: np.random.Generator) -> Scene:
+    """A random scene that fits a brief."""
+    ground = str(rng.choice(list(GROUNDS)))
+    colours = [c or str(rng.choice(list(COLOURS))) for c in brief.colours]
+    corners = place(len(brief.shapes), rng) if brief.shapes else []
+    if brief.relation:
+        while not stands(corners[1], corners[0], brief.relation):
+            corners = place(2, rng)
+    things = tuple(Thing(s, c, *at) for s, c, at in zip(brief.shapes, colours, corners, strict=True))
+    scene = Scene(ground, things, brief.sign)
+    if rng.random() >= SPECK_PROBABILITY:
+        return scene
+    cells = [(i, j) for i in range(CANVAS // CELL) for j in range(CANVAS // CELL)]
+    free = sorted(set(cells) - taken_cells(scene))
+    count = min(len(free), int(rng.integers(1, 4)))
+    return replace(scene, specks=tuple(free[i] for i in rng.choice(len(free), count, replace=False)) if count else ())
+
+
+def stands(a: tuple[int, int], b: tuple[int, int], relation: str) -> bool:
+    """Whether block corner `a` stands in `relation` to `b`, and in no other relation by GenEval's rule."""
+    dx, dy = a[0] - b[0], a[1] - b[1]
+    along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
+    return along > abs(across)
+
+
+def garble(brief: Brief, rng: np.random.Generator) -> Brief:
+    """Change one stated fact: caption noise, which keeps the base imperfect."""
+    other = lambda options, not_this: str(rng.choice([o for o in options if o != not_this]))  # noqa: E731
+    if brief.kind == "sign":
+        at = int(rng.integers(len(brief.sign)))
+        return replace(brief, sign=brief.sign[:at] + other(ALPHABET, brief.sign[at]) + brief.sign[at + 1 :])
+    if brief.kind == "counting" and rng.random() < 0.5:
+        count = int(other("234", str(len(brief.shapes))))
+        return replace(brief, shapes=brief.shapes[:1] * count, colours=("",) * count)
+    if brief.kind == "counting":
+        return replace(brief, shapes=(other(SHAPES, brief.shapes[0]),) * len(brief.shapes))
+    if brief.relation and rng.random() < 0.5:
+        return replace(brief, relation=other(RELATIONS, brief.relation))
+    at = int(rng.integers(len(brief.shapes)))
+    field = "colours" if brief.colours[at] and rng.random() < 0.5 else "shapes"
+    values = list(getattr(brief, field))
+    values[at] = other(COLOURS if field == "colours" else SHAPES, values[at])
+    return replace(brief, **{field: tuple(values)})
+
+
+def _pick(rng: np.random.Generator, options: Iterable[str], size: int) -> tuple[str, ...]:
+    return tuple(str(o) for o in rng.choice(list(options), size))

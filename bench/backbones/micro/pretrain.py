@@ -1,0 +1,212 @@
+"""Pretrain the micro base: python -m bench.backbones.micro.pretrain --out FOLDER [--samples N] [--seed S]
+
+Flow matching on rendered pictures. Seeded; killed at any moment, the same command goes on from the last checkpoint.
+The batch and noise of a step are functions of (seed, step), so a resumed run sees what an uninterrupted one sees.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.backbones.micro.captions import KIND_WEIGHTS, caption, draw_brief, draw_scene, garble
+from bench.backbones.micro.codec import CHANNELS, PatchCodec
+from bench.backbones.micro.text import MAX_TOKENS, WIDTH, TextEncoder, Tokenizer
+from bench.backbones.micro.world import CANVAS, CELL, draw
+
+PICTURES = 200_000
+CAPTION_NOISE = 0.18
+CAPTION_DROPOUT = 0.1
+BATCH = 128
+LEARNING_RATE = 2e-3
+WARMUP = 100
+CONSTANT_SHARE = 0.6
+FINAL_SHARE = 0.02
+SHIFT = 2.5
+LOGIT_SPREAD = 1.1
+EMA_DECAY = 0.999
+CHECKPOINT_EVERY = 500
+
+
+def new_transformer():
+    """SD3Transformer2DModel at the micro size: 2.3 M parameters, 16 image tokens."""
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=CANVAS // CELL,
+        patch_size=1,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=128,
+        pooled_projection_dim=WIDTH,
+        pos_embed_max_size=CANVAS // CELL,
+    )
+
+
+def render_corpus(count: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """`count` pictures, uint8 [N, 32, 32, 3], and their (partly garbled) captions."""
+    rng = np.random.default_rng([seed, 1])
+    pictures, captions = np.empty((count, CANVAS, CANVAS, 3), np.uint8), []
+    for i in range(count):
+        brief = draw_brief(rng)
+        pictures[i] = np.round(draw(draw_scene(brief, rng)) * 255)
+        captions.append(caption(garble(brief, rng) if rng.random() < CAPTION_NOISE else brief))
+    return pictures, captions
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Multiplier: linear warm-up, constant, then linear decay to FINAL_SHARE."""
+    decay_from = CONSTANT_SHARE * steps
+    decayed = 1 - (1 - FINAL_SHARE) * max(0.0, step - decay_from) / max(1.0, steps - decay_from)
+    return min((step + 1) / WARMUP, decayed)
+
+
+class Trainer:
+    """Model, optimisers and EMA of one pretraining run."""
+
+    def __init__(self, steps: int, seed: int):
+        torch.manual_seed(seed)
+        self.steps, self.seed, self.step = steps, seed, 0
+        self.tokenizer = Tokenizer()
+        self.model = nn.ModuleDict({"transformer": new_transformer(), "text": TextEncoder(self.tokenizer.size)})
+        for name, parameter in self.model.named_parameters():
+            # Zero-initialised modulation and output, as DiT: the network starts as the identity.
+            if ".norm1" in name or "norm_out.linear" in name or "proj_out" in name:
+                nn.init.zeros_(parameter)
+        blocks, rest = [], []
+        for name, parameter in self.model.named_parameters():
+            matrix = parameter.ndim == 2 and "transformer_blocks" in name and ".norm" not in name
+            (blocks if matrix else rest).append(parameter)
+        self.optimizers = [
+            torch.optim.Muon(blocks, lr=LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
+        ]
+        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def update(self, latents_NCHW: Tensor, ids_NT: Tensor) -> float:
+        """One optimiser step on a random batch; returns the flow-matching loss."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        index = torch.randint(len(latents_NCHW), (BATCH,), generator=generator)
+        x0, ids = latents_NCHW[index].float(), ids_NT[index]
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.sigmoid(LOGIT_SPREAD * torch.randn(BATCH, generator=generator))
+        sigma = SHIFT * t / (1 + (SHIFT - 1) * t)
+        ids = ids * (torch.rand(BATCH, 1, generator=generator) >= CAPTION_DROPOUT)
+        weight = sigma.view(-1, 1, 1, 1)
+        math_backend = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+        with torch.autocast("cpu", torch.bfloat16), math_backend:
+            sequence, pooled = self.model["text"](ids)
+            x = (1 - weight) * x0 + weight * noise
+            velocity = self.model["transformer"](x, sequence, pooled, 1000 * sigma, return_dict=False)[0]
+        loss = (velocity.float() - (noise - x0)).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * learning_rate(self.step, self.steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(EMA_DECAY, self.step / (self.step + 10))
+        live = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(list(self.ema.values()), live, 1 - decay)
+        return loss.item()
+
+    def save(self, path: Path) -> None:
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"step": self.step, "model": self.model.state_dict(), "ema": self.ema, "optimizers": optimizers}
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.ema = {name: state["ema"][name] for name in self.ema}
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+    def export(self, folder: Path, codec: PatchCodec, record: dict) -> None:
+        """Write the EMA weights in half precision, in the layout that the backbone loads."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        exported = Trainer(self.steps, self.seed).model
+        exported.load_state_dict(self.model.state_dict() | self.ema)
+        exported["transformer"].half().save_pretrained(folder / "transformer")
+        half = {k: v.half().contiguous() for k, v in exported["text"].state_dict().items()}
+        save_file(half, folder / "text.safetensors")
+        save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, folder / "codec.safetensors")
+        (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the log and the weights")
+    parser.add_argument("--samples", type=int, default=1_100_000, help="training samples seen")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures rendered")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    from rich.progress import Progress
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = arguments.out / "checkpoint.pt", arguments.out / "log.jsonl"
+    pictures, captions = render_corpus(arguments.pictures, arguments.seed)
+    codec = PatchCodec.fit(pictures[:20_000].astype(np.float32) / 255)
+    trainer = Trainer(math.ceil(arguments.samples / BATCH), arguments.seed)
+    ids = trainer.tokenizer(captions)
+    with torch.no_grad():
+        images = (torch.from_numpy(chunk).permute(0, 3, 1, 2) / 255 for chunk in np.array_split(pictures, 100))
+        latents = torch.cat([codec.encode(chunk).half() for chunk in images])
+    del pictures
+    seconds = 0.0
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        seconds = json.loads((arguments.out / "clock.json").read_text())["seconds"]
+    started = time.perf_counter() - seconds
+    running = None
+    with Progress() as progress, log.open("a") as lines:
+        bar = progress.add_task("pretraining", total=trainer.steps, completed=trainer.step)
+        while trainer.step < trainer.steps:
+            loss = trainer.update(latents, ids)
+            if not math.isfinite(loss):
+                raise SystemExit(f"loss is {loss} at step {trainer.step}; the last checkpoint is intact")
+            running = loss if running is None else 0.98 * running + 0.02 * loss
+            progress.update(bar, completed=trainer.step, description=f"pretraining, loss {running:.4f}")
+            if trainer.step % 100 == 0 or trainer.step == trainer.steps:
+                seconds = time.perf_counter() - started
+                row = {"step": trainer.step, "samples": trainer.step * BATCH, "loss": running, "seconds": seconds}
+                lines.write(json.dumps(row) + "\n")
+                lines.flush()
+            if trainer.step % CHECKPOINT_EVERY == 0:
+                (arguments.out / "clock.json").write_text(json.dumps({"seconds": time.perf_counter() - started}))
+                trainer.save(checkpoint)
+    record = {
+        "command": f"python -m bench.backbones.micro.pretrain --out OUT --samples {arguments.samples} "
+        f"--pictures {arguments.pictures} --seed {arguments.seed}",
+        "steps": trainer.steps,
+        "batch": BATCH,
+        "samples": trainer.steps * BATCH,
+        "seconds": round(time.perf_counter() - started),
+        "threads": torch.get_num_threads(),
+        "final_loss": running,
+        "kinds": KIND_WEIGHTS,
+        "caption_noise": CAPTION_NOISE,
+        "max_tokens": MAX_TOKENS,
+        "torch": torch.__version__,
+    }
+    trainer.export(arguments.out / "base", codec, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Errors a user can act on, each with its exit code."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BenchError(Exception):
+    """Something failed for a reason worth one line. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(BenchError):
+    """The request cannot be carried out as written. Exit code 2."""
+
+    exit_code = 2
+
+
+class MissingError(BenchError):
+    """A weight file, package or device is missing; the message names the cure. Exit code 3."""
+
+    exit_code = 3
+
+
+class PartialError(BenchError):
+    """Some members of a set failed, the others are done. Exit code 4."""
+
+    exit_code = 4
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
+    """A UsageError that names the nearest valid value."""
+    known = sorted(known)
+    near = get_close_matches(name, known, 1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UsageError(f"unknown {what} {name!r}; {hint}known: {', '.join(known) or 'none'}")
