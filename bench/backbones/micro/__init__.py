@@ -1,1 +1,39 @@
 """The micro world: a procedurally drawn text-to-image world and a tiny flow model trained on it."""
+
+import json
+from pathlib import Path
+
+from bench.backbones.descriptor import Descriptor
+from bench.hashing import content_hash
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that make the model what it is."""
+    return [p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name != "pretraining.json"]
+
+
+def _load(device: str):
+    from bench.backbones.micro.backbone import MicroBackbone
+
+    return MicroBackbone(WEIGHTS / "base", device)
+
+
+def _fingerprint() -> str:
+    return content_hash(weight_files(WEIGHTS / "base"))
+
+
+def descriptor() -> Descriptor:
+    """The shipped micro backbone."""
+    guidance = WEIGHTS / "base_guidance.json"
+    return Descriptor(
+        name="micro",
+        world="micro",
+        shift=3.0,
+        load=_load,
+        fingerprint=_fingerprint,
+        recipes=Path(__file__).parent / "recipes",
+        teachers=WEIGHTS / "teachers",
+        base_guidance=json.loads(guidance.read_text()) if guidance.is_file() else None,
+    )

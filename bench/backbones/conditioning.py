@@ -1,0 +1,28 @@
+"""Encoded prompts, the form in which text reaches a backbone."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: `sequence` [B, T, D] and `pooled` [B, P]."""
+
+    sequence: Tensor
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def __getitem__(self, index) -> "Conditioning":
+        return Conditioning(self.sequence[index], self.pooled[index])
+
+    def repeat(self, times: int) -> "Conditioning":
+        """The whole batch, `times` times over: [times * B, ...]."""
+        return Conditioning(self.sequence.repeat(times, 1, 1), self.pooled.repeat(times, 1))
+
+    @staticmethod
+    def cat(parts: list["Conditioning"]) -> "Conditioning":
+        return Conditioning(torch.cat([p.sequence for p in parts]), torch.cat([p.pooled for p in parts]))

@@ -1,0 +1,26 @@
+"""What is known of a backbone without loading it (this file imports no torch)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """Names and places of one backbone."""
+
+    name: str
+    world: str
+    """Which detectors and vocabulary fit its pictures: a key of the tasks' tables ('micro', 'photo')."""
+    shift: float
+    """Timestep shift of its scheduler."""
+    load: Callable[[str], object]
+    """device -> FlowBackbone."""
+    fingerprint: Callable[[], str]
+    """Content hash of its weights."""
+    recipes: Path | None = None
+    """Folder of <method>.yaml settings tuned for this backbone, applied over the method's own defaults."""
+    teachers: Path | None = None
+    """Folder of shipped teacher adapters, one folder a task."""
+    base_guidance: dict[str, float] | None = None
+    """task -> guidance scale at which the untrained base does best on validation prompts; None if unknown."""

@@ -1,0 +1,47 @@
+"""The micro backbone: loads the shipped weights behind the common contract."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.backbones.conditioning import Conditioning
+from bench.backbones.flow import FlowBackbone
+from bench.backbones.micro import weight_files
+from bench.backbones.micro.codec import CHANNELS, PatchCodec
+from bench.backbones.micro.text import TextEncoder, Tokenizer
+from bench.backbones.micro.world import CANVAS, CELL
+from bench.errors import MissingError, UsageError
+from bench.hashing import content_hash
+
+
+class MicroBackbone(FlowBackbone):
+    """A tiny SD3Transformer2DModel with its own text encoder and linear codec."""
+
+    latent_shape = (CHANNELS, CANVAS // CELL, CANVAS // CELL)
+
+    def __init__(self, folder: Path, device: str):
+        from diffusers import SD3Transformer2DModel
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not (folder / "codec.safetensors").is_file():
+            raise MissingError(f"no micro weights in {folder}; reinstall the package or pretrain them (see its README)")
+        try:
+            transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+            text, codec = load_file(folder / "text.safetensors"), load_file(folder / "codec.safetensors")
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"corrupt weights file in {folder}: {error}") from error
+        super().__init__("micro", transformer, content_hash(weight_files(folder)), device)
+        self.tokenizer = Tokenizer()
+        self.text = TextEncoder(self.tokenizer.size)
+        self.text.load_state_dict({k: v.float() for k, v in text.items()})
+        self.codec = PatchCodec()
+        self.codec.load_state_dict(codec)
+        self.requires_grad_(False).to(self.device)
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        return Conditioning(*self.text(self.tokenizer(prompts).to(self.device)))
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        return self.codec.decode(latents_BCHW.float())

@@ -1,0 +1,130 @@
+"""Reading micro pictures back: fit shape and glyph templates to lattice cells by least squares.
+
+Every template is a coverage mask m in [0, 1]; a patch is modelled as (1 - m) ground + m paint with two free colours.
+The share of the patch's variance that the best fit explains is the evidence; noise lowers it evenly for all templates,
+which keeps the choice between them right far beyond where it blurs the picture for a person.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.backbones.micro.glyphs import GLYPHS
+from bench.backbones.micro.world import BLOCK, CANVAS, CELL, COLOURS, shape_masks
+
+MIN_CONTRAST = 0.2
+"""Smallest distance (Euclidean, RGB in [0, 1]) between paint and ground."""
+SHAPE_EVIDENCE, SHAPE_SLOPE = 0.55, 0.06
+"""Explained variance at which a shape's confidence is one half, and how sharply it rises."""
+GLYPH_EVIDENCE = 0.5
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A shape found: its class, the fitted paint, tight box (x1, y1, x2, y2), confidence and nearest palette colour."""
+
+    shape: str
+    colour: str
+    box: tuple[float, float, float, float]
+    score: float
+    left: int
+    top: int
+
+
+class _Templates:
+    """Least-squares fits of T masks on patches of the same size."""
+
+    def __init__(self, masks: dict[str, np.ndarray]):
+        self.names = list(masks)
+        m = torch.from_numpy(np.stack(list(masks.values()))).flatten(1)  # [T, P]
+        design = torch.stack([1 - m, m], -1).double()  # [T, P, 2]
+        self.gram = (design.mT @ design).float()
+        self.solve = torch.linalg.pinv(design).float()  # [T, 2, P]
+
+    def fit(self, patches_BPC: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches [B, P, 3] -> colours [B, T, 2 (ground, paint), 3] and explained variance [B, T]."""
+        colours = torch.einsum("tkp,bpc->btkc", self.solve, patches_BPC)
+        fitted = torch.einsum("btkc,tkl,btlc->bt", colours, self.gram, colours)
+        power = patches_BPC.square().sum((1, 2))
+        spread = power - patches_BPC.mean(1).square().sum(1) * patches_BPC.shape[1]
+        explained = 1 - (power[:, None] - fitted) / spread.clamp_min(1e-6)[:, None]
+        return colours, explained
+
+
+@cache
+def _shapes() -> _Templates:
+    return _Templates(shape_masks())
+
+
+@cache
+def _glyphs() -> _Templates:
+    cells = {}
+    for char, bitmap in GLYPHS.items():
+        cells[char] = np.zeros((CELL, CELL), np.float32)
+        cells[char][:7, 1:6] = bitmap
+    return _Templates(cells)
+
+
+@cache
+def _boxes() -> dict[str, tuple[int, int, int, int]]:
+    boxes = {}
+    for name, mask in shape_masks().items():
+        ys, xs = np.nonzero(mask > 0.5)
+        boxes[name] = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+    return boxes
+
+
+def _patches(images_BCHW: Tensor, size: int) -> Tensor:
+    """Lattice patches [B, L, size^2, 3], row by row."""
+    columns = torch.nn.functional.unfold(images_BCHW, size, stride=CELL)
+    return columns.unflatten(1, (3, -1)).permute(0, 3, 2, 1)
+
+
+@torch.no_grad()
+def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
+    """Shapes in each of B pictures [B, 3, 32, 32], best first; overlapping blocks keep the better one."""
+    patches = _patches(images_BCHW.float().cpu(), BLOCK)
+    batch, places = patches.shape[:2]
+    colours, explained = _shapes().fit(patches.flatten(0, 1))
+    best, which = explained.max(1)
+    ground, paint = colours[torch.arange(len(which)), which].unbind(1)
+    palette = torch.tensor(list(COLOURS.values())) / 255
+    nearest = torch.cdist(paint, palette).argmin(1).view(batch, places).tolist()
+    contrast = (paint - ground).norm(dim=1)
+    score = torch.sigmoid((best - SHAPE_EVIDENCE) / SHAPE_SLOPE) * (contrast > MIN_CONTRAST)
+    order = score.view(batch, places).argsort(dim=1, descending=True, stable=True).tolist()
+    score, which = score.view(batch, places).tolist(), which.view(batch, places).tolist()
+    per_row = (CANVAS - BLOCK) // CELL + 1
+    names, colour_names = _shapes().names, list(COLOURS)
+    pictures = []
+    for i in range(batch):
+        marks: list[Mark] = []
+        for place in order[i]:
+            left, top = place % per_row * CELL, place // per_row * CELL
+            if score[i][place] < 0.02:
+                break
+            if any(abs(m.left - left) < BLOCK and abs(m.top - top) < BLOCK for m in marks):
+                continue
+            name = names[which[i][place]]
+            x1, y1, x2, y2 = _boxes()[name]
+            box = (left + x1, top + y1, left + x2, top + y2)
+            marks.append(Mark(name, colour_names[nearest[i][place]], box, score[i][place], left, top))
+        pictures.append(marks)
+    return pictures
+
+
+@torch.no_grad()
+def read_text(images_BCHW: Tensor) -> list[str]:
+    """Characters in each of B pictures, row by row, left to right, without separators."""
+    patches = _patches(images_BCHW.float().cpu(), CELL)
+    batch, places = patches.shape[:2]
+    colours, explained = _glyphs().fit(patches.flatten(0, 1))
+    best, which = explained.max(1)
+    ground, paint = colours[torch.arange(len(which)), which].unbind(1)
+    seen = ((best > GLYPH_EVIDENCE) & ((paint - ground).norm(dim=1) > MIN_CONTRAST)).view(batch, places).tolist()
+    which = which.view(batch, places).tolist()
+    names = _glyphs().names
+    return ["".join(names[c] for c, s in zip(row, ok, strict=True) if s) for row, ok in zip(which, seen, strict=True)]

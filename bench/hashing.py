@@ -1,0 +1,26 @@
+"""Content hashes: how runs, teachers and weights are told apart."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def content_hash(paths: Iterable[Path]) -> str:
+    """sha256 over file names and contents, 16 hex digits."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def text_hash(value: object) -> str:
+    """sha256 of a value's canonical JSON, 10 hex digits."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed that is a pure function of its parts."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

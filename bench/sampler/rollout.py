@@ -1,0 +1,83 @@
+"""Sampling a trajectory: schedule + kernel + velocity field -> states."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bench.sampler.schedule import Schedule
+from bench.sampler.step import Step, step
+from bench.sampler.transitions import Coefficients, Kernel
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A schedule with a kernel at a noise level eta."""
+
+    schedule: Schedule
+    kernel: Kernel
+    eta: float = 0.0
+
+    @cached_property
+    def coefficients(self) -> list[Coefficients]:
+        return self.kernel.coefficients(self.schedule, self.eta)
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps
+
+    @property
+    def stochastic(self) -> bool:
+        return any(at.c for at in self.coefficients)
+
+
+@dataclass
+class Trajectory:
+    """States visited by a batch of rollouts."""
+
+    final: Tensor
+    """Latents at sigma 0, [B, C, H, W]."""
+    states: list[Tensor] = field(default_factory=list)
+    """steps + 1 states from sigma 1 to 0, each [B, C, H, W]; empty unless kept."""
+    velocities: list[Tensor] = field(default_factory=list)
+    """Guided velocity at each of the first `steps` states; empty unless kept."""
+    log_probs: list[Tensor | None] = field(default_factory=list)
+    """Log-density of each drawn state, [B]; None for deterministic steps."""
+
+
+Velocity = Callable[[Tensor, float], Tensor]
+"""(x [B, C, H, W], sigma) -> guided velocity, same shape."""
+
+
+def walk(velocity: Velocity, x: Tensor, sampler: Sampler, generator: torch.Generator) -> Iterator[tuple[int, Tensor, Step]]:
+    """Drive a rollout step by step: yields (k, state, step taken) and goes on from the DETACHED next state.
+
+    The velocity is evaluated when the step is asked for, under whatever gradient mode the caller is in, so a method
+    can use one forward both to move on and to learn. Noise is drawn from `generator` on the CPU and moved, which
+    makes it the same on every device; deterministic steps draw none.
+    """
+    x0_prev = None
+    for k, at in enumerate(sampler.coefficients):
+        noise = torch.randn(x.shape, generator=generator).to(x.device, x.dtype) if at.c else None
+        taken = step(x, velocity(x, sampler.schedule.sigmas[k]), at, noise=noise, x0_prev=x0_prev)
+        yield k, x, taken
+        x0_prev = (x - sampler.schedule.sigmas[k] * taken.velocity).detach()
+        x = taken.next.detach()
+
+
+@torch.no_grad()
+def rollout(
+    velocity: Velocity, x: Tensor, sampler: Sampler, generator: torch.Generator, keep: bool = False
+) -> Trajectory:
+    """Sample from x [B, C, H, W] at sigma 1 down to sigma 0 without gradients; `keep` stores states on the way."""
+    states, velocities, log_probs = [], [], []
+    taken = None
+    for _, state, taken in walk(velocity, x, sampler, generator):
+        if keep:
+            states.append(state)
+            velocities.append(taken.velocity)
+            log_probs.append(taken.log_prob)
+    assert taken is not None
+    return Trajectory(taken.next, [*states, taken.next] if keep else [], velocities, log_probs)

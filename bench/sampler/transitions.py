@@ -1,0 +1,113 @@
+"""One-step transitions as coefficients: every kernel of the field is mean = a x + b v (+ d x0_prev), std = c.
+
+Convention: x_sigma = (1 - sigma) x0 + sigma eps, velocity v = eps - x0; s is the current sigma, n < s the next one,
+h = s - n. Then x0_hat = x - s v and eps_hat = x + (1 - s) v, and a solver is a function of a few scalars.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.errors import UsageError, unknown
+from bench.sampler.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """mean = a x + b v + d x0_prev, std = c; x0_prev is the previous step's x0_hat (multistep solvers only)."""
+
+    a: float
+    b: float
+    c: float
+    d: float = 0.0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A named family of transitions. `eta_max` 0 marks a deterministic solver."""
+
+    name: str
+    step: Callable[[Schedule, int, float], Coefficients]
+    eta_max: float
+    source: str
+
+    def coefficients(self, schedule: Schedule, eta: float) -> list[Coefficients]:
+        """One Coefficients per step. Raises UsageError for an eta that the kernel does not define."""
+        if not 0 <= eta < math.inf:
+            raise UsageError(f"sampler.eta must be finite and at least 0, got {eta}")
+        if eta > self.eta_max:
+            raise UsageError(f"sampler.eta must be at most {self.eta_max:g} for kernel {self.name!r}, got {eta:g}")
+        return [self.step(schedule, k, eta) for k in range(schedule.steps)]
+
+
+def _affine(x0_part: float, eps_part: float, s: float, c: float) -> Coefficients:
+    """mean = x0_part x0_hat + eps_part eps_hat."""
+    return Coefficients(x0_part + eps_part, eps_part * (1 - s) - s * x0_part, c)
+
+
+def ode(schedule: Schedule, k: int, eta: float) -> Coefficients:
+    """Euler: x' = x - h v. Equals DDIM at eta 0 and first-order DPM-Solver++ on this path."""
+    return Coefficients(1.0, -schedule.h(k), 0.0)
+
+
+def _sde(s: float, h: float, diffusion: float) -> Coefficients:
+    """Euler-Maruyama on the reverse SDE of diffusion coefficient g: x' = x - h v - h g^2/(2 s) eps_hat + g sqrt(h) z."""
+    pull = diffusion**2 * h / (2 * s)
+    return Coefficients(1 - pull, -h - pull * (1 - s), diffusion * math.sqrt(h))
+
+
+def flow_sde(schedule: Schedule, k: int, eta: float) -> Coefficients:
+    """Flow-GRPO (arXiv 2505.05470, Eq. 9): g = eta sqrt(s / (1 - s)); at s = 1 the denominator is 1 - sigmas[1]."""
+    s = schedule.sigmas[k]
+    return _sde(s, schedule.h(k), eta * math.sqrt(s / (1 - (s if s < 1 else schedule.sigmas[1]))))
+
+
+def dance_sde(schedule: Schedule, k: int, eta: float) -> Coefficients:
+    """DanceGRPO (arXiv 2505.07818): constant diffusion coefficient g = eta."""
+    return _sde(schedule.sigmas[k], schedule.h(k), eta)
+
+
+def ddim(schedule: Schedule, k: int, eta: float) -> Coefficients:
+    """DDIM with eta on the flow path: keeps the noise level of the next state at exactly n."""
+    s, n = schedule.sigmas[k], schedule.sigmas[k + 1]
+    forward = n * (1 - s) / (s * (1 - n))  # correlation of the two states' noise along the forward path
+    c = eta * n * math.sqrt(1 - forward**2)
+    return _affine(1 - n, math.sqrt(n * n - c * c), s, c)
+
+
+def cps(schedule: Schedule, k: int, eta: float) -> Coefficients:
+    """Coefficient-preserving sampling (arXiv 2509.05952): splits n into n cos and n sin of eta pi / 2."""
+    s, n = schedule.sigmas[k], schedule.sigmas[k + 1]
+    return _affine(1 - n, n * math.cos(eta * math.pi / 2), s, n * math.sin(eta * math.pi / 2))
+
+
+def dpm2(schedule: Schedule, k: int, eta: float) -> Coefficients:
+    """DPM-Solver++ 2M (arXiv 2211.01095, Alg. 2) on the flow path; first and last step are first order."""
+    s, n = schedule.sigmas[k], schedule.sigmas[k + 1]
+    if k == 0 or n == 0 or schedule.sigmas[k - 1] == 1:  # log-SNR is infinite at s = 1 and at n = 0
+        return ode(schedule, k, eta)
+    log_snr = lambda sigma: math.log((1 - sigma) / sigma)  # noqa: E731
+    step, previous = log_snr(n) - log_snr(s), log_snr(s) - log_snr(schedule.sigmas[k - 1])
+    shrink = (1 - n) * math.expm1(-step)
+    extra = step / (2 * previous)
+    return Coefficients(n / s - shrink * (1 + extra), s * shrink * (1 + extra), 0.0, shrink * extra)
+
+
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel("ode", ode, 0.0, "Euler, as FlowMatchEulerDiscreteScheduler"),
+        Kernel("flow_sde", flow_sde, math.inf, "Flow-GRPO, arXiv 2505.05470"),
+        Kernel("dance_sde", dance_sde, math.inf, "DanceGRPO, arXiv 2505.07818"),
+        Kernel("ddim", ddim, 1.0, "DDIM, arXiv 2010.02502, on the flow path"),
+        Kernel("cps", cps, 1.0, "Flow-CPS, arXiv 2509.05952"),
+        Kernel("dpm2", dpm2, 0.0, "DPM-Solver++ 2M, arXiv 2211.01095"),
+    )
+}
+
+
+def get_kernel(name: str) -> Kernel:
+    """Look a kernel up; raises UsageError naming the nearest one."""
+    if name not in KERNELS:
+        raise unknown("kernel", name, KERNELS)
+    return KERNELS[name]

@@ -1,0 +1,26 @@
+"""Per-step loss weights: what published code calls "the KL" with four different divisors."""
+
+from bench.errors import unknown
+from bench.sampler.rollout import Sampler
+
+WEIGHTINGS = {
+    "true": "b^2 / (2 c^2): the Gaussian KL (DiffusionOPD Eq. 11); b^2 / 2 where c = 0",
+    "no_dt": "h b^2 / (2 c^2): the KL with the SDE's sqrt(h) left out of the std (released code); b^2 / 2 where c = 0",
+    "mean_matching": "b^2 / 2 (DiffusionOPD Eq. 12)",
+    "velocity": "1: plain velocity error (DanceOPD, arXiv 2606.27377)",
+}
+
+
+def step_weights(sampler: Sampler, weighting: str) -> list[float]:
+    """Weight of |v_student - v_teacher|^2 at each step. Raises UsageError for an unknown weighting."""
+    if weighting not in WEIGHTINGS:
+        raise unknown("weighting", weighting, WEIGHTINGS)
+    weights = []
+    for k, at in enumerate(sampler.coefficients):
+        if weighting == "velocity":
+            weights.append(1.0)
+        elif weighting == "mean_matching" or at.c == 0:
+            weights.append(at.b**2 / 2)
+        else:
+            weights.append(at.b**2 / (2 * at.c**2) * (sampler.schedule.h(k) if weighting == "no_dt" else 1.0))
+    return weights

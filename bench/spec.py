@@ -1,0 +1,253 @@
+"""What a run is: typed, validated, hashed, overridable with key=value."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bench.backbones.descriptor import Descriptor
+from bench.errors import UsageError, unknown
+from bench.hashing import text_hash
+from bench.registry import find, registered
+from bench.sampler.rollout import Sampler
+from bench.sampler.schedule import make_schedule
+from bench.sampler.transitions import get_kernel
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """A section of a spec: unknown keys are refused, and 1.5 is not silently an int."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BudgetSpec(Part):
+    """When to stop; exactly one is set."""
+
+    updates: Annotated[int, Field(gt=0)] | None = None
+    evaluations: Annotated[int, Field(gt=0)] | None = None
+    seconds: Positive | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "BudgetSpec":
+        if sum(v is not None for v in (self.updates, self.evaluations, self.seconds)) != 1:
+            raise ValueError("set exactly one of budget.updates, budget.evaluations, budget.seconds")
+        return self
+
+
+class SamplerSpec(Part):
+    """How training rollouts are drawn."""
+
+    kernel: str = "ode"
+    eta: float = 0.0
+    steps: int = 10
+    shift: Positive | None = None
+    """None: the backbone's."""
+    table: Literal["diffusers", "once"] = "diffusers"
+    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+    def build(self, shift: float) -> Sampler:
+        """The Sampler; raises UsageError for a kernel, eta, steps or table that does not exist."""
+        schedule = make_schedule(self.steps, self.shift or shift, self.table)
+        sampler = Sampler(schedule, get_kernel(self.kernel), self.eta)
+        _ = sampler.coefficients  # an eta that the kernel refuses is refused here
+        return sampler
+
+
+class OptimizerSpec(Part):
+    """AdamW on the student's adapter."""
+
+    lr: Positive = 3e-4
+    lr_end: Share = 1.0
+    """Multiplier reached linearly at the end of the budget."""
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    clip: Positive = 1.0
+
+
+class LoraSpec(Part):
+    """The student's LoRA adapter."""
+
+    rank: Annotated[int, Field(gt=0)] = 32
+    alpha: Positive = 64.0
+    targets: tuple[str, ...] | None = None
+    """None: the published set (every attention projection)."""
+
+
+class EmaSpec(Part):
+    """Average of the student used for evaluation and as the result: decay min((1+k)/(10+k), decay)."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    every: Annotated[int, Field(gt=0)] = 8
+
+
+class EvaluationSpec(Part):
+    """Held-out evaluation of the EMA student with the deterministic Euler sampler."""
+
+    steps: Annotated[int, Field(gt=0)] = 40
+    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    points: tuple[Share, ...] = (0.5, 1.0)
+    """Shares of the budget at which to evaluate; the end always is."""
+    batch: Annotated[int, Field(gt=0)] = 96
+
+
+class Spec(Part):
+    """A run, completely. Two specs that differ only in `seed` share a hash."""
+
+    method: str
+    backbone: str = "micro"
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)] = 0
+    budget: BudgetSpec = BudgetSpec(updates=100)
+    sampler: SamplerSpec = SamplerSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    lora: LoraSpec = LoraSpec()
+    ema: EmaSpec = EmaSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    teachers: dict[str, str] = {}
+    """task -> 'shipped', 'train' or a folder with a peft adapter; only for methods that need teachers."""
+    checkpoint_every: Annotated[int, Field(gt=0)] = 25
+    """Updates between checkpoints."""
+    device: str = "cpu"
+    params: dict[str, Any] = {}
+    """The method's own options, validated by the method."""
+
+    def digest(self, backbone_hash: str) -> str:
+        """Identity of the run apart from its seed: settings and the backbone's weights."""
+        return text_hash({"spec": self.model_dump(mode="json", exclude={"seed"}), "backbone": backbone_hash})
+
+    def with_seed(self, seed: int) -> "Spec":
+        return self.model_copy(update={"seed": seed})
+
+
+def describe(backbone: str) -> Descriptor:
+    """The descriptor of a registered backbone; raises UsageError naming the nearest one."""
+    return find("backbone", backbone)()
+
+
+def resolve(
+    method: str,
+    tasks: list[str],
+    seed: int = 0,
+    backbone: str = "micro",
+    preset: Path | None = None,
+    overrides: list[str] | None = None,
+    teachers: str | None = None,
+) -> Spec:
+    """Build a spec: defaults <- the backbone's recipe <- preset file <- overrides. Raises UsageError.
+
+    `tasks` may be ["all"]. `overrides` are "dotted.key=value" with YAML values. `teachers` sets every task's source.
+    """
+    if not tasks:
+        raise UsageError("the task list is empty; name tasks or 'all'")
+    if tasks == ["all"]:
+        tasks = list(registered("task"))
+    for task in tasks:
+        if task not in registered("task"):
+            raise unknown("task", task, [*registered("task"), "all"])
+    if len(set(tasks)) != len(tasks):
+        raise UsageError(f"a task is named twice: {', '.join(tasks)}")
+    method_class = find("method", method)
+    descriptor = describe(backbone)
+    settings: dict[str, Any] = {}
+    if descriptor.recipes and (descriptor.recipes / f"{method}.yaml").is_file():
+        _merge(settings, _recipe(descriptor.recipes / f"{method}.yaml", tasks))
+    if preset:
+        _merge(settings, _read_yaml(preset))
+    for override in overrides or []:
+        _merge(settings, _parse_override(override))
+    fixed = {"method": method, "backbone": backbone, "tasks": tasks, "seed": seed}
+    for key, value in fixed.items():
+        if settings.get(key, value) != value:
+            raise UsageError(f"{key!r} is set by its own flag, not by --set or a preset")
+    if method_class.needs.teachers:
+        sources = dict.fromkeys(tasks, teachers or ("shipped" if descriptor.teachers else "train"))
+        settings["teachers"] = sources | settings.get("teachers", {})
+    elif teachers or settings.get("teachers"):
+        raise UsageError(f"method {method!r} takes no teachers")
+    try:
+        spec = Spec.model_validate(settings | fixed)
+        spec = spec.model_copy(update={"params": method_class.Options.model_validate(spec.params).model_dump()})
+    except ValidationError as error:
+        raise UsageError(_first_problem(error, method_class)) from error
+    for task in spec.teachers:
+        if task not in tasks:
+            raise unknown("task in teachers", task, tasks)
+    sampler = spec.sampler.build(descriptor.shift)
+    method_class.check(spec, sampler)
+    return spec
+
+
+def _recipe(path: Path, tasks: list[str]) -> dict:
+    """A recipe file's settings; its `by_task` section applies when the run has just that one task."""
+    recipe = _read_yaml(path)
+    by_task = recipe.pop("by_task", {})
+    if len(tasks) == 1:
+        _merge(recipe, by_task.get(tasks[0], {}))
+    return recipe
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read preset {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"preset {path} must be a mapping of settings, got {type(content).__name__}")
+    return content
+
+
+def _parse_override(text: str) -> dict:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set takes key=value, got {text!r}")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {text!r}: the value is not valid YAML") from error
+    if isinstance(parsed, str):
+        parsed = _number(parsed)
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return parsed
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-3 as text; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _merge(into: dict, new: dict) -> None:
+    for key, value in new.items():
+        if key == "budget" and isinstance(value, dict):
+            into[key] = dict(value)  # one budget replaces another: only one of its keys may be set
+        elif isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        elif isinstance(value, dict):
+            into[key] = {}
+            _merge(into[key], value)
+        elif key == "budget" or isinstance(into.get(key), dict):
+            raise UsageError(f"{key!r} is a section of settings, not a value")
+        else:
+            into[key] = value
+
+
+def _first_problem(error: ValidationError, method_class: type) -> str:
+    problem = error.errors()[0]
+    in_params = error.title == method_class.Options.__name__
+    path = [*(["params"] if in_params else []), *(str(part) for part in problem["loc"])]
+    if problem["type"] == "extra_forbidden":
+        section: Any = method_class.Options if in_params else Spec
+        for part in problem["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return str(unknown("key", ".".join(path), [".".join([*path[:-1], name]) for name in section.model_fields]))
+    given = f" (got {problem['input']!r})" if not isinstance(problem["input"], dict) else ""
+    return f"{'.'.join(path) or 'spec'}: {problem['msg']}{given}"

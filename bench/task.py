@@ -1,0 +1,67 @@
+"""What a task is: prompts, and a scorer of pictures."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, what its scorer needs to know, and the stratum (GenEval: the tag) it is averaged in."""
+
+    text: str
+    stratum: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a scorer says of a batch of B pictures."""
+
+    rewards: np.ndarray
+    """Training reward, float64 [B] in [0, 1]; NaN marks a scorer failure, never a bad picture."""
+    metrics: dict[str, np.ndarray]
+    """Evaluation metrics by name, each float64 [B]."""
+
+
+class Task(ABC):
+    """One reward. Built with the backbone's world, which picks detectors and vocabulary from the task's own table."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    """Changes whenever a score could."""
+    headline: ClassVar[str]
+    """The metric that tables show."""
+
+    def __init__(self, world: str):
+        self.world = world
+
+    @abstractmethod
+    def prompts(self, split: str) -> list[Prompt]:
+        """Prompts of a split. Test and validation list one entry a picture; splits share no text."""
+
+    @abstractmethod
+    def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        """Score pictures [B, 3, H, W] in [0, 1]. Deterministic; never raises on an ugly picture."""
+
+    def sample(self, count: int, rng: np.random.Generator) -> list[Prompt]:
+        """Draw distinct-as-possible training prompts: strata in equal shares, prompts uniform within."""
+        by_stratum: dict[str, list[Prompt]] = {}
+        for prompt in self.prompts("train"):
+            by_stratum.setdefault(prompt.stratum, []).append(prompt)
+        names = list(by_stratum)
+        order = [names[i % len(names)] for i in range(rng.integers(len(names)), count + len(names))][:count]
+        return [by_stratum[name][rng.integers(len(by_stratum[name]))] for name in order]
+
+    def world_entry(self, table: dict[str, Any]) -> Any:
+        """The table's entry for this world; raises UsageError if the task does not serve it."""
+        from bench.errors import unknown
+
+        if self.world not in table:
+            raise unknown(f"world for task {self.name}", self.world, table)
+        return table[self.world]

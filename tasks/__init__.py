@@ -1,0 +1,1 @@
+"""Reward tasks: prompts and scorers."""

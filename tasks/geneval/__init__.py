@@ -1,0 +1,1 @@
+"""GenEval: composition."""

@@ -1,0 +1,144 @@
+"""GenEval's decision rules on detections: official, strict and partial (see the official evaluator's README).
+
+The rules know no detector: they read objects by class, each with a box, a confidence and a colour.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
+MAX_OBJECTS = 16
+POSITION_THRESHOLD = 0.1
+
+
+@dataclass(frozen=True)
+class Found:
+    """A detected object; `box` is (x1, y1, x2, y2) in pixels."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    colour: str
+
+
+Objects = dict[str, list[Found]]
+
+
+def select(objects: Objects, tag: str) -> Objects:
+    """Keep what the official evaluator keeps: by confidence, strictly above the threshold, at most 16 a class."""
+    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
+    kept = {}
+    for name, found in objects.items():
+        best = sorted((o for o in found if o.score > threshold), key=lambda o: -o.score)[:MAX_OBJECTS]
+        if best:
+            kept[name] = best
+    return kept
+
+
+def relations(a: Found, b: Found) -> set[str]:
+    """Relations in which `a` stands to `b`: none, one or two of left of, right of, above, below."""
+    box_a, box_b = np.array(a.box).reshape(2, 2), np.array(b.box).reshape(2, 2)
+    offset = box_a.mean(0) - box_b.mean(0)
+    dims = np.diff(box_a, axis=0)[0] + np.diff(box_b, axis=0)[0]
+    revised = np.maximum(np.abs(offset) - POSITION_THRESHOLD * dims, 0) * np.sign(offset)
+    if np.all(np.abs(revised) < 1e-3):
+        return set()
+    dx, dy = revised / np.linalg.norm(offset)
+    tests = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name, holds in tests.items() if holds}
+
+
+def _in_place(objects: list[Found], targets: list[Found], relation: str) -> str:
+    """Empty if every pair stands in the relation, else the relations of the first pair that does not."""
+    for a in objects:
+        for b in targets:
+            if relation not in (actual := relations(a, b)):
+                return f"found {' and '.join(sorted(actual))} target"
+    return ""
+
+
+def official(objects: Objects, metadata: dict[str, Any], colours: tuple[str, ...]) -> tuple[bool, str]:
+    """The official verdict and its reason, from selected objects (see `select`) and a prompt record."""
+    reasons: list[str] = []
+    groups: list[list[Found] | None] = []
+    for clause in metadata.get("include", []):
+        name, count = clause["class"], clause["count"]
+        found = objects.get(name, [])[:count]
+        ok = len(found) == count
+        if not ok:
+            reasons.append(f"expected {name}>={count}, found {len(found)}")
+        else:
+            if "color" in clause:
+                seen = [o.colour for o in found]
+                if seen.count(clause["color"]) < count:
+                    ok = False
+                    others = ", ".join(f"{seen.count(c)} {c}" for c in colours if c in seen)
+                    matching = f"found {seen.count(clause['color'])} {clause['color']}"
+                    reasons.append(f"expected {clause['color']} {name}>={count}, {matching}; and {others}")
+            if "position" in clause and ok:
+                relation, target = clause["position"]
+                if groups[target] is None:
+                    ok = False
+                    reasons.append(f"no target for {name} to be {relation}")
+                elif problem := _in_place(found, groups[target], relation):
+                    ok = False
+                    reasons.append(f"expected {name} {relation} target, {problem}")
+        groups.append(found if ok else None)
+    failed = bool(reasons)
+    for clause in metadata.get("exclude", []):
+        found = objects.get(clause["class"], [])
+        if len(found) >= clause["count"]:
+            failed = True
+            reasons.append(f"expected {clause['class']}<{clause['count']}, found {len(found)}")
+    return not failed, "\n".join(reasons)
+
+
+def strict(objects: Objects, metadata: dict[str, Any]) -> bool:
+    """Flow-GRPO's strict variant: every class exactly `count` times, colours exactly; excludes are not read."""
+    groups: list[list[Found] | None] = []
+    correct = True
+    for clause in metadata.get("include", []):
+        found = objects.get(clause["class"], [])
+        ok = len(found) == clause["count"]
+        if ok and "color" in clause:
+            ok = sum(o.colour == clause["color"] for o in found) == clause["count"]
+        if ok and "position" in clause:
+            relation, target = clause["position"]
+            ok = groups[target] is not None and not _in_place(found, groups[target], relation)
+        groups.append(found if ok else None)
+        correct &= ok
+    return correct
+
+
+def partial(objects: Objects, metadata: dict[str, Any]) -> float:
+    """Flow-GRPO's training reward: mean of per-clause credits; can be negative when far too many are found.
+
+    A failed relation adds both 0 and 1, as the published reward server does (two objects on the wrong sides: 0.75).
+    """
+    terms: list[float] = []
+    groups: list[list[Found] | None] = []
+    for clause in metadata.get("include", []):
+        found, count = objects.get(clause["class"], []), clause["count"]
+        ok = len(found) == count
+        terms.append(1 - abs(count - len(found)) / count)
+        if not ok:
+            if "color" in clause or "position" in clause:
+                terms.append(0.0)
+        else:
+            if "color" in clause:
+                hits = sum(o.colour == clause["color"] for o in found)
+                ok = hits == count
+                terms.append(1 - abs(count - hits) / count)
+            if "position" in clause and ok:
+                relation, target = clause["position"]
+                if groups[target] is None:
+                    ok = False
+                    terms.append(0.0)
+                else:
+                    if _in_place(found, groups[target], relation):
+                        ok = False
+                        terms.append(0.0)
+                    terms.append(1.0)
+        groups.append(found if ok else None)
+    return float(np.mean(terms))
