@@ -1,8 +1,8 @@
 """Reading micro pictures back: fit shape and glyph templates to lattice cells by least squares.
 
 Every template is a coverage mask m in [0, 1]; a patch is modelled as (1 - m) ground + m paint with two free colours.
-The share of the patch's variance that the best fit explains is the evidence; noise lowers it evenly for all templates,
-which keeps the choice between them right far beyond where it blurs the picture for a person.
+The share of the patch's variance that the best fit explains is the evidence. White noise, measured on the picture, is
+taken out of both variances, so that a grainy picture is read as its clean twin for as long as a person could.
 """
 
 from dataclasses import dataclass
@@ -44,14 +44,15 @@ class _Templates:
         self.gram = (design.mT @ design).float()
         self.solve = torch.linalg.pinv(design).float()  # [T, 2, P]
 
-    def fit(self, patches_BPC: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches [B, P, 3] -> colours [B, T, 2 (ground, paint), 3] and explained variance [B, T]."""
+    def fit(self, patches_BPC: Tensor, noise_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches [B, P, 3] and noise variances [B] -> colours [B, T, 2 (ground, paint), 3], explained share [B, T]."""
         colours = torch.einsum("tkp,bpc->btkc", self.solve, patches_BPC)
         fitted = torch.einsum("btkc,tkl,btlc->bt", colours, self.gram, colours)
         power = patches_BPC.square().sum((1, 2))
-        spread = power - patches_BPC.mean(1).square().sum(1) * patches_BPC.shape[1]
-        explained = 1 - (power[:, None] - fitted) / spread.clamp_min(1e-6)[:, None]
-        return colours, explained
+        values = patches_BPC[0].numel()
+        spread = power - patches_BPC.mean(1).square().sum(1) * patches_BPC.shape[1] - (values - 3) * noise_B
+        missed = (power[:, None] - fitted - (values - 6) * noise_B[:, None]).clamp_min(0)
+        return colours, 1 - missed / spread.clamp_min(1e-6)[:, None]
 
 
 @cache
@@ -83,12 +84,18 @@ def _patches(images_BCHW: Tensor, size: int) -> Tensor:
     return columns.unflatten(1, (3, -1)).permute(0, 3, 2, 1)
 
 
+def _noise(images_BCHW: Tensor) -> Tensor:
+    """Variance of white noise [B], from the median difference of neighbours (edges are too few to move a median)."""
+    return ((images_BCHW[..., 1:] - images_BCHW[..., :-1]).abs().flatten(1).median(1).values / 0.954).square()
+
+
 @torch.no_grad()
 def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
     """Shapes in each of B pictures [B, 3, 32, 32], best first; overlapping blocks keep the better one."""
-    patches = _patches(images_BCHW.float().cpu(), BLOCK)
+    images_BCHW = images_BCHW.float().cpu()
+    patches = _patches(images_BCHW, BLOCK)
     batch, places = patches.shape[:2]
-    colours, explained = _shapes().fit(patches.flatten(0, 1))
+    colours, explained = _shapes().fit(patches.flatten(0, 1), _noise(images_BCHW).repeat_interleave(places))
     best, which = explained.max(1)
     ground, paint = colours[torch.arange(len(which)), which].unbind(1)
     palette = torch.tensor(list(COLOURS.values())) / 255
@@ -119,9 +126,10 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
 @torch.no_grad()
 def read_text(images_BCHW: Tensor) -> list[str]:
     """Characters in each of B pictures, row by row, left to right, without separators."""
-    patches = _patches(images_BCHW.float().cpu(), CELL)
+    images_BCHW = images_BCHW.float().cpu()
+    patches = _patches(images_BCHW, CELL)
     batch, places = patches.shape[:2]
-    colours, explained = _glyphs().fit(patches.flatten(0, 1))
+    colours, explained = _glyphs().fit(patches.flatten(0, 1), _noise(images_BCHW).repeat_interleave(places))
     best, which = explained.max(1)
     ground, paint = colours[torch.arange(len(which)), which].unbind(1)
     seen = ((best > GLYPH_EVIDENCE) & ((paint - ground).norm(dim=1) > MIN_CONTRAST)).view(batch, places).tolist()

@@ -1,0 +1,84 @@
+"""Held-out evaluation: one picture per prompt entry, the same initial noise for every model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bench.backbones.flow import FlowBackbone
+from bench.hashing import seed_of
+from bench.sampler.rollout import Sampler, rollout
+from bench.stats import Estimate, estimate
+from bench.task import Prompt, Task
+
+Rows = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-picture results of one model on one task."""
+
+    task: str
+    headline: str
+    strata: np.ndarray
+    rows: Rows
+    """metric (and 'reward') -> float64 [N]."""
+
+    def estimate(self, metric: str | None = None) -> Estimate:
+        """Mean over strata with its interval; the headline unless a metric is named."""
+        return estimate(self.rows[metric or self.headline], self.strata)
+
+    def record(self) -> dict:
+        """A JSON form that `from_record` reads back exactly."""
+        rows = {name: values.tolist() for name, values in self.rows.items()}
+        return {"task": self.task, "headline": self.headline, "strata": self.strata.tolist(), "rows": rows}
+
+    @staticmethod
+    def from_record(record: dict) -> "Evaluation":
+        rows = {name: np.array(values, np.float64) for name, values in record["rows"].items()}
+        return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows)
+
+
+def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: range) -> torch.Tensor:
+    """Noise of rows of a split: a function of (task, split, row) alone, so that models and batch sizes compare."""
+    seeds = (seed_of("evaluation", task, split, row) for row in rows)
+    return torch.cat([backbone.noise(1, torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.no_grad()
+def pictures(
+    backbone: FlowBackbone,
+    prompts: list[Prompt],
+    noise: torch.Tensor,
+    adapter: str | None,
+    sampler: Sampler,
+    guidance: float,
+) -> torch.Tensor:
+    """Sample and decode [B, 3, H, W] from given noise; deterministic kernels only (the generator is never drawn from)."""
+    conditioning = backbone.encode([p.text for p in prompts])
+    field = lambda x, sigma: backbone.velocity(x, sigma, conditioning, adapter, guidance)  # noqa: E731
+    return backbone.decode(rollout(field, noise, sampler, torch.Generator()).final)
+
+
+def evaluate(
+    backbone: FlowBackbone,
+    task: Task,
+    adapter: str | None,
+    sampler: Sampler,
+    guidance: float,
+    split: str = "test",
+    batch: int = 96,
+) -> Evaluation:
+    """Score one model on a split of one task."""
+    prompts = task.prompts(split)
+    rewards, metrics = [], []
+    for start in range(0, len(prompts), batch):
+        chunk = prompts[start : start + batch]
+        noise = initial_noise(backbone, task.name, split, range(start, start + len(chunk)))
+        images = pictures(backbone, chunk, noise, adapter, sampler, guidance)
+        with backbone.meter.purpose("scoring"):
+            scores = task.score(images, chunk)
+        rewards.append(scores.rewards)
+        metrics.append(scores.metrics)
+    rows = {"reward": np.concatenate(rewards)} | {m: np.concatenate([x[m] for x in metrics]) for m in metrics[0]}
+    return Evaluation(task.name, task.headline, np.array([p.stratum for p in prompts]), rows)

@@ -1,0 +1,62 @@
+"""What a method is handed: backbone, tasks, teachers, sampler, and seeds that are functions of the step."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.backbones.conditioning import Conditioning
+from bench.backbones.flow import FlowBackbone
+from bench.errors import BenchError
+from bench.hashing import seed_of
+from bench.sampler.rollout import Sampler, Velocity
+from bench.task import Prompt, Scores, Task
+
+STUDENT, EMA = "student", "ema"
+
+
+@dataclass
+class Lab:
+    """The laboratory of one run. `step` is the update under way, `progress` its share of the budget in [0, 1]."""
+
+    backbone: FlowBackbone
+    tasks: dict[str, Task]
+    teachers: dict[str, str]
+    """task -> name of the teacher's adapter."""
+    sampler: Sampler
+    guidance: float
+    """The student's guidance scale in rollouts and training."""
+    seed: int
+    step: int = 0
+    progress: float = 0.0
+    notes: dict[str, float] = field(default_factory=dict)
+    """What a method wants logged with this update."""
+
+    def generator(self, purpose: str, task: str = "") -> torch.Generator:
+        """A fresh generator for (run seed, step, task, purpose): the same on resume, whatever ran before."""
+        return torch.Generator().manual_seed(seed_of(self.seed, self.step, task, purpose))
+
+    def prompts(self, task: str, count: int) -> list[Prompt]:
+        """`count` training prompts of a task for this update."""
+        return self.tasks[task].sample(count, np.random.default_rng(seed_of(self.seed, self.step, task, "prompts")))
+
+    def encode(self, prompts: list[Prompt]) -> Conditioning:
+        return self.backbone.encode([p.text for p in prompts])
+
+    def velocity(self, conditioning: Conditioning, adapter: str | None, guidance: float | None = None) -> Velocity:
+        """The velocity field of an adapter under fixed prompts; guidance None is the student's."""
+        scale = self.guidance if guidance is None else guidance
+        return lambda x, sigma: self.backbone.velocity(x, sigma, conditioning, adapter, scale)
+
+    def score(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:
+        """Decode and score. Raises BenchError if a reward is not finite: a failed scorer must not train anything."""
+        with self.backbone.meter.purpose("scoring"):
+            scores = self.tasks[task].score(self.backbone.decode(latents), prompts)
+        if not np.isfinite(scores.rewards).all():
+            raise BenchError(f"update {self.step}: task {task!r} gave a reward that is not finite")
+        return scores
+
+    def note(self, name: str, value: float) -> None:
+        """Log a number with this update."""
+        self.notes[name] = value

@@ -1,0 +1,169 @@
+"""The one training loop: gradients task by task, one optimiser step a plan, EMA, budget, checkpoints, evaluation."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.backbones.adapters import TARGETS, Shape
+from bench.errors import BenchError
+from bench.evaluate import Evaluation, evaluate
+from bench.hashing import seed_of
+from bench.lab import EMA, STUDENT, Lab
+from bench.method import Method
+from bench.sampler.rollout import Sampler
+from bench.sampler.schedule import make_schedule
+from bench.sampler.transitions import KERNELS
+from bench.spec import Spec
+from bench.store import Run
+
+
+@dataclass
+class Progress:
+    """What a listener is told after every update."""
+
+    step: int
+    share: float
+    row: dict
+
+
+class Loop:
+    """Trains one student. Everything that changes during training is in the adapters, the optimiser and `step`."""
+
+    def __init__(self, run: Run, lab: Lab, method: Method, shift: float):
+        self.run, self.lab, self.method, self.spec = run, lab, method, run.spec
+        self.step = self.ema_updates = 0
+        self.evaluated: list[float] = []
+        backbone, spec = lab.backbone, run.spec
+        self.evaluation_sampler = Sampler(make_schedule(spec.evaluation.steps, shift), KERNELS["ode"])
+        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
+        init = seed_of(spec.seed, "adapter") % 2**31
+        backbone.adapters.add(STUDENT, shape, init, trainable=True)
+        for name in (EMA, *method.adapters):
+            backbone.adapters.add(name, shape, init)
+        self.parameters = backbone.adapters.parameters(STUDENT)
+        o = spec.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay
+        )
+
+    @property
+    def share(self) -> float:
+        """Progress through the budget in [0, 1]."""
+        budget, meter = self.spec.budget, self.lab.backbone.meter
+        if budget.updates:
+            return min(1.0, self.step / budget.updates)
+        if budget.evaluations:
+            return min(1.0, meter.evaluations["training"] / budget.evaluations)
+        meter.settle()
+        return min(1.0, (meter.seconds["training"] + meter.seconds["scoring"]) / budget.seconds)
+
+    def train(self, listen: Callable[[Progress], None] = lambda _: None) -> None:
+        """Run, or go on, to the end of the budget. Raises BenchError on a loss or gradient that is not finite."""
+        restored = self.run.restore()
+        if restored:
+            self._load(*restored)
+        points = sorted({p for p in self.spec.evaluation.points if 0 < p < 1} | {1.0})
+        while (share := self.share) < 1:
+            row = self._update(share)
+            self.run.append("metrics.jsonl", row)
+            reached = [p for p in points if p <= self.share and p not in self.evaluated]
+            if reached:
+                self._evaluate(reached)
+            if reached or self.step % self.spec.checkpoint_every == 0:
+                self._save()
+            listen(Progress(self.step, self.share, row))
+
+    def _update(self, share: float) -> dict:
+        """One optimiser step over a full plan; returns the metrics row."""
+        lab, spec, meter = self.lab, self.spec, self.lab.backbone.meter
+        lab.step, lab.progress, lab.notes = self.step, share, {}
+        row: dict = {"step": self.step + 1}
+        with meter.purpose("training"):
+            for task, weight in self.method.plan(self.step, spec.tasks).items():
+                with torch.no_grad():
+                    experience = self.method.collect(lab, task)
+                total = 0.0
+                for piece in self.method.losses(lab, task, experience):
+                    if not torch.isfinite(piece):
+                        raise self._diverged(f"the loss of task {task!r} is {float(piece)}")
+                    total += float(piece.detach())
+                    (weight * piece).backward()
+                row[f"loss/{task}"] = total
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, spec.optimizer.clip))
+            if not math.isfinite(norm):
+                raise self._diverged(f"the gradient norm is {norm}")
+            decayed = 1 - (1 - spec.optimizer.lr_end) * share
+            for group in self.optimizer.param_groups:
+                group["lr"] = spec.optimizer.lr * decayed
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                self.method.after_update(lab)
+                self.step += 1
+                if self.step % spec.ema.every == 0:
+                    self._average()
+        state = meter.state()
+        row |= {"grad_norm": norm, "lr": spec.optimizer.lr * decayed} | lab.notes
+        return row | {"evaluations": state["evaluations"], "seconds": state["seconds"]}
+
+    def _average(self) -> None:
+        decay = min((1 + self.ema_updates) / (10 + self.ema_updates), self.spec.ema.decay)
+        self.ema_updates += 1
+        torch._foreach_lerp_(self.lab.backbone.adapters.parameters(EMA), self.parameters, 1 - decay)
+
+    def _diverged(self, cause: str) -> BenchError:
+        if not self.run.checkpoint.exists():
+            kept = "there is no checkpoint yet"
+        else:
+            kept = f"the last good checkpoint is {self.run.checkpoint}"
+        return BenchError(f"update {self.step + 1}: {cause}; {kept}")
+
+    def _evaluate(self, points: list[float]) -> None:
+        with self.lab.backbone.meter.purpose("evaluation"):
+            for task in self.spec.tasks:
+                result = self.evaluate(EMA, task)
+                self.run.append("evaluations.jsonl", {"step": self.step, "share": points[-1]} | result.record())
+        self.evaluated += points
+
+    def evaluate(self, adapter: str | None, task: str, guidance: float | None = None, split: str = "test") -> Evaluation:
+        """Score an adapter on a held-out split with the run's evaluation sampler."""
+        settings = self.spec.evaluation
+        scale = settings.guidance if guidance is None else guidance
+        return evaluate(
+            self.lab.backbone, self.lab.tasks[task], adapter, self.evaluation_sampler, scale, split, settings.batch
+        )
+
+    def _kept(self) -> tuple[str, ...]:
+        return (STUDENT, EMA, *self.method.adapters)
+
+    def _save(self) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name in self._kept():
+            tensors |= {f"adapter/{name}/{k}": v for k, v in self.lab.backbone.adapters.state(name).items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
+        state = {
+            "step": self.step,
+            "ema_updates": self.ema_updates,
+            "evaluated": self.evaluated,
+            "meter": self.lab.backbone.meter.state(),
+        }
+        self.run.save(tensors, state)
+
+    def _load(self, tensors: dict[str, Tensor], state: dict) -> None:
+        for name in self._kept():
+            prefix = f"adapter/{name}/"
+            mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            self.lab.backbone.adapters.load_state(name, mine, str(self.run.checkpoint))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, index, field = key.split("/")
+                moments.setdefault(int(index), {})[field] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.step, self.ema_updates, self.evaluated = state["step"], state["ema_updates"], state["evaluated"]
+        self.lab.backbone.meter.load(state["meter"])
+

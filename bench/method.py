@@ -1,0 +1,69 @@
+"""What a method is: a plan over tasks, what it collects, what it minimises. The loop owns everything else."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from bench.lab import Lab
+    from bench.sampler.rollout import Sampler
+    from bench.spec import Spec
+
+Experience = TypeVar("Experience")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be there before anything loads."""
+
+    teachers: bool = False
+    rewards: bool = False
+    stochastic: bool = False
+
+
+class Options(BaseModel):
+    """Base of a method's own settings (`params` in a spec)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method(ABC, Generic[Experience]):
+    """A way to post-train one student adapter on several tasks."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    """Paper and equation."""
+    needs: ClassVar[Needs] = Needs()
+    Options: ClassVar[type[Options]] = Options
+    adapters: ClassVar[tuple[str, ...]] = ()
+    """Further adapters the method keeps beside the student; they start equal to it and are checkpointed."""
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    @classmethod
+    def check(cls, spec: "Spec", sampler: "Sampler") -> None:
+        """Refuse a spec this method cannot run. Called before anything loads; raises UsageError."""
+        if cls.needs.stochastic and not sampler.stochastic:
+            raise UsageError(f"method {cls.name!r} needs a stochastic kernel: set sampler.kernel and sampler.eta > 0")
+
+    def plan(self, step: int, tasks: tuple[str, ...]) -> dict[str, float]:
+        """task -> weight of its gradient in update `step`; a pure function of the step. Default: every task equally."""
+        return dict.fromkeys(tasks, 1 / len(tasks))
+
+    @abstractmethod
+    def collect(self, lab: "Lab", task: str) -> Experience:
+        """What this update learns from. Runs without gradients."""
+
+    @abstractmethod
+    def losses(self, lab: "Lab", task: str, experience: Experience) -> Iterator[Tensor]:
+        """Scalar pieces whose sum is the task's loss; each is backpropagated and freed before the next is asked for."""
+
+    def after_update(self, lab: "Lab") -> None:  # noqa: B027 - most methods have nothing to do here
+        """Called after the optimiser's step, without gradients."""

@@ -1,0 +1,148 @@
+"""Results on disk: one folder a run, atomic writes, append-only metrics, a lock, resume.
+
+    <root>/<method>-<hash>-s<seed>/
+        spec.json            the resolved spec and the backbone's hash
+        provenance.jsonl     one entry per start: versions, device, commit, teachers' hashes
+        metrics.jsonl        one line per update
+        evaluations.jsonl    one line per evaluation, with every picture's scores
+        checkpoint.safetensors   adapters, optimiser, EMA; step, meter and file sizes in its metadata
+        adapter/             the result: the EMA student as a peft folder
+        summary.json         written last; its presence means the run is finished
+"""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bench.errors import UsageError
+from bench.spec import Spec
+
+LOGS = ("metrics.jsonl", "evaluations.jsonl")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file in one step: a kill leaves the old or the new content, never a mixture."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def results_root(folder: Path) -> Path:
+    """The folder that runs go to. Raises UsageError if a run folder would lie outside a results folder."""
+    resolved = folder.resolve()
+    if "results" not in (resolved.name, *(p.name for p in resolved.parents)):
+        raise UsageError(f"runs must stay inside a folder named 'results', not {folder}")
+    if resolved.exists() and not resolved.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    return resolved
+
+
+class Run:
+    """The folder of one run."""
+
+    def __init__(self, root: Path, spec: Spec, backbone_hash: str):
+        self.spec, self.backbone_hash = spec, backbone_hash
+        self.folder = root / f"{spec.method}-{spec.digest(backbone_hash)}-s{spec.seed}"
+        self.checkpoint = self.folder / "checkpoint.safetensors"
+
+    def open(self) -> None:
+        """Make the folder, or check that the one there is this run's."""
+        identity = {"spec": self.spec.model_dump(mode="json"), "backbone_hash": self.backbone_hash}
+        path = self.folder / "spec.json"
+        if path.exists():
+            if json.loads(path.read_text()) != identity:
+                raise UsageError(f"{self.folder} holds a run of another spec; move it away or use another --results")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, _json(identity))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process. Raises UsageError naming the process that has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise UsageError(f"{self.folder} is being run by process {file.read().strip() or '?'}") from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def append(self, log: str, row: dict) -> None:
+        """Add one line to metrics.jsonl, evaluations.jsonl or provenance.jsonl."""
+        with (self.folder / log).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self, log: str) -> list[dict]:
+        path = self.folder / log
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Checkpoint. The logs' lengths go with it, so that resuming can cut them back to the same moment."""
+        from safetensors.torch import save
+
+        for log in LOGS:
+            path = self.folder / log
+            path.touch()
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        lengths = {log: (self.folder / log).stat().st_size for log in LOGS}
+        metadata = {"state": json.dumps(state | {"logs": lengths, "spec": self.spec.digest(self.backbone_hash)})}
+        write_atomic(self.checkpoint, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
+
+    def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last checkpoint, with the logs cut back to it; None (and empty logs) when there is none."""
+        if not self.checkpoint.exists():
+            for log in LOGS:
+                (self.folder / log).unlink(missing_ok=True)
+            return None
+        tensors, state = read_checkpoint(self.checkpoint)
+        if state.get("spec") != self.spec.digest(self.backbone_hash):
+            raise UsageError(f"{self.checkpoint} is a checkpoint of another spec")
+        for log, length in state["logs"].items():
+            os.truncate(self.folder / log, length)
+        return tensors, state
+
+    @property
+    def summary(self) -> dict | None:
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, summary: dict) -> None:
+        write_atomic(self.folder / "summary.json", _json(summary))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a checkpoint. Raises UsageError if it is corrupt."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads((file.metadata() or {})["state"])
+            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise UsageError(f"corrupt checkpoint {path}: {error}") from error
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line."""
+    return re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+
+

@@ -1,0 +1,83 @@
+"""The known utility behind micro preferences: what the learned scorer is trained to predict, kept apart as GOLD.
+
+Five parts, each in [0, 1], weighted equally: palette harmony, contrast, margins, cleanliness, match with the prompt.
+Optimising the learned score can raise it while this one falls; the gap is over-optimisation.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.backbones.micro.reader import Mark, find_shapes
+from bench.backbones.micro.world import BLOCK, CANVAS, COLOURS, GROUNDS, shape_masks
+
+PARTS = ("harmony", "contrast", "margins", "cleanliness", "match")
+CONFIDENT = 0.5
+CLEAN_RMS = 0.05
+"""Residual (RMS, RGB in [0, 1]) at which cleanliness falls to 1/e."""
+WARM = frozenset({"red", "orange", "yellow", "pink", "brown"})
+# How well a colour sits on a ground: warm on dark blue and cool on cream are the taste of this world.
+HARMONY = {
+    ground: {c: (warm if c in WARM else cool) for c in COLOURS}
+    for ground, (warm, cool) in {
+        "white": (0.5, 0.5), "cream": (0.4, 1.0), "sky": (0.6, 0.3),
+        "black": (0.6, 0.4), "navy": (1.0, 0.3), "slate": (0.2, 0.2),
+    }.items()
+}  # fmt: skip
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+
+
+def _luminance(rgb: tuple[int, int, int]) -> float:
+    return float(_LUMINANCE @ np.array(rgb)) / 255
+
+
+def _redraw(ground: np.ndarray, marks: list[Mark]) -> np.ndarray:
+    """The picture that the marks alone would make, float [32, 32, 3]."""
+    image = np.broadcast_to(ground, (CANVAS, CANVAS, 3)).copy()
+    for mark in marks:
+        block = image[mark.top : mark.top + BLOCK, mark.left : mark.left + BLOCK]
+        paint = np.array(COLOURS[mark.colour]) / 255
+        block += shape_masks()[mark.shape][..., None] * (paint - block)
+    return image
+
+
+def _match(marks: list[Mark], wanted: list[tuple[str, str]]) -> float:
+    """Overlap of the multisets of (shape, colour): intersection over union."""
+    left = [(m.shape, m.colour) for m in marks]
+    hits = 0
+    for pair in wanted:
+        if pair in left:
+            left.remove(pair)
+            hits += 1
+    return hits / (len(wanted) + len(left))
+
+
+def gold_parts(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> dict[str, np.ndarray]:
+    """Parts of the utility for pictures [B, 3, 32, 32]; `wanted` lists each prompt's (shape, colour) pairs."""
+    palette = torch.tensor(list(GROUNDS.values())) / 255
+    names = list(GROUNDS)
+    rows = []
+    found = find_shapes(images_BCHW)
+    pixels = images_BCHW.float().cpu().permute(0, 2, 3, 1)
+    # The ground is the most common palette entry among all pixels.
+    nearest = torch.cdist(pixels.flatten(1, 2), palette.expand(len(pixels), -1, -1)).argmin(2)
+    common = torch.nn.functional.one_hot(nearest, len(names)).sum(1).argmax(1).tolist()
+    for image, marks, which, pairs in zip(pixels.numpy(), found, common, wanted, strict=True):
+        marks = [m for m in marks if m.score > CONFIDENT]
+        ground = names[which]
+        residual = image - _redraw(np.array(GROUNDS[ground]) / 255, marks)
+        clean = float(np.exp(-np.sqrt((residual**2).mean()) / CLEAN_RMS))
+        if not marks:
+            rows.append((0.0, 0.0, 0.0, clean, _match(marks, pairs)))
+            continue
+        harmony = np.mean([HARMONY[ground][m.colour] for m in marks])
+        gaps = [abs(_luminance(COLOURS[m.colour]) - _luminance(GROUNDS[ground])) for m in marks]
+        centre = np.mean([(m.left + BLOCK / 2, m.top + BLOCK / 2) for m in marks], axis=0)
+        off_centre = np.abs(centre - CANVAS / 2).max() / (CANVAS / 2 - BLOCK / 2)
+        rows.append((harmony, min(1.0, np.mean(gaps) / 0.5), 1 - off_centre, clean, _match(marks, pairs)))
+    return dict(zip(PARTS, np.array(rows, np.float64).reshape(-1, len(PARTS)).T, strict=True))
+
+
+def gold(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> np.ndarray:
+    """The utility, float64 [B] in [0, 1]."""
+    return np.mean(list(gold_parts(images_BCHW, wanted).values()), axis=0)

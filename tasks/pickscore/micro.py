@@ -1,0 +1,40 @@
+"""Preference prompts and text tokens of the micro world."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.backbones.micro import WEIGHTS
+from bench.backbones.micro.captions import Brief, caption, draw_brief
+from bench.backbones.micro.text import MAX_TOKENS, PAD, Tokenizer
+
+FOLDER: Path = WEIGHTS / "preference"
+_TOKENIZER = Tokenizer()
+END = _TOKENIZER.size
+
+
+def tokenise(texts: list[str]) -> dict[str, Tensor]:
+    """CLIPModel text inputs: word ids, an end token, padding, [B, MAX_TOKENS + 1]."""
+    ids = torch.nn.functional.pad(_TOKENIZER(texts), (0, 1), value=PAD)
+    lengths = (ids != PAD).sum(1)
+    mask = torch.arange(MAX_TOKENS + 1) <= lengths[:, None]
+    ids[torch.arange(len(ids)), lengths] = END
+    return {"input_ids": ids, "attention_mask": mask.long()}
+
+
+def briefs(sizes: dict[str, int]) -> dict[str, list[Brief]]:
+    """Distinct illustration briefs for each split; no two captions are equal."""
+    rng = np.random.default_rng(11)
+    unique: dict[str, Brief] = {}
+    while len(unique) < sum(sizes.values()):
+        brief = draw_brief(rng, "illustration")
+        unique.setdefault(caption(brief), brief)
+    rest = iter(unique.values())
+    return {split: [next(rest) for _ in range(size)] for split, size in sizes.items()}
+
+
+def pairs(brief: Brief) -> list[tuple[str, str]]:
+    """The (shape, colour) pairs that a brief asks for."""
+    return list(zip(brief.shapes, brief.colours, strict=True))
