@@ -65,5 +65,10 @@ class Method(ABC, Generic[Experience]):
     def losses(self, lab: "Lab", task: str, experience: Experience) -> Iterator[Tensor]:
         """Scalar pieces whose sum is the task's loss; each is backpropagated and freed before the next is asked for."""
 
+    @classmethod
+    @abstractmethod
+    def predict(cls, spec: "Spec", sampler: "Sampler") -> int:
+        """Model evaluations of one update (forward 1, backward 2, guidance doubles)."""
+
     def after_update(self, lab: "Lab") -> None:  # noqa: B027 - most methods have nothing to do here
         """Called after the optimiser's step, without gradients."""

@@ -126,7 +126,11 @@ class Spec(Part):
 
 
 def describe(backbone: str) -> Descriptor:
-    """The descriptor of a registered backbone; raises UsageError naming the nearest one."""
+    """The descriptor of a registered backbone, or of the pipeline folder at a path; raises UsageError."""
+    if "/" in backbone or Path(backbone).is_dir():
+        if not (Path(backbone) / "model_index.json").is_file():
+            raise UsageError(f"{backbone} is not a diffusers pipeline folder: it has no model_index.json")
+        return find("backbone", "sd3")(backbone)
     return find("backbone", backbone)()
 
 

@@ -86,6 +86,14 @@ class DiffusionNft(Method[Pictures]):
     Options = NftOptions
     adapters = (OLD,)
 
+    @classmethod
+    def predict(cls, spec, sampler) -> int:
+        o = NftOptions.model_validate(spec.params)
+        branches = 1 if spec.sampler.guidance == 1 else 2
+        per_level = 3 + 1 + (1 if o.kl else 0)
+        levels = min(o.timesteps, sampler.steps)
+        return len(spec.tasks) * o.groups * o.group_size * branches * (sampler.steps + levels * per_level)
+
     def collect(self, lab: Lab, task: str) -> Pictures:
         o = self.options
         prompts = [p for p in lab.prompts(task, o.groups) for _ in range(o.group_size)]

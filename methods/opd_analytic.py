@@ -72,6 +72,18 @@ class OpdAnalytic(Method[Start]):
             if task not in spec.tasks:
                 raise UsageError(f"params.teacher_guidance names {task!r}, which is not among the run's tasks")
 
+    @classmethod
+    def predict(cls, spec, sampler) -> int:
+        o = OpdOptions.model_validate(spec.params)
+        trained = int(sampler.steps * o.timestep_fraction)
+        student = 1 if spec.sampler.guidance == 1 else 2
+        teachers = [1 if o.teacher_guidance.get(t, spec.sampler.guidance) == 1 else 2 for t in spec.tasks]
+        if o.execution == "fused":
+            steps = [trained * (3 * student + teacher) for teacher in teachers]
+        else:
+            steps = [sampler.steps * (student + teacher) + 3 * trained * student for teacher in teachers]
+        return o.trajectories * sum(steps)
+
     def weights(self, lab: Lab) -> list[float]:
         """Loss weight of each trained step."""
         return step_weights(lab.sampler, self.options.weighting)[: int(lab.sampler.steps * self.options.timestep_fraction)]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,9 @@ class Adapters:
         config = LoraConfig(
             r=shape.rank, lora_alpha=shape.alpha, target_modules=list(shape.targets), init_lora_weights="gaussian"
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(seed)
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
             inject_adapter_in_model(config, self.transformer, name)
         self._layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
         self.shapes[name] = shape

@@ -1,0 +1,172 @@
+"""The `bench` command. Heavy imports wait until a command needs them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.errors import BenchError, PartialError, UsageError
+
+app = typer.Typer(
+    name="bench",
+    help="Compare ways of making one text-to-image model good at several rewards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Tasks = Annotated[str, typer.Option("--tasks", help="Comma-separated tasks, or 'all'.")]
+Backbone = Annotated[str, typer.Option("--backbone", help="A registered backbone.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0, 0-2, 0,3,5.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
+Preset = Annotated[Path | None, typer.Option("--preset", help="YAML file of settings.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder for runs; must lie in a folder named 'results'.")]
+RUNS = Path("results/runs")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-2' or '0,3,5' -> seeds. Raises UsageError for anything else, or a seed named twice."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UsageError(f"--seeds takes 0, 0-2 or 0,3,5, got {text!r}")
+        if dash and int(last) < int(first):
+            raise UsageError(f"--seeds range {part!r} runs backwards")
+        seeds += range(int(first), int(last or first) + 1)
+    if len(set(seeds)) != len(seeds):
+        raise UsageError(f"a seed is named twice in --seeds {text}")
+    return seeds
+
+
+def split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Option("--method", help="A registered method.")],
+    tasks: Tasks = "all",
+    backbone: Backbone = "micro",
+    seeds: Seeds = "0",
+    preset: Preset = None,
+    set_: Set = None,
+    teachers: Annotated[
+        str | None, typer.Option("--teachers", help="'shipped', 'train', or a folder with one adapter folder a task.")
+    ] = None,
+    results: Results = RUNS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
+) -> None:
+    """Train one student, resume it, or print its finished summary."""
+    from bench.spec import resolve
+    from bench.store import results_root
+
+    seed_list, root = parse_seeds(seeds), results_root(results)
+    spec = resolve(method, split_names(tasks), seed_list[0], backbone, preset, set_, teachers)
+    if dry_run:
+        from bench.dryrun import explain
+
+        explain(spec)
+        return
+    from bench.console import Console
+    from bench.runner import Session, execute
+    from bench.sheet import contact_sheet
+    from bench.store import one_line
+
+    summaries, failures = [], []
+    with Console() as console:
+        for seed in seed_list:
+            try:
+                summaries.append(execute(spec.with_seed(seed), Session(root, console.say, console.listen)))
+            except UsageError:
+                raise
+            except BenchError as error:
+                if len(seed_list) == 1:
+                    raise
+                failures.append(f"seed {seed}: {one_line(error)}")
+        if summaries:
+            sheet = contact_sheet(spec.with_seed(summaries[0]["seed"]), root, summaries[0])
+            console.table(summaries, sheet)
+    if failures:
+        raise PartialError("; ".join(failures))
+
+
+@app.command()
+def teach(
+    tasks: Tasks = "all",
+    backbone: Backbone = "micro",
+    seeds: Seeds = "0",
+    preset: Preset = None,
+    set_: Set = None,
+    results: Results = RUNS,
+) -> None:
+    """Train one teacher a task by single-task RL; `bench run --teachers train` then uses them."""
+    from bench.registry import registered
+    from bench.spec import resolve
+    from bench.store import results_root
+    from bench.teachers import TEACHER_METHOD
+
+    names = split_names(tasks)
+    names = list(registered("task")) if names == ["all"] else names
+    if not names:
+        raise UsageError("the task list is empty; name tasks or 'all'")
+    seed_list, root = parse_seeds(seeds), results_root(results)
+    specs = [resolve(TEACHER_METHOD, [t], s, backbone, preset, set_) for s in seed_list for t in names]
+    from bench.console import Console
+    from bench.runner import Session, execute
+
+    with Console() as console:
+        for spec in specs:
+            console.table([execute(spec, Session(root, console.say, console.listen))])
+
+
+@app.command(name="eval")
+def evaluate(
+    adapter: Annotated[str, typer.Option("--adapter", help="'base', or a peft adapter folder.")],
+    tasks: Tasks = "all",
+    backbone: Backbone = "micro",
+    guidance: Annotated[str, typer.Option("--guidance", help="One guidance scale, or several with commas.")] = "1",
+    steps: Annotated[int, typer.Option("--steps", help="Euler steps.")] = 10,
+    split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    output: Annotated[Path | None, typer.Option("--output", help="Write the per-picture scores to this JSON file.")] = None,
+) -> None:
+    """Score an adapter, or the base, on held-out prompts."""
+    from bench.evaluation_command import score_adapter
+
+    score_adapter(adapter, split_names(tasks), backbone, guidance, steps, split, output)
+
+
+@app.command(name="list")
+def list_(what: Annotated[str, typer.Argument(help="methods, tasks, backbones or kernels.")]) -> None:
+    """List what is registered."""
+    from bench.listing import print_list
+
+    print_list(what)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine and what would fix the rest."""
+    from bench.doctor import examine
+
+    examine()
+
+
+def main() -> None:
+    """Entry point: one clear line on stderr and an exit code for every error a user can act on."""
+    try:
+        code = app(standalone_mode=False)
+    except BenchError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # The command-line parser's own errors; their class is private to typer.
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code or 0)

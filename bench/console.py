@@ -1,0 +1,99 @@
+"""Talking to the person at the terminal: progress on stderr, the result table on stdout."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bench.loop import Progress as Update
+from bench.stats import Estimate, estimate
+
+
+class Console:
+    """A progress bar while runs go on, and the table at the end."""
+
+    def __enter__(self) -> "Console":
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self.progress = Progress(*columns, console=Terminal(stderr=True))
+        self.bars: dict[str, int] = {}
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        self.progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def listen(self, label: str, update: Update) -> None:
+        """Advance the bar of a run."""
+        if label not in self.bars:
+            self.bars[label] = self.progress.add_task(label, total=1.0)
+        self.progress.update(self.bars[label], completed=update.share, description=f"{label}: update {update.step}")
+
+    def table(self, summaries: list[dict], sheet: Path | None = None) -> None:
+        """Models by tasks with intervals, the share of the teachers' gain, cost, and where the pictures are."""
+        self.progress.stop()
+        print_table(summaries, sheet)
+
+
+def pooled(summaries: list[dict], model: str, task: str) -> Estimate:
+    """Headline estimate of a model over the seeds of several runs."""
+    records = [s["models"][model][task] for s in summaries]
+    values = np.array([r["rows"][r["headline"]] for r in records], np.float64)
+    if model != "student":
+        values = values[:1]  # the same model in every run
+    return estimate(values, np.array(records[0]["strata"]))
+
+
+def recovered(summaries: list[dict]) -> dict[str, float]:
+    """Share of the teacher's gain over the base that the student recovers: per task, and of the mean gain ('mean').
+
+    Empty when there are no teachers; NaN where the teacher gains nothing.
+    """
+    tasks = list(summaries[0]["models"]["student"])
+    if not all(f"teacher {task}" in summaries[0]["models"] for task in tasks):
+        return {}
+    value = lambda model, task: pooled(summaries, model, task).value  # noqa: E731
+    teacher = np.array([value(f"teacher {t}", t) - value("base", t) for t in tasks])
+    student = np.array([value("student", t) - value("base", t) for t in tasks])
+    shares = {t: float(s / g) if g > 0 else float("nan") for t, s, g in zip(tasks, student, teacher)}
+    return shares | {"mean": float(student.mean() / teacher.mean()) if teacher.mean() > 0 else float("nan")}
+
+
+def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
+    """Print the table of one or several seeds of a run to stdout."""
+    terminal = Terminal(width=max(110, Terminal().width), highlight=False)
+    first = summaries[0]
+    tasks = list(first["models"]["student"])
+    seeds = ", ".join(str(s["seed"]) for s in summaries)
+    table = Table(title=f"{first['method']}: held-out prompts, mean [95% interval], seeds {seeds}")
+    table.add_column("model")
+    for task in tasks:
+        table.add_column(f"{task}: {first['models']['student'][task]['headline']}")
+    order = ["base", *(m for m in first["models"] if m not in ("base", "student")), "student"]
+    for model in order:
+        label = "base at its best guidance" if model == "base" else model
+        style = "bold" if model == "student" else None
+        table.add_row(label, *(str(pooled(summaries, model, task)) for task in tasks), style=style)
+    shares = recovered(summaries)
+    if shares:
+        table.add_section()
+        table.add_row("share of the teacher's gain", *(f"{shares[task]:.0%}" for task in tasks))
+    terminal.print(table)
+    if shares:
+        terminal.print(f"share of the teachers' mean gain recovered: {shares['mean']:.0%}")
+    for summary in summaries:
+        cost = summary["cost"]
+        clocks = ", ".join(f"{name} {s:.0f} s" for name, s in sorted(cost["seconds"].items()) if name != "idle")
+        evaluations = cost["evaluations"].get("training", 0)
+        terminal.print(
+            f"seed {summary['seed']}: {summary['updates']} updates, {evaluations:,} model evaluations in training; {clocks}"
+        )
+    if sheet:
+        terminal.print(f"contact sheet: {sheet}", soft_wrap=True)

@@ -1,0 +1,58 @@
+"""`bench eval`: score any adapter, at one or several guidance scales."""
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.errors import UsageError, unknown
+from bench.evaluate import evaluate
+from bench.registry import registered
+from bench.runner import load_backbone, load_tasks
+from bench.sampler.rollout import Sampler
+from bench.sampler.schedule import make_schedule
+from bench.sampler.transitions import KERNELS
+from bench.spec import describe
+from bench.store import write_atomic
+from bench.task import SPLITS
+
+
+def score_adapter(
+    adapter: str, tasks: list[str], backbone_name: str, guidance: str, steps: int, split: str, output: Path | None
+) -> None:
+    """Print every metric with its interval. Raises UsageError for what does not exist."""
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    names = tuple(registered("task")) if tasks == ["all"] else tuple(tasks)
+    for name in names:
+        if name not in registered("task"):
+            raise unknown("task", name, [*registered("task"), "all"])
+    try:
+        scales = [float(part) for part in guidance.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--guidance takes numbers, got {guidance!r}") from error
+    if any(not 0 <= scale < float("inf") for scale in scales):
+        raise UsageError(f"--guidance must be finite and at least 0, got {guidance}")
+    descriptor = describe(backbone_name)
+    sampler = Sampler(make_schedule(steps, descriptor.shift), KERNELS["ode"])
+    backbone = load_backbone(backbone_name, "cuda" if torch.cuda.is_available() else "cpu")
+    if adapter != "base":
+        backbone.adapters.load("scored", Path(adapter))
+    table = Table(title=f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps")
+    for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
+        table.add_column(column)
+    records = []
+    for name, task in load_tasks(names, descriptor.world).items():
+        for scale in scales:
+            result = evaluate(backbone, task, None if adapter == "base" else "scored", sampler, scale, split)
+            records.append({"guidance": scale, "split": split, "steps": steps} | result.record())
+            for metric, values in result.rows.items():
+                strata = dict.fromkeys(result.strata.tolist())
+                split_up = ", ".join(f"{s} {values[result.strata == s].mean():.2f}" for s in strata) if len(strata) > 1 else ""
+                shown = f"{metric} *" if metric == result.headline else metric
+                table.add_row(name, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
+    Console(width=max(130, Console().width)).print(table)
+    if output:
+        write_atomic(output, (json.dumps(records) + "\n").encode())
