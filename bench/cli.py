@@ -129,7 +129,9 @@ def evaluate(
     guidance: Annotated[str, typer.Option("--guidance", help="One guidance scale, or several with commas.")] = "1",
     steps: Annotated[int, typer.Option("--steps", help="Euler steps.")] = 10,
     split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
-    output: Annotated[Path | None, typer.Option("--output", help="Write the per-picture scores to this JSON file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the per-picture scores to this JSON file.")
+    ] = None,
 ) -> None:
     """Score an adapter, or the base, on held-out prompts."""
     from bench.evaluation_command import score_adapter

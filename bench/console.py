@@ -93,7 +93,7 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
         clocks = ", ".join(f"{name} {s:.0f} s" for name, s in sorted(cost["seconds"].items()) if name != "idle")
         evaluations = cost["evaluations"].get("training", 0)
         terminal.print(
-            f"seed {summary['seed']}: {summary['updates']} updates, {evaluations:,} model evaluations in training; {clocks}"
+            f"seed {summary['seed']}: {summary['updates']} updates, {evaluations:,} training evaluations; {clocks}"
         )
     if sheet:
         terminal.print(f"contact sheet: {sheet}", soft_wrap=True)

@@ -13,7 +13,9 @@ def explain(spec: Spec) -> None:
     sampler = spec.sampler.build(descriptor.shift)
     print(f"# {spec.method}-{spec.digest(descriptor.fingerprint())}-s{spec.seed}")
     print(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).strip())
-    print("\n# step   sigma      h          a          b          c          " + "  ".join(f"w[{w}]" for w in WEIGHTINGS))
+    print(
+        "\n# step   sigma      h          a          b          c          " + "  ".join(f"w[{w}]" for w in WEIGHTINGS)
+    )
     columns = {name: step_weights(sampler, name) for name in WEIGHTINGS}
     for k, at in enumerate(sampler.coefficients):
         numbers = (sampler.schedule.sigmas[k], sampler.schedule.h(k), at.a, at.b, at.c)

@@ -54,7 +54,7 @@ def pictures(
     sampler: Sampler,
     guidance: float,
 ) -> torch.Tensor:
-    """Sample and decode [B, 3, H, W] from given noise; deterministic kernels only (the generator is never drawn from)."""
+    """Sample and decode [B, 3, H, W] from given noise with a deterministic kernel."""
     conditioning = backbone.encode([p.text for p in prompts])
     field = lambda x, sigma: backbone.velocity(x, sigma, conditioning, adapter, guidance)  # noqa: E731
     return backbone.decode(rollout(field, noise, sampler, torch.Generator()).final)

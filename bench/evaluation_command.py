@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.errors import UsageError, unknown
-from bench.evaluate import evaluate
+from bench.evaluate import Evaluation, evaluate
 from bench.registry import registered
 from bench.runner import load_backbone, load_tasks
 from bench.sampler.rollout import Sampler
@@ -43,16 +43,25 @@ def score_adapter(
     table = Table(title=f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps")
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
-    records = []
+    results: list[tuple[float, Evaluation]] = []
     for name, task in load_tasks(names, descriptor.world).items():
         for scale in scales:
             result = evaluate(backbone, task, None if adapter == "base" else "scored", sampler, scale, split)
-            records.append({"guidance": scale, "split": split, "steps": steps} | result.record())
+            results.append((scale, result))
             for metric, values in result.rows.items():
                 strata = dict.fromkeys(result.strata.tolist())
-                split_up = ", ".join(f"{s} {values[result.strata == s].mean():.2f}" for s in strata) if len(strata) > 1 else ""
+                split_up = (
+                    ", ".join(f"{s} {values[result.strata == s].mean():.2f}" for s in strata) if len(strata) > 1 else ""
+                )
                 shown = f"{metric} *" if metric == result.headline else metric
                 table.add_row(name, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
     Console(width=max(130, Console().width)).print(table)
+    if len(scales) > 1:
+        best = {
+            task: max((r for r in results if r[1].task == task), key=lambda r: r[1].estimate().value)[0]
+            for task in names
+        }
+        print("best guidance by headline: " + ", ".join(f"{task} {scale:g}" for task, scale in best.items()))
     if output:
+        records = [{"guidance": g, "split": split, "steps": steps} | r.record() for g, r in results]
         write_atomic(output, (json.dumps(records) + "\n").encode())

@@ -12,12 +12,19 @@ def print_list(what: str) -> None:
     if what not in KINDS:
         raise unknown("list", what, KINDS)
     if what == "kernels":
-        rows = [(k.name, ("deterministic" if k.eta_max == 0 else f"eta 0 to {k.eta_max:g}"), k.source) for k in KERNELS.values()]
+        rows = [
+            (k.name, ("deterministic" if k.eta_max == 0 else f"eta 0 to {k.eta_max:g}"), k.source)
+            for k in KERNELS.values()
+        ]
     elif what == "methods":
-        rows = [(name, find("method", name).source, _needs(find("method", name).needs)) for name in registered("method")]
+        rows = [
+            (name, find("method", name).source, _needs(find("method", name).needs)) for name in registered("method")
+        ]
     elif what == "tasks":
         tasks = {name: find("task", name) for name in registered("task")}
-        rows = [(n, f"version {t.version}", f"headline {t.headline}: {t.__doc__.splitlines()[0]}") for n, t in tasks.items()]
+        rows = [
+            (n, f"version {t.version}", f"headline {t.headline}: {t.__doc__.splitlines()[0]}") for n, t in tasks.items()
+        ]
     else:
         found = {name: find("backbone", name)() for name in registered("backbone")}
         rows = [(n, f"world {d.world}", f"shift {d.shift:g}") for n, d in found.items()]

@@ -16,7 +16,6 @@ from bench.method import Method
 from bench.sampler.rollout import Sampler
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
-from bench.spec import Spec
 from bench.store import Run
 
 
@@ -128,7 +127,9 @@ class Loop:
                 self.run.append("evaluations.jsonl", {"step": self.step, "share": points[-1]} | result.record())
         self.evaluated += points
 
-    def evaluate(self, adapter: str | None, task: str, guidance: float | None = None, split: str = "test") -> Evaluation:
+    def evaluate(
+        self, adapter: str | None, task: str, guidance: float | None = None, split: str = "test"
+    ) -> Evaluation:
         """Score an adapter on a held-out split with the run's evaluation sampler."""
         settings = self.spec.evaluation
         scale = settings.guidance if guidance is None else guidance
@@ -166,4 +167,3 @@ class Loop:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.step, self.ema_updates, self.evaluated = state["step"], state["ema_updates"], state["evaluated"]
         self.lab.backbone.meter.load(state["meter"])
-

@@ -70,5 +70,5 @@ class Method(ABC, Generic[Experience]):
     def predict(cls, spec: "Spec", sampler: "Sampler") -> int:
         """Model evaluations of one update (forward 1, backward 2, guidance doubles)."""
 
-    def after_update(self, lab: "Lab") -> None:  # noqa: B027 - most methods have nothing to do here
+    def after_update(self, lab: "Lab") -> None:
         """Called after the optimiser's step, without gradients."""

@@ -34,13 +34,14 @@ class Session:
 
 def load_backbone(name: str, device: str) -> FlowBackbone:
     """Load a registered backbone onto a device; raises MissingError for a GPU that is not there."""
+    check_device(device)
+    return describe(name).load(device)
+
+
+def check_device(device: str) -> None:
+    """Raise MissingError for a GPU that is not there."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise MissingError(f"device {device!r} is asked for but torch sees no GPU; use --set device=cpu")
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {device!r}; use cpu or cuda[:N]") from error
-    return describe(name).load(device)
 
 
 def load_tasks(names: tuple[str, ...], world: str) -> dict[str, Task]:
@@ -49,6 +50,7 @@ def load_tasks(names: tuple[str, ...], world: str) -> dict[str, Task]:
 
 def execute(spec: Spec, session: Session) -> dict:
     """Run a spec, resume it, or return its summary at once. Trains missing teachers first."""
+    check_device(spec.device)
     descriptor = describe(spec.backbone)
     fingerprint = descriptor.fingerprint()
     run = Run(session.root, spec, fingerprint)
@@ -94,7 +96,9 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
     last = [row for row in run.rows("evaluations.jsonl") if row["step"] == loop.step]
     models: dict[str, dict[str, dict]] = {"student": {row["task"]: _strip(row) for row in last}}
     references = Reference(loop, session.root / "cache")
-    models["base"] = {t: references.of(None, t, "base", base_guidance.get(t, spec.evaluation.guidance)) for t in spec.tasks}
+    models["base"] = {
+        t: references.of(None, t, "base", base_guidance.get(t, spec.evaluation.guidance)) for t in spec.tasks
+    }
     for name, teacher in teachers.items():
         guidance = spec.params.get("teacher_guidance", {}).get(name, spec.evaluation.guidance)
         models[f"teacher {name}"] = {t: references.of(teacher.adapter, t, teacher.hash, guidance) for t in spec.tasks}
@@ -136,5 +140,3 @@ class Reference:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(result.record()).encode())
         return result.record()
-
-

@@ -76,7 +76,9 @@ def _paint(groups: list[tuple[str, list[str], dict[str, Tensor]]], path: Path) -
             text = f"{task}\n{_wrap(prompt)}"
             axes[row][0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=7, parse_math=False)
             row += 1
-    figure.subplots_adjust(left=2.6 / figure.get_figwidth(), right=0.99, top=1 - 0.35 / figure.get_figheight(), bottom=0.01)
+    figure.subplots_adjust(
+        left=2.6 / figure.get_figwidth(), right=0.99, top=1 - 0.35 / figure.get_figheight(), bottom=0.01
+    )
     temporary = path.with_name(".sheet.tmp.png")
     figure.savefig(temporary)
     temporary.replace(path)

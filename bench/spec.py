@@ -113,7 +113,7 @@ class Spec(Part):
     """task -> 'shipped', 'train' or a folder with a peft adapter; only for methods that need teachers."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
     """Updates between checkpoints."""
-    device: str = "cpu"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     params: dict[str, Any] = {}
     """The method's own options, validated by the method."""
 

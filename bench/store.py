@@ -1,13 +1,13 @@
 """Results on disk: one folder a run, atomic writes, append-only metrics, a lock, resume.
 
-    <root>/<method>-<hash>-s<seed>/
-        spec.json            the resolved spec and the backbone's hash
-        provenance.jsonl     one entry per start: versions, device, commit, teachers' hashes
-        metrics.jsonl        one line per update
-        evaluations.jsonl    one line per evaluation, with every picture's scores
-        checkpoint.safetensors   adapters, optimiser, EMA; step, meter and file sizes in its metadata
-        adapter/             the result: the EMA student as a peft folder
-        summary.json         written last; its presence means the run is finished
+<root>/<method>-<hash>-s<seed>/
+    spec.json            the resolved spec and the backbone's hash
+    provenance.jsonl     one entry per start: versions, device, commit, teachers' hashes
+    metrics.jsonl        one line per update
+    evaluations.jsonl    one line per evaluation, with every picture's scores
+    checkpoint.safetensors   adapters, optimiser, EMA; step, meter and file sizes in its metadata
+    adapter/             the result: the EMA student as a peft folder
+    summary.json         written last; its presence means the run is finished
 """
 
 import fcntl
@@ -144,5 +144,3 @@ def _json(value: object) -> bytes:
 def one_line(error: BaseException) -> str:
     """An exception's message on one line."""
     return re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-
-

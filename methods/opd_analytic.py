@@ -32,7 +32,7 @@ class OpdOptions(Options):
     """What "the KL" is divided by; see bench list kernels and --dry-run."""
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
     """The first int(steps * this) steps are trained."""
-    teacher_guidance: dict[str, Guidance] = {}
+    teacher_guidance: dict[str, Guidance] = Field(default_factory=dict)
     """task -> the teacher's guidance scale; the student's where nothing is said."""
     execution: Literal["fused", "plain"] = "fused"
     """fused: one student forward a step serves rollout and loss; plain: roll out, store, train. Same gradient."""
@@ -86,7 +86,9 @@ class OpdAnalytic(Method[Start]):
 
     def weights(self, lab: Lab) -> list[float]:
         """Loss weight of each trained step."""
-        return step_weights(lab.sampler, self.options.weighting)[: int(lab.sampler.steps * self.options.timestep_fraction)]
+        return step_weights(lab.sampler, self.options.weighting)[
+            : int(lab.sampler.steps * self.options.timestep_fraction)
+        ]
 
     def collect(self, lab: Lab, task: str) -> Start:
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))

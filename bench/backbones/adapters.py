@@ -101,7 +101,7 @@ class Adapters:
         for key, parameter in mine.items():
             if parameter.shape != state[key].shape:
                 raise UsageError(
-                    f"adapter tensor {key}{where} has shape {tuple(state[key].shape)}, expected {tuple(parameter.shape)}"
+                    f"adapter tensor {key}{where} has shape {tuple(state[key].shape)}, not {tuple(parameter.shape)}"
                 )
             if not torch.isfinite(state[key]).all():
                 raise UsageError(f"adapter tensor {key}{where} has values that are not finite")
@@ -157,7 +157,9 @@ def read_adapter(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
         targets = config["target_modules"]
-        shape = Shape(int(config["r"]), float(config["lora_alpha"]), tuple([targets] if isinstance(targets, str) else targets))
+        shape = Shape(
+            int(config["r"]), float(config["lora_alpha"]), tuple([targets] if isinstance(targets, str) else targets)
+        )
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UsageError(f"{folder / CONFIG_FILE} is not a LoRA configuration: {error!r}") from error
     try:

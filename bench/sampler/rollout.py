@@ -51,7 +51,9 @@ Velocity = Callable[[Tensor, float], Tensor]
 """(x [B, C, H, W], sigma) -> guided velocity, same shape."""
 
 
-def walk(velocity: Velocity, x: Tensor, sampler: Sampler, generator: torch.Generator) -> Iterator[tuple[int, Tensor, Step]]:
+def walk(
+    velocity: Velocity, x: Tensor, sampler: Sampler, generator: torch.Generator
+) -> Iterator[tuple[int, Tensor, Step]]:
     """Drive a rollout step by step: yields (k, state, step taken) and goes on from the DETACHED next state.
 
     The velocity is evaluated when the step is asked for, under whatever gradient mode the caller is in, so a method

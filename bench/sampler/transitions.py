@@ -51,7 +51,7 @@ def ode(schedule: Schedule, k: int, eta: float) -> Coefficients:
 
 
 def _sde(s: float, h: float, diffusion: float) -> Coefficients:
-    """Euler-Maruyama on the reverse SDE of diffusion coefficient g: x' = x - h v - h g^2/(2 s) eps_hat + g sqrt(h) z."""
+    """Euler-Maruyama on the reverse SDE with diffusion g: x' = x - h v - h g^2/(2 s) eps_hat + g sqrt(h) z."""
     pull = diffusion**2 * h / (2 * s)
     return Coefficients(1 - pull, -h - pull * (1 - s), diffusion * math.sqrt(h))
 

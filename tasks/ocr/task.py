@@ -58,5 +58,7 @@ class Ocr(Task):
         targets = [target_text(p.text) for p in prompts]
         read = self.read(images_BCHW)
         rewards = np.array([ocr_reward(r, t) for r, t in zip(read, targets, strict=True)])
-        exact = np.array([r.replace(" ", "").lower() == t.replace(" ", "").lower() for r, t in zip(read, targets)], float)
+        exact = np.array(
+            [r.replace(" ", "").lower() == t.replace(" ", "").lower() for r, t in zip(read, targets)], float
+        )
         return Scores(rewards, {"exact": exact, "edit": rewards})

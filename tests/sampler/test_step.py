@@ -53,7 +53,7 @@ def test_std_is_a_scalar_when_channels_equal_steps() -> None:
     sampler = Sampler(make_schedule(10), KERNELS["flow_sde"], 0.7)
     x, v = torch.randn(2, 10, 4, 4), torch.randn(2, 10, 4, 4)
     for at in sampler.coefficients:
-        spread = (step(x, v, at, noise=torch.ones_like(x)).next - step(x, v, at, noise=torch.zeros_like(x)).next)
+        spread = step(x, v, at, noise=torch.ones_like(x)).next - step(x, v, at, noise=torch.zeros_like(x)).next
         torch.testing.assert_close(spread, torch.full_like(x, at.c), rtol=1e-4, atol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_bfloat16_states_are_stepped_in_float32(name: str, eta: float) -> None:
 def test_walk_and_rollout_agree_and_walk_detaches() -> None:
     sampler = Sampler(make_schedule(5), KERNELS["dpm2"])
     scale = torch.tensor(0.3, requires_grad=True)
-    field = lambda x, s: scale * x + s  # noqa: E731
+    field = lambda x, s: scale * x + s
     x = torch.randn(2, 3, 4, 4)
     kept = rollout(field, x, sampler, torch.Generator(), keep=True)
     for k, state, taken in walk(field, x, sampler, torch.Generator()):

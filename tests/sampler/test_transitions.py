@@ -142,7 +142,7 @@ def test_dpm2_is_second_order_and_euler_first() -> None:
             slope, offset = gaussian_velocity(s, 0.4, 0.6)
             v = slope * x + offset
             x, previous = step(x, v, at, x0_prev=previous).next, x - s * v
-        scale = lambda s: math.sqrt((1 - s) ** 2 * 0.36 + s**2)  # noqa: E731
+        scale = lambda s: math.sqrt((1 - s) ** 2 * 0.36 + s**2)
         exact = 0.9 * 0.4 + (start - 0.1 * 0.4) * scale(0.1) / scale(0.9)
         return abs(float(x - exact))
 
@@ -155,7 +155,10 @@ def test_unknown_kernel_names_the_nearest() -> None:
         get_kernel("flowsde")
 
 
-@pytest.mark.parametrize(("name", "eta"), [("ode", 0.1), ("dpm2", 0.1), ("ddim", 1.1), ("cps", 2.0), ("flow_sde", -0.1), ("dance_sde", math.nan)])
+@pytest.mark.parametrize(
+    ("name", "eta"),
+    [("ode", 0.1), ("dpm2", 0.1), ("ddim", 1.1), ("cps", 2.0), ("flow_sde", -0.1), ("dance_sde", math.nan)],
+)
 def test_eta_outside_the_kernel_is_refused(name: str, eta: float) -> None:
     with pytest.raises(UsageError, match="eta"):
         KERNELS[name].coefficients(make_schedule(10), eta)

@@ -1,0 +1,123 @@
+"""Wrong use: exit 2, one clear line, nothing written. In process, through the real entry point."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+
+RUN = ["run", "--method", "opd_analytic"]
+
+
+def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code or 0, capsys.readouterr().err
+
+
+CASES = {
+    "unknown method": (["run", "--method", "opd_analitic"], "did you mean 'opd_analytic'"),
+    "unknown task": ([*RUN, "--tasks", "genevall"], "did you mean 'geneval'"),
+    "unknown backbone": ([*RUN, "--backbone", "mikro"], "did you mean 'micro'"),
+    "backbone path that is no pipeline": ([*RUN, "--backbone", "./nowhere"], "model_index.json"),
+    "unknown kernel": ([*RUN, "--set", "sampler.kernel=flow_sd"], "did you mean 'flow_sde'"),
+    "unknown sigma table": ([*RUN, "--set", "sampler.table=twice"], "sampler.table"),
+    "unknown key": ([*RUN, "--set", "smapler.eta=1"], "did you mean 'sampler'"),
+    "unknown nested key": ([*RUN, "--set", "sampler.etaa=1"], "did you mean 'sampler.eta'"),
+    "unknown method option": ([*RUN, "--set", "params.trajectory=3"], "did you mean 'params.trajectories'"),
+    "wrong type": ([*RUN, "--set", "sampler.steps=ten"], "sampler.steps"),
+    "fractional count": ([*RUN, "--set", "params.trajectories=2.5"], "params.trajectories"),
+    "value where a section belongs": ([*RUN, "--set", "sampler=ode"], "section"),
+    "set without a value": ([*RUN, "--set", "sampler.eta"], "key=value"),
+    "method through --set": ([*RUN, "--set", "method=nft"], "its own flag"),
+    "negative eta": ([*RUN, "--set", "sampler.kernel=flow_sde", "--set", "sampler.eta=-0.1"], "eta"),
+    "eta beyond the kernel": ([*RUN, "--set", "sampler.kernel=cps", "--set", "sampler.eta=1.5"], "at most 1"),
+    "eta on a deterministic kernel": ([*RUN, "--set", "sampler.eta=0.5"], "eta"),
+    "eta that is not a number": ([*RUN, "--set", "sampler.kernel=cps", "--set", "sampler.eta=.nan"], "eta"),
+    "zero steps": ([*RUN, "--set", "sampler.steps=0"], "at least 1"),
+    "zero learning rate": ([*RUN, "--set", "optimizer.lr=0"], "optimizer.lr"),
+    "two budgets": ([*RUN, "--set", "budget.updates=5", "--set", "budget={updates: 5, seconds: 5}"], "exactly one"),
+    "empty task list": ([*RUN, "--tasks", ","], "task list is empty"),
+    "task named twice": ([*RUN, "--tasks", "ocr,ocr"], "named twice"),
+    "duplicate seeds": ([*RUN, "--seeds", "0,1,1"], "named twice"),
+    "seeds that are no numbers": ([*RUN, "--seeds", "one"], "--seeds"),
+    "seed range backwards": ([*RUN, "--seeds", "3-1"], "backwards"),
+    "missing preset": ([*RUN, "--preset", "nothing.yaml"], "cannot read preset"),
+    "preset that is no mapping": ([*RUN, "--preset", "LIST"], "must be a mapping"),
+    "preset that is no YAML": ([*RUN, "--preset", "BROKEN"], "cannot read preset"),
+    "binary preset": ([*RUN, "--preset", "BINARY"], "cannot read preset"),
+    "results outside results": ([*RUN, "--results", "/tmp/elsewhere"], "results"),
+    "results by way of ..": ([*RUN, "--results", "results/../elsewhere"], "results"),
+    "unknown weighting": ([*RUN, "--set", "params.weighting=kl"], "params.weighting"),
+    "fraction above one": ([*RUN, "--set", "params.timestep_fraction=1.2"], "timestep_fraction"),
+    "teacher guidance for no task": ([*RUN, "--tasks", "ocr", "--set", "params.teacher_guidance.geneval=1"], "geneval"),
+    "teacher folder that is empty": (
+        [*RUN, "--tasks", "ocr", "--set", "teachers.ocr=nowhere"],
+        "no adapter at nowhere",
+    ),
+    "teacher for no task": ([*RUN, "--tasks", "ocr", "--set", "teachers.ocrr=shipped"], "ocr"),
+    "teachers for a method without": (["run", "--method", "nft", "--teachers", "shipped"], "takes no teachers"),
+    "unknown device": ([*RUN, "--set", "device=tpu9"], "device"),
+    "unknown command": (["rum"], "rum"),
+    "unknown flag": ([*RUN, "--task", "ocr"], "--task"),
+    "missing method": (["run"], "--method"),
+    "unknown list": (["list", "method"], "did you mean 'methods'"),
+    "eval of no adapter": (["eval", "--adapter", "nowhere"], "no adapter at nowhere"),
+    "eval of a corrupt adapter": (["eval", "--adapter", "CORRUPT"], "corrupt weights file"),
+    "eval on an unknown split": (["eval", "--adapter", "base", "--split", "tset"], "did you mean 'test'"),
+    "eval at a guidance that is no number": (["eval", "--adapter", "base", "--guidance", "high"], "--guidance"),
+    "eval with zero steps": (["eval", "--adapter", "base", "--steps", "0"], "at least 1"),
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.chdir(tmp_path)
+    made = tmp_path / "made"
+    (made / "corrupt").mkdir(parents=True)
+    (made / "list.yaml").write_text("- 1\n")
+    (made / "broken.yaml").write_text("a: [1\n")
+    (made / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    (made / "corrupt" / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8, "target_modules": ["attn.to_q"]}')
+    (made / "corrupt" / "adapter_model.safetensors").write_bytes(b"\x00" * 64)
+    return {
+        "LIST": str(made / "list.yaml"), "BROKEN": str(made / "broken.yaml"),
+        "BINARY": str(made / "binary.yaml"), "CORRUPT": str(made / "corrupt"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_use(name: str, files: dict[str, str], tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments, expected = CASES[name]
+    code, message = call([files.get(a, a) for a in arguments], monkeypatch, capsys)
+    assert code == 2, message
+    lines = message.strip().splitlines()
+    assert len(lines) == 1, message
+    assert lines[0].startswith("error: ")
+    assert expected in lines[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
+    from bench.spec import describe, resolve
+    from bench.store import Run
+
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "results" / "runs"
+    backbone_hash = describe("micro").fingerprint()
+    ours = Run(root, resolve("nft", ["ocr"], overrides=["budget.updates=2"]), backbone_hash)
+    other = Run(root, resolve("nft", ["ocr"], overrides=["budget.updates=3"]), backbone_hash)
+    for run in (ours, other):
+        run.open()
+    other.save({}, {"step": 1})
+    ours.checkpoint.write_bytes(other.checkpoint.read_bytes())
+    before = sorted(p.relative_to(root) for p in root.rglob("*"))
+    code, message = call(["run", "--method", "nft", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys)
+    assert (code, "another spec" in message) == (2, True), message
+    ours.checkpoint.write_bytes(b"garbage")
+    code, message = call(["run", "--method", "nft", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys)
+    assert (code, "corrupt checkpoint" in message) == (2, True), message
+    after = sorted(p.relative_to(root) for p in root.rglob("*") if p.name not in ("lock", "provenance.jsonl"))
+    assert after == before

@@ -1,0 +1,50 @@
+"""The command line's surface is frozen: a new or renamed flag must change this test."""
+
+import subprocess
+import sys
+import time
+
+import typer
+
+from bench.cli import app, parse_seeds
+
+FLAGS = {
+    "run": [
+        "--backbone",
+        "--dry-run",
+        "--help",
+        "--method",
+        "--preset",
+        "--results",
+        "--seeds",
+        "--set",
+        "--tasks",
+        "--teachers",
+    ],
+    "teach": ["--backbone", "--help", "--preset", "--results", "--seeds", "--set", "--tasks"],
+    "eval": ["--adapter", "--backbone", "--guidance", "--help", "--output", "--split", "--steps", "--tasks"],
+    "list": ["--help"],
+    "doctor": ["--help"],
+}
+
+
+def test_flags_are_frozen() -> None:
+    group = typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():
+        flags = [option for p in command.params for option in p.opts if option.startswith("--")]
+        found[name] = sorted({*flags, "--help"})
+    assert found == FLAGS
+
+
+def test_seeds() -> None:
+    assert parse_seeds("0-2") == [0, 1, 2]
+    assert parse_seeds("5,1-2") == [5, 1, 2]
+
+
+def test_help_is_fast_and_imports_no_torch() -> None:
+    code = "import sys; from bench.cli import app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "bench", "--help"], check=True, capture_output=True)
+    assert time.perf_counter() - started < 1.5  # 0.25 s on an idle machine; tests may share its cores

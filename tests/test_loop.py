@@ -1,0 +1,159 @@
+"""The loop's promises: divergence stops it, EMA never touches live weights, locks, teachers' hashes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.errors import BenchError, UsageError
+from bench.evaluate import evaluate
+from bench.lab import EMA, STUDENT
+from bench.loop import Loop
+from bench.runner import Session, execute, load_tasks
+from bench.sampler.rollout import Sampler
+from bench.sampler.schedule import make_schedule
+from bench.sampler.transitions import KERNELS
+from bench.spec import describe, resolve
+from bench.store import Run, read_checkpoint
+from bench.task import Scores
+from methods.opd_analytic import OpdAnalytic
+from tasks.ocr.task import Ocr
+
+QUICK = [
+    "params.trajectories=2",
+    "evaluation.steps=1",
+    "checkpoint_every=1",
+    "budget.updates=4",
+    "evaluation.points=[]",
+]
+
+
+def quick(*more: str, tasks: tuple[str, ...] = ("ocr",)):
+    return resolve("opd_analytic", list(tasks), overrides=[*QUICK, *more])
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    return Session(tmp_path / "results")
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_divergence_stops_with_step_and_cause(session: Session, monkeypatch, poison: str) -> None:
+    honest = OpdAnalytic.losses
+
+    def poisoned(self, lab, task, experience):
+        for piece in honest(self, lab, task, experience):
+            if lab.step == 2 and poison == "loss":
+                piece = piece * float("nan")
+            elif lab.step == 2:
+                piece.register_hook(lambda grad: grad * float("inf"))
+            yield piece
+
+    monkeypatch.setattr(OpdAnalytic, "losses", poisoned)
+    with pytest.raises(BenchError, match=r"update 3: the (loss of task 'ocr'|gradient norm) is .*last good checkpoint"):
+        execute(quick(), session)
+    (folder,) = (p for p in session.root.iterdir() if p.name.startswith("opd"))
+    tensors, state = read_checkpoint(folder / "checkpoint.safetensors")
+    assert state["step"] == 2
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+    monkeypatch.setattr(OpdAnalytic, "losses", honest)
+    assert execute(quick(), session)["updates"] == 4
+
+
+def test_a_reward_that_is_not_finite_stops_the_run(session: Session, monkeypatch) -> None:
+    import numpy as np
+
+    broken = lambda self, images, prompts: Scores(np.full(len(prompts), np.nan), {})
+    monkeypatch.setattr(Ocr, "score", broken)
+    spec = resolve("nft", ["ocr"], overrides=["params.groups=1", "params.group_size=2", "budget.updates=1"])
+    with pytest.raises(BenchError, match="not finite"):
+        execute(spec, session)
+
+
+def test_finished_run_returns_at_once(session: Session, monkeypatch) -> None:
+    spec = quick()
+    summary = execute(spec, session)
+    monkeypatch.setattr(Loop, "train", lambda *_: pytest.fail("trained again"))
+    assert execute(spec, session) == summary
+
+
+def test_two_processes_on_one_run_are_refused(session: Session) -> None:
+    spec = quick()
+    run = Run(session.root, spec, describe("micro").fingerprint())
+    with run.lock(), pytest.raises(UsageError, match="being run by process"):
+        execute(spec, session)
+
+
+def test_changed_teacher_stops_a_resume(session: Session, tmp_path: Path, micro, monkeypatch) -> None:
+    from bench.backbones.adapters import Shape
+
+    teacher = tmp_path / "teacher"
+
+    def write(seed: int) -> None:
+        name = f"t{seed}"
+        micro.adapters.add(name, Shape(2, 4.0), seed=seed)
+        with torch.no_grad():
+            for parameter in micro.adapters.parameters(name):
+                parameter.add_(0.01)
+        micro.adapters.save(name, teacher)
+
+    write(1)
+    spec = quick(f"teachers.ocr={teacher}")
+    save = Loop._save
+    monkeypatch.setattr(Loop, "_save", lambda self: (save(self), (_ for _ in ()).throw(KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        execute(spec, session)
+    monkeypatch.setattr(Loop, "_save", save)
+    write(2)
+    with pytest.raises(UsageError, match="another teacher for ocr"):
+        execute(spec, session)
+
+
+def test_teacher_equal_to_the_base_is_refused(session: Session, tmp_path: Path, micro) -> None:
+    from bench.backbones.adapters import Shape
+
+    micro.adapters.add("null", Shape(2, 4.0))
+    micro.adapters.save("null", tmp_path / "null")
+    with pytest.raises(UsageError, match="equals the base"):
+        execute(quick(f"teachers.ocr={tmp_path / 'null'}"), session)
+
+
+def test_evaluating_the_ema_leaves_the_live_weights_alone(micro) -> None:
+    """On CPU a 'temporary copy' made by .cpu() aliases the live weights; ours is another adapter."""
+    from bench.backbones.adapters import Shape
+
+    for name in (STUDENT, EMA):
+        micro.adapters.add(name, Shape(2, 4.0), trainable=name == STUDENT)
+    with torch.no_grad():
+        for parameter in micro.adapters.parameters(STUDENT):
+            parameter.add_(1.0)
+    before = {name: micro.adapters.state(name) for name in (STUDENT, EMA)}
+    task = load_tasks(("ocr",), "micro")["ocr"]
+    evaluate(micro, task, EMA, Sampler(make_schedule(1), KERNELS["ode"]), 1.0)
+    for name, state in before.items():
+        for key, value in micro.adapters.state(name).items():
+            torch.testing.assert_close(value, state[key], rtol=0, atol=0)
+    student = {p.data_ptr() for p in micro.adapters.parameters(STUDENT)}
+    assert not student & {p.data_ptr() for p in micro.adapters.parameters(EMA)}
+
+
+def test_budget_in_evaluations_is_kept_to_whole_updates(session: Session) -> None:
+    summary = execute(quick("budget={evaluations: 100}"), session)
+    per_update = 2 * 9 * 4
+    assert summary["cost"]["evaluations"]["training"] == 2 * per_update
+    assert summary["updates"] == 2
+
+
+def test_evaluation_does_not_depend_on_the_batch(micro) -> None:
+    task = load_tasks(("ocr",), "micro")["ocr"]
+    sampler = Sampler(make_schedule(2), KERNELS["ode"])
+    small, large = (evaluate(micro, task, None, sampler, 1.0, "validation", batch) for batch in (13, 96))
+    assert (small.rows["edit"] == large.rows["edit"]).mean() > 0.97  # kernels round differently by batch size
+
+
+def test_summary_names_every_model_and_task(session: Session) -> None:
+    summary = execute(quick(tasks=("geneval", "ocr")), session)
+    assert set(summary["models"]) == {"base", "teacher geneval", "teacher ocr", "student"}
+    assert all(set(tasks) == {"geneval", "ocr"} for tasks in summary["models"].values())
+    assert json.loads(json.dumps(summary)) == summary

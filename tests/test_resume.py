@@ -1,0 +1,123 @@
+"""Kill -9 at chosen moments, run the same command again: the records are bit-identical to an uninterrupted run's."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SETTINGS = {
+    "opd_analytic": ["params.trajectories=4"],
+    "nft": ["params.groups=2", "params.group_size=4", "params.timesteps=1"],
+}
+COMMON = ["budget.updates=6", "checkpoint_every=2", "evaluation.steps=2", "evaluation.points=[0.5]", "ema.every=2"]
+
+# Runs the command with one function replaced by a version that dies at its n-th call.
+KILLER = """
+import os, signal, sys
+import bench.store as store
+moment, count = sys.argv[1], int(sys.argv[2])
+seen = 0
+def due():
+    global seen
+    seen += 1
+    return seen == count
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+write, append, replace = store.write_atomic, store.Run.append, os.replace
+def half_written(path, data):
+    if path.name == "checkpoint.safetensors" and due():
+        path.with_name(".checkpoint.safetensors.tmp").write_bytes(data[: len(data) // 2])
+        die()
+    write(path, data)
+def after_checkpoint(path, data):
+    write(path, data)
+    if path.name == "checkpoint.safetensors" and due():
+        die()
+def torn_line(self, log, row):
+    if log == "metrics.jsonl" and due():
+        with (self.folder / log).open("a") as file:
+            file.write('{"step": 99, "lo')
+        die()
+    append(self, log, row)
+def before_summary(path, data):
+    if path.name == "summary.json":
+        die()
+    write(path, data)
+if moment == "torn_line":
+    store.Run.append = torn_line
+elif moment != "never":
+    store.write_atomic = {"half_written": half_written, "after_checkpoint": after_checkpoint, "before_summary": before_summary}[moment]
+from bench.cli import main
+sys.argv = ["bench", *sys.argv[3:]]
+main()
+"""
+
+
+def command(method: str, root: Path) -> list[str]:
+    sets = [part for setting in COMMON + SETTINGS[method] for part in ("--set", setting)]
+    return ["run", "--method", method, "--tasks", "ocr", "--results", str(root), *sets]
+
+
+def start(moment: str, count: int, method: str, root: Path) -> subprocess.CompletedProcess:
+    arguments = [sys.executable, "-c", KILLER, moment, str(count), *command(method, root)]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+
+
+def records(root: Path) -> dict:
+    """Everything that must be equal: all but the clocks, the paths and the times of day."""
+    (folder,) = (p for p in root.iterdir() if p.name != "cache")
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in metrics:
+        row.pop("seconds")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["cost"].pop("seconds")
+    # The base's and the teachers' evaluations are charged to whoever makes them first.
+    summary["cost"]["evaluations"].pop("references", None)
+    return {
+        "metrics": metrics,
+        "evaluations": (folder / "evaluations.jsonl").read_text(),
+        "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "summary": summary,
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
+    """method -> records of a run that nobody disturbed."""
+    cache: dict[str, dict] = {}
+
+    def get(method: str) -> dict:
+        if method not in cache:
+            root = tmp_path_factory.mktemp(method) / "results"
+            done = start("never", 0, method, root)
+            assert done.returncode == 0, done.stderr
+            cache[method] = records(root)
+        return cache[method]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "moment", "count"),
+    [
+        ("opd_analytic", "half_written", 1),
+        ("opd_analytic", "half_written", 3),
+        ("opd_analytic", "after_checkpoint", 2),
+        ("opd_analytic", "torn_line", 4),
+        ("opd_analytic", "before_summary", 1),
+        ("nft", "half_written", 2),
+        ("nft", "torn_line", 6),
+    ],
+)
+def test_killed_run_resumes_bit_identically(
+    uninterrupted, tmp_path: Path, method: str, moment: str, count: int
+) -> None:
+    root = tmp_path / "results"
+    killed = start(moment, count, method, root)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = start("never", 0, method, root)
+    assert done.returncode == 0, done.stderr
+    assert records(root) == uninterrupted(method)
