@@ -1,0 +1,82 @@
+"""The README's examples are run as they stand: a method under 80 lines, a task under 60, every bench command."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bench.registry
+from bench.runner import Session, execute
+from bench.spec import resolve
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def example(name: str) -> str:
+    match = re.search(rf"```python\n# {re.escape(name)}\n(.*?)```", README, re.S)
+    assert match, f"README has no example {name}"
+    return match[1]
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch):
+    """register(kind, name, object): as if an installed package had the entry point."""
+    real_find, real_registered = bench.registry.find, bench.registry.registered
+    added: dict[tuple[str, str], object] = {}
+    find = lambda kind, name: added[kind, name] if (kind, name) in added else real_find(kind, name)
+    registered = lambda kind: real_registered(kind) | {n: None for k, n in added if k == kind}
+    for module in ("bench.registry", "bench.spec", "bench.runner"):
+        monkeypatch.setattr(f"{module}.find", find)
+    for module in ("bench.registry", "bench.spec"):
+        monkeypatch.setattr(f"{module}.registered", registered)
+    return lambda kind, name, thing: added.__setitem__((kind, name), thing)
+
+
+def test_example_method_runs(register, tmp_path: Path) -> None:
+    code = example("my_package/imitate.py")
+    assert len(code.splitlines()) < 80
+    scope: dict = {"__name__": "imitate"}
+    exec(compile(code, "imitate.py", "exec"), scope)
+    register("method", "imitate", scope["Imitate"])
+    spec = resolve("imitate", ["ocr"], overrides=["budget.updates=2", "evaluation.steps=2", "params.pictures=4"])
+    summary = execute(spec, Session(tmp_path / "results"))
+    assert summary["updates"] == 2
+
+
+def test_example_task_runs(register, tmp_path: Path) -> None:
+    code = example("my_package/darkness.py")
+    assert len(code.splitlines()) < 60
+    scope: dict = {"__name__": "darkness"}
+    exec(compile(code, "darkness.py", "exec"), scope)
+    register("task", "darkness", scope["Darkness"])
+    overrides = ["budget.updates=2", "evaluation.steps=2", "params.groups=2", "params.group_size=2"]
+    summary = execute(resolve("nft", ["darkness"], overrides=overrides), Session(tmp_path / "results"))
+    assert 0 <= summary["models"]["student"]["darkness"]["rows"]["reward"][0] <= 1
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("bench ")]
+
+
+# What turns a command of the README into a smoke run: the same command, less of it.
+SHRINK = {
+    "run": "--set budget.updates=1 --set evaluation.steps=1 --set evaluation.points=[]",
+    "teach": "--set budget.updates=1 --set evaluation.steps=1 --set params.groups=1 --set evaluation.points=[]",
+    "eval": "--steps 1",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", commands())
+def test_every_command_of_the_readme_runs(line: str, tmp_path: Path) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    if words[0] == "eval" and "base" not in words:
+        pytest.skip("scores the result of another command")
+    arguments = [sys.executable, "-m", "bench", *words, *shlex.split(SHRINK.get(words[0], ""))]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
