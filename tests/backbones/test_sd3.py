@@ -1,0 +1,91 @@
+"""The same contract on a StableDiffusion3Pipeline from disk: rollout, LoRA update of both methods, decode, score."""
+
+import numpy as np
+import pytest
+import torch
+
+from bench.backbones.adapters import Shape
+from bench.backbones.sd3 import descriptor
+from bench.errors import MissingError, UsageError
+from bench.lab import STUDENT, Lab
+from bench.sampler.rollout import Sampler, rollout
+from bench.sampler.schedule import make_schedule
+from bench.sampler.transitions import KERNELS
+from bench.spec import describe
+from bench.task import Prompt, Scores, Task
+from methods.nft import OLD, DiffusionNft, NftOptions
+from methods.opd_analytic import OpdAnalytic, OpdOptions
+from tests.methods.conftest import shake
+
+
+class Dark(Task):
+    """Reward: dark pictures."""
+
+    name, version, headline = "dark", "1", "reward"
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return [Prompt("a cat at night"), Prompt("an unlit street")]
+
+    def score(self, images_BCHW, prompts) -> Scores:
+        return Scores(1 - images_BCHW.mean((1, 2, 3)).double().numpy(), {})
+
+
+@pytest.fixture
+def lab(sd3_folder) -> Lab:
+    backbone = descriptor(str(sd3_folder)).load("cpu")
+    backbone.adapters.add(STUDENT, Shape(4, 8.0), trainable=True)
+    backbone.adapters.add("teacher", Shape(4, 8.0), seed=1)
+    backbone.adapters.add(OLD, Shape(4, 8.0))
+    shake(backbone, "teacher")
+    shake(backbone, STUDENT, 0.02)
+    return Lab(backbone, {"dark": Dark("photo")}, {"dark": "teacher"}, Sampler(make_schedule(3), KERNELS["ode"]), 4.5, 0)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        OpdAnalytic(OpdOptions(trajectories=2, weighting="velocity")),
+        DiffusionNft(NftOptions(groups=2, group_size=2, timesteps=1)),
+    ],
+    ids=["opd_analytic", "nft"],
+)
+def test_a_method_trains_the_adapter(lab: Lab, method) -> None:
+    optimizer = torch.optim.AdamW(lab.backbone.adapters.parameters(STUDENT), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        with torch.no_grad():
+            experience = method.collect(lab, "dark")
+        losses.append(0.0)
+        for piece in method.losses(lab, "dark", experience):
+            losses[-1] += float(piece.detach())
+            piece.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert np.isfinite(losses).all()
+    if isinstance(method, OpdAnalytic):
+        assert losses[-1] < 0.7 * losses[0]
+
+
+def test_rollout_equals_the_pipeline(sd3_folder) -> None:
+    """Our Euler rollout with guidance gives the latents that diffusers' own pipeline gives."""
+    backbone = descriptor(str(sd3_folder)).load("cpu")
+    noise = backbone.noise(1, torch.Generator().manual_seed(0))
+    theirs = backbone.pipeline(
+        "a cat", negative_prompt="", num_inference_steps=4, guidance_scale=4.5, latents=noise, output_type="latent",
+        height=8 * backbone.pipeline.vae_scale_factor, width=8 * backbone.pipeline.vae_scale_factor,
+        max_sequence_length=128,
+    ).images  # fmt: skip
+    conditioning = backbone.encode(["a cat"])
+    field = lambda x, sigma: backbone.velocity(x, sigma, conditioning, None, 4.5)
+    sampler = Sampler(make_schedule(4), KERNELS["ode"])
+    ours = rollout(field, noise, sampler, torch.Generator()).final
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_path_is_a_backbone_and_missing_weights_name_the_cure(sd3_folder, tmp_path) -> None:
+    assert describe(str(sd3_folder)).world == "photo"
+    assert len(describe(str(sd3_folder)).fingerprint()) == 16
+    with pytest.raises(UsageError, match=r"model_index\.json"):
+        describe(str(tmp_path))
+    with pytest.raises(MissingError, match="local folder"):
+        descriptor("nobody/nothing").load("cpu")
