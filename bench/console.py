@@ -66,6 +66,10 @@ def recovered(summaries: list[dict]) -> dict[str, float]:
     return shares | {"mean": float(student.mean() / teacher.mean()) if teacher.mean() > 0 else float("nan")}
 
 
+def _share(value: float) -> str:
+    return f"{value:.0%}" if np.isfinite(value) else "teacher is not above the base"
+
+
 def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     """Print the table of one or several seeds of a run to stdout."""
     terminal = Terminal(width=max(110, Terminal().width), highlight=False)
@@ -84,10 +88,10 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     shares = recovered(summaries)
     if shares:
         table.add_section()
-        table.add_row("share of the teacher's gain", *(f"{shares[task]:.0%}" for task in tasks))
+        table.add_row("share of the teacher's gain", *(_share(shares[task]) for task in tasks))
     terminal.print(table)
     if shares:
-        terminal.print(f"share of the teachers' mean gain recovered: {shares['mean']:.0%}")
+        terminal.print(f"share of the teachers' mean gain recovered: {_share(shares['mean'])}")
     for summary in summaries:
         cost = summary["cost"]
         clocks = ", ".join(f"{name} {s:.0f} s" for name, s in sorted(cost["seconds"].items()) if name != "idle")
