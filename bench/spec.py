@@ -253,5 +253,7 @@ def _first_problem(error: ValidationError, method_class: type) -> str:
         for part in problem["loc"][:-1]:
             section = section.model_fields[part].annotation
         return str(unknown("key", ".".join(path), [".".join([*path[:-1], name]) for name in section.model_fields]))
+    if problem["type"] == "model_type":
+        return f"{'.'.join(path)} is a section of settings, not a value"
     given = f" (got {problem['input']!r})" if not isinstance(problem["input"], dict) else ""
     return f"{'.'.join(path) or 'spec'}: {problem['msg']}{given}"

@@ -26,7 +26,7 @@ class Sd3Backbone(FlowBackbone):
         if Path(source).is_dir() and not (Path(source) / "text_encoder_3").is_dir():
             optional = {"text_encoder_3": None, "tokenizer_3": None}
         try:
-            pipeline = StableDiffusion3Pipeline.from_pretrained(source, torch_dtype=torch.float32, **optional)
+            pipeline = StableDiffusion3Pipeline.from_pretrained(source, dtype=torch.float32, **optional)
         except (OSError, ValueError) as error:
             cure = "give a local folder in diffusers' format, or make the hub reachable and accept the model's licence"
             raise MissingError(f"cannot load {source!r}: {error}; {cure}") from error

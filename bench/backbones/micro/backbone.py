@@ -28,7 +28,7 @@ class MicroBackbone(FlowBackbone):
         if not (folder / "codec.safetensors").is_file():
             raise MissingError(f"no micro weights in {folder}; reinstall the package or pretrain them (see its README)")
         try:
-            transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+            transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
             text, codec = load_file(folder / "text.safetensors"), load_file(folder / "codec.safetensors")
         except (SafetensorError, OSError) as error:
             raise UsageError(f"corrupt weights file in {folder}: {error}") from error
