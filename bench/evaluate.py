@@ -8,6 +8,8 @@ import torch
 from bench.backbones.flow import FlowBackbone
 from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
+from bench.sampler.schedule import make_schedule
+from bench.sampler.transitions import KERNELS
 from bench.stats import Estimate, estimate
 from bench.task import Prompt, Task
 
@@ -37,6 +39,11 @@ class Evaluation:
     def from_record(record: dict) -> "Evaluation":
         rows = {name: np.array(values, np.float64) for name, values in record["rows"].items()}
         return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows)
+
+
+def euler(steps: int, shift: float) -> Sampler:
+    """The sampler of every evaluation: deterministic Euler on the backbone's schedule."""
+    return Sampler(make_schedule(steps, shift), KERNELS["ode"])
 
 
 def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: range) -> torch.Tensor:

@@ -8,12 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.errors import UsageError, unknown
-from bench.evaluate import Evaluation, evaluate
+from bench.evaluate import Evaluation, euler, evaluate
 from bench.registry import registered
 from bench.runner import load_backbone, load_tasks
-from bench.sampler.rollout import Sampler
-from bench.sampler.schedule import make_schedule
-from bench.sampler.transitions import KERNELS
 from bench.spec import describe
 from bench.store import write_atomic
 from bench.task import SPLITS
@@ -36,7 +33,7 @@ def score_adapter(
     if any(not 0 <= scale < float("inf") for scale in scales):
         raise UsageError(f"--guidance must be finite and at least 0, got {guidance}")
     descriptor = describe(backbone_name)
-    sampler = Sampler(make_schedule(steps, descriptor.shift), KERNELS["ode"])
+    sampler = euler(steps, descriptor.shift)
     backbone = load_backbone(backbone_name, "cuda" if torch.cuda.is_available() else "cpu")
     if adapter != "base":
         backbone.adapters.load("scored", Path(adapter))

@@ -9,13 +9,10 @@ from torch import Tensor
 
 from bench.backbones.adapters import TARGETS, Shape
 from bench.errors import BenchError
-from bench.evaluate import Evaluation, evaluate
+from bench.evaluate import Evaluation, euler, evaluate
 from bench.hashing import seed_of
 from bench.lab import EMA, STUDENT, Lab
 from bench.method import Method
-from bench.sampler.rollout import Sampler
-from bench.sampler.schedule import make_schedule
-from bench.sampler.transitions import KERNELS
 from bench.store import Run
 
 
@@ -36,7 +33,7 @@ class Loop:
         self.step = self.ema_updates = 0
         self.evaluated: list[float] = []
         backbone, spec = lab.backbone, run.spec
-        self.evaluation_sampler = Sampler(make_schedule(spec.evaluation.steps, shift), KERNELS["ode"])
+        self.evaluation_sampler = euler(spec.evaluation.steps, shift)
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)

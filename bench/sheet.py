@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from bench.backbones.flow import FlowBackbone
-from bench.evaluate import initial_noise, pictures
+from bench.evaluate import euler, initial_noise, pictures
 from bench.runner import load_backbone, load_tasks
 from bench.sampler.rollout import Sampler
-from bench.sampler.schedule import make_schedule
-from bench.sampler.transitions import KERNELS
 from bench.spec import Spec, describe
 
 PER_TASK = 6
@@ -44,7 +42,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     backbone.adapters.load("student", root / summary["folder"] / "adapter")
     for task, teacher in summary["teachers"].items():
         backbone.adapters.load(f"teacher-{task}", Path(teacher["folder"]))
-    sampler = Sampler(make_schedule(spec.evaluation.steps, descriptor.shift), KERNELS["ode"])
+    sampler = euler(spec.evaluation.steps, descriptor.shift)
     groups = []
     for name, task in load_tasks(spec.tasks, descriptor.world).items():
         teacher = f"teacher-{name}" if name in summary["teachers"] else None

@@ -89,15 +89,22 @@ def _noise(images_BCHW: Tensor) -> Tensor:
     return ((images_BCHW[..., 1:] - images_BCHW[..., :-1]).abs().flatten(1).median(1).values / 0.954).square()
 
 
+def _best_fits(images_BCHW: Tensor, templates: _Templates, size: int) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+    """Places L a picture and, for each of B * L patches: evidence and index of the best template, ground, paint."""
+    images_BCHW = images_BCHW.float().cpu()
+    patches = _patches(images_BCHW, size)
+    places = patches.shape[1]
+    colours, explained = templates.fit(patches.flatten(0, 1), _noise(images_BCHW).repeat_interleave(places))
+    best, which = explained.max(1)
+    ground, paint = colours[torch.arange(len(which)), which].unbind(1)
+    return places, best, which, ground, paint
+
+
 @torch.no_grad()
 def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
     """Shapes in each of B pictures [B, 3, 32, 32], best first; overlapping blocks keep the better one."""
-    images_BCHW = images_BCHW.float().cpu()
-    patches = _patches(images_BCHW, BLOCK)
-    batch, places = patches.shape[:2]
-    colours, explained = _shapes().fit(patches.flatten(0, 1), _noise(images_BCHW).repeat_interleave(places))
-    best, which = explained.max(1)
-    ground, paint = colours[torch.arange(len(which)), which].unbind(1)
+    places, best, which, ground, paint = _best_fits(images_BCHW, _shapes(), BLOCK)
+    batch = len(images_BCHW)
     palette = torch.tensor(list(COLOURS.values())) / 255
     nearest = torch.cdist(paint, palette).argmin(1).view(batch, places).tolist()
     contrast = (paint - ground).norm(dim=1)
@@ -126,12 +133,8 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
 @torch.no_grad()
 def read_text(images_BCHW: Tensor) -> list[str]:
     """Characters in each of B pictures, row by row, left to right, without separators."""
-    images_BCHW = images_BCHW.float().cpu()
-    patches = _patches(images_BCHW, CELL)
-    batch, places = patches.shape[:2]
-    colours, explained = _glyphs().fit(patches.flatten(0, 1), _noise(images_BCHW).repeat_interleave(places))
-    best, which = explained.max(1)
-    ground, paint = colours[torch.arange(len(which)), which].unbind(1)
+    places, best, which, ground, paint = _best_fits(images_BCHW, _glyphs(), CELL)
+    batch = len(images_BCHW)
     seen = ((best > GLYPH_EVIDENCE) & ((paint - ground).norm(dim=1) > MIN_CONTRAST)).view(batch, places).tolist()
     which = which.view(batch, places).tolist()
     names = _glyphs().names
