@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bench.errors import BenchError, PartialError, UsageError
+from bench.errors import BenchError, PartialError, UsageError, one_line
 
 app = typer.Typer(
     name="bench",
@@ -72,7 +72,6 @@ def run(
     from bench.console import Console
     from bench.runner import Session, execute
     from bench.sheet import contact_sheet
-    from bench.store import one_line
 
     summaries, failures = [], []
     with Console() as console:
@@ -102,15 +101,12 @@ def teach(
     results: Results = RUNS,
 ) -> None:
     """Train one teacher a task by single-task RL; `bench run --teachers train` then uses them."""
-    from bench.registry import registered
+    from bench.registry import task_names
     from bench.spec import resolve
     from bench.store import results_root
     from bench.teachers import TEACHER_METHOD
 
-    names = split_names(tasks)
-    names = list(registered("task")) if names == ["all"] else names
-    if not names:
-        raise UsageError("the task list is empty; name tasks or 'all'")
+    names = task_names(split_names(tasks))
     seed_list, root = parse_seeds(seeds), results_root(results)
     specs = [resolve(TEACHER_METHOD, [t], s, backbone, preset, set_) for s in seed_list for t in names]
     from bench.console import Console
@@ -160,7 +156,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except BenchError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -28,6 +28,11 @@ class PartialError(BenchError):
     exit_code = 4
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
     """A UsageError that names the nearest valid value."""
     known = sorted(known)

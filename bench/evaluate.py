@@ -75,8 +75,9 @@ def evaluate(
     guidance: float,
     split: str = "test",
     batch: int = 96,
+    audit: bool = False,
 ) -> Evaluation:
-    """Score one model on a split of one task."""
+    """Score one model on a split of one task; `audit` adds the task's independent scorer."""
     prompts = task.prompts(split)
     rewards, metrics = [], []
     for start in range(0, len(prompts), batch):
@@ -85,7 +86,7 @@ def evaluate(
         images = pictures(backbone, chunk, noise, adapter, sampler, guidance)
         with backbone.meter.purpose("scoring"):
             scores = task.score(images, chunk)
-        rewards.append(scores.rewards)
-        metrics.append(scores.metrics)
+            rewards.append(scores.rewards)
+            metrics.append(scores.metrics | (task.audit(images, chunk) if audit else {}))
     rows = {"reward": np.concatenate(rewards)} | {m: np.concatenate([x[m] for x in metrics]) for m in metrics[0]}
     return Evaluation(task.name, task.headline, np.array([p.stratum for p in prompts]), rows)

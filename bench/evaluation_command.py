@@ -9,10 +9,10 @@ from rich.table import Table
 
 from bench.errors import UsageError, unknown
 from bench.evaluate import Evaluation, euler, evaluate
-from bench.registry import registered
+from bench.files import write_atomic
+from bench.registry import task_names
 from bench.runner import load_backbone, load_tasks
 from bench.spec import describe
-from bench.store import write_atomic
 from bench.task import SPLITS
 
 
@@ -22,10 +22,7 @@ def score_adapter(
     """Print every metric with its interval. Raises UsageError for what does not exist."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    names = tuple(registered("task")) if tasks == ["all"] else tuple(tasks)
-    for name in names:
-        if name not in registered("task"):
-            raise unknown("task", name, [*registered("task"), "all"])
+    names = tuple(task_names(tasks))
     try:
         scales = [float(part) for part in guidance.split(",")]
     except ValueError as error:
@@ -43,7 +40,9 @@ def score_adapter(
     results: list[tuple[float, Evaluation]] = []
     for name, task in load_tasks(names, descriptor.world).items():
         for scale in scales:
-            result = evaluate(backbone, task, None if adapter == "base" else "scored", sampler, scale, split)
+            result = evaluate(
+                backbone, task, None if adapter == "base" else "scored", sampler, scale, split, audit=True
+            )
             results.append((scale, result))
             for metric, values in result.rows.items():
                 strata = dict.fromkeys(result.strata.tolist())

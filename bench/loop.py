@@ -83,9 +83,10 @@ class Loop:
                     experience = self.method.collect(lab, task)
                 total = 0.0
                 for piece in self.method.losses(lab, task, experience):
-                    if not torch.isfinite(piece):
-                        raise self._diverged(f"the loss of task {task!r} is {float(piece)}")
-                    total += float(piece.detach())
+                    value = float(piece.detach())
+                    if not math.isfinite(value):
+                        raise self._diverged(f"the loss of task {task!r} is {value}")
+                    total += value
                     (weight * piece).backward()
                 row[f"loss/{task}"] = total
             norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, spec.optimizer.clip))

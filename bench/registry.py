@@ -3,7 +3,7 @@
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from bench.errors import MissingError, unknown
+from bench.errors import MissingError, UsageError, unknown
 
 GROUPS = {"method": "bench.methods", "task": "bench.tasks", "backbone": "bench.backbones"}
 
@@ -23,3 +23,18 @@ def find(kind: str, name: str):
         return known[name].load()
     except ImportError as error:
         raise MissingError(f"{kind} {name!r} cannot be imported: {error}") from error
+
+
+def task_names(names: list[str]) -> list[str]:
+    """The tasks a user named; ["all"] stands for every registered one. Raises UsageError."""
+    known = list(registered("task"))
+    if not names:
+        raise UsageError("the task list is empty; name tasks or 'all'")
+    if names == ["all"]:
+        return known
+    for name in names:
+        if name not in known:
+            raise unknown("task", name, [*known, "all"])
+    if len(set(names)) != len(names):
+        raise UsageError(f"a task is named twice: {', '.join(names)}")
+    return names

@@ -9,13 +9,14 @@ import torch
 from bench.backbones.flow import FlowBackbone
 from bench.errors import MissingError, UsageError
 from bench.evaluate import Evaluation
+from bench.files import write_atomic
 from bench.hashing import text_hash
 from bench.lab import EMA, Lab
 from bench.loop import Loop, Progress
 from bench.provenance import record
 from bench.registry import find
 from bench.spec import Spec, describe
-from bench.store import Run, write_atomic
+from bench.store import Run
 from bench.task import Task
 from bench.teachers import Teacher, locate, mount, to_train
 
@@ -55,6 +56,11 @@ def execute(spec: Spec, session: Session) -> dict:
     fingerprint = descriptor.fingerprint()
     run = Run(session.root, spec, fingerprint)
     if run.summary:
+        refuse_changed(
+            run,
+            {task: t["hash"] for task, t in run.summary["teachers"].items()},
+            {task: t.hash for task, t in locate(spec, descriptor, session.root, fingerprint).items()},
+        )
         session.say(f"already finished: {run.folder}")
         return run.summary
     for teacher_run in to_train(spec, session.root, fingerprint):
@@ -65,9 +71,7 @@ def execute(spec: Spec, session: Session) -> dict:
         run.open()
         entry = record(spec.device) | {"teachers": {task: t.hash for task, t in teachers.items()}}
         for earlier in run.rows("provenance.jsonl"):
-            if earlier["teachers"] != entry["teachers"]:
-                changed = [t for t in teachers if earlier["teachers"].get(t) != teachers[t].hash]
-                raise UsageError(f"{run.folder} was begun with another teacher for {', '.join(changed)}; not resuming")
+            refuse_changed(run, earlier["teachers"], entry["teachers"])
         backbone = load_backbone(spec.backbone, spec.device)
         lab = Lab(
             backbone=backbone,
@@ -90,6 +94,16 @@ def execute(spec: Spec, session: Session) -> dict:
         return summary
 
 
+def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> None:
+    """Raise UsageError if a teacher's hash is not what the run was begun with."""
+    changed = [task for task in now if before.get(task) != now[task]]
+    if changed:
+        raise UsageError(
+            f"{run.folder} was begun with another teacher for {', '.join(changed)}; "
+            "move it away or use another --results"
+        )
+
+
 def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_guidance: dict[str, float]) -> dict:
     """Base at its best guidance, every teacher and the student on every task, with cost."""
     run, spec = loop.run, loop.spec
@@ -100,8 +114,8 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
         t: references.of(None, t, "base", base_guidance.get(t, spec.evaluation.guidance)) for t in spec.tasks
     }
     for name, teacher in teachers.items():
-        guidance = spec.params.get("teacher_guidance", {}).get(name, spec.evaluation.guidance)
-        models[f"teacher {name}"] = {t: references.of(teacher.adapter, t, teacher.hash, guidance) for t in spec.tasks}
+        scale = spec.teacher_guidance(name)
+        models[f"teacher {name}"] = {t: references.of(teacher.adapter, t, teacher.hash, scale) for t in spec.tasks}
     loop.lab.backbone.meter.settle()
     return {
         "method": spec.method,
@@ -109,7 +123,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
         "folder": run.folder.name,
         "updates": loop.step,
         "cost": loop.lab.backbone.meter.state(),
-        "teachers": {task: {"folder": str(t.folder), "hash": t.hash} for task, t in teachers.items()},
+        "teachers": {task: {"source": spec.teachers[task], "hash": t.hash} for task, t in teachers.items()},
         "models": models,
     }
 

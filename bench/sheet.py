@@ -7,9 +7,11 @@ from torch import Tensor
 
 from bench.backbones.flow import FlowBackbone
 from bench.evaluate import euler, initial_noise, pictures
+from bench.lab import STUDENT
 from bench.runner import load_backbone, load_tasks
 from bench.sampler.rollout import Sampler
 from bench.spec import Spec, describe
+from bench.teachers import locate, mount
 
 PER_TASK = 6
 
@@ -27,8 +29,8 @@ def _columns(
     draw = lambda adapter, scale: pictures(backbone, chosen, noise, adapter, sampler, scale)  # noqa: E731
     columns = {"base": draw(None, base_guidance)}
     if teacher:
-        columns["teacher"] = draw(teacher, spec.params.get("teacher_guidance", {}).get(task.name, guidance))
-    columns["student"] = draw("student", guidance)
+        columns["teacher"] = draw(teacher, spec.teacher_guidance(task.name))
+    columns["student"] = draw(STUDENT, guidance)
     return [p.text for p in chosen], columns
 
 
@@ -39,15 +41,13 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
         return path
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device)
-    backbone.adapters.load("student", root / summary["folder"] / "adapter")
-    for task, teacher in summary["teachers"].items():
-        backbone.adapters.load(f"teacher-{task}", Path(teacher["folder"]))
+    backbone.adapters.load(STUDENT, root / summary["folder"] / "adapter")
+    teachers = mount(locate(spec, descriptor, root, descriptor.fingerprint()), backbone)
     sampler = euler(spec.evaluation.steps, descriptor.shift)
     groups = []
     for name, task in load_tasks(spec.tasks, descriptor.world).items():
-        teacher = f"teacher-{name}" if name in summary["teachers"] else None
         base_guidance = (descriptor.base_guidance or {}).get(name, spec.evaluation.guidance)
-        groups.append((name, *_columns(backbone, task, teacher, spec, sampler, base_guidance)))
+        groups.append((name, *_columns(backbone, task, teachers.get(name), spec, sampler, base_guidance)))
     _paint(groups, path)
     return path
 

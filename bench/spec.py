@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bench.backbones.descriptor import Descriptor
 from bench.errors import UsageError, unknown
 from bench.hashing import text_hash
-from bench.registry import find, registered
+from bench.registry import find, task_names
 from bench.sampler.rollout import Sampler
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import get_kernel
@@ -121,6 +121,10 @@ class Spec(Part):
         """Identity of the run apart from its seed: settings and the backbone's weights."""
         return text_hash({"spec": self.model_dump(mode="json", exclude={"seed"}), "backbone": backbone_hash})
 
+    def teacher_guidance(self, task: str) -> float:
+        """Guidance scale at which a task's teacher is shown: what the method distils from, or the evaluation's."""
+        return self.params.get("teacher_guidance", {}).get(task, self.evaluation.guidance)
+
     def with_seed(self, seed: int) -> "Spec":
         return self.model_copy(update={"seed": seed})
 
@@ -145,17 +149,10 @@ def resolve(
 ) -> Spec:
     """Build a spec: defaults <- the backbone's recipe <- preset file <- overrides. Raises UsageError.
 
-    `tasks` may be ["all"]. `overrides` are "dotted.key=value" with YAML values. `teachers` sets every task's source.
+    `tasks` may be ["all"]. `overrides` are "dotted.key=value" with YAML values. `teachers` is 'shipped', 'train' or a
+    folder that holds one adapter folder a task.
     """
-    if not tasks:
-        raise UsageError("the task list is empty; name tasks or 'all'")
-    if tasks == ["all"]:
-        tasks = list(registered("task"))
-    for task in tasks:
-        if task not in registered("task"):
-            raise unknown("task", task, [*registered("task"), "all"])
-    if len(set(tasks)) != len(tasks):
-        raise UsageError(f"a task is named twice: {', '.join(tasks)}")
+    tasks = task_names(tasks)
     method_class = find("method", method)
     descriptor = describe(backbone)
     settings: dict[str, Any] = {}
@@ -170,7 +167,9 @@ def resolve(
         if settings.get(key, value) != value:
             raise UsageError(f"{key!r} is set by its own flag, not by --set or a preset")
     if method_class.needs.teachers:
-        sources = dict.fromkeys(tasks, teachers or ("shipped" if descriptor.teachers else "train"))
+        source = teachers or ("shipped" if descriptor.teachers else "train")
+        named = source in ("shipped", "train")
+        sources = {task: source if named else str(Path(source) / task) for task in tasks}
         settings["teachers"] = sources | settings.get("teachers", {})
     elif teachers or settings.get("teachers"):
         raise UsageError(f"method {method!r} takes no teachers")

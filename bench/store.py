@@ -13,7 +13,6 @@
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,19 +21,10 @@ from typing import Any
 from torch import Tensor
 
 from bench.errors import UsageError
+from bench.files import write_atomic
 from bench.spec import Spec
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file in one step: a kill leaves the old or the new content, never a mixture."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def results_root(folder: Path) -> Path:
@@ -139,8 +129,3 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line."""
-    return re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__

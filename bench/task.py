@@ -49,6 +49,13 @@ class Task(ABC):
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         """Score pictures [B, 3, H, W] in [0, 1]. Deterministic; never raises on an ugly picture."""
 
+    def audit(self, images_BCHW: Tensor, prompts: list[Prompt]) -> dict[str, np.ndarray]:
+        """Metrics of an independent scorer that no reward uses, each float64 [B]; `bench eval` shows them.
+
+        May be slow: training never calls it. Default: none.
+        """
+        return {}
+
     def sample(self, count: int, rng: np.random.Generator) -> list[Prompt]:
         """Draw distinct-as-possible training prompts: strata in equal shares, prompts uniform within."""
         by_stratum: dict[str, list[Prompt]] = {}

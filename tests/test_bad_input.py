@@ -57,6 +57,7 @@ CASES = {
         [*RUN, "--tasks", "ocr", "--set", "teachers.ocr=nowhere"],
         "no adapter at nowhere",
     ),
+    "folder without teachers": ([*RUN, "--tasks", "ocr", "--teachers", "nowhere"], "no adapter at nowhere/ocr"),
     "teacher for no task": ([*RUN, "--tasks", "ocr", "--set", "teachers.ocrr=shipped"], "ocr"),
     "teachers for a method without": (["run", "--method", "nft", "--teachers", "shipped"], "takes no teachers"),
     "unknown device": ([*RUN, "--set", "device=tpu9"], "device"),
@@ -67,6 +68,7 @@ CASES = {
     "eval of no adapter": (["eval", "--adapter", "nowhere"], "no adapter at nowhere"),
     "eval of a corrupt adapter": (["eval", "--adapter", "CORRUPT"], "corrupt weights file"),
     "eval on an unknown split": (["eval", "--adapter", "base", "--split", "tset"], "did you mean 'test'"),
+    "eval of no task": (["eval", "--adapter", "base", "--tasks", ","], "task list is empty"),
     "eval at a guidance that is no number": (["eval", "--adapter", "base", "--guidance", "high"], "--guidance"),
     "eval with zero steps": (["eval", "--adapter", "base", "--steps", "0"], "at least 1"),
 }

@@ -108,6 +108,16 @@ def test_changed_teacher_stops_a_resume(session: Session, tmp_path: Path, micro,
     write(2)
     with pytest.raises(UsageError, match="another teacher for ocr"):
         execute(spec, session)
+    write(1)
+    execute(spec, session)
+    write(2)  # nor is a finished run shown as one of this teacher's
+    with pytest.raises(UsageError, match="another teacher for ocr"):
+        execute(spec, session)
+
+
+def test_folder_of_teachers_holds_one_a_task() -> None:
+    spec = resolve("opd_analytic", ["ocr", "geneval"], teachers="mine")
+    assert spec.teachers == {"ocr": "mine/ocr", "geneval": "mine/geneval"}
 
 
 def test_teacher_equal_to_the_base_is_refused(session: Session, tmp_path: Path, micro) -> None:

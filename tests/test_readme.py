@@ -30,8 +30,7 @@ def register(monkeypatch: pytest.MonkeyPatch):
     registered = lambda kind: real_registered(kind) | {n: None for k, n in added if k == kind}
     for module in ("bench.registry", "bench.spec", "bench.runner"):
         monkeypatch.setattr(f"{module}.find", find)
-    for module in ("bench.registry", "bench.spec"):
-        monkeypatch.setattr(f"{module}.registered", registered)
+    monkeypatch.setattr("bench.registry.registered", registered)
     return lambda kind, name, thing: added.__setitem__((kind, name), thing)
 
 

@@ -17,6 +17,7 @@ COMMON = ["budget.updates=6", "checkpoint_every=2", "evaluation.steps=2", "evalu
 # Runs the command with one function replaced by a version that dies at its n-th call.
 KILLER = """
 import os, signal, sys
+import bench.backbones.adapters as adapters
 import bench.store as store
 moment, count = sys.argv[1], int(sys.argv[2])
 seen = 0
@@ -35,6 +36,9 @@ def after_checkpoint(path, data):
     write(path, data)
     if path.name == "checkpoint.safetensors" and due():
         die()
+def half_adapter(path, data):
+    path.with_name(f".{path.name}.tmp").write_bytes(data[: len(data) // 2])
+    die()
 def torn_line(self, log, row):
     if log == "metrics.jsonl" and due():
         with (self.folder / log).open("a") as file:
@@ -47,6 +51,8 @@ def before_summary(path, data):
     write(path, data)
 if moment == "torn_line":
     store.Run.append = torn_line
+elif moment == "half_adapter":
+    adapters.write_atomic = half_adapter
 elif moment != "never":
     store.write_atomic = {"half_written": half_written, "after_checkpoint": after_checkpoint, "before_summary": before_summary}[moment]
 from bench.cli import main
@@ -107,6 +113,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
         ("opd_analytic", "half_written", 3),
         ("opd_analytic", "after_checkpoint", 2),
         ("opd_analytic", "torn_line", 4),
+        ("opd_analytic", "half_adapter", 1),
         ("opd_analytic", "before_summary", 1),
         ("nft", "half_written", 2),
         ("nft", "torn_line", 6),

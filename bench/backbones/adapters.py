@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import UsageError
+from bench.files import write_atomic
 from bench.hashing import content_hash
 
 # As published for SD3.5-M (Flow-GRPO, DiffusionNFT, DiffusionOPD): every attention projection.
@@ -109,7 +110,7 @@ class Adapters:
 
     def save(self, name: str, folder: Path, base: str = "", half: bool = False) -> None:
         """Write a folder that peft and diffusers load (adapter_config.json and adapter_model.safetensors)."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder.mkdir(parents=True, exist_ok=True)
         shape = self.shapes[name]
@@ -122,11 +123,10 @@ class Adapters:
             "bias": "none",
             "inference_mode": True,
         }
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
+        write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
         state = self.state(name)
-        save_file(
-            {PEFT_PREFIX + k: (v.half() if half else v).contiguous() for k, v in state.items()}, folder / WEIGHTS_FILE
-        )
+        tensors = {PEFT_PREFIX + k: (v.half() if half else v).contiguous() for k, v in state.items()}
+        write_atomic(folder / WEIGHTS_FILE, save(tensors, {"format": "pt"}))
 
     def load(self, name: str, folder: Path) -> None:
         """Add an adapter from a peft folder. Raises UsageError if it is unreadable or does not fit."""

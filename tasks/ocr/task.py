@@ -55,10 +55,19 @@ class Ocr(Task):
         return [Prompt(text, "sign") for text in self.source()[start : start + SIZES[split]]]
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
-        targets = [target_text(p.text) for p in prompts]
-        read = self.read(images_BCHW)
-        rewards = np.array([ocr_reward(r, t) for r, t in zip(read, targets, strict=True)])
-        exact = np.array(
-            [r.replace(" ", "").lower() == t.replace(" ", "").lower() for r, t in zip(read, targets)], float
-        )
-        return Scores(rewards, {"exact": exact, "edit": rewards})
+        edit, exact = _judge(self.read(images_BCHW), prompts)
+        return Scores(edit, {"exact": exact, "edit": edit})
+
+    def audit(self, images_BCHW: Tensor, prompts: list[Prompt]) -> dict[str, np.ndarray]:
+        """RapidOCR's verdict, where another reader gives the reward."""
+        if self.read is read_with_rapidocr:
+            return {}
+        edit, exact = _judge(read_with_rapidocr(images_BCHW), prompts)
+        return {"rapidocr_exact": exact, "rapidocr_edit": edit}
+
+
+def _judge(read: list[str], prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+    """Readings against the prompts' quoted text: (1 - normalised edit distance, 1.0 where equal), each [B]."""
+    pairs = [(r, target_text(p.text)) for r, p in zip(read, prompts, strict=True)]
+    plain = lambda text: text.replace(" ", "").lower()  # noqa: E731
+    return np.array([ocr_reward(*pair) for pair in pairs]), np.array([plain(r) == plain(t) for r, t in pairs], float)

@@ -24,9 +24,11 @@ class ClipScorer:
     @cached_property
     def model(self):
         from transformers import CLIPModel
+        from transformers.utils.logging import disable_progress_bar
 
         if not (self.folder / "config.json").is_file():
             raise MissingError(f"no preference model in {self.folder}; reinstall the package or train it")
+        disable_progress_bar()  # its bar would tear ours
         return CLIPModel.from_pretrained(self.folder, dtype=torch.float32).eval().requires_grad_(False)
 
     @cached_property

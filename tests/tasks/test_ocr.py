@@ -63,3 +63,12 @@ def test_splits_are_disjoint() -> None:
     texts = [p.text for split in ("train", "validation", "test") for p in task.prompts(split)]
     assert len(texts) == len(set(texts))
     assert len(task.prompts("test")) >= 144
+
+
+def test_audit_is_the_real_engine() -> None:
+    images, prompts = signs(12)
+    shown = Ocr("micro").audit(images, prompts)
+    assert set(shown) == {"rapidocr_exact", "rapidocr_edit"}
+    assert shown["rapidocr_exact"].mean() >= 0.75
+    assert shown["rapidocr_edit"].mean() >= shown["rapidocr_exact"].mean()
+    assert Ocr("micro").audit(torch.zeros(2, 3, 32, 32), prompts[:2])["rapidocr_exact"].tolist() == [0, 0]

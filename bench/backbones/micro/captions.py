@@ -22,7 +22,20 @@ KIND_WEIGHTS = {
     "sign": 0.18,
     "illustration": 0.12,
 }
-RELATIONS = ("left of", "right of", "above", "below")
+# Share of a kind's captions that state one fact wrongly: what keeps the base imperfect.
+MISTAKES = {
+    "single_object": 0.1,
+    "colors": 0.1,
+    "two_object": 0.2,
+    "counting": 0.4,
+    "position": 0.42,
+    "color_attr": 0.42,
+    "sign": 0.18,
+    "illustration": 0.18,
+}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+RELATIONS = tuple(OPPOSITE)
+COUNTS = (2, 3, 4)
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 SIGN_LENGTHS = (3, 4)
 SPECK_PROBABILITY = 0.5
@@ -76,7 +89,7 @@ def draw_brief(rng: np.random.Generator, kind: str | None = None) -> Brief:
         length = int(rng.choice(SIGN_LENGTHS))
         return Brief(kind, sign="".join(rng.choice(list(ALPHABET), length)))
     if kind == "counting":
-        count = int(rng.integers(2, 5))
+        count = int(rng.choice(COUNTS))
         return Brief(kind, (str(rng.choice(SHAPES)),) * count, ("",) * count)
     if kind == "illustration":
         size = int(rng.choice(ILLUSTRATION_SIZES))
@@ -114,18 +127,21 @@ def stands(a: tuple[int, int], b: tuple[int, int], relation: str) -> bool:
 
 
 def garble(brief: Brief, rng: np.random.Generator) -> Brief:
-    """Change one stated fact: caption noise, which keeps the base imperfect."""
+    """State one fact wrongly, as captions on the web do: the opposite side, a count off by one, colours exchanged.
+
+    Where two facts compete at nearly even odds guidance cannot tell which is right, but a reward can.
+    """
     other = lambda options, not_this: str(rng.choice([o for o in options if o != not_this]))  # noqa: E731
     if brief.kind == "sign":
         at = int(rng.integers(len(brief.sign)))
         return replace(brief, sign=brief.sign[:at] + other(ALPHABET, brief.sign[at]) + brief.sign[at + 1 :])
-    if brief.kind == "counting" and rng.random() < 0.5:
-        count = int(other("234", str(len(brief.shapes))))
-        return replace(brief, shapes=brief.shapes[:1] * count, colours=("",) * count)
     if brief.kind == "counting":
-        return replace(brief, shapes=(other(SHAPES, brief.shapes[0]),) * len(brief.shapes))
-    if brief.relation and rng.random() < 0.5:
-        return replace(brief, relation=other(RELATIONS, brief.relation))
+        count = int(rng.choice([n for n in COUNTS if abs(n - len(brief.shapes)) == 1]))
+        return replace(brief, shapes=brief.shapes[:1] * count, colours=("",) * count)
+    if brief.kind == "position":
+        return replace(brief, relation=OPPOSITE[brief.relation])
+    if brief.kind == "color_attr":
+        return replace(brief, colours=brief.colours[::-1])
     at = int(rng.integers(len(brief.shapes)))
     field = "colours" if brief.colours[at] and rng.random() < 0.5 else "shapes"
     values = list(getattr(brief, field))

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.backbones.micro.captions import KIND_WEIGHTS, caption, draw_brief, draw_scene, garble
+from bench.backbones.micro.captions import KIND_WEIGHTS, MISTAKES, caption, draw_brief, draw_scene, garble
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
 from bench.backbones.micro.text import MAX_TOKENS, WIDTH, TextEncoder, Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL, draw
 
 PICTURES = 200_000
-CAPTION_NOISE = 0.18
 CAPTION_DROPOUT = 0.1
 BATCH = 128
 LEARNING_RATE = 2e-3
@@ -60,7 +59,7 @@ def render_corpus(count: int, seed: int) -> tuple[np.ndarray, list[str]]:
     for i in range(count):
         brief = draw_brief(rng)
         pictures[i] = np.round(draw(draw_scene(brief, rng)) * 255)
-        captions.append(caption(garble(brief, rng) if rng.random() < CAPTION_NOISE else brief))
+        captions.append(caption(garble(brief, rng) if rng.random() < MISTAKES[brief.kind] else brief))
     return pictures, captions
 
 
@@ -201,7 +200,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "final_loss": running,
         "kinds": KIND_WEIGHTS,
-        "caption_noise": CAPTION_NOISE,
+        "mistakes": MISTAKES,
         "max_tokens": MAX_TOKENS,
         "torch": torch.__version__,
     }
