@@ -30,6 +30,10 @@ class Lab:
     seed: int
     step: int = 0
     progress: float = 0.0
+    last_progress: float = 0.0
+    """Progress at which the previous update began."""
+    inner: int = 0
+    """Which of the method's inner updates is under way."""
     notes: dict[str, float] = field(default_factory=dict)
     """What a method wants logged with this update."""
 
@@ -37,9 +41,13 @@ class Lab:
         """A fresh generator for (run seed, step, task, purpose): the same on resume, whatever ran before."""
         return torch.Generator().manual_seed(seed_of(self.seed, self.step, task, purpose))
 
+    def numpy_generator(self, purpose: str, task: str = "") -> np.random.Generator:
+        """As `generator`, for distributions that numpy has."""
+        return np.random.default_rng(seed_of(self.seed, self.step, task, purpose))
+
     def prompts(self, task: str, count: int) -> list[Prompt]:
         """`count` training prompts of a task for this update."""
-        return self.tasks[task].sample(count, np.random.default_rng(seed_of(self.seed, self.step, task, "prompts")))
+        return self.tasks[task].sample(count, self.numpy_generator("prompts", task))
 
     def encode(self, prompts: list[Prompt]) -> Conditioning:
         return self.backbone.encode([p.text for p in prompts])

@@ -31,6 +31,7 @@ class Loop:
     def __init__(self, run: Run, lab: Lab, method: Method, shift: float):
         self.run, self.lab, self.method, self.spec = run, lab, method, run.spec
         self.step = self.ema_updates = 0
+        self.last_share = 0.0
         self.evaluated: list[float] = []
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = euler(spec.evaluation.steps, shift)
@@ -47,7 +48,9 @@ class Loop:
 
     @property
     def share(self) -> float:
-        """Progress through the budget in [0, 1]."""
+        """Progress through the budget in [0, 1]; 1 at once for a method that does not train."""
+        if not self.method.trains:
+            return 1.0
         budget, meter = self.spec.budget, self.lab.backbone.meter
         if budget.updates:
             return min(1.0, self.step / budget.updates)
@@ -61,6 +64,8 @@ class Loop:
         restored = self.run.restore()
         if restored:
             self._load(*restored)
+        else:
+            self._prepare()
         points = sorted({p for p in self.spec.evaluation.points if 0 < p < 1} | {1.0})
         while (share := self.share) < 1:
             row = self._update(share)
@@ -72,39 +77,61 @@ class Loop:
                 self._save()
             listen(Progress(self.step, self.share, row))
 
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """Let the method set the student up; a method that does not train is evaluated here."""
+        self.method.prepare(self.lab)
+        adapters = self.lab.backbone.adapters
+        for name in self._kept():
+            torch._foreach_copy_(adapters.parameters(name), self.parameters)
+        if not self.method.trains:
+            self._evaluate([1.0])
+
     def _update(self, share: float) -> dict:
-        """One optimiser step over a full plan; returns the metrics row."""
+        """Collect from every task of the plan, then take the method's optimiser steps; returns the metrics row."""
         lab, spec, meter = self.lab, self.spec, self.lab.backbone.meter
-        lab.step, lab.progress, lab.notes = self.step, share, {}
+        lab.step, lab.progress, lab.last_progress, lab.notes = self.step, share, self.last_share, {}
         row: dict = {"step": self.step + 1}
+        decayed = 1 - (1 - spec.optimizer.lr_end) * share
+        for group in self.optimizer.param_groups:
+            group["lr"] = spec.optimizer.lr * decayed
         with meter.purpose("training"):
-            for task, weight in self.method.plan(self.step, spec.tasks).items():
-                with torch.no_grad():
-                    experience = self.method.collect(lab, task)
-                total = 0.0
-                for piece in self.method.losses(lab, task, experience):
-                    value = float(piece.detach())
-                    if not math.isfinite(value):
-                        raise self._diverged(f"the loss of task {task!r} is {value}")
-                    total += value
-                    (weight * piece).backward()
-                row[f"loss/{task}"] = total
-            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, spec.optimizer.clip))
-            if not math.isfinite(norm):
-                raise self._diverged(f"the gradient norm is {norm}")
-            decayed = 1 - (1 - spec.optimizer.lr_end) * share
-            for group in self.optimizer.param_groups:
-                group["lr"] = spec.optimizer.lr * decayed
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            plan = self.method.plan(lab)
+            with torch.no_grad():
+                experiences = self.method.mix(lab, {task: self.method.collect(lab, task) for task in plan})
+            for lab.inner in range(self.method.inner_updates):
+                for task, weight in plan.items():
+                    row[f"loss/{task}"] = self._backward(task, weight, experiences[task])
+                row["grad_norm"] = self._descend()
             with torch.no_grad():
                 self.method.after_update(lab)
                 self.step += 1
                 if self.step % spec.ema.every == 0:
                     self._average()
+        self.last_share = share
         state = meter.state()
-        row |= {"grad_norm": norm, "lr": spec.optimizer.lr * decayed} | lab.notes
+        row |= {"lr": spec.optimizer.lr * decayed} | lab.notes
         return row | {"evaluations": state["evaluations"], "seconds": state["seconds"]}
+
+    def _backward(self, task: str, weight: float, experience: object) -> float:
+        """Add a task's weighted gradient; returns its loss."""
+        total = 0.0
+        for piece in self.method.losses(self.lab, task, experience):
+            value = float(piece.detach())
+            if not math.isfinite(value):
+                raise self._diverged(f"the loss of task {task!r} is {value}")
+            total += value
+            (weight * piece).backward()
+        return total
+
+    def _descend(self) -> float:
+        """Clip, step, clear; returns the gradient's norm before clipping."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.optimizer.clip))
+        if not math.isfinite(norm):
+            raise self._diverged(f"the gradient norm is {norm}")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def _average(self) -> None:
         decay = min((1 + self.ema_updates) / (10 + self.ema_updates), self.spec.ema.decay)
@@ -147,6 +174,7 @@ class Loop:
         state = {
             "step": self.step,
             "ema_updates": self.ema_updates,
+            "last_share": self.last_share,
             "evaluated": self.evaluated,
             "meter": self.lab.backbone.meter.state(),
         }
@@ -164,4 +192,5 @@ class Loop:
                 moments.setdefault(int(index), {})[field] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.step, self.ema_updates, self.evaluated = state["step"], state["ema_updates"], state["evaluated"]
+        self.last_share = state["last_share"]
         self.lab.backbone.meter.load(state["meter"])

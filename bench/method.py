@@ -43,6 +43,8 @@ class Method(ABC, Generic[Experience]):
     Options: ClassVar[type[Options]] = Options
     adapters: ClassVar[tuple[str, ...]] = ()
     """Further adapters the method keeps beside the student; they start equal to it and are checkpointed."""
+    trains: ClassVar[bool] = True
+    """False for a method whose result is ready after `prepare`."""
 
     def __init__(self, options: Any):
         self.options = options
@@ -53,13 +55,28 @@ class Method(ABC, Generic[Experience]):
         if cls.needs.stochastic and not sampler.stochastic:
             raise UsageError(f"method {cls.name!r} needs a stochastic kernel: set sampler.kernel and sampler.eta > 0")
 
-    def plan(self, step: int, tasks: tuple[str, ...]) -> dict[str, float]:
-        """task -> weight of its gradient in update `step`; a pure function of the step. Default: every task equally."""
-        return dict.fromkeys(tasks, 1 / len(tasks))
+    @property
+    def inner_updates(self) -> int:
+        """Optimiser steps on what one update collected; `lab.inner` counts them."""
+        return 1
+
+    def prepare(self, lab: "Lab") -> None:
+        """Called once, before a fresh run's first update, without gradients; may write to the student."""
+
+    def plan(self, lab: "Lab") -> dict[str, float]:
+        """task -> weight of its gradient in this update: a function of `lab.step` and `lab.progress` alone.
+
+        Default: every task equally.
+        """
+        return dict.fromkeys(lab.tasks, 1 / len(lab.tasks))
 
     @abstractmethod
     def collect(self, lab: "Lab", task: str) -> Experience:
         """What this update learns from. Runs without gradients."""
+
+    def mix(self, lab: "Lab", experiences: dict[str, Experience]) -> dict[str, Experience]:
+        """Look at all tasks' experiences of an update together before any loss is taken. Default: leave them."""
+        return experiences
 
     @abstractmethod
     def losses(self, lab: "Lab", task: str, experience: Experience) -> Iterator[Tensor]:

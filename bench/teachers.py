@@ -10,7 +10,7 @@ from bench.errors import MissingError, UsageError
 from bench.spec import Spec, resolve
 from bench.store import Run
 
-TEACHER_METHOD = "nft"
+TEACHER_METHOD = "single_task"
 
 
 @dataclass(frozen=True)

@@ -14,26 +14,23 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
-from bench.method import Method, Needs, Options
 from bench.sampler.rollout import rollout, walk
 from bench.sampler.weighting import step_weights
+from methods.distillation import (
+    DistillationMethod,
+    DistillationOptions,
+    squared_error,
+    teacher_velocity,
+    trained_steps,
+)
 
-Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-
-class OpdOptions(Options):
+class OpdOptions(DistillationOptions):
     """Settings of analytic OPD; defaults as in the released configuration."""
 
-    trajectories: Annotated[int, Field(gt=0)] = 24
-    """Student trajectories per task and update."""
     weighting: Literal["true", "no_dt", "mean_matching", "velocity"] = "mean_matching"
     """What "the KL" is divided by; see bench list kernels and --dry-run."""
-    timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """The first int(steps * this) steps are trained."""
-    teacher_guidance: dict[str, Guidance] = Field(default_factory=dict)
-    """task -> the teacher's guidance scale; the student's where nothing is said."""
     execution: Literal["fused", "plain"] = "fused"
     """fused: one student forward a step serves rollout and loss; plain: roll out, store, train. Same gradient."""
     chunk: Annotated[int, Field(gt=0)] = 128
@@ -42,67 +39,48 @@ class OpdOptions(Options):
 
 @dataclass
 class Start:
-    """Initial noise [B, C, h, w] and prompts; in plain execution also the visited states and teacher velocities."""
+    """Initial noise [B, C, h, w] and prompts; in plain execution also the visited states and what to match there."""
 
     noise: Tensor
     conditioning: Conditioning
     states: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
+    anchors: list[Tensor] = field(default_factory=list)
 
 
-def squared_error(v_student: Tensor, v_teacher: Tensor) -> Tensor:
-    """Mean over elements of the squared velocity difference, [B] (released code averages; the paper sums)."""
-    return (v_student - v_teacher).square().flatten(1).mean(1)
-
-
-class OpdAnalytic(Method[Start]):
+class OpdAnalytic(DistillationMethod):
     name = "opd_analytic"
     source = "DiffusionOPD, arXiv 2605.15055, Eq. 11-14"
-    needs = Needs(teachers=True)
     Options = OpdOptions
-
-    @classmethod
-    def check(cls, spec, sampler) -> None:
-        super().check(spec, sampler)
-        if int(sampler.steps * spec.params["timestep_fraction"]) < 1:
-            raise UsageError(
-                f"params.timestep_fraction {spec.params['timestep_fraction']:g} of {sampler.steps} steps trains no step"
-            )
-        for task in spec.params["teacher_guidance"]:
-            if task not in spec.tasks:
-                raise UsageError(f"params.teacher_guidance names {task!r}, which is not among the run's tasks")
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
         o = OpdOptions.model_validate(spec.params)
-        trained = int(sampler.steps * o.timestep_fraction)
-        student = 1 if spec.sampler.guidance == 1 else 2
-        teachers = [1 if o.teacher_guidance.get(t, spec.sampler.guidance) == 1 else 2 for t in spec.tasks]
-        if o.execution == "fused":
-            steps = [trained * (3 * student + teacher) for teacher in teachers]
-        else:
-            steps = [sampler.steps * (student + teacher) + 3 * trained * student for teacher in teachers]
-        return o.trajectories * sum(steps)
-
-    def weights(self, lab: Lab) -> list[float]:
-        """Loss weight of each trained step."""
-        return step_weights(lab.sampler, self.options.weighting)[
-            : int(lab.sampler.steps * self.options.timestep_fraction)
-        ]
+        trained = len(trained_steps(sampler, o.timestep_fraction))
+        rollout_cost = 0 if o.execution == "fused" else sampler.steps
+        return cls.trajectory_cost(spec, rollout_cost + 3 * trained, trained, trained)
 
     def collect(self, lab: Lab, task: str) -> Start:
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         start = Start(lab.backbone.noise(len(conditioning), lab.generator("noise", task)), conditioning)
         if self.options.execution == "plain":
-            field = lab.velocity(conditioning, STUDENT)
+            student = lab.velocity(conditioning, STUDENT)
             kernel_noise = lab.generator("kernel", task)
-            start.states = rollout(field, start.noise, lab.sampler, kernel_noise, keep=True).states[:-1]
-            teacher = self._teacher(lab, task, conditioning)
-            start.targets = [teacher(x, s) for x, s in zip(start.states, lab.sampler.schedule.sigmas)]
+            states = rollout(student, start.noise, lab.sampler, kernel_noise, keep=True).states
+            steps = trained_steps(lab.sampler, self.options.timestep_fraction)
+            start.states = [states[k] for k in steps]
+            start.targets, start.anchors = zip(*(self._targets(lab, task, start, k, states[k]) for k in steps))
         return start
 
+    def _targets(self, lab: Lab, task: str, start: Start, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's velocity at a state, and the base's (the teacher's again where there is no anchor)."""
+        sigma = lab.sampler.schedule.sigmas[k]
+        target = teacher_velocity(lab, task, start.conditioning, self.options)(x, sigma)
+        return target, lab.velocity(start.conditioning, None)(x, sigma) if self.options.anchor else target
+
     def losses(self, lab: Lab, task: str, experience: Start) -> Iterator[Tensor]:
-        weights = self.weights(lab)
+        steps = trained_steps(lab.sampler, self.options.timestep_fraction)
+        weights = [step_weights(lab.sampler, self.options.weighting)[k] for k in steps]
         pieces = self._plain if self.options.execution == "plain" else self._fused
         total = 0.0
         for piece in pieces(lab, task, experience, weights):
@@ -110,27 +88,27 @@ class OpdAnalytic(Method[Start]):
             yield piece
         lab.note(f"kl/{task}", total)
 
+    def _error(self, v: Tensor, target: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
+        """Loss of each state, [B]."""
+        error = weight * squared_error(v, target)
+        return error + self.options.anchor * squared_error(v, anchor) if self.options.anchor else error
+
     def _fused(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Walk with gradients one step at a time; the trajectory ends with the last trained step."""
         student = lab.velocity(start.conditioning, STUDENT)
-        teacher = self._teacher(lab, task, start.conditioning)
         steps = walk(student, start.noise, lab.sampler, lab.generator("kernel", task))
         for weight, (k, x, taken) in zip(weights, steps):
             with torch.no_grad():
-                target = teacher(x, lab.sampler.schedule.sigmas[k])
-            yield weight * squared_error(taken.velocity, target).mean() / len(weights)
+                target, anchor = self._targets(lab, task, start, k, x)
+            yield self._error(taken.velocity, target, anchor, weight).mean() / len(weights)
 
     def _plain(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Train on stored states, several steps in one batch."""
         trained, batch = len(weights), len(start.noise)
-        states, targets = torch.cat(start.states[:trained]), torch.cat(start.targets[:trained])
+        states, targets, anchors = torch.cat(start.states), torch.cat(start.targets), torch.cat(start.anchors)
         sigma = torch.tensor(lab.sampler.schedule.sigmas[:trained]).repeat_interleave(batch).to(states.device)
         weight = torch.tensor(weights).repeat_interleave(batch).to(states.device)
         conditioning = start.conditioning.repeat(trained)
         for part in torch.arange(len(states)).split(self.options.chunk):
             v = lab.velocity(conditioning[part], STUDENT)(states[part], sigma[part])
-            yield (weight[part] * squared_error(v, targets[part])).sum() / (trained * batch)
-
-    def _teacher(self, lab: Lab, task: str, conditioning: Conditioning):
-        guidance = self.options.teacher_guidance.get(task, lab.guidance)
-        return lab.velocity(conditioning, lab.teachers[task], guidance)
+            yield self._error(v, targets[part], anchors[part], weight[part]).sum() / (trained * batch)

@@ -59,7 +59,7 @@ CASES = {
     ),
     "folder without teachers": ([*RUN, "--tasks", "ocr", "--teachers", "nowhere"], "no adapter at nowhere/ocr"),
     "teacher for no task": ([*RUN, "--tasks", "ocr", "--set", "teachers.ocrr=shipped"], "ocr"),
-    "teachers for a method without": (["run", "--method", "nft", "--teachers", "shipped"], "takes no teachers"),
+    "teachers for a method without": (["run", "--method", "single_task", "--teachers", "shipped"], "takes no teachers"),
     "unknown device": ([*RUN, "--set", "device=tpu9"], "device"),
     "unknown command": (["rum"], "rum"),
     "unknown flag": ([*RUN, "--task", "ocr"], "--task"),
@@ -109,17 +109,21 @@ def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "results" / "runs"
     backbone_hash = describe("micro").fingerprint()
-    ours = Run(root, resolve("nft", ["ocr"], overrides=["budget.updates=2"]), backbone_hash)
-    other = Run(root, resolve("nft", ["ocr"], overrides=["budget.updates=3"]), backbone_hash)
+    ours = Run(root, resolve("single_task", ["ocr"], overrides=["budget.updates=2"]), backbone_hash)
+    other = Run(root, resolve("single_task", ["ocr"], overrides=["budget.updates=3"]), backbone_hash)
     for run in (ours, other):
         run.open()
     other.save({}, {"step": 1})
     ours.checkpoint.write_bytes(other.checkpoint.read_bytes())
     before = sorted(p.relative_to(root) for p in root.rglob("*"))
-    code, message = call(["run", "--method", "nft", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys)
+    code, message = call(
+        ["run", "--method", "single_task", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys
+    )
     assert (code, "another spec" in message) == (2, True), message
     ours.checkpoint.write_bytes(b"garbage")
-    code, message = call(["run", "--method", "nft", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys)
+    code, message = call(
+        ["run", "--method", "single_task", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys
+    )
     assert (code, "corrupt checkpoint" in message) == (2, True), message
     after = sorted(p.relative_to(root) for p in root.rglob("*") if p.name not in ("lock", "provenance.jsonl"))
     assert after == before

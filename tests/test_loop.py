@@ -66,7 +66,7 @@ def test_a_reward_that_is_not_finite_stops_the_run(session: Session, monkeypatch
 
     broken = lambda self, images, prompts: Scores(np.full(len(prompts), np.nan), {})
     monkeypatch.setattr(Ocr, "score", broken)
-    spec = resolve("nft", ["ocr"], overrides=["params.groups=1", "params.group_size=2", "budget.updates=1"])
+    spec = resolve("single_task", ["ocr"], overrides=["params.groups=1", "params.group_size=2", "budget.updates=1"])
     with pytest.raises(BenchError, match="not finite"):
         execute(spec, session)
 

@@ -52,7 +52,7 @@ def test_example_task_runs(register, tmp_path: Path) -> None:
     exec(compile(code, "darkness.py", "exec"), scope)
     register("task", "darkness", scope["Darkness"])
     overrides = ["budget.updates=2", "evaluation.steps=2", "params.groups=2", "params.group_size=2"]
-    summary = execute(resolve("nft", ["darkness"], overrides=overrides), Session(tmp_path / "results"))
+    summary = execute(resolve("single_task", ["darkness"], overrides=overrides), Session(tmp_path / "results"))
     assert 0 <= summary["models"]["student"]["darkness"]["rows"]["reward"][0] <= 1
 
 

@@ -10,7 +10,7 @@ import pytest
 
 SETTINGS = {
     "opd_analytic": ["params.trajectories=4"],
-    "nft": ["params.groups=2", "params.group_size=4", "params.timesteps=1"],
+    "single_task": ["params.groups=2", "params.group_size=4", "params.nft.timesteps=1"],
 }
 COMMON = ["budget.updates=6", "checkpoint_every=2", "evaluation.steps=2", "evaluation.points=[0.5]", "ema.every=2"]
 
@@ -115,8 +115,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
         ("opd_analytic", "torn_line", 4),
         ("opd_analytic", "half_adapter", 1),
         ("opd_analytic", "before_summary", 1),
-        ("nft", "half_written", 2),
-        ("nft", "torn_line", 6),
+        ("single_task", "half_written", 2),
+        ("single_task", "torn_line", 6),
     ],
 )
 def test_killed_run_resumes_bit_identically(

@@ -137,6 +137,34 @@ class Adapters:
             raise UsageError(f"adapter {folder} does not fit this backbone: {error}") from error
         self.load_state(name, state, str(folder))
 
+    @torch.no_grad()
+    def deltas(self, name: str) -> dict[str, Tensor]:
+        """Weight change of every adapted layer, alpha / r * B A, keyed by layer."""
+        named, scale = self._named(name), self.shapes[name].alpha / self.shapes[name].rank
+        layers = [key.removesuffix(".lora_A.weight") for key in named if key.endswith(".lora_A.weight")]
+        return {
+            layer: scale * named[f"{layer}.lora_B.weight"].float() @ named[f"{layer}.lora_A.weight"].float()
+            for layer in layers
+        }
+
+    @torch.no_grad()
+    def set_deltas(self, name: str, deltas: dict[str, Tensor]) -> float:
+        """Set an adapter to the best approximation of weight changes at its rank (truncated SVD).
+
+        Returns the share of the changes' squared norm that is kept.
+        """
+        named, shape = self._named(name), self.shapes[name]
+        scale, kept, total = shape.alpha / shape.rank, 0.0, 0.0
+        for layer, delta in deltas.items():
+            u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
+            root = (s[: shape.rank] / scale).sqrt()
+            rank = len(root)
+            a, b = named[f"{layer}.lora_A.weight"], named[f"{layer}.lora_B.weight"]
+            a.zero_()[:rank] = root[:, None] * vh[:rank]
+            b.zero_()[:, :rank] = u[:, :rank] * root
+            kept, total = kept + float(s[:rank].square().sum()), total + float(s.square().sum())
+        return kept / total if total else 1.0
+
     def delta_norm(self, name: str) -> float:
         """Frobenius norm of the weight change, sqrt(sum |B A|^2) scaled by alpha / r; 0 means equal to the base."""
         named, total = self._named(name), 0.0

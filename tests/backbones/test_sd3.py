@@ -13,8 +13,10 @@ from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
 from bench.spec import describe
 from bench.task import Prompt, Scores, Task
-from methods.nft import OLD, DiffusionNft, NftOptions
+from methods.multi_reward import MultiReward
 from methods.opd_analytic import OpdAnalytic, OpdOptions
+from methods.rl.method import RlOptions
+from methods.rl.nft import OLD, NftOptions
 from tests.methods.conftest import shake
 
 
@@ -47,7 +49,7 @@ def lab(sd3_folder) -> Lab:
     "method",
     [
         OpdAnalytic(OpdOptions(trajectories=2, weighting="velocity")),
-        DiffusionNft(NftOptions(groups=2, group_size=2, timesteps=1)),
+        MultiReward(RlOptions(groups=2, group_size=2, nft=NftOptions(timesteps=1))),
     ],
     ids=["opd_analytic", "nft"],
 )
@@ -56,7 +58,7 @@ def test_a_method_trains_the_adapter(lab: Lab, method) -> None:
     losses = []
     for _ in range(8):
         with torch.no_grad():
-            experience = method.collect(lab, "dark")
+            experience = method.mix(lab, {"dark": method.collect(lab, "dark")})["dark"]
         losses.append(0.0)
         for piece in method.losses(lab, "dark", experience):
             losses[-1] += float(piece.detach())

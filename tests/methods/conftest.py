@@ -44,7 +44,7 @@ def gradient():
         for parameter in parameters:
             parameter.grad = None
         with torch.no_grad():
-            experience = method.collect(lab, task)
+            experience = method.mix(lab, {task: method.collect(lab, task)})[task]
         total = 0.0
         for piece in method.losses(lab, task, experience):
             total += float(piece.detach())

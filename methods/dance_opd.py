@@ -1,0 +1,69 @@
+"""DanceOPD (arXiv 2606.27377): one teacher an update, one queried state a trajectory, plain velocity regression.
+
+The student rolls out without gradients; a single step, drawn from a Beta distribution that favours low noise, is
+where its velocity is matched to the teacher's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.backbones.conditioning import Conditioning
+from bench.lab import STUDENT, Lab
+from bench.sampler.rollout import rollout
+from methods.distillation import DistillationMethod, DistillationOptions, squared_error, teacher_velocity, trained_steps
+
+
+class DanceOptions(DistillationOptions):
+    """Settings of DanceOPD; defaults as in its released code."""
+
+    batches: Literal["mixed", "alternate"] = "alternate"
+    low_noise: Annotated[float, Field(gt=0)] = 5.0
+    high_noise: Annotated[float, Field(gt=0)] = 2.0
+    """The queried step is Beta(low_noise, high_noise) along the trajectory, 1 being its end."""
+
+
+@dataclass
+class Queries:
+    """One state [B, C, h, w] a trajectory, its sigma [B], and the teacher's velocity there."""
+
+    x: Tensor
+    sigma: Tensor
+    target: Tensor
+    anchor: Tensor
+    conditioning: Conditioning
+
+
+class DanceOpd(DistillationMethod):
+    name = "dance_opd"
+    source = "DanceOPD, arXiv 2606.27377"
+    Options = DanceOptions
+
+    @classmethod
+    def predict(cls, spec, sampler) -> int:
+        return cls.trajectory_cost(spec, sampler.steps + 3, 1, 1)
+
+    def collect(self, lab: Lab, task: str) -> Queries:
+        o = self.options
+        conditioning = lab.encode(lab.prompts(task, o.trajectories))
+        noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
+        student = lab.velocity(conditioning, STUDENT)
+        states = rollout(student, noise, lab.sampler, lab.generator("kernel", task), keep=True).states
+        steps = len(trained_steps(lab.sampler, o.timestep_fraction))
+        along = torch.as_tensor(lab.numpy_generator("query", task).beta(o.low_noise, o.high_noise, len(noise)))
+        index = (along * steps).long().clamp_max(steps - 1)
+        x = torch.stack([states[k][i] for i, k in enumerate(index.tolist())])
+        sigma = torch.tensor(lab.sampler.schedule.sigmas, dtype=torch.float32)[index].to(x.device)
+        target = teacher_velocity(lab, task, conditioning, o)(x, sigma)
+        anchor = lab.velocity(conditioning, None)(x, sigma) if o.anchor else target
+        return Queries(x, sigma, target, anchor, conditioning)
+
+    def losses(self, lab: Lab, task: str, experience: Queries) -> Iterator[Tensor]:
+        v = lab.velocity(experience.conditioning, STUDENT)(experience.x, experience.sigma)
+        loss = squared_error(v, experience.target).mean()
+        lab.note(f"kl/{task}", float(loss.detach()))
+        yield loss + self.options.anchor * squared_error(v, experience.anchor).mean()

@@ -1,0 +1,60 @@
+"""What an RL objective is: how it samples pictures and what it minimises, given advantages."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.backbones.conditioning import Conditioning
+from bench.lab import Lab
+from bench.method import Options
+from bench.sampler.rollout import Sampler, Trajectory
+
+
+@dataclass
+class Samples:
+    """Pictures of one task: B = prompts x group of them, in prompt order."""
+
+    trajectory: Trajectory
+    conditioning: Conditioning
+    rewards: np.ndarray
+    """[prompts, group], in [0, 1]."""
+    advantages: Tensor
+    """[B]; filled once every task's rewards are known."""
+
+
+class Engine(ABC):
+    """One RL objective."""
+
+    Options: ClassVar[type[Options]]
+    source: ClassVar[str]
+    stochastic: ClassVar[bool]
+    """Needs log-probabilities, hence a kernel with noise."""
+    adapters: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    @abstractmethod
+    def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
+        """Draw one trajectory a prompt, without gradients."""
+
+    @abstractmethod
+    def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
+        """Scalar pieces of the loss; `reference` is the adapter (None: the base) that the penalty pulls towards."""
+
+    @abstractmethod
+    def evaluations(self, sampler: Sampler, branches: int) -> int:
+        """Model evaluations a picture costs in one update."""
+
+    def after_update(self, lab: Lab) -> None:
+        """Called after the optimiser's step, without gradients."""
+
+
+def chunks(count: int, size: int) -> tuple[Tensor, ...]:
+    """Index tensors that cover range(count)."""
+    return torch.arange(count).split(size)

@@ -1,0 +1,82 @@
+"""Flow-GRPO (arXiv 2505.05470): clipped policy gradient on the per-step log-probabilities of an SDE sampler."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.backbones.conditioning import Conditioning
+from bench.lab import STUDENT, Lab
+from bench.method import Options
+from bench.sampler.gaussian import Gaussian
+from bench.sampler.rollout import Sampler, Trajectory, rollout
+from bench.sampler.step import transition
+from methods.rl.engine import Engine, Samples
+
+
+class GrpoOptions(Options):
+    """Settings of Flow-GRPO; defaults as in the released SD3.5-M GenEval configuration."""
+
+    clip: Annotated[float, Field(gt=0)] = 1e-4
+    """The ratio is clipped to 1 +- this (log-probabilities are means over elements)."""
+    advantage_clip: Annotated[float, Field(gt=0)] = 5.0
+    kl: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the per-step KL to the reference, a mean over elements."""
+    timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """The first int(steps * this) steps are trained."""
+    inner_updates: Annotated[int, Field(gt=0)] = 1
+    """Optimiser steps on the same trajectories, each on its share of the prompts (published: 2)."""
+    chunk: Annotated[int, Field(gt=0)] = 96
+    """Latents per forward in training."""
+
+
+def surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """PPO's clipped loss [B]: max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log_ratio)."""
+    ratio = log_ratio.exp()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+class Grpo(Engine):
+    Options = GrpoOptions
+    source = "Flow-GRPO, arXiv 2505.05470, Eq. 5"
+    stochastic = True
+
+    def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
+        noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
+        field = lab.velocity(conditioning, STUDENT)
+        return rollout(field, noise, lab.sampler, lab.generator("kernel", task), keep=True)
+
+    def trained(self, sampler: Sampler) -> list[int]:
+        """Indices of the trained steps: within the timestep fraction, and with noise (a density)."""
+        first = range(int(sampler.steps * self.options.timestep_fraction))
+        return [k for k in first if sampler.coefficients[k].c]
+
+    def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
+        o, trajectory = self.options, samples.trajectory
+        steps = self.trained(lab.sampler)
+        # Each inner update sees its own share of the pictures.
+        mine = torch.arange(len(trajectory.final)).tensor_split(o.inner_updates)[lab.inner]
+        advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
+        for k in steps:
+            at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
+            for part in mine.split(o.chunk):
+                x, cond = trajectory.states[k][part], samples.conditioning[part]
+                new = transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
+                old = Gaussian(transition(x, trajectory.velocities[k][part], at).mean, at.c)
+                drawn = trajectory.states[k + 1][part]
+                loss = self.policy(new, old, drawn, advantage[part], lab.sampler.schedule.h(k))
+                if o.kl:
+                    with torch.no_grad():
+                        anchor = transition(x, lab.velocity(cond, reference)(x, sigma), at)
+                    loss = loss + o.kl * new.kl(anchor) / x[0].numel()
+                yield loss.sum() / (len(mine) * len(steps))
+
+    def policy(self, new: Gaussian, old: Gaussian, drawn: Tensor, advantage: Tensor, h: float) -> Tensor:
+        """Clipped loss [B] of one step; log-probabilities are means over elements, as in the released code."""
+        log_ratio = (new.log_prob(drawn) - old.log_prob(drawn)) / drawn[0].numel()
+        return surrogate(log_ratio, advantage, self.options.clip)
+
+    def evaluations(self, sampler: Sampler, branches: int) -> int:
+        return branches * (sampler.steps + len(self.trained(sampler)) * (3 + (1 if self.options.kl else 0)))

@@ -1,0 +1,103 @@
+"""The part that single-task, joint and cascaded RL share: an engine, prompt groups, rewards, advantages."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.errors import UsageError
+from bench.lab import Lab
+from bench.method import Method, Needs, Options
+from methods.rl.advantages import Mixing, advantages
+from methods.rl.engine import Engine, Samples
+from methods.rl.grpo import Grpo, GrpoOptions
+from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
+from methods.rl.nft import Nft, NftOptions
+
+ENGINES: dict[str, type[Engine]] = {"nft": Nft, "grpo": Grpo, "grpo_guard": GrpoGuard}
+
+
+class RlOptions(Options):
+    """Settings of every RL method. Only the chosen engine's section matters."""
+
+    engine: Literal["nft", "grpo", "grpo_guard"] = "nft"
+    groups: Annotated[int, Field(gt=0)] = 48
+    """Prompts per task and update."""
+    group_size: Annotated[int, Field(gt=1)] = 24
+    """Pictures per prompt."""
+    mixing: Mixing = "per_reward"
+    """How advantages of several tasks compare: each task in units of its own deviation, or all in common units."""
+    global_std: bool = True
+    """The deviation is the task's over the batch, not each prompt group's."""
+    nft: NftOptions = NftOptions()
+    grpo: GrpoOptions = GrpoOptions()
+    grpo_guard: GrpoGuardOptions = GrpoGuardOptions()
+
+    def build(self) -> Engine:
+        """The chosen engine with its section of settings."""
+        return ENGINES[self.engine](getattr(self, self.engine))
+
+
+class RlMethod(Method[Samples]):
+    """Joint RL on whatever tasks the plan names; subclasses change the plan."""
+
+    needs = Needs(rewards=True)
+    Options = RlOptions
+    reference: str | None = None
+    """Adapter that the engines' penalty pulls towards; None is the base."""
+
+    def __init__(self, options: RlOptions):
+        super().__init__(options)
+        self.engine = options.build()
+        self.adapters = self.engine.adapters
+
+    @classmethod
+    def check(cls, spec, sampler) -> None:
+        super().check(spec, sampler)
+        options = cls.Options.model_validate(spec.params)
+        if options.engine != "nft" and not sampler.stochastic:
+            raise UsageError(
+                f"engine {options.engine!r} needs a stochastic kernel: set sampler.kernel (flow_sde, cps, ...) "
+                "and sampler.eta > 0"
+            )
+
+    @classmethod
+    def predict(cls, spec, sampler) -> int:
+        options = cls.Options.model_validate(spec.params)
+        branches = 1 if spec.sampler.guidance == 1 else 2
+        pictures = cls.tasks_per_update(spec) * options.groups * options.group_size
+        return pictures * options.build().evaluations(sampler, branches)
+
+    @classmethod
+    def tasks_per_update(cls, spec) -> int:
+        return len(spec.tasks)
+
+    @property
+    def inner_updates(self) -> int:
+        return getattr(self.engine.options, "inner_updates", 1)
+
+    def collect(self, lab: Lab, task: str) -> Samples:
+        o = self.options
+        prompts = [p for p in lab.prompts(task, o.groups) for _ in range(o.group_size)]
+        conditioning = lab.encode(prompts)
+        trajectory = self.engine.sample(lab, task, conditioning)
+        rewards = lab.score(task, trajectory.final, prompts).rewards.reshape(o.groups, o.group_size)
+        lab.note(f"reward/{task}", float(rewards.mean()))
+        lab.note(f"reward_std/{task}", float(rewards.std(1).mean()))
+        return Samples(trajectory, conditioning, rewards, torch.empty(0))
+
+    def mix(self, lab: Lab, experiences: dict[str, Samples]) -> dict[str, Samples]:
+        """Turn rewards into advantages, once every task's are known."""
+        rewards = {task: samples.rewards for task, samples in experiences.items()}
+        for task, values in advantages(rewards, self.options.mixing, self.options.global_std).items():
+            device = experiences[task].trajectory.final.device
+            experiences[task].advantages = torch.as_tensor(values.reshape(-1), dtype=torch.float32, device=device)
+        return experiences
+
+    def losses(self, lab: Lab, task: str, experience: Samples) -> Iterator[Tensor]:
+        yield from self.engine.losses(lab, task, experience, self.reference)
+
+    def after_update(self, lab: Lab) -> None:
+        self.engine.after_update(lab)

@@ -1,0 +1,66 @@
+"""Off-policy distillation: the student imitates pictures that the teachers drew (flow-matching regression).
+
+The baseline of DiffusionOPD's ablation (arXiv 2605.15055, Fig. 5): same teachers, but the states are noised teacher
+pictures, not the student's own trajectories.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.backbones.conditioning import Conditioning
+from bench.lab import STUDENT, Lab
+from bench.sampler.rollout import rollout
+from methods.distillation import DistillationMethod, DistillationOptions, squared_error, teacher_velocity
+
+
+class SftOptions(DistillationOptions):
+    """Settings of imitation."""
+
+    levels: Annotated[int, Field(gt=0)] = 9
+    """Noise levels at which each picture is regressed, drawn uniformly from the rollout's schedule."""
+
+
+@dataclass
+class Pictures:
+    """The teacher's clean latents [B, C, h, w] and their prompts."""
+
+    x0: Tensor
+    conditioning: Conditioning
+
+
+class Sft(DistillationMethod):
+    name = "sft"
+    source = "flow matching on the teachers' samples (DiffusionOPD, arXiv 2605.15055, Fig. 5)"
+    Options = SftOptions
+
+    @classmethod
+    def predict(cls, spec, sampler) -> int:
+        levels = SftOptions.model_validate(spec.params).levels
+        return cls.trajectory_cost(spec, 3 * levels, sampler.steps, levels)
+
+    def collect(self, lab: Lab, task: str) -> Pictures:
+        conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
+        noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
+        teacher = teacher_velocity(lab, task, conditioning, self.options)
+        return Pictures(rollout(teacher, noise, lab.sampler, lab.generator("kernel", task)).final, conditioning)
+
+    def losses(self, lab: Lab, task: str, experience: Pictures) -> Iterator[Tensor]:
+        o, x0, conditioning = self.options, experience.x0, experience.conditioning
+        generator = lab.generator("levels", task)
+        sigmas = torch.tensor(lab.sampler.schedule.sigmas[:-1], dtype=torch.float32)
+        for _ in range(o.levels):
+            sigma = sigmas[torch.randint(len(sigmas), (len(x0),), generator=generator)].to(x0.device)
+            noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+            x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
+            v = lab.velocity(conditioning, STUDENT)(x_t, sigma)
+            loss = squared_error(v, noise - x0).mean()
+            if o.anchor:
+                with torch.no_grad():
+                    anchor = lab.velocity(conditioning, None)(x_t, sigma)
+                loss = loss + o.anchor * squared_error(v, anchor).mean()
+            yield loss / o.levels

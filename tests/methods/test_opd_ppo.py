@@ -1,0 +1,58 @@
+"""PPO-style against analytic OPD on a linear-Gaussian policy, by exact quadrature in float64."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from bench.sampler.gaussian import Gaussian
+from methods.opd_ppo import ppo_loss
+
+SIZE, STD = 3, 0.7
+G = torch.tensor([0.4, -1.1, 0.3], dtype=torch.float64)  # d mean / d theta
+MEAN = torch.tensor([0.2, 0.5, -0.3], dtype=torch.float64)
+TEACHER = torch.tensor([-0.1, 0.9, 0.25], dtype=torch.float64)
+
+
+def moments(kind: str) -> tuple[float, float]:
+    """Exact mean and variance of the loss gradient in theta under y ~ student (Gauss-Hermite, degree 2n - 1)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    z = torch.tensor(list(itertools.product(nodes, repeat=SIZE)))
+    w = torch.tensor([np.prod(p) for p in itertools.product(weights / weights.sum(), repeat=SIZE)])
+    theta = torch.zeros(len(z), 1, dtype=torch.float64, requires_grad=True)
+    new, old = Gaussian(MEAN + theta * G, STD), Gaussian(MEAN.expand(len(z), -1), STD)
+    guide = Gaussian(TEACHER.expand(len(z), -1), STD)
+    drawn = old.sample(z)
+    to_go = guide.log_prob(drawn) - old.log_prob(drawn)
+    ppo_loss(new, old, guide, drawn, kind, 0.2, to_go).sum().backward()
+    gradient = theta.grad[:, 0]
+    mean = float((w * gradient).sum())
+    return mean, float((w * (gradient - mean) ** 2).sum())
+
+
+DELTA, J = (MEAN - TEACHER) / STD, G / STD
+PATHWISE = float(J @ DELTA) / SIZE  # gradient of the mean-form KL
+KL, JJ = float(DELTA @ DELTA) / 2, float(J @ J)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean", "variance"),
+    [
+        ("log_ratio", PATHWISE, ((2 * KL) ** 2 * JJ / 4 + 2 * KL * JJ + float(J @ DELTA) ** 2) / SIZE**2),
+        ("return_to_go", PATHWISE, ((2 * KL) ** 2 * JJ / 4 + 2 * KL * JJ + float(J @ DELTA) ** 2) / SIZE**2),
+        ("state_kl_detached", 0.0, KL**2 * JJ / SIZE**4),
+        ("state_kl", PATHWISE, KL**2 * JJ / SIZE**4),
+    ],
+)
+def test_mean_and_variance_are_the_closed_forms(kind: str, mean: float, variance: float) -> None:
+    measured_mean, measured_variance = moments(kind)
+    assert measured_mean == pytest.approx(mean, abs=1e-9)
+    assert measured_variance == pytest.approx(variance, rel=1e-6)
+
+
+def test_analytic_gradient_is_that_mean_without_variance() -> None:
+    theta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    kl = Gaussian((MEAN + theta * G)[None], STD).kl(Gaussian(TEACHER[None], STD)) / SIZE
+    kl.sum().backward()
+    assert float(theta.grad) == pytest.approx(PATHWISE, abs=1e-12)

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+
+from bench.backbones.adapters import Shape
+from bench.lab import STUDENT
+from bench.sampler.gaussian import Gaussian
+from methods.cascade import PREVIOUS, Cascade, CascadeOptions
+from methods.multi_reward import MultiReward
+from methods.rl.advantages import advantages
+from methods.rl.grpo import Grpo, GrpoOptions, surrogate
+from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
+from methods.rl.method import RlOptions
+from methods.rl.nft import OLD, OLD_DECAY, Nft, NftOptions, optimality, policy_loss
+from tests.methods.conftest import shake
+
+
+def test_advantages_are_centred_in_each_group() -> None:
+    rewards = {"a": np.random.default_rng(0).uniform(size=(6, 8)), "b": np.random.default_rng(1).uniform(size=(6, 8))}
+    for mixing in ("per_reward", "raw"):
+        for values in advantages(rewards, mixing, True).values():
+            np.testing.assert_allclose(values.mean(1), 0, atol=1e-12)
+    flat = advantages({"a": np.ones((3, 4))}, "per_reward", True)["a"]
+    np.testing.assert_array_equal(flat, 0)
+    spread = advantages({"a": np.array([[0.0, 1.0], [0.0, 0.1]])}, "per_reward", False)["a"]
+    np.testing.assert_allclose(spread[0], spread[1], rtol=5e-3)  # a group's own scale does not matter
+
+
+def test_raw_mixing_lets_the_wider_reward_dominate() -> None:
+    narrow = np.random.default_rng(0).uniform(0.5, 0.51, size=(6, 8))
+    wide = np.random.default_rng(1).uniform(0, 1, size=(6, 8))
+    raw = advantages({"narrow": narrow, "wide": wide}, "raw", True)
+    even = advantages({"narrow": narrow, "wide": wide}, "per_reward", True)
+    assert raw["wide"].std() > 50 * raw["narrow"].std()
+    assert even["wide"].std() == pytest.approx(even["narrow"].std(), rel=0.1)
+
+
+def test_optimality_is_bounded() -> None:
+    r = optimality(torch.tensor([-9.0, -5.0, 0.0, 2.5, 9.0]), 5.0)
+    torch.testing.assert_close(r, torch.tensor([0.0, 0.0, 0.5, 0.75, 1.0]))
+
+
+def test_nft_prefers_the_velocity_that_leads_to_good_pictures() -> None:
+    """With r = 1 the gradient moves v towards the regression target, with r = 0 away from it."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps, off = torch.randn(3, 2, 4, 3, 3, generator=generator)
+    sigma = torch.tensor([0.4, 0.7])
+    x_t = torch.lerp(x0, eps, sigma.view(-1, 1, 1, 1))
+    v_old = (eps - x0) + 0.3 * off
+    for r, sign in ((1.0, -1), (0.0, 1)):
+        v = v_old.clone().requires_grad_()
+        policy_loss(v, v_old, x_t, x0, sigma, torch.full((2,), r), 1.0).sum().backward()
+        towards_target = (v.grad * (eps - x0 - v_old)).sum()
+        assert torch.sign(towards_target) == sign
+
+
+def test_nft_loss_matches_a_direct_transcription() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x0, v, v_old, x_t = torch.randn(4, 3, 2, 2, 2, generator=generator)
+    sigma, r, beta = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0.1, 0.5, 0.8]), 0.3
+    expected = []
+    for i in range(3):
+        plus, minus = beta * v[i] + (1 - beta) * v_old[i], (1 + beta) * v_old[i] - beta * v[i]
+        gaps = [x_t[i] - sigma[i] * u - x0[i] for u in (plus, minus)]
+        terms = [(g**2).mean() / g.abs().mean() for g in gaps]
+        expected.append((r[i] * terms[0] + (1 - r[i]) * terms[1]) / beta)
+    torch.testing.assert_close(policy_loss(v, v_old, x_t, x0, sigma, r, beta), torch.stack(expected))
+
+
+def test_old_policy_follows_the_student(make_lab) -> None:
+    lab = make_lab()
+    lab.backbone.adapters.add(OLD, Shape(4, 8.0))
+    shake(lab.backbone, STUDENT)
+    Nft(NftOptions(old_decay="none")).after_update(lab)
+    for old, new in zip(lab.backbone.adapters.parameters(OLD), lab.backbone.adapters.parameters(STUDENT)):
+        torch.testing.assert_close(old, new)
+    assert OLD_DECAY["slow"](200) == pytest.approx(0.2)
+    assert OLD_DECAY["slow"](10_000) == 0.5
+    assert OLD_DECAY["late"](74) == 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "kernel", "eta"), [("nft", "ode", 0), ("grpo", "flow_sde", 0.7), ("grpo_guard", "cps", 0.8)]
+)
+def test_update_has_a_gradient_and_the_predicted_cost(make_lab, gradient, engine: str, kernel: str, eta: float) -> None:
+    lab = make_lab(kernel, eta)
+    lab.backbone.adapters.add(OLD, Shape(4, 8.0))
+    sections = {"nft": NftOptions(timesteps=2, chunk=5), "grpo": GrpoOptions(chunk=5)}
+    method = MultiReward(RlOptions(engine=engine, groups=3, group_size=4, **sections))
+    lab.backbone.meter.evaluations.clear()
+    loss, grad = gradient(lab, method, "ocr")
+    assert np.isfinite(loss)
+    assert grad.norm() > 0
+    assert sum(lab.backbone.meter.evaluations.values()) == 12 * method.engine.evaluations(lab.sampler, 1)
+
+
+def test_surrogate_is_ppo() -> None:
+    log_ratio = torch.tensor([0.0, 0.3, -0.3, 0.3, -0.3]).requires_grad_()
+    advantage = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0])
+    loss = surrogate(log_ratio, advantage, 0.1)
+    torch.testing.assert_close(loss, torch.tensor([-1.0, -1.1, -float(np.exp(-0.3)), float(np.exp(0.3)), 0.9]))
+    loss.sum().backward()
+    assert log_ratio.grad[1] == 0  # rewarded and already beyond the clip: no further push
+    assert log_ratio.grad[4] == 0
+    assert log_ratio.grad[0] == -1
+
+
+def test_grpo_raises_the_probability_of_rewarded_draws() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, noise = torch.randn(2, 3, 8, generator=generator)
+    std = 0.4
+    old = Gaussian(mean, std)
+    drawn = old.sample(noise)
+    for engine in (Grpo(GrpoOptions()), GrpoGuard(GrpoGuardOptions())):
+        moving = mean.clone().requires_grad_()
+        engine.policy(Gaussian(moving, std), old, drawn, torch.tensor([1.0, -1.0, 0.0]), 0.1).sum().backward()
+        towards = (moving.grad * (drawn - mean)).sum(1)
+        assert towards[0] < 0 < towards[1]
+        assert towards[2] == 0
+
+
+def test_guard_removes_the_bias_of_the_ratio() -> None:
+    """Under the old policy E[log ratio] = -|shift|^2 / (2 std^2): corrected, its mean is 0."""
+    generator = torch.Generator().manual_seed(0)
+    std, shift, size = 0.3, 0.05, 64
+    old = Gaussian(torch.zeros(4000, size, dtype=torch.float64), std)
+    new = Gaussian(old.mean + shift, std)
+    drawn = old.sample(torch.randn(old.mean.shape, generator=generator, dtype=torch.float64))
+    log_ratio = (new.log_prob(drawn) - old.log_prob(drawn)) / size
+    corrected = log_ratio + new.kl(old) / size
+    assert float(log_ratio.mean()) == pytest.approx(-(shift**2) / (2 * std**2), rel=0.05)
+    assert abs(float(corrected.mean())) < 4 * float(corrected.std()) / 4000**0.5
+
+
+def test_cascade_visits_tasks_in_order_and_moves_its_anchor(make_lab) -> None:
+    lab = make_lab()
+    lab.backbone.adapters.add(OLD, Shape(4, 8.0))
+    lab.backbone.adapters.add(PREVIOUS, Shape(4, 8.0))
+    cascade = Cascade(CascadeOptions(order=("ocr", "geneval"), anchor="previous"))
+    seen = []
+    for lab.last_progress, lab.progress in ((0.0, 0.0), (0.0, 0.3), (0.3, 0.6), (0.6, 0.99)):
+        seen += list(cascade.plan(lab))
+        same = all(map(torch.equal, *(lab.backbone.adapters.parameters(n) for n in (PREVIOUS, STUDENT))))
+        assert same == (lab.progress >= 0.5)
+    assert seen == ["ocr", "ocr", "geneval", "geneval"]
