@@ -37,13 +37,17 @@ class Lab:
     notes: dict[str, float] = field(default_factory=dict)
     """What a method wants logged with this update."""
 
+    def seed_for(self, purpose: str, task: str) -> int:
+        """The seed of one kind of draw in this update."""
+        return seed_of(self.seed, self.step, task, purpose)
+
     def generator(self, purpose: str, task: str = "") -> torch.Generator:
         """A fresh generator for (run seed, step, task, purpose): the same on resume, whatever ran before."""
-        return torch.Generator().manual_seed(seed_of(self.seed, self.step, task, purpose))
+        return torch.Generator().manual_seed(self.seed_for(purpose, task))
 
     def numpy_generator(self, purpose: str, task: str = "") -> np.random.Generator:
         """As `generator`, for distributions that numpy has."""
-        return np.random.default_rng(seed_of(self.seed, self.step, task, purpose))
+        return np.random.default_rng(self.seed_for(purpose, task))
 
     def prompts(self, task: str, count: int) -> list[Prompt]:
         """`count` training prompts of a task for this update."""

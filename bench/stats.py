@@ -53,3 +53,64 @@ def estimate(values_SN: np.ndarray, strata_N: np.ndarray, seed: int = 0) -> Esti
     draws = resampled_means(values_SN, strata_N, np.random.default_rng(seed))
     low, high = np.quantile(draws, [0.025, 0.975])
     return Estimate(float(np.mean([stratified_mean(v, strata_N) for v in values_SN])), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A minus B with its 95% interval and a two-sided bootstrap p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def paired_difference(a_SN: np.ndarray, b_SN: np.ndarray, strata_N: np.ndarray, seed: int = 0) -> Difference:
+    """Difference of two models' means, paired by seed and by row (same prompts, same initial noise).
+
+    Shapes as in `estimate`; a model without seeds of its own (base, teacher) is one row that every seed shares.
+    """
+    a_SN, b_SN = np.broadcast_arrays(np.atleast_2d(a_SN), np.atleast_2d(b_SN))
+    if a_SN.size == 0:
+        return Difference(*[float("nan")] * 4)
+    draws = resampled_means(a_SN - b_SN, strata_N, np.random.default_rng(seed))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    value = float(np.mean([stratified_mean(v, strata_N) for v in a_SN - b_SN]))
+    # Share of the bootstrap distribution on the other side of zero, twice; never below what the resamples can tell.
+    tail = min((draws <= 0).mean(), (draws >= 0).mean())
+    return Difference(value, float(low), float(high), float(np.clip(2 * tail, 1 / len(draws), 1)))
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Mean of the middle half of the values (Agarwal et al., arXiv 2108.13264); NaN for none."""
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(values, 0.25, axis=None)) if np.size(values) else float("nan")
+
+
+def probability_of_improvement(a_S: np.ndarray, b_S: np.ndarray, seed: int = 0) -> Estimate:
+    """P(a run of A scores above a run of B), ties counting half, over seeds (arXiv 2108.13264, Eq. 3)."""
+    if not (np.size(a_S) and np.size(b_S)):
+        return Estimate(float("nan"), float("nan"), float("nan"))
+
+    def above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        gap = a[..., :, None] - b[..., None, :]
+        return ((gap > 0) + 0.5 * (gap == 0)).mean((-1, -2))
+
+    rng = np.random.default_rng(seed)
+    picks = [rng.integers(len(x), size=(RESAMPLES, len(x))) for x in (a_S, b_S)]
+    low, high = np.quantile(above(a_S[picks[0]], b_S[picks[1]]), [0.025, 0.975])
+    return Estimate(float(above(a_S, b_S)), float(low), float(high))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's step-down adjustment of several p-values, in their order; NaN stays NaN and does not count."""
+    order = sorted((i for i, p in enumerate(p_values) if not np.isnan(p)), key=lambda i: p_values[i])
+    adjusted, highest = list(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

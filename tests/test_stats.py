@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from bench.stats import estimate, stratified_mean
+from bench.stats import (
+    estimate,
+    holm,
+    interquartile_mean,
+    paired_difference,
+    probability_of_improvement,
+    stratified_mean,
+)
 
 
 def test_stratified_mean_weighs_strata_equally() -> None:
@@ -28,3 +35,38 @@ def test_interval_is_seeded_and_several_seeds_widen_it() -> None:
     one, three = estimate(seeds[1], strata), estimate(seeds, strata)
     assert three.value == pytest.approx(np.mean([stratified_mean(s, strata) for s in seeds]))
     assert three.high - three.low > one.high - one.low
+
+
+def test_pairing_removes_what_both_share() -> None:
+    rng = np.random.default_rng(2)
+    shared = rng.normal(size=(3, 200))
+    a, b = shared + 0.1 + 0.01 * rng.normal(size=shared.shape), shared
+    difference = paired_difference(a, b, np.zeros(200))
+    assert difference.low > 0.09
+    assert difference.high < 0.11
+    assert difference.p <= 0.001
+    twins = paired_difference(b, b, np.zeros(200))
+    assert (twins.value, twins.p) == (0.0, 1.0)
+
+
+def test_p_value_is_uniform_under_the_null() -> None:
+    rng = np.random.default_rng(3)
+    ps = [paired_difference(rng.normal(size=(1, 60)), np.zeros(60), np.zeros(60), t).p for t in range(200)]
+    assert 0.02 <= np.mean(np.array(ps) < 0.05) <= 0.11
+    assert 0.4 <= np.mean(np.array(ps) < 0.5) <= 0.6
+
+
+def test_interquartile_mean_by_hand() -> None:
+    assert interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 100])) == pytest.approx((2 + 3 + 4 + 5) / 4)
+    assert np.isnan(interquartile_mean(np.array([])))
+
+
+def test_probability_of_improvement_by_hand() -> None:
+    assert probability_of_improvement(np.array([1.0, 2.0]), np.array([0.0, 1.0])).value == pytest.approx(3.5 / 4)
+    assert probability_of_improvement(np.array([1.0]), np.array([1.0])).value == 0.5
+    assert np.isnan(probability_of_improvement(np.array([]), np.array([1.0])).value)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, float("nan"), 0.9])[0] == 1.0

@@ -51,7 +51,7 @@ class Engine(ABC):
     def evaluations(self, sampler: Sampler, branches: int) -> int:
         """Model evaluations a picture costs in one update."""
 
-    def after_update(self, lab: Lab) -> None:
+    def after_update(self, lab: Lab) -> None:  # noqa: B027 - most engines keep nothing
         """Called after the optimiser's step, without gradients."""
 
 

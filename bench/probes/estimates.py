@@ -1,0 +1,59 @@
+"""Independent estimates of a method's update direction at a frozen student, with the two sources of chance apart."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bench.hashing import seed_of
+from bench.lab import STUDENT, Lab
+from bench.method import Method
+
+# What decides which prompts and initial noises are met. All other draws (kernel noise, noise levels, queried steps)
+# are the estimator's own.
+STATE_PURPOSES = frozenset({"prompts", "noise"})
+
+
+@dataclass
+class ProbeLab(Lab):
+    """A Lab whose `seed` decides prompts and initial noise, and `own_seed` everything else."""
+
+    own_seed: int = 0
+
+    def seed_for(self, purpose: str, task: str) -> int:
+        seed = self.seed if purpose in STATE_PURPOSES else self.own_seed
+        return seed_of("probe", seed, self.step, task, purpose)
+
+    def at(self, seed: int, own_seed: int) -> "ProbeLab":
+        """The same laboratory with other chances."""
+        return replace(self, seed=seed, own_seed=own_seed, notes={})
+
+
+def task_gradients(method: Method, lab: Lab, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+    """One estimate of each task's gradient in the student, flat float32 [P]; weights of the plan are not applied."""
+    parameters = lab.backbone.adapters.parameters(STUDENT)
+    with torch.no_grad():
+        experiences = method.mix(lab, {task: method.collect(lab, task) for task in tasks})
+    gradients = {}
+    for task in tasks:
+        for parameter in parameters:
+            parameter.grad = None
+        for piece in method.losses(lab, task, experiences[task]):
+            piece.backward()
+        gradients[task] = torch.cat(
+            [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().float() for p in parameters]
+        )
+    for parameter in parameters:
+        parameter.grad = None
+    return gradients
+
+
+def nested(method: Method, lab: ProbeLab, tasks: tuple[str, ...], states: int, draws: int) -> Iterator[list[Tensor]]:
+    """For each of `states` draws of prompts and noise: `draws` estimates of the mean gradient over tasks, each [P]."""
+    for state in range(states):
+        estimates = []
+        for draw in range(draws):
+            gradients = task_gradients(method, lab.at(state, state * draws + draw), tasks)
+            estimates.append(torch.stack(list(gradients.values())).mean(0))
+        yield estimates

@@ -1,0 +1,61 @@
+"""Forgetting, from the scores that every run records along training: one definition for joint and cascade alike."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.stats import Difference, paired_difference
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """One task over one method's runs (NaN where it was not evaluated)."""
+
+    task: str
+    drop_from_best: Difference
+    """Best recorded point minus the end (at least 0): what early stopping on this task would have kept."""
+    change_after_own_stage: Difference | None
+    """End minus the end of the task's own stage: backward transfer, negative when later stages undo it (cascade)."""
+
+
+def score_matrix(evaluations: list[dict], tasks: tuple[str, ...]) -> tuple[list[float], np.ndarray]:
+    """Shares of the budget [K] and headline means [K, tasks] of one run; NaN where a task was not evaluated."""
+    shares = sorted({row["share"] for row in evaluations})
+    matrix = np.full((len(shares), len(tasks)), np.nan)
+    for row in evaluations:
+        values, strata = _headline(row)
+        matrix[shares.index(row["share"]), tasks.index(row["task"])] = np.mean(
+            [values[strata == s].mean() for s in np.unique(strata)]
+        )
+    return shares, matrix
+
+
+def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = None) -> Forgetting:
+    """Forgetting of one task over the runs (seeds) of a method; `runs` are their evaluation records.
+
+    `own_stage_end` is the share of the budget at which the task's stage ended, for methods that have stages. The
+    best point is chosen on the mean over seeds, so that it is one point, not the luckiest of each seed.
+    """
+    by_share: dict[float, list[np.ndarray]] = {}
+    strata = np.array([])
+    for rows in runs:
+        for row in rows:
+            if row["task"] == task:
+                values, strata = _headline(row)
+                by_share.setdefault(row["share"], []).append(values)
+    complete = {share: np.stack(seeds) for share, seeds in by_share.items() if len(seeds) == len(runs)}
+    nothing = Difference(*[float("nan")] * 4)
+    if not complete:
+        return Forgetting(task, nothing, None)
+    end = complete[max(complete)]
+    best = max(complete, key=lambda share: paired_difference(complete[share], end, strata).value)
+    stage = min((s for s in complete if own_stage_end and s >= own_stage_end - 1e-9), default=None)
+    return Forgetting(
+        task,
+        paired_difference(complete[best], end, strata),
+        paired_difference(end, complete[stage], strata) if stage is not None else None,
+    )
+
+
+def _headline(row: dict) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(row["rows"][row["headline"]], np.float64), np.array(row["strata"])

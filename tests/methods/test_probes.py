@@ -1,0 +1,69 @@
+"""Probes against quantities known in closed form."""
+
+import pytest
+import torch
+
+from bench.probes.estimates import ProbeLab, nested, task_gradients
+from bench.probes.gradient import gradient_noise
+from bench.probes.interference import interference, layer_groups
+from methods.opd_analytic import OpdAnalytic, OpdOptions
+from methods.opd_ppo import OpdPpo, OpdPpoOptions
+
+
+def test_noise_components_of_known_gaussians() -> None:
+    """mean m, states N(0, 4 I), estimator N(0, I) in 50 dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    size, mean = 50, torch.full((50,), 0.3)
+    draw = lambda: torch.randn(size, generator=generator)
+    groups = []
+    for _ in range(2000):
+        centre = mean + 2 * draw()
+        groups.append([centre + draw() for _ in range(3)])
+    noise = gradient_noise(groups)
+    assert noise.from_states == pytest.approx(4 * size, rel=0.05)
+    assert noise.from_estimator == pytest.approx(size, rel=0.05)
+    assert noise.signal == pytest.approx(0.09 * size, rel=0.35)
+    assert noise.snr == pytest.approx(0.09 / 5, rel=0.35)
+    assert noise.cosine(mean) > 0.9
+
+
+def test_scale_changes_the_trace_but_not_the_ratio() -> None:
+    generator = torch.Generator().manual_seed(1)
+    groups = [[1 + torch.randn(20, generator=generator) for _ in range(2)] for _ in range(50)]
+    small = gradient_noise([[g / 100 for g in group] for group in groups])
+    assert small.trace == pytest.approx(gradient_noise(groups).trace / 1e4, rel=1e-4)
+    assert small.snr == pytest.approx(gradient_noise(groups).snr, rel=1e-4)
+
+
+def probe_lab(lab) -> ProbeLab:
+    return ProbeLab(lab.backbone, lab.tasks, lab.teachers, lab.sampler, lab.guidance, 0)
+
+
+def test_ode_opd_has_no_noise_of_its_own(make_lab) -> None:
+    lab = probe_lab(make_lab())
+    noise = gradient_noise(nested(OpdAnalytic(OpdOptions(trajectories=3)), lab, ("geneval", "ocr"), 3, 2))
+    assert noise.from_estimator == pytest.approx(0, abs=1e-9 * noise.trace)
+    assert noise.from_states > 0
+
+
+def test_sampled_log_ratio_is_noisier_than_the_closed_form(make_lab) -> None:
+    lab = probe_lab(make_lab("flow_sde", 0.7))
+    analytic = gradient_noise(nested(OpdAnalytic(OpdOptions(trajectories=3, weighting="true")), lab, ("ocr",), 4, 2))
+    sampled = gradient_noise(nested(OpdPpo(OpdPpoOptions(trajectories=3)), lab, ("ocr",), 4, 2))
+    assert sampled.snr < 0.5 * analytic.snr
+
+
+def test_interference_of_identical_and_opposite_teachers(make_lab) -> None:
+    lab = probe_lab(make_lab())
+    method = OpdAnalytic(OpdOptions(trajectories=3))
+    cosines = interference(method, lab, ("geneval", "ocr"), 2)
+    assert set(cosines) == {"geneval | ocr", "geneval | geneval", "ocr | ocr"}
+    assert set(cosines["ocr | ocr"]) == {"all", "block 0", "block 1", "block 2", "block 3"}
+    assert cosines["ocr | ocr"]["all"] > abs(cosines["geneval | ocr"]["all"])
+    before = [p.clone() for p in lab.backbone.adapters.parameters("student")]
+    task_gradients(method, lab, ("ocr",))
+    assert all(map(torch.equal, before, lab.backbone.adapters.parameters("student")))
+
+
+def test_layer_groups() -> None:
+    assert layer_groups(["transformer_blocks.3.attn.to_q.lora_A.weight", "proj_out"]) == ["block 3", "other"]

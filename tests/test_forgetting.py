@@ -1,0 +1,42 @@
+"""Forgetting against a matrix worked by hand."""
+
+import numpy as np
+import pytest
+
+from bench.probes.forgetting import forgetting, score_matrix
+
+
+def run(points: dict[float, dict[str, list[float]]]) -> list[dict]:
+    return [
+        {"share": share, "task": task, "headline": "m", "strata": [""] * len(values), "rows": {"m": values}}
+        for share, scores in points.items()
+        for task, values in scores.items()
+    ]
+
+
+# A cascade over a then b: a is learned to .75, then falls to .25; b rises at the end.
+SEEDS = [
+    run({0.5: {"a": [1.0, 0.5], "b": [0.0, 0.0]}, 1.0: {"a": [0.5, 0.0], "b": [1.0, 0.5]}}),
+    run({0.5: {"a": [0.5, 1.0], "b": [0.0, 0.0]}, 1.0: {"a": [0.0, 0.5], "b": [0.5, 1.0]}}),
+]
+
+
+def test_matrix_by_hand() -> None:
+    shares, matrix = score_matrix(SEEDS[0], ("a", "b"))
+    assert shares == [0.5, 1.0]
+    np.testing.assert_allclose(matrix, [[0.75, 0.0], [0.25, 0.75]])
+
+
+def test_what_was_not_evaluated_is_nan() -> None:
+    _, matrix = score_matrix(SEEDS[0][:3], ("a", "b"))
+    assert np.isnan(matrix[1, 1])
+    assert np.isnan(forgetting([[], []], "a").drop_from_best.value)
+
+
+def test_forgetting_by_hand() -> None:
+    a, b = forgetting(SEEDS, "a", own_stage_end=0.5), forgetting(SEEDS, "b", own_stage_end=1.0)
+    assert a.drop_from_best.value == pytest.approx(0.5)
+    assert a.change_after_own_stage.value == pytest.approx(-0.5)
+    assert b.drop_from_best.value == 0
+    assert b.change_after_own_stage.value == 0
+    assert forgetting(SEEDS, "a").change_after_own_stage is None
