@@ -1,0 +1,128 @@
+"""`bench compare`: many methods, settings and seeds at one budget, as independent resumable runs on the cores there are."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from bench.errors import UsageError, unknown
+from bench.registry import find, registered
+from bench.spec import Spec, describe, resolve
+
+POINTS = 6
+"""Evaluations along the budget: enough for an anytime curve; thirds are among them, where a cascade of three changes."""
+THREADS = 1
+"""Per run: two single-threaded runs get more done on two cores than one run on both."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of a comparison: a method with its deviations from the recipe."""
+
+    label: str
+    method: str
+    overrides: tuple[str, ...]
+
+
+def variants(methods: list[str], axes: list[str], spec: Spec) -> list[Variant]:
+    """Every method crossed with every point of the grid. Raises UsageError for an unknown method, key or value.
+
+    `axes` are "key=v1,v2"; a key may be shortened to its last part where that is unambiguous.
+    """
+    parsed = [parse_axis(axis, spec) for axis in axes]
+    result = []
+    for method in methods:
+        for point in product(*([(key, value) for value in values] for key, values in parsed)):
+            shown = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point)
+            label = f"{method} {shown}" if shown else method
+            result.append(Variant(label, method, tuple(f"{key}={value}" for key, value in point)))
+    return result
+
+
+def parse_axis(text: str, spec: Spec) -> tuple[str, list[str]]:
+    """ "eta=0,0.7" -> ("sampler.eta", ["0", "0.7"])."""
+    key, equals, values = text.partition("=")
+    split = [value.strip() for value in values.split(",") if value.strip()]
+    if not equals or not split:
+        raise UsageError(f"--grid takes key=value,value, got {text!r}")
+    if len(set(split)) != len(split):
+        raise UsageError(f"--grid {text!r} names a value twice")
+    known = dotted_keys(spec.model_dump())
+    if key in known:
+        return key, split
+    matches = [k for k in known if k.rpartition(".")[2] == key]
+    if not matches:
+        raise unknown("grid key", key, known)
+    # Methods' own and sampling settings come before evaluation's.
+    first = [k for k in matches if k.startswith(("params.", "sampler."))] or matches
+    if len(first) > 1:
+        raise UsageError(f"--grid key {key!r} could be {' or '.join(first)}; write it out")
+    return first[0], split
+
+
+def dotted_keys(section: dict, prefix: str = "") -> list[str]:
+    """Every leaf of nested settings, as --set spells it."""
+    keys: list[str] = []
+    for name, value in section.items():
+        path = f"{prefix}{name}"
+        keys += dotted_keys(value, f"{path}.") if isinstance(value, dict) and value else [path]
+    return keys
+
+
+def method_names(names: list[str], tasks: list[str]) -> list[str]:
+    """Methods a user named; ["all"] is every registered one that can train these tasks together."""
+    known = list(registered("method"))
+    if not names:
+        raise UsageError("the method list is empty; name methods or 'all'")
+    if names == ["all"]:
+        return [name for name in known if find("method", name).several_tasks or len(tasks) == 1]
+    for name in names:
+        if name not in known:
+            raise unknown("method", name, [*known, "all"])
+    return names
+
+
+def default_budget(tasks: list[str], backbone: str) -> int:
+    """Model evaluations of analytic OPD's own recipe: what a comparison spends where nothing is said."""
+    spec = resolve("opd_analytic", tasks, backbone=backbone)
+    per_update = find("method", "opd_analytic").predict(spec, spec.sampler.build(describe(backbone).shift))
+    return per_update * (spec.budget.updates or 100)
+
+
+def settle(
+    variant: Variant, tasks: list[str], seed: int, backbone: str, budget: int, overrides: list[str]
+) -> tuple[Spec, list[str]]:
+    """The spec of one member, and the `bench run` arguments that give exactly it."""
+    points = "[" + ",".join(f"{(i + 1) / POINTS:.4f}" for i in range(POINTS)) + "]"
+    settings = [f"budget={{evaluations: {budget}}}", f"evaluation.points={points}", *overrides, *variant.overrides]
+    spec = resolve(variant.method, tasks, seed, backbone, overrides=settings)
+    sets = [part for setting in settings for part in ("--set", setting)]
+    names = ["--method", variant.method, "--tasks", ",".join(tasks), "--backbone", backbone, "--seeds", str(seed)]
+    return spec, ["run", *names, *sets]
+
+
+def launch(commands: dict[str, list[str]], root: Path, jobs: int, report) -> dict[str, str]:
+    """Run every command in a process of its own, `jobs` at a time; label -> error of those that failed.
+
+    One failure does not stop the others. `report(label, error or None)` is called as each ends.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+
+    def run(arguments: list[str]) -> str | None:
+        words = [sys.executable, "-m", "bench", *arguments, "--results", str(root)]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        lines = done.stderr.strip().splitlines()
+        return None if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+
+    failures = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run, arguments): label for label, arguments in commands.items()}
+        for future in as_completed(futures):
+            error = future.result()
+            if error:
+                failures[futures[future]] = error
+            report(futures[future], error)
+    return failures
