@@ -102,9 +102,8 @@ def teach(
 ) -> None:
     """Train one teacher a task by single-task RL; `bench run --teachers train` then uses them."""
     from bench.registry import task_names
-    from bench.spec import resolve
+    from bench.spec import TEACHER_METHOD, resolve
     from bench.store import results_root
-    from bench.teachers import TEACHER_METHOD
 
     names = task_names(split_names(tasks))
     seed_list, root = parse_seeds(seeds), results_root(results)

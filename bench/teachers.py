@@ -7,10 +7,8 @@ from bench.backbones.adapters import adapter_hash
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.errors import MissingError, UsageError
-from bench.spec import Spec, resolve
+from bench.spec import Spec, teacher_spec
 from bench.store import Run
-
-TEACHER_METHOD = "nft"
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,6 @@ class Teacher:
     def adapter(self) -> str:
         """The adapter's name on the backbone."""
         return f"teacher-{self.task}"
-
-
-def teacher_spec(spec: Spec, task: str) -> Spec:
-    """How a teacher is trained when a run asks for 'train': single-task RL by the backbone's recipe."""
-    trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)
-    return trained.model_copy(update={"device": spec.device})
 
 
 def to_train(spec: Spec, root: Path, backbone_hash: str) -> list[Run]:

@@ -20,8 +20,6 @@ from bench.method import Method, Needs, Options
 from bench.sampler.rollout import rollout, walk
 from bench.sampler.weighting import step_weights
 
-Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
 
 class OpdOptions(Options):
     """Settings of analytic OPD; defaults as in the released configuration."""
@@ -32,8 +30,6 @@ class OpdOptions(Options):
     """What "the KL" is divided by; see bench list kernels and --dry-run."""
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
     """The first int(steps * this) steps are trained."""
-    teacher_guidance: dict[str, Guidance] = Field(default_factory=dict)
-    """task -> the teacher's guidance scale; the student's where nothing is said."""
     execution: Literal["fused", "plain"] = "fused"
     """fused: one student forward a step serves rollout and loss; plain: roll out, store, train. Same gradient."""
     chunk: Annotated[int, Field(gt=0)] = 128
@@ -68,16 +64,13 @@ class OpdAnalytic(Method[Start]):
             raise UsageError(
                 f"params.timestep_fraction {spec.params['timestep_fraction']:g} of {sampler.steps} steps trains no step"
             )
-        for task in spec.params["teacher_guidance"]:
-            if task not in spec.tasks:
-                raise UsageError(f"params.teacher_guidance names {task!r}, which is not among the run's tasks")
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
         o = OpdOptions.model_validate(spec.params)
         trained = int(sampler.steps * o.timestep_fraction)
         student = 1 if spec.sampler.guidance == 1 else 2
-        teachers = [1 if o.teacher_guidance.get(t, spec.sampler.guidance) == 1 else 2 for t in spec.tasks]
+        teachers = [1 if guidance == 1 else 2 for guidance in spec.teacher_guidance.values()]
         if o.execution == "fused":
             steps = [trained * (3 * student + teacher) for teacher in teachers]
         else:
@@ -97,7 +90,7 @@ class OpdAnalytic(Method[Start]):
             field = lab.velocity(conditioning, STUDENT)
             kernel_noise = lab.generator("kernel", task)
             start.states = rollout(field, start.noise, lab.sampler, kernel_noise, keep=True).states[:-1]
-            teacher = self._teacher(lab, task, conditioning)
+            teacher = lab.teacher(task, conditioning)
             start.targets = [teacher(x, s) for x, s in zip(start.states, lab.sampler.schedule.sigmas)]
         return start
 
@@ -113,7 +106,7 @@ class OpdAnalytic(Method[Start]):
     def _fused(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Walk with gradients one step at a time; the trajectory ends with the last trained step."""
         student = lab.velocity(start.conditioning, STUDENT)
-        teacher = self._teacher(lab, task, start.conditioning)
+        teacher = lab.teacher(task, start.conditioning)
         steps = walk(student, start.noise, lab.sampler, lab.generator("kernel", task))
         for weight, (k, x, taken) in zip(weights, steps):
             with torch.no_grad():
@@ -130,7 +123,3 @@ class OpdAnalytic(Method[Start]):
         for part in torch.arange(len(states)).split(self.options.chunk):
             v = lab.velocity(conditioning[part], STUDENT)(states[part], sigma[part])
             yield (weight[part] * squared_error(v, targets[part])).sum() / (trained * batch)
-
-    def _teacher(self, lab: Lab, task: str, conditioning: Conditioning):
-        guidance = self.options.teacher_guidance.get(task, lab.guidance)
-        return lab.velocity(conditioning, lab.teachers[task], guidance)
