@@ -102,9 +102,8 @@ def teach(
 ) -> None:
     """Train one teacher a task by single-task RL; `bench run --teachers train` then uses them."""
     from bench.registry import task_names
-    from bench.spec import resolve
+    from bench.spec import TEACHER_METHOD, resolve
     from bench.store import results_root
-    from bench.teachers import TEACHER_METHOD
 
     names = task_names(split_names(tasks))
     seed_list, root = parse_seeds(seeds), results_root(results)
@@ -115,6 +114,31 @@ def teach(
     with Console() as console:
         for spec in specs:
             console.table([execute(spec, Session(root, console.say, console.listen))])
+
+
+@app.command()
+def compare(
+    methods: Annotated[str, typer.Option("--methods", "--method", help="Comma-separated methods, or 'all'.")] = "all",
+    tasks: Tasks = "all",
+    backbone: Backbone = "micro",
+    seeds: Seeds = "0-4",
+    budget: Annotated[
+        int | None, typer.Option("--budget", min=1, help="Training evaluations each; default: opd_analytic's recipe.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", metavar="KEY=V1,V2", help="An axis of settings; more may follow.")
+    ] = None,
+    axes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=V1,V2]...", help="Further axes.")] = None,
+    set_: Set = None,
+    results: Results = RUNS,
+) -> None:
+    """Run methods x settings x seeds at one budget, in parallel, and print one table."""
+    from bench.comparison import compare_methods
+
+    words = [*(grid or []), *(axes or [])]
+    compare_methods(
+        split_names(methods), split_names(tasks), backbone, parse_seeds(seeds), budget, words, set_ or [], results
+    )
 
 
 @app.command(name="eval")

@@ -1,19 +1,25 @@
-"""`bench compare`: many methods, settings and seeds at one budget, as independent resumable runs on the cores there are."""
+"""`bench compare`: methods, settings and seeds at one budget, as independent resumable runs on the cores there are."""
 
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
-from bench.errors import UsageError, unknown
-from bench.registry import find, registered
+from bench.errors import PartialError, UsageError, unknown
+from bench.files import write_atomic
+from bench.hashing import text_hash
+from bench.registry import find, registered, task_names
 from bench.spec import Spec, describe, resolve
+from bench.standing import Record, Standing, standings
+from bench.store import Run, results_root
+from bench.teachers import locate, training_evaluations
 
 POINTS = 6
-"""Evaluations along the budget: enough for an anytime curve; thirds are among them, where a cascade of three changes."""
+"""Evaluations along the budget, for anytime curves; thirds are among them, where a cascade of three changes task."""
 THREADS = 1
 """Per run: two single-threaded runs get more done on two cores than one run on both."""
 
@@ -126,3 +132,111 @@ def launch(commands: dict[str, list[str]], root: Path, jobs: int, report) -> dic
                 failures[futures[future]] = error
             report(futures[future], error)
     return failures
+
+
+def compare_methods(
+    methods: list[str],
+    tasks: list[str],
+    backbone: str,
+    seeds: list[int],
+    budget: int | None,
+    axes: list[str],
+    overrides: list[str],
+    results: Path,
+) -> None:
+    """Check everything, run what is not finished, print and store the table. Raises PartialError if some runs failed."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    root, tasks = results_root(results), task_names(tasks)
+    methods = method_names(methods, tasks)
+    budget = budget or default_budget(tasks, backbone)
+    base = resolve(methods[0], tasks, seeds[0], backbone, overrides=overrides)
+    lines = variants(methods, axes, base)
+    members = {(v.label, s): settle(v, tasks, s, backbone, budget, overrides) for v in lines for s in seeds}
+    fingerprint = describe(backbone).fingerprint()
+    runs = {key: Run(root, spec, fingerprint) for key, (spec, _) in members.items()}
+    waiting = {
+        f"{label}, seed {seed}": members[label, seed][1] for label, seed in members if not runs[label, seed].summary
+    }
+    jobs = max(1, (os.cpu_count() or 1) // THREADS)
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task(f"{len(members)} runs, {jobs} at a time", total=len(members))
+        progress.update(bar, advance=len(members) - len(waiting))
+
+        def report(label: str, error: str | None) -> None:
+            progress.update(bar, advance=1)
+            progress.console.print(f"{label}: {error or 'done'}", highlight=False)
+
+        failures = launch(waiting, root, jobs, report)
+    groups = {
+        v.label: [
+            Record(run.summary, run.rows("evaluations.jsonl")) for seed in seeds if (run := runs[v.label, seed]).summary
+        ]
+        for v in lines
+    }
+    done = {label: records for label, records in groups.items() if records}
+    if done:
+        reference = next((label for label in done if label.startswith("opd_analytic")), next(iter(done)))
+        table = standings(done, tuple(tasks), reference, _teacher_cost(members, root, fingerprint))
+        identity = text_hash([backbone, fingerprint, tasks, seeds, budget, [v.label for v in lines], overrides])
+        path = root / f"comparison-{identity}.json"
+        write_atomic(path, (json.dumps(as_json(table, reference, budget, runs), indent=1) + "\n").encode())
+        print_standings(table, reference, tuple(tasks), budget, path)
+    if failures:
+        raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
+
+
+def _teacher_cost(members: dict, root: Path, fingerprint: str) -> dict[str, float]:
+    """Training evaluations of each task's teacher, from the first member that has teachers."""
+    spec = next((spec for spec, _ in members.values() if spec.teachers), None)
+    return training_evaluations(locate(spec, describe(spec.backbone), root, fingerprint)) if spec else {}
+
+
+def as_json(table: list[Standing], reference: str, budget: int, runs: dict[tuple[str, int], Run]) -> dict:
+    """The comparison as plain data, with the folder of every run."""
+    folders: dict[str, list[str]] = {}
+    for (label, _), run in runs.items():
+        folders.setdefault(label, []).append(run.folder.name)
+    lines = [asdict(line) | {"runs": folders[line.label]} for line in table]
+    return {"budget": budget, "reference": reference, "lines": lines}
+
+
+def print_standings(table: list[Standing], reference: str, tasks: tuple[str, ...], budget: int, path: Path) -> None:
+    """The table, to stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=f"{budget:,} training evaluations each; held-out prompts, mean [95% interval] over seeds")
+    heads = (
+        "method",
+        *tasks,
+        "share of teachers' gain",
+        f"minus {reference}",
+        "p (Holm)",
+        "to target",
+        "with teachers",
+    )
+    for head in heads:
+        shown.add_column(head)
+    for line in table:
+        own = line.label == reference
+        shown.add_row(
+            f"{line.label} ({line.seeds})",
+            *(str(line.tasks[t]) for t in tasks),
+            str(line.gain),
+            "" if own else str(line.against_reference),
+            "" if own else f"{line.against_reference.p:.3f}",
+            _evaluations(line.time_to_target),
+            _evaluations(line.training_evaluations + line.teacher_evaluations),
+            style="bold" if own else None,
+        )
+    terminal = Console(width=max(160, Console().width), highlight=False)
+    terminal.print(shown)
+    terminal.print(f"to target: evaluations until 90% of the best teacher's gain on every task; record: {path}")
+
+
+def _evaluations(count: float) -> str:
+    if count != count:
+        return "-"
+    return "never" if count == float("inf") else f"{count / 1000:,.0f}k"

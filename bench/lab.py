@@ -24,6 +24,8 @@ class Lab:
     tasks: dict[str, Task]
     teachers: dict[str, str]
     """task -> name of the teacher's adapter."""
+    teacher_guidance: dict[str, float]
+    """task -> guidance scale of its teacher."""
     sampler: Sampler
     guidance: float
     """The student's guidance scale in rollouts and training."""
@@ -60,6 +62,10 @@ class Lab:
         """The velocity field of an adapter under fixed prompts; guidance None is the student's."""
         scale = self.guidance if guidance is None else guidance
         return lambda x, sigma: self.backbone.velocity(x, sigma, conditioning, adapter, scale)
+
+    def teacher(self, task: str, conditioning: Conditioning) -> Velocity:
+        """The velocity field of a task's teacher at its own guidance scale."""
+        return self.velocity(conditioning, self.teachers[task], self.teacher_guidance[task])
 
     def score(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:
         """Decode and score. Raises BenchError if a reward is not finite: a failed scorer must not train anything."""

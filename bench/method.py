@@ -43,6 +43,8 @@ class Method(ABC, Generic[Experience]):
     Options: ClassVar[type[Options]] = Options
     adapters: ClassVar[tuple[str, ...]] = ()
     """Further adapters the method keeps beside the student; they start equal to it and are checkpointed."""
+    several_tasks: ClassVar[bool] = True
+    """False for a method that takes exactly one task."""
     trains: ClassVar[bool] = True
     """False for a method whose result is ready after `prepare`."""
 
@@ -52,6 +54,8 @@ class Method(ABC, Generic[Experience]):
     @classmethod
     def check(cls, spec: "Spec", sampler: "Sampler") -> None:
         """Refuse a spec this method cannot run. Called before anything loads; raises UsageError."""
+        if not cls.several_tasks and len(spec.tasks) > 1:
+            raise UsageError(f"method {cls.name!r} takes one task, got {', '.join(spec.tasks)}")
         if cls.needs.stochastic and not sampler.stochastic:
             raise UsageError(f"method {cls.name!r} needs a stochastic kernel: set sampler.kernel and sampler.eta > 0")
 

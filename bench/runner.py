@@ -77,6 +77,7 @@ def execute(spec: Spec, session: Session) -> dict:
             backbone=backbone,
             tasks=load_tasks(spec.tasks, descriptor.world),
             teachers=mount(teachers, backbone),
+            teacher_guidance=spec.teacher_guidance,
             sampler=spec.sampler.build(descriptor.shift),
             guidance=spec.sampler.guidance,
             seed=spec.seed,
@@ -114,7 +115,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
         t: references.of(None, t, "base", base_guidance.get(t, spec.evaluation.guidance)) for t in spec.tasks
     }
     for name, teacher in teachers.items():
-        scale = spec.teacher_guidance(name)
+        scale = spec.teacher_guidance[name]
         models[f"teacher {name}"] = {t: references.of(teacher.adapter, t, teacher.hash, scale) for t in spec.tasks}
     loop.lab.backbone.meter.settle()
     return {

@@ -29,7 +29,7 @@ def _columns(
     draw = lambda adapter, scale: pictures(backbone, chosen, noise, adapter, sampler, scale)  # noqa: E731
     columns = {"base": draw(None, base_guidance)}
     if teacher:
-        columns["teacher"] = draw(teacher, spec.teacher_guidance(task.name))
+        columns["teacher"] = draw(teacher, spec.teacher_guidance[task.name])
     columns["student"] = draw(STUDENT, guidance)
     return [p.text for p in chosen], columns
 

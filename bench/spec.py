@@ -14,7 +14,11 @@ from bench.sampler.rollout import Sampler
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import get_kernel
 
+TEACHER_METHOD = "single_task"
+TRAINED_HERE = ("shipped", "train")
+"""Sources of teachers that come from this project's recipe."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -47,7 +51,7 @@ class SamplerSpec(Part):
     shift: Positive | None = None
     """None: the backbone's."""
     table: Literal["diffusers", "once"] = "diffusers"
-    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    guidance: Guidance = 1.0
 
     def build(self, shift: float) -> Sampler:
         """The Sampler; raises UsageError for a kernel, eta, steps or table that does not exist."""
@@ -90,7 +94,7 @@ class EvaluationSpec(Part):
     """Held-out evaluation of the EMA student with the deterministic Euler sampler."""
 
     steps: Annotated[int, Field(gt=0)] = 40
-    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    guidance: Guidance = 1.0
     points: tuple[Share, ...] = (0.5, 1.0)
     """Shares of the budget at which to evaluate; the end always is."""
     batch: Annotated[int, Field(gt=0)] = 96
@@ -111,6 +115,8 @@ class Spec(Part):
     evaluation: EvaluationSpec = EvaluationSpec()
     teachers: dict[str, str] = {}
     """task -> 'shipped', 'train' or a folder with a peft adapter; only for methods that need teachers."""
+    teacher_guidance: dict[str, Guidance] = {}
+    """task -> its teacher's guidance scale; by default the one it was evaluated at, for a folder the student's."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
     """Updates between checkpoints."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
@@ -120,10 +126,6 @@ class Spec(Part):
     def digest(self, backbone_hash: str) -> str:
         """Identity of the run apart from its seed: settings and the backbone's weights."""
         return text_hash({"spec": self.model_dump(mode="json", exclude={"seed"}), "backbone": backbone_hash})
-
-    def teacher_guidance(self, task: str) -> float:
-        """Guidance scale at which a task's teacher is shown: what the method distils from, or the evaluation's."""
-        return self.params.get("teacher_guidance", {}).get(task, self.evaluation.guidance)
 
     def with_seed(self, seed: int) -> "Spec":
         return self.model_copy(update={"seed": seed})
@@ -168,22 +170,38 @@ def resolve(
             raise UsageError(f"{key!r} is set by its own flag, not by --set or a preset")
     if method_class.needs.teachers:
         source = teachers or ("shipped" if descriptor.teachers else "train")
-        named = source in ("shipped", "train")
+        named = source in TRAINED_HERE
         sources = {task: source if named else str(Path(source) / task) for task in tasks}
         settings["teachers"] = sources | settings.get("teachers", {})
-    elif teachers or settings.get("teachers"):
+    elif teachers or settings.get("teachers") or settings.get("teacher_guidance"):
         raise UsageError(f"method {method!r} takes no teachers")
     try:
         spec = Spec.model_validate(settings | fixed)
         spec = spec.model_copy(update={"params": method_class.Options.model_validate(spec.params).model_dump()})
     except ValidationError as error:
         raise UsageError(_first_problem(error, method_class)) from error
-    for task in spec.teachers:
-        if task not in tasks:
-            raise unknown("task in teachers", task, tasks)
+    for section in ("teachers", "teacher_guidance"):
+        for task in getattr(spec, section):
+            if task not in tasks:
+                raise unknown(f"task in {section}", task, tasks)
+    if spec.teachers:
+        guidance = {task: _teacher_guidance(spec, task) for task in tasks}
+        spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
     sampler = spec.sampler.build(descriptor.shift)
     method_class.check(spec, sampler)
     return spec
+
+
+def teacher_spec(spec: Spec, task: str) -> Spec:
+    """How a task's teacher is trained: single-task RL by the backbone's recipe, with the run's seed and device."""
+    trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)
+    return trained.model_copy(update={"device": spec.device})
+
+
+def _teacher_guidance(spec: Spec, task: str) -> float:
+    if spec.teachers[task] in TRAINED_HERE:
+        return teacher_spec(spec, task).evaluation.guidance
+    return spec.sampler.guidance
 
 
 def _recipe(path: Path, tasks: list[str]) -> dict:

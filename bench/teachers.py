@@ -1,5 +1,6 @@
 """Teachers: where a task's teacher adapter comes from, and the checks it must pass."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,10 +8,8 @@ from bench.backbones.adapters import adapter_hash
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.errors import MissingError, UsageError
-from bench.spec import Spec, resolve
+from bench.spec import Spec, teacher_spec
 from bench.store import Run
-
-TEACHER_METHOD = "single_task"
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,6 @@ class Teacher:
     def adapter(self) -> str:
         """The adapter's name on the backbone."""
         return f"teacher-{self.task}"
-
-
-def teacher_spec(spec: Spec, task: str) -> Spec:
-    """How a teacher is trained when a run asks for 'train': single-task RL by the backbone's recipe."""
-    trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)
-    return trained.model_copy(update={"device": spec.device})
 
 
 def to_train(spec: Spec, root: Path, backbone_hash: str) -> list[Run]:
@@ -53,6 +46,20 @@ def locate(spec: Spec, descriptor: Descriptor, root: Path, backbone_hash: str) -
             folder = Path(source)
         teachers[task] = Teacher(task, folder, adapter_hash(folder))
     return teachers
+
+
+def training_evaluations(teachers: dict[str, Teacher]) -> dict[str, float]:
+    """task -> training evaluations that its teacher cost; NaN where nothing beside the adapter says."""
+    costs = {}
+    for task, teacher in teachers.items():
+        shipped, run = teacher.folder / "training.json", teacher.folder.parent / "summary.json"
+        if shipped.is_file():
+            costs[task] = float(json.loads(shipped.read_text())["evaluations"])
+        elif run.is_file():
+            costs[task] = float(json.loads(run.read_text())["cost"]["evaluations"]["training"])
+        else:
+            costs[task] = float("nan")
+    return costs
 
 
 def mount(teachers: dict[str, Teacher], backbone: FlowBackbone) -> dict[str, str]:

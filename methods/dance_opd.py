@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
 from bench.sampler.rollout import rollout
-from methods.distillation import DistillationMethod, DistillationOptions, squared_error, teacher_velocity, trained_steps
+from methods.distillation import DistillationMethod, DistillationOptions, squared_error, trained_steps
 
 
 class DanceOptions(DistillationOptions):
@@ -58,7 +58,7 @@ class DanceOpd(DistillationMethod):
         index = (along * steps).long().clamp_max(steps - 1)
         x = torch.stack([states[k][i] for i, k in enumerate(index.tolist())])
         sigma = torch.tensor(lab.sampler.schedule.sigmas, dtype=torch.float32)[index].to(x.device)
-        target = teacher_velocity(lab, task, conditioning, o)(x, sigma)
+        target = lab.teacher(task, conditioning)(x, sigma)
         anchor = lab.velocity(conditioning, None)(x, sigma) if o.anchor else target
         return Queries(x, sigma, target, anchor, conditioning)
 

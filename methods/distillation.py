@@ -5,13 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from bench.backbones.conditioning import Conditioning
 from bench.errors import UsageError
 from bench.lab import Lab
 from bench.method import Method, Needs, Options
-from bench.sampler.rollout import Sampler, Velocity
-
-Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from bench.sampler.rollout import Sampler
 
 
 class DistillationOptions(Options):
@@ -21,8 +18,6 @@ class DistillationOptions(Options):
     """Trajectories per task and update."""
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
     """The first int(steps * this) steps are trained."""
-    teacher_guidance: dict[str, Guidance] = Field(default_factory=dict)
-    """task -> the teacher's guidance scale; the student's where nothing is said."""
     batches: Literal["mixed", "alternate"] = "mixed"
     """mixed: every update averages all teachers; alternate: one teacher an update, in turn."""
     anchor: Annotated[float, Field(ge=0)] = 0.0
@@ -41,9 +36,6 @@ class DistillationMethod(Method):
             raise UsageError(
                 f"params.timestep_fraction {spec.params['timestep_fraction']:g} of {sampler.steps} steps trains no step"
             )
-        for task in spec.params["teacher_guidance"]:
-            if task not in spec.tasks:
-                raise UsageError(f"params.teacher_guidance names {task!r}, which is not among the run's tasks")
 
     def plan(self, lab: Lab) -> dict[str, float]:
         if self.options.batches == "mixed":
@@ -56,20 +48,14 @@ class DistillationMethod(Method):
         """Evaluations of an update in which every trajectory costs so many per guidance branch of each model."""
         options = cls.Options.model_validate(spec.params)
         branches = lambda guidance: 1 if guidance == 1 else 2  # noqa: E731
-        own = branches(spec.sampler.guidance)
-        guidances = [options.teacher_guidance.get(task, spec.sampler.guidance) for task in spec.tasks]
-        total = sum(student * own + teacher * branches(g) + (anchor if options.anchor else 0) for g in guidances)
+        own, extra = student * branches(spec.sampler.guidance), anchor if options.anchor else 0
+        total = sum(own + teacher * branches(spec.teacher_guidance[task]) + extra for task in spec.tasks)
         return options.trajectories * (total if options.batches == "mixed" else -(-total // len(spec.tasks)))
 
 
 def trained_steps(sampler: Sampler, fraction: float, noisy: bool = False) -> list[int]:
     """Indices of the trained steps; with `noisy` only those whose kernel has a density."""
     return [k for k in range(int(sampler.steps * fraction)) if sampler.coefficients[k].c or not noisy]
-
-
-def teacher_velocity(lab: Lab, task: str, conditioning: Conditioning, options: DistillationOptions) -> Velocity:
-    """The task's teacher under its own guidance scale."""
-    return lab.velocity(conditioning, lab.teachers[task], options.teacher_guidance.get(task, lab.guidance))
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from methods.distillation import (
     DistillationMethod,
     DistillationOptions,
     squared_error,
-    teacher_velocity,
     trained_steps,
 )
 
@@ -75,7 +74,7 @@ class OpdAnalytic(DistillationMethod):
     def _targets(self, lab: Lab, task: str, start: Start, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's velocity at a state, and the base's (the teacher's again where there is no anchor)."""
         sigma = lab.sampler.schedule.sigmas[k]
-        target = teacher_velocity(lab, task, start.conditioning, self.options)(x, sigma)
+        target = lab.teacher(task, start.conditioning)(x, sigma)
         return target, lab.velocity(start.conditioning, None)(x, sigma) if self.options.anchor else target
 
     def losses(self, lab: Lab, task: str, experience: Start) -> Iterator[Tensor]:

@@ -24,7 +24,6 @@ from methods.distillation import (
     DistillationMethod,
     DistillationOptions,
     squared_error,
-    teacher_velocity,
     trained_steps,
 )
 from methods.rl.grpo import surrogate
@@ -72,7 +71,7 @@ class OpdPpo(DistillationMethod):
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         field = lab.velocity(conditioning, STUDENT)
         trajectory = rollout(field, noise, lab.sampler, lab.generator("kernel", task), keep=True)
-        teacher = teacher_velocity(lab, task, conditioning, self.options)
+        teacher = lab.teacher(task, conditioning)
         sigmas = lab.sampler.schedule.sigmas
         steps = trained_steps(lab.sampler, self.options.timestep_fraction, noisy=True)
         return Draws(trajectory, conditioning, [teacher(trajectory.states[k], sigmas[k]) for k in steps])

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
 from bench.sampler.rollout import rollout
-from methods.distillation import DistillationMethod, DistillationOptions, squared_error, teacher_velocity
+from methods.distillation import DistillationMethod, DistillationOptions, squared_error
 
 
 class SftOptions(DistillationOptions):
@@ -46,7 +46,7 @@ class Sft(DistillationMethod):
     def collect(self, lab: Lab, task: str) -> Pictures:
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
-        teacher = teacher_velocity(lab, task, conditioning, self.options)
+        teacher = lab.teacher(task, conditioning)
         return Pictures(rollout(teacher, noise, lab.sampler, lab.generator("kernel", task)).final, conditioning)
 
     def losses(self, lab: Lab, task: str, experience: Pictures) -> Iterator[Tensor]:

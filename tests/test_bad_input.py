@@ -52,7 +52,7 @@ CASES = {
     "results by way of ..": ([*RUN, "--results", "results/../elsewhere"], "results"),
     "unknown weighting": ([*RUN, "--set", "params.weighting=kl"], "params.weighting"),
     "fraction above one": ([*RUN, "--set", "params.timestep_fraction=1.2"], "timestep_fraction"),
-    "teacher guidance for no task": ([*RUN, "--tasks", "ocr", "--set", "params.teacher_guidance.geneval=1"], "geneval"),
+    "teacher guidance for no task": ([*RUN, "--tasks", "ocr", "--set", "teacher_guidance.geneval=1"], "geneval"),
     "teacher folder that is empty": (
         [*RUN, "--tasks", "ocr", "--set", "teachers.ocr=nowhere"],
         "no adapter at nowhere",

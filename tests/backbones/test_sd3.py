@@ -40,9 +40,8 @@ def lab(sd3_folder) -> Lab:
     backbone.adapters.add(OLD, Shape(4, 8.0))
     shake(backbone, "teacher")
     shake(backbone, STUDENT, 0.02)
-    return Lab(
-        backbone, {"dark": Dark("photo")}, {"dark": "teacher"}, Sampler(make_schedule(3), KERNELS["ode"]), 4.5, 0
-    )
+    sampler = Sampler(make_schedule(3), KERNELS["ode"])
+    return Lab(backbone, {"dark": Dark("photo")}, {"dark": "teacher"}, {"dark": 4.5}, sampler, 4.5, 0)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def lab(micro) -> Lab:
     micro.adapters.add("teacher", Shape(32, 64.0), seed=1)
     sampler = Sampler(make_schedule(10), KERNELS["ode"])
     tasks = load_tasks(("geneval", "ocr", "pickscore"), "micro")
-    return Lab(micro, tasks, dict.fromkeys(tasks, "teacher"), sampler, 1.0, seed=0)
+    return Lab(micro, tasks, dict.fromkeys(tasks, "teacher"), dict.fromkeys(tasks, 1.0), sampler, 1.0, seed=0)
 
 
 @pytest.mark.parametrize("kernel", ["ode", "flow_sde", "cps"])

@@ -30,7 +30,9 @@ def make_lab(micro):
             shake(micro, f"teacher-{task}")
         sampler = Sampler(make_schedule(steps), KERNELS[kernel], eta)
         teachers = {task: f"teacher-{task}" for task in TASKS}
-        return Lab(micro, load_tasks(TASKS, "micro"), teachers, sampler, guidance, seed=0)
+        return Lab(
+            micro, load_tasks(TASKS, "micro"), teachers, dict.fromkeys(TASKS, guidance), sampler, guidance, seed=0
+        )
 
     return make
 

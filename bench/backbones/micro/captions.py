@@ -26,10 +26,10 @@ KIND_WEIGHTS = {
 MISTAKES = {
     "single_object": 0.1,
     "colors": 0.1,
-    "two_object": 0.2,
-    "counting": 0.4,
-    "position": 0.42,
-    "color_attr": 0.42,
+    "two_object": 0.1,
+    "counting": 0.2,
+    "position": 0.2,
+    "color_attr": 0.2,
     "sign": 0.18,
     "illustration": 0.18,
 }
@@ -39,6 +39,8 @@ COUNTS = (2, 3, 4)
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 SIGN_LENGTHS = (3, 4)
 SPECK_PROBABILITY = 0.5
+DISTANT = 0.35
+"""Share of object pictures that are distant views."""
 ILLUSTRATION_SIZES = (1, 2, 3)
 
 
@@ -101,8 +103,8 @@ def draw_brief(rng: np.random.Generator, kind: str | None = None) -> Brief:
     return Brief(kind, shapes, colours, str(rng.choice(RELATIONS)) if kind == "position" else "")
 
 
-def draw_scene(brief: Brief, rng: np.random.Generator) -> Scene:
-    """A random scene that fits a brief."""
+def draw_scene(brief: Brief, rng: np.random.Generator, distant: float = DISTANT) -> Scene:
+    """A random scene that fits a brief; objects are seen from afar with probability `distant`."""
     ground = str(rng.choice(list(GROUNDS)))
     colours = [c or str(rng.choice(list(COLOURS))) for c in brief.colours]
     corners = place(len(brief.shapes), rng) if brief.shapes else []
@@ -110,7 +112,7 @@ def draw_scene(brief: Brief, rng: np.random.Generator) -> Scene:
         while not stands(corners[1], corners[0], brief.relation):
             corners = place(2, rng)
     things = tuple(Thing(s, c, *at) for s, c, at in zip(brief.shapes, colours, corners, strict=True))
-    scene = Scene(ground, things, brief.sign)
+    scene = Scene(ground, things, brief.sign, distant=bool(things) and rng.random() < distant)
     if rng.random() >= SPECK_PROBABILITY:
         return scene
     cells = [(i, j) for i in range(CANVAS // CELL) for j in range(CANVAS // CELL)]
@@ -127,10 +129,7 @@ def stands(a: tuple[int, int], b: tuple[int, int], relation: str) -> bool:
 
 
 def garble(brief: Brief, rng: np.random.Generator) -> Brief:
-    """State one fact wrongly, as captions on the web do: the opposite side, a count off by one, colours exchanged.
-
-    Where two facts compete at nearly even odds guidance cannot tell which is right, but a reward can.
-    """
+    """State one fact wrongly, as captions on the web do: the opposite side, a count off by one, colours exchanged."""
     other = lambda options, not_this: str(rng.choice([o for o in options if o != not_this]))  # noqa: E731
     if brief.kind == "sign":
         at = int(rng.integers(len(brief.sign)))

@@ -1,8 +1,9 @@
 """What the micro world looks like: shapes and signs on flat grounds, drawn on a 32x32 canvas.
 
-Objects are 13-pixel shapes in 16-pixel blocks whose corners lie on an 8-pixel lattice (the latent cell).
-A caption fixes only part of a scene. The rest (ground colour, placement, specks of dirt) varies freely, which is
-what leaves a preference reward something to prefer.
+Objects are 13-pixel shapes in 16-pixel blocks whose corners lie on an 8-pixel lattice (the latent cell). In a distant
+view they are half that size: a person sees what they are, the detector, as on photographs, does not.
+A caption fixes only part of a scene. The rest (distance, ground colour, placement, specks of dirt) varies freely, which
+is what leaves rewards something to prefer that no guidance scale brings.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ CANVAS = 32
 CELL = 8
 BLOCK = 16
 LATTICE = (0, 8, 16)
+DISTANT_SIZE = 0.5
+"""Size of objects in a distant view, in units of the usual one."""
 SIGN_ROW = 8
 """Top pixel row of a sign's characters."""
 
@@ -65,9 +68,9 @@ SHAPES: tuple[str, ...] = tuple(_INSIDE)
 
 
 @cache
-def shape_masks() -> dict[str, np.ndarray]:
-    """shape -> anti-aliased coverage, float32 [16, 16] in [0, 1]."""
-    fine = (np.arange(BLOCK * 8) + 0.5) / 8 - BLOCK / 2
+def shape_masks(size: float = 1.0) -> dict[str, np.ndarray]:
+    """shape -> anti-aliased coverage, float32 [16, 16] in [0, 1]; `size` scales the shape within its block."""
+    fine = ((np.arange(BLOCK * 8) + 0.5) / 8 - BLOCK / 2) / size
     x, y = np.meshgrid(fine, fine)
     return {
         name: inside(x, y).reshape(BLOCK, 8, BLOCK, 8).mean((1, 3)).astype(np.float32)
@@ -93,6 +96,7 @@ class Scene:
     things: tuple[Thing, ...] = ()
     sign: str = ""
     specks: tuple[tuple[int, int], ...] = field(default=())
+    distant: bool = False
 
 
 def sign_cells(sign: str) -> list[tuple[int, int]]:
@@ -117,8 +121,9 @@ def draw(scene: Scene) -> np.ndarray:
     for column, row in scene.specks:
         x, y = column * CELL + 3, row * CELL + 3
         image[y : y + 3, x : x + 3] += -0.3 if light else 0.3
+    masks = shape_masks(DISTANT_SIZE if scene.distant else 1.0)
     for thing in scene.things:
-        alpha = shape_masks()[thing.shape][..., None]
+        alpha = masks[thing.shape][..., None]
         block = image[thing.top : thing.top + BLOCK, thing.left : thing.left + BLOCK]
         block += alpha * (np.array(COLOURS[thing.colour], np.float32) / 255 - block)
     ink = np.array(INK_DARK if light else INK_LIGHT, np.float32) / 255

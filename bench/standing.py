@@ -1,0 +1,156 @@
+"""What a comparison shows: every variant's scores, gains, chances and costs, from the records of its runs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.probes.forgetting import score_matrix
+from bench.stats import (
+    Difference,
+    Estimate,
+    estimate,
+    holm,
+    interquartile_mean,
+    paired_difference,
+    probability_of_improvement,
+)
+
+TARGET = 0.9
+"""Share of the best teacher's gain that counts as reaching it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run: its summary and its evaluation rows along training."""
+
+    summary: dict
+    evaluations: list[dict]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A task's scale: the base at its best guidance, and the best teacher (NaN where no run has teachers)."""
+
+    base: float
+    teacher: float
+
+    def share(self, score: np.ndarray | float):
+        """Score -> share of the teacher's gain over the base."""
+        return (score - self.base) / (self.teacher - self.base)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One line of the comparison."""
+
+    label: str
+    seeds: int
+    tasks: dict[str, Estimate]
+    gain: Estimate
+    """Share of the teachers' gain, mean over tasks; interval over seeds."""
+    gain_iqm: float
+    """Interquartile mean of that share over tasks and seeds."""
+    above_reference: Estimate
+    """Probability that a run of this variant has a higher mean score than one of the reference."""
+    against_reference: Difference
+    """Difference of mean scores to the reference, paired by seed and prompt; p adjusted over the lines by Holm."""
+    time_to_target: float
+    """Training evaluations at which every task is at TARGET of its goal; infinity if never, NaN without teachers."""
+    training_evaluations: float
+    teacher_evaluations: float
+    """What its teachers cost to train; 0 for methods without teachers."""
+
+
+def goals(records: list[Record], tasks: tuple[str, ...]) -> dict[str, Goal]:
+    """Base and best teacher a task, from whichever runs show them."""
+    result = {}
+    for task in tasks:
+        base, teacher = float("nan"), float("nan")
+        for record in records:
+            models = record.summary["models"]
+            base = _mean(models["base"][task])
+            shown = [_mean(m[task]) for name, m in models.items() if name.startswith("teacher ")]
+            teacher = float(np.nanmax([teacher, *shown])) if shown else teacher
+        result[task] = Goal(base, teacher)
+    return result
+
+
+def standings(
+    groups: dict[str, list[Record]], tasks: tuple[str, ...], reference: str, teacher_cost: dict[str, float]
+) -> list[Standing]:
+    """A Standing per variant, in the order given. `teacher_cost` is training evaluations by task."""
+    scale = goals([r for records in groups.values() for r in records], tasks)
+    lines = [
+        _standing(label, records, groups[reference], tasks, scale, teacher_cost)
+        for label, records in groups.items()
+        if records
+    ]
+    adjusted = iter(holm([s.against_reference.p for s in lines if s.label != reference]))
+    return [s if s.label == reference else _with_p(s, next(adjusted)) for s in lines]
+
+
+def _standing(label, records, reference, tasks, scale, teacher_cost) -> Standing:
+    scores = np.array([[_mean(r.summary["models"]["student"][t]) for t in tasks] for r in records])
+    shares = np.stack([scale[t].share(scores[:, i]) for i, t in enumerate(tasks)], 1)
+    other = np.array([[_mean(r.summary["models"]["student"][t]) for t in tasks] for r in reference])
+    has_teachers = bool(records[0].summary["teachers"])
+    return Standing(
+        label=label,
+        seeds=len(records),
+        tasks={t: estimate(*_rows(records, t)) for t in tasks},
+        gain=estimate(shares.mean(1)[:, None], np.zeros(1)),
+        gain_iqm=interquartile_mean(shares),
+        above_reference=probability_of_improvement(scores.mean(1), other.mean(1)),
+        against_reference=_against(records, reference, tasks),
+        time_to_target=_time_to_target(records, tasks, scale),
+        training_evaluations=float(np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])),
+        teacher_evaluations=sum(teacher_cost.get(t, float("nan")) for t in tasks) if has_teachers else 0.0,
+    )
+
+
+def _rows(records: list[Record], task: str) -> tuple[np.ndarray, np.ndarray]:
+    found = [r.summary["models"]["student"][task] for r in records]
+    return np.array([f["rows"][f["headline"]] for f in found], np.float64), np.array(found[0]["strata"])
+
+
+def _against(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> Difference:
+    """Mean over tasks, every (task, stratum) weighted as in the tasks' own means; common seeds only."""
+    mine = {r.summary["seed"]: r for r in records}
+    theirs = {r.summary["seed"]: r for r in reference}
+    seeds = sorted(mine.keys() & theirs.keys())
+    if not seeds:
+        return Difference(*[float("nan")] * 4)
+    values, strata = [], []
+    for task in tasks:
+        a, names = _rows([mine[s] for s in seeds], task)
+        b, _ = _rows([theirs[s] for s in seeds], task)
+        kinds = len(np.unique(names))
+        # The stratified mean weighs strata equally: scale so that every task, not every stratum, counts the same.
+        values.append((a - b) / kinds)
+        strata.append(np.array([f"{task}/{name}" for name in names]))
+    joined = np.concatenate(strata)
+    factor = len(np.unique(joined)) / len(tasks)
+    return paired_difference(np.concatenate(values, 1) * factor, np.zeros(joined.shape), joined)
+
+
+def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[str, Goal]) -> float:
+    if any(np.isnan(goal.teacher) for goal in scale.values()):
+        return float("nan")
+    curves = [score_matrix(r.evaluations, tasks) for r in records]
+    shares = curves[0][0]
+    mean = np.mean([matrix for _, matrix in curves], 0)
+    reached = [all(scale[t].share(mean[k, i]) >= TARGET for i, t in enumerate(tasks)) for k in range(len(shares))]
+    if not any(reached):
+        return float("inf")
+    budget = np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])
+    return float(shares[reached.index(True)] * budget)
+
+
+def _mean(record: dict) -> float:
+    return estimate(np.array(record["rows"][record["headline"]], np.float64), np.array(record["strata"])).value
+
+
+def _with_p(standing: Standing, p: float) -> Standing:
+    from dataclasses import replace
+
+    return replace(standing, against_reference=replace(standing.against_reference, p=p))
