@@ -144,7 +144,7 @@ def compare_methods(
     overrides: list[str],
     results: Path,
 ) -> None:
-    """Check everything, run what is not finished, print and store the table. Raises PartialError if some runs failed."""
+    """Check everything, run what is unfinished, print and store the table. Raises PartialError if some runs failed."""
     from rich.console import Console
     from rich.progress import Progress
 
