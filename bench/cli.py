@@ -141,6 +141,26 @@ def compare(
     )
 
 
+@app.command()
+def probe(
+    methods: Annotated[str, typer.Option("--methods", "--method", help="Comma-separated methods.")],
+    tasks: Tasks = "all",
+    student: Annotated[str, typer.Option("--student", help="'base', or a peft adapter folder.")] = "base",
+    backbone: Backbone = "micro",
+    states: Annotated[int, typer.Option("--states", min=2, help="Draws of prompts and initial noise.")] = 16,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Estimates at each of them.")] = 2,
+    set_: Set = None,
+    results: Results = RUNS,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the numbers to this JSON file.")] = None,
+) -> None:
+    """Measure gradient noise and interference between tasks at a frozen student."""
+    from bench.probe_command import probe_methods
+
+    probe_methods(
+        split_names(methods), split_names(tasks), student, backbone, set_ or [], states, draws, results, output
+    )
+
+
 @app.command(name="eval")
 def evaluate(
     adapter: Annotated[str, typer.Option("--adapter", help="'base', or a peft adapter folder.")],

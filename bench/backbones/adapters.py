@@ -128,11 +128,11 @@ class Adapters:
         tensors = {PEFT_PREFIX + k: (v.half() if half else v).contiguous() for k, v in state.items()}
         write_atomic(folder / WEIGHTS_FILE, save(tensors, {"format": "pt"}))
 
-    def load(self, name: str, folder: Path) -> None:
+    def load(self, name: str, folder: Path, trainable: bool = False) -> None:
         """Add an adapter from a peft folder. Raises UsageError if it is unreadable or does not fit."""
         shape, state = read_adapter(folder)
         try:
-            self.add(name, shape)
+            self.add(name, shape, trainable=trainable)
         except ValueError as error:  # peft: target modules not found
             raise UsageError(f"adapter {folder} does not fit this backbone: {error}") from error
         self.load_state(name, state, str(folder))

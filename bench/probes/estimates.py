@@ -1,6 +1,6 @@
 """Independent estimates of a method's update direction at a frozen student, with the two sources of chance apart."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,9 +49,11 @@ def task_gradients(method: Method, lab: Lab, tasks: tuple[str, ...]) -> dict[str
     return gradients
 
 
-def nested(method: Method, lab: ProbeLab, tasks: tuple[str, ...], states: int, draws: int) -> Iterator[list[Tensor]]:
-    """For each of `states` draws of prompts and noise: `draws` estimates of the mean gradient over tasks, each [P]."""
-    for state in range(states):
+def nested(
+    method: Method, lab: ProbeLab, tasks: tuple[str, ...], states: Iterable[int], draws: int
+) -> Iterator[list[Tensor]]:
+    """For each state (a seed of prompts and noise): `draws` estimates of the mean gradient over tasks, each [P]."""
+    for state in states:
         estimates = []
         for draw in range(draws):
             gradients = task_gradients(method, lab.at(state, state * draws + draw), tasks)

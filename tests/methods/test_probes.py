@@ -41,15 +41,17 @@ def probe_lab(lab) -> ProbeLab:
 
 def test_ode_opd_has_no_noise_of_its_own(make_lab) -> None:
     lab = probe_lab(make_lab())
-    noise = gradient_noise(nested(OpdAnalytic(OpdOptions(trajectories=3)), lab, ("geneval", "ocr"), 3, 2))
+    noise = gradient_noise(nested(OpdAnalytic(OpdOptions(trajectories=3)), lab, ("geneval", "ocr"), range(3), 2))
     assert noise.from_estimator == pytest.approx(0, abs=1e-9 * noise.trace)
     assert noise.from_states > 0
 
 
 def test_sampled_log_ratio_is_noisier_than_the_closed_form(make_lab) -> None:
     lab = probe_lab(make_lab("flow_sde", 0.7))
-    analytic = gradient_noise(nested(OpdAnalytic(OpdOptions(trajectories=3, weighting="true")), lab, ("ocr",), 4, 2))
-    sampled = gradient_noise(nested(OpdPpo(OpdPpoOptions(trajectories=3)), lab, ("ocr",), 4, 2))
+    analytic = gradient_noise(
+        nested(OpdAnalytic(OpdOptions(trajectories=3, weighting="true")), lab, ("ocr",), range(4), 2)
+    )
+    sampled = gradient_noise(nested(OpdPpo(OpdPpoOptions(trajectories=3)), lab, ("ocr",), range(4), 2))
     assert sampled.snr < 0.5 * analytic.snr
 
 

@@ -1,0 +1,106 @@
+"""`bench compare`: axes, members, failures, and one small comparison from end to end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.comparison import launch, parse_axis, settle, variants
+from bench.errors import UsageError
+from bench.spec import resolve
+from bench.standing import Record, standings
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return resolve("opd_analytic", ["ocr"])
+
+
+def test_short_keys_are_found(spec) -> None:
+    assert parse_axis("eta=0,0.7", spec) == ("sampler.eta", ["0", "0.7"])
+    assert parse_axis("kernel=cps", spec) == ("sampler.kernel", ["cps"])
+    assert parse_axis("optimizer.lr=1e-3,3e-4", spec)[0] == "optimizer.lr"
+    assert parse_axis("steps=5", spec)[0] == "sampler.steps"
+
+
+@pytest.mark.parametrize("axis", ["eta", "eta=", "etta=1", "eta=0,0"])
+def test_bad_axes_are_refused(spec, axis: str) -> None:
+    with pytest.raises(UsageError):
+        parse_axis(axis, spec)
+
+
+def test_grid_is_the_product(spec) -> None:
+    lines = variants(["opd_analytic"], ["eta=0,0.3", "kernel=flow_sde,cps"], spec)
+    assert [v.label for v in lines] == [
+        "opd_analytic eta=0,kernel=flow_sde", "opd_analytic eta=0,kernel=cps",
+        "opd_analytic eta=0.3,kernel=flow_sde", "opd_analytic eta=0.3,kernel=cps",
+    ]  # fmt: skip
+    assert lines[-1].overrides == ("sampler.eta=0.3", "sampler.kernel=cps")
+
+
+def test_member_command_gives_the_member_spec(spec) -> None:
+    member, words = settle(
+        variants(["opd_analytic"], ["eta=0.3", "kernel=cps"], spec)[0], ["ocr"], 2, "micro", 5000, []
+    )
+    assert member.budget.evaluations == 5000
+    assert (member.sampler.kernel, member.sampler.eta, member.seed) == ("cps", 0.3, 2)
+    assert len(member.evaluation.points) == 6
+    assert words[words.index("--seeds") + 1] == "2"
+
+
+def test_one_failure_does_not_stop_the_others(tmp_path: Path) -> None:
+    told = []
+    commands = {"bad": ["run", "--method", "nothing"], "good": ["list", "kernels"]}
+    commands["good"] = ["list", "kernels"]
+    failures = launch({"bad": commands["bad"]}, tmp_path / "results", 2, lambda *a: told.append(a))
+    assert list(failures) == ["bad"]
+    assert "unknown method" in failures["bad"]
+    assert told == [("bad", failures["bad"])]
+
+
+def record(seed: int, score: float, curve: list[float], teachers: bool) -> Record:
+    model = lambda value: {"t": {"headline": "m", "strata": [""] * 4, "rows": {"m": [value] * 4}}}
+    models = {"student": model(score), "base": model(0.2)} | ({"teacher t": model(0.7)} if teachers else {})
+    cost = {"evaluations": {"training": 1000}}
+    rows = [
+        {"share": (i + 1) / len(curve), "task": "t", "headline": "m", "strata": [""], "rows": {"m": [v]}}
+        for i, v in enumerate(curve)
+    ]
+    return Record({"seed": seed, "models": models, "cost": cost, "teachers": {"t": {}} if teachers else {}}, rows)
+
+
+def test_standings_by_hand() -> None:
+    groups = {
+        "opd": [record(s, 0.7, [0.3, 0.66, 0.7, 0.7], True) for s in range(3)],
+        "rl": [record(s, 0.45, [0.3, 0.4, 0.45, 0.45], False) for s in range(3)],
+    }
+    opd, rl = standings(groups, ("t",), "opd", {"t": 5000.0})
+    assert opd.gain.value == pytest.approx(1)
+    assert rl.gain.value == pytest.approx(0.5)
+    assert rl.gain_iqm == pytest.approx(0.5)
+    assert opd.time_to_target == 500  # 0.66 is 92% of the way, at half of 1000 evaluations
+    assert np.isinf(rl.time_to_target)
+    assert (opd.teacher_evaluations, rl.teacher_evaluations) == (5000, 0)
+    assert rl.above_reference.value == 0
+    assert rl.against_reference.value == pytest.approx(-0.25)
+    assert rl.against_reference.p <= 0.001
+
+
+@pytest.mark.slow
+def test_small_comparison_end_to_end(tmp_path: Path) -> None:
+    arguments = [
+        "compare", "--methods", "opd_analytic,multi_reward,merge", "--tasks", "ocr", "--seeds", "0,1", "--budget", "400",
+        "--set", "evaluation.steps=1", "--results", "results/c",
+    ]  # fmt: skip
+    words = [sys.executable, "-m", "bench", *arguments]
+    for _ in range(2):  # the second time everything is there already
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        assert "multi_reward" in done.stdout
+    (path,) = (tmp_path / "results" / "c").glob("comparison-*.json")
+    lines = json.loads(path.read_text())["lines"]
+    assert [line["label"] for line in lines] == ["opd_analytic", "multi_reward", "merge"]
+    assert all(line["seeds"] == 2 for line in lines)
