@@ -49,7 +49,7 @@ def probe_methods(
     root = results_root(results)
     probes, reference = [], None
     for spec in specs:
-        lab, method = _laboratory(spec, student, root)
+        lab, method = laboratory(spec, student, root)
         if reference is None:
             reference = gradient_noise(
                 nested(method, lab, spec.tasks, range(HELD_APART, HELD_APART + 2 * states), 1)
@@ -62,7 +62,7 @@ def probe_methods(
         write_atomic(output, (json.dumps([as_json(p) for p in probes], indent=1) + "\n").encode())
 
 
-def _laboratory(spec: Spec, student: str, root: Path):
+def laboratory(spec: Spec, student: str, root: Path):
     """Backbone, teachers and a student: the base (a fresh adapter of the spec's shape) or an adapter folder."""
     from bench.backbones.adapters import TARGETS, Shape
 

@@ -56,3 +56,13 @@ def test_analytic_gradient_is_that_mean_without_variance() -> None:
     kl = Gaussian((MEAN + theta * G)[None], STD).kl(Gaussian(TEACHER[None], STD)) / SIZE
     kl.sum().backward()
     assert float(theta.grad) == pytest.approx(PATHWISE, abs=1e-12)
+
+
+def test_excess_variance_on_a_network_is_the_closed_form(make_lab) -> None:
+    from methods.opd_ppo_excess import excess
+
+    (row,) = excess(make_lab("cps", 0.8), "ocr", [2], states=4, draws=64)
+    assert row.predicted > 0
+    assert row.ratio.value == pytest.approx(1, abs=0.25)
+    assert row.ratio.low < 1.2
+    assert row.ratio.high > 0.8

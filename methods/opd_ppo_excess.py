@@ -1,0 +1,110 @@
+"""Extra gradient variance of PPO-style over analytic OPD, measured against its closed form:
+
+    python -m methods.opd_ppo_excess --task TASK [--kernel cps --eta 0.8] [--states N] [--draws N] [--student FOLDER]
+
+With the state fixed, y = m + c z, delta = (m - q) / c and J = (dm/dtheta) / c, the sampled log-ratio's gradient is
+(|delta|^2 / 2 + delta.z) J^T z / D; its mean is J^T delta / D, the analytic gradient, which has no variance at a fixed
+state. The trace of its covariance is ((|delta|^4 / 4 + |delta|^2) |J|^2 + |J^T delta|^2) / D^2, |J| being the Frobenius
+norm, estimated by |J^T u|^2 with Gaussian u of its own. Measured over predicted must be 1.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.lab import STUDENT, Lab
+from bench.sampler.gaussian import Gaussian
+from bench.sampler.rollout import rollout
+from bench.sampler.step import transition
+from bench.stats import Estimate
+from methods.opd_ppo import ppo_loss
+
+
+@dataclass(frozen=True)
+class Excess:
+    """One noise level: traces of the conditional covariance, mean over states."""
+
+    sigma: float
+    measured: float
+    predicted: float
+    ratio: Estimate
+    snr: float
+    """|mean|^2 / trace of one draw at a fixed state, mean over states: the analytic estimator's is infinite."""
+
+
+def excess_at(lab: Lab, task: str, step: int, states_BCHW: Tensor, conditioning, draws: int, seed: int) -> Excess:
+    """Measure one step of the schedule at given states [B, C, h, w]."""
+    parameters = lab.backbone.adapters.parameters(STUDENT)
+    at, sigma = lab.sampler.coefficients[step], lab.sampler.schedule.sigmas[step]
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in range(len(states_BCHW)):
+        x, cond = states_BCHW[i : i + 1], conditioning[i : i + 1]
+        with torch.no_grad():
+            guide = transition(x, lab.teacher(task, cond)(x, sigma), at)
+        new = transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
+        old = Gaussian(new.mean.detach(), at.c)
+        size = x.numel()
+
+        def gradient(scalar: Tensor) -> Tensor:
+            parts = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
+            return torch.cat(
+                [(p if p is not None else torch.zeros_like(q)).flatten() for p, q in zip(parts, parameters)]
+            ).double()
+
+        noise = lambda: torch.randn(x.shape, generator=generator).to(x.device)  # noqa: B023, E731
+        total, squares, frobenius = 0.0, 0.0, 0.0
+        for _ in range(draws):
+            drawn = old.sample(noise())
+            sampled = gradient(ppo_loss(new, old, guide, drawn, "log_ratio", 0.2, torch.zeros(1)).sum())
+            total, squares = total + sampled, squares + float(sampled @ sampled)
+            frobenius += float(gradient((new.mean * noise()).sum() / at.c).square().sum()) / draws
+        delta = (old.mean - guide.mean) / at.c
+        pull = float(gradient((new.mean * delta).sum() / at.c).square().sum())
+        d2 = float(delta.square().sum())
+        measured = (squares - float(total @ total) / draws) / (draws - 1)
+        rows.append((measured, ((d2**2 / 4 + d2) * frobenius + pull) / size**2, pull / size**2))
+    measured, predicted, signal = np.array(rows).T
+    picks = np.random.default_rng(seed).integers(len(rows), size=(1000, len(rows)))
+    low, high = np.quantile(measured[picks].sum(1) / predicted[picks].sum(1), [0.025, 0.975])
+    ratio = Estimate(float(measured.sum() / predicted.sum()), float(low), float(high))
+    return Excess(sigma, float(measured.mean()), float(predicted.mean()), ratio, float(signal.sum() / measured.sum()))
+
+
+def excess(lab: Lab, task: str, steps: list[int], states: int, draws: int) -> list[Excess]:
+    """Measure several steps on the student's own trajectories."""
+    conditioning = lab.encode(lab.prompts(task, states))
+    start = lab.backbone.noise(states, lab.generator("noise", task))
+    field = lab.velocity(conditioning, STUDENT)
+    visited = rollout(field, start, lab.sampler, lab.generator("kernel", task), keep=True).states
+    return [excess_at(lab, task, k, visited[k], conditioning, draws, seed=k) for k in steps]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="ocr")
+    parser.add_argument("--kernel", default="cps")
+    parser.add_argument("--eta", type=float, default=0.8)
+    parser.add_argument("--states", type=int, default=16)
+    parser.add_argument("--draws", type=int, default=32)
+    parser.add_argument("--student", default="base", help="'base' or an adapter folder")
+    arguments = parser.parse_args()
+    from bench.probe_command import laboratory
+    from bench.spec import resolve
+
+    overrides = [f"sampler.kernel={arguments.kernel}", f"sampler.eta={arguments.eta}"]
+    spec = resolve("opd_ppo", [arguments.task], overrides=overrides)
+    lab, _ = laboratory(spec, arguments.student, Path("results/runs"))
+    noisy = [k for k, at in enumerate(lab.sampler.coefficients) if at.c]
+    print(f"{arguments.task}, {arguments.kernel} eta {arguments.eta:g}, student {arguments.student}")
+    print("sigma   measured    predicted   measured/predicted       signal/noise of one draw")
+    for row in excess(lab, arguments.task, noisy, arguments.states, arguments.draws):
+        print(f"{row.sigma:<8.3f}{row.measured:<12.4g}{row.predicted:<12.4g}{row.ratio!s:<25}{row.snr:.3g}")
+
+
+if __name__ == "__main__":
+    main()
