@@ -13,6 +13,8 @@ from bench.evaluate import Evaluation, euler, evaluate
 from bench.hashing import seed_of
 from bench.lab import EMA, STUDENT, Lab
 from bench.method import Method
+from bench.probes.estimates import ProbeLab
+from bench.probes.interference import interference
 from bench.store import Run
 
 
@@ -150,6 +152,11 @@ class Loop:
             for task in self.spec.tasks:
                 result = self.evaluate(EMA, task)
                 self.run.append("evaluations.jsonl", {"step": self.step, "share": points[-1]} | result.record())
+        if self.spec.probes.interference and len(self.spec.tasks) > 1 and self.method.trains:
+            with self.lab.backbone.meter.purpose("probes"):
+                lab = ProbeLab.of(self.lab)
+                cosines = interference(self.method, lab, self.spec.tasks, self.spec.probes.interference)
+            self.run.append("probes.jsonl", {"step": self.step, "share": points[-1], "interference": cosines})
         self.evaluated += points
 
     def evaluate(

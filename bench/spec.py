@@ -100,6 +100,13 @@ class EvaluationSpec(Part):
     batch: Annotated[int, Field(gt=0)] = 96
 
 
+class ProbesSpec(Part):
+    """What is measured along training besides scores, at the evaluation points; costs are on a clock of their own."""
+
+    interference: Annotated[int, Field(ge=0)] = 0
+    """Gradient estimates per half for the cosines between tasks; 0 measures none."""
+
+
 class Spec(Part):
     """A run, completely. Two specs that differ only in `seed` share a hash."""
 
@@ -113,6 +120,7 @@ class Spec(Part):
     lora: LoraSpec = LoraSpec()
     ema: EmaSpec = EmaSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    probes: ProbesSpec = ProbesSpec()
     teachers: dict[str, str] = {}
     """task -> 'shipped', 'train' or a folder with a peft adapter; only for methods that need teachers."""
     teacher_guidance: dict[str, Guidance] = {}

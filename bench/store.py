@@ -5,6 +5,7 @@
     provenance.jsonl     one entry per start: versions, device, commit, teachers' hashes
     metrics.jsonl        one line per update
     evaluations.jsonl    one line per evaluation, with every picture's scores
+    probes.jsonl         one line per probe along training (empty unless asked for)
     checkpoint.safetensors   adapters, optimiser, EMA; step, meter and file sizes in its metadata
     adapter/             the result: the EMA student as a peft folder
     summary.json         written last; its presence means the run is finished
@@ -24,7 +25,7 @@ from bench.errors import UsageError
 from bench.files import write_atomic
 from bench.spec import Spec
 
-LOGS = ("metrics.jsonl", "evaluations.jsonl")
+LOGS = ("metrics.jsonl", "evaluations.jsonl", "probes.jsonl")
 
 
 def results_root(folder: Path) -> Path:

@@ -167,3 +167,15 @@ def test_summary_names_every_model_and_task(session: Session) -> None:
     assert set(summary["models"]) == {"base", "teacher geneval", "teacher ocr", "student"}
     assert all(set(tasks) == {"geneval", "ocr"} for tasks in summary["models"].values())
     assert json.loads(json.dumps(summary)) == summary
+
+
+def test_interference_along_training_leaves_the_run_as_it_is(session: Session, tmp_path: Path) -> None:
+    plain = quick("evaluation.points=[0.5]", tasks=("ocr", "geneval"))
+    probed = quick("evaluation.points=[0.5]", "probes.interference=1", tasks=("ocr", "geneval"))
+    summaries = [execute(spec, session) for spec in (plain, probed)]
+    folders = [session.root / s["folder"] for s in summaries]
+    rows = [json.loads(line) for line in (folders[1] / "probes.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert -1 <= rows[0]["interference"]["ocr | geneval"]["all"] <= 1
+    adapters = [(f / "adapter" / "adapter_model.safetensors").read_bytes() for f in folders]
+    assert adapters[0] == adapters[1]

@@ -1,7 +1,7 @@
 """Independent estimates of a method's update direction at a frozen student, with the two sources of chance apart."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ class ProbeLab(Lab):
     """A Lab whose `seed` decides prompts and initial noise, and `own_seed` everything else."""
 
     own_seed: int = 0
+
+    @classmethod
+    def of(cls, lab: Lab) -> "ProbeLab":
+        """A probe's view of a run's laboratory: same models, tasks and step, chances of its own."""
+        return cls(**{field.name: getattr(lab, field.name) for field in fields(lab)})
 
     def seed_for(self, purpose: str, task: str) -> int:
         seed = self.seed if purpose in STATE_PURPOSES else self.own_seed
