@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
+RL = ["params.groups=2", "params.group_size=4", "params.nft.timesteps=1"]
 SETTINGS = {
     "opd_analytic": ["params.trajectories=4"],
-    "single_task": ["params.groups=2", "params.group_size=4", "params.nft.timesteps=1"],
+    "opd_ppo": ["params.trajectories=4", "params.inner_updates=2"],
+    "sft": ["params.trajectories=4", "params.levels=2"],
+    "dance_opd": ["params.trajectories=4"],
+    "single_task": RL,
+    "multi_reward": RL,
+    "cascade": [*RL, "params.anchor=previous"],
 }
 COMMON = ["budget.updates=6", "checkpoint_every=2", "evaluation.steps=2", "evaluation.points=[0.5]", "ema.every=2"]
 
@@ -63,7 +69,8 @@ main()
 
 def command(method: str, root: Path) -> list[str]:
     sets = [part for setting in COMMON + SETTINGS[method] for part in ("--set", setting)]
-    return ["run", "--method", method, "--tasks", "ocr", "--results", str(root), *sets]
+    tasks = "ocr,geneval" if method == "cascade" else "ocr"
+    return ["run", "--method", method, "--tasks", tasks, "--results", str(root), *sets]
 
 
 def start(moment: str, count: int, method: str, root: Path) -> subprocess.CompletedProcess:
@@ -117,6 +124,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
         ("opd_analytic", "before_summary", 1),
         ("single_task", "half_written", 2),
         ("single_task", "torn_line", 6),
+        *((method, "torn_line", 4) for method in SETTINGS if method not in ("opd_analytic", "single_task")),
     ],
 )
 def test_killed_run_resumes_bit_identically(
@@ -128,3 +136,9 @@ def test_killed_run_resumes_bit_identically(
     done = start("never", 0, method, root)
     assert done.returncode == 0, done.stderr
     assert records(root) == uninterrupted(method)
+
+
+def test_every_method_that_trains_is_resumed_here() -> None:
+    from bench.registry import find, registered
+
+    assert set(SETTINGS) == {name for name in registered("method") if find("method", name).trains}
