@@ -16,11 +16,11 @@ KIND_WEIGHTS = {
     "single_object": 0.06,
     "colors": 0.10,
     "two_object": 0.11,
-    "counting": 0.11,
-    "position": 0.16,
-    "color_attr": 0.16,
-    "sign": 0.18,
-    "illustration": 0.12,
+    "counting": 0.12,
+    "position": 0.17,
+    "color_attr": 0.17,
+    "sign": 0.14,
+    "illustration": 0.13,
 }
 # Share of a kind's captions that state one fact wrongly: what keeps the base imperfect.
 MISTAKES = {
@@ -39,7 +39,7 @@ COUNTS = (2, 3, 4)
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 SIGN_LENGTHS = (3, 4)
 SPECK_PROBABILITY = 0.5
-DISTANT = 0.35
+DISTANT = 0.3
 """Share of object pictures that are distant views."""
 ILLUSTRATION_SIZES = (1, 2, 3)
 
