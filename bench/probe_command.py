@@ -98,12 +98,13 @@ def as_json(probe: Probe) -> dict:
     noise = probe.noise
     return {
         "method": probe.method,
-        "estimates": noise.estimates,
-        "snr": noise.snr,
-        "signal": noise.signal,
-        "trace": noise.trace,
-        "trace_from_states": noise.from_states,
-        "trace_from_estimator": noise.from_estimator,
+        "states": noise.states,
+        "draws": noise.draws,
+        "snr": [noise.snr.value, noise.snr.low, noise.snr.high],
+        "signal": noise.moments.signal,
+        "trace": noise.moments.trace,
+        "trace_from_states": noise.moments.from_states,
+        "trace_from_estimator": noise.moments.from_estimator,
         "cosine_to_reference": probe.cosine,
         "interference": probe.interference,
     }
@@ -127,10 +128,10 @@ def print_probes(probes: list[Probe], student: str) -> None:
     for head in heads:
         table.add_column(head)
     for p in probes:
-        n = p.noise
+        n = p.noise.moments
         share = lambda part, n=n: f"{part / n.trace:.0%}" if n.trace else "-"  # noqa: E731
         table.add_row(
-            p.method, f"{n.snr:.3g}", f"{max(n.signal, 0) ** 0.5:.3g}", f"{n.trace:.3g}",
+            p.method, str(p.noise.snr), f"{max(n.signal, 0) ** 0.5:.3g}", f"{n.trace:.3g}",
             share(n.from_states), share(n.from_estimator), f"{p.cosine:.3f}",
         )  # fmt: skip
     terminal = Console(width=max(120, Console().width), highlight=False)

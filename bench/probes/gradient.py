@@ -2,22 +2,23 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bench.stats import RESAMPLES, Estimate
+
 
 @dataclass(frozen=True)
-class GradientNoise:
-    """What many estimates of one gradient say. All second moments are unbiased."""
+class Moments:
+    """Unbiased second moments of gradient estimates."""
 
-    estimates: int
-    mean: Tensor
-    """[P]."""
     signal: float
     """Squared norm of the true mean, the sample's noise taken out; can be slightly negative when noise drowns it."""
     from_states: float
-    """Trace of the covariance that prompts and initial noise cause."""
+    """Trace of the covariance that prompts and initial noise cause; can be slightly negative likewise."""
     from_estimator: float
     """Trace of the covariance that remains with prompts and initial noise fixed."""
 
@@ -29,35 +30,68 @@ class GradientNoise:
     @property
     def snr(self) -> float:
         """Signal over trace: independent of the gradient's scale, so methods with different reductions compare."""
-        return self.signal / self.trace if self.trace else float("inf")
+        return self.signal / self.trace if self.trace > 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """Everything that inner products of M x R estimates (M states, R at each) tell."""
+
+    mean: Tensor
+    """[P]."""
+    gram: np.ndarray
+    """Inner products of the estimates, [M R, M R], state by state."""
+    draws: int
+    """R."""
+
+    @property
+    def states(self) -> int:
+        return len(self.gram) // self.draws
+
+    @cached_property
+    def moments(self) -> Moments:
+        return self._moments(np.arange(self.states))
+
+    @cached_property
+    def snr(self) -> Estimate:
+        """Signal-to-noise ratio of one estimate with a bootstrap interval over states."""
+        rng = np.random.default_rng(0)
+        draws = [self._moments(rng.integers(self.states, size=self.states)).snr for _ in range(RESAMPLES)]
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return Estimate(self.moments.snr, float(low), float(high))
 
     def cosine(self, reference: Tensor) -> float:
         """Cosine of the mean to a reference gradient."""
         return float(torch.nn.functional.cosine_similarity(self.mean, reference, dim=0))
 
+    def _moments(self, picked: np.ndarray) -> Moments:
+        """Nested analysis of variance over the picked states (with repetition, for the bootstrap).
+
+        E[between mean square] = R from_states + from_estimator. With R = 1 the two cannot be told apart and all noise
+        is counted as from states. Pairs of one state with its own repetition are left out of the signal: a resample
+        would otherwise take noise for agreement.
+        """
+        r, m = self.draws, self.states
+        blocks = self.gram.reshape(m, r, m, r)
+        sums = blocks.sum((1, 3)) / r**2  # inner products of state means
+        squares = np.einsum("irir->i", blocks)
+        within = float(((squares - r * np.diag(sums)) / (r - 1))[picked].mean()) if r > 1 else 0.0
+        count = np.bincount(picked, minlength=m).astype(float)
+        pairs = np.outer(count, count)
+        np.fill_diagonal(pairs, 0)
+        signal = float((pairs * sums).sum() / pairs.sum()) if pairs.sum() else 0.0
+        own = float(np.diag(sums)[picked].mean())  # E = signal + from_states + from_estimator / R
+        return Moments(signal, own - signal - within / r, within)
+
 
 def gradient_noise(groups: Iterable[list[Tensor]]) -> GradientNoise:
-    """Nested analysis of variance over groups (one per state) of equally many estimates; holds two vectors at a time.
-
-    With M groups of R: E[between mean square] = R from_states + from_estimator; for R = 1 the two cannot be told
-    apart and all noise is counted as from states.
-    """
-    total = None
-    count = repeats = 0
-    squares = group_squares = 0.0
+    """Moments of groups (one per state) of equally many estimates, each [P]; keeps them all in float32."""
+    vectors, draws = [], 0
     for group in groups:
-        summed = torch.stack(group).double().sum(0)
-        squares += sum(float(g.double() @ g.double()) for g in group)
-        group_squares += float(summed @ summed) / len(group)
-        total = summed if total is None else total + summed
-        count, repeats = count + 1, len(group)
-    if total is None or count < 2:
+        vectors += [g.float().cpu() for g in group]
+        draws = len(group)
+    if len(vectors) < 2 * draws or not draws:
         raise ValueError("gradient noise needs estimates at two states or more")
-    n = count * repeats
-    grand = float(total @ total) / n
-    between = (group_squares - grand) / (count - 1)
-    within = (squares - group_squares) / (n - count) if repeats > 1 else 0.0
-    from_states = (between - within) / repeats if repeats > 1 else between
-    mean_square = grand / n
-    signal = mean_square - between / n
-    return GradientNoise(n, (total / n).float(), signal, max(from_states, 0.0), within)
+    stacked = torch.stack(vectors)
+    gram = torch.stack([(stacked * row).double().sum(1) for row in stacked])
+    return GradientNoise(stacked.mean(0), gram.numpy(), draws)
