@@ -101,7 +101,7 @@ def _standing(label, records, reference, tasks, scale, teacher_cost) -> Standing
         gain=estimate(shares.mean(1)[:, None], np.zeros(1)),
         gain_iqm=interquartile_mean(shares),
         above_reference=probability_of_improvement(scores.mean(1), other.mean(1)),
-        against_reference=_against(records, reference, tasks),
+        against_reference=against(records, reference, tasks),
         time_to_target=_time_to_target(records, tasks, scale),
         training_evaluations=float(np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])),
         teacher_evaluations=sum(teacher_cost.get(t, float("nan")) for t in tasks) if has_teachers else 0.0,
@@ -113,7 +113,7 @@ def _rows(records: list[Record], task: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([f["rows"][f["headline"]] for f in found], np.float64), np.array(found[0]["strata"])
 
 
-def _against(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> Difference:
+def against(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> Difference:
     """Mean over tasks, every (task, stratum) weighted as in the tasks' own means; common seeds only."""
     mine = {r.summary["seed"]: r for r in records}
     theirs = {r.summary["seed"]: r for r in reference}

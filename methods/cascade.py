@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from bench.errors import unknown
+from bench.errors import UsageError, unknown
 from bench.lab import STUDENT, Lab
 from methods.rl.method import RlMethod, RlOptions
 
@@ -39,8 +39,10 @@ class Cascade(RlMethod):
         super().check(spec, sampler)
         order = spec.params["order"]
         if order and sorted(order) != sorted(spec.tasks):
-            wrong = next((t for t in order if t not in spec.tasks), None)
-            raise unknown("task in params.order", wrong or "a task missing from it", spec.tasks)
+            for task in order:
+                if task not in spec.tasks:
+                    raise unknown("task in params.order", task, spec.tasks)
+            raise UsageError(f"params.order must name every task of the run once: {', '.join(spec.tasks)}")
 
     @classmethod
     def tasks_per_update(cls, spec) -> int:

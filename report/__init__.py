@@ -1,0 +1,1 @@
+"""Reports made from the records of runs; nothing here trains or samples."""

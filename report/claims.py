@@ -1,0 +1,157 @@
+"""The paper's claims against the records of a comparison: python -m report.claims COMPARISON.json PROBE.json
+
+Each claim of DiffusionOPD (arXiv 2605.15055) becomes one tested quantity with a 95% interval and a verdict: "holds"
+when the whole interval is on the claimed side of the line, "does not hold" when it is on the other, else "undecided".
+Whatever the verdict is, it is printed.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.probes.forgetting import forgetting
+from bench.standing import Record, goals
+from bench.stats import Difference, Estimate, paired_difference
+
+MATCHED = 0.9
+"""Share of a teacher's gain over the base at which a student counts as matching it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim, what was measured, and what follows."""
+
+    claim: str
+    quantity: str
+    effect: Estimate | Difference
+    verdict: str
+
+
+def judge(claim: str, quantity: str, effect: Estimate | Difference, line: float = 0.0, above: bool = True) -> Verdict:
+    """Compare an interval with a line; the claim says the effect is above (or below) it."""
+    low, high = (effect.low, effect.high) if above else (-effect.high, -effect.low)
+    edge = line if above else -line
+    if np.isnan(low) or np.isnan(high):
+        verdict = "not measured"
+    elif low > edge:
+        verdict = "holds"
+    elif high < edge:
+        verdict = "does not hold"
+    else:
+        verdict = "undecided"
+    return Verdict(claim, quantity, effect, verdict)
+
+
+def gradient_claims(probes: list[dict]) -> list[Verdict]:
+    """Same mean, lower noise: from `bench probe` with opd_analytic first."""
+    by_method = {p["method"]: p for p in probes}
+    if not {"opd_analytic", "opd_ppo"} <= set(by_method):
+        return []
+    analytic, ppo = by_method["opd_analytic"], by_method["opd_ppo"]
+    ratio = ppo["snr"][0] / analytic["snr"][0]
+    # Ratio of two independent intervals, conservatively: worst against best.
+    effect = Estimate(ratio, ppo["snr"][1] / analytic["snr"][2], ppo["snr"][2] / analytic["snr"][1])
+    claim = "the analytic gradient is less noisy than the PPO-style one"
+    return [judge(claim, "signal-to-noise ratio, PPO-style over analytic, below 1", effect, 1.0, above=False)]
+
+
+def score_claims(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Verdict]:
+    """Claims about final scores, from the records of runs by method."""
+    verdicts = []
+    for rival in ("multi_reward", "cascade"):
+        if rival in groups and "opd_analytic" in groups:
+            effect = _mean_difference(groups["opd_analytic"], groups[rival], tasks)
+            claim = f"OPD beats {rival.replace('_', '-')} RL at equal compute (teachers' cost not counted)"
+            verdicts.append(judge(claim, "mean score over tasks, OPD minus rival, above 0", effect))
+    if "opd_analytic" in groups:
+        scale = goals(groups["opd_analytic"], tasks)
+        for task in tasks:
+            line = scale[task].base + MATCHED * (scale[task].teacher - scale[task].base)
+            effect = _difference(groups["opd_analytic"], task, line)
+            claim = f"one student matches every teacher: {task}"
+            verdicts.append(judge(claim, f"student minus ({MATCHED:.0%} of the teacher's gain), above 0", effect))
+    if "cascade" in groups:
+        order = groups["cascade"][0].summary.get("order", tasks)
+        runs = [r.evaluations for r in groups["cascade"]]
+        for i, task in enumerate(order[:-1]):
+            change = forgetting(runs, task, own_stage_end=(i + 1) / len(order)).change_after_own_stage
+            if change is not None:
+                claim = f"cascade forgets: {task}, trained in stage {i + 1}"
+                verdicts.append(judge(claim, "end minus end of its own stage, below 0", change, above=False))
+    return verdicts
+
+
+def sampler_claim(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Verdict]:
+    """Deterministic and stochastic kernels are both served: each variant reaches the teachers."""
+    verdicts = []
+    for label, records in groups.items():
+        scale = goals(records, tasks)
+        shares = np.array([np.mean([scale[t].share(_score(r, t)) for t in tasks]) for r in records])
+        rng = np.random.default_rng(0)
+        means = shares[rng.integers(len(shares), size=(1000, len(shares)))].mean(1)
+        effect = Estimate(float(shares.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975])))
+        claim = f"SDE and ODE samplers are both served: {label}"
+        verdicts.append(judge(claim, f"share of the teachers' gain, above {MATCHED:.0%}", effect, MATCHED))
+    return verdicts
+
+
+def _rows(record: Record, task: str) -> tuple[np.ndarray, np.ndarray]:
+    found = record.summary["models"]["student"][task]
+    return np.array(found["rows"][found["headline"]], np.float64), np.array(found["strata"])
+
+
+def _score(record: Record, task: str) -> float:
+    values, strata = _rows(record, task)
+    return float(np.mean([values[strata == s].mean() for s in np.unique(strata)]))
+
+
+def _difference(records: list[Record], task: str, line: float) -> Difference:
+    values = np.stack([_rows(r, task)[0] for r in records])
+    return paired_difference(values, np.full(values.shape, line), _rows(records[0], task)[1])
+
+
+def _mean_difference(ours: list[Record], theirs: list[Record], tasks: tuple[str, ...]) -> Difference:
+    from bench.standing import against
+
+    return against(ours, theirs, tasks)
+
+
+def main() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("comparison", type=Path, help="comparison-*.json of bench compare; its runs lie beside it")
+    parser.add_argument("probe", type=Path, nargs="?", help="--output of bench probe")
+    arguments = parser.parse_args()
+    comparison = json.loads(arguments.comparison.read_text())
+    groups = {line["label"]: load(arguments.comparison.parent, line["runs"]) for line in comparison["lines"]}
+    tasks = tuple(next(iter(groups.values()))[0].summary["models"]["student"])
+    verdicts = score_claims(groups, tasks)
+    if arguments.probe:
+        verdicts = gradient_claims(json.loads(arguments.probe.read_text())) + verdicts
+    verdicts += sampler_claim({k: v for k, v in groups.items() if k.startswith("opd_analytic")}, tasks)
+    table = Table(title="claims of DiffusionOPD on this comparison's backbone")
+    for head in ("claim", "tested quantity", "effect [95% interval]", "verdict"):
+        table.add_column(head)
+    for v in verdicts:
+        table.add_row(v.claim, v.quantity, str(v.effect), v.verdict)
+    Console(width=160, highlight=False).print(table)
+
+
+def load(root: Path, folders: list[str]) -> list[Record]:
+    """Records of finished runs in a results folder."""
+    records = []
+    for name in folders:
+        folder = root / name
+        if (folder / "summary.json").is_file():
+            lines = (folder / "evaluations.jsonl").read_text().splitlines()
+            records.append(Record(json.loads((folder / "summary.json").read_text()), [json.loads(x) for x in lines]))
+    return records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Verdicts follow from intervals alone."""
+
+import pytest
+
+from bench.stats import Estimate
+from report.claims import gradient_claims, judge, score_claims
+from tests.test_compare import record
+
+
+@pytest.mark.parametrize(
+    ("interval", "above", "verdict"),
+    [
+        ((0.1, 0.3), True, "holds"),
+        ((-0.3, -0.1), True, "does not hold"),
+        ((-0.1, 0.1), True, "undecided"),
+        ((0.1, 0.3), False, "does not hold"),
+        ((-0.3, -0.1), False, "holds"),
+        ((float("nan"), float("nan")), True, "not measured"),
+    ],
+)
+def test_verdict(interval, above: bool, verdict: str) -> None:
+    assert judge("c", "q", Estimate(sum(interval) / 2, *interval), above=above).verdict == verdict
+
+
+def test_gradient_claim_takes_the_conservative_ratio() -> None:
+    probes = [{"method": "opd_analytic", "snr": [1.0, 0.5, 2.0]}, {"method": "opd_ppo", "snr": [0.1, 0.05, 0.2]}]
+    (verdict,) = gradient_claims(probes)
+    assert (verdict.effect.low, verdict.effect.high) == (0.025, 0.4)
+    assert verdict.verdict == "holds"
+    assert gradient_claims(probes[:1]) == []
+
+
+def test_scores_that_fall_short_are_said_to() -> None:
+    groups = {
+        "opd_analytic": [record(s, 0.5, [0.5], True) for s in range(3)],
+        "multi_reward": [record(s, 0.6, [0.6], False) for s in range(3)],
+    }
+    verdicts = {v.claim.split(":")[0]: v.verdict for v in score_claims(groups, ("t",))}
+    assert verdicts["OPD beats multi-reward RL at equal compute (teachers' cost not counted)"] == "does not hold"
+    assert verdicts["one student matches every teacher"] == "does not hold"
