@@ -40,9 +40,9 @@ def test_method_of_an_installed_package(tmp_path: Path) -> None:
     (source / "my_package" / "__init__.py").touch()
     (source / "my_package" / "imitate.py").write_text(example("my_package/imitate.py"))
     (source / "pyproject.toml").write_text(PYPROJECT)
-    run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path)
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
-    # The fresh environment sees what this one has (the harness and its dependencies), so that nothing is downloaded.
+    # The fresh environment sees what this one has (the harness, its dependencies, pip), so that nothing is downloaded.
     packages = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=tmp_path).strip())
     lines = [f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages()]
     (packages / "parent.pth").write_text("\n".join(lines) + "\n")

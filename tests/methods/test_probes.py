@@ -41,7 +41,7 @@ def test_no_noise_is_an_infinite_ratio() -> None:
 
 
 def probe_lab(lab) -> ProbeLab:
-    return ProbeLab(lab.backbone, lab.tasks, lab.teachers, lab.sampler, lab.guidance, 0)
+    return ProbeLab.of(lab)
 
 
 def test_ode_opd_has_no_noise_of_its_own(make_lab) -> None:
