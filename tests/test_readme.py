@@ -66,7 +66,7 @@ SHRINK = {
     "run": "--set budget.updates=1 --set evaluation.steps=1 --set evaluation.points=[]",
     "teach": "--set budget.updates=1 --set evaluation.steps=1 --set params.groups=1 --set evaluation.points=[]",
     "eval": "--steps 1",
-    "compare": "--methods opd_analytic --budget 100 --seeds 0 --set evaluation.steps=1",
+    "compare": "--methods opd_analytic --tasks ocr --budget 100 --seeds 0 --set evaluation.steps=1",
     "probe": "--states 2 --draws 1 --set params.trajectories=2 --tasks ocr,geneval",
 }
 
