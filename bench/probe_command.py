@@ -11,10 +11,10 @@ from bench.probes.estimates import ProbeLab, nested
 from bench.probes.gradient import GradientNoise, gradient_noise
 from bench.probes.interference import interference
 from bench.registry import find
-from bench.runner import load_backbone, load_tasks
+from bench.runner import equip, load_backbone
 from bench.spec import Spec, describe, resolve
 from bench.store import results_root
-from bench.teachers import locate, mount
+from bench.teachers import locate
 
 HELD_APART = 10_000
 """First state of the reference gradient: far from those of the estimates, so that the cosine is not flattered."""
@@ -81,16 +81,7 @@ def laboratory(spec: Spec, student: str, root: Path):
         backbone.adapters.add(name, backbone.adapters.shapes[STUDENT])
         backbone.adapters.load_state(name, backbone.adapters.state(STUDENT))
     teachers = locate(spec, descriptor, root, descriptor.fingerprint())
-    lab = ProbeLab(
-        backbone=backbone,
-        tasks=load_tasks(spec.tasks, descriptor.world),
-        teachers=mount(teachers, backbone),
-        teacher_guidance=spec.teacher_guidance,
-        sampler=spec.sampler.build(descriptor.shift),
-        guidance=spec.sampler.guidance,
-        seed=0,
-    )
-    return lab, method
+    return ProbeLab.of(equip(spec, descriptor, backbone, teachers)), method
 
 
 def as_json(probe: Probe) -> dict:

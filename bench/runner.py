@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.errors import MissingError, UsageError
 from bench.evaluate import Evaluation
@@ -73,15 +74,7 @@ def execute(spec: Spec, session: Session) -> dict:
         for earlier in run.rows("provenance.jsonl"):
             refuse_changed(run, earlier["teachers"], entry["teachers"])
         backbone = load_backbone(spec.backbone, spec.device)
-        lab = Lab(
-            backbone=backbone,
-            tasks=load_tasks(spec.tasks, descriptor.world),
-            teachers=mount(teachers, backbone),
-            teacher_guidance=spec.teacher_guidance,
-            sampler=spec.sampler.build(descriptor.shift),
-            guidance=spec.sampler.guidance,
-            seed=spec.seed,
-        )
+        lab = equip(spec, descriptor, backbone, teachers)
         method_class = find("method", spec.method)
         method = method_class(method_class.Options.model_validate(spec.params))
         loop = Loop(run, lab, method, descriptor.shift)
@@ -93,6 +86,19 @@ def execute(spec: Spec, session: Session) -> dict:
         summary = _summarise(loop, teachers, session, descriptor.base_guidance or {})
         run.finish(summary)
         return summary
+
+
+def equip(spec: Spec, descriptor: Descriptor, backbone: FlowBackbone, teachers: dict[str, Teacher]) -> Lab:
+    """The laboratory that a spec describes, with its teachers mounted on the backbone."""
+    return Lab(
+        backbone=backbone,
+        tasks=load_tasks(spec.tasks, descriptor.world),
+        teachers=mount(teachers, backbone),
+        teacher_guidance=spec.teacher_guidance,
+        sampler=spec.sampler.build(descriptor.shift),
+        guidance=spec.sampler.guidance,
+        seed=spec.seed,
+    )
 
 
 def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.probes.forgetting import score_matrix
+from bench.probes.forgetting import headline, score_matrix
 from bench.stats import (
     Difference,
     Estimate,
@@ -13,6 +13,7 @@ from bench.stats import (
     interquartile_mean,
     paired_difference,
     probability_of_improvement,
+    stratified_mean,
 )
 
 TARGET = 0.9
@@ -147,7 +148,7 @@ def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[s
 
 
 def _mean(record: dict) -> float:
-    return estimate(np.array(record["rows"][record["headline"]], np.float64), np.array(record["strata"])).value
+    return stratified_mean(*headline(record))
 
 
 def _with_p(standing: Standing, p: float) -> Standing:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.probes.forgetting import forgetting
-from bench.standing import Record, goals
-from bench.stats import Difference, Estimate, paired_difference
+from bench.probes.forgetting import forgetting, headline
+from bench.standing import Record, against, goals
+from bench.stats import Difference, Estimate, paired_difference, stratified_mean
 
 MATCHED = 0.9
 """Share of a teacher's gain over the base at which a student counts as matching it."""
@@ -63,7 +63,7 @@ def score_claims(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> lis
     verdicts = []
     for rival in ("multi_reward", "cascade"):
         if rival in groups and "opd_analytic" in groups:
-            effect = _mean_difference(groups["opd_analytic"], groups[rival], tasks)
+            effect = against(groups["opd_analytic"], groups[rival], tasks)
             claim = f"OPD beats {rival.replace('_', '-')} RL at equal compute (teachers' cost not counted)"
             verdicts.append(judge(claim, "mean score over tasks, OPD minus rival, above 0", effect))
     if "opd_analytic" in groups:
@@ -89,7 +89,12 @@ def sampler_claim(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> li
     verdicts = []
     for label, records in groups.items():
         scale = goals(records, tasks)
-        shares = np.array([np.mean([scale[t].share(_score(r, t)) for t in tasks]) for r in records])
+        shares = np.array(
+            [
+                np.mean([scale[t].share(stratified_mean(*headline(r.summary["models"]["student"][t]))) for t in tasks])
+                for r in records
+            ]
+        )
         rng = np.random.default_rng(0)
         means = shares[rng.integers(len(shares), size=(1000, len(shares)))].mean(1)
         effect = Estimate(float(shares.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975])))
@@ -98,25 +103,11 @@ def sampler_claim(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> li
     return verdicts
 
 
-def _rows(record: Record, task: str) -> tuple[np.ndarray, np.ndarray]:
-    found = record.summary["models"]["student"][task]
-    return np.array(found["rows"][found["headline"]], np.float64), np.array(found["strata"])
-
-
-def _score(record: Record, task: str) -> float:
-    values, strata = _rows(record, task)
-    return float(np.mean([values[strata == s].mean() for s in np.unique(strata)]))
-
-
 def _difference(records: list[Record], task: str, line: float) -> Difference:
-    values = np.stack([_rows(r, task)[0] for r in records])
-    return paired_difference(values, np.full(values.shape, line), _rows(records[0], task)[1])
-
-
-def _mean_difference(ours: list[Record], theirs: list[Record], tasks: tuple[str, ...]) -> Difference:
-    from bench.standing import against
-
-    return against(ours, theirs, tasks)
+    values = np.stack([headline(r.summary["models"]["student"][task])[0] for r in records])
+    return paired_difference(
+        values, np.full(values.shape, line), headline(records[0].summary["models"]["student"][task])[1]
+    )
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.stats import Difference, paired_difference
+from bench.stats import Difference, paired_difference, stratified_mean
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,7 @@ def score_matrix(evaluations: list[dict], tasks: tuple[str, ...]) -> tuple[list[
     shares = sorted({row["share"] for row in evaluations})
     matrix = np.full((len(shares), len(tasks)), np.nan)
     for row in evaluations:
-        values, strata = _headline(row)
-        matrix[shares.index(row["share"]), tasks.index(row["task"])] = np.mean(
-            [values[strata == s].mean() for s in np.unique(strata)]
-        )
+        matrix[shares.index(row["share"]), tasks.index(row["task"])] = stratified_mean(*headline(row))
     return shares, matrix
 
 
@@ -41,14 +38,14 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
     for rows in runs:
         for row in rows:
             if row["task"] == task:
-                values, strata = _headline(row)
+                values, strata = headline(row)
                 by_share.setdefault(row["share"], []).append(values)
     complete = {share: np.stack(seeds) for share, seeds in by_share.items() if len(seeds) == len(runs)}
     nothing = Difference(*[float("nan")] * 4)
     if not complete:
         return Forgetting(task, nothing, None)
     end = complete[max(complete)]
-    best = max(complete, key=lambda share: paired_difference(complete[share], end, strata).value)
+    best = max(complete, key=lambda share: np.mean([stratified_mean(v, strata) for v in complete[share] - end]))
     stage = min((s for s in complete if own_stage_end and s >= own_stage_end - 1e-9), default=None)
     return Forgetting(
         task,
@@ -57,5 +54,6 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
     )
 
 
-def _headline(row: dict) -> tuple[np.ndarray, np.ndarray]:
+def headline(row: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Values of an evaluation record's headline metric [N], and their strata [N]."""
     return np.array(row["rows"][row["headline"]], np.float64), np.array(row["strata"])
