@@ -171,7 +171,9 @@ def compare_methods(
         failures = launch(waiting, root, jobs, report)
     groups = {
         v.label: [
-            Record(run.summary, run.rows("evaluations.jsonl")) for seed in seeds if (run := runs[v.label, seed]).summary
+            Record(run.summary, run.rows("evaluations.jsonl"), run.spec.params)
+            for seed in seeds
+            if (run := runs[v.label, seed]).summary
         ]
         for v in lines
     }

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from bench.loop import Progress as Update
-from bench.stats import Estimate, estimate
+from bench.stats import Estimate, estimate, joined, ratio
 
 
 class Console:
@@ -42,16 +42,16 @@ class Console:
         print_table(summaries, sheet)
 
 
-def pooled(summaries: list[dict], model: str, task: str) -> Estimate:
-    """Headline estimate of a model over the seeds of several runs."""
+def rows(summaries: list[dict], model: str, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Headline values [S, N] of a model over the seeds of several runs, and their strata [N]."""
     records = [s["models"][model][task] for s in summaries]
     values = np.array([r["rows"][r["headline"]] for r in records], np.float64)
     if model != "student":
         values = values[:1]  # the same model in every run
-    return estimate(values, np.array(records[0]["strata"]))
+    return values, np.array(records[0]["strata"])
 
 
-def recovered(summaries: list[dict]) -> dict[str, float]:
+def recovered(summaries: list[dict]) -> dict[str, Estimate]:
     """Share of the teacher's gain over the base that the student recovers: per task, and of the mean gain ('mean').
 
     Empty when there are no teachers; NaN where the teacher gains nothing.
@@ -59,15 +59,20 @@ def recovered(summaries: list[dict]) -> dict[str, float]:
     tasks = list(summaries[0]["models"]["student"])
     if not all(f"teacher {task}" in summaries[0]["models"] for task in tasks):
         return {}
-    value = lambda model, task: pooled(summaries, model, task).value  # noqa: E731
-    teacher = np.array([value(f"teacher {t}", t) - value("base", t) for t in tasks])
-    student = np.array([value("student", t) - value("base", t) for t in tasks])
-    shares = {t: float(s / g) if g > 0 else float("nan") for t, s, g in zip(tasks, student, teacher)}
-    return shares | {"mean": float(student.mean() / teacher.mean()) if teacher.mean() > 0 else float("nan")}
+    student, teacher = {}, {}
+    for task in tasks:
+        base, strata = rows(summaries, "base", task)
+        student[task] = rows(summaries, "student", task)[0] - base, strata
+        teacher[task] = rows(summaries, f"teacher {task}", task)[0] - base, strata
+    shares = {task: ratio(student[task][0], teacher[task][0], student[task][1]) for task in tasks}
+    (all_student, strata), (all_teacher, _) = joined(student), joined(teacher)
+    return shares | {"mean": ratio(all_student, all_teacher, strata)}
 
 
-def _share(value: float) -> str:
-    return f"{value:.0%}" if np.isfinite(value) else "teacher is not above the base"
+def _share(share: Estimate) -> str:
+    if np.isnan(share.value):
+        return "teacher is not above the base"
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
@@ -84,7 +89,7 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     for model in order:
         label = "base at its best guidance" if model == "base" else model
         style = "bold" if model == "student" else None
-        table.add_row(label, *(str(pooled(summaries, model, task)) for task in tasks), style=style)
+        table.add_row(label, *(str(estimate(*rows(summaries, model, task))) for task in tasks), style=style)
     shares = recovered(summaries)
     if shares:
         table.add_section()

@@ -11,6 +11,7 @@ from bench.stats import (
     estimate,
     holm,
     interquartile_mean,
+    joined,
     paired_difference,
     probability_of_improvement,
     stratified_mean,
@@ -22,10 +23,11 @@ TARGET = 0.9
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run: its summary and its evaluation rows along training."""
+    """One finished run: its summary, its evaluation rows along training, and its method's settings."""
 
     summary: dict
     evaluations: list[dict]
+    params: dict
 
 
 @dataclass(frozen=True)
@@ -115,23 +117,19 @@ def _rows(records: list[Record], task: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def against(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> Difference:
-    """Mean over tasks, every (task, stratum) weighted as in the tasks' own means; common seeds only."""
+    """Difference of the mean over tasks; common seeds only."""
     mine = {r.summary["seed"]: r for r in records}
     theirs = {r.summary["seed"]: r for r in reference}
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
         return Difference(*[float("nan")] * 4)
-    values, strata = [], []
+    gaps = {}
     for task in tasks:
-        a, names = _rows([mine[s] for s in seeds], task)
+        a, strata = _rows([mine[s] for s in seeds], task)
         b, _ = _rows([theirs[s] for s in seeds], task)
-        kinds = len(np.unique(names))
-        # The stratified mean weighs strata equally: scale so that every task, not every stratum, counts the same.
-        values.append((a - b) / kinds)
-        strata.append(np.array([f"{task}/{name}" for name in names]))
-    joined = np.concatenate(strata)
-    factor = len(np.unique(joined)) / len(tasks)
-    return paired_difference(np.concatenate(values, 1) * factor, np.zeros(joined.shape), joined)
+        gaps[task] = (a - b, strata)
+    values, strata = joined(gaps)
+    return paired_difference(values, np.zeros(strata.shape), strata)
 
 
 def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[str, Goal]) -> float:

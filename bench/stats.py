@@ -84,6 +84,31 @@ def paired_difference(a_SN: np.ndarray, b_SN: np.ndarray, strata_N: np.ndarray, 
     return Difference(value, float(low), float(high), float(np.clip(2 * tail, 1 / len(draws), 1)))
 
 
+def joined(per_task: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (values [S, N], strata [N]) of several tasks as one set whose stratified mean is the mean over tasks."""
+    kinds = {task: len(np.unique(strata)) for task, (_, strata) in per_task.items()}
+    # The stratified mean weighs strata equally: scale so that every task, not every stratum, counts the same.
+    scale = sum(kinds.values()) / len(kinds)
+    values = [np.atleast_2d(v) * scale / kinds[task] for task, (v, _) in per_task.items()]
+    names = [np.array([f"{task}/{name}" for name in strata]) for task, (_, strata) in per_task.items()]
+    return np.concatenate(values, 1), np.concatenate(names)
+
+
+def ratio(a_SN: np.ndarray, b_SN: np.ndarray, strata_N: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of A over mean of B, seeds and rows resampled together; NaN where the mean of B is not above 0.
+
+    Shapes as in `paired_difference`. Resamples whose B is not above 0 count as an unbounded ratio.
+    """
+    a_SN, b_SN = np.broadcast_arrays(np.atleast_2d(a_SN), np.atleast_2d(b_SN))
+    whole = [float(np.mean([stratified_mean(row, strata_N) for row in x])) for x in (a_SN, b_SN)]
+    if not whole[1] > 0:
+        return Estimate(*[float("nan")] * 3)
+    a, b = (resampled_means(x, strata_N, np.random.default_rng(seed)) for x in (a_SN, b_SN))
+    shares = np.divide(a, b, out=np.where(a > 0, np.inf, -np.inf), where=b > 0)
+    low, high = np.quantile(shares, [0.025, 0.975], method="nearest")
+    return Estimate(whole[0] / whole[1], float(low), float(high))
+
+
 def interquartile_mean(values: np.ndarray) -> float:
     """Mean of the middle half of the values (Agarwal et al., arXiv 2108.13264); NaN for none."""
     from scipy.stats import trim_mean

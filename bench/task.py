@@ -37,6 +37,8 @@ class Task(ABC):
     """Changes whenever a score could."""
     headline: ClassVar[str]
     """The metric that tables show."""
+    training_shares: ClassVar[dict[str, float]] = {}
+    """Relative share of strata among training prompts; 1 where nothing is said."""
 
     def __init__(self, world: str):
         self.world = world
@@ -57,13 +59,16 @@ class Task(ABC):
         return {}
 
     def sample(self, count: int, rng: np.random.Generator) -> list[Prompt]:
-        """Draw distinct-as-possible training prompts: strata in equal shares, prompts uniform within."""
+        """Draw training prompts: strata in the task's shares, prompts uniform within."""
         by_stratum: dict[str, list[Prompt]] = {}
         for prompt in self.prompts("train"):
             by_stratum.setdefault(prompt.stratum, []).append(prompt)
-        names = list(by_stratum)
-        order = [names[i % len(names)] for i in range(rng.integers(len(names)), count + len(names))][:count]
-        return [by_stratum[name][rng.integers(len(by_stratum[name]))] for name in order]
+        names = [name for name in by_stratum if self.training_shares.get(name, 1) > 0]
+        shares = np.cumsum([self.training_shares.get(name, 1) for name in names], dtype=np.float64)
+        # One draw for all: evenly spaced points give every stratum its share to within one prompt.
+        points = (rng.random() + np.arange(count)) / count
+        drawn = np.searchsorted(shares / shares[-1], points, side="right")
+        return [by_stratum[names[i]][rng.integers(len(by_stratum[names[i]]))] for i in drawn]
 
     def world_entry(self, table: dict[str, Any]) -> Any:
         """The table's entry for this world; raises UsageError if the task does not serve it."""

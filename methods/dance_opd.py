@@ -58,9 +58,7 @@ class DanceOpd(DistillationMethod):
         index = (along * steps).long().clamp_max(steps - 1)
         x = torch.stack([states[k][i] for i, k in enumerate(index.tolist())])
         sigma = torch.tensor(lab.sampler.schedule.sigmas, dtype=torch.float32)[index].to(x.device)
-        target = lab.teacher(task, conditioning)(x, sigma)
-        anchor = lab.velocity(conditioning, None)(x, sigma) if o.anchor else target
-        return Queries(x, sigma, target, anchor, conditioning)
+        return Queries(x, sigma, *self.targets(lab, task, conditioning, x, sigma), conditioning)
 
     def losses(self, lab: Lab, task: str, experience: Queries) -> Iterator[Tensor]:
         v = lab.velocity(experience.conditioning, STUDENT)(experience.x, experience.sigma)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from bench.backbones.conditioning import Conditioning
 from bench.errors import UsageError
 from bench.lab import Lab
 from bench.method import Method, Needs, Options
@@ -42,6 +43,13 @@ class DistillationMethod(Method):
             return super().plan(lab)
         tasks = list(lab.tasks)
         return {tasks[lab.step % len(tasks)]: 1.0}
+
+    def targets(
+        self, lab: Lab, task: str, conditioning: Conditioning, x: Tensor, sigma: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The teacher's velocity at states x [B, C, h, w], and the base's (the teacher's again without an anchor)."""
+        target = lab.teacher(task, conditioning)(x, sigma)
+        return target, lab.velocity(conditioning, None)(x, sigma) if self.options.anchor else target
 
     @classmethod
     def trajectory_cost(cls, spec, student: int, teacher: int, anchor: int = 0) -> int:

@@ -68,14 +68,10 @@ class OpdAnalytic(DistillationMethod):
             states = rollout(student, start.noise, lab.sampler, kernel_noise, keep=True).states
             steps = trained_steps(lab.sampler, self.options.timestep_fraction)
             start.states = [states[k] for k in steps]
-            start.targets, start.anchors = zip(*(self._targets(lab, task, start, k, states[k]) for k in steps))
+            sigmas = lab.sampler.schedule.sigmas
+            matched = [self.targets(lab, task, conditioning, x, sigmas[k]) for k, x in zip(steps, start.states)]
+            start.targets, start.anchors = map(list, zip(*matched))
         return start
-
-    def _targets(self, lab: Lab, task: str, start: Start, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's velocity at a state, and the base's (the teacher's again where there is no anchor)."""
-        sigma = lab.sampler.schedule.sigmas[k]
-        target = lab.teacher(task, start.conditioning)(x, sigma)
-        return target, lab.velocity(start.conditioning, None)(x, sigma) if self.options.anchor else target
 
     def losses(self, lab: Lab, task: str, experience: Start) -> Iterator[Tensor]:
         steps = trained_steps(lab.sampler, self.options.timestep_fraction)
@@ -94,11 +90,11 @@ class OpdAnalytic(DistillationMethod):
 
     def _fused(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Walk with gradients one step at a time; the trajectory ends with the last trained step."""
-        student = lab.velocity(start.conditioning, STUDENT)
+        student, sigmas = lab.velocity(start.conditioning, STUDENT), lab.sampler.schedule.sigmas
         steps = walk(student, start.noise, lab.sampler, lab.generator("kernel", task))
         for weight, (k, x, taken) in zip(weights, steps):
             with torch.no_grad():
-                target, anchor = self._targets(lab, task, start, k, x)
+                target, anchor = self.targets(lab, task, start.conditioning, x, sigmas[k])
             yield self._error(taken.velocity, target, anchor, weight).mean() / len(weights)
 
     def _plain(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:

@@ -74,7 +74,7 @@ def score_claims(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> lis
             claim = f"one student matches every teacher: {task}"
             verdicts.append(judge(claim, f"student minus ({MATCHED:.0%} of the teacher's gain), above 0", effect))
     if "cascade" in groups:
-        order = groups["cascade"][0].summary.get("order", tasks)
+        order = groups["cascade"][0].params["order"] or tasks
         runs = [r.evaluations for r in groups["cascade"]]
         for i, task in enumerate(order[:-1]):
             change = forgetting(runs, task, own_stage_end=(i + 1) / len(order)).change_after_own_stage
@@ -140,7 +140,8 @@ def load(root: Path, folders: list[str]) -> list[Record]:
         folder = root / name
         if (folder / "summary.json").is_file():
             lines = (folder / "evaluations.jsonl").read_text().splitlines()
-            records.append(Record(json.loads((folder / "summary.json").read_text()), [json.loads(x) for x in lines]))
+            summary, spec = (json.loads((folder / f"{part}.json").read_text()) for part in ("summary", "spec"))
+            records.append(Record(summary, [json.loads(x) for x in lines], spec["spec"]["params"]))
     return records
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 
+from bench.standing import Record
 from bench.stats import Estimate
 from report.claims import gradient_claims, judge, score_claims
 from tests.test_compare import record
+from tests.test_forgetting import SEEDS
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,13 @@ def test_scores_that_fall_short_are_said_to() -> None:
     verdicts = {v.claim.split(":")[0]: v.verdict for v in score_claims(groups, ("t",))}
     assert verdicts["OPD beats multi-reward RL at equal compute (teachers' cost not counted)"] == "does not hold"
     assert verdicts["one student matches every teacher"] == "does not hold"
+
+
+@pytest.mark.parametrize(("order", "first", "verdict"), [(None, "a", "holds"), (("b", "a"), "b", "does not hold")])
+def test_cascade_forgetting_follows_the_order_of_training(order, first: str, verdict: str) -> None:
+    model = {task: SEEDS[0][-2 + i] for i, task in enumerate("ab")}
+    summary = {"models": {"student": model, "base": model}, "cost": {"evaluations": {"training": 1}}, "teachers": {}}
+    groups = {"cascade": [Record(summary, rows, {"order": order}) for rows in SEEDS]}
+    (claim,) = score_claims(groups, ("a", "b"))
+    assert claim.claim == f"cascade forgets: {first}, trained in stage 1"
+    assert claim.verdict == verdict

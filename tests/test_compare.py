@@ -69,7 +69,7 @@ def record(seed: int, score: float, curve: list[float], teachers: bool) -> Recor
         {"share": (i + 1) / len(curve), "task": "t", "headline": "m", "strata": [""], "rows": {"m": [v]}}
         for i, v in enumerate(curve)
     ]
-    return Record({"seed": seed, "models": models, "cost": cost, "teachers": {"t": {}} if teachers else {}}, rows)
+    return Record({"seed": seed, "models": models, "cost": cost, "teachers": {"t": {}} if teachers else {}}, rows, {})
 
 
 def test_standings_by_hand() -> None:

@@ -2,11 +2,14 @@ import numpy as np
 import pytest
 
 from bench.stats import (
+    Estimate,
     estimate,
     holm,
     interquartile_mean,
+    joined,
     paired_difference,
     probability_of_improvement,
+    ratio,
     stratified_mean,
 )
 
@@ -54,6 +57,26 @@ def test_p_value_is_uniform_under_the_null() -> None:
     ps = [paired_difference(rng.normal(size=(1, 60)), np.zeros(60), np.zeros(60), t).p for t in range(200)]
     assert 0.02 <= np.mean(np.array(ps) < 0.05) <= 0.11
     assert 0.4 <= np.mean(np.array(ps) < 0.5) <= 0.6
+
+
+def test_joined_rows_weigh_tasks_equally_whatever_their_strata() -> None:
+    tags = np.array(["x", "y", "y"])
+    per_task = {"a": (np.array([[1.0, 0.0, 0.5]]), tags), "b": (np.array([[0.25, 0.75]]), np.array(["z", "z"]))}
+    values, strata = joined(per_task)
+    wanted = np.mean([stratified_mean(v[0], s) for v, s in per_task.values()])
+    assert stratified_mean(values[0], strata) == pytest.approx(wanted)
+
+
+def test_ratio_by_hand_and_its_coverage() -> None:
+    assert ratio(np.array([1.0, 2.0]), np.array([2.0, 4.0]), np.zeros(2)) == Estimate(0.5, 0.5, 0.5)
+    assert np.isnan(ratio(np.ones(3), np.zeros(3), np.zeros(3)).value)
+    rng = np.random.default_rng(4)
+    hits = 0
+    for trial in range(300):
+        gain = rng.normal(0.3, 0.5, 192)
+        share = ratio(0.9 * gain + rng.normal(0, 0.5, 192), gain, np.zeros(192), seed=trial)
+        hits += share.low <= 0.9 <= share.high
+    assert 0.90 <= hits / 300 <= 0.99
 
 
 def test_interquartile_mean_by_hand() -> None:

@@ -166,12 +166,8 @@ class Adapters:
         return kept / total if total else 1.0
 
     def delta_norm(self, name: str) -> float:
-        """Frobenius norm of the weight change, sqrt(sum |B A|^2) scaled by alpha / r; 0 means equal to the base."""
-        named, total = self._named(name), 0.0
-        for key, b in named.items():
-            if "lora_B" in key:
-                total += (b.detach().float() @ named[key.replace("lora_B", "lora_A")].detach().float()).square().sum()
-        return float(total) ** 0.5 * self.shapes[name].alpha / self.shapes[name].rank
+        """Frobenius norm of the weight change, 0 means equal to the base."""
+        return float(sum(delta.square().sum() for delta in self.deltas(name).values())) ** 0.5
 
 
 def read_adapter(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
