@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bench.backbones.micro import descriptor
 from bench.backbones.micro.captions import Brief, caption, draw_brief, draw_scene, garble
+from bench.backbones.micro.pretrain import STAGES
 from bench.backbones.micro.world import CANVAS, draw
 from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
@@ -32,6 +33,8 @@ HELD_OUT = 400
 """Prompts whose pairs are never trained on."""
 SHARPNESS = 15.0
 """Log-odds of a preference per unit of utility."""
+HEADROOM = 1.1
+"""The reward reaches 1 this far beyond the best pictures seen here: RL draws better ones."""
 STEPS, BATCH, LEARNING_RATE = 2000, 96, 1e-3
 
 
@@ -49,7 +52,7 @@ def new_model():
 
 def rendered(brief: Brief, rng: np.random.Generator) -> np.ndarray:
     """A rendered picture that may be wrong, noisy or blurred."""
-    image = draw(draw_scene(garble(brief, rng) if rng.random() < 0.3 else brief, rng))
+    image = draw(draw_scene(garble(brief, rng) if rng.random() < 0.3 else brief, rng, STAGES[-1].distant))
     if rng.random() < 0.2:
         image = image + rng.normal(0, rng.uniform(0, 0.1), image.shape)
     if rng.random() < 0.15:
@@ -129,7 +132,8 @@ def main() -> None:
     agrees = ((learned[:, first] - learned[:, second]).sign() == gap.sign())[gap != 0].float().mean()
     clear = ((learned[:, first] - learned[:, second]).sign() == gap.sign())[gap.abs() > 0.1].float().mean()
     correlation = float(np.corrcoef(learned.flatten().numpy(), utility[:HELD_OUT].flatten().numpy())[0, 1])
-    low, high = np.quantile(learned.numpy(), [0.02, 0.995])
+    low, best = np.quantile(learned.numpy(), [0.02, 0.995])
+    high = low + HEADROOM * (best - low)
     arguments.out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(arguments.out)
     calibration = {

@@ -12,16 +12,6 @@ import numpy as np
 from bench.backbones.micro.glyphs import ALPHABET
 from bench.backbones.micro.world import CANVAS, CELL, COLOURS, GROUNDS, SHAPES, Scene, Thing, place, taken_cells
 
-KIND_WEIGHTS = {
-    "single_object": 0.06,
-    "colors": 0.10,
-    "two_object": 0.11,
-    "counting": 0.12,
-    "position": 0.17,
-    "color_attr": 0.17,
-    "sign": 0.14,
-    "illustration": 0.13,
-}
 # Share of a kind's captions that state one fact wrongly: what keeps the base imperfect.
 MISTAKES = {
     "single_object": 0.1,
@@ -39,8 +29,6 @@ COUNTS = (2, 3, 4)
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 SIGN_LENGTHS = (3, 4)
 SPECK_PROBABILITY = 0.5
-DISTANT = 0.3
-"""Share of object pictures that are distant views."""
 ILLUSTRATION_SIZES = (1, 2, 3)
 
 
@@ -84,9 +72,8 @@ def vocabulary() -> list[str]:
     return words + [f'"{char}' for char in ALPHABET]
 
 
-def draw_brief(rng: np.random.Generator, kind: str | None = None) -> Brief:
-    """A random brief; the kind follows KIND_WEIGHTS unless given."""
-    kind = kind or str(rng.choice(list(KIND_WEIGHTS), p=list(KIND_WEIGHTS.values())))
+def draw_brief(rng: np.random.Generator, kind: str) -> Brief:
+    """A random brief of a kind."""
     if kind == "sign":
         length = int(rng.choice(SIGN_LENGTHS))
         return Brief(kind, sign="".join(rng.choice(list(ALPHABET), length)))
@@ -103,7 +90,7 @@ def draw_brief(rng: np.random.Generator, kind: str | None = None) -> Brief:
     return Brief(kind, shapes, colours, str(rng.choice(RELATIONS)) if kind == "position" else "")
 
 
-def draw_scene(brief: Brief, rng: np.random.Generator, distant: float = DISTANT) -> Scene:
+def draw_scene(brief: Brief, rng: np.random.Generator, distant: float = 0.0) -> Scene:
     """A random scene that fits a brief; objects are seen from afar with probability `distant`."""
     ground = str(rng.choice(list(GROUNDS)))
     colours = [c or str(rng.choice(list(COLOURS))) for c in brief.colours]

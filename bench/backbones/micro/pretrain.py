@@ -1,7 +1,8 @@
-"""Pretrain the micro base: python -m bench.backbones.micro.pretrain --out FOLDER [--samples N] [--seed S]
+"""Pretrain the micro base: python -m bench.backbones.micro.pretrain --out FOLDER [--share F] [--seed S]
 
 Flow matching on rendered pictures. Seeded; killed at any moment, the same command goes on from the last checkpoint.
 The batch and noise of a step are functions of (seed, step), so a resumed run sees what an uninterrupted one sees.
+Two stages, as large models have: a broad one, then one on the mix that the base is wanted to draw.
 """
 
 import argparse
@@ -9,21 +10,20 @@ import json
 import math
 import os
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.backbones.micro.captions import KIND_WEIGHTS, MISTAKES, caption, draw_brief, draw_scene, garble
+from bench.backbones.micro.captions import MISTAKES, caption, draw_brief, draw_scene, garble
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
 from bench.backbones.micro.text import MAX_TOKENS, WIDTH, TextEncoder, Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL, draw
 
-PICTURES = 200_000
 CAPTION_DROPOUT = 0.1
 BATCH = 128
-LEARNING_RATE = 2e-3
 WARMUP = 100
 CONSTANT_SHARE = 0.6
 FINAL_SHARE = 0.02
@@ -31,6 +31,31 @@ SHIFT = 2.5
 LOGIT_SPREAD = 1.1
 EMA_DECAY = 0.999
 CHECKPOINT_EVERY = 500
+CODEC_PICTURES = 20_000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of pretraining: samples seen, distinct pictures, peak learning rate, and what is drawn."""
+
+    samples: int
+    pictures: int
+    rate: float
+    distant: float
+    """Share of object pictures that are distant views."""
+    kinds: dict[str, float]
+
+
+STAGES = (
+    Stage(1_000_000, 200_000, 2e-3, 0.35, {
+        "single_object": 0.06, "colors": 0.10, "two_object": 0.12, "counting": 0.12, "position": 0.20,
+        "color_attr": 0.20, "sign": 0.08, "illustration": 0.12,
+    }),
+    Stage(300_000, 100_000, 1e-3, 0.45, {
+        "single_object": 0.06, "colors": 0.08, "two_object": 0.08, "counting": 0.09, "position": 0.18,
+        "color_attr": 0.14, "sign": 0.25, "illustration": 0.12,
+    }),
+)  # fmt: skip
 
 
 def new_transformer():
@@ -52,13 +77,14 @@ def new_transformer():
     )
 
 
-def render_corpus(count: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def render_corpus(stage: Stage, count: int, seed: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     """`count` pictures, uint8 [N, 32, 32, 3], and their (partly garbled) captions."""
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng(seed)
+    kinds, shares = list(stage.kinds), list(stage.kinds.values())
     pictures, captions = np.empty((count, CANVAS, CANVAS, 3), np.uint8), []
     for i in range(count):
-        brief = draw_brief(rng)
-        pictures[i] = np.round(draw(draw_scene(brief, rng)) * 255)
+        brief = draw_brief(rng, str(rng.choice(kinds, p=shares)))
+        pictures[i] = np.round(draw(draw_scene(brief, rng, stage.distant)) * 255)
         captions.append(caption(garble(brief, rng) if rng.random() < MISTAKES[brief.kind] else brief))
     return pictures, captions
 
@@ -71,28 +97,38 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 class Trainer:
-    """Model, optimisers and EMA of one pretraining run."""
+    """Model, optimisers and EMA of one pretraining run; `step` counts over all stages."""
 
-    def __init__(self, steps: int, seed: int):
+    def __init__(self, seed: int):
         torch.manual_seed(seed)
-        self.steps, self.seed, self.step = steps, seed, 0
+        self.seed, self.step = seed, 0
         self.tokenizer = Tokenizer()
         self.model = nn.ModuleDict({"transformer": new_transformer(), "text": TextEncoder(self.tokenizer.size)})
         for name, parameter in self.model.named_parameters():
             # Zero-initialised modulation and output, as DiT: the network starts as the identity.
             if ".norm1" in name or "norm_out.linear" in name or "proj_out" in name:
                 nn.init.zeros_(parameter)
+        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.optimizers = self._new_optimizers()
+
+    def _new_optimizers(self) -> list[torch.optim.Optimizer]:
         blocks, rest = [], []
         for name, parameter in self.model.named_parameters():
             matrix = parameter.ndim == 2 and "transformer_blocks" in name and ".norm" not in name
             (blocks if matrix else rest).append(parameter)
-        self.optimizers = [
-            torch.optim.Muon(blocks, lr=LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
+        return [
+            torch.optim.Muon(blocks, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
         ]
-        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
-    def update(self, latents_NCHW: Tensor, ids_NT: Tensor) -> float:
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin a stage from the averaged weights, with fresh optimisers."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(self.ema[name])
+        self.optimizers = self._new_optimizers()
+
+    def update(self, latents_NCHW: Tensor, ids_NT: Tensor, rate: float) -> float:
         """One optimiser step on a random batch; returns the flow-matching loss."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         index = torch.randint(len(latents_NCHW), (BATCH,), generator=generator)
@@ -112,7 +148,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * learning_rate(self.step, self.steps)
+                group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -140,7 +176,7 @@ class Trainer:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        exported = Trainer(self.steps, self.seed).model
+        exported = Trainer(self.seed).model
         exported.load_state_dict(self.model.state_dict() | self.ema)
         exported["transformer"].half().save_pretrained(folder / "transformer")
         half = {k: v.half().contiguous() for k, v in exported["text"].state_dict().items()}
@@ -149,57 +185,67 @@ class Trainer:
         (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
+def prepare(stage: Stage, count: int, seed: tuple[int, int], codec: PatchCodec, tokenizer: Tokenizer):
+    """Latents, half precision [N, C, h, w], and token ids [N, T] of a stage's corpus."""
+    pictures, captions = render_corpus(stage, count, seed)
+    with torch.no_grad():
+        images = (torch.from_numpy(chunk).permute(0, 3, 1, 2) / 255 for chunk in np.array_split(pictures, 100))
+        return torch.cat([codec.encode(chunk).half() for chunk in images]), tokenizer(captions)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the log and the weights")
-    parser.add_argument("--samples", type=int, default=1_100_000, help="training samples seen")
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures rendered")
+    parser.add_argument("--share", type=float, default=1.0, help="share of every stage's samples and pictures")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     from rich.progress import Progress
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = arguments.out / "checkpoint.pt", arguments.out / "log.jsonl"
-    pictures, captions = render_corpus(arguments.pictures, arguments.seed)
-    codec = PatchCodec.fit(pictures[:20_000].astype(np.float32) / 255)
-    trainer = Trainer(math.ceil(arguments.samples / BATCH), arguments.seed)
-    ids = trainer.tokenizer(captions)
-    with torch.no_grad():
-        images = (torch.from_numpy(chunk).permute(0, 3, 1, 2) / 255 for chunk in np.array_split(pictures, 100))
-        latents = torch.cat([codec.encode(chunk).half() for chunk in images])
-    del pictures
+    counts = [math.ceil(stage.pictures * arguments.share) for stage in STAGES]
+    ends = np.cumsum([math.ceil(stage.samples * arguments.share / BATCH) for stage in STAGES]).tolist()
+    first, _ = render_corpus(STAGES[0], min(CODEC_PICTURES, counts[0]), (arguments.seed, 1))
+    codec = PatchCodec.fit(first.astype(np.float32) / 255)
+    trainer = Trainer(arguments.seed)
     seconds = 0.0
     if checkpoint.exists():
         trainer.load(checkpoint)
         seconds = json.loads((arguments.out / "clock.json").read_text())["seconds"]
-    started = time.perf_counter() - seconds
     running = None
     with Progress() as progress, log.open("a") as lines:
-        bar = progress.add_task("pretraining", total=trainer.steps, completed=trainer.step)
-        while trainer.step < trainer.steps:
-            loss = trainer.update(latents, ids)
-            if not math.isfinite(loss):
-                raise SystemExit(f"loss is {loss} at step {trainer.step}; the last checkpoint is intact")
-            running = loss if running is None else 0.98 * running + 0.02 * loss
-            progress.update(bar, completed=trainer.step, description=f"pretraining, loss {running:.4f}")
-            if trainer.step % 100 == 0 or trainer.step == trainer.steps:
+        bar = progress.add_task("pretraining", total=ends[-1], completed=trainer.step)
+        for number, (stage, begin, end) in enumerate(zip(STAGES, [0, *ends], ends)):
+            if trainer.step >= end:
+                continue
+            latents, ids = prepare(stage, counts[number], (arguments.seed, number + 1), codec, trainer.tokenizer)
+            if number and trainer.step == begin:
+                trainer.restart()
+            started = time.perf_counter() - seconds
+            while trainer.step < end:
+                loss = trainer.update(latents, ids, stage.rate * learning_rate(trainer.step - begin, end - begin))
+                if not math.isfinite(loss):
+                    raise SystemExit(f"loss is {loss} at step {trainer.step}; the last checkpoint is intact")
+                running = loss if running is None else 0.98 * running + 0.02 * loss
+                progress.update(bar, completed=trainer.step, description=f"pretraining, loss {running:.4f}")
                 seconds = time.perf_counter() - started
-                row = {"step": trainer.step, "samples": trainer.step * BATCH, "loss": running, "seconds": seconds}
-                lines.write(json.dumps(row) + "\n")
-                lines.flush()
-            if trainer.step % CHECKPOINT_EVERY == 0:
-                (arguments.out / "clock.json").write_text(json.dumps({"seconds": time.perf_counter() - started}))
-                trainer.save(checkpoint)
+                if trainer.step % 100 == 0 or trainer.step == end:
+                    row = {"step": trainer.step, "samples": trainer.step * BATCH, "loss": running, "seconds": seconds}
+                    lines.write(json.dumps(row) + "\n")
+                    lines.flush()
+                if trainer.step % CHECKPOINT_EVERY == 0:
+                    (arguments.out / "clock.json").write_text(json.dumps({"seconds": seconds}))
+                    trainer.save(checkpoint)
     record = {
-        "command": f"python -m bench.backbones.micro.pretrain --out OUT --samples {arguments.samples} "
-        f"--pictures {arguments.pictures} --seed {arguments.seed}",
-        "steps": trainer.steps,
+        "command": f"python -m bench.backbones.micro.pretrain --out OUT --share {arguments.share:g} "
+        f"--seed {arguments.seed}",
+        "steps": ends[-1],
         "batch": BATCH,
-        "samples": trainer.steps * BATCH,
-        "seconds": round(time.perf_counter() - started),
+        "samples": ends[-1] * BATCH,
+        "seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "final_loss": running,
-        "kinds": KIND_WEIGHTS,
+        "stages": [asdict(stage) for stage in STAGES],
         "mistakes": MISTAKES,
         "max_tokens": MAX_TOKENS,
         "torch": torch.__version__,
