@@ -11,12 +11,14 @@ from bench.backbones.micro import pretrain
 ARGUMENTS = ["pretrain", "--share", "0.002", "--out"]
 
 
-@pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "CHECKPOINT_EVERY", 4)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return run(tmp_path_factory.mktemp("whole"), monkeypatch)
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    monkeypatch.setattr(pretrain, "CHECKPOINT_EVERY", 4)
     monkeypatch.setattr(sys, "argv", [*ARGUMENTS, str(folder)])
     pretrain.main()
     return {p.name: p.read_bytes() for p in (folder / "base").rglob("*.safetensors")}
@@ -24,8 +26,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dies_at", [10, 16, 19])
-def test_a_killed_pretraining_ends_in_the_same_weights(dies_at: int, tmp_path, monkeypatch) -> None:
-    whole = run(tmp_path / "whole", monkeypatch)
+def test_a_killed_pretraining_ends_in_the_same_weights(dies_at: int, whole, tmp_path, monkeypatch) -> None:
     assert len(whole) == 3
     update = pretrain.Trainer.update
 

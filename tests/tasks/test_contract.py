@@ -44,8 +44,11 @@ def test_sampling_training_prompts(name: str) -> None:
     drawn = task.sample(24, np.random.default_rng(0))
     assert [p.text for p in drawn] == [p.text for p in task.sample(24, np.random.default_rng(0))]
     assert {p.text for p in drawn} <= train
-    counts = {s: sum(p.stratum == s for p in drawn) for s in {p.stratum for p in task.prompts("train")}}
-    assert max(counts.values()) - min(counts.values()) <= 1
+    strata = {p.stratum for p in task.prompts("train")}
+    shares = {s: task.training_shares.get(s, 1) for s in strata}
+    for stratum in strata:
+        wanted = len(drawn) * shares[stratum] / sum(shares.values())
+        assert abs(sum(p.stratum == stratum for p in drawn) - wanted) < 1
 
 
 def test_a_world_that_a_task_does_not_serve_is_refused() -> None:
