@@ -12,9 +12,10 @@ from pathlib import Path
 from bench.errors import PartialError, UsageError, unknown
 from bench.files import write_atomic
 from bench.hashing import text_hash
+from bench.records import Record
 from bench.registry import find, registered, task_names
 from bench.spec import Spec, describe, resolve
-from bench.standing import Record, Standing, standings
+from bench.standing import Standing, standings
 from bench.store import Run, results_root
 from bench.teachers import locate, training_evaluations
 

@@ -8,7 +8,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from bench.loop import Progress as Update
-from bench.stats import Estimate, estimate, joined, ratio
+from bench.records import model_rows, recovered
+from bench.stats import Estimate, estimate
 
 
 class Console:
@@ -42,33 +43,6 @@ class Console:
         print_table(summaries, sheet)
 
 
-def rows(summaries: list[dict], model: str, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Headline values [S, N] of a model over the seeds of several runs, and their strata [N]."""
-    records = [s["models"][model][task] for s in summaries]
-    values = np.array([r["rows"][r["headline"]] for r in records], np.float64)
-    if model != "student":
-        values = values[:1]  # the same model in every run
-    return values, np.array(records[0]["strata"])
-
-
-def recovered(summaries: list[dict]) -> dict[str, Estimate]:
-    """Share of the teacher's gain over the base that the student recovers: per task, and of the mean gain ('mean').
-
-    Empty when there are no teachers; NaN where the teacher gains nothing.
-    """
-    tasks = list(summaries[0]["models"]["student"])
-    if not all(f"teacher {task}" in summaries[0]["models"] for task in tasks):
-        return {}
-    student, teacher = {}, {}
-    for task in tasks:
-        base, strata = rows(summaries, "base", task)
-        student[task] = rows(summaries, "student", task)[0] - base, strata
-        teacher[task] = rows(summaries, f"teacher {task}", task)[0] - base, strata
-    shares = {task: ratio(student[task][0], teacher[task][0], student[task][1]) for task in tasks}
-    (all_student, strata), (all_teacher, _) = joined(student), joined(teacher)
-    return shares | {"mean": ratio(all_student, all_teacher, strata)}
-
-
 def _share(share: Estimate) -> str:
     if np.isnan(share.value):
         return "teacher is not above the base"
@@ -89,7 +63,7 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     for model in order:
         label = "base at its best guidance" if model == "base" else model
         style = "bold" if model == "student" else None
-        table.add_row(label, *(str(estimate(*rows(summaries, model, task))) for task in tasks), style=style)
+        table.add_row(label, *(str(estimate(*model_rows(summaries, model, task))) for task in tasks), style=style)
     shares = recovered(summaries)
     if shares:
         table.add_section()
@@ -102,7 +76,8 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
         clocks = ", ".join(f"{name} {s:.0f} s" for name, s in sorted(cost["seconds"].items()) if name != "idle")
         evaluations = cost["evaluations"].get("training", 0)
         terminal.print(
-            f"seed {summary['seed']}: {summary['updates']} updates, {evaluations:,} training evaluations; {clocks}"
+            f"seed {summary['seed']}: {summary['updates']} updates, {evaluations:,} training evaluations; {clocks}",
+            soft_wrap=True,
         )
     if sheet:
         terminal.print(f"contact sheet: {sheet}", soft_wrap=True)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.probes.forgetting import headline, score_matrix
+from bench.probes.forgetting import score_matrix
+from bench.records import Record, model_rows, score
 from bench.stats import (
     Difference,
     Estimate,
@@ -14,20 +15,10 @@ from bench.stats import (
     joined,
     paired_difference,
     probability_of_improvement,
-    stratified_mean,
 )
 
 TARGET = 0.9
 """Share of the best teacher's gain that counts as reaching it."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One finished run: its summary, its evaluation rows along training, and its method's settings."""
-
-    summary: dict
-    evaluations: list[dict]
-    params: dict
 
 
 @dataclass(frozen=True)
@@ -71,8 +62,8 @@ def goals(records: list[Record], tasks: tuple[str, ...]) -> dict[str, Goal]:
         base, teacher = float("nan"), float("nan")
         for record in records:
             models = record.summary["models"]
-            base = _mean(models["base"][task])
-            shown = [_mean(m[task]) for name, m in models.items() if name.startswith("teacher ")]
+            base = score(models["base"][task])
+            shown = [score(m[task]) for name, m in models.items() if name.startswith("teacher ")]
             teacher = float(np.nanmax([teacher, *shown])) if shown else teacher
         result[task] = Goal(base, teacher)
     return result
@@ -93,14 +84,14 @@ def standings(
 
 
 def _standing(label, records, reference, tasks, scale, teacher_cost) -> Standing:
-    scores = np.array([[_mean(r.summary["models"]["student"][t]) for t in tasks] for r in records])
+    scores = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in records])
     shares = np.stack([scale[t].share(scores[:, i]) for i, t in enumerate(tasks)], 1)
-    other = np.array([[_mean(r.summary["models"]["student"][t]) for t in tasks] for r in reference])
+    other = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in reference])
     has_teachers = bool(records[0].summary["teachers"])
     return Standing(
         label=label,
         seeds=len(records),
-        tasks={t: estimate(*_rows(records, t)) for t in tasks},
+        tasks={t: estimate(*model_rows([r.summary for r in records], "student", t)) for t in tasks},
         gain=estimate(shares.mean(1)[:, None], np.zeros(1)),
         gain_iqm=interquartile_mean(shares),
         above_reference=probability_of_improvement(scores.mean(1), other.mean(1)),
@@ -111,22 +102,17 @@ def _standing(label, records, reference, tasks, scale, teacher_cost) -> Standing
     )
 
 
-def _rows(records: list[Record], task: str) -> tuple[np.ndarray, np.ndarray]:
-    found = [r.summary["models"]["student"][task] for r in records]
-    return np.array([f["rows"][f["headline"]] for f in found], np.float64), np.array(found[0]["strata"])
-
-
 def against(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> Difference:
     """Difference of the mean over tasks; common seeds only."""
-    mine = {r.summary["seed"]: r for r in records}
-    theirs = {r.summary["seed"]: r for r in reference}
+    mine = {r.summary["seed"]: r.summary for r in records}
+    theirs = {r.summary["seed"]: r.summary for r in reference}
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
         return Difference(*[float("nan")] * 4)
     gaps = {}
     for task in tasks:
-        a, strata = _rows([mine[s] for s in seeds], task)
-        b, _ = _rows([theirs[s] for s in seeds], task)
+        a, strata = model_rows([mine[s] for s in seeds], "student", task)
+        b, _ = model_rows([theirs[s] for s in seeds], "student", task)
         gaps[task] = (a - b, strata)
     values, strata = joined(gaps)
     return paired_difference(values, np.zeros(strata.shape), strata)
@@ -143,10 +129,6 @@ def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[s
         return float("inf")
     budget = np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])
     return float(shares[reached.index(True)] * budget)
-
-
-def _mean(record: dict) -> float:
-    return stratified_mean(*headline(record))
 
 
 def _with_p(standing: Standing, p: float) -> Standing:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.errors import UsageError
-from bench.lab import Lab
+from bench.lab import STUDENT, Lab
 from bench.method import Method, Needs, Options
 from bench.sampler.rollout import Sampler
 
@@ -21,6 +21,8 @@ class DistillationOptions(Options):
     """The first int(steps * this) steps are trained."""
     batches: Literal["mixed", "alternate"] = "mixed"
     """mixed: every update averages all teachers; alternate: one teacher an update, in turn."""
+    start: Literal["base", "merge"] = "base"
+    """Where the student starts: the base, or the mean of the teachers' weight changes (Flow-OPD's cold start)."""
     anchor: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the velocity error to the base at the visited states (Flow-OPD's manifold anchor)."""
 
@@ -37,6 +39,10 @@ class DistillationMethod(Method):
             raise UsageError(
                 f"params.timestep_fraction {spec.params['timestep_fraction']:g} of {sampler.steps} steps trains no step"
             )
+
+    def prepare(self, lab: Lab) -> None:
+        if self.options.start == "merge":
+            merge_teachers(lab, 1 / len(lab.teachers))
 
     def plan(self, lab: Lab) -> dict[str, float]:
         if self.options.batches == "mixed":
@@ -59,6 +65,18 @@ class DistillationMethod(Method):
         own, extra = student * branches(spec.sampler.guidance), anchor if options.anchor else 0
         total = sum(own + teacher * branches(spec.teacher_guidance[task]) + extra for task in spec.tasks)
         return options.trajectories * (total if options.batches == "mixed" else -(-total // len(spec.tasks)))
+
+
+def merge_teachers(lab: Lab, factor: float) -> float:
+    """Set the student to `factor` times the sum of the teachers' weight changes; returns the energy kept.
+
+    The changes B A are combined exactly and cut back to the student's rank by a truncated singular value
+    decomposition; averaging A and B apart, as Flow-OPD's code does, is not an average of weight changes.
+    """
+    adapters = lab.backbone.adapters
+    deltas = [adapters.deltas(name) for name in lab.teachers.values()]
+    merged = {layer: factor * sum(delta[layer] for delta in deltas) for layer in deltas[0]}
+    return adapters.set_deltas(STUDENT, merged)
 
 
 def trained_steps(sampler: Sampler, fraction: float, noisy: bool = False) -> list[int]:

@@ -1,16 +1,13 @@
-"""Merging the teachers' adapters, without training: weight average and task arithmetic (arXiv 2212.04089).
-
-The weight changes B A are combined exactly and cut back to the student's rank by a truncated singular value
-decomposition; averaging A and B apart, as Flow-OPD's cold start does, is not an average of weight changes.
-"""
+"""Merging the teachers' adapters, without training: weight average and task arithmetic (arXiv 2212.04089)."""
 
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
-from bench.lab import STUDENT, Lab
+from bench.lab import Lab
 from bench.method import Method, Needs, Options
+from methods.distillation import merge_teachers
 
 
 class MergeOptions(Options):
@@ -34,11 +31,8 @@ class Merge(Method):
 
     def prepare(self, lab: Lab) -> None:
         """Write the combination into the student."""
-        adapters, o = lab.backbone.adapters, self.options
-        factor = o.scale / (len(lab.teachers) if o.rule == "average" else 1)
-        deltas = [adapters.deltas(name) for name in lab.teachers.values()]
-        merged = {layer: factor * sum(delta[layer] for delta in deltas) for layer in deltas[0]}
-        kept = adapters.set_deltas(STUDENT, merged)
+        o = self.options
+        kept = merge_teachers(lab, o.scale / (len(lab.teachers) if o.rule == "average" else 1))
         lab.note("energy_kept", kept)
 
     def collect(self, lab: Lab, task: str) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.probes.forgetting import forgetting, headline
-from bench.standing import Record, against, goals
-from bench.stats import Difference, Estimate, paired_difference, stratified_mean
+from bench.probes.forgetting import forgetting
+from bench.records import Record, model_rows, recovered
+from bench.standing import against, goals
+from bench.stats import Difference, Estimate, paired_difference
 
 MATCHED = 0.9
 """Share of a teacher's gain over the base at which a student counts as matching it."""
@@ -70,7 +71,8 @@ def score_claims(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> lis
         scale = goals(groups["opd_analytic"], tasks)
         for task in tasks:
             line = scale[task].base + MATCHED * (scale[task].teacher - scale[task].base)
-            effect = _difference(groups["opd_analytic"], task, line)
+            values, strata = model_rows([r.summary for r in groups["opd_analytic"]], "student", task)
+            effect = paired_difference(values, np.full(values.shape, line), strata)
             claim = f"one student matches every teacher: {task}"
             verdicts.append(judge(claim, f"student minus ({MATCHED:.0%} of the teacher's gain), above 0", effect))
     if "cascade" in groups:
@@ -84,30 +86,14 @@ def score_claims(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> lis
     return verdicts
 
 
-def sampler_claim(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Verdict]:
+def sampler_claim(groups: dict[str, list[Record]]) -> list[Verdict]:
     """Deterministic and stochastic kernels are both served: each variant reaches the teachers."""
     verdicts = []
     for label, records in groups.items():
-        scale = goals(records, tasks)
-        shares = np.array(
-            [
-                np.mean([scale[t].share(stratified_mean(*headline(r.summary["models"]["student"][t]))) for t in tasks])
-                for r in records
-            ]
-        )
-        rng = np.random.default_rng(0)
-        means = shares[rng.integers(len(shares), size=(1000, len(shares)))].mean(1)
-        effect = Estimate(float(shares.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975])))
+        effect = recovered([r.summary for r in records])["mean"]
         claim = f"SDE and ODE samplers are both served: {label}"
-        verdicts.append(judge(claim, f"share of the teachers' gain, above {MATCHED:.0%}", effect, MATCHED))
+        verdicts.append(judge(claim, f"share of the teachers' mean gain, above {MATCHED:.0%}", effect, MATCHED))
     return verdicts
-
-
-def _difference(records: list[Record], task: str, line: float) -> Difference:
-    values = np.stack([headline(r.summary["models"]["student"][task])[0] for r in records])
-    return paired_difference(
-        values, np.full(values.shape, line), headline(records[0].summary["models"]["student"][task])[1]
-    )
 
 
 def main() -> None:
@@ -124,7 +110,7 @@ def main() -> None:
     verdicts = score_claims(groups, tasks)
     if arguments.probe:
         verdicts = gradient_claims(json.loads(arguments.probe.read_text())) + verdicts
-    verdicts += sampler_claim({k: v for k, v in groups.items() if k.startswith("opd_analytic")}, tasks)
+    verdicts += sampler_claim({k: v for k, v in groups.items() if k.startswith("opd_analytic")})
     table = Table(title="claims of DiffusionOPD on this comparison's backbone")
     for head in ("claim", "tested quantity", "effect [95% interval]", "verdict"):
         table.add_column(head)

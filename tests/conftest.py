@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; also for the commands that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.standing import Record
+from bench.records import Record
 from bench.stats import Estimate
 from report.claims import gradient_claims, judge, score_claims
 from tests.test_compare import record

@@ -10,8 +10,9 @@ import pytest
 
 from bench.comparison import launch, parse_axis, settle, variants
 from bench.errors import UsageError
+from bench.records import Record
 from bench.spec import resolve
-from bench.standing import Record, standings
+from bench.standing import standings
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.records import headline, score
 from bench.stats import Difference, paired_difference, stratified_mean
 
 
@@ -23,7 +24,7 @@ def score_matrix(evaluations: list[dict], tasks: tuple[str, ...]) -> tuple[list[
     shares = sorted({row["share"] for row in evaluations})
     matrix = np.full((len(shares), len(tasks)), np.nan)
     for row in evaluations:
-        matrix[shares.index(row["share"]), tasks.index(row["task"])] = stratified_mean(*headline(row))
+        matrix[shares.index(row["share"]), tasks.index(row["task"])] = score(row)
     return shares, matrix
 
 
@@ -52,8 +53,3 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
         paired_difference(complete[best], end, strata),
         paired_difference(end, complete[stage], strata) if stage is not None else None,
     )
-
-
-def headline(row: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Values of an evaluation record's headline metric [N], and their strata [N]."""
-    return np.array(row["rows"][row["headline"]], np.float64), np.array(row["strata"])

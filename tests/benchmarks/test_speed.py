@@ -1,4 +1,4 @@
-"""Throughput on this machine: python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,ops
+"""Throughput on this machine: python -m pytest tests/benchmarks -n 0 --benchmark-only --benchmark-columns=min,median,ops
 
 Batch sizes are those of the main job. Skipped in the ordinary suite (timings are no pass or fail).
 """

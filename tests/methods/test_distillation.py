@@ -106,6 +106,20 @@ def test_merging_one_teacher_is_that_teacher(make_lab) -> None:
         )
 
 
+def test_a_cold_start_is_the_mean_of_the_teachers(make_lab) -> None:
+    lab = make_lab()
+    with torch.no_grad():
+        OpdAnalytic(OpdOptions()).prepare(lab)
+        untouched = lab.backbone.adapters.deltas(STUDENT)
+        OpdAnalytic(OpdOptions(start="merge")).prepare(lab)
+        started = lab.backbone.adapters.deltas(STUDENT)
+        Merge(MergeOptions(rule="average")).prepare(lab)
+    merged = lab.backbone.adapters.deltas(STUDENT)
+    for layer in merged:
+        assert torch.equal(started[layer], merged[layer])
+        assert not torch.equal(started[layer], untouched[layer])
+
+
 def test_a_fraction_that_trains_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="trains no step"):
         resolve("sft", ["ocr"], overrides=["params.timestep_fraction=0.01"])

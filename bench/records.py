@@ -1,0 +1,53 @@
+"""Reading finished runs: the headline rows of their models, and the share of the teachers' gain that was recovered."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.stats import Estimate, joined, ratio, stratified_mean
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run: its summary, its evaluation rows along training, and its method's settings."""
+
+    summary: dict
+    evaluations: list[dict]
+    params: dict
+
+
+def headline(row: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Values of an evaluation's headline metric [N], and their strata [N]."""
+    return np.array(row["rows"][row["headline"]], np.float64), np.array(row["strata"])
+
+
+def score(row: dict) -> float:
+    """The headline metric's mean over strata."""
+    return stratified_mean(*headline(row))
+
+
+def model_rows(summaries: list[dict], model: str, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Headline values [S, N] of a model over the seeds of several runs, and their strata [N].
+
+    The base and the teachers are the same models in every run: one row that all seeds share.
+    """
+    found = [headline(s["models"][model][task]) for s in (summaries if model == "student" else summaries[:1])]
+    return np.stack([values for values, _ in found]), found[0][1]
+
+
+def recovered(summaries: list[dict]) -> dict[str, Estimate]:
+    """Share of the teacher's gain over the base that the student recovers: per task, and of the mean gain ('mean').
+
+    Empty when there are no teachers; NaN where the teacher gains nothing.
+    """
+    tasks = list(summaries[0]["models"]["student"])
+    if not all(f"teacher {task}" in summaries[0]["models"] for task in tasks):
+        return {}
+    student, teacher = {}, {}
+    for task in tasks:
+        base, strata = model_rows(summaries, "base", task)
+        student[task] = model_rows(summaries, "student", task)[0] - base, strata
+        teacher[task] = model_rows(summaries, f"teacher {task}", task)[0] - base, strata
+    shares = {task: ratio(student[task][0], teacher[task][0], student[task][1]) for task in tasks}
+    (all_student, strata), (all_teacher, _) = joined(student), joined(teacher)
+    return shares | {"mean": ratio(all_student, all_teacher, strata)}
