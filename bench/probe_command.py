@@ -46,6 +46,8 @@ def probe_methods(
     if not methods:
         raise UsageError("the method list is empty; name methods")
     specs = [resolve(method, tasks, 0, backbone, overrides=overrides) for method in methods]
+    # Estimates are compared at one student, so of one shape: the first method's.
+    specs = [spec.model_copy(update={"lora": specs[0].lora}) for spec in specs]
     root = results_root(results)
     probes, reference = [], None
     for spec in specs:

@@ -150,7 +150,7 @@ def test_evaluating_the_ema_leaves_the_live_weights_alone(micro) -> None:
 
 
 def test_budget_in_evaluations_is_kept_to_whole_updates(session: Session) -> None:
-    summary = execute(quick("budget={evaluations: 100}"), session)
+    summary = execute(quick("budget={evaluations: 100}", "sampler.steps=10"), session)
     per_update = 2 * 9 * 4
     assert summary["cost"]["evaluations"]["training"] == 2 * per_update
     assert summary["updates"] == 2
