@@ -1,4 +1,4 @@
-"""Contact sheets: held-out prompts down, base / teacher / student across, the same noise in a row."""
+"""Contact sheets: held-out prompts down, base / teacher / student across, tasks side by side, one noise a row."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from bench.spec import Spec, describe
 from bench.teachers import locate, mount
 
 PER_TASK = 6
+PICTURE, CAPTION, HEADER = 1.1, 0.32, 0.6  # inches
 
 
 def _columns(
@@ -53,30 +54,28 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
 
 
 def _paint(groups: list[tuple[str, list[str], dict[str, Tensor]]], path: Path) -> None:
+    """Tasks side by side; in each, a caption above its row of pictures."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = sum(len(prompts) for _, prompts, _ in groups)
-    columns = list(groups[0][2])
-    figure = Figure(figsize=(2.8 + 1.1 * len(columns), 1.1 * rows + 0.4), dpi=100)
+    rows = max(len(prompts) for _, prompts, _ in groups)
+    width, height = PICTURE * max(len(drawn) for *_, drawn in groups) + 0.2, (PICTURE + CAPTION) * rows + HEADER
+    figure = Figure(figsize=(width * len(groups), height), dpi=100)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, len(columns), squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
-    row = 0
-    for task, prompts, drawn in groups:
+    for part, (task, prompts, drawn) in zip(figure.subfigures(1, len(groups), squeeze=False)[0], groups, strict=True):
+        axes = part.subplots(rows, len(drawn), squeeze=False)
+        part.subplots_adjust(0.03, 0.01, 0.97, 1 - HEADER / height, wspace=0.05, hspace=CAPTION / PICTURE)
+        part.suptitle(task, fontsize=10, y=1 - 0.02 / height, va="top")
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for j, (column, images) in enumerate(drawn.items()):
+            part.text((j + 0.5) / len(drawn), 1 - 0.25 / height, column, fontsize=9, ha="center", va="top")
+            for i, image in enumerate(images):
+                axes[i][j].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+                axes[i][j].set(xticks=[], yticks=[])
+                axes[i][j].set_axis_on()
         for i, prompt in enumerate(prompts):
-            for j, column in enumerate(columns):
-                axis = axes[row][j]
-                axis.imshow(drawn[column][i].permute(1, 2, 0).numpy(), interpolation="nearest")
-                axis.set_xticks([])
-                axis.set_yticks([])
-                if row == 0:
-                    axis.set_title(column, fontsize=9)
-            text = f"{task}\n{_wrap(prompt)}"
-            axes[row][0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=7, parse_math=False)
-            row += 1
-    figure.subplots_adjust(
-        left=2.6 / figure.get_figwidth(), right=0.99, top=1 - 0.35 / figure.get_figheight(), bottom=0.01
-    )
+            axes[i][0].set_title(_wrap(prompt), loc="left", fontsize=7, pad=2, parse_math=False)
     temporary = path.with_name(".sheet.tmp.png")
     figure.savefig(temporary)
     temporary.replace(path)
@@ -85,4 +84,4 @@ def _paint(groups: list[tuple[str, list[str], dict[str, Tensor]]], path: Path) -
 def _wrap(text: str) -> str:
     import textwrap
 
-    return "\n".join(textwrap.wrap(text, 28))
+    return "\n".join(textwrap.wrap(text, 58, max_lines=2))
