@@ -185,7 +185,7 @@ def compare_methods(
         identity = text_hash([backbone, fingerprint, tasks, seeds, budget, [v.label for v in lines], overrides])
         path = root / f"comparison-{identity}.json"
         write_atomic(path, (json.dumps(as_json(table, reference, budget, runs), indent=1) + "\n").encode())
-        print_standings(table, reference, tuple(tasks), budget, path)
+        print_standings(table, reference, tuple(tasks), budget, base.evaluation.split, path)
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
 
@@ -205,12 +205,14 @@ def as_json(table: list[Standing], reference: str, budget: int, runs: dict[tuple
     return {"budget": budget, "reference": reference, "lines": lines}
 
 
-def print_standings(table: list[Standing], reference: str, tasks: tuple[str, ...], budget: int, path: Path) -> None:
+def print_standings(
+    table: list[Standing], reference: str, tasks: tuple[str, ...], budget: int, split: str, path: Path
+) -> None:
     """The table, to stdout."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=f"{budget:,} training evaluations each; held-out prompts, mean [95% interval] over seeds")
+    shown = Table(title=f"{budget:,} training evaluations each; {split} prompts, mean [95% interval] over seeds")
     heads = (
         "method",
         *tasks,

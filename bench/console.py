@@ -55,7 +55,7 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     first = summaries[0]
     tasks = list(first["models"]["student"])
     seeds = ", ".join(str(s["seed"]) for s in summaries)
-    table = Table(title=f"{first['method']}: held-out prompts, mean [95% interval], seeds {seeds}")
+    table = Table(title=f"{first['method']}: {first['split']} prompts, mean [95% interval], seeds {seeds}")
     table.add_column("model")
     for task in tasks:
         table.add_column(f"{task}: {first['models']['student'][task]['headline']}")

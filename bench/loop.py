@@ -159,15 +159,12 @@ class Loop:
             self.run.append("probes.jsonl", {"step": self.step, "share": points[-1], "interference": cosines})
         self.evaluated += points
 
-    def evaluate(
-        self, adapter: str | None, task: str, guidance: float | None = None, split: str = "test"
-    ) -> Evaluation:
-        """Score an adapter on a held-out split with the run's evaluation sampler."""
-        settings = self.spec.evaluation
-        scale = settings.guidance if guidance is None else guidance
-        return evaluate(
-            self.lab.backbone, self.lab.tasks[task], adapter, self.evaluation_sampler, scale, split, settings.batch
-        )
+    def evaluate(self, adapter: str | None, task: str, guidance: float | None = None) -> Evaluation:
+        """Score an adapter on the run's held-out split with its evaluation sampler."""
+        o = self.spec.evaluation
+        scale = o.guidance if guidance is None else guidance
+        lab, sampler = self.lab, self.evaluation_sampler
+        return evaluate(lab.backbone, lab.tasks[task], adapter, sampler, scale, o.split, o.batch)
 
     def _kept(self) -> tuple[str, ...]:
         return (STUDENT, EMA, *self.method.adapters)

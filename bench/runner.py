@@ -128,6 +128,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
         "method": spec.method,
         "seed": spec.seed,
         "folder": run.folder.name,
+        "split": spec.evaluation.split,
         "updates": loop.step,
         "cost": loop.lab.backbone.meter.state(),
         "teachers": {task: {"source": spec.teachers[task], "hash": t.hash} for task, t in teachers.items()},
@@ -151,7 +152,8 @@ class Reference:
 
         settings = self.loop.spec.evaluation
         key = text_hash([
-            self.loop.run.backbone_hash, model, task, self.loop.lab.tasks[task].version, guidance, settings.steps
+            self.loop.run.backbone_hash, model, task, self.loop.lab.tasks[task].version, guidance, settings.steps,
+            settings.split,
         ])  # fmt: skip
         path = self.folder / f"evaluation-{key}.json"
         if path.exists():

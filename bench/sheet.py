@@ -21,10 +21,11 @@ def _columns(
     backbone: FlowBackbone, task, teacher: str | None, spec: Spec, sampler: Sampler, base_guidance: float
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Prompts and, per column, their pictures."""
-    prompts = task.prompts("test")
+    split = spec.evaluation.split
+    prompts = task.prompts(split)
     stride = max(1, len(prompts) // PER_TASK)
     rows = [i * stride for i in range(min(PER_TASK, len(prompts)))]
-    noise = torch.cat([initial_noise(backbone, task.name, "test", range(i, i + 1)) for i in rows])
+    noise = torch.cat([initial_noise(backbone, task.name, split, range(i, i + 1)) for i in rows])
     chosen = [prompts[i] for i in rows]
     guidance = spec.evaluation.guidance
     draw = lambda adapter, scale: pictures(backbone, chosen, noise, adapter, sampler, scale)  # noqa: E731

@@ -98,6 +98,8 @@ class EvaluationSpec(Part):
     points: tuple[Share, ...] = (0.5, 1.0)
     """Shares of the budget at which to evaluate; the end always is."""
     batch: Annotated[int, Field(gt=0)] = 96
+    split: Literal["validation", "test"] = "test"
+    """Settings are chosen on validation prompts and reported on test prompts, which no choice has seen."""
 
 
 class ProbesSpec(Part):

@@ -184,3 +184,16 @@ def test_interference_along_training_leaves_the_run_as_it_is(session: Session, t
     assert all(third[0][key] == third[1][key] for key in ("loss/ocr", "loss/geneval", "grad_norm"))
     adapters = [load_file(f / "adapter" / "adapter_model.safetensors") for f in folders]
     assert all(torch.allclose(adapters[0][key], adapters[1][key], rtol=0, atol=1e-5) for key in adapters[0])
+
+
+def test_settings_are_chosen_on_other_prompts_than_they_are_reported_on(session: Session) -> None:
+    """evaluation.split moves the student, the references and their cache together."""
+    length = {}
+    for split in ("validation", "test"):
+        summary = execute(quick("budget.updates=1", f"evaluation.split={split}"), session)
+        assert summary["split"] == split
+        expected = [p.stratum for p in load_tasks(("ocr",), "micro")["ocr"].prompts(split)]
+        for model in summary["models"].values():
+            assert model["ocr"]["strata"] == expected
+        length[split] = len(expected)
+    assert length["validation"] != length["test"]
