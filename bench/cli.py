@@ -22,6 +22,10 @@ Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
 Preset = Annotated[Path | None, typer.Option("--preset", help="YAML file of settings.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder for runs; must lie in a folder named 'results'.")]
+Grid = Annotated[
+    list[str] | None, typer.Option("--grid", metavar="KEY=V1,V2", help="An axis of settings; more may follow.")
+]
+Axes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=V1,V2]...", help="Further axes.")]
 RUNS = Path("results/runs")
 
 
@@ -125,10 +129,8 @@ def compare(
     budget: Annotated[
         int | None, typer.Option("--budget", min=1, help="Training evaluations each; default: opd_analytic's recipe.")
     ] = None,
-    grid: Annotated[
-        list[str] | None, typer.Option("--grid", metavar="KEY=V1,V2", help="An axis of settings; more may follow.")
-    ] = None,
-    axes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=V1,V2]...", help="Further axes.")] = None,
+    grid: Grid = None,
+    axes: Axes = None,
     set_: Set = None,
     results: Results = RUNS,
 ) -> None:
@@ -149,6 +151,9 @@ def probe(
     backbone: Backbone = "micro",
     states: Annotated[int, typer.Option("--states", min=2, help="Draws of prompts and initial noise.")] = 16,
     draws: Annotated[int, typer.Option("--draws", min=1, help="Estimates at each of them.")] = 2,
+    by_sigma: Annotated[bool, typer.Option("--by-sigma", help="Also at every noise level by itself.")] = False,
+    grid: Grid = None,
+    axes: Axes = None,
     set_: Set = None,
     results: Results = RUNS,
     output: Annotated[Path | None, typer.Option("--output", help="Write the numbers to this JSON file.")] = None,
@@ -156,9 +161,11 @@ def probe(
     """Measure gradient noise and interference between tasks at a frozen student."""
     from bench.probe_command import probe_methods
 
+    words = [*(grid or []), *(axes or [])]
     probe_methods(
-        split_names(methods), split_names(tasks), student, backbone, set_ or [], states, draws, results, output
-    )
+        split_names(methods), split_names(tasks), student, backbone, words, set_ or [], states, draws, by_sigma,
+        results, output,
+    )  # fmt: skip
 
 
 @app.command(name="eval")

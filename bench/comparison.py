@@ -49,6 +49,23 @@ def variants(methods: list[str], axes: list[str], spec: Spec) -> list[Variant]:
     return result
 
 
+def overrides_of(method: str, methods: list[str], overrides: list[str]) -> list[str]:
+    """The `--set` values of one method among several: "opd_ppo.params.clip=0.1" is for opd_ppo alone.
+
+    Raises UsageError if the method a value is meant for is not among them.
+    """
+    mine = []
+    for text in overrides:
+        owner, _, rest = text.partition(".")
+        if owner not in registered("method"):
+            mine.append(text)
+        elif owner not in methods:
+            raise UsageError(f"--set {text!r}: method {owner!r} is not among {', '.join(methods)}")
+        elif owner == method:
+            mine.append(rest)
+    return mine
+
+
 def parse_axis(text: str, spec: Spec) -> tuple[str, list[str]]:
     """ "eta=0,0.7" -> ("sampler.eta", ["0", "0.7"])."""
     key, equals, values = text.partition("=")
@@ -62,7 +79,7 @@ def parse_axis(text: str, spec: Spec) -> tuple[str, list[str]]:
         return key, split
     matches = [k for k in known if k.rpartition(".")[2] == key]
     if not matches:
-        raise unknown("grid key", key, known)
+        raise unknown("grid key", key, [*dict.fromkeys(k.rpartition(".")[2] for k in known), *known])
     # Methods' own and sampling settings come before evaluation's.
     first = [k for k in matches if k.startswith(("params.", "sampler."))] or matches
     if len(first) > 1:
@@ -152,9 +169,10 @@ def compare_methods(
     root, tasks = results_root(results), task_names(tasks)
     methods = method_names(methods, tasks)
     budget = budget or default_budget(tasks, backbone)
-    base = resolve(methods[0], tasks, seeds[0], backbone, overrides=overrides)
+    own = {method: overrides_of(method, methods, overrides) for method in methods}
+    base = resolve(methods[0], tasks, seeds[0], backbone, overrides=own[methods[0]])
     lines = variants(methods, axes, base)
-    members = {(v.label, s): settle(v, tasks, s, backbone, budget, overrides) for v in lines for s in seeds}
+    members = {(v.label, s): settle(v, tasks, s, backbone, budget, own[v.method]) for v in lines for s in seeds}
     fingerprint = describe(backbone).fingerprint()
     runs = {key: Run(root, spec, fingerprint) for key, (spec, _) in members.items()}
     waiting = {

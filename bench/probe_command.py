@@ -1,18 +1,21 @@
 """`bench probe`: gradient noise and interference of methods at one frozen student."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.comparison import overrides_of, variants
 from bench.errors import UsageError
 from bench.files import write_atomic
 from bench.lab import STUDENT
+from bench.method import Method
 from bench.probes.estimates import ProbeLab, nested
-from bench.probes.gradient import GradientNoise, gradient_noise
+from bench.probes.gradient import GradientNoise, Moments, gradient_noise
 from bench.probes.interference import interference
 from bench.registry import find
 from bench.runner import equip, load_backbone
 from bench.spec import Spec, describe, resolve
+from bench.stats import Estimate
 from bench.store import results_root
 from bench.teachers import locate
 
@@ -22,12 +25,16 @@ HELD_APART = 10_000
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured of one method."""
+    """What was measured of one method at one point of the grid."""
 
-    method: str
+    label: str
+    spec: Spec
     noise: GradientNoise
     cosine: float
-    """To the reference: the first method's mean over states of its own."""
+    """To the reference: the mean of the first method at this point, over states of its own."""
+    slope: Estimate
+    """Mean along the reference, over the first method's: 1 where the two have the same mean."""
+    by_sigma: dict[float, GradientNoise]
     interference: dict[str, dict[str, float]]
 
 
@@ -36,35 +43,70 @@ def probe_methods(
     tasks: list[str],
     student: str,
     backbone: str,
+    axes: list[str],
     overrides: list[str],
     states: int,
     draws: int,
+    by_sigma: bool,
     results: Path,
     output: Path | None,
 ) -> None:
     """Measure, print, and write JSON if asked. Raises UsageError before anything loads where a method cannot run."""
-    if not methods:
-        raise UsageError("the method list is empty; name methods")
-    specs = [resolve(method, tasks, 0, backbone, overrides=overrides) for method in methods]
-    # Estimates are compared at one student, so of one shape: the first method's.
-    specs = [spec.model_copy(update={"lora": specs[0].lora}) for spec in specs]
+    specs = probe_specs(methods, tasks, backbone, axes, overrides)
     root = results_root(results)
-    probes, reference = [], None
-    for spec in specs:
+    probes: list[Probe] = []
+    firsts: dict[tuple[str, ...], tuple[GradientNoise, GradientNoise]] = {}  # by point: its reference and first method
+    for label, point, spec in specs:
         lab, method = laboratory(spec, student, root)
-        if reference is None:
-            reference = gradient_noise(
-                nested(method, lab, spec.tasks, range(HELD_APART, HELD_APART + 2 * states), 1)
-            ).mean
-        noise = gradient_noise(nested(method, lab, spec.tasks, range(states), draws))
+        if point not in firsts:
+            apart = range(HELD_APART, HELD_APART + 2 * states)
+            reference = gradient_noise(nested(method, lab, spec.tasks, apart, 1))
+        else:
+            reference, _ = firsts[point]
+        measure = lambda where, m=method, s=spec, r=reference: gradient_noise(  # noqa: E731
+            nested(m, where, s.tasks, range(states), draws), r.mean
+        )
+        noise = measure(lab)
+        _, first = firsts.setdefault(point, (reference, noise))
+        levels = lab.sampler.schedule.sigmas[:-1] if by_sigma else []
+        split = {sigma: measure(replace(lab, sigma=sigma)) for sigma in levels}
         pulls = interference(method, lab, spec.tasks, max(2, states // 4))
-        probes.append(Probe(spec.method, noise, noise.cosine(reference), pulls))
-    print_probes(probes, student)
+        probes.append(
+            Probe(label, spec, noise, noise.cosine(reference.mean), noise.slope(first), trained(split), pulls)
+        )
+    print_probes(probes, methods[0], student)
     if output:
         write_atomic(output, (json.dumps([as_json(p) for p in probes], indent=1) + "\n").encode())
 
 
-def laboratory(spec: Spec, student: str, root: Path):
+def probe_specs(
+    methods: list[str], tasks: list[str], backbone: str, axes: list[str], overrides: list[str]
+) -> list[tuple[str, tuple[str, ...], Spec]]:
+    """(label, point of the grid, spec) of every probe; raises UsageError.
+
+    Estimates compare at one student on one sampler: a method's recipe gives way to the first's there.
+    """
+    if not methods:
+        raise UsageError("the method list is empty; name methods")
+    for method in methods:
+        if not find("method", method).trains:
+            raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
+    own = {method: overrides_of(method, methods, overrides) for method in methods}
+    first = resolve(methods[0], tasks, 0, backbone, overrides=own[methods[0]])
+    shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
+    found = []
+    for v in variants(methods, axes, first):
+        spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *own[v.method], *v.overrides])
+        found.append((v.label, v.overrides, spec))
+    return found
+
+
+def trained(split: dict[float, GradientNoise]) -> dict[float, GradientNoise]:
+    """Without the noise levels at which the method never trains."""
+    return {sigma: noise for sigma, noise in split.items() if noise.gram.any()}
+
+
+def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     """Backbone, teachers and a student: the base (a fresh adapter of the spec's shape) or an adapter folder."""
     from bench.backbones.adapters import TARGETS, Shape
 
@@ -76,8 +118,6 @@ def laboratory(spec: Spec, student: str, root: Path):
     else:
         backbone.adapters.load(STUDENT, Path(student), trainable=True)
     method_class = find("method", spec.method)
-    if not method_class.trains:
-        raise UsageError(f"method {spec.method!r} does not train: it has no gradient to probe")
     method = method_class(method_class.Options.model_validate(spec.params))
     for name in method.adapters:
         backbone.adapters.add(name, backbone.adapters.shapes[STUDENT])
@@ -88,51 +128,60 @@ def laboratory(spec: Spec, student: str, root: Path):
 
 def as_json(probe: Probe) -> dict:
     """Plain numbers, without the gradient itself."""
-    noise = probe.noise
     return {
-        "method": probe.method,
-        "states": noise.states,
-        "draws": noise.draws,
+        "label": probe.label,
+        "method": probe.spec.method,
+        "sampler": probe.spec.sampler.model_dump(),
+        "params": probe.spec.params,
+        "states": probe.noise.states,
+        "draws": probe.noise.draws,
+        "all": _numbers(probe.noise),
+        "by_sigma": [{"sigma": sigma} | _numbers(noise) for sigma, noise in probe.by_sigma.items()],
+        "cosine_to_reference": probe.cosine,
+        "mean_over_first": [probe.slope.value, probe.slope.low, probe.slope.high],
+        "interference": probe.interference,
+    }
+
+
+def _numbers(noise: GradientNoise) -> dict:
+    return {
         "snr": [noise.snr.value, noise.snr.low, noise.snr.high],
         "signal": noise.moments.signal,
         "trace": noise.moments.trace,
         "trace_from_states": noise.moments.from_states,
         "trace_from_estimator": noise.moments.from_estimator,
-        "cosine_to_reference": probe.cosine,
-        "interference": probe.interference,
     }
 
 
-def print_probes(probes: list[Probe], student: str) -> None:
+def print_probes(probes: list[Probe], first: str, student: str) -> None:
     """Two tables to stdout."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"gradient noise at student {student}: one update's gradient, mean over tasks")
     heads = (
-        "method",
-        "signal / noise",
-        "|mean|",
-        "trace",
-        "from states",
-        "from estimator",
-        f"cosine to {probes[0].method}",
-    )
+        "method", "sigma", "signal / noise", "|mean|", "trace", "from states", "from estimator", f"cosine to {first}",
+        f"mean over {first}'s",
+    )  # fmt: skip
     for head in heads:
         table.add_column(head)
     for p in probes:
-        n = p.noise.moments
-        share = lambda part, n=n: f"{part / n.trace:.0%}" if n.trace else "-"  # noqa: E731
-        table.add_row(
-            p.method, str(p.noise.snr), f"{max(n.signal, 0) ** 0.5:.3g}", f"{n.trace:.3g}",
-            share(n.from_states), share(n.from_estimator), f"{p.cosine:.3f}",
-        )  # fmt: skip
-    terminal = Console(width=max(120, Console().width), highlight=False)
+        table.add_row(p.label, "all", *_cells(p.noise), f"{p.cosine:.3f}", str(p.slope))
+        for sigma, noise in p.by_sigma.items():
+            table.add_row("", f"{sigma:.3f}", *_cells(noise), style="dim")
+    terminal = Console(width=max(150, Console().width), highlight=False)
     terminal.print(table)
     pulls = Table(title="cosine between tasks' mean gradients (a task with itself: two independent halves)")
     pulls.add_column("method")
     for pair in probes[0].interference:
         pulls.add_column(pair)
     for p in probes:
-        pulls.add_row(p.method, *(f"{cosines['all']:+.3f}" for cosines in p.interference.values()))
+        pulls.add_row(p.label, *(f"{cosines['all']:+.3f}" for cosines in p.interference.values()))
     terminal.print(pulls)
+
+
+def _cells(noise: GradientNoise) -> tuple[str, ...]:
+    n: Moments = noise.moments
+    share = lambda part: f"{part / n.trace:.0%}" if n.trace else "-"  # noqa: E731
+    size = f"{max(n.signal, 0) ** 0.5:.3g}"
+    return str(noise.snr), size, f"{n.trace:.3g}", share(n.from_states), share(n.from_estimator)

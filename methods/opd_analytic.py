@@ -28,7 +28,7 @@ from methods.distillation import (
 class OpdOptions(DistillationOptions):
     """Settings of analytic OPD; defaults as in the released configuration."""
 
-    weighting: Literal["true", "no_dt", "mean_matching", "velocity"] = "mean_matching"
+    weighting: Literal["kl", "no_dt", "mean_matching", "velocity"] = "mean_matching"
     """What "the KL" is divided by; see bench list kernels and --dry-run."""
     execution: Literal["fused", "plain"] = "fused"
     """fused: one student forward a step serves rollout and loss; plain: roll out, store, train. Same gradient."""

@@ -17,6 +17,8 @@ from bench.records import Record, model_rows, recovered
 from bench.standing import against, goals
 from bench.stats import Difference, Estimate, paired_difference
 
+SAME = 0.1
+"""Relative difference below which two means count as the same."""
 MATCHED = 0.9
 """Share of a teacher's gain over the base at which a student counts as matching it."""
 
@@ -47,16 +49,35 @@ def judge(claim: str, quantity: str, effect: Estimate | Difference, line: float 
 
 
 def gradient_claims(probes: list[dict]) -> list[Verdict]:
-    """Same mean, lower noise: from `bench probe` with opd_analytic first."""
-    by_method = {p["method"]: p for p in probes}
-    if not {"opd_analytic", "opd_ppo"} <= set(by_method):
-        return []
-    analytic, ppo = by_method["opd_analytic"], by_method["opd_ppo"]
-    ratio = ppo["snr"][0] / analytic["snr"][0]
-    # Ratio of two independent intervals, conservatively: worst against best.
-    effect = Estimate(ratio, ppo["snr"][1] / analytic["snr"][2], ppo["snr"][2] / analytic["snr"][1])
-    claim = "the analytic gradient is less noisy than the PPO-style one"
-    return [judge(claim, "signal-to-noise ratio, PPO-style over analytic, below 1", effect, 1.0, above=False)]
+    """Same mean, lower noise: from `bench probe` with opd_analytic first, at every point of its grid."""
+    verdicts = []
+    points = {p["label"].removeprefix("opd_analytic"): p for p in probes if p["method"] == "opd_analytic"}
+    for ppo in (p for p in probes if p["method"] == "opd_ppo"):
+        point = ppo["label"].removeprefix("opd_ppo")
+        if point not in points:
+            continue
+        analytic, where = points[point]["all"]["snr"], f"{ppo['sampler']['kernel']} eta {ppo['sampler']['eta']:g}"
+        noisy = ppo["all"]["snr"]
+        # Ratio of two independent intervals, conservatively: worst against best.
+        effect = Estimate(noisy[0] / analytic[0], noisy[1] / analytic[2], noisy[2] / analytic[1])
+        claim = f"the analytic gradient is less noisy than the PPO-style one: {where}"
+        quantity = "signal-to-noise ratio, PPO-style over analytic, below 1"
+        verdicts.append(judge(claim, quantity, effect, 1.0, above=False))
+        same = Estimate(*ppo["mean_over_first"])
+        claim = f"the two gradients have the same mean: {where}"
+        quantity = f"mean along the analytic one, PPO-style over analytic, 1 to within {SAME:.0%}"
+        verdicts.append(judge_same(claim, quantity, same))
+    return verdicts
+
+
+def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
+    """The claim says that the effect is 1: to within SAME with the whole interval, or not with all of it."""
+    inside, outside = judge(claim, quantity, effect, 1 - SAME), judge(claim, quantity, effect, 1 + SAME, above=False)
+    verdicts = {inside.verdict, outside.verdict}
+    for verdict in ("not measured", "does not hold", "undecided"):
+        if verdict in verdicts:
+            return Verdict(claim, quantity, effect, verdict)
+    return inside
 
 
 def score_claims(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Verdict]:

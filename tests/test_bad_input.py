@@ -50,7 +50,7 @@ CASES = {
     "binary preset": ([*RUN, "--preset", "BINARY"], "cannot read preset"),
     "results outside results": ([*RUN, "--results", "/tmp/elsewhere"], "results"),
     "results by way of ..": ([*RUN, "--results", "results/../elsewhere"], "results"),
-    "unknown weighting": ([*RUN, "--set", "params.weighting=kl"], "params.weighting"),
+    "unknown weighting": ([*RUN, "--set", "params.weighting=klein"], "params.weighting"),
     "fraction above one": ([*RUN, "--set", "params.timestep_fraction=1.2"], "timestep_fraction"),
     "teacher guidance for no task": ([*RUN, "--tasks", "ocr", "--set", "teacher_guidance.geneval=1"], "geneval"),
     "teacher folder that is empty": (
@@ -71,6 +71,14 @@ CASES = {
     "eval of no task": (["eval", "--adapter", "base", "--tasks", ","], "task list is empty"),
     "eval at a guidance that is no number": (["eval", "--adapter", "base", "--guidance", "high"], "--guidance"),
     "eval with zero steps": (["eval", "--adapter", "base", "--steps", "0"], "at least 1"),
+    "compare of an unknown method": (["compare", "--methods", "opd_ppoo"], "did you mean 'opd_ppo'"),
+    "compare on an unknown axis": (["compare", "--method", "opd_analytic", "--grid", "etta=0"], "did you mean 'eta'"),
+    "compare with a setting for an absent method": (
+        ["compare", "--method", "opd_analytic", "--set", "sft.params.levels=2"],
+        "'sft' is not among opd_analytic",
+    ),
+    "probe of a method that does not train": (["probe", "--methods", "merge"], "does not train"),
+    "probe of a sampled method without noise": (["probe", "--methods", "opd_analytic,opd_ppo"], "stochastic kernel"),
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from bench.records import Record
 from bench.stats import Estimate
-from report.claims import gradient_claims, judge, score_claims
+from report.claims import gradient_claims, judge, judge_same, score_claims
 from tests.test_compare import record
 from tests.test_forgetting import SEEDS
 
@@ -24,12 +24,37 @@ def test_verdict(interval, above: bool, verdict: str) -> None:
     assert judge("c", "q", Estimate(sum(interval) / 2, *interval), above=above).verdict == verdict
 
 
+def probe(method: str, snr: list[float], mean: list[float], point: str = "") -> dict:
+    sampler = {"kernel": "cps", "eta": 0.8}
+    return {
+        "label": method + point, "method": method, "sampler": sampler, "all": {"snr": snr}, "mean_over_first": mean
+    }  # fmt: skip
+
+
 def test_gradient_claim_takes_the_conservative_ratio() -> None:
-    probes = [{"method": "opd_analytic", "snr": [1.0, 0.5, 2.0]}, {"method": "opd_ppo", "snr": [0.1, 0.05, 0.2]}]
-    (verdict,) = gradient_claims(probes)
-    assert (verdict.effect.low, verdict.effect.high) == (0.025, 0.4)
-    assert verdict.verdict == "holds"
+    probes = [
+        probe("opd_analytic", [1.0, 0.5, 2.0], [1, 1, 1]),
+        probe("opd_ppo", [0.1, 0.05, 0.2], [1.01, 0.95, 1.05]),
+        probe("opd_ppo", [0.1, 0.05, 0.2], [1.01, 0.95, 1.05], " eta=0.3"),
+    ]
+    noise, mean = gradient_claims(probes)  # the third has no analytic twin at its point
+    assert (noise.effect.low, noise.effect.high) == (0.025, 0.4)
+    assert (noise.verdict, mean.verdict) == ("holds", "holds")
     assert gradient_claims(probes[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((0.95, 1.05), "holds"),
+        ((0.8, 1.02), "undecided"),
+        ((0.5, 0.8), "does not hold"),
+        ((1.2, 1.5), "does not hold"),
+        ((float("nan"), float("nan")), "not measured"),
+    ],
+)
+def test_same_mean(interval, verdict: str) -> None:
+    assert judge_same("c", "q", Estimate(sum(interval) / 2, *interval)).verdict == verdict
 
 
 def test_scores_that_fall_short_are_said_to() -> None:

@@ -36,7 +36,9 @@ FLAGS = {
     ],
     "probe": [
         "--backbone",
+        "--by-sigma",
         "--draws",
+        "--grid",
         "--help",
         "--method",
         "--methods",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.comparison import launch, parse_axis, settle, variants
+from bench.comparison import launch, overrides_of, parse_axis, settle, variants
 from bench.errors import UsageError
 from bench.records import Record
 from bench.spec import resolve
@@ -40,6 +40,12 @@ def test_grid_is_the_product(spec) -> None:
         "opd_analytic eta=0.3,kernel=flow_sde", "opd_analytic eta=0.3,kernel=cps",
     ]  # fmt: skip
     assert lines[-1].overrides == ("sampler.eta=0.3", "sampler.kernel=cps")
+
+
+def test_settings_of_one_method_among_several() -> None:
+    methods, given = ["sft", "merge"], ["optimizer.lr=1", "sft.params.levels=2", "merge.lora.rank=4"]
+    assert overrides_of("sft", methods, given) == ["optimizer.lr=1", "params.levels=2"]
+    assert overrides_of("merge", methods, given) == ["optimizer.lr=1", "lora.rank=4"]
 
 
 def test_member_command_gives_the_member_spec(spec) -> None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from bench.backbones.conditioning import Conditioning
 from bench.hashing import seed_of
 from bench.lab import STUDENT, Lab
 from bench.method import Method
+from bench.sampler.rollout import Velocity
 
 # What decides which prompts and initial noises are met. All other draws (kernel noise, noise levels, queried steps)
 # are the estimator's own.
@@ -20,6 +22,8 @@ class ProbeLab(Lab):
     """A Lab whose `seed` decides prompts and initial noise, and `own_seed` everything else."""
 
     own_seed: int = 0
+    sigma: float | None = None
+    """Only the student's outputs at this noise level pass gradients; None: at every level."""
 
     @classmethod
     def of(cls, lab: Lab) -> "ProbeLab":
@@ -29,6 +33,22 @@ class ProbeLab(Lab):
     def seed_for(self, purpose: str, task: str) -> int:
         seed = self.seed if purpose in STATE_PURPOSES else self.own_seed
         return seed_of("probe", seed, self.step, task, purpose)
+
+    def velocity(self, conditioning: Conditioning, adapter: str | None, guidance: float | None = None) -> Velocity:
+        """As in a run; with `sigma` set the gradient splits by noise level, because it is linear in that of v."""
+        field = super().velocity(conditioning, adapter, guidance)
+        if self.sigma is None or adapter != STUDENT:
+            return field
+
+        def at_one_level(x: Tensor, sigma: float | Tensor) -> Tensor:
+            v = field(x, sigma)
+            if v.requires_grad:
+                level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+                here = torch.isclose(level, torch.tensor(self.sigma, device=x.device)).view(-1, 1, 1, 1)
+                v.register_hook(lambda gradient: gradient * here)
+            return v
+
+        return at_one_level
 
     def at(self, seed: int, own_seed: int) -> "ProbeLab":
         """The same laboratory with other chances."""

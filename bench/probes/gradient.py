@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.stats import RESAMPLES, Estimate
+from bench.stats import RESAMPLES, Estimate, ratio
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class GradientNoise:
     """Inner products of the estimates, [M R, M R], state by state."""
     draws: int
     """R."""
+    along: np.ndarray
+    """Inner product of each state's mean estimate with a reference gradient, [M]; NaN without a reference."""
 
     @property
     def states(self) -> int:
@@ -59,6 +61,13 @@ class GradientNoise:
         draws = [self._moments(rng.integers(self.states, size=self.states)).snr for _ in range(RESAMPLES)]
         low, high = np.quantile(draws, [0.025, 0.975])
         return Estimate(self.moments.snr, float(low), float(high))
+
+    def slope(self, other: "GradientNoise") -> Estimate:
+        """This mean over another's, both along their common reference: 1 where they are the same.
+
+        States are paired; the reference's own noise is in both and cancels.
+        """
+        return ratio(self.along, other.along, np.zeros(self.states))
 
     def cosine(self, reference: Tensor) -> float:
         """Cosine of the mean to a reference gradient."""
@@ -84,8 +93,11 @@ class GradientNoise:
         return Moments(signal, own - signal - within / r, within)
 
 
-def gradient_noise(groups: Iterable[list[Tensor]]) -> GradientNoise:
-    """Moments of groups (one per state) of equally many estimates, each [P]; keeps them all in float32."""
+def gradient_noise(groups: Iterable[list[Tensor]], reference: Tensor | None = None) -> GradientNoise:
+    """Moments of groups (one per state) of equally many estimates, each [P]; keeps them all in float32.
+
+    `reference` [P] is a gradient from states of its own.
+    """
     vectors, draws = [], 0
     for group in groups:
         vectors += [g.float().cpu() for g in group]
@@ -94,4 +106,6 @@ def gradient_noise(groups: Iterable[list[Tensor]]) -> GradientNoise:
         raise ValueError("gradient noise needs estimates at two states or more")
     stacked = torch.stack(vectors)
     gram = torch.stack([(stacked * row).double().sum(1) for row in stacked])
-    return GradientNoise(stacked.mean(0), gram.numpy(), draws)
+    inner = torch.full((len(stacked),), torch.nan) if reference is None else (stacked * reference).double().sum(1)
+    along = inner.reshape(-1, draws).mean(1)
+    return GradientNoise(stacked.mean(0), gram.numpy(), draws, along.numpy())

@@ -4,7 +4,7 @@ from bench.errors import unknown
 from bench.sampler.rollout import Sampler
 
 WEIGHTINGS = {
-    "true": "b^2 / (2 c^2): the Gaussian KL (DiffusionOPD Eq. 11); b^2 / 2 where c = 0",
+    "kl": "b^2 / (2 c^2): the Gaussian KL (DiffusionOPD Eq. 11); b^2 / 2 where c = 0",
     "no_dt": "h b^2 / (2 c^2): the KL with the SDE's sqrt(h) left out of the std (released code); b^2 / 2 where c = 0",
     "mean_matching": "b^2 / 2 (DiffusionOPD Eq. 12)",
     "velocity": "1: plain velocity error (DanceOPD, arXiv 2606.27377)",

@@ -48,7 +48,7 @@ def test_fused_saves_the_second_pass(make_lab, gradient) -> None:
     assert counts == {"plain": 5 * (6 + 5 + 3 * 5), "fused": 5 * 5 * (3 + 1)}
 
 
-@pytest.mark.parametrize("weighting", ["true", "no_dt", "mean_matching", "velocity"])
+@pytest.mark.parametrize("weighting", ["kl", "no_dt", "mean_matching", "velocity"])
 def test_student_equal_to_teacher_gives_zero(make_lab, gradient, weighting) -> None:
     lab = make_lab("flow_sde", 0.7)
     lab.teachers["ocr"] = STUDENT
@@ -71,11 +71,11 @@ def test_two_identical_teachers_equal_one(make_lab, gradient) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "eta"), [("flow_sde", 0.7), ("dance_sde", 0.3), ("ddim", 0.8), ("cps", 0.8)])
-def test_true_weighting_is_the_kl_of_the_transition(make_lab, kernel, eta) -> None:
+def test_kl_weighting_is_the_kl_of_the_transition(make_lab, kernel, eta) -> None:
     from bench.sampler.step import transition
 
     lab = make_lab(kernel, eta)
-    weights = step_weights(lab.sampler, "true")
+    weights = step_weights(lab.sampler, "kl")
     x, v, w = torch.randn(3, 2, 4, 3, 3, dtype=torch.float64)
     for weight, at in zip(weights, lab.sampler.coefficients):
         kl = transition(x, v, at).kl(transition(x, w, at))
@@ -85,7 +85,7 @@ def test_true_weighting_is_the_kl_of_the_transition(make_lab, kernel, eta) -> No
 def test_published_weights_of_the_ten_step_table(make_lab) -> None:
     """Per-step weights of the default table at eta 0.7 (steps 0, 4 and 8), true KL and released code."""
     lab = make_lab("flow_sde", 0.7, steps=10)
-    true, code = step_weights(lab.sampler, "true"), step_weights(lab.sampler, "no_dt")
+    true, code = step_weights(lab.sampler, "kl"), step_weights(lab.sampler, "no_dt")
     assert [true[k] for k in (0, 4, 8)] == pytest.approx([0.0016, 0.0349, 1.105], rel=0.03)
     assert [code[k] for k in (0, 4, 8)] == pytest.approx([0.00006, 0.0029, 0.2974], rel=0.1)
 

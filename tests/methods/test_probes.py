@@ -1,5 +1,7 @@
 """Probes against quantities known in closed form."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,10 +56,34 @@ def test_ode_opd_has_no_noise_of_its_own(make_lab) -> None:
 def test_sampled_log_ratio_is_noisier_than_the_closed_form(make_lab) -> None:
     lab = probe_lab(make_lab("flow_sde", 0.7))
     analytic = gradient_noise(
-        nested(OpdAnalytic(OpdOptions(trajectories=3, weighting="true")), lab, ("ocr",), range(4), 2)
+        nested(OpdAnalytic(OpdOptions(trajectories=3, weighting="kl")), lab, ("ocr",), range(4), 2)
     )
     sampled = gradient_noise(nested(OpdPpo(OpdPpoOptions(trajectories=3)), lab, ("ocr",), range(4), 2))
     assert sampled.moments.snr < 0.5 * analytic.moments.snr
+
+
+@pytest.mark.parametrize("kernel", ["flow_sde", "ode"])
+def test_noise_levels_split_the_gradient(make_lab, kernel: str) -> None:
+    """Per-level gradients add up to the whole one, and the untrained last level has none."""
+    lab = probe_lab(make_lab(kernel, 0.7 if kernel == "flow_sde" else 0.0))
+    method = OpdAnalytic(OpdOptions(trajectories=3, weighting="velocity"))
+    whole = task_gradients(method, lab, ("ocr",))["ocr"]
+    levels = [
+        task_gradients(method, replace(lab, sigma=sigma), ("ocr",))["ocr"] for sigma in lab.sampler.schedule.sigmas[:-1]
+    ]
+    assert not levels[-1].any()
+    assert all(level.any() for level in levels[:-1])
+    assert torch.allclose(sum(levels), whole, atol=1e-6 * float(whole.abs().max()))
+
+
+def test_slope_sees_a_mean_that_is_not_the_same() -> None:
+    """Along a reference, one Gaussian family against another with 0.7 of its mean."""
+    generator = torch.Generator().manual_seed(2)
+    mean = torch.full((40,), 0.5)
+    draw = lambda factor: [[factor * mean + 0.3 * torch.randn(40, generator=generator)] for _ in range(100)]
+    first, same, short = (gradient_noise(draw(f), reference=mean) for f in (1, 1, 0.7))
+    assert same.slope(first).low <= 1 <= same.slope(first).high
+    assert short.slope(first).low <= 0.7 <= short.slope(first).high < 0.9
 
 
 def test_interference_of_identical_and_opposite_teachers(make_lab) -> None:
