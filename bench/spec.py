@@ -167,13 +167,13 @@ def resolve(
     tasks = task_names(tasks)
     method_class = find("method", method)
     descriptor = describe(backbone)
+    asked: dict[str, Any] = _read_yaml(preset) if preset else {}
+    for override in overrides or []:
+        _merge(asked, _parse_override(override))
     settings: dict[str, Any] = {}
     if descriptor.recipes and (descriptor.recipes / f"{method}.yaml").is_file():
-        _merge(settings, _recipe(descriptor.recipes / f"{method}.yaml", tasks))
-    if preset:
-        _merge(settings, _read_yaml(preset))
-    for override in overrides or []:
-        _merge(settings, _parse_override(override))
+        settings = _recipe(descriptor.recipes / f"{method}.yaml", tasks, asked)
+    _merge(settings, asked)
     fixed = {"method": method, "backbone": backbone, "tasks": tasks, "seed": seed}
     for key, value in fixed.items():
         if settings.get(key, value) != value:
@@ -214,12 +214,22 @@ def _teacher_guidance(spec: Spec, task: str) -> float:
     return spec.sampler.guidance
 
 
-def _recipe(path: Path, tasks: list[str]) -> dict:
-    """A recipe file's settings; its `by_task` section applies when the run has just that one task."""
+def _recipe(path: Path, tasks: list[str], asked: dict) -> dict:
+    """A recipe file's settings for what is asked.
+
+    Its `by_task` section applies when the run has just that one task; `by_engine` when params.engine, as asked or by
+    the recipe, is that one.
+    """
     recipe = _read_yaml(path)
-    by_task = recipe.pop("by_task", {})
+    by_task, by_engine = recipe.pop("by_task", {}), recipe.pop("by_engine", {})
     if len(tasks) == 1:
         _merge(recipe, by_task.get(tasks[0], {}))
+    for settings in (asked, recipe):
+        params = settings.get("params")
+        engine = params.get("engine") if isinstance(params, dict) else None
+        if isinstance(engine, str):
+            _merge(recipe, by_engine.get(engine, {}))
+            break
     return recipe
 
 

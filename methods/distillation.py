@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -56,6 +57,16 @@ class DistillationMethod(Method):
         """The teacher's velocity at states x [B, C, h, w], and the base's (the teacher's again without an anchor)."""
         target = lab.teacher(task, conditioning)(x, sigma)
         return target, lab.velocity(conditioning, None)(x, sigma) if self.options.anchor else target
+
+    def anchored(
+        self, loss: Tensor, lab: Lab, conditioning: Conditioning, x: Tensor, sigma: float | Tensor, v: Tensor
+    ) -> Tensor:
+        """`loss` [B] plus the anchor: the weighted squared error of the student's v to the base's velocity at x."""
+        if not self.options.anchor:
+            return loss
+        with torch.no_grad():
+            base = lab.velocity(conditioning, None)(x, sigma)
+        return loss + self.options.anchor * squared_error(v, base)
 
     @classmethod
     def trajectory_cost(cls, spec, student: int, teacher: int, anchor: int = 0) -> int:

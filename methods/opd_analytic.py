@@ -16,19 +16,14 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
 from bench.sampler.rollout import rollout, walk
-from bench.sampler.weighting import step_weights
-from methods.distillation import (
-    DistillationMethod,
-    DistillationOptions,
-    squared_error,
-    trained_steps,
-)
+from bench.sampler.weighting import Weighting, step_weights
+from methods.distillation import DistillationMethod, DistillationOptions, squared_error, trained_steps
 
 
 class OpdOptions(DistillationOptions):
     """Settings of analytic OPD; defaults as in the released configuration."""
 
-    weighting: Literal["kl", "no_dt", "mean_matching", "velocity"] = "mean_matching"
+    weighting: Weighting = "mean_matching"
     """What "the KL" is divided by; see bench list kernels and --dry-run."""
     execution: Literal["fused", "plain"] = "fused"
     """fused: one student forward a step serves rollout and loss; plain: roll out, store, train. Same gradient."""

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -20,12 +19,7 @@ from bench.method import Needs
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Trajectory, rollout
 from bench.sampler.step import transition
-from methods.distillation import (
-    DistillationMethod,
-    DistillationOptions,
-    squared_error,
-    trained_steps,
-)
+from methods.distillation import DistillationMethod, DistillationOptions, trained_steps
 from methods.rl.grpo import surrogate
 
 
@@ -92,10 +86,7 @@ class OpdPpo(DistillationMethod):
             loss = ppo_loss(new, old[i], guide[i], drawn[i], o.advantage, o.clip, to_go)
             to_go = to_go - (guide[i].log_prob(drawn[i]) - old[i].log_prob(drawn[i]))
             total += float(new.kl(guide[i]).detach().mean()) / v[0].numel() / len(steps)
-            if o.anchor:
-                with torch.no_grad():
-                    base = lab.velocity(experience.conditioning, None)(states[i], lab.sampler.schedule.sigmas[k])
-                loss = loss + o.anchor * squared_error(v, base)
+            loss = self.anchored(loss, lab, experience.conditioning, states[i], lab.sampler.schedule.sigmas[k], v)
             yield loss.mean() / len(steps)
         lab.note(f"kl/{task}", total)
 

@@ -1,4 +1,4 @@
-"""Off-policy distillation: the student imitates pictures that the teachers drew (flow-matching regression).
+"""Imitation: the student learns pictures that the teachers drew (flow-matching regression).
 
 The baseline of DiffusionOPD's ablation (arXiv 2605.15055, Fig. 5): same teachers, but the states are noised teacher
 pictures, not the student's own trajectories.
@@ -58,9 +58,5 @@ class Sft(DistillationMethod):
             noise = torch.randn(x0.shape, generator=generator).to(x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
             v = lab.velocity(conditioning, STUDENT)(x_t, sigma)
-            loss = squared_error(v, noise - x0).mean()
-            if o.anchor:
-                with torch.no_grad():
-                    anchor = lab.velocity(conditioning, None)(x_t, sigma)
-                loss = loss + o.anchor * squared_error(v, anchor).mean()
-            yield loss / o.levels
+            loss = self.anchored(squared_error(v, noise - x0), lab, conditioning, x_t, sigma, v)
+            yield loss.mean() / o.levels

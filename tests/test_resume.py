@@ -14,6 +14,7 @@ SETTINGS = {
     "opd_ppo": ["params.trajectories=4", "params.inner_updates=2"],
     "sft": ["params.trajectories=4", "params.levels=2"],
     "dance_opd": ["params.trajectories=4"],
+    "off_policy": ["params.trajectories=4"],
     "single_task": RL,
     "multi_reward": RL,
     "cascade": [*RL, "params.anchor=previous"],

@@ -1,9 +1,12 @@
 """Per-step loss weights: what published code calls "the KL" with four different divisors."""
 
+from typing import Literal
+
 from bench.errors import unknown
 from bench.sampler.rollout import Sampler
 
-WEIGHTINGS = {
+Weighting = Literal["kl", "no_dt", "mean_matching", "velocity"]
+WEIGHTINGS: dict[Weighting, str] = {
     "kl": "b^2 / (2 c^2): the Gaussian KL (DiffusionOPD Eq. 11); b^2 / 2 where c = 0",
     "no_dt": "h b^2 / (2 c^2): the KL with the SDE's sqrt(h) left out of the std (released code); b^2 / 2 where c = 0",
     "mean_matching": "b^2 / 2 (DiffusionOPD Eq. 12)",

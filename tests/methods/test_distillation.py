@@ -10,15 +10,17 @@ from bench.registry import find
 from bench.spec import resolve
 from methods.dance_opd import DanceOpd, DanceOptions
 from methods.merge import Merge, MergeOptions
+from methods.off_policy import OffPolicy, OffPolicyOptions
 from methods.opd_analytic import OpdAnalytic, OpdOptions
 from methods.sft import Sft, SftOptions
 from tests.methods.conftest import TASKS, shake
 
+PAIRS = [(OffPolicy, OffPolicyOptions), (OpdAnalytic, OpdOptions)]
 KERNELS = {"opd_ppo": ["sampler.kernel=cps", "sampler.eta=0.8"]}
 
 
 @pytest.mark.parametrize("anchor", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["opd_analytic", "opd_ppo", "sft", "dance_opd"])
+@pytest.mark.parametrize("name", ["opd_analytic", "opd_ppo", "sft", "dance_opd", "off_policy"])
 def test_cost_is_as_predicted(make_lab, gradient, name: str, anchor: float) -> None:
     overrides = ["params.trajectories=4", f"params.anchor={anchor}", "params.batches=mixed", "sampler.steps=6"]
     spec = resolve(name, list(TASKS), overrides=overrides + KERNELS.get(name, []), teachers="folder")
@@ -32,13 +34,30 @@ def test_cost_is_as_predicted(make_lab, gradient, name: str, anchor: float) -> N
     assert sum(lab.backbone.meter.evaluations.values()) == cls.predict(spec, lab.sampler)
 
 
-@pytest.mark.parametrize("method", [DanceOpd(DanceOptions(trajectories=4)), OpdAnalytic(OpdOptions(trajectories=4))])
+@pytest.mark.parametrize(
+    "method",
+    [
+        DanceOpd(DanceOptions(trajectories=4)),
+        OpdAnalytic(OpdOptions(trajectories=4)),
+        OffPolicy(OffPolicyOptions(trajectories=4)),
+    ],
+)
 def test_nothing_to_learn_from_oneself(make_lab, gradient, method) -> None:
     lab = make_lab()
     lab.teachers["ocr"] = STUDENT
     loss, grad = gradient(lab, method, "ocr")
     assert loss == 0
     assert not grad.any()
+
+
+def test_off_policy_is_on_policy_where_student_and_teacher_visit_the_same_states(make_lab, gradient) -> None:
+    """One step from the same noise: the two losses are one; with more steps the states, hence the losses, part."""
+    lab = make_lab()
+    one = {"trajectories": 4, "timestep_fraction": 1 / lab.sampler.steps + 1e-9}
+    same = [gradient(lab, m, "ocr") for m in (OffPolicy(OffPolicyOptions(**one)), OpdAnalytic(OpdOptions(**one)))]
+    assert torch.allclose(same[0][1], same[1][1], rtol=1e-5, atol=1e-9)
+    both = [gradient(lab, m(o(trajectories=4)), "ocr")[0] for m, o in PAIRS]
+    assert both[0] != pytest.approx(both[1], rel=1e-3)
 
 
 def test_the_anchor_pulls_to_the_base(make_lab, gradient) -> None:
