@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bench.probes.forgetting import forgetting, score_matrix
+from bench.probes.overoptimisation import over_optimisation
 
 
 def run(points: dict[float, dict[str, list[float]]]) -> list[dict]:
@@ -40,3 +41,30 @@ def test_forgetting_by_hand() -> None:
     assert b.drop_from_best.value == 0
     assert b.change_after_own_stage.value == 0
     assert forgetting(SEEDS, "a").change_after_own_stage is None
+
+
+def with_gold(points: list[tuple[float, float, float]]) -> list[dict]:
+    """Rows of one run: (share, proxy, gold) of two pictures each."""
+    return [
+        {
+            "share": share, "task": "p", "headline": "reward", "strata": ["", ""],
+            "rows": {"reward": [proxy - 0.1, proxy + 0.1], "gold": [gold - 0.1, gold + 0.1]},
+        }
+        for share, proxy, gold in points
+    ]  # fmt: skip
+
+
+def test_a_proxy_that_rises_while_gold_falls() -> None:
+    runs = [with_gold([(0.5, 0.6, 0.5), (1.0, 0.8, 0.3)]), with_gold([(0.5, 0.6, 0.7), (1.0, 0.9, 0.4)])]
+    found = over_optimisation(runs, "p")
+    assert found.shares == [0.5, 1.0]
+    assert [e.value for e in found.proxy] == pytest.approx([0.6, 0.85])
+    assert [e.value for e in found.gold] == pytest.approx([0.6, 0.35])
+    assert found.gold_drop.value == pytest.approx(0.25)
+    assert found.proxy_meanwhile.value == pytest.approx(0.25)
+
+
+def test_no_drop_where_gold_rises_to_the_end_and_nothing_without_gold() -> None:
+    found = over_optimisation([with_gold([(0.5, 0.6, 0.5), (1.0, 0.8, 0.6)])], "p")
+    assert (found.gold_drop.value, found.proxy_meanwhile.value) == (0, 0)
+    assert over_optimisation(SEEDS, "a") is None

@@ -28,20 +28,30 @@ def score_matrix(evaluations: list[dict], tasks: tuple[str, ...]) -> tuple[list[
     return shares, matrix
 
 
+def by_share(
+    runs: list[list[dict]], task: str, metric: str | None = None
+) -> tuple[dict[float, np.ndarray], np.ndarray]:
+    """Share of the budget -> a task's values [S, N] at the points that all S runs have, and the strata [N].
+
+    `metric` None is the task's headline.
+    """
+    found: dict[float, list[np.ndarray]] = {}
+    strata = np.array([])
+    for rows in runs:
+        for row in rows:
+            if row["task"] == task:
+                values, strata = headline(row) if metric is None else (np.array(row["rows"][metric]), headline(row)[1])
+                found.setdefault(row["share"], []).append(values)
+    return {share: np.stack(seeds) for share, seeds in found.items() if len(seeds) == len(runs)}, strata
+
+
 def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = None) -> Forgetting:
     """Forgetting of one task over the runs (seeds) of a method; `runs` are their evaluation records.
 
     `own_stage_end` is the share of the budget at which the task's stage ended, for methods that have stages. The
     best point is chosen on the mean over seeds, so that it is one point, not the luckiest of each seed.
     """
-    by_share: dict[float, list[np.ndarray]] = {}
-    strata = np.array([])
-    for rows in runs:
-        for row in rows:
-            if row["task"] == task:
-                values, strata = headline(row)
-                by_share.setdefault(row["share"], []).append(values)
-    complete = {share: np.stack(seeds) for share, seeds in by_share.items() if len(seeds) == len(runs)}
+    complete, strata = by_share(runs, task)
     nothing = Difference(*[float("nan")] * 4)
     if not complete:
         return Forgetting(task, nothing, None)
