@@ -11,6 +11,7 @@ from bench.errors import BenchError, UsageError
 from bench.evaluate import evaluate
 from bench.lab import EMA, STUDENT
 from bench.loop import Loop
+from bench.registry import find
 from bench.runner import Session, execute, load_tasks
 from bench.sampler.rollout import Sampler
 from bench.sampler.schedule import make_schedule
@@ -20,6 +21,7 @@ from bench.store import Run, read_checkpoint
 from bench.task import Scores
 from methods.opd_analytic import OpdAnalytic
 from tasks.ocr.task import Ocr
+from tests.test_resume import SETTINGS
 
 QUICK = [
     "params.trajectories=2",
@@ -60,6 +62,22 @@ def test_divergence_stops_with_step_and_cause(session: Session, monkeypatch, poi
     assert all(torch.isfinite(t).all() for t in tensors.values())
     monkeypatch.setattr(OpdAnalytic, "losses", honest)
     assert execute(quick(), session)["updates"] == 4
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "opd_analytic"])
+def test_every_method_stops_at_a_loss_that_is_not_finite(session: Session, monkeypatch, name: str) -> None:
+    cls = find("method", name)
+    honest = cls.losses
+
+    def poisoned(self, lab, task, experience):
+        for piece in honest(self, lab, task, experience):
+            yield piece * float("nan") if lab.step == 1 else piece
+
+    monkeypatch.setattr(cls, "losses", poisoned)
+    short = ["budget.updates=2", "evaluation.steps=1", "evaluation.points=[]", "checkpoint_every=1"]
+    spec = resolve(name, ["ocr"], overrides=[*SETTINGS[name], *short])
+    with pytest.raises(BenchError, match=r"update 2: the loss of task 'ocr' is nan.*last good checkpoint"):
+        execute(spec, session)
 
 
 def test_a_reward_that_is_not_finite_stops_the_run(session: Session, monkeypatch) -> None:
