@@ -1,6 +1,7 @@
 """Errors a user can act on, each with its exit code."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -39,3 +40,12 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
     near = get_close_matches(name, known, 1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UsageError(f"unknown {what} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+
+
+def exit_on_error(main: Callable[[], None]) -> None:
+    """Run a module's main function; a BenchError becomes one line on stderr and its exit code."""
+    try:
+        main()
+    except BenchError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.errors import exit_on_error
 from bench.lab import STUDENT, Lab
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import rollout
@@ -107,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.errors import exit_on_error
 from bench.probes.forgetting import forgetting
 from bench.records import Record, model_rows, recovered
 from bench.standing import against, goals
 from bench.stats import Difference, Estimate, paired_difference
+from report.load import comparison
 
 SAME = 0.1
 """Relative difference below which two means count as the same."""
@@ -125,9 +127,7 @@ def main() -> None:
     parser.add_argument("comparison", type=Path, help="comparison-*.json of bench compare; its runs lie beside it")
     parser.add_argument("probe", type=Path, nargs="?", help="--output of bench probe")
     arguments = parser.parse_args()
-    comparison = json.loads(arguments.comparison.read_text())
-    groups = {line["label"]: load(arguments.comparison.parent, line["runs"]) for line in comparison["lines"]}
-    tasks = tuple(next(iter(groups.values()))[0].summary["models"]["student"])
+    groups, tasks = comparison(arguments.comparison)
     verdicts = score_claims(groups, tasks)
     if arguments.probe:
         verdicts = gradient_claims(json.loads(arguments.probe.read_text())) + verdicts
@@ -140,17 +140,5 @@ def main() -> None:
     Console(width=160, highlight=False).print(table)
 
 
-def load(root: Path, folders: list[str]) -> list[Record]:
-    """Records of finished runs in a results folder."""
-    records = []
-    for name in folders:
-        folder = root / name
-        if (folder / "summary.json").is_file():
-            lines = (folder / "evaluations.jsonl").read_text().splitlines()
-            summary, spec = (json.loads((folder / f"{part}.json").read_text()) for part in ("summary", "spec"))
-            records.append(Record(summary, [json.loads(x) for x in lines], spec["spec"]["params"]))
-    return records
-
-
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

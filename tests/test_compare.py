@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from bench.comparison import launch, overrides_of, parse_axis, settle, variants
-from bench.errors import UsageError
+from bench.errors import MissingError, UsageError
 from bench.records import Record
 from bench.spec import resolve
 from bench.standing import standings
+from report.along import along
+from report.load import comparison
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,21 @@ def test_small_comparison_end_to_end(tmp_path: Path) -> None:
     lines = json.loads(path.read_text())["lines"]
     assert [line["label"] for line in lines] == ["opd_analytic", "multi_reward", "merge"]
     assert all(line["seeds"] == 2 for line in lines)
+    for module, said in (("report.claims", "one student matches every teacher"), ("report.along", "over-optimisation")):
+        done = subprocess.run([sys.executable, "-m", module, str(path)], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+
+
+def test_along_training_by_hand() -> None:
+    falling = [record(s, 0.5, [0.3, 0.7, 0.5], False) for s in range(3)]
+    found = along("rl", falling, ("t",))
+    assert found.forgetting["t"].drop_from_best.value == pytest.approx(0.2)
+    assert found.over_optimisation == {}
+
+
+def test_a_comparison_whose_runs_are_gone_is_said_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "comparison-x.json"
+    path.write_text(json.dumps({"lines": [{"label": "opd_analytic", "runs": ["opd_analytic-0-s0"]}]}))
+    with pytest.raises(MissingError, match="no finished run"):
+        comparison(path)

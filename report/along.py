@@ -1,0 +1,60 @@
+"""What happened along training: python -m report.along COMPARISON.json
+
+From the records of a comparison: how far each task fell from its best point, and what the known utility did while the
+learned reward rose.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import exit_on_error
+from bench.probes.forgetting import Forgetting, forgetting
+from bench.probes.overoptimisation import OverOptimisation, over_optimisation
+from bench.records import Record
+from report.load import comparison
+
+
+@dataclass(frozen=True)
+class Along:
+    """One method's course, task by task."""
+
+    label: str
+    forgetting: dict[str, Forgetting]
+    over_optimisation: dict[str, OverOptimisation]
+    """Only tasks whose utility is known."""
+
+
+def along(label: str, records: list[Record], tasks: tuple[str, ...]) -> Along:
+    """Read the evaluation points of a method's runs."""
+    runs = [r.evaluations for r in records]
+    found = {task: over_optimisation(runs, task) for task in tasks}
+    return Along(label, {t: forgetting(runs, t) for t in tasks}, {t: o for t, o in found.items() if o})
+
+
+def main() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("comparison", type=Path, help="comparison-*.json of bench compare; its runs lie beside it")
+    groups, tasks = comparison(parser.parse_args().comparison)
+    lines = [along(label, records, tasks) for label, records in groups.items()]
+    falls = Table(title="forgetting: best recorded point minus the end, mean [95% interval]")
+    for head in ("method", *tasks):
+        falls.add_column(head)
+    for line in lines:
+        falls.add_row(line.label, *(str(line.forgetting[t].drop_from_best) for t in tasks))
+    over = Table(title="over-optimisation: the known utility's fall from its best point, and the reward's rise since")
+    for head in ("method", "task", "reward at the end", "known utility at the end", "utility fell", "reward rose"):
+        over.add_column(head)
+    for line in lines:
+        for task, o in line.over_optimisation.items():
+            over.add_row(line.label, task, str(o.proxy[-1]), str(o.gold[-1]), str(o.gold_drop), str(o.proxy_meanwhile))
+    terminal = Console(width=150, highlight=False)
+    terminal.print(falls)
+    terminal.print(over)
+
+
+if __name__ == "__main__":
+    exit_on_error(main)
