@@ -1,6 +1,6 @@
 """Reading finished runs: the headline rows of their models, and the share of the teachers' gain that was recovered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -9,11 +9,12 @@ from bench.stats import Estimate, joined, ratio, stratified_mean
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run: its summary, its evaluation rows along training, and its method's settings."""
+    """One finished run: its summary, its evaluation rows along training, its method's settings, its probes' rows."""
 
     summary: dict
     evaluations: list[dict]
     params: dict
+    probes: list[dict] = field(default_factory=list)
 
 
 def headline(row: dict) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,20 @@
 """What happened along training: python -m report.along COMPARISON.json
 
 From the records of a comparison: how far each task fell from its best point, and what the known utility did while the
-learned reward rose.
+learned reward rose; where runs recorded it (probes.interference), how the tasks' gradients pulled.
 """
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from bench.errors import exit_on_error
 from bench.probes.forgetting import Forgetting, forgetting
 from bench.probes.overoptimisation import OverOptimisation, over_optimisation
 from bench.records import Record
+from bench.stats import Estimate, estimate
 from report.load import comparison
 
 
@@ -23,13 +26,30 @@ class Along:
     forgetting: dict[str, Forgetting]
     over_optimisation: dict[str, OverOptimisation]
     """Only tasks whose utility is known."""
+    interference: dict[str, dict[float, Estimate]]
+    """'task a | task b' -> share of the budget -> cosine of the tasks' gradients, interval over runs."""
 
 
 def along(label: str, records: list[Record], tasks: tuple[str, ...]) -> Along:
     """Read the evaluation points of a method's runs."""
     runs = [r.evaluations for r in records]
     found = {task: over_optimisation(runs, task) for task in tasks}
-    return Along(label, {t: forgetting(runs, t) for t in tasks}, {t: o for t, o in found.items() if o})
+    return Along(
+        label, {t: forgetting(runs, t) for t in tasks}, {t: o for t, o in found.items() if o}, cosines(records)
+    )
+
+
+def cosines(records: list[Record]) -> dict[str, dict[float, Estimate]]:
+    """Interference over all weights by pair of tasks and point of the budget; empty where no run recorded it."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for record in records:
+        for row in record.probes:
+            for pair, by_group in row["interference"].items():
+                found.setdefault(pair, {}).setdefault(row["share"], []).append(by_group["all"])
+    return {
+        pair: {share: estimate(np.array(values)[:, None], np.zeros(1)) for share, values in sorted(points.items())}
+        for pair, points in found.items()
+    }
 
 
 def main() -> None:
@@ -54,6 +74,15 @@ def main() -> None:
     terminal = Console(width=150, highlight=False)
     terminal.print(falls)
     terminal.print(over)
+    measured = [line for line in lines if line.interference]
+    if measured:
+        pulls = Table(title="cosine of two tasks' gradients (a task with itself: two independent halves, the ceiling)")
+        for head in ("method", "tasks", "first point", "end"):
+            pulls.add_column(head)
+        for line in measured:
+            for pair, points in line.interference.items():
+                pulls.add_row(line.label, pair, str(points[min(points)]), str(points[max(points)]))
+        terminal.print(pulls)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,11 @@ def records(root: Path, folders: list[str]) -> list[Record]:
     for name in folders:
         folder = root / name
         if (folder / "summary.json").is_file():
-            lines = (folder / "evaluations.jsonl").read_text().splitlines()
             summary, spec = (json.loads((folder / f"{part}.json").read_text()) for part in ("summary", "spec"))
-            found.append(Record(summary, [json.loads(x) for x in lines], spec["spec"]["params"]))
+            evaluations, probes = (_rows(folder / f"{part}.jsonl") for part in ("evaluations", "probes"))
+            found.append(Record(summary, evaluations, spec["spec"]["params"], probes))
     return found
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,15 @@ def test_along_training_by_hand() -> None:
     found = along("rl", falling, ("t",))
     assert found.forgetting["t"].drop_from_best.value == pytest.approx(0.2)
     assert found.over_optimisation == {}
+    assert found.interference == {}
+
+
+def test_interference_is_averaged_over_runs() -> None:
+    rows = lambda value: [{"share": 0.5, "interference": {"a | b": {"all": value, "block 0": 9.0}}}]
+    runs = [replace(record(s, 0.5, [0.5], False), probes=rows(v)) for s, v in enumerate((0.2, 0.4))]
+    (point,) = along("rl", runs, ("t",)).interference["a | b"].values()
+    assert point.value == pytest.approx(0.3)
+    assert (point.low, point.high) == pytest.approx((0.2, 0.4))
 
 
 def test_a_comparison_whose_runs_are_gone_is_said_to_be(tmp_path: Path) -> None:
