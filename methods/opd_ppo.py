@@ -26,10 +26,11 @@ from methods.rl.grpo import surrogate
 class OpdPpoOptions(DistillationOptions):
     """Settings of PPO-style OPD."""
 
-    advantage: Literal["log_ratio", "state_kl_detached", "state_kl", "return_to_go"] = "log_ratio"
-    """log_ratio: sampled, unbiased. state_kl_detached: minus the state's KL, a constant of the draw, expectation zero
-    (Flow-OPD as printed). state_kl: the same with its gradient, the analytic gradient plus noise (Flow-OPD's code).
-    return_to_go: sum of log-ratios from this step on, which adds the effect on later states."""
+    advantage: Literal["log_ratio", "log_ratio_centred", "state_kl_detached", "state_kl", "return_to_go"] = "log_ratio"
+    """log_ratio: sampled, unbiased. log_ratio_centred: minus its mean at the state (the KL), the best baseline that a
+    policy gradient could learn; unbiased, less noisy. state_kl_detached: minus the state's KL, a constant of the draw,
+    expectation zero (Flow-OPD as printed). state_kl: the same with its gradient, the analytic gradient plus noise
+    (Flow-OPD's code). return_to_go: sum of log-ratios from this step on, which adds the effect on later states."""
     clip: Annotated[float, Field(gt=0)] = 1e-4
     inner_updates: Annotated[int, Field(gt=0)] = 1
     """Optimiser steps on the same trajectories; beyond the first the ratio to the old policy is clipped."""
@@ -96,13 +97,15 @@ def ppo_loss(
 ) -> Tensor:
     """Clipped loss of one step, [B], for states `drawn` from `old`; the teacher's transition is `guide`.
 
-    Scaled so that at new = old the expected gradient of "log_ratio" and "state_kl" is that of KL(new || guide) as a
+    Scaled so that at new = old the expected gradient of the log-ratios and "state_kl" is that of KL(new || guide) as a
     mean over elements: the policy's log-probability is a mean over elements, the sampled reward a sum.
     """
     size = drawn[0].numel()
     log_ratio = (new.log_prob(drawn) - old.log_prob(drawn)) / size
     if kind == "log_ratio":
         advantage = guide.log_prob(drawn) - old.log_prob(drawn)
+    elif kind == "log_ratio_centred":
+        advantage = guide.log_prob(drawn) - old.log_prob(drawn) + old.kl(guide)
     elif kind == "return_to_go":
         advantage = to_go
     else:

@@ -40,6 +40,7 @@ KL, JJ = float(DELTA @ DELTA) / 2, float(J @ J)
     ("kind", "mean", "variance"),
     [
         ("log_ratio", PATHWISE, ((2 * KL) ** 2 * JJ / 4 + 2 * KL * JJ + float(J @ DELTA) ** 2) / SIZE**2),
+        ("log_ratio_centred", PATHWISE, (2 * KL * JJ + float(J @ DELTA) ** 2) / SIZE**2),
         ("return_to_go", PATHWISE, ((2 * KL) ** 2 * JJ / 4 + 2 * KL * JJ + float(J @ DELTA) ** 2) / SIZE**2),
         ("state_kl_detached", 0.0, KL**2 * JJ / SIZE**4),
         ("state_kl", PATHWISE, KL**2 * JJ / SIZE**4),
