@@ -15,7 +15,7 @@ from bench.hashing import text_hash
 from bench.records import Record
 from bench.registry import find, registered, task_names
 from bench.spec import Spec, describe, resolve
-from bench.standing import Standing, standings
+from bench.standing import TARGET, Standing, standings
 from bench.store import Run, results_root
 from bench.teachers import locate, training_evaluations
 
@@ -256,7 +256,9 @@ def print_standings(
         )
     terminal = Console(width=max(160, Console().width), highlight=False)
     terminal.print(shown)
-    terminal.print(f"to target: evaluations until 90% of the best teacher's gain on every task; record: {path}")
+    terminal.print(
+        f"to target: evaluations until {TARGET:.0%} of the best teacher's score on every task; record: {path}"
+    )
 
 
 def _evaluations(count: float) -> str:

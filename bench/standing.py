@@ -18,7 +18,7 @@ from bench.stats import (
 )
 
 TARGET = 0.9
-"""Share of the best teacher's gain that counts as reaching it."""
+"""Share of the best teacher's score that counts as reaching it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Standing:
     against_reference: Difference
     """Difference of mean scores to the reference, paired by seed and prompt; p adjusted over the lines by Holm."""
     time_to_target: float
-    """Training evaluations at which every task is at TARGET of its goal; infinity if never, NaN without teachers."""
+    """Training evaluations at which every task is at TARGET of its best teacher; infinity if never, NaN without teachers."""
     training_evaluations: float
     teacher_evaluations: float
     """What its teachers cost to train; 0 for methods without teachers."""
@@ -124,7 +124,7 @@ def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[s
     curves = [score_matrix(r.evaluations, tasks) for r in records]
     shares = curves[0][0]
     mean = np.mean([matrix for _, matrix in curves], 0)
-    reached = [all(scale[t].share(mean[k, i]) >= TARGET for i, t in enumerate(tasks)) for k in range(len(shares))]
+    reached = [all(mean[k, i] >= TARGET * scale[t].teacher for i, t in enumerate(tasks)) for k in range(len(shares))]
     if not any(reached):
         return float("inf")
     budget = np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])
