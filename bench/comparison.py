@@ -256,9 +256,7 @@ def print_standings(
         )
     terminal = Console(width=max(160, Console().width), highlight=False)
     terminal.print(shown)
-    terminal.print(
-        f"to target: evaluations until {TARGET:.0%} of the best teacher's score on every task; record: {path}"
-    )
+    terminal.print(f"to target: evaluations until every task is at {TARGET:.0%} of its best teacher; record: {path}")
 
 
 def _evaluations(count: float) -> str:

@@ -49,7 +49,7 @@ class Standing:
     against_reference: Difference
     """Difference of mean scores to the reference, paired by seed and prompt; p adjusted over the lines by Holm."""
     time_to_target: float
-    """Training evaluations until every task is at TARGET of its best teacher; infinity if never, NaN without teachers."""
+    """Training evaluations until every task is at TARGET of its teacher; infinity if never, NaN without teachers."""
     training_evaluations: float
     teacher_evaluations: float
     """What its teachers cost to train; 0 for methods without teachers."""
