@@ -23,7 +23,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 Preset = Annotated[Path | None, typer.Option("--preset", help="YAML file of settings.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder for runs; must lie in a folder named 'results'.")]
 Grid = Annotated[
-    list[str] | None, typer.Option("--grid", metavar="KEY=V1,V2", help="An axis of settings; more may follow.")
+    list[str] | None, typer.Option("--grid", metavar="[METHOD.]KEY=V1,V2", help="An axis of settings; more may follow.")
 ]
 Axes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=V1,V2]...", help="Further axes.")]
 RUNS = Path("results/runs")

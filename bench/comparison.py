@@ -32,21 +32,44 @@ class Variant:
     label: str
     method: str
     overrides: tuple[str, ...]
+    common: tuple[str, ...] = ()
+    """The part of the overrides that comes from axes all methods share."""
 
 
-def variants(methods: list[str], axes: list[str], spec: Spec) -> list[Variant]:
-    """Every method crossed with every point of the grid. Raises UsageError for an unknown method, key or value.
+def variants(axes: list[str], specs: dict[str, Spec]) -> list[Variant]:
+    """Every method crossed with every point of its grid. Raises UsageError for an unknown method, key or value.
 
-    `axes` are "key=v1,v2"; a key may be shortened to its last part where that is unambiguous.
+    `axes` are "key=v1,v2" for every method or "method.key=v1,v2" for one; `specs` are the methods' own, in order. A
+    key may be shortened to its last part where that is unambiguous: in the first method's spec, or in its owner's.
     """
-    parsed = [parse_axis(axis, spec) for axis in axes]
+    common, owned = [], {method: [] for method in specs}
+    for axis in axes:
+        owner, rest = split_owner(axis, list(specs), "--grid")
+        if owner:
+            owned[owner].append(parse_axis(rest, specs[owner]))
+        else:
+            common.append(parse_axis(axis, next(iter(specs.values()))))
     result = []
-    for method in methods:
-        for point in product(*([(key, value) for value in values] for key, values in parsed)):
+    for method in specs:
+        for point in product(*([(key, value) for value in values] for key, values in common + owned[method])):
             shown = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point)
             label = f"{method} {shown}" if shown else method
-            result.append(Variant(label, method, tuple(f"{key}={value}" for key, value in point)))
+            settings = tuple(f"{key}={value}" for key, value in point)
+            result.append(Variant(label, method, settings, settings[: len(common)]))
     return result
+
+
+def split_owner(text: str, methods: list[str], option: str) -> tuple[str | None, str]:
+    """ "opd_ppo.params.clip=0.1" -> ("opd_ppo", "params.clip=0.1"); (None, text) where no method leads.
+
+    Raises UsageError if the method it is meant for is not among `methods`.
+    """
+    owner, _, rest = text.partition(".")
+    if owner not in registered("method"):
+        return None, text
+    if owner not in methods:
+        raise UsageError(f"{option} {text!r}: method {owner!r} is not among {', '.join(methods)}")
+    return owner, rest
 
 
 def overrides_of(method: str, methods: list[str], overrides: list[str]) -> list[str]:
@@ -54,16 +77,8 @@ def overrides_of(method: str, methods: list[str], overrides: list[str]) -> list[
 
     Raises UsageError if the method a value is meant for is not among them.
     """
-    mine = []
-    for text in overrides:
-        owner, _, rest = text.partition(".")
-        if owner not in registered("method"):
-            mine.append(text)
-        elif owner not in methods:
-            raise UsageError(f"--set {text!r}: method {owner!r} is not among {', '.join(methods)}")
-        elif owner == method:
-            mine.append(rest)
-    return mine
+    owned = [split_owner(text, methods, "--set") for text in overrides]
+    return [rest for owner, rest in owned if owner in (None, method)]
 
 
 def parse_axis(text: str, spec: Spec) -> tuple[str, list[str]]:
@@ -170,8 +185,8 @@ def compare_methods(
     methods = method_names(methods, tasks)
     budget = budget or default_budget(tasks, backbone)
     own = {method: overrides_of(method, methods, overrides) for method in methods}
-    base = resolve(methods[0], tasks, seeds[0], backbone, overrides=own[methods[0]])
-    lines = variants(methods, axes, base)
+    specs = {method: resolve(method, tasks, seeds[0], backbone, overrides=own[method]) for method in methods}
+    lines = variants(axes, specs)
     members = {(v.label, s): settle(v, tasks, s, backbone, budget, own[v.method]) for v in lines for s in seeds}
     fingerprint = describe(backbone).fingerprint()
     runs = {key: Run(root, spec, fingerprint) for key, (spec, _) in members.items()}
@@ -203,7 +218,7 @@ def compare_methods(
         identity = text_hash([backbone, fingerprint, tasks, seeds, budget, [v.label for v in lines], overrides])
         path = root / f"comparison-{identity}.json"
         write_atomic(path, (json.dumps(as_json(table, reference, budget, runs), indent=1) + "\n").encode())
-        print_standings(table, reference, tuple(tasks), budget, base.evaluation.split, path)
+        print_standings(table, reference, tuple(tasks), budget, specs[methods[0]].evaluation.split, path)
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
 

@@ -28,6 +28,8 @@ class Probe:
     """What was measured of one method at one point of the grid."""
 
     label: str
+    point: tuple[str, ...]
+    """Its place on the axes that all methods share; estimates compare within one."""
     spec: Spec
     noise: GradientNoise
     cosine: float
@@ -72,7 +74,7 @@ def probe_methods(
         split = {sigma: measure(replace(lab, sigma=sigma)) for sigma in levels}
         pulls = interference(method, lab, spec.tasks, max(2, states // 4))
         probes.append(
-            Probe(label, spec, noise, noise.cosine(reference.mean), noise.slope(first), trained(split), pulls)
+            Probe(label, point, spec, noise, noise.cosine(reference.mean), noise.slope(first), trained(split), pulls)
         )
     print_probes(probes, methods[0], student)
     if output:
@@ -82,7 +84,7 @@ def probe_methods(
 def probe_specs(
     methods: list[str], tasks: list[str], backbone: str, axes: list[str], overrides: list[str]
 ) -> list[tuple[str, tuple[str, ...], Spec]]:
-    """(label, point of the grid, spec) of every probe; raises UsageError.
+    """(label, point of the shared grid, spec) of every probe; raises UsageError.
 
     Estimates compare at one student on one sampler: a method's recipe gives way to the first's there.
     """
@@ -92,12 +94,13 @@ def probe_specs(
         if not find("method", method).trains:
             raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
     own = {method: overrides_of(method, methods, overrides) for method in methods}
-    first = resolve(methods[0], tasks, 0, backbone, overrides=own[methods[0]])
+    specs = {method: resolve(method, tasks, 0, backbone, overrides=own[method]) for method in methods}
+    first = specs[methods[0]]
     shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
     found = []
-    for v in variants(methods, axes, first):
+    for v in variants(axes, specs):
         spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *own[v.method], *v.overrides])
-        found.append((v.label, v.overrides, spec))
+        found.append((v.label, v.common, spec))
     return found
 
 
@@ -130,6 +133,7 @@ def as_json(probe: Probe) -> dict:
     """Plain numbers, without the gradient itself."""
     return {
         "label": probe.label,
+        "point": probe.point,
         "method": probe.spec.method,
         "sampler": probe.spec.sampler.model_dump(),
         "params": probe.spec.params,

@@ -217,20 +217,23 @@ def _teacher_guidance(spec: Spec, task: str) -> float:
 def _recipe(path: Path, tasks: list[str], asked: dict) -> dict:
     """A recipe file's settings for what is asked.
 
-    Its `by_task` section applies when the run has just that one task; `by_engine` when params.engine, as asked or by
-    the recipe, is that one.
+    Its `by_task` section applies when the run has just that one task; `by_param` when a method's setting, as asked or
+    by the recipe, has that value: {engine: {grpo: {settings}}}.
     """
     recipe = _read_yaml(path)
-    by_task, by_engine = recipe.pop("by_task", {}), recipe.pop("by_engine", {})
+    by_task, by_param = recipe.pop("by_task", {}), recipe.pop("by_param", {})
     if len(tasks) == 1:
         _merge(recipe, by_task.get(tasks[0], {}))
-    for settings in (asked, recipe):
-        params = settings.get("params")
-        engine = params.get("engine") if isinstance(params, dict) else None
-        if isinstance(engine, str):
-            _merge(recipe, by_engine.get(engine, {}))
-            break
+    for name, settings in by_param.items():
+        value = next((v for source in (asked, recipe) if (v := _param(source, name)) is not None), None)
+        if isinstance(value, str):
+            _merge(recipe, settings.get(value, {}))
     return recipe
+
+
+def _param(settings: dict, name: str) -> object:
+    params = settings.get("params")
+    return params.get(name) if isinstance(params, dict) else None
 
 
 def _read_yaml(path: Path) -> dict:

@@ -23,6 +23,8 @@ SAME = 0.1
 """Relative difference below which two means count as the same."""
 MATCHED = 0.9
 """Share of a teacher's gain over the base at which a student counts as matching it."""
+RIVALS = ("multi_reward", "cascade", "opd_ppo", "sft")
+"""Methods that the paper reports analytic OPD to beat."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,13 @@ def judge(claim: str, quantity: str, effect: Estimate | Difference, line: float 
 def gradient_claims(probes: list[dict]) -> list[Verdict]:
     """Same mean, lower noise: from `bench probe` with opd_analytic first, at every point of its grid."""
     verdicts = []
-    points = {p["label"].removeprefix("opd_analytic"): p for p in probes if p["method"] == "opd_analytic"}
+    points = {tuple(p["point"]): p for p in probes if p["method"] == "opd_analytic"}
     for ppo in (p for p in probes if p["method"] == "opd_ppo"):
-        point = ppo["label"].removeprefix("opd_ppo")
-        if point not in points:
+        if tuple(ppo["point"]) not in points:
             continue
-        analytic, where = points[point]["all"]["snr"], f"{ppo['sampler']['kernel']} eta {ppo['sampler']['eta']:g}"
+        sampler, advantage = ppo["sampler"], ppo["params"]["advantage"]
+        analytic = points[tuple(ppo["point"])]["all"]["snr"]
+        where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}"
         noisy = ppo["all"]["snr"]
         # Ratio of two independent intervals, conservatively: worst against best.
         effect = Estimate(noisy[0] / analytic[0], noisy[1] / analytic[2], noisy[2] / analytic[1])
@@ -85,10 +88,10 @@ def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
 def score_claims(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Verdict]:
     """Claims about final scores, from the records of runs by method."""
     verdicts = []
-    for rival in ("multi_reward", "cascade"):
-        if rival in groups and "opd_analytic" in groups:
-            effect = against(groups["opd_analytic"], groups[rival], tasks)
-            claim = f"OPD beats {rival.replace('_', '-')} RL at equal compute (teachers' cost not counted)"
+    for label, records in groups.items():
+        if label.partition(" ")[0] in RIVALS and "opd_analytic" in groups:
+            effect = against(groups["opd_analytic"], records, tasks)
+            claim = f"analytic OPD beats {label} at equal compute (teachers' cost not counted)"
             verdicts.append(judge(claim, "mean score over tasks, OPD minus rival, above 0", effect))
     if "opd_analytic" in groups:
         scale = goals(groups["opd_analytic"], tasks)

@@ -24,18 +24,17 @@ def test_verdict(interval, above: bool, verdict: str) -> None:
     assert judge("c", "q", Estimate(sum(interval) / 2, *interval), above=above).verdict == verdict
 
 
-def probe(method: str, snr: list[float], mean: list[float], point: str = "") -> dict:
-    sampler = {"kernel": "cps", "eta": 0.8}
-    return {
-        "label": method + point, "method": method, "sampler": sampler, "all": {"snr": snr}, "mean_over_first": mean
-    }  # fmt: skip
+def probe(method: str, snr: list[float], mean: list[float], point: tuple[str, ...] = ()) -> dict:
+    sampler, params = {"kernel": "cps", "eta": 0.8}, {"advantage": "log_ratio"}
+    where = {"method": method, "point": list(point), "sampler": sampler, "params": params}
+    return where | {"all": {"snr": snr}, "mean_over_first": mean}
 
 
 def test_gradient_claim_takes_the_conservative_ratio() -> None:
     probes = [
         probe("opd_analytic", [1.0, 0.5, 2.0], [1, 1, 1]),
         probe("opd_ppo", [0.1, 0.05, 0.2], [1.01, 0.95, 1.05]),
-        probe("opd_ppo", [0.1, 0.05, 0.2], [1.01, 0.95, 1.05], " eta=0.3"),
+        probe("opd_ppo", [0.1, 0.05, 0.2], [1.01, 0.95, 1.05], ("sampler.eta=0.3",)),
     ]
     noise, mean = gradient_claims(probes)  # the third has no analytic twin at its point
     assert (noise.effect.low, noise.effect.high) == (0.025, 0.4)
@@ -63,7 +62,7 @@ def test_scores_that_fall_short_are_said_to() -> None:
         "multi_reward": [record(s, 0.6, [0.6], False) for s in range(3)],
     }
     verdicts = {v.claim.split(":")[0]: v.verdict for v in score_claims(groups, ("t",))}
-    assert verdicts["OPD beats multi-reward RL at equal compute (teachers' cost not counted)"] == "does not hold"
+    assert verdicts["analytic OPD beats multi_reward at equal compute (teachers' cost not counted)"] == "does not hold"
     assert verdicts["one student matches every teacher"] == "does not hold"
 
 

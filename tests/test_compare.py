@@ -37,12 +37,25 @@ def test_bad_axes_are_refused(spec, axis: str) -> None:
 
 
 def test_grid_is_the_product(spec) -> None:
-    lines = variants(["opd_analytic"], ["eta=0,0.3", "kernel=flow_sde,cps"], spec)
+    lines = variants(["eta=0,0.3", "kernel=flow_sde,cps"], {"opd_analytic": spec})
     assert [v.label for v in lines] == [
         "opd_analytic eta=0,kernel=flow_sde", "opd_analytic eta=0,kernel=cps",
         "opd_analytic eta=0.3,kernel=flow_sde", "opd_analytic eta=0.3,kernel=cps",
     ]  # fmt: skip
     assert lines[-1].overrides == ("sampler.eta=0.3", "sampler.kernel=cps")
+
+
+def test_axis_of_one_method_among_several(spec) -> None:
+    specs = {"opd_analytic": spec, "multi_reward": resolve("multi_reward", ["ocr"])}
+    lines = variants(["multi_reward.engine=nft,grpo", "rank=4,8"], specs)
+    assert [v.label for v in lines] == [
+        "opd_analytic rank=4", "opd_analytic rank=8",
+        "multi_reward rank=4,engine=nft", "multi_reward rank=4,engine=grpo",
+        "multi_reward rank=8,engine=nft", "multi_reward rank=8,engine=grpo",
+    ]  # fmt: skip
+    assert lines[-1].common == ("lora.rank=8",) == lines[1].common
+    with pytest.raises(UsageError, match="not among"):
+        variants(["sft.levels=1,2"], specs)
 
 
 def test_settings_of_one_method_among_several() -> None:
@@ -52,9 +65,8 @@ def test_settings_of_one_method_among_several() -> None:
 
 
 def test_member_command_gives_the_member_spec(spec) -> None:
-    member, words = settle(
-        variants(["opd_analytic"], ["eta=0.3", "kernel=cps"], spec)[0], ["ocr"], 2, "micro", 5000, []
-    )
+    line = variants(["eta=0.3", "kernel=cps"], {"opd_analytic": spec})[0]
+    member, words = settle(line, ["ocr"], 2, "micro", 5000, [])
     assert member.budget.evaluations == 5000
     assert (member.sampler.kernel, member.sampler.eta, member.seed) == ("cps", 0.3, 2)
     assert len(member.evaluation.points) == 6

@@ -17,3 +17,10 @@ def test_a_recipe_knows_what_an_engine_needs(method: str) -> None:
 
 def test_a_recipe_knows_its_single_task() -> None:
     assert resolve("single_task", ["geneval"]).budget != resolve("single_task", ["ocr"]).budget
+
+
+def test_a_recipe_knows_a_setting_of_its_method() -> None:
+    rate = lambda *sets: resolve("opd_ppo", ["all"], overrides=list(sets)).optimizer.lr
+    chosen = "params.advantage=state_kl"
+    assert rate(chosen) > rate() == rate("params.advantage=log_ratio")
+    assert rate(chosen, "optimizer.lr=1") == 1
