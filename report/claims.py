@@ -57,10 +57,10 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
     verdicts = []
     points = {tuple(p["point"]): p for p in probes if p["method"] == "opd_analytic"}
     for ppo in (p for p in probes if p["method"] == "opd_ppo"):
-        if tuple(ppo["point"]) not in points:
+        twin = points.get(tuple(ppo["point"]))
+        if twin is None:
             continue
-        sampler, advantage = ppo["sampler"], ppo["params"]["advantage"]
-        analytic = points[tuple(ppo["point"])]["all"]["snr"]
+        analytic, sampler, advantage = twin["all"]["snr"], ppo["sampler"], ppo["params"]["advantage"]
         where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}"
         noisy = ppo["all"]["snr"]
         # Ratio of two independent intervals, conservatively: worst against best.
