@@ -25,7 +25,7 @@ Results = Annotated[Path, typer.Option("--results", help="Folder for runs; must 
 Grid = Annotated[
     list[str] | None, typer.Option("--grid", metavar="[METHOD.]KEY=V1,V2", help="An axis of settings; more may follow.")
 ]
-Axes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=V1,V2]...", help="Further axes.")]
+Axes = Annotated[list[str] | None, typer.Argument(metavar="[[METHOD.]KEY=V1,V2]...", help="Further axes.")]
 RUNS = Path("results/runs")
 
 

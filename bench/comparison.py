@@ -205,7 +205,7 @@ def compare_methods(
         failures = launch(waiting, root, jobs, report)
     groups = {
         v.label: [
-            Record(run.summary, run.rows("evaluations.jsonl"), run.spec.params)
+            Record(run.summary, run.rows("evaluations.jsonl"), run.spec.model_dump(mode="json"))
             for seed in seeds
             if (run := runs[v.label, seed]).summary
         ]
@@ -256,7 +256,7 @@ def print_standings(
         "with teachers",
     )
     for head in heads:
-        shown.add_column(head)
+        shown.add_column(head, overflow="fold")
     for line in table:
         own = line.label == reference
         shown.add_row(

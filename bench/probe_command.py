@@ -78,7 +78,7 @@ def probe_methods(
         )
     print_probes(probes, methods[0], student)
     if output:
-        write_atomic(output, (json.dumps([as_json(p) for p in probes], indent=1) + "\n").encode())
+        write_atomic(output, (json.dumps([as_json(p, student) for p in probes], indent=1) + "\n").encode())
 
 
 def probe_specs(
@@ -129,12 +129,15 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     return ProbeLab.of(equip(spec, descriptor, backbone, teachers)), method
 
 
-def as_json(probe: Probe) -> dict:
+def as_json(probe: Probe, student: str) -> dict:
     """Plain numbers, without the gradient itself."""
     return {
         "label": probe.label,
         "point": probe.point,
         "method": probe.spec.method,
+        "backbone": probe.spec.backbone,
+        "tasks": list(probe.spec.tasks),
+        "student": student,
         "sampler": probe.spec.sampler.model_dump(),
         "params": probe.spec.params,
         "states": probe.noise.states,

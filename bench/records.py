@@ -9,11 +9,11 @@ from bench.stats import Estimate, joined, ratio, stratified_mean
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run: its summary, its evaluation rows along training, its method's settings, its probes' rows."""
+    """One finished run: its summary, its evaluation rows along training, its settings, its probes' rows."""
 
     summary: dict
     evaluations: list[dict]
-    params: dict
+    spec: dict
     probes: list[dict] = field(default_factory=list)
 
 

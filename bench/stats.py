@@ -9,14 +9,15 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with a 95% percentile bootstrap interval; NaN where nothing was evaluated."""
+    """A mean with a 95% percentile bootstrap interval; NaN where nothing was evaluated or one value has no interval."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.low == self.low else ""
+        return f"{self.value:.3f}{interval}"
 
 
 def stratified_mean(values: np.ndarray, strata: np.ndarray) -> float:
@@ -50,6 +51,8 @@ def estimate(values_SN: np.ndarray, strata_N: np.ndarray, seed: int = 0) -> Esti
     values_SN = np.atleast_2d(values_SN)
     if values_SN.size == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
+    if values_SN.size == 1:
+        return Estimate(float(values_SN.item()), float("nan"), float("nan"))
     draws = resampled_means(values_SN, strata_N, np.random.default_rng(seed))
     low, high = np.quantile(draws, [0.025, 0.975])
     return Estimate(float(np.mean([stratified_mean(v, strata_N) for v in values_SN])), float(low), float(high))

@@ -1,4 +1,4 @@
-"""What happened along training: python -m report.along COMPARISON.json
+"""What happened along training: python -m report.along COMPARISON.json...
 
 From the records of a comparison: how far each task fell from its best point, and what the known utility did while the
 learned reward rose; where runs recorded it (probes.interference), how the tasks' gradients pulled.
@@ -15,7 +15,7 @@ from bench.probes.forgetting import Forgetting, forgetting
 from bench.probes.overoptimisation import OverOptimisation, over_optimisation
 from bench.records import Record
 from bench.stats import Estimate, estimate
-from report.load import comparison
+from report.load import Comparison, comparison
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,20 @@ def cosines(records: list[Record]) -> dict[str, dict[float, Estimate]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "comparisons", type=Path, nargs="+", help="comparison-*.json of bench compare; its runs lie beside it"
+    )
+    for path in parser.parse_args().comparisons:
+        show(comparison(path))
+
+
+def show(found: Comparison) -> None:
+    """Tables to stdout."""
     from rich.console import Console
     from rich.table import Table
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("comparison", type=Path, help="comparison-*.json of bench compare; its runs lie beside it")
-    groups, tasks = comparison(parser.parse_args().comparison)
-    lines = [along(label, records, tasks) for label, records in groups.items()]
+    lines, tasks = [along(line.label, line.records, found.tasks) for line in found.lines], found.tasks
     falls = Table(title="forgetting: best recorded point minus the end, mean [95% interval]")
     for head in ("method", *tasks):
         falls.add_column(head)
@@ -72,6 +79,7 @@ def main() -> None:
         for task, o in line.over_optimisation.items():
             over.add_row(line.label, task, str(o.proxy[-1]), str(o.gold[-1]), str(o.gold_drop), str(o.proxy_meanwhile))
     terminal = Console(width=150, highlight=False)
+    terminal.print(found.title)
     terminal.print(falls)
     terminal.print(over)
     measured = [line for line in lines if line.interference]

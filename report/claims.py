@@ -1,28 +1,32 @@
-"""The paper's claims against the records of a comparison: python -m report.claims COMPARISON.json PROBE.json
+"""The paper's claims against records: python -m report.claims COMPARISON.json... [--probe PROBE.json...]
 
 Each claim of DiffusionOPD (arXiv 2605.15055) becomes one tested quantity with a 95% interval and a verdict: "holds"
 when the whole interval is on the claimed side of the line, "does not hold" when it is on the other, else "undecided".
-Whatever the verdict is, it is printed.
+Where rivals are compared, Holm's correction over all of them must agree, else "undecided". Whatever it is, it is
+printed.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from bench.errors import exit_on_error
 from bench.probes.forgetting import forgetting
-from bench.records import Record, model_rows, recovered
+from bench.records import model_rows, recovered
 from bench.standing import against, goals
-from bench.stats import Difference, Estimate, paired_difference
-from report.load import comparison
+from bench.stats import Difference, Estimate, holm, paired_difference
+from report.load import Comparison, Line, comparison
 
 SAME = 0.1
 """Relative difference below which two means count as the same."""
 MATCHED = 0.9
 """Share of a teacher's gain over the base at which a student counts as matching it."""
+EQUAL = 0.05
+"""Relative difference up to which two costs count as equal: budgets end on whole updates."""
+ALPHA = 0.05
 RIVALS = ("multi_reward", "cascade", "opd_ppo", "sft")
 """Methods that the paper reports analytic OPD to beat."""
 
@@ -61,7 +65,7 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         if twin is None:
             continue
         analytic, sampler, advantage = twin["all"]["snr"], ppo["sampler"], ppo["params"]["advantage"]
-        where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}"
+        where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}, student {ppo['student']}"
         noisy = ppo["all"]["snr"]
         # Ratio of two independent intervals, conservatively: worst against best.
         effect = Estimate(noisy[0] / analytic[0], noisy[1] / analytic[2], noisy[2] / analytic[1])
@@ -85,62 +89,124 @@ def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
     return inside
 
 
-def score_claims(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Verdict]:
-    """Claims about final scores, from the records of runs by method."""
+def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
+    """OPD against every rival that spent as much as it did, without or with its teachers' cost."""
+    found = []
+    for line in lines:
+        if line.label.partition(" ")[0] not in RIVALS:
+            continue
+        own = abs(line.training_evaluations / opd.training_evaluations - 1)
+        whole = abs(line.total_evaluations / opd.total_evaluations - 1)
+        if min(own, whole) > EQUAL:
+            continue
+        counted = "teachers' cost not counted" if own <= EQUAL else "teachers' cost counted"
+        found.append((f"analytic OPD beats {line.label} at equal compute ({counted})", line))
+    effects = [against(opd.records, line.records, tasks) for _, line in found]
     verdicts = []
-    for label, records in groups.items():
-        if label.partition(" ")[0] in RIVALS and "opd_analytic" in groups:
-            effect = against(groups["opd_analytic"], records, tasks)
-            claim = f"analytic OPD beats {label} at equal compute (teachers' cost not counted)"
-            verdicts.append(judge(claim, "mean score over tasks, OPD minus rival, above 0", effect))
-    if "opd_analytic" in groups:
-        scale = goals(groups["opd_analytic"], tasks)
-        for task in tasks:
-            line = scale[task].base + MATCHED * (scale[task].teacher - scale[task].base)
-            values, strata = model_rows([r.summary for r in groups["opd_analytic"]], "student", task)
-            effect = paired_difference(values, np.full(values.shape, line), strata)
-            claim = f"one student matches every teacher: {task}"
-            verdicts.append(judge(claim, f"student minus ({MATCHED:.0%} of the teacher's gain), above 0", effect))
-    if "cascade" in groups:
-        order = groups["cascade"][0].params["order"] or tasks
-        runs = [r.evaluations for r in groups["cascade"]]
-        for i, task in enumerate(order[:-1]):
-            change = forgetting(runs, task, own_stage_end=(i + 1) / len(order)).change_after_own_stage
-            if change is not None:
-                claim = f"cascade forgets: {task}, trained in stage {i + 1}"
-                verdicts.append(judge(claim, "end minus end of its own stage, below 0", change, above=False))
+    for (claim, _), effect, p in zip(found, effects, holm([effect.p for effect in effects])):
+        verdict = judge(claim, f"mean score over tasks, OPD minus rival, above 0; Holm p {p:.3f}", effect)
+        verdicts.append(verdict if not p >= ALPHA else replace(verdict, verdict="undecided"))
     return verdicts
 
 
-def sampler_claim(groups: dict[str, list[Record]]) -> list[Verdict]:
-    """Deterministic and stochastic kernels are both served: each variant reaches the teachers."""
+def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
+    """The student is as good as each task's teacher."""
+    verdicts, scale = [], goals(opd.records, tasks)
+    for task in tasks:
+        line = scale[task].base + MATCHED * (scale[task].teacher - scale[task].base)
+        values, strata = model_rows([r.summary for r in opd.records], "student", task)
+        effect = paired_difference(values, np.full(values.shape, line), strata)
+        claim = f"one student matches every teacher: {task}"
+        verdicts.append(judge(claim, f"student minus ({MATCHED:.0%} of the teacher's gain), above 0", effect))
+    return verdicts
+
+
+def cascade_claims(cascade: Line, tasks: tuple[str, ...]) -> list[Verdict]:
+    """Earlier stages' tasks fall while later ones are trained."""
     verdicts = []
-    for label, records in groups.items():
-        effect = recovered([r.summary for r in records])["mean"]
-        claim = f"SDE and ODE samplers are both served: {label}"
+    order = cascade.records[0].spec["params"]["order"] or tasks
+    runs = [r.evaluations for r in cascade.records]
+    for i, task in enumerate(order[:-1]):
+        change = forgetting(runs, task, own_stage_end=(i + 1) / len(order)).change_after_own_stage
+        if change is not None:
+            claim = f"{cascade.label} forgets: {task}, trained in stage {i + 1}"
+            verdicts.append(judge(claim, "end minus end of its own stage, below 0", change, above=False))
+    return verdicts
+
+
+def sampler_claims(opd: Line, lines: list[Line]) -> list[Verdict]:
+    """Deterministic and stochastic kernels are both served: OPD reaches the teachers on each, all else equal."""
+    verdicts, asked = [], _but_kernel(opd)
+    for line in lines:
+        if line.records[0].summary["method"] != opd.records[0].summary["method"] or _but_kernel(line) != asked:
+            continue
+        sampler = line.records[0].spec["sampler"]
+        effect = recovered([r.summary for r in line.records])["mean"]
+        claim = f"SDE and ODE samplers are both served: {sampler['kernel']} eta {sampler['eta']:g}"
         verdicts.append(judge(claim, f"share of the teachers' mean gain, above {MATCHED:.0%}", effect, MATCHED))
     return verdicts
 
 
+def _but_kernel(line: Line) -> dict:
+    """The line's settings without the noise of its sampler, and without what may differ between its runs."""
+    spec = line.records[0].spec
+    sampler = {key: value for key, value in spec["sampler"].items() if key not in ("kernel", "eta")}
+    return {key: spec[key] for key in ("tasks", "budget", "optimizer", "lora", "ema", "params")} | sampler
+
+
+def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
+    """Claims about final scores, from the lines of comparisons on one backbone and set of tasks."""
+    verdicts = []
+    opd = next((line for line in lines if line.label == "opd_analytic"), None)
+    if opd:
+        verdicts += rival_claims(opd, lines, tasks) + match_claims(opd, tasks)
+    for line in lines:
+        if line.label.partition(" ")[0] == "cascade":
+            verdicts += cascade_claims(line, tasks)
+    return verdicts + (sampler_claims(opd, lines) if opd else [])
+
+
+def pools(comparisons: list[Comparison]) -> dict[tuple[str, tuple[str, ...]], list[Line]]:
+    """Lines by backbone and tasks; of one line found in several files, the one with the most runs."""
+    found: dict[tuple[str, tuple[str, ...]], dict[tuple[str, int], Line]] = {}
+    for c in comparisons:
+        pool = found.setdefault((c.backbone, c.tasks), {})
+        for line in c.lines:
+            key = line.label, c.budget
+            if key not in pool or len(line.records) > len(pool[key].records):
+                pool[key] = line
+    return {key: list(pool.values()) for key, pool in found.items()}
+
+
 def main() -> None:
     from rich.console import Console
-    from rich.table import Table
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("comparison", type=Path, help="comparison-*.json of bench compare; its runs lie beside it")
-    parser.add_argument("probe", type=Path, nargs="?", help="--output of bench probe")
+    parser.add_argument(
+        "comparisons", type=Path, nargs="+", help="comparison-*.json of bench compare; its runs lie beside it"
+    )
+    parser.add_argument("--probe", type=Path, nargs="+", default=[], help="--output of bench probe")
     arguments = parser.parse_args()
-    groups, tasks = comparison(arguments.comparison)
-    verdicts = score_claims(groups, tasks)
-    if arguments.probe:
-        verdicts = gradient_claims(json.loads(arguments.probe.read_text())) + verdicts
-    verdicts += sampler_claim({k: v for k, v in groups.items() if k.startswith("opd_analytic")})
-    table = Table(title="claims of DiffusionOPD on this comparison's backbone")
+    verdicts = {
+        f"backbone {backbone}, tasks {', '.join(tasks)}": score_claims(lines, tasks)
+        for (backbone, tasks), lines in pools([comparison(path) for path in arguments.comparisons]).items()
+    }
+    for path in arguments.probe:
+        verdicts[f"gradients, {path.name}"] = gradient_claims(json.loads(path.read_text()))
+    terminal = Console(width=160, highlight=False)
+    for where, found in verdicts.items():
+        terminal.print(_table(where, found) if found else f"{where}: no claim is tested by these records")
+
+
+def _table(where: str, verdicts: list[Verdict]):
+    from rich.table import Table
+
+    table = Table(title=f"claims of DiffusionOPD (arXiv 2605.15055): {where}")
     for head in ("claim", "tested quantity", "effect [95% interval]", "verdict"):
-        table.add_column(head)
+        table.add_column(head, overflow="fold")
     for v in verdicts:
         table.add_row(v.claim, v.quantity, str(v.effect), v.verdict)
-    Console(width=160, highlight=False).print(table)
+    return table
 
 
 if __name__ == "__main__":

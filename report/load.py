@@ -1,26 +1,68 @@
 """Reading the records that a comparison names."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import MissingError, UsageError, one_line
 from bench.records import Record
 
 
-def comparison(path: Path) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
-    """Finished runs by line of a comparison-*.json (its run folders lie beside it), and the tasks.
+@dataclass(frozen=True)
+class Line:
+    """One line of a comparison: a method with its settings, and its finished runs."""
+
+    label: str
+    records: list[Record]
+    training_evaluations: float
+    teacher_evaluations: float
+    """What its teachers cost to train; 0 for methods without teachers."""
+
+    @property
+    def total_evaluations(self) -> float:
+        return self.training_evaluations + self.teacher_evaluations
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one `bench compare` left, with the runs that lie beside it."""
+
+    path: Path
+    backbone: str
+    tasks: tuple[str, ...]
+    budget: int
+    """Training evaluations of each run."""
+    lines: list[Line]
+
+    @property
+    def title(self) -> str:
+        return f"{self.path.name}: backbone {self.backbone}, {self.budget:,} training evaluations"
+
+
+def comparison(path: Path) -> Comparison:
+    """Read a comparison-*.json and the finished runs in its folder.
 
     Raises UsageError for a file that is no such record, MissingError if none of its runs is there.
     """
     try:
-        lines = json.loads(path.read_text())["lines"]
+        found = json.loads(path.read_text())
+        lines = [
+            Line(
+                line["label"],
+                records(path.parent, line["runs"]),
+                line["training_evaluations"],
+                line["teacher_evaluations"],
+            )
+            for line in found["lines"]
+        ]
+        budget = found["budget"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a record of bench compare: {one_line(error)}") from error
-    groups = {line["label"]: records(path.parent, line["runs"]) for line in lines}
-    groups = {label: found for label, found in groups.items() if found}
-    if not groups:
+    lines = [line for line in lines if line.records]
+    if not lines:
         raise MissingError(f"no finished run of {path} lies beside it")
-    return groups, tuple(next(iter(groups.values()))[0].summary["models"]["student"])
+    first = lines[0].records[0]
+    return Comparison(path, first.spec["backbone"], tuple(first.summary["models"]["student"]), budget, lines)
 
 
 def records(root: Path, folders: list[str]) -> list[Record]:
@@ -31,7 +73,7 @@ def records(root: Path, folders: list[str]) -> list[Record]:
         if (folder / "summary.json").is_file():
             summary, spec = (json.loads((folder / f"{part}.json").read_text()) for part in ("summary", "spec"))
             evaluations, probes = (_rows(folder / f"{part}.jsonl") for part in ("evaluations", "probes"))
-            found.append(Record(summary, evaluations, spec["spec"]["params"], probes))
+            found.append(Record(summary, evaluations, spec["spec"], probes))
     return found
 
 

@@ -1,10 +1,14 @@
 """Verdicts follow from intervals alone."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from bench.records import Record
 from bench.stats import Estimate
-from report.claims import gradient_claims, judge, judge_same, score_claims
+from report.claims import gradient_claims, judge, judge_same, pools, score_claims
+from report.load import Comparison, Line
 from tests.test_compare import record
 from tests.test_forgetting import SEEDS
 
@@ -26,7 +30,7 @@ def test_verdict(interval, above: bool, verdict: str) -> None:
 
 def probe(method: str, snr: list[float], mean: list[float], point: tuple[str, ...] = ()) -> dict:
     sampler, params = {"kernel": "cps", "eta": 0.8}, {"advantage": "log_ratio"}
-    where = {"method": method, "point": list(point), "sampler": sampler, "params": params}
+    where = {"method": method, "student": "base", "point": list(point), "sampler": sampler, "params": params}
     return where | {"all": {"snr": snr}, "mean_over_first": mean}
 
 
@@ -56,21 +60,71 @@ def test_same_mean(interval, verdict: str) -> None:
     assert judge_same("c", "q", Estimate(sum(interval) / 2, *interval)).verdict == verdict
 
 
+def line(label: str, records: list[Record], training: float = 1000, teachers: float = 0) -> Line:
+    method = {"method": label.partition(" ")[0]}
+    return Line(label, [replace(r, summary=r.summary | method) for r in records], training, teachers)
+
+
+def verdicts(lines: list[Line]) -> dict[str, str]:
+    return {v.claim: v.verdict for v in score_claims(lines, ("t",))}
+
+
+OPD = line("opd_analytic", [record(s, 0.5, [0.5], True) for s in range(3)], 1000, 4000)
+
+
 def test_scores_that_fall_short_are_said_to() -> None:
-    groups = {
-        "opd_analytic": [record(s, 0.5, [0.5], True) for s in range(3)],
-        "multi_reward": [record(s, 0.6, [0.6], False) for s in range(3)],
+    found = verdicts([OPD, line("multi_reward", [record(s, 0.6, [0.6], False) for s in range(3)])])
+    assert found["analytic OPD beats multi_reward at equal compute (teachers' cost not counted)"] == "does not hold"
+    assert found["one student matches every teacher: t"] == "does not hold"
+    assert found["SDE and ODE samplers are both served: ode eta 0"] == "does not hold"
+
+
+def test_rivals_are_compared_where_their_compute_is_equal() -> None:
+    worse = [record(s, 0.4, [0.4], False) for s in range(3)]
+    lines = [OPD, line("cascade", worse, 1020), line("multi_reward", worse, 5100), line("sft", worse, 2000, 4000)]
+    found = [claim for claim in verdicts(lines) if "beats" in claim]
+    assert found == [
+        "analytic OPD beats cascade at equal compute (teachers' cost not counted)",
+        "analytic OPD beats multi_reward at equal compute (teachers' cost counted)",
+    ]
+
+
+def test_many_rivals_need_more_evidence_than_one() -> None:
+    """An interval just off zero decides for one rival and, under Holm's correction, not among thirty."""
+    scores = [0.4, 0.4, 0.4, 0.52]
+    opd = line("opd_analytic", [record(s, 0.5, [0.5], True) for s in range(4)])
+    rivals = [line(f"sft n={i}", [record(s, v, [v], True) for s, v in enumerate(scores)]) for i in range(30)]
+    claim = "analytic OPD beats sft n=0 at equal compute (teachers' cost not counted)"
+    assert verdicts([opd, rivals[0]])[claim] == "holds"
+    assert verdicts([opd, *rivals])[claim] == "undecided"
+
+
+def test_samplers_compare_only_where_all_else_is_equal() -> None:
+    def served(kernel: str, lr: float) -> Line:
+        runs = [record(s, 0.7, [0.7], True) for s in range(3)]
+        specs = [r.spec | {"sampler": {"kernel": kernel, "eta": 0.7}, "optimizer": {"lr": lr}} for r in runs]
+        return line(f"opd_analytic {kernel} {lr}", [replace(r, spec=spec) for r, spec in zip(runs, specs)])
+
+    found = verdicts([OPD, served("cps", 1e-3), served("flow_sde", 3e-3)])
+    claims = {claim: verdict for claim, verdict in found.items() if "samplers" in claim}
+    assert claims == {
+        "SDE and ODE samplers are both served: ode eta 0": "does not hold",
+        "SDE and ODE samplers are both served: cps eta 0.7": "holds",
     }
-    verdicts = {v.claim.split(":")[0]: v.verdict for v in score_claims(groups, ("t",))}
-    assert verdicts["analytic OPD beats multi_reward at equal compute (teachers' cost not counted)"] == "does not hold"
-    assert verdicts["one student matches every teacher"] == "does not hold"
+
+
+def test_of_one_line_in_several_files_the_longest_counts() -> None:
+    short, long = (line("sft", [record(s, 0.5, [0.5], True) for s in range(n)]) for n in (1, 3))
+    files = [Comparison(Path("a"), "micro", ("t",), 1000, [found]) for found in (short, long, short)]
+    assert pools(files) == {("micro", ("t",)): [long]}
+    assert len(pools([*files, Comparison(Path("b"), "sd35m", ("t",), 1000, [short])])) == 2
 
 
 @pytest.mark.parametrize(("order", "first", "verdict"), [(None, "a", "holds"), (("b", "a"), "b", "does not hold")])
 def test_cascade_forgetting_follows_the_order_of_training(order, first: str, verdict: str) -> None:
     model = {task: SEEDS[0][-2 + i] for i, task in enumerate("ab")}
     summary = {"models": {"student": model, "base": model}, "cost": {"evaluations": {"training": 1}}, "teachers": {}}
-    groups = {"cascade": [Record(summary, rows, {"order": order}) for rows in SEEDS]}
-    (claim,) = score_claims(groups, ("a", "b"))
+    runs = [Record(summary, rows, {"params": {"order": order}}) for rows in SEEDS]
+    (claim,) = score_claims([line("cascade", runs)], ("a", "b"))
     assert claim.claim == f"cascade forgets: {first}, trained in stage 1"
     assert claim.verdict == verdict

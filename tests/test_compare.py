@@ -91,7 +91,9 @@ def record(seed: int, score: float, curve: list[float], teachers: bool) -> Recor
         {"share": (i + 1) / len(curve), "task": "t", "headline": "m", "strata": [""], "rows": {"m": [v]}}
         for i, v in enumerate(curve)
     ]
-    return Record({"seed": seed, "models": models, "cost": cost, "teachers": {"t": {}} if teachers else {}}, rows, {})
+    summary = {"seed": seed, "models": models, "cost": cost, "teachers": {"t": {}} if teachers else {}}
+    sampler, spec = {"kernel": "ode", "eta": 0.0}, {"tasks": ["t"], "budget": {}, "lora": {}, "ema": {}}
+    return Record(summary, rows, spec | {"sampler": sampler, "optimizer": {"lr": 1e-3}, "params": {"order": None}})
 
 
 def test_standings_by_hand() -> None:
