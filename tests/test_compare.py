@@ -152,6 +152,7 @@ def test_interference_is_averaged_over_runs() -> None:
 
 def test_a_comparison_whose_runs_are_gone_is_said_to_be(tmp_path: Path) -> None:
     path = tmp_path / "comparison-x.json"
-    path.write_text(json.dumps({"lines": [{"label": "opd_analytic", "runs": ["opd_analytic-0-s0"]}]}))
+    line = {"label": "opd_analytic", "runs": ["opd_analytic-0-s0"], "training_evaluations": 1, "teacher_evaluations": 0}
+    path.write_text(json.dumps({"budget": 1, "lines": [line]}))
     with pytest.raises(MissingError, match="no finished run"):
         comparison(path)
