@@ -35,12 +35,14 @@ class FlowBackbone(ABC, nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Prompts -> Conditioning on the device; every distinct prompt is encoded once in a backbone's life."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._encoded]
-        for start in range(0, len(new), 256):
-            chunk = new[start : start + 256]
-            encoded = self._encode(chunk)
-            self._encoded.update((p, encoded[i : i + 1]) for i, p in enumerate(chunk))
+        """Prompts -> Conditioning on the device; every distinct prompt is encoded once in a backbone's life.
+
+        One by one: in a batch the last bit depends on the company, and with it on what was encoded earlier, which is
+        not the same in a resumed run.
+        """
+        for prompt in prompts:
+            if prompt not in self._encoded:
+                self._encoded[prompt] = self._encode([prompt])
         return Conditioning.cat([self._encoded[p] for p in prompts])
 
     def velocity(
