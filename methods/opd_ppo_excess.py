@@ -21,7 +21,7 @@ from bench.lab import STUDENT, Lab
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import rollout
 from bench.sampler.step import transition
-from bench.stats import Estimate
+from bench.stats import Estimate, estimate
 from methods.opd_ppo import ppo_loss
 
 
@@ -32,9 +32,19 @@ class Excess:
     sigma: float
     measured: float
     predicted: float
-    ratio: Estimate
+    ratios: np.ndarray
+    """Measured over predicted at each state, [states]: their mean does not hang on the few largest traces."""
     snr: float
     """|mean|^2 / trace of one draw at a fixed state, mean over states: the analytic estimator's is infinite."""
+
+    @property
+    def ratio(self) -> Estimate:
+        return over_states(self.ratios)
+
+
+def over_states(ratios: np.ndarray) -> Estimate:
+    """Mean of ratios by state, interval over states."""
+    return estimate(ratios, np.zeros(len(ratios)))
 
 
 def excess_at(lab: Lab, task: str, step: int, states_BCHW: Tensor, conditioning, draws: int, seed: int) -> Excess:
@@ -70,10 +80,8 @@ def excess_at(lab: Lab, task: str, step: int, states_BCHW: Tensor, conditioning,
         measured = (squares - float(total @ total) / draws) / (draws - 1)
         rows.append((measured, ((d2**2 / 4 + d2) * frobenius + pull) / size**2, pull / size**2))
     measured, predicted, signal = np.array(rows).T
-    picks = np.random.default_rng(seed).integers(len(rows), size=(1000, len(rows)))
-    low, high = np.quantile(measured[picks].sum(1) / predicted[picks].sum(1), [0.025, 0.975])
-    ratio = Estimate(float(measured.sum() / predicted.sum()), float(low), float(high))
-    return Excess(sigma, float(measured.mean()), float(predicted.mean()), ratio, float(signal.sum() / measured.sum()))
+    snr = float(signal.sum() / measured.sum())
+    return Excess(sigma, float(measured.mean()), float(predicted.mean()), measured / predicted, snr)
 
 
 def excess(lab: Lab, task: str, steps: list[int], states: int, draws: int) -> list[Excess]:
@@ -103,8 +111,10 @@ def main() -> None:
     noisy = [k for k, at in enumerate(lab.sampler.coefficients) if at.c]
     print(f"{arguments.task}, {arguments.kernel} eta {arguments.eta:g}, student {arguments.student}")
     print("sigma   measured    predicted   measured/predicted       signal/noise of one draw")
-    for row in excess(lab, arguments.task, noisy, arguments.states, arguments.draws):
+    rows = excess(lab, arguments.task, noisy, arguments.states, arguments.draws)
+    for row in rows:
         print(f"{row.sigma:<8.3f}{row.measured:<12.4g}{row.predicted:<12.4g}{row.ratio!s:<25}{row.snr:.3g}")
+    print(f"{'all':<32}{over_states(np.mean([row.ratios for row in rows], 0))}")
 
 
 if __name__ == "__main__":
