@@ -1,7 +1,8 @@
 """What happened along training: python -m report.along COMPARISON.json...
 
-From the records of a comparison: how far each task fell from its best point, and what the known utility did while the
-learned reward rose; where runs recorded it (probes.interference), how the tasks' gradients pulled.
+From the records of a comparison: each task's score at every recorded point of the budget, how far it fell from its
+best, and what the known utility did while the learned reward rose; where runs recorded it (probes.interference), how
+the tasks' gradients pulled.
 """
 
 import argparse
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.errors import exit_on_error
-from bench.probes.forgetting import Forgetting, forgetting
+from bench.probes.forgetting import Forgetting, by_share, forgetting
 from bench.probes.overoptimisation import OverOptimisation, over_optimisation
 from bench.records import Record
-from bench.stats import Estimate, estimate
+from bench.stats import Estimate, estimate, stratified_mean
 from report.load import Comparison, comparison
 
 
@@ -23,6 +24,8 @@ class Along:
     """One method's course, task by task."""
 
     label: str
+    course: dict[str, dict[float, float]]
+    """Task -> share of the budget -> score, mean over runs: the anytime curve, and the stage-by-task score matrix."""
     forgetting: dict[str, Forgetting]
     over_optimisation: dict[str, OverOptimisation]
     """Only tasks whose utility is known."""
@@ -35,8 +38,18 @@ def along(label: str, records: list[Record], tasks: tuple[str, ...]) -> Along:
     runs = [r.evaluations for r in records]
     found = {task: over_optimisation(runs, task) for task in tasks}
     return Along(
-        label, {t: forgetting(runs, t) for t in tasks}, {t: o for t, o in found.items() if o}, cosines(records)
+        label,
+        {task: course(runs, task) for task in tasks},
+        {t: forgetting(runs, t) for t in tasks},
+        {t: o for t, o in found.items() if o},
+        cosines(records),
     )
+
+
+def course(runs: list[list[dict]], task: str) -> dict[float, float]:
+    """Share of the budget -> a task's headline score, mean over runs, at the points that all runs have."""
+    points, strata = by_share(runs, task)
+    return {share: stratified_mean(values.mean(0), strata) for share, values in sorted(points.items())}
 
 
 def cosines(records: list[Record]) -> dict[str, dict[float, Estimate]]:
@@ -67,6 +80,13 @@ def show(found: Comparison) -> None:
     from rich.table import Table
 
     lines, tasks = [along(line.label, line.records, found.tasks) for line in found.lines], found.tasks
+    shares = sorted({share for line in lines for points in line.course.values() for share in points})
+    courses = Table(title="score by share of the budget, mean over seeds")
+    for head in ("method", "task", *(f"{share:.0%}" for share in shares)):
+        courses.add_column(head)
+    for line in lines:
+        for task, points in line.course.items():
+            courses.add_row(line.label, task, *(f"{points[s]:.3f}" if s in points else "" for s in shares))
     falls = Table(title="forgetting: best recorded point minus the end, mean [95% interval]")
     for head in ("method", *tasks):
         falls.add_column(head)
@@ -80,6 +100,7 @@ def show(found: Comparison) -> None:
             over.add_row(line.label, task, str(o.proxy[-1]), str(o.gold[-1]), str(o.gold_drop), str(o.proxy_meanwhile))
     terminal = Console(width=150, highlight=False)
     terminal.print(found.title)
+    terminal.print(courses)
     terminal.print(falls)
     terminal.print(over)
     measured = [line for line in lines if line.interference]

@@ -137,6 +137,7 @@ def test_small_comparison_end_to_end(tmp_path: Path) -> None:
 def test_along_training_by_hand() -> None:
     falling = [record(s, 0.5, [0.3, 0.7, 0.5], False) for s in range(3)]
     found = along("rl", falling, ("t",))
+    assert list(found.course["t"].values()) == pytest.approx([0.3, 0.7, 0.5])
     assert found.forgetting["t"].drop_from_best.value == pytest.approx(0.2)
     assert found.over_optimisation == {}
     assert found.interference == {}
