@@ -255,8 +255,9 @@ def print_standings(
         "to target",
         "with teachers",
     )
+    longest = max(len(word) for line in table for word in line.label.split())
     for head in heads:
-        shown.add_column(head, overflow="fold")
+        shown.add_column(head, overflow="fold", min_width=min(longest, 30) if head == "method" else None)
     for line in table:
         own = line.label == reference
         shown.add_row(

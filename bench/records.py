@@ -36,19 +36,20 @@ def model_rows(summaries: list[dict], model: str, task: str) -> tuple[np.ndarray
     return np.stack([values for values, _ in found]), found[0][1]
 
 
-def recovered(summaries: list[dict]) -> dict[str, Estimate]:
+def recovered(summaries: list[dict], shown: dict | None = None) -> dict[str, Estimate]:
     """Share of the teacher's gain over the base that the student recovers: per task, and of the mean gain ('mean').
 
-    Empty when there are no teachers; NaN where the teacher gains nothing.
+    `shown` is a summary whose base and teachers set the scale, for runs without teachers; None: the runs' own. Empty
+    when there are no teachers; NaN where the teacher gains nothing.
     """
-    tasks = list(summaries[0]["models"]["student"])
-    if not all(f"teacher {task}" in summaries[0]["models"] for task in tasks):
+    tasks, shown = list(summaries[0]["models"]["student"]), shown or summaries[0]
+    if not all(f"teacher {task}" in shown["models"] for task in tasks):
         return {}
     student, teacher = {}, {}
     for task in tasks:
-        base, strata = model_rows(summaries, "base", task)
+        base, strata = model_rows([shown], "base", task)
         student[task] = model_rows(summaries, "student", task)[0] - base, strata
-        teacher[task] = model_rows(summaries, f"teacher {task}", task)[0] - base, strata
+        teacher[task] = model_rows([shown], f"teacher {task}", task)[0] - base, strata
     shares = {task: ratio(student[task][0], teacher[task][0], student[task][1]) for task in tasks}
     (all_student, strata), (all_teacher, _) = joined(student), joined(teacher)
     return shares | {"mean": ratio(all_student, all_teacher, strata)}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.probes.forgetting import score_matrix
-from bench.records import Record, model_rows, score
+from bench.records import Record, model_rows, recovered, score
 from bench.stats import (
     Difference,
     Estimate,
@@ -41,9 +41,9 @@ class Standing:
     seeds: int
     tasks: dict[str, Estimate]
     gain: Estimate
-    """Share of the teachers' gain, mean over tasks; interval over seeds."""
+    """Share of the teachers' mean gain over the base; interval over seeds and prompts."""
     gain_iqm: float
-    """Interquartile mean of that share over tasks and seeds."""
+    """Interquartile mean of the share over tasks and seeds."""
     above_reference: Estimate
     """Probability that a run of this variant has a higher mean score than one of the reference."""
     against_reference: Difference
@@ -73,9 +73,11 @@ def standings(
     groups: dict[str, list[Record]], tasks: tuple[str, ...], reference: str, teacher_cost: dict[str, float]
 ) -> list[Standing]:
     """A Standing per variant, in the order given. `teacher_cost` is training evaluations by task."""
-    scale = goals([r for records in groups.values() for r in records], tasks)
+    every = [r for records in groups.values() for r in records]
+    scale = goals(every, tasks)
+    shown = next((r.summary for r in every if all(f"teacher {t}" in r.summary["models"] for t in tasks)), None)
     lines = [
-        _standing(label, records, groups[reference], tasks, scale, teacher_cost)
+        _standing(label, records, groups[reference], tasks, scale, shown, teacher_cost)
         for label, records in groups.items()
         if records
     ]
@@ -83,7 +85,7 @@ def standings(
     return [s if s.label == reference else _with_p(s, next(adjusted)) for s in lines]
 
 
-def _standing(label, records, reference, tasks, scale, teacher_cost) -> Standing:
+def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> Standing:
     scores = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in records])
     shares = np.stack([scale[t].share(scores[:, i]) for i, t in enumerate(tasks)], 1)
     other = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in reference])
@@ -92,7 +94,7 @@ def _standing(label, records, reference, tasks, scale, teacher_cost) -> Standing
         label=label,
         seeds=len(records),
         tasks={t: estimate(*model_rows([r.summary for r in records], "student", t)) for t in tasks},
-        gain=estimate(shares.mean(1)[:, None], np.zeros(1)),
+        gain=recovered([r.summary for r in records], shown).get("mean", Estimate(*[float("nan")] * 3)),
         gain_iqm=interquartile_mean(shares),
         above_reference=probability_of_improvement(scores.mean(1), other.mean(1)),
         against_reference=against(records, reference, tasks),
