@@ -185,8 +185,8 @@ def compare_methods(
     methods = method_names(methods, tasks)
     budget = budget or default_budget(tasks, backbone)
     own = {method: overrides_of(method, methods, overrides) for method in methods}
-    specs = {method: resolve(method, tasks, seeds[0], backbone, overrides=own[method]) for method in methods}
-    lines = variants(axes, specs)
+    # Only the keys count here: what is set may fit no kernel but the grid's.
+    lines = variants(axes, {method: resolve(method, tasks, seeds[0], backbone) for method in methods})
     members = {(v.label, s): settle(v, tasks, s, backbone, budget, own[v.method]) for v in lines for s in seeds}
     fingerprint = describe(backbone).fingerprint()
     runs = {key: Run(root, spec, fingerprint) for key, (spec, _) in members.items()}
@@ -218,7 +218,8 @@ def compare_methods(
         identity = text_hash([backbone, fingerprint, tasks, seeds, budget, [v.label for v in lines], overrides])
         path = root / f"comparison-{identity}.json"
         write_atomic(path, (json.dumps(as_json(table, reference, budget, runs), indent=1) + "\n").encode())
-        print_standings(table, reference, tuple(tasks), budget, specs[methods[0]].evaluation.split, path)
+        split = next(iter(members.values()))[0].evaluation.split
+        print_standings(table, reference, tuple(tasks), budget, split, path)
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
 
@@ -255,13 +256,12 @@ def print_standings(
         "to target",
         "with teachers",
     )
-    longest = max(len(word) for line in table for word in line.label.split())
     for head in heads:
-        shown.add_column(head, overflow="fold", min_width=min(longest, 30) if head == "method" else None)
+        shown.add_column(head, overflow="fold")
     for line in table:
         own = line.label == reference
         shown.add_row(
-            f"{line.label} ({line.seeds})",
+            f"{line.label.replace(' ', chr(10), 1)} ({line.seeds})",
             *(str(line.tasks[t]) for t in tasks),
             str(line.gain),
             "" if own else str(line.against_reference),
@@ -270,7 +270,7 @@ def print_standings(
             _evaluations(line.training_evaluations + line.teacher_evaluations),
             style="bold" if own else None,
         )
-    terminal = Console(width=max(160, Console().width), highlight=False)
+    terminal = Console(width=max(190, Console().width), highlight=False)
     terminal.print(shown)
     terminal.print(f"to target: evaluations until every task is at {TARGET:.0%} of its best teacher; record: {path}")
 

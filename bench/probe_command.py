@@ -94,11 +94,11 @@ def probe_specs(
         if not find("method", method).trains:
             raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
     own = {method: overrides_of(method, methods, overrides) for method in methods}
-    specs = {method: resolve(method, tasks, 0, backbone, overrides=own[method]) for method in methods}
-    first = specs[methods[0]]
-    shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
     found = []
-    for v in variants(axes, specs):
+    # For the axes only the keys count: what is set may fit no kernel but the grid's.
+    for v in variants(axes, {method: resolve(method, tasks, 0, backbone) for method in methods}):
+        first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
+        shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
         spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *own[v.method], *v.overrides])
         found.append((v.label, v.common, spec))
     return found

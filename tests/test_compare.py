@@ -11,6 +11,7 @@ import pytest
 
 from bench.comparison import launch, overrides_of, parse_axis, settle, variants
 from bench.errors import MissingError, UsageError
+from bench.probe_command import probe_specs
 from bench.records import Record
 from bench.spec import resolve
 from bench.standing import standings
@@ -157,3 +158,14 @@ def test_a_comparison_whose_runs_are_gone_is_said_to_be(tmp_path: Path) -> None:
     path.write_text(json.dumps({"budget": 1, "lines": [line]}))
     with pytest.raises(MissingError, match="no finished run"):
         comparison(path)
+
+
+def test_what_is_set_need_only_fit_the_grids_kernels() -> None:
+    """The recipe's deterministic kernel takes no eta; both kernels of the grid do."""
+    methods, axes = ["opd_analytic", "opd_ppo"], ["kernel=flow_sde,cps", "opd_ppo.advantage=log_ratio,state_kl"]
+    found = probe_specs(methods, ["ocr"], "micro", axes, ["sampler.eta=0.7"])
+    assert len(found) == 6
+    assert {(spec.sampler.kernel, spec.sampler.eta) for _, _, spec in found} == {("flow_sde", 0.7), ("cps", 0.7)}
+    assert {point for _, point, _ in found} == {("sampler.kernel=flow_sde",), ("sampler.kernel=cps",)}
+    with pytest.raises(UsageError, match="eta must be at most 0"):
+        probe_specs(methods, ["ocr"], "micro", [], ["sampler.eta=0.7"])
