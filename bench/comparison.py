@@ -52,7 +52,7 @@ def variants(axes: list[str], specs: dict[str, Spec]) -> list[Variant]:
     result = []
     for method in specs:
         for point in product(*([(key, value) for value in values] for key, values in common + owned[method])):
-            shown = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point)
+            shown = ",".join(f"{key.removeprefix('params.').removeprefix('sampler.')}={v}" for key, v in point)
             label = f"{method} {shown}" if shown else method
             settings = tuple(f"{key}={value}" for key, value in point)
             result.append(Variant(label, method, settings, settings[: len(common)]))

@@ -50,9 +50,9 @@ def test_axis_of_one_method_among_several(spec) -> None:
     specs = {"opd_analytic": spec, "multi_reward": resolve("multi_reward", ["ocr"])}
     lines = variants(["multi_reward.engine=nft,grpo", "rank=4,8"], specs)
     assert [v.label for v in lines] == [
-        "opd_analytic rank=4", "opd_analytic rank=8",
-        "multi_reward rank=4,engine=nft", "multi_reward rank=4,engine=grpo",
-        "multi_reward rank=8,engine=nft", "multi_reward rank=8,engine=grpo",
+        "opd_analytic lora.rank=4", "opd_analytic lora.rank=8",
+        "multi_reward lora.rank=4,engine=nft", "multi_reward lora.rank=4,engine=grpo",
+        "multi_reward lora.rank=8,engine=nft", "multi_reward lora.rank=8,engine=grpo",
     ]  # fmt: skip
     assert lines[-1].common == ("lora.rank=8",) == lines[1].common
     with pytest.raises(UsageError, match="not among"):
