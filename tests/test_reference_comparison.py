@@ -1,0 +1,81 @@
+"""The stored comparison's tables follow from its stored runs, and the README shows the same figures."""
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from bench.comparison import print_standings
+from bench.standing import Standing, standings
+from report import along, claims
+from report.load import Comparison, comparison
+
+ROOT = Path(__file__).parent.parent
+STORED = ROOT / "results" / "reference" / "micro"
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference") / "results"
+    for name in ("compare", "ablations"):
+        with tarfile.open(STORED / name / "runs.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(unpacked: Path) -> Comparison:
+    (path,) = (unpacked / "compare").glob("comparison-*.json")
+    return comparison(path)
+
+
+@pytest.fixture(scope="module")
+def table(compared: Comparison) -> list[Standing]:
+    cost = max(line.teacher_evaluations for line in compared.lines) / len(compared.tasks)
+    groups = {line.label: line.records for line in compared.lines}
+    return standings(groups, compared.tasks, "opd_analytic", dict.fromkeys(compared.tasks, cost))
+
+
+def test_every_line_has_five_seeds_and_equal_compute(compared: Comparison) -> None:
+    assert len({line.label.partition(" ")[0] for line in compared.lines}) >= 8
+    for line in compared.lines:
+        assert sorted(r.summary["seed"] for r in line.records) == [0, 1, 2, 3, 4]
+        if line.label != "merge":
+            assert line.training_evaluations == pytest.approx(compared.budget, rel=0.02)
+
+
+def test_table_follows_from_the_runs(compared: Comparison, table: list[Standing], capsys) -> None:
+    path = Path("results/compare") / compared.path.name
+    print_standings(table, "opd_analytic", compared.tasks, compared.budget, "test", path)
+    assert capsys.readouterr().out == (STORED / "compare" / "table.txt").read_text()
+
+
+@pytest.mark.parametrize(("module", "name"), [(claims, "claims"), (along, "along")])
+def test_reports_follow_from_the_runs(unpacked: Path, monkeypatch, capsys, module, name: str) -> None:
+    """The command beside each stored report prints it again."""
+    readme = (ROOT / "results" / "reference" / "README.md").read_text()
+    (command,) = re.findall(rf"python -m report\.{name} ([^`\n]+)", readme)
+    words = []
+    for word in command.split():
+        found = sorted(unpacked.parent.glob(word)) if "*" in word else [ROOT / word]
+        words += [str(path) for path in found] if "/" in word else [word]
+    monkeypatch.setattr("sys.argv", [name, *words])
+    module.main()
+    assert capsys.readouterr().out == (STORED / "compare" / f"{name}.txt").read_text()
+
+
+def test_readme_shows_the_stored_comparison(compared: Comparison, table: list[Standing]) -> None:
+    readme = (ROOT / "README.md").read_text()
+    for line in table:
+        own = line.label == "opd_analytic"
+        gap = ["", ""] if own else [str(line.against_reference), f"{line.against_reference.p:.3f}"]
+        row = " | ".join([line.label, str(line.gain), *gap])
+        assert f"| {row} |" in readme, row
+
+
+def test_stored_probes_name_what_they_measured() -> None:
+    for path in (STORED / "probes").glob("*.json"):
+        for probe in json.loads(path.read_text()):
+            assert {"method", "backbone", "student", "sampler", "params", "all"} <= set(probe)
