@@ -34,16 +34,18 @@ def probe(method: str, snr: list[float], mean: list[float], point: tuple[str, ..
     return where | {"all": {"snr": snr}, "mean_over_first": mean}
 
 
-def test_gradient_claim_takes_the_conservative_ratio() -> None:
+def test_gradient_claim_takes_the_conservative_difference() -> None:
     probes = [
         probe("opd_analytic", [1.0, 0.5, 2.0], [1, 1, 1]),
         probe("opd_ppo", [0.1, 0.05, 0.2], [1.01, 0.95, 1.05]),
         probe("opd_ppo", [0.1, 0.05, 0.2], [1.01, 0.95, 1.05], ("sampler.eta=0.3",)),
     ]
     noise, mean = gradient_claims(probes)  # the third has no analytic twin at its point
-    assert (noise.effect.low, noise.effect.high) == (0.025, 0.4)
+    assert (noise.effect.low, noise.effect.high) == pytest.approx((0.3, 1.95))
     assert (noise.verdict, mean.verdict) == ("holds", "holds")
     assert gradient_claims(probes[:1]) == []
+    unclear = [probe("opd_analytic", [0.1, -0.01, 0.2], [1, 1, 1]), probes[1]]
+    assert gradient_claims(unclear)[0].verdict == "undecided"
 
 
 @pytest.mark.parametrize(
