@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.errors import exit_on_error
+from bench.errors import UsageError, exit_on_error, one_line
 from bench.probes.forgetting import forgetting
 from bench.records import model_rows, recovered
 from bench.standing import against, goals
@@ -65,7 +65,7 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         if twin is None:
             continue
         analytic, sampler, advantage = twin["all"]["snr"], ppo["sampler"], ppo["params"]["advantage"]
-        where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}, student {ppo['student']}"
+        where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}"
         noisy = ppo["all"]["snr"]
         # Difference of two independent intervals, conservatively: worst against best. A ratio has no sense where the
         # signal is not told from zero.
@@ -78,6 +78,15 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         quantity = f"mean along the analytic one, PPO-style over analytic, 1 to within {SAME:.0%}"
         verdicts.append(judge_same(claim, quantity, same))
     return verdicts
+
+
+def probe_records(path: Path) -> tuple[str, list[dict]]:
+    """What `bench probe --output` wrote, and where it measured. Raises UsageError for anything else."""
+    try:
+        probes = json.loads(path.read_text())
+        return f"backbone {probes[0]['backbone']}, student {probes[0]['student']}", probes
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UsageError(f"{path} is not an output of bench probe: {one_line(error)}") from error
 
 
 def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
@@ -193,7 +202,8 @@ def main() -> None:
         for (backbone, tasks), lines in pools([comparison(path) for path in arguments.comparisons]).items()
     }
     for path in arguments.probe:
-        verdicts[f"gradients, {path.name}"] = gradient_claims(json.loads(path.read_text()))
+        where, probes = probe_records(path)
+        verdicts[f"{path.name}, {where}"] = gradient_claims(probes)
     terminal = Console(width=160, highlight=False)
     for where, found in verdicts.items():
         terminal.print(_table(where, found) if found else f"{where}: no claim is tested by these records")

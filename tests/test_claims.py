@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.errors import UsageError
 from bench.records import Record
 from bench.stats import Estimate
-from report.claims import gradient_claims, judge, judge_same, pools, score_claims
+from report.claims import gradient_claims, judge, judge_same, pools, probe_records, score_claims
 from report.load import Comparison, Line
 from tests.test_compare import record
 from tests.test_forgetting import SEEDS
@@ -130,3 +131,11 @@ def test_cascade_forgetting_follows_the_order_of_training(order, first: str, ver
     (claim,) = score_claims([line("cascade", runs)], ("a", "b"))
     assert claim.claim == f"cascade forgets: {first}, trained in stage 1"
     assert claim.verdict == verdict
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '[{"method": "sft"}]'])
+def test_a_file_that_is_no_probe_is_said_to_be(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "probe.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="not an output of bench probe"):
+        probe_records(path)
