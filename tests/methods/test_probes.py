@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from bench.probes.estimates import ProbeLab, nested, task_gradients
-from bench.probes.gradient import gradient_noise
+from bench.probes.gradient import GradientNoise, gradient_noise
 from bench.probes.interference import interference, layer_groups
 from methods.opd_analytic import OpdAnalytic, OpdOptions
 from methods.opd_ppo import OpdPpo, OpdPpoOptions
@@ -84,6 +85,19 @@ def test_slope_sees_a_mean_that_is_not_the_same() -> None:
     first, same, short = (gradient_noise(draw(f), reference=mean) for f in (1, 1, 0.7))
     assert same.slope(first).low <= 1 <= same.slope(first).high
     assert short.slope(first).low <= 0.7 <= short.slope(first).high < 0.9
+
+
+def test_slopes_interval_covers_under_heavy_tails() -> None:
+    """A dozen states, noise as sampled log-ratios have it: products of normals on log-normal scales."""
+    rng = np.random.default_rng(0)
+    noise = lambda along: GradientNoise(torch.zeros(1), np.zeros((12, 12)), 1, along)
+    covered = 0
+    for _ in range(400):
+        base = 1 + 0.5 * rng.standard_normal(12)
+        other = base + 3 * rng.standard_normal((12, 2)).prod(1) * np.exp(rng.standard_normal(12))
+        found = noise(other).slope(noise(base))
+        covered += found.low <= 1 <= found.high
+    assert covered / 400 > 0.93
 
 
 def test_interference_of_identical_and_opposite_teachers(make_lab) -> None:
