@@ -16,7 +16,7 @@ import numpy as np
 from bench.errors import UsageError, exit_on_error, one_line
 from bench.probes.forgetting import forgetting
 from bench.records import model_rows, recovered
-from bench.standing import against, goals
+from bench.standing import against
 from bench.stats import Difference, Estimate, holm, paired_difference
 from report.load import Comparison, Line, comparison
 
@@ -121,11 +121,11 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
 
 def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
     """The student is as good as each task's teacher."""
-    verdicts, scale = [], goals(opd.records, tasks)
+    verdicts, summaries = [], [r.summary for r in opd.records]
     for task in tasks:
-        line = scale[task].base + MATCHED * (scale[task].teacher - scale[task].base)
-        values, strata = model_rows([r.summary for r in opd.records], "student", task)
-        effect = paired_difference(values, np.full(values.shape, line), strata)
+        values, strata = model_rows(summaries, "student", task)
+        base, teacher = (model_rows(summaries, model, task)[0] for model in ("base", f"teacher {task}"))
+        effect = paired_difference(values, base + MATCHED * (teacher - base), strata)
         claim = f"one student matches every teacher: {task}"
         verdicts.append(judge(claim, f"student minus ({MATCHED:.0%} of the teacher's gain), above 0", effect))
     return verdicts

@@ -54,6 +54,18 @@ def with_gold(points: list[tuple[float, float, float]]) -> list[dict]:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("recorded", "change"), [((0.3333, 0.5, 1.0), -0.6), ((0.3337, 0.5, 1.0), -0.6), ((0.5, 1.0), None)])
+def test_a_stages_end_is_the_nearest_recorded_point_or_none(recorded: tuple[float, ...], change: float | None) -> None:
+    """Points are written with few digits: 0.3333 is the end of the first of three stages, 0.5 is not."""
+    scores = {0.5: 0.5, 1.0: 0.2}
+    rows = [
+        {"share": s, "task": "a", "headline": "m", "strata": [""] * 2, "rows": {"m": [scores.get(s, 0.8)] * 2}}
+        for s in recorded
+    ]
+    found = forgetting([rows], "a", own_stage_end=1 / 3).change_after_own_stage
+    assert found is None if change is None else found.value == pytest.approx(change)
+
+
 def test_a_proxy_that_rises_while_gold_falls() -> None:
     runs = [with_gold([(0.5, 0.6, 0.5), (1.0, 0.8, 0.3)]), with_gold([(0.5, 0.6, 0.7), (1.0, 0.9, 0.4)])]
     found = over_optimisation(runs, "p")

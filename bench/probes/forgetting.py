@@ -7,6 +7,9 @@ import numpy as np
 from bench.records import headline, score
 from bench.stats import Difference, paired_difference, stratified_mean
 
+STAGE_TOLERANCE = 0.01
+"""Share of the budget by which a recorded point may miss a stage's end: points are written with few digits."""
+
 
 @dataclass(frozen=True)
 class Forgetting:
@@ -57,7 +60,9 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
         return Forgetting(task, nothing, None)
     end = complete[max(complete)]
     best = max(complete, key=lambda share: np.mean([stratified_mean(v, strata) for v in complete[share] - end]))
-    stage = min((s for s in complete if own_stage_end and s >= own_stage_end - 1e-9), default=None)
+    stage = min(complete, key=lambda share: abs(share - own_stage_end)) if own_stage_end else None
+    if stage is not None and abs(stage - own_stage_end) > STAGE_TOLERANCE:
+        stage = None
     return Forgetting(
         task,
         paired_difference(complete[best], end, strata),
