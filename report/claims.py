@@ -67,6 +67,11 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         analytic, sampler, advantage = twin["all"]["snr"], ppo["sampler"], ppo["params"]["advantage"]
         where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}"
         noisy = ppo["all"]["snr"]
+        if not same_objective(twin["params"], ppo["params"]):
+            nothing = Estimate(*[float("nan")] * 3)
+            needs = "needs weighting kl in opd_analytic, and equal params"
+            verdicts.append(Verdict(f"gradients of one objective: {where}", needs, nothing, "not comparable"))
+            continue
         # Difference of two independent intervals, conservatively: worst against best. A ratio has no sense where the
         # signal is not told from zero.
         effect = Estimate(analytic[0] - noisy[0], analytic[1] - noisy[2], analytic[2] - noisy[1])
@@ -74,10 +79,16 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         quantity = f"signal-to-noise ratio, analytic ({analytic[0]:.3g}) minus PPO-style ({noisy[0]:.2g}), above 0"
         verdicts.append(judge(claim, quantity, effect))
         same = Estimate(*ppo["mean_over_first"])
-        claim = f"the two gradients have the same mean: {where}"
+        claim = f"the two gradients have the same mean along the analytic one: {where}"
         quantity = f"mean along the analytic one, PPO-style over analytic, 1 to within {SAME:.0%}"
         verdicts.append(judge_same(claim, quantity, same))
     return verdicts
+
+
+def same_objective(analytic: dict, ppo: dict) -> bool:
+    """Whether two methods' settings make the expected gradients comparable: the KL's weights, all else equal."""
+    shared = analytic.keys() & ppo.keys()
+    return analytic["weighting"] == "kl" and all(analytic[key] == ppo[key] for key in shared)
 
 
 def probe_records(path: Path) -> tuple[str, list[dict]]:

@@ -30,7 +30,7 @@ def test_verdict(interval, above: bool, verdict: str) -> None:
 
 
 def probe(method: str, snr: list[float], mean: list[float], point: tuple[str, ...] = ()) -> dict:
-    sampler, params = {"kernel": "cps", "eta": 0.8}, {"advantage": "log_ratio"}
+    sampler, params = {"kernel": "cps", "eta": 0.8}, {"advantage": "log_ratio", "weighting": "kl", "anchor": 0.0}
     where = {"method": method, "student": "base", "point": list(point), "sampler": sampler, "params": params}
     return where | {"all": {"snr": snr}, "mean_over_first": mean}
 
@@ -45,6 +45,9 @@ def test_gradient_claim_takes_the_conservative_difference() -> None:
     assert (noise.effect.low, noise.effect.high) == pytest.approx((0.3, 1.95))
     assert (noise.verdict, mean.verdict) == ("holds", "holds")
     assert gradient_claims(probes[:1]) == []
+    for key, value in (("weighting", "velocity"), ("anchor", 0.1)):
+        other = probes[0] | {"params": probes[0]["params"] | {key: value}}
+        assert [v.verdict for v in gradient_claims([other, probes[1]])] == ["not comparable"]
     unclear = [probe("opd_analytic", [0.1, -0.01, 0.2], [1, 1, 1]), probes[1]]
     assert gradient_claims(unclear)[0].verdict == "undecided"
 

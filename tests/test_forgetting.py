@@ -54,7 +54,9 @@ def with_gold(points: list[tuple[float, float, float]]) -> list[dict]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("recorded", "change"), [((0.3333, 0.5, 1.0), -0.6), ((0.3337, 0.5, 1.0), -0.6), ((0.5, 1.0), None)])
+@pytest.mark.parametrize(
+    ("recorded", "change"), [((0.3333, 0.5, 1.0), -0.6), ((0.3337, 0.5, 1.0), -0.6), ((0.5, 1.0), None)]
+)
 def test_a_stages_end_is_the_nearest_recorded_point_or_none(recorded: tuple[float, ...], change: float | None) -> None:
     """Points are written with few digits: 0.3333 is the end of the first of three stages, 0.5 is not."""
     scores = {0.5: 0.5, 1.0: 0.2}
