@@ -37,6 +37,9 @@ class Cascade(RlMethod):
     @classmethod
     def check(cls, spec, sampler) -> None:
         super().check(spec, sampler)
+        options = cls.Options.model_validate(spec.params)
+        if options.anchor == "previous" and not options.build().options.kl:
+            raise UsageError(f"params.anchor previous acts through a penalty: set params.{options.engine}.kl above 0")
         order = spec.params["order"]
         if order and sorted(order) != sorted(spec.tasks):
             for task in order:

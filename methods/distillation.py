@@ -73,8 +73,8 @@ class DistillationMethod(Method):
         """Evaluations of an update in which every trajectory costs so many per guidance branch of each model."""
         options = cls.Options.model_validate(spec.params)
         branches = lambda guidance: 1 if guidance == 1 else 2  # noqa: E731
-        own, extra = student * branches(spec.sampler.guidance), anchor if options.anchor else 0
-        total = sum(own + teacher * branches(spec.teacher_guidance[task]) + extra for task in spec.tasks)
+        own = (student + (anchor if options.anchor else 0)) * branches(spec.sampler.guidance)
+        total = sum(own + teacher * branches(spec.teacher_guidance[task]) for task in spec.tasks)
         return options.trajectories * (total if options.batches == "mixed" else -(-total // len(spec.tasks)))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import exit_on_error
+from bench.errors import UsageError, exit_on_error
 from bench.lab import STUDENT, Lab
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import rollout
@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=32)
     parser.add_argument("--student", default="base", help="'base' or an adapter folder")
     arguments = parser.parse_args()
+    if min(arguments.states, arguments.draws) < 2:
+        raise UsageError("a covariance needs --draws of 2 or more, its interval --states of 2 or more")
     from bench.probe_command import laboratory
     from bench.spec import resolve
 

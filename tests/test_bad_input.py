@@ -8,6 +8,7 @@ import pytest
 from bench.cli import main
 
 RUN = ["run", "--method", "opd_analytic"]
+GRPO = ["run", "--method", "multi_reward", "--set", "params.engine=grpo", "--set", "params.groups=4", "--set"]
 
 
 def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> tuple[int, str]:
@@ -52,6 +53,12 @@ CASES = {
     "results by way of ..": ([*RUN, "--results", "results/../elsewhere"], "results"),
     "unknown weighting": ([*RUN, "--set", "params.weighting=klein"], "params.weighting"),
     "fraction above one": ([*RUN, "--set", "params.timestep_fraction=1.2"], "timestep_fraction"),
+    "policy gradient that trains no step": ([*GRPO, "params.grpo.timestep_fraction=0.05"], "trains no step"),
+    "groups that do not divide": ([*GRPO, "params.grpo.inner_updates=3"], "cannot be shared among 3"),
+    "penalty without weight": (
+        ["run", "--method", "cascade", "--set", "params.anchor=previous", "--set", "params.nft.kl=0"],
+        "params.nft.kl above 0",
+    ),
     "teacher guidance for no task": ([*RUN, "--tasks", "ocr", "--set", "teacher_guidance.geneval=1"], "geneval"),
     "teacher folder that is empty": (
         [*RUN, "--tasks", "ocr", "--set", "teachers.ocr=nowhere"],

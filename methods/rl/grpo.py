@@ -56,7 +56,7 @@ class Grpo(Engine):
     def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
         o, trajectory = self.options, samples.trajectory
         steps = self.trained(lab.sampler)
-        # Each inner update sees its own share of the pictures.
+        # Each inner update sees its own share of the prompts: groups divide evenly, and lie one after another.
         mine = torch.arange(len(trajectory.final)).tensor_split(o.inner_updates)[lab.inner]
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:

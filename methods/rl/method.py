@@ -62,6 +62,16 @@ class RlMethod(Method[Samples]):
                 f"engine {options.engine!r} needs a stochastic kernel: set sampler.kernel (flow_sde, cps, ...) "
                 "and sampler.eta > 0"
             )
+        if options.engine != "nft":
+            engine = options.build()
+            section, inner = f"params.{options.engine}", engine.options.inner_updates
+            if not engine.trained(sampler):
+                fraction = engine.options.timestep_fraction
+                raise UsageError(f"{section}.timestep_fraction {fraction:g} of {sampler.steps} steps trains no step")
+            if options.groups % inner:
+                raise UsageError(
+                    f"params.groups {options.groups} cannot be shared among {inner} updates ({section}.inner_updates)"
+                )
 
     @classmethod
     def predict(cls, spec, sampler) -> int:

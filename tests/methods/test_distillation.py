@@ -19,12 +19,13 @@ PAIRS = [(OffPolicy, OffPolicyOptions), (OpdAnalytic, OpdOptions)]
 KERNELS = {"opd_ppo": ["sampler.kernel=cps", "sampler.eta=0.8"]}
 
 
-@pytest.mark.parametrize("anchor", [0.0, 0.1])
+@pytest.mark.parametrize(("anchor", "guidance"), [(0.0, 1.0), (0.1, 1.0), (0.1, 2.0)])
 @pytest.mark.parametrize("name", ["opd_analytic", "opd_ppo", "sft", "dance_opd", "off_policy"])
-def test_cost_is_as_predicted(make_lab, gradient, name: str, anchor: float) -> None:
+def test_cost_is_as_predicted(make_lab, gradient, name: str, anchor: float, guidance: float) -> None:
+    guided = [f"sampler.guidance={guidance}", *(f"teacher_guidance.{task}={guidance}" for task in TASKS)]
     overrides = ["params.trajectories=4", f"params.anchor={anchor}", "params.batches=mixed", "sampler.steps=6"]
-    spec = resolve(name, list(TASKS), overrides=overrides + KERNELS.get(name, []), teachers="folder")
-    lab = make_lab(spec.sampler.kernel, spec.sampler.eta)
+    spec = resolve(name, list(TASKS), overrides=overrides + guided + KERNELS.get(name, []), teachers="folder")
+    lab = make_lab(spec.sampler.kernel, spec.sampler.eta, guidance)
     cls = find("method", name)
     method = cls(cls.Options.model_validate(spec.params))
     lab.backbone.meter.evaluations.clear()
