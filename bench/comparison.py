@@ -59,6 +59,11 @@ def variants(axes: list[str], specs: dict[str, Spec]) -> list[Variant]:
     return result
 
 
+def recipes(methods: list[str], tasks: list[str], backbone: str) -> dict[str, Spec]:
+    """Methods' specs for the keys of a grid, without what a user sets: that may fit no kernel but the grid's."""
+    return {method: resolve(method, tasks, backbone=backbone) for method in methods}
+
+
 def split_owner(text: str, methods: list[str], option: str) -> tuple[str | None, str]:
     """ "opd_ppo.params.clip=0.1" -> ("opd_ppo", "params.clip=0.1"); (None, text) where no method leads.
 
@@ -185,8 +190,7 @@ def compare_methods(
     methods = method_names(methods, tasks)
     budget = budget or default_budget(tasks, backbone)
     own = {method: overrides_of(method, methods, overrides) for method in methods}
-    # Only the keys count here: what is set may fit no kernel but the grid's.
-    lines = variants(axes, {method: resolve(method, tasks, seeds[0], backbone) for method in methods})
+    lines = variants(axes, recipes(methods, tasks, backbone))
     members = {(v.label, s): settle(v, tasks, s, backbone, budget, own[v.method]) for v in lines for s in seeds}
     fingerprint = describe(backbone).fingerprint()
     runs = {key: Run(root, spec, fingerprint) for key, (spec, _) in members.items()}

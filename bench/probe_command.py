@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.comparison import overrides_of, variants
+from bench.comparison import overrides_of, recipes, variants
 from bench.errors import UsageError
 from bench.files import write_atomic
 from bench.lab import STUDENT
@@ -95,8 +95,7 @@ def probe_specs(
             raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
     own = {method: overrides_of(method, methods, overrides) for method in methods}
     found = []
-    # For the axes only the keys count: what is set may fit no kernel but the grid's.
-    for v in variants(axes, {method: resolve(method, tasks, 0, backbone) for method in methods}):
+    for v in variants(axes, recipes(methods, tasks, backbone)):
         first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
         shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
         spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *own[v.method], *v.overrides])

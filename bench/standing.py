@@ -94,7 +94,7 @@ def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> S
         label=label,
         seeds=len(records),
         tasks={t: estimate(*model_rows([r.summary for r in records], "student", t)) for t in tasks},
-        gain=recovered([r.summary for r in records], shown).get("mean", Estimate(*[float("nan")] * 3)),
+        gain=recovered([r.summary for r in records], shown).get("mean", Estimate.unknown()),
         gain_iqm=interquartile_mean(shares),
         above_reference=probability_of_improvement(scores.mean(1), other.mean(1)),
         against_reference=against(records, reference, tasks),
@@ -110,7 +110,7 @@ def against(records: list[Record], reference: list[Record], tasks: tuple[str, ..
     theirs = {r.summary["seed"]: r.summary for r in reference}
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
-        return Difference(*[float("nan")] * 4)
+        return Difference.unknown()
     gaps = {}
     for task in tasks:
         a, strata = model_rows([mine[s] for s in seeds], "student", task)

@@ -15,6 +15,11 @@ class Estimate:
     low: float
     high: float
 
+    @classmethod
+    def unknown(cls) -> "Estimate":
+        """Nothing was measured."""
+        return cls(*[float("nan")] * 3)
+
     def __str__(self) -> str:
         interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.low == self.low else ""
         return f"{self.value:.3f}{interval}"
@@ -50,7 +55,7 @@ def estimate(values_SN: np.ndarray, strata_N: np.ndarray, seed: int = 0) -> Esti
     """Mean and interval over seeds [S] and rows [N]."""
     values_SN = np.atleast_2d(values_SN)
     if values_SN.size == 0:
-        return Estimate(float("nan"), float("nan"), float("nan"))
+        return Estimate.unknown()
     if values_SN.size == 1:
         return Estimate(float(values_SN.item()), float("nan"), float("nan"))
     draws = resampled_means(values_SN, strata_N, np.random.default_rng(seed))
@@ -67,6 +72,11 @@ class Difference:
     high: float
     p: float
 
+    @classmethod
+    def unknown(cls) -> "Difference":
+        """Nothing was measured."""
+        return cls(*[float("nan")] * 4)
+
     def __str__(self) -> str:
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
@@ -78,7 +88,7 @@ def paired_difference(a_SN: np.ndarray, b_SN: np.ndarray, strata_N: np.ndarray, 
     """
     a_SN, b_SN = np.broadcast_arrays(np.atleast_2d(a_SN), np.atleast_2d(b_SN))
     if a_SN.size == 0:
-        return Difference(*[float("nan")] * 4)
+        return Difference.unknown()
     draws = resampled_means(a_SN - b_SN, strata_N, np.random.default_rng(seed))
     low, high = np.quantile(draws, [0.025, 0.975])
     value = float(np.mean([stratified_mean(v, strata_N) for v in a_SN - b_SN]))
@@ -105,7 +115,7 @@ def ratio(a_SN: np.ndarray, b_SN: np.ndarray, strata_N: np.ndarray, seed: int = 
     a_SN, b_SN = np.broadcast_arrays(np.atleast_2d(a_SN), np.atleast_2d(b_SN))
     whole = [float(np.mean([stratified_mean(row, strata_N) for row in x])) for x in (a_SN, b_SN)]
     if not whole[1] > 0:
-        return Estimate(*[float("nan")] * 3)
+        return Estimate.unknown()
     a, b = (resampled_means(x, strata_N, np.random.default_rng(seed)) for x in (a_SN, b_SN))
     shares = np.divide(a, b, out=np.where(a > 0, np.inf, -np.inf), where=b > 0)
     low, high = np.quantile(shares, [0.025, 0.975], method="nearest")
@@ -122,7 +132,7 @@ def interquartile_mean(values: np.ndarray) -> float:
 def probability_of_improvement(a_S: np.ndarray, b_S: np.ndarray, seed: int = 0) -> Estimate:
     """P(a run of A scores above a run of B), ties counting half, over seeds (arXiv 2108.13264, Eq. 3)."""
     if not (np.size(a_S) and np.size(b_S)):
-        return Estimate(float("nan"), float("nan"), float("nan"))
+        return Estimate.unknown()
 
     def above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         gap = a[..., :, None] - b[..., None, :]

@@ -15,7 +15,8 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
 from bench.sampler.rollout import rollout
-from methods.distillation import DistillationMethod, DistillationOptions, squared_error, trained_steps
+from methods.distillation import DistillationMethod, DistillationOptions, squared_error
+from methods.trained_steps import trained_steps
 
 
 class DanceOptions(DistillationOptions):

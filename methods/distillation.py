@@ -10,7 +10,7 @@ from bench.backbones.conditioning import Conditioning
 from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
 from bench.method import Method, Needs, Options
-from bench.sampler.rollout import Sampler
+from methods.trained_steps import trained_steps
 
 
 class DistillationOptions(Options):
@@ -88,11 +88,6 @@ def merge_teachers(lab: Lab, factor: float) -> float:
     deltas = [adapters.deltas(name) for name in lab.teachers.values()]
     merged = {layer: factor * sum(delta[layer] for delta in deltas) for layer in deltas[0]}
     return adapters.set_deltas(STUDENT, merged)
-
-
-def trained_steps(sampler: Sampler, fraction: float, noisy: bool = False) -> list[int]:
-    """Indices of the trained steps; with `noisy` only those whose kernel has a density."""
-    return [k for k in range(int(sampler.steps * fraction)) if sampler.coefficients[k].c or not noisy]
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
 from bench.sampler.rollout import walk
 from bench.sampler.weighting import Weighting, step_weights
-from methods.distillation import DistillationMethod, DistillationOptions, squared_error, trained_steps
+from methods.distillation import DistillationMethod, DistillationOptions, squared_error
+from methods.trained_steps import trained_steps
 
 
 class OffPolicyOptions(DistillationOptions):

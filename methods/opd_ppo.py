@@ -19,8 +19,9 @@ from bench.method import Needs
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Trajectory, rollout
 from bench.sampler.step import transition
-from methods.distillation import DistillationMethod, DistillationOptions, trained_steps
+from methods.distillation import DistillationMethod, DistillationOptions
 from methods.rl.grpo import surrogate
+from methods.trained_steps import trained_steps
 
 
 class OpdPpoOptions(DistillationOptions):

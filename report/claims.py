@@ -68,9 +68,10 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}"
         noisy = ppo["all"]["snr"]
         if not same_objective(twin["params"], ppo["params"]):
-            nothing = Estimate(*[float("nan")] * 3)
             needs = "needs weighting kl in opd_analytic, and equal params"
-            verdicts.append(Verdict(f"gradients of one objective: {where}", needs, nothing, "not comparable"))
+            verdicts.append(
+                Verdict(f"gradients of one objective: {where}", needs, Estimate.unknown(), "not comparable")
+            )
             continue
         # Difference of two independent intervals, conservatively: worst against best. A ratio has no sense where the
         # signal is not told from zero.
@@ -114,7 +115,7 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
     """OPD against every rival that spent as much as it did, without or with its teachers' cost."""
     found = []
     for line in lines:
-        if line.label.partition(" ")[0] not in RIVALS:
+        if line.method not in RIVALS:
             continue
         own = abs(line.training_evaluations / opd.training_evaluations - 1)
         whole = abs(line.total_evaluations / opd.total_evaluations - 1)
@@ -159,7 +160,7 @@ def sampler_claims(opd: Line, lines: list[Line]) -> list[Verdict]:
     """Deterministic and stochastic kernels are both served: OPD reaches the teachers on each, all else equal."""
     verdicts, asked = [], _but_kernel(opd)
     for line in lines:
-        if line.records[0].summary["method"] != opd.records[0].summary["method"] or _but_kernel(line) != asked:
+        if line.method != opd.method or _but_kernel(line) != asked:
             continue
         sampler = line.records[0].spec["sampler"]
         effect = recovered([r.summary for r in line.records])["mean"]
@@ -182,7 +183,7 @@ def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     if opd:
         verdicts += rival_claims(opd, lines, tasks) + match_claims(opd, tasks)
     for line in lines:
-        if line.label.partition(" ")[0] == "cascade":
+        if line.method == "cascade":
             verdicts += cascade_claims(line, tasks)
     return verdicts + (sampler_claims(opd, lines) if opd else [])
 

@@ -19,6 +19,10 @@ class Line:
     """What its teachers cost to train; 0 for methods without teachers."""
 
     @property
+    def method(self) -> str:
+        return self.records[0].summary["method"]
+
+    @property
     def total_evaluations(self) -> float:
         return self.training_evaluations + self.teacher_evaluations
 

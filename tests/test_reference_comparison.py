@@ -19,9 +19,8 @@ STORED = ROOT / "results" / "reference" / "micro"
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "results"
-    for name in ("compare", "ablations"):
-        with tarfile.open(STORED / name / "runs.tar.xz") as archive:
-            archive.extractall(folder, filter="data")
+    with tarfile.open(STORED / "compare" / "runs.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
     return folder
 
 

@@ -26,8 +26,8 @@ class FlowBackbone(ABC, nn.Module):
         self._encoded: dict[str, Conditioning] = {}
 
     @abstractmethod
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        """Encode a few distinct prompts."""
+    def _encode(self, prompt: str) -> Conditioning:
+        """Encode one prompt."""
 
     @abstractmethod
     def decode(self, latents_BCHW: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class FlowBackbone(ABC, nn.Module):
         """
         for prompt in prompts:
             if prompt not in self._encoded:
-                self._encoded[prompt] = self._encode([prompt])
+                self._encoded[prompt] = self._encode(prompt)
         return Conditioning.cat([self._encoded[p] for p in prompts])
 
     def velocity(

@@ -38,9 +38,9 @@ class Sd3Backbone(FlowBackbone):
             if module is not None:
                 module.requires_grad_(False).eval()
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def _encode(self, prompt: str) -> Conditioning:
         sequence, _, pooled, _ = self.pipeline.encode_prompt(
-            prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_TEXT_TOKENS,
+            [prompt], None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_TEXT_TOKENS,
             device=self.device,
         )  # fmt: skip
         return Conditioning(sequence, pooled)

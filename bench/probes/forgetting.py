@@ -55,7 +55,7 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
     best point is chosen on the mean over seeds, so that it is one point, not the luckiest of each seed.
     """
     complete, strata = by_share(runs, task)
-    nothing = Difference(*[float("nan")] * 4)
+    nothing = Difference.unknown()
     if not complete:
         return Forgetting(task, nothing, None)
     end = complete[max(complete)]

@@ -72,7 +72,7 @@ class GradientNoise:
 
         base = float(other.along.mean())
         if not base > 0:
-            return Estimate(*[float("nan")] * 3)
+            return Estimate.unknown()
         value = float(self.along.mean()) / base
         residual = (self.along - value * other.along).std(ddof=1) / base
         half = float(t.ppf(0.975, self.states - 1)) * float(residual) / self.states**0.5

@@ -30,14 +30,16 @@ class Samples:
 class Engine(ABC):
     """One RL objective."""
 
+    name: ClassVar[str]
     Options: ClassVar[type[Options]]
     source: ClassVar[str]
-    stochastic: ClassVar[bool]
-    """Needs log-probabilities, hence a kernel with noise."""
     adapters: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: Any):
         self.options = options
+
+    def check(self, sampler: Sampler, groups: int) -> None:  # noqa: B027 - an engine may take any sampler
+        """Raise UsageError for a sampler or a number of prompt groups that this objective cannot train on."""
 
     @abstractmethod
     def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:

@@ -8,12 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
 from bench.method import Options
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from bench.sampler.step import transition
 from methods.rl.engine import Engine, Samples
+from methods.trained_steps import trained_steps
 
 
 class GrpoOptions(Options):
@@ -39,9 +41,25 @@ def surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
 
 
 class Grpo(Engine):
+    name = "grpo"
     Options = GrpoOptions
     source = "Flow-GRPO, arXiv 2505.05470, Eq. 5"
-    stochastic = True
+
+    def check(self, sampler: Sampler, groups: int) -> None:
+        o, section = self.options, f"params.{self.name}"
+        if not sampler.stochastic:
+            raise UsageError(
+                f"engine {self.name!r} needs a stochastic kernel: set sampler.kernel (flow_sde, cps, ...) "
+                "and sampler.eta > 0"
+            )
+        if not self.trained(sampler):
+            raise UsageError(
+                f"{section}.timestep_fraction {o.timestep_fraction:g} of {sampler.steps} steps trains no step"
+            )
+        if groups % o.inner_updates:
+            raise UsageError(
+                f"params.groups {groups} cannot be shared among {o.inner_updates} updates ({section}.inner_updates)"
+            )
 
     def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
@@ -50,8 +68,7 @@ class Grpo(Engine):
 
     def trained(self, sampler: Sampler) -> list[int]:
         """Indices of the trained steps: within the timestep fraction, and with noise (a density)."""
-        first = range(int(sampler.steps * self.options.timestep_fraction))
-        return [k for k in first if sampler.coefficients[k].c]
+        return trained_steps(sampler, self.options.timestep_fraction, noisy=True)
 
     def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
         o, trajectory = self.options, samples.trajectory

@@ -17,6 +17,7 @@ class GrpoGuardOptions(GrpoOptions):
 
 
 class GrpoGuard(Grpo):
+    name = "grpo_guard"
     Options = GrpoGuardOptions
     source = "GRPO-Guard, arXiv 2510.22319, Eq. 8-10 and released code"
 

@@ -7,7 +7,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.errors import UsageError
 from bench.lab import Lab
 from bench.method import Method, Needs, Options
 from methods.rl.advantages import Mixing, advantages
@@ -16,7 +15,7 @@ from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.nft import Nft, NftOptions
 
-ENGINES: dict[str, type[Engine]] = {"nft": Nft, "grpo": Grpo, "grpo_guard": GrpoGuard}
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Nft, Grpo, GrpoGuard)}
 
 
 class RlOptions(Options):
@@ -57,21 +56,7 @@ class RlMethod(Method[Samples]):
     def check(cls, spec, sampler) -> None:
         super().check(spec, sampler)
         options = cls.Options.model_validate(spec.params)
-        if options.engine != "nft" and not sampler.stochastic:
-            raise UsageError(
-                f"engine {options.engine!r} needs a stochastic kernel: set sampler.kernel (flow_sde, cps, ...) "
-                "and sampler.eta > 0"
-            )
-        if options.engine != "nft":
-            engine = options.build()
-            section, inner = f"params.{options.engine}", engine.options.inner_updates
-            if not engine.trained(sampler):
-                fraction = engine.options.timestep_fraction
-                raise UsageError(f"{section}.timestep_fraction {fraction:g} of {sampler.steps} steps trains no step")
-            if options.groups % inner:
-                raise UsageError(
-                    f"params.groups {options.groups} cannot be shared among {inner} updates ({section}.inner_updates)"
-                )
+        options.build().check(sampler, options.groups)
 
     @classmethod
     def predict(cls, spec, sampler) -> int:

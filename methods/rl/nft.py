@@ -61,9 +61,9 @@ def policy_loss(v: Tensor, v_old: Tensor, x_t: Tensor, x0: Tensor, sigma_B: Tens
 
 
 class Nft(Engine):
+    name = "nft"
     Options = NftOptions
     source = "DiffusionNFT, arXiv 2509.16117, Eq. 8"
-    stochastic = False
     adapters = (OLD,)
 
     def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:

@@ -40,8 +40,8 @@ class MicroBackbone(FlowBackbone):
         self.codec.load_state_dict(codec)
         self.requires_grad_(False).to(self.device)
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        return Conditioning(*self.text(self.tokenizer(prompts).to(self.device)))
+    def _encode(self, prompt: str) -> Conditioning:
+        return Conditioning(*self.text(self.tokenizer([prompt]).to(self.device)))
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         return self.codec.decode(latents_BCHW.float())
