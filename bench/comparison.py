@@ -17,7 +17,7 @@ from bench.registry import find, registered, task_names
 from bench.spec import Spec, describe, resolve
 from bench.standing import TARGET, Standing, standings
 from bench.store import Run, results_root
-from bench.teachers import locate, training_evaluations
+from bench.teachers import locate, to_train, training_evaluations
 
 POINTS = 6
 """Evaluations along the budget, for anytime curves; thirds are among them, where a cascade of three changes task."""
@@ -199,13 +199,18 @@ def compare_methods(
     }
     jobs = max(1, (os.cpu_count() or 1) // THREADS)
     with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task(f"{len(members)} runs, {jobs} at a time", total=len(members))
-        progress.update(bar, advance=len(members) - len(waiting))
+        teachers = teacher_commands([run.spec for run in runs.values() if not run.summary], root, fingerprint)
+        bar = progress.add_task(
+            f"{len(members)} runs, {jobs} at a time",
+            total=len(members) + len(teachers),
+            completed=len(members) - len(waiting),
+        )
 
         def report(label: str, error: str | None) -> None:
             progress.update(bar, advance=1)
             progress.console.print(f"{label}: {error or 'done'}", highlight=False)
 
+        launch(teachers, root, jobs, report)  # one that fails is tried again, and named, by the runs that need it
         failures = launch(waiting, root, jobs, report)
     groups = {
         v.label: [
@@ -218,7 +223,8 @@ def compare_methods(
     done = {label: records for label, records in groups.items() if records}
     if done:
         reference = next((label for label in done if label.startswith("opd_analytic")), next(iter(done)))
-        table = standings(done, tuple(tasks), reference, _teacher_cost(members, root, fingerprint))
+        cost = _teacher_cost([run.spec for run in runs.values() if run.summary], root, fingerprint)
+        table = standings(done, tuple(tasks), reference, cost)
         identity = text_hash([backbone, fingerprint, tasks, seeds, budget, [v.label for v in lines], overrides])
         path = root / f"comparison-{identity}.json"
         write_atomic(path, (json.dumps(as_json(table, reference, budget, runs), indent=1) + "\n").encode())
@@ -228,10 +234,25 @@ def compare_methods(
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
 
 
-def _teacher_cost(members: dict, root: Path, fingerprint: str) -> dict[str, float]:
-    """Training evaluations of each task's teacher, from the first member that has teachers."""
-    spec = next((spec for spec, _ in members.values() if spec.teachers), None)
-    return training_evaluations(locate(spec, describe(spec.backbone), root, fingerprint)) if spec else {}
+def teacher_commands(specs: list[Spec], root: Path, fingerprint: str) -> dict[str, list[str]]:
+    """Label -> `bench run` arguments of every teacher that these specs need trained, each once."""
+    needed = {run.folder: run.spec for spec in specs for run in to_train(spec, root, fingerprint)}
+    return {
+        f"teacher for {spec.tasks[0]}, seed {spec.seed}": [
+            "run", "--method", spec.method, "--tasks", spec.tasks[0], "--backbone", spec.backbone,
+            "--seeds", str(spec.seed), "--set", f"device={spec.device}",
+        ]
+        for spec in needed.values()
+    }  # fmt: skip
+
+
+def _teacher_cost(specs: list[Spec], root: Path, fingerprint: str) -> dict[str, float]:
+    """Training evaluations of each task's teacher, mean over the seeds of these specs that have teachers."""
+    by_seed = {spec.seed: spec for spec in specs if spec.teachers}
+    costs = [
+        training_evaluations(locate(spec, describe(spec.backbone), root, fingerprint)) for spec in by_seed.values()
+    ]
+    return {task: sum(cost[task] for cost in costs) / len(costs) for task in costs[0]} if costs else {}
 
 
 def as_json(table: list[Standing], reference: str, budget: int, runs: dict[tuple[str, int], Run]) -> dict:
@@ -269,7 +290,7 @@ def print_standings(
             *(str(line.tasks[t]) for t in tasks),
             str(line.gain),
             "" if own else str(line.against_reference),
-            "" if own else f"{line.against_reference.p:.3f}",
+            "" if own else _chance(line.against_reference.p),
             _evaluations(line.time_to_target),
             _evaluations(line.training_evaluations + line.teacher_evaluations),
             style="bold" if own else None,
@@ -277,6 +298,10 @@ def print_standings(
     terminal = Console(width=max(190, Console().width), highlight=False)
     terminal.print(shown)
     terminal.print(f"to target: evaluations until every task is at {TARGET:.0%} of its best teacher; record: {path}")
+
+
+def _chance(p: float) -> str:
+    return "-" if p != p else f"{p:.3f}"
 
 
 def _evaluations(count: float) -> str:

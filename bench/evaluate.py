@@ -84,7 +84,7 @@ def evaluate(
         chunk = prompts[start : start + batch]
         noise = initial_noise(backbone, task.name, split, range(start, start + len(chunk)))
         images = pictures(backbone, chunk, noise, adapter, sampler, guidance)
-        with backbone.meter.purpose("scoring"):
+        with backbone.meter.purpose("held-out scoring"):
             scores = task.score(images, chunk)
             rewards.append(scores.rewards)
             metrics.append(scores.metrics | (task.audit(images, chunk) if audit else {}))

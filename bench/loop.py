@@ -83,6 +83,8 @@ class Loop:
     def _prepare(self) -> None:
         """Let the method set the student up; a method that does not train is evaluated here."""
         self.method.prepare(self.lab)
+        if self.lab.notes:
+            self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes)
         adapters = self.lab.backbone.adapters
         for name in self._kept():
             torch._foreach_copy_(adapters.parameters(name), self.parameters)

@@ -1,5 +1,6 @@
 """What a run is: typed, validated, hashed, overridable with key=value."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,7 +95,8 @@ class EvaluationSpec(Part):
     """Held-out evaluation of the EMA student with the deterministic Euler sampler."""
 
     steps: Annotated[int, Field(gt=0)] = 40
-    guidance: Guidance = 1.0
+    guidance: Guidance | None = None
+    """None: the one it was trained at (sampler.guidance)."""
     points: tuple[Share, ...] = (0.5, 1.0)
     """Shares of the budget at which to evaluate; the end always is."""
     batch: Annotated[int, Field(gt=0)] = 96
@@ -126,7 +128,8 @@ class Spec(Part):
     teachers: dict[str, str] = {}
     """task -> 'shipped', 'train' or a folder with a peft adapter; only for methods that need teachers."""
     teacher_guidance: dict[str, Guidance] = {}
-    """task -> its teacher's guidance scale; by default the one it was evaluated at, for a folder the student's."""
+    """task -> its teacher's guidance scale; by default the one its run was evaluated at, for a folder that is no run's
+    adapter the student's."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
     """Updates between checkpoints."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
@@ -190,6 +193,9 @@ def resolve(
         spec = spec.model_copy(update={"params": method_class.Options.model_validate(spec.params).model_dump()})
     except ValidationError as error:
         raise UsageError(_first_problem(error, method_class)) from error
+    if spec.evaluation.guidance is None:
+        evaluation = spec.evaluation.model_copy(update={"guidance": spec.sampler.guidance})
+        spec = spec.model_copy(update={"evaluation": evaluation})
     for section in ("teachers", "teacher_guidance"):
         for task in getattr(spec, section):
             if task not in tasks:
@@ -211,6 +217,9 @@ def teacher_spec(spec: Spec, task: str) -> Spec:
 def _teacher_guidance(spec: Spec, task: str) -> float:
     if spec.teachers[task] in TRAINED_HERE:
         return teacher_spec(spec, task).evaluation.guidance
+    beside = Path(spec.teachers[task]).parent / "spec.json"
+    if beside.is_file():
+        return float(json.loads(beside.read_text())["spec"]["evaluation"]["guidance"])
     return spec.sampler.guidance
 
 

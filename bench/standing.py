@@ -1,11 +1,11 @@
 """What a comparison shows: every variant's scores, gains, chances and costs, from the records of its runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bench.probes.forgetting import score_matrix
-from bench.records import Record, model_rows, recovered, score
+from bench.records import Record, model_rows, recovered, score, shows_teachers
 from bench.stats import (
     Difference,
     Estimate,
@@ -23,10 +23,14 @@ TARGET = 0.9
 
 @dataclass(frozen=True)
 class Goal:
-    """A task's scale: the base at its best guidance, and the best teacher (NaN where no run has teachers)."""
+    """A task's scale (NaN where no run has teachers)."""
 
     base: float
+    """At its best guidance."""
     teacher: float
+    """The task's own, mean over its seeds."""
+    best: float
+    """The best of all tasks' teachers."""
 
     def share(self, score: np.ndarray | float):
         """Score -> share of the teacher's gain over the base."""
@@ -55,17 +59,15 @@ class Standing:
     """What its teachers cost to train; 0 for methods without teachers."""
 
 
-def goals(records: list[Record], tasks: tuple[str, ...]) -> dict[str, Goal]:
-    """Base and best teacher a task, from whichever runs show them."""
+def goals(shown: list[dict], tasks: tuple[str, ...]) -> dict[str, Goal]:
+    """The scale of each task, from summaries that show every teacher."""
+    if not shown:
+        return {task: Goal(*[float("nan")] * 3) for task in tasks}
     result = {}
     for task in tasks:
-        base, teacher = float("nan"), float("nan")
-        for record in records:
-            models = record.summary["models"]
-            base = score(models["base"][task])
-            shown = [score(m[task]) for name, m in models.items() if name.startswith("teacher ")]
-            teacher = float(np.nanmax([teacher, *shown])) if shown else teacher
-        result[task] = Goal(base, teacher)
+        mean = {m: float(np.mean([score(s["models"][m][task]) for s in shown])) for m in shown[0]["models"]}
+        teachers = [mean[f"teacher {other}"] for other in tasks]
+        result[task] = Goal(mean["base"], mean[f"teacher {task}"], max(teachers))
     return result
 
 
@@ -73,9 +75,9 @@ def standings(
     groups: dict[str, list[Record]], tasks: tuple[str, ...], reference: str, teacher_cost: dict[str, float]
 ) -> list[Standing]:
     """A Standing per variant, in the order given. `teacher_cost` is training evaluations by task."""
-    every = [r for records in groups.values() for r in records]
-    scale = goals(every, tasks)
-    shown = next((r.summary for r in every if all(f"teacher {t}" in r.summary["models"] for t in tasks)), None)
+    taught = (rs for rs in groups.values() if rs and all(shows_teachers(r.summary) for r in rs))
+    shown = [r.summary for r in next(taught, [])]
+    scale = goals(shown, tasks)
     lines = [
         _standing(label, records, groups[reference], tasks, scale, shown, teacher_cost)
         for label, records in groups.items()
@@ -105,7 +107,7 @@ def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> S
 
 
 def against(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> Difference:
-    """Difference of the mean over tasks; common seeds only."""
+    """Difference of the mean over tasks; common seeds only. One seed says nothing of the methods: p is NaN then."""
     mine = {r.summary["seed"]: r.summary for r in records}
     theirs = {r.summary["seed"]: r.summary for r in reference}
     seeds = sorted(mine.keys() & theirs.keys())
@@ -117,16 +119,17 @@ def against(records: list[Record], reference: list[Record], tasks: tuple[str, ..
         b, _ = model_rows([theirs[s] for s in seeds], "student", task)
         gaps[task] = (a - b, strata)
     values, strata = joined(gaps)
-    return paired_difference(values, np.zeros(strata.shape), strata)
+    difference = paired_difference(values, np.zeros(strata.shape), strata)
+    return difference if len(seeds) > 1 else replace(difference, p=float("nan"))
 
 
 def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[str, Goal]) -> float:
-    if any(np.isnan(goal.teacher) for goal in scale.values()):
+    if any(np.isnan(goal.best) for goal in scale.values()):
         return float("nan")
     curves = [score_matrix(r.evaluations, tasks) for r in records]
     shares = curves[0][0]
     mean = np.mean([matrix for _, matrix in curves], 0)
-    reached = [all(mean[k, i] >= TARGET * scale[t].teacher for i, t in enumerate(tasks)) for k in range(len(shares))]
+    reached = [all(mean[k, i] >= TARGET * scale[t].best for i, t in enumerate(tasks)) for k in range(len(shares))]
     if not any(reached):
         return float("inf")
     budget = np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])
@@ -134,6 +137,4 @@ def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[s
 
 
 def _with_p(standing: Standing, p: float) -> Standing:
-    from dataclasses import replace
-
     return replace(standing, against_reference=replace(standing.against_reference, p=p))

@@ -78,8 +78,8 @@ class DistillationMethod(Method):
         return options.trajectories * (total if options.batches == "mixed" else -(-total // len(spec.tasks)))
 
 
-def merge_teachers(lab: Lab, factor: float) -> float:
-    """Set the student to `factor` times the sum of the teachers' weight changes; returns the energy kept.
+def merge_teachers(lab: Lab, factor: float) -> None:
+    """Set the student to `factor` times the sum of the teachers' weight changes; notes the share of energy kept.
 
     The changes B A are combined exactly and cut back to the student's rank by a truncated singular value
     decomposition; averaging A and B apart, as Flow-OPD's code does, is not an average of weight changes.
@@ -87,7 +87,7 @@ def merge_teachers(lab: Lab, factor: float) -> float:
     adapters = lab.backbone.adapters
     deltas = [adapters.deltas(name) for name in lab.teachers.values()]
     merged = {layer: factor * sum(delta[layer] for delta in deltas) for layer in deltas[0]}
-    return adapters.set_deltas(STUDENT, merged)
+    lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:

@@ -32,8 +32,7 @@ class Merge(Method):
     def prepare(self, lab: Lab) -> None:
         """Write the combination into the student."""
         o = self.options
-        kept = merge_teachers(lab, o.scale / (len(lab.teachers) if o.rule == "average" else 1))
-        lab.note("energy_kept", kept)
+        merge_teachers(lab, o.scale / (len(lab.teachers) if o.rule == "average" else 1))
 
     def collect(self, lab: Lab, task: str) -> None:
         raise NotImplementedError("merge does not train")

@@ -2,18 +2,20 @@
 
 Each claim of DiffusionOPD (arXiv 2605.15055) becomes one tested quantity with a 95% interval and a verdict: "holds"
 when the whole interval is on the claimed side of the line, "does not hold" when it is on the other, else "undecided".
-Where rivals are compared, Holm's correction over all of them must agree, else "undecided". Whatever it is, it is
-printed.
+Where rivals or gradients are compared, Holm's correction over all of them must agree, else "undecided". Whatever it
+is, it is printed.
 """
 
 import argparse
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from bench.errors import UsageError, exit_on_error, one_line
+from bench.hashing import text_hash
 from bench.probes.forgetting import forgetting
 from bench.records import model_rows, recovered
 from bench.standing import against
@@ -29,6 +31,8 @@ EQUAL = 0.05
 ALPHA = 0.05
 RIVALS = ("multi_reward", "cascade", "opd_ppo", "sft")
 """Methods that the paper reports analytic OPD to beat."""
+NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
+"""Settings in which runs of one line may differ."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def judge(claim: str, quantity: str, effect: Estimate | Difference, line: float 
 
 def gradient_claims(probes: list[dict]) -> list[Verdict]:
     """Same mean, lower noise: from `bench probe` with opd_analytic first, at every point of its grid."""
-    verdicts = []
+    verdicts, chances = [], []
     points = {tuple(p["point"]): p for p in probes if p["method"] == "opd_analytic"}
     for ppo in (p for p in probes if p["method"] == "opd_ppo"):
         twin = points.get(tuple(ppo["point"]))
@@ -72,10 +76,11 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
             verdicts.append(
                 Verdict(f"gradients of one objective: {where}", needs, Estimate.unknown(), "not comparable")
             )
+            chances.append(float("nan"))
             continue
-        # Difference of two independent intervals, conservatively: worst against best. A ratio has no sense where the
-        # signal is not told from zero.
-        effect = Estimate(analytic[0] - noisy[0], analytic[1] - noisy[2], analytic[2] - noisy[1])
+        # A difference: a ratio has no sense where the signal is not told from zero.
+        value, half = analytic[0] - noisy[0], math.hypot(*((x[2] - x[1]) / 2 for x in (analytic, noisy)))
+        effect = Estimate(value, value - half, value + half)
         claim = f"the analytic gradient is less noisy than the PPO-style one: {where}"
         quantity = f"signal-to-noise ratio, analytic ({analytic[0]:.3g}) minus PPO-style ({noisy[0]:.2g}), above 0"
         verdicts.append(judge(claim, quantity, effect))
@@ -83,7 +88,29 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         claim = f"the two gradients have the same mean along the analytic one: {where}"
         quantity = f"mean along the analytic one, PPO-style over analytic, 1 to within {SAME:.0%}"
         verdicts.append(judge_same(claim, quantity, same))
-    return verdicts
+        states = min(twin["states"], ppo["states"])
+        chances += [chance(effect, 0, states), max(chance(same, 1 + gap, states) for gap in (-SAME, SAME))]
+    return [corrected(verdict, p) for verdict, p in zip(verdicts, holm(chances))]
+
+
+def chance(effect: Estimate, line: float, states: int) -> float:
+    """Two-sided p that the true effect is at the line, for an interval of Student's t over states."""
+    from scipy.stats import t
+
+    error = (effect.high - effect.low) / 2 / t.ppf(0.975, states - 1)
+    return float(2 * t.sf(abs(effect.value - line) / error, states - 1))
+
+
+def corrected(verdict: Verdict, p: float) -> Verdict:
+    """The verdict if Holm's p among all of its kind agrees, else "undecided"."""
+    if np.isnan(p):
+        return verdict
+    decided = p < ALPHA or verdict.verdict == "not measured"
+    return replace(
+        verdict,
+        quantity=f"{verdict.quantity}; Holm p {p:.3f}",
+        verdict=verdict.verdict if decided else "undecided",
+    )
 
 
 def same_objective(analytic: dict, ppo: dict) -> bool:
@@ -126,8 +153,9 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
     effects = [against(opd.records, line.records, tasks) for _, line in found]
     verdicts = []
     for (claim, _), effect, p in zip(found, effects, holm([effect.p for effect in effects])):
-        verdict = judge(claim, f"mean score over tasks, OPD minus rival, above 0; Holm p {p:.3f}", effect)
-        verdicts.append(verdict if not p >= ALPHA else replace(verdict, verdict="undecided"))
+        verdict = judge(claim, "mean score over tasks, OPD minus rival, above 0", effect)
+        one_seed = replace(verdict, verdict="undecided", quantity=f"{verdict.quantity}; one seed decides nothing")
+        verdicts.append(one_seed if np.isnan(p) else corrected(verdict, p))
     return verdicts
 
 
@@ -188,14 +216,24 @@ def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     return verdicts + (sampler_claims(opd, lines) if opd else [])
 
 
-def pools(comparisons: list[Comparison]) -> dict[tuple[str, tuple[str, ...]], list[Line]]:
-    """Lines by backbone and tasks; of one line found in several files, the one with the most runs."""
-    found: dict[tuple[str, tuple[str, ...]], dict[tuple[str, int], Line]] = {}
+def pools(comparisons: list[Comparison]) -> dict[str, list[Line]]:
+    """Lines whose scores compare, by what they share: backbone, tasks and evaluation.
+
+    Of one line found in several files, the one with the most runs; a line that only shares its label with an earlier
+    one is told apart by its file.
+    """
+    found: dict[str, dict[str, Line]] = {}
     for c in comparisons:
-        pool = found.setdefault((c.backbone, c.tasks), {})
         for line in c.lines:
-            key = line.label, c.budget
-            if key not in pool or len(line.records) > len(pool[key].records):
+            spec = line.records[0].spec
+            held_out = "{split} prompts, {steps} steps, guidance {guidance:g}".format(**spec["evaluation"])
+            pool = found.setdefault(f"backbone {c.backbone}, tasks {', '.join(c.tasks)}, {held_out}", {})
+            key = text_hash({name: value for name, value in spec.items() if name not in NOT_THE_LINE})
+            if key in pool:
+                pool[key] = max(pool[key], replace(line, label=pool[key].label), key=lambda one: len(one.records))
+            elif any(line.label == other.label for other in pool.values()):
+                pool[key] = replace(line, label=f"{line.label} ({c.path.stem})")
+            else:
                 pool[key] = line
     return {key: list(pool.values()) for key, pool in found.items()}
 
@@ -209,10 +247,8 @@ def main() -> None:
     )
     parser.add_argument("--probe", type=Path, nargs="+", default=[], help="--output of bench probe")
     arguments = parser.parse_args()
-    verdicts = {
-        f"backbone {backbone}, tasks {', '.join(tasks)}": score_claims(lines, tasks)
-        for (backbone, tasks), lines in pools([comparison(path) for path in arguments.comparisons]).items()
-    }
+    found = pools([comparison(path) for path in arguments.comparisons])
+    verdicts = {where: score_claims(lines, lines[0].tasks) for where, lines in found.items()}
     for path in arguments.probe:
         where, probes = probe_records(path)
         verdicts[f"{path.name}, {where}"] = gradient_claims(probes)

@@ -19,6 +19,10 @@ class Line:
     """What its teachers cost to train; 0 for methods without teachers."""
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.records[0].summary["models"]["student"])
+
+    @property
     def method(self) -> str:
         return self.records[0].summary["method"]
 

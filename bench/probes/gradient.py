@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.stats import RESAMPLES, Estimate
+from bench.stats import Estimate
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,19 @@ class GradientNoise:
 
     @cached_property
     def snr(self) -> Estimate:
-        """Signal-to-noise ratio of one estimate with a bootstrap interval over states."""
-        rng = np.random.default_rng(0)
-        draws = [self._moments(rng.integers(self.states, size=self.states)).snr for _ in range(RESAMPLES)]
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return Estimate(self.moments.snr, float(low), float(high))
+        """Signal-to-noise ratio of one estimate; the interval is Student's on the jackknife over states.
+
+        None with fewer than three states, or where there is no noise.
+        """
+        from scipy.stats import t
+
+        value, states = self.moments.snr, np.arange(self.states)
+        if self.states < 3 or not np.isfinite(value):
+            return Estimate(value, float("nan"), float("nan"))
+        left_out = np.array([self._moments(np.delete(states, i)).snr for i in states])
+        error = float(np.sqrt((self.states - 1) * left_out.var()))
+        half = float(t.ppf(0.975, self.states - 1)) * error
+        return Estimate(value, value - half, value + half)
 
     def slope(self, other: "GradientNoise") -> Estimate:
         """This mean over another's, both along their common reference: 1 where they are the same.
@@ -83,22 +91,19 @@ class GradientNoise:
         return float(torch.nn.functional.cosine_similarity(self.mean, reference, dim=0))
 
     def _moments(self, picked: np.ndarray) -> Moments:
-        """Nested analysis of variance over the picked states (with repetition, for the bootstrap).
+        """Nested analysis of variance over the picked states.
 
         E[between mean square] = R from_states + from_estimator. With R = 1 the two cannot be told apart and all noise
-        is counted as from states. Pairs of one state with its own repetition are left out of the signal: a resample
-        would otherwise take noise for agreement.
+        is counted as from states.
         """
         r, m = self.draws, self.states
         blocks = self.gram.reshape(m, r, m, r)
-        sums = blocks.sum((1, 3)) / r**2  # inner products of state means
-        squares = np.einsum("irir->i", blocks)
-        within = float(((squares - r * np.diag(sums)) / (r - 1))[picked].mean()) if r > 1 else 0.0
-        count = np.bincount(picked, minlength=m).astype(float)
-        pairs = np.outer(count, count)
-        np.fill_diagonal(pairs, 0)
-        signal = float((pairs * sums).sum() / pairs.sum()) if pairs.sum() else 0.0
-        own = float(np.diag(sums)[picked].mean())  # E = signal + from_states + from_estimator / R
+        sums = (blocks.sum((1, 3)) / r**2)[np.ix_(picked, picked)]  # inner products of state means
+        squares = np.einsum("irir->i", blocks)[picked]
+        within = float(((squares - r * np.diag(sums)) / (r - 1)).mean()) if r > 1 else 0.0
+        pairs = len(picked) * (len(picked) - 1)
+        signal = float(sums.sum() - np.trace(sums)) / pairs
+        own = float(np.diag(sums).mean())  # E = signal + from_states + from_estimator / R
         return Moments(signal, own - signal - within / r, within)
 
 

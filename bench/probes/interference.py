@@ -2,10 +2,12 @@
 
 import re
 from itertools import combinations
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from bench.hashing import seed_of
 from bench.lab import STUDENT
 from bench.method import Method
 from bench.probes.estimates import ProbeLab, task_gradients
@@ -20,15 +22,15 @@ def layer_groups(names: list[str]) -> list[str]:
 def interference(method: Method, lab: ProbeLab, tasks: tuple[str, ...], estimates: int) -> dict[str, dict[str, float]]:
     """'task a | task b' -> {'all' or group -> cosine of the mean gradients}. Negative: they pull apart.
 
-    Means of finitely many estimates are noisy, which draws cosines towards 0: compare with the self-cosine that
-    `'task a | task a'` reports between two independent halves.
+    Means of finitely many estimates are noisy, which draws cosines towards 0. Every cosine is between two independent
+    halves, so that the self-cosine `'task a | task a'` is the ceiling of the others; those are means of both pairings.
     """
     halves: list[dict[str, Tensor]] = []
     for half in range(2):
         sums: dict[str, Tensor] = {}
         for i in range(estimates):
-            index = half * estimates + i
-            for task, gradient in task_gradients(method, lab.at(index, index), tasks).items():
+            chances = seed_of("interference", lab.seed, half * estimates + i)
+            for task, gradient in task_gradients(method, lab.at(chances, chances), tasks).items():
                 sums[task] = sums.get(task, torch.zeros_like(gradient)) + gradient / estimates
         halves.append(sums)
     named = lab.backbone.adapters.state(STUDENT)
@@ -36,15 +38,19 @@ def interference(method: Method, lab: ProbeLab, tasks: tuple[str, ...], estimate
     groups = layer_groups(list(named))
     result = {}
     for a, b in [*combinations(tasks, 2), *((task, task) for task in tasks)]:
-        left, right = (halves[0][a], halves[1][b]) if a == b else (sum(h[a] for h in halves), sum(h[b] for h in halves))
-        parts = list(zip(groups, left.split(sizes), right.split(sizes)))
-        cosines = {"all": _cosine(left, right)}
-        for group in dict.fromkeys(groups):
-            mine = [(x, y) for g, x, y in parts if g == group]
-            cosines[group] = _cosine(torch.cat([x for x, _ in mine]), torch.cat([y for _, y in mine]))
-        result[f"{a} | {b}"] = cosines
+        pairings = [
+            _cosines(halves[0][left].split(sizes), halves[1][right].split(sizes), groups)
+            for left, right in dict.fromkeys([(a, b), (b, a)])
+        ]
+        result[f"{a} | {b}"] = {group: fmean(found[group] for found in pairings) for group in pairings[0]}
     return result
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+def _cosines(left: tuple[Tensor, ...], right: tuple[Tensor, ...], groups: list[str]) -> dict[str, float]:
+    """Cosine over all weights and over each group's; the gradients come parameter by parameter."""
+    found = {}
+    for group in ("all", *dict.fromkeys(groups)):
+        mine = [i for i, name in enumerate(groups) if group in ("all", name)]
+        a, b = (torch.cat([gradient[i] for i in mine]) for gradient in (left, right))
+        found[group] = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+    return found

@@ -30,6 +30,8 @@ class Kernel:
     step: Callable[[Schedule, int, float], Coefficients]
     eta_max: float
     source: str
+    code_omits_sqrt_h: bool = False
+    """Released code takes this kernel's std without sqrt(h) in its KL, which is then h times the true one."""
 
     def coefficients(self, schedule: Schedule, eta: float) -> list[Coefficients]:
         """One Coefficients per step. Raises UsageError for an eta that the kernel does not define."""
@@ -97,7 +99,7 @@ KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
         Kernel("ode", ode, 0.0, "Euler, as FlowMatchEulerDiscreteScheduler"),
-        Kernel("flow_sde", flow_sde, math.inf, "Flow-GRPO, arXiv 2505.05470"),
+        Kernel("flow_sde", flow_sde, math.inf, "Flow-GRPO, arXiv 2505.05470", code_omits_sqrt_h=True),
         Kernel("dance_sde", dance_sde, math.inf, "DanceGRPO, arXiv 2505.07818"),
         Kernel("ddim", ddim, 1.0, "DDIM, arXiv 2010.02502, on the flow path"),
         Kernel("cps", cps, 1.0, "Flow-CPS, arXiv 2509.05952"),

@@ -1,4 +1,8 @@
-"""Flow-GRPO (arXiv 2505.05470): clipped policy gradient on the per-step log-probabilities of an SDE sampler."""
+"""Flow-GRPO (arXiv 2505.05470): clipped policy gradient on the per-step log-probabilities of an SDE sampler.
+
+Log-probabilities are those of the kernel's Gaussian, as a mean over elements. On cps that is not what Flow-CPS's
+released code takes (minus the squared distance to the mean, without 2 std^2): its clip range does not carry over.
+"""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -14,6 +18,7 @@ from bench.method import Options
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from bench.sampler.step import transition
+from bench.sampler.weighting import released_kl_factor
 from methods.rl.engine import Engine, Samples
 from methods.trained_steps import trained_steps
 
@@ -25,7 +30,8 @@ class GrpoOptions(Options):
     """The ratio is clipped to 1 +- this (log-probabilities are means over elements)."""
     advantage_clip: Annotated[float, Field(gt=0)] = 5.0
     kl: Annotated[float, Field(ge=0)] = 0.04
-    """Weight of the per-step KL to the reference, a mean over elements."""
+    """Weight of the per-step KL to the reference, a mean over elements, as released code takes it: on flow_sde h times
+    the true one."""
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
     """The first int(steps * this) steps are trained."""
     inner_updates: Annotated[int, Field(gt=0)] = 1
@@ -87,7 +93,7 @@ class Grpo(Engine):
                 if o.kl:
                     with torch.no_grad():
                         anchor = transition(x, lab.velocity(cond, reference)(x, sigma), at)
-                    loss = loss + o.kl * new.kl(anchor) / x[0].numel()
+                    loss = loss + o.kl * released_kl_factor(lab.sampler, k) * new.kl(anchor) / x[0].numel()
                 yield loss.sum() / (len(mine) * len(steps))
 
     def policy(self, new: Gaussian, old: Gaussian, drawn: Tensor, advantage: Tensor, h: float) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.errors import UsageError
 from bench.lab import Lab
 from bench.method import Method, Needs, Options
 from methods.rl.advantages import Mixing, advantages
@@ -57,6 +58,8 @@ class RlMethod(Method[Samples]):
         super().check(spec, sampler)
         options = cls.Options.model_validate(spec.params)
         options.build().check(sampler, options.groups)
+        if options.mixing == "raw" and not options.global_std:
+            raise UsageError("params.mixing raw divides all tasks by one deviation: it needs params.global_std true")
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
