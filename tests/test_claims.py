@@ -8,7 +8,7 @@ import pytest
 from bench.errors import UsageError
 from bench.records import Record
 from bench.stats import Estimate
-from report.claims import gradient_claims, judge, judge_same, pools, probe_records, score_claims
+from report.claims import chance, gradient_claims, judge, judge_same, pools, probe_records, score_claims
 from report.load import Comparison, Line
 from tests.test_compare import record
 from tests.test_forgetting import SEEDS
@@ -32,17 +32,18 @@ def test_verdict(interval, above: bool, verdict: str) -> None:
 def probe(method: str, snr: list[float], mean: list[float], point: tuple[str, ...] = ()) -> dict:
     sampler, params = {"kernel": "cps", "eta": 0.8}, {"advantage": "log_ratio", "weighting": "kl", "anchor": 0.0}
     where = {"method": method, "student": "base", "point": list(point), "sampler": sampler, "params": params}
-    return where | {"all": {"snr": snr}, "mean_over_first": mean}
+    return where | {"states": 12, "all": {"snr": snr}, "mean_over_first": mean}
 
 
-def test_gradient_claim_takes_the_conservative_difference() -> None:
+def test_gradient_claims_add_their_errors() -> None:
     probes = [
         probe("opd_analytic", [1.0, 0.5, 2.0], [1, 1, 1]),
         probe("opd_ppo", [0.1, 0.05, 0.2], [1.01, 0.95, 1.05]),
         probe("opd_ppo", [0.1, 0.05, 0.2], [1.01, 0.95, 1.05], ("sampler.eta=0.3",)),
     ]
     noise, mean = gradient_claims(probes)  # the third has no analytic twin at its point
-    assert (noise.effect.low, noise.effect.high) == pytest.approx((0.3, 1.95))
+    half = (0.75**2 + 0.075**2) ** 0.5
+    assert (noise.effect.low, noise.effect.high) == pytest.approx((0.9 - half, 0.9 + half))
     assert (noise.verdict, mean.verdict) == ("holds", "holds")
     assert gradient_claims(probes[:1]) == []
     for key, value in (("weighting", "velocity"), ("anchor", 0.1)):
@@ -50,6 +51,16 @@ def test_gradient_claim_takes_the_conservative_difference() -> None:
         assert [v.verdict for v in gradient_claims([other, probes[1]])] == ["not comparable"]
     unclear = [probe("opd_analytic", [0.1, -0.01, 0.2], [1, 1, 1]), probes[1]]
     assert gradient_claims(unclear)[0].verdict == "undecided"
+
+
+def test_many_gradient_claims_need_more_evidence_than_one() -> None:
+    pair = lambda point: [
+        probe("opd_analytic", [0.4, 0.2, 0.6], [1, 1, 1], (point,)),
+        probe("opd_ppo", [0.1, 0.05, 0.15], [1.01, 0.98, 1.04], (point,)),
+    ]
+    assert gradient_claims(pair("a"))[0].verdict == "holds"
+    assert gradient_claims([p for point in "abcdefgh" for p in pair(point)])[0].verdict == "undecided"
+    assert chance(Estimate(2.201, 0, 4.402), 0, 12) == pytest.approx(0.05, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +108,7 @@ def test_rivals_are_compared_where_their_compute_is_equal() -> None:
 
 def test_many_rivals_need_more_evidence_than_one() -> None:
     """An interval just off zero decides for one rival and, under Holm's correction, not among thirty."""
-    scores = [0.4, 0.4, 0.4, 0.52]
+    scores = [0.38, 0.4, 0.42, 0.47]
     opd = line("opd_analytic", [record(s, 0.5, [0.5], True) for s in range(4)])
     rivals = [line(f"sft n={i}", [record(s, v, [v], True) for s, v in enumerate(scores)]) for i in range(30)]
     claim = "analytic OPD beats sft n=0 at equal compute (teachers' cost not counted)"
@@ -122,8 +133,22 @@ def test_samplers_compare_only_where_all_else_is_equal() -> None:
 def test_of_one_line_in_several_files_the_longest_counts() -> None:
     short, long = (line("sft", [record(s, 0.5, [0.5], True) for s in range(n)]) for n in (1, 3))
     files = [Comparison(Path("a"), "micro", ("t",), 1000, [found]) for found in (short, long, short)]
-    assert pools(files) == {("micro", ("t",)): [long]}
+    assert list(pools(files).values()) == [[long]]
     assert len(pools([*files, Comparison(Path("b"), "sd35m", ("t",), 1000, [short])])) == 2
+
+
+def test_lines_are_one_by_their_settings_and_compare_where_evaluated_alike() -> None:
+    runs = [record(s, 0.5, [0.5], True) for s in range(2)]
+
+    def with_settings(**changes) -> Comparison:
+        found = line("sft", [replace(r, spec=r.spec | changes) for r in runs])
+        return Comparison(Path("results/comparison-b.json"), "micro", ("t",), 1000, [found])
+
+    files = [with_settings(), with_settings(optimizer={"lr": 9.0})]
+    (pool,) = pools(files).values()
+    assert [one.label for one in pool] == ["sft", "sft (comparison-b)"]
+    validation = {"split": "validation", "steps": 10, "guidance": 1.0}
+    assert len(pools([*files, with_settings(evaluation=validation)])) == 2
 
 
 @pytest.mark.parametrize(("order", "first", "verdict"), [(None, "a", "holds"), (("b", "a"), "b", "does not hold")])

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.comparison import launch, overrides_of, parse_axis, settle, variants
+from bench.comparison import launch, overrides_of, parse_axis, settle, teacher_commands, variants
 from bench.errors import MissingError, UsageError
 from bench.probe_command import probe_specs
 from bench.records import Record
-from bench.spec import resolve
+from bench.spec import resolve, teacher_spec
 from bench.standing import standings
 from report.along import along
 from report.load import comparison
@@ -94,6 +94,7 @@ def record(seed: int, score: float, curve: list[float], teachers: bool) -> Recor
     ]
     summary = {"seed": seed, "models": models, "cost": cost, "teachers": {"t": {}} if teachers else {}}
     sampler, spec = {"kernel": "ode", "eta": 0.0}, {"tasks": ["t"], "budget": {}, "lora": {}, "ema": {}}
+    spec["evaluation"] = {"split": "test", "steps": 10, "guidance": 1.0}
     return Record(summary, rows, spec | {"sampler": sampler, "optimizer": {"lr": 1e-3}, "params": {"order": None}})
 
 
@@ -112,6 +113,31 @@ def test_standings_by_hand() -> None:
     assert rl.above_reference.value == 0
     assert rl.against_reference.value == pytest.approx(-0.25)
     assert rl.against_reference.p <= 0.001
+    alone = standings({label: rs[:1] for label, rs in groups.items()}, ("t",), "opd", {"t": 5000.0})
+    assert np.isnan(alone[1].against_reference.p)  # one run of each says nothing of the methods
+
+
+def test_teachers_trained_seed_by_seed_are_each_their_own_students_scale() -> None:
+    def taught(seed: int, student: float, teacher: float) -> Record:
+        found = record(seed, student, [student], True)
+        found.summary["models"]["teacher t"]["t"]["rows"]["m"] = [teacher] * 4
+        return found
+
+    opd = [taught(0, 0.5, 0.5), taught(1, 0.6, 0.6), taught(2, 0.7, 0.7)]
+    rl = [record(s, 0.4, [0.4], False) for s in (0, 1)]
+    lines = standings({"opd": opd, "rl": rl}, ("t",), "opd", {"t": 1.0})
+    assert [line.gain.value for line in lines] == pytest.approx([1, 0.5])  # 0.2 of the teachers' mean gain of 0.4
+    assert (lines[0].gain.low, lines[0].gain.high) == pytest.approx((1, 1))
+
+
+def test_a_missing_teacher_is_trained_once_for_all_runs(tmp_path: Path) -> None:
+    specs = [resolve("opd_analytic", ["ocr"], s, teachers="train", overrides=[f"optimizer.lr={lr}"])
+             for s in (0, 1) for lr in (1e-3, 1e-4)]  # fmt: skip
+    commands = teacher_commands(specs, tmp_path / "results", "f")
+    assert list(commands) == ["teacher for ocr, seed 0", "teacher for ocr, seed 1"]
+    words = commands["teacher for ocr, seed 1"]
+    assert words[words.index("--seeds") + 1] == "1"
+    assert resolve("single_task", ["ocr"], 1, overrides=[words[-1]]) == teacher_spec(specs[2], "ocr")
 
 
 @pytest.mark.slow
@@ -149,7 +175,8 @@ def test_interference_is_averaged_over_runs() -> None:
     runs = [replace(record(s, 0.5, [0.5], False), probes=rows(v)) for s, v in enumerate((0.2, 0.4))]
     (point,) = along("rl", runs, ("t",)).interference["a | b"].values()
     assert point.value == pytest.approx(0.3)
-    assert (point.low, point.high) == pytest.approx((0.2, 0.4))
+    half = 12.706 * 0.1  # Student's t with one degree of freedom times the standard error
+    assert (point.low, point.high) == pytest.approx((0.3 - half, 0.3 + half), rel=0.2)
 
 
 def test_a_comparison_whose_runs_are_gone_is_said_to_be(tmp_path: Path) -> None:

@@ -30,6 +30,22 @@ def test_interval_covers_at_its_rate() -> None:
     assert 0.90 <= hits / 300 <= 0.985
 
 
+@pytest.mark.parametrize("runs", [3, 5])
+@pytest.mark.parametrize(("of_seeds", "of_prompts"), [(0, 0.3), (0.05, 0.3), (0.2, 0), (0.2, 0.3)])
+def test_interval_covers_with_few_seeds(runs: int, of_seeds: float, of_prompts: float) -> None:
+    """Whatever dominates: seeds that differ, prompts that differ, or the chance of single pictures."""
+    rng = np.random.default_rng(5)
+    strata, hits, rejected = np.repeat(["a", "b", "c"], 32), 0, 0
+    for _ in range(400):
+        seeds, prompts = of_seeds * rng.normal(size=(runs, 1)), of_prompts * rng.normal(size=96)
+        values = seeds + prompts + 0.4 * rng.normal(size=(runs, 96))
+        found = paired_difference(values, np.zeros(96), strata)
+        hits += found.low <= 0 <= found.high
+        rejected += found.p < 0.05
+    assert 0.925 <= hits / 400 <= 0.99
+    assert rejected / 400 <= 0.075
+
+
 def test_interval_is_seeded_and_several_seeds_widen_it() -> None:
     rng = np.random.default_rng(1)
     strata = np.repeat(["a", "b"], 50)
@@ -88,6 +104,9 @@ def test_probability_of_improvement_by_hand() -> None:
     assert probability_of_improvement(np.array([1.0, 2.0]), np.array([0.0, 1.0])).value == pytest.approx(3.5 / 4)
     assert probability_of_improvement(np.array([1.0]), np.array([1.0])).value == 0.5
     assert np.isnan(probability_of_improvement(np.array([]), np.array([1.0])).value)
+    apart = probability_of_improvement(np.arange(5) + 10.0, np.arange(5.0))
+    assert apart.value == apart.high == 1
+    assert 0.6 < apart.low < 0.7  # five runs above five others do not make it certain
 
 
 def test_holm_by_hand() -> None:

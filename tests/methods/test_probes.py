@@ -100,6 +100,15 @@ def test_slopes_interval_covers_under_heavy_tails() -> None:
     assert covered / 400 > 0.93
 
 
+def test_snr_interval_covers_with_a_dozen_states() -> None:
+    generator, mean, covered = torch.Generator().manual_seed(3), torch.full((30,), 0.5), 0
+    for _ in range(200):
+        found = gradient_noise([[mean + torch.randn(30, generator=generator)] for _ in range(12)]).snr
+        covered += found.low <= 0.25 <= found.high
+    assert 0.9 <= covered / 200 <= 0.99
+    assert np.isnan(gradient_noise([[mean], [mean + 1]]).snr.low)  # two states have no jackknife
+
+
 def test_interference_of_identical_and_opposite_teachers(make_lab) -> None:
     lab = probe_lab(make_lab())
     method = OpdAnalytic(OpdOptions(trajectories=3))
@@ -107,6 +116,8 @@ def test_interference_of_identical_and_opposite_teachers(make_lab) -> None:
     assert set(cosines) == {"geneval | ocr", "geneval | geneval", "ocr | ocr"}
     assert set(cosines["ocr | ocr"]) == {"all", "block 0", "block 1", "block 2", "block 3"}
     assert cosines["ocr | ocr"]["all"] > abs(cosines["geneval | ocr"]["all"])
+    other = interference(method, replace(lab, seed=1), ("geneval", "ocr"), 2)
+    assert other["geneval | ocr"]["all"] != cosines["geneval | ocr"]["all"]  # every run draws states of its own
     before = [p.clone() for p in lab.backbone.adapters.parameters("student")]
     task_gradients(method, lab, ("ocr",))
     assert all(map(torch.equal, before, lab.backbone.adapters.parameters("student")))
