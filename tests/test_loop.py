@@ -222,3 +222,31 @@ def test_settings_are_chosen_on_other_prompts_than_they_are_reported_on(session:
             assert model["ocr"]["strata"] == expected
         length[split] = len(expected)
     assert length["validation"] != length["test"]
+
+
+def test_students_are_evaluated_at_the_guidance_they_train_at() -> None:
+    assert quick("sampler.guidance=2").evaluation.guidance == 2
+    assert quick("sampler.guidance=2", "evaluation.guidance=1").evaluation.guidance == 1
+    assert quick() == quick("evaluation.guidance=1")
+
+
+def test_a_runs_adapter_teaches_at_the_guidance_of_its_run(session: Session) -> None:
+    settings = ["params.groups=2", "params.group_size=2", "budget.updates=1", "evaluation.steps=1"]
+    taught = resolve("single_task", ["ocr"], overrides=[*settings, "evaluation.guidance=3"])
+    folder = session.root / execute(taught, session)["folder"] / "adapter"
+    assert quick(f"teachers.ocr={folder}").teacher_guidance == {"ocr": 3}
+
+
+def test_scoring_of_held_out_pictures_is_not_charged_to_training(session: Session) -> None:
+    """A budget in seconds counts training and the scoring of its rewards."""
+    seconds = execute(quick(), session)["cost"]["seconds"]
+    assert "scoring" not in seconds
+    assert seconds["held-out scoring"] > 0
+
+
+def test_what_a_merge_loses_is_recorded(session: Session) -> None:
+    spec = resolve("merge", ["geneval", "ocr"], overrides=["lora.rank=8", "evaluation.steps=1"])
+    summary = execute(spec, session)
+    (row,) = Run(session.root, spec, describe("micro").fingerprint()).rows("metrics.jsonl")
+    assert summary["updates"] == row["step"] == 0
+    assert 0 < row["energy_kept"] < 1

@@ -88,6 +88,8 @@ def test_published_weights_of_the_ten_step_table(make_lab) -> None:
     true, code = step_weights(lab.sampler, "kl"), step_weights(lab.sampler, "no_dt")
     assert [true[k] for k in (0, 4, 8)] == pytest.approx([0.0016, 0.0349, 1.105], rel=0.03)
     assert [code[k] for k in (0, 4, 8)] == pytest.approx([0.00006, 0.0029, 0.2974], rel=0.1)
+    complete = make_lab("cps", 0.7, steps=10).sampler  # its std has no sqrt(h) to leave out
+    assert step_weights(complete, "no_dt") == step_weights(complete, "kl")
 
 
 def test_gradient_equals_finite_differences(make_lab, gradient) -> None:

@@ -132,6 +132,24 @@ def test_guard_removes_the_bias_of_the_ratio() -> None:
     assert abs(float(corrected.mean())) < 4 * float(corrected.std()) / 4000**0.5
 
 
+@pytest.mark.parametrize("kernel", ["flow_sde", "cps"])
+def test_grpo_penalty_is_the_released_codes(make_lab, gradient, kernel: str) -> None:
+    """(mean - reference's)^2 / (2 std_dev_t^2), where flow_sde's std_dev_t is g, without sqrt(h), and cps's is all."""
+    lab = make_lab(kernel, 0.7)
+    engine = MultiReward(RlOptions(engine="grpo", groups=1, group_size=2, grpo=GrpoOptions(kl=1.0)))
+    with torch.no_grad():
+        samples = engine.collect(lab, "ocr")
+        samples.advantages = torch.zeros(2)
+        measured = float(sum(engine.losses(lab, "ocr", samples)))
+        expected, steps = 0.0, engine.engine.trained(lab.sampler)
+        for k in steps:
+            x, at, sigma = samples.trajectory.states[k], lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
+            v, base = (lab.velocity(samples.conditioning, name)(x, sigma) for name in (STUDENT, None))
+            std_dev_t = at.c / lab.sampler.schedule.h(k) ** 0.5 if kernel == "flow_sde" else at.c
+            expected += float((at.b * (v - base)).square().mean() / (2 * std_dev_t**2)) / len(steps)
+    assert measured == pytest.approx(expected, rel=1e-4)
+
+
 def test_cascade_visits_tasks_in_order_and_moves_its_anchor(make_lab) -> None:
     lab = make_lab()
     lab.backbone.adapters.add(OLD, Shape(4, 8.0))
