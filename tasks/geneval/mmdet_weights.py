@@ -1,0 +1,181 @@
+"""Convert GenEval's detector from mmdet's checkpoint: python -m tasks.geneval.mmdet_weights CHECKPOINT.pth FOLDER
+
+The official evaluator's Mask2Former (Swin-S, COCO instances, trained with mmdet 2.x) becomes a folder that
+transformers' Mask2FormerForUniversalSegmentation reads. Only names and two layouts differ: mmdet keeps query, key and
+value in one matrix, and its patch merging orders the channels of a 2x2 patch channel by channel, transformers' pixel by
+pixel.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.errors import UsageError, exit_on_error, one_line
+
+SWIN = "model.pixel_level_module.encoder"
+PIXELS = "model.pixel_level_module.decoder"
+QUERIES = "model.transformer_module"
+FEED_FORWARD = [(r"ffns\.0\.layers\.0\.0", "fc1"), (r"ffns\.0\.layers\.1", "fc2")]
+SECTIONS = {
+    "backbone": (SWIN, [
+        (r"patch_embed\.projection", "embeddings.patch_embeddings.projection"),
+        (r"patch_embed\.norm", "embeddings.norm"),
+        (r"^norm(\d)", lambda m: f"hidden_states_norms.stage{int(m[1]) + 1}"),
+        (r"^stages", "encoder.layers"),
+        (r"\.norm1", ".layernorm_before"),
+        (r"\.norm2", ".layernorm_after"),
+        (r"attn\.w_msa\.proj", "attention.output.dense"),
+        (r"attn\.w_msa", "attention.self"),
+        (r"ffn\.layers\.0\.0", "intermediate.dense"),
+        (r"ffn\.layers\.1", "output.dense"),
+    ]),
+    "panoptic_head.pixel_decoder": (PIXELS, [
+        (r"input_convs", "input_projections"),
+        (r"lateral_convs\.0", "adapter_1"),
+        (r"output_convs\.0", "layer_1"),
+        (r"\.conv\.", ".0."),
+        (r"\.gn\.", ".1."),
+        (r"mask_feature", "mask_projection"),
+        (r"level_encoding\.weight", "level_embed"),
+        (r"attentions\.0", "self_attn"),
+        (r"norms\.0", "self_attn_layer_norm"),
+        (r"norms\.1", "final_layer_norm"),
+        *FEED_FORWARD,
+    ]),
+    "panoptic_head.transformer_decoder": (f"{QUERIES}.decoder", [
+        (r"attentions\.0\.attn", "cross_attn"),
+        (r"attentions\.1\.attn", "self_attn"),
+        (r"norms\.0", "cross_attn_layer_norm"),
+        (r"norms\.1", "self_attn_layer_norm"),
+        (r"norms\.2", "final_layer_norm"),
+        (r"post_norm", "layernorm"),
+        *FEED_FORWARD,
+    ]),
+    "panoptic_head.cls_embed": ("class_predictor", []),
+    "panoptic_head": (QUERIES, [
+        (r"query_embed", "queries_embedder"),
+        (r"query_feat", "queries_features"),
+        (r"mask_embed\.(\d)", lambda m: f"decoder.mask_predictor.mask_embedder.{int(m[1]) // 2}.0"),
+    ]),
+}  # fmt: skip
+"""mmdet's module -> the module of transformers' published checkpoints, and what is renamed inside, in order."""
+DERIVED = ("relative_position_index", "loss_cls", "class_weight")
+"""Entries that hold nothing learned."""
+UNREAD = re.compile(r"criterion\.|encoder\.(swin\.)?layernorm\.")
+"""Parameters of transformers' model that its logits do not read and mmdet's has not."""
+
+
+def renamed(key: str) -> str:
+    """The transformers name of an mmdet parameter; one that is in no known module keeps its own."""
+    for theirs, (ours, inside) in SECTIONS.items():
+        if key.startswith(f"{theirs}."):
+            name = key.removeprefix(f"{theirs}.")
+            for pattern, replacement in inside:
+                name = re.sub(pattern, replacement, name)
+            return f"{ours}.{name}"
+    return key
+
+
+def pixel_by_pixel(merged: Tensor) -> Tensor:
+    """Reorder the last axis [4 C] of patch merging: from (channel, row, column) to (column, row, channel)."""
+    patches = merged.unflatten(-1, (-1, 2, 2))
+    return patches.movedim((-3, -2, -1), (-1, -2, -3)).flatten(-3)
+
+
+def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An mmdet state dict under transformers' names and layouts."""
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if any(name in key for name in DERIVED):
+            continue
+        name = renamed(key)
+        if ".downsample." in name:
+            found[name] = pixel_by_pixel(value)
+        elif match := re.fullmatch(r"(.*\.attention\.self\.)qkv\.(weight|bias)", name):
+            for part, piece in zip(("query", "key", "value"), value.chunk(3)):
+                found[f"{match[1]}{part}.{match[2]}"] = piece
+        elif match := re.fullmatch(r"(.*\.self_attn\.)in_proj_(weight|bias)", name):
+            for part, piece in zip("qkv", value.chunk(3)):
+                found[f"{match[1]}{part}_proj.{match[2]}"] = piece
+        else:
+            found[name] = value
+    return {name: value.contiguous() for name, value in found.items()}
+
+
+def architecture(state: dict[str, Tensor]):
+    """The Mask2FormerConfig that an mmdet state dict's shapes spell out."""
+    from transformers import Mask2FormerConfig, SwinConfig
+
+    def count(pattern: str) -> int:
+        return len({match[1] for key in state if (match := re.match(pattern, key))})
+
+    stages = range(count(r"backbone\.stages\.(\d+)\."))
+    tables = [state[f"backbone.stages.{i}.blocks.0.attn.w_msa.relative_position_bias_table"] for i in stages]
+    hidden = state["panoptic_head.query_feat.weight"].shape[1]
+    encoder = "panoptic_head.pixel_decoder.encoder.layers"
+    points = 3 * 4  # levels and points of the deformable attention; transformers has no others
+    swin = SwinConfig(
+        embed_dim=state["backbone.patch_embed.projection.weight"].shape[0],
+        depths=[count(rf"backbone\.stages\.{i}\.blocks\.(\d+)\.") for i in stages],
+        num_heads=[table.shape[1] for table in tables],
+        window_size=(round(tables[0].shape[0] ** 0.5) + 1) // 2,
+        out_features=[f"stage{i + 1}" for i in stages],
+    )
+    return Mask2FormerConfig(
+        backbone_config=swin,
+        feature_size=hidden,
+        mask_feature_size=state["panoptic_head.pixel_decoder.mask_feature.weight"].shape[0],
+        hidden_dim=hidden,
+        encoder_feedforward_dim=state[f"{encoder}.0.ffns.0.layers.0.0.bias"].shape[0],
+        encoder_layers=count(r"panoptic_head\.pixel_decoder\.encoder\.layers\.(\d+)\."),
+        dim_feedforward=state["panoptic_head.transformer_decoder.layers.0.ffns.0.layers.0.0.bias"].shape[0],
+        decoder_layers=count(r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.") + 1,
+        num_attention_heads=state[f"{encoder}.0.attentions.0.attention_weights.bias"].shape[0] // points,
+        num_queries=state["panoptic_head.query_feat.weight"].shape[0],
+        num_labels=state["panoptic_head.cls_embed.bias"].shape[0] - 1,
+    )
+
+
+def convert(checkpoint: Path, folder: Path) -> None:
+    """Write a transformers folder. Raises UsageError for a file that is no such checkpoint."""
+    import transformers
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = content.get("state_dict", content)
+        config, tensors = architecture(state), converted(state)
+    except Exception as error:
+        raise UsageError(f"{checkpoint} is no mmdet Mask2Former checkpoint: {one_line(error)}") from error
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # what does not fit is an error below
+    try:
+        model, report = Mask2FormerForUniversalSegmentation.from_pretrained(
+            None, config=config, state_dict=tensors, output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise UsageError(f"{checkpoint} does not fit transformers' Mask2Former: {one_line(error)}") from error
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+    missing = [key for key in report["missing_keys"] if not UNREAD.search(key)]
+    wrong = {"missing": missing, "unknown": report["unexpected_keys"]}
+    if any(wrong.values()):
+        found = ", ".join(f"{kind}: {sorted(map(str, keys))[0]}" for kind, keys in wrong.items() if keys)
+        raise UsageError(f"{checkpoint} does not fit transformers' Mask2Former ({found})")
+    model.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="mmdet's .pth")
+    parser.add_argument("folder", type=Path, help="where the converted model goes")
+    arguments = parser.parse_args()
+    convert(arguments.checkpoint, arguments.folder)
+    print(f"converted: {arguments.folder}")
+
+
+if __name__ == "__main__":
+    exit_on_error(main)
