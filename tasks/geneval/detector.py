@@ -1,0 +1,128 @@
+"""Finding COCO objects as GenEval's evaluator does: mmdet's pre- and post-processing around a Mask2Former.
+
+Resizing, padding, mask upsampling, scoring and boxes follow mmdet 2.x's test pipeline for the official configuration
+(mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco), which differs from transformers' image processor in all of them.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from bench.errors import MissingError, one_line
+from bench.hashing import content_hash
+
+LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
+PADDING = 128.0
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+CANDIDATES = 100
+"""Query-class pairs kept of a picture, by class probability."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object; `label` is COCO's index, `box` (x1, y1, x2, y2) the mask's extent in pixels of the picture."""
+
+    label: int
+    box: tuple[float, float, float, float]
+    score: float
+    mask: np.ndarray
+    """bool [H, W]."""
+
+
+class Detector(Protocol):
+    """Anything that finds COCO objects."""
+
+    name: str
+    """Engine, version and weights: part of every score's name."""
+
+    def detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
+        """Objects scored above `floor` in each picture [B, 3, H, W] in [0, 1], RGB."""
+
+
+class Mask2FormerDetector:
+    """A Mask2Former for COCO instances in transformers' folder format."""
+
+    def __init__(self, folder: Path, engine: str, device: str = "cpu"):
+        self.folder, self.engine, self.device = folder, engine, device
+
+    @cached_property
+    def name(self) -> str:
+        return f"{self.engine}-{content_hash([self.folder / 'model.safetensors'])}"
+
+    @cached_property
+    def model(self):
+        from transformers import Mask2FormerForUniversalSegmentation
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        try:
+            model = Mask2FormerForUniversalSegmentation.from_pretrained(self.folder, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise MissingError(f"no detector in {self.folder}: {one_line(error)}") from error
+        return model.eval().requires_grad_(False).to(self.device)
+
+    @torch.no_grad()
+    def detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
+        """As the protocol says. Deterministic on one device; pictures of a batch share their size."""
+        height, width = images_BCHW.shape[-2:]
+        pixels, (inner_h, inner_w) = prepare(images_BCHW.to(self.device))
+        outputs = self.model(pixel_values=pixels)
+        found = []
+        for classes, masks in zip(outputs.class_queries_logits, outputs.masks_queries_logits):
+            query, label, probability = candidates(classes, floor)
+            masks = interpolate(masks[query][None], pixels.shape[-2:], mode="bilinear")[..., :inner_h, :inner_w]
+            masks = interpolate(masks, (height, width), mode="bilinear")[0]
+            found.append(instances(label, probability, masks, floor))
+        return found
+
+
+def prepare(images_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Pictures in [0, 1] -> network input, and the size of the resized picture in its upper left corner.
+
+    Scaled to fit (1333, 800) by OpenCV's bilinear interpolation on bytes, padded with grey to multiples of 32,
+    normalised (padding too: mmdet pads first).
+    """
+    import cv2
+
+    height, width = images_BCHW.shape[-2:]
+    scale = min(LONG_SIDE / max(height, width), SHORT_SIDE / min(height, width))
+    inner = int(height * scale + 0.5), int(width * scale + 0.5)
+    levels = (images_BCHW.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    scaled = np.stack([cv2.resize(image, inner[::-1], interpolation=cv2.INTER_LINEAR) for image in levels])
+    resized = torch.from_numpy(scaled).to(images_BCHW.device).permute(0, 3, 1, 2).float()
+    missing = [-side % DIVISOR for side in inner]
+    padded = pad(resized, (0, missing[1], 0, missing[0]), value=PADDING)
+    mean, std = (torch.tensor(v, device=padded.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (padded - mean) / std, inner
+
+
+def candidates(logits_QK: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(query, class, probability) of the best query-class pairs; the last class, no object, is left out.
+
+    A score is the probability times a mask's confidence of at most 1: pairs not above `floor` need no mask.
+    """
+    probabilities = logits_QK.softmax(-1)[:, :-1]
+    best, index = probabilities.flatten().topk(min(CANDIDATES, probabilities.numel()))
+    index, best = index[best > floor], best[best > floor]
+    return index // probabilities.shape[1], index % probabilities.shape[1], best
+
+
+def instances(label_N: Tensor, probability_N: Tensor, logits_NHW: Tensor, floor: float) -> list[Detection]:
+    """Detections scored above `floor`: probability times the mean sigmoid over the mask's positive pixels."""
+    masks = logits_NHW > 0
+    area = masks.flatten(1).sum(1)
+    confidence = (logits_NHW.sigmoid() * masks).flatten(1).sum(1) / (area + 1e-6)
+    scores = probability_N * confidence
+    found = []
+    for label, score, mask in zip(label_N.tolist(), scores.tolist(), masks.cpu().numpy()):
+        if score > floor:
+            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+            found.append(Detection(label, box, score, mask))
+    return found

@@ -1,0 +1,152 @@
+"""The COCO detector's surroundings: mmdet's resizing, padding, scoring and boxes; colours from cut-outs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.errors import MissingError
+from tasks.geneval.colours import ClipColourJudge, cut_out
+from tasks.geneval.detector import Detection, Mask2FormerDetector, candidates, instances, prepare
+
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.mark.parametrize("size", [(512, 512), (300, 700), (64, 40), (1024, 768)])
+def test_pictures_are_scaled_padded_and_normalised(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels, (height, width) = prepare(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    expected = (
+        torch.nn.functional.interpolate(
+            torch.from_numpy(image).permute(2, 0, 1)[None].float(), (height, width), mode="bilinear"
+        )[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    levels = pixels[0].permute(1, 2, 0).double().numpy() * std + mean
+    assert np.abs(levels[:height, :width] - expected).max() < 1.01  # OpenCV's fixed point
+    assert (max(height, width) == 1333) or (min(height, width) == 800)
+    assert all(side % 32 == 0 for side in pixels.shape[-2:])
+    np.testing.assert_allclose(levels[height:], 128, atol=1e-4)
+    np.testing.assert_allclose(levels[:, width:], 128, atol=1e-4)
+
+
+def test_candidates_leave_out_no_object_and_may_take_a_query_twice() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.4, 0.1], [0.05, 0.05, 0.9]]))
+    query, label, probability = candidates(logits, 0.3)
+    assert query.tolist() == [0, 0]
+    assert label.tolist() == [0, 1]
+    assert probability.tolist() == pytest.approx([0.5, 0.4])
+
+
+def test_scores_and_boxes_by_hand() -> None:
+    logits = torch.full((3, 10, 12), -2.0)
+    logits[0, 2:5, 3:9] = 1.0
+    logits[1, 0, 0] = 4.0
+    found = instances(torch.tensor([7, 8, 9]), torch.tensor([0.8, 0.31, 0.9]), logits, 0.3)
+    assert [d.label for d in found] == [7, 8]  # the third's mask is empty: it scores nothing
+    assert found[0].box == (3, 2, 9, 5)
+    assert found[0].score == pytest.approx(0.8 / (1 + np.exp(-1.0)), rel=1e-5)
+    assert found[0].mask.sum() == 18
+    assert (found[1].box, found[1].score) == ((0, 0, 1, 1), pytest.approx(0.31 / (1 + np.exp(-4.0)), rel=1e-5))
+
+
+def test_a_stronger_floor_only_leaves_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20, 16, 16, generator=generator)
+    scores = torch.rand(20, generator=generator)
+    low, high = (instances(torch.arange(20), scores, logits, floor) for floor in (0.1, 0.5))
+    assert [(d.label, d.box, d.score) for d in high] == [(d.label, d.box, d.score) for d in low if d.score > 0.5]
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> Mask2FormerDetector:
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    torch.manual_seed(0)
+    swin = SwinConfig(
+        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        dim_feedforward=16, num_attention_heads=2, encoder_layers=1, decoder_layers=2, num_queries=9, num_labels=80,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("mask2former")
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    return Mask2FormerDetector(folder, "hf-converted")
+
+
+def test_detection_from_end_to_end_is_deterministic_and_in_the_picture(detector: Mask2FormerDetector) -> None:
+    images = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    first, again = detector.detect(images, 0.0), detector.detect(images, 0.0)
+    assert any(first)
+    for picture, same in zip(first, again):
+        assert [(d.label, d.box, d.score) for d in picture] == [(d.label, d.box, d.score) for d in same]
+        for d in picture:
+            x1, y1, x2, y2 = d.box
+            assert 0 <= x1 < x2 <= 64
+            assert 0 <= y1 < y2 <= 48
+            assert d.mask.shape == (48, 64)
+            assert d.mask[:, : int(x1)].sum() == d.mask[int(y2) :].sum() == 0
+    assert detector.name.startswith("hf-converted-")
+
+
+def test_missing_models_are_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no detector in"):
+        Mask2FormerDetector(tmp_path, "hf").detect(torch.zeros(1, 3, 8, 8), 0.3)
+    found = Detection(0, (0, 0, 4, 4), 1.0, np.ones((8, 8), bool))
+    with pytest.raises(MissingError, match="no CLIP model in"):
+        ClipColourJudge(tmp_path, COLOURS).judge(torch.zeros(3, 8, 8), [found], "car")
+
+
+def test_cut_out_shows_the_object_on_grey() -> None:
+    mask = np.zeros((8, 10), bool)
+    mask[2:5, 3:6] = True
+    mask[2, 3] = False
+    pixels = np.asarray(cut_out(torch.full((3, 8, 10), 1.0), Detection(0, (3, 2, 6, 5), 1.0, mask)))
+    assert pixels.shape == (3, 3, 3)
+    assert pixels[0, 0].tolist() == [153] * 3
+    assert pixels[1, 1].tolist() == [255] * 3
+
+
+def test_colours_are_judged_by_the_nearest_mean_text(tmp_path: Path) -> None:
+    """A tiny random CLIP: the verdict is the argmax of a direct transcription."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    letters = [chr(c) for c in range(33, 127)]
+    tokens = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=77)
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = tower | {"vocab_size": len(tokens), "bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1}
+    vision = tower | {"image_size": 32, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(tmp_path)
+    image = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(1))
+    mask = np.zeros((24, 24), bool)
+    mask[4:20, 4:20] = True
+    objects = [Detection(2, (4, 4, 20, 20), 0.9, mask), Detection(2, (4, 4, 12, 12), 0.8, mask)]
+    judge = ClipColourJudge(tmp_path, COLOURS)
+    unit = torch.nn.functional.normalize
+    with torch.no_grad():
+        words = []
+        for colour in COLOURS:
+            texts = [
+                f"a photo of a {colour} car",
+                f"a photo of a {colour}-colored car",
+                f"a photo of a {colour} object",
+            ]
+            embedded = [model.get_text_features(**tokenizer(t, return_tensors="pt")).pooler_output for t in texts]
+            words.append(unit(unit(torch.cat(embedded), dim=-1).mean(0), dim=0))
+        expected = []
+        for o in objects:
+            pixels = processor(images=cut_out(image, o), return_tensors="pt")["pixel_values"]
+            seen = model.get_image_features(pixel_values=pixels).pooler_output
+            expected.append(COLOURS[int((seen @ torch.stack(words).T).argmax())])
+    assert judge.judge(image, objects, "car") == expected
+    assert judge.judge(image, [], "car") == []
