@@ -186,6 +186,20 @@ def evaluate(
     score_adapter(adapter, split_names(tasks), backbone, guidance, steps, split, output)
 
 
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(help="The task whose scorer is used.")],
+    source: Annotated[Path, typer.Argument(help="Folder in GenEval's layout, or a results.jsonl of its evaluator.")],
+    set_: Set = None,
+    world: Annotated[str, typer.Option("--world", help="Kind of pictures: photo or micro.")] = "photo",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures scored together.")] = 8,
+) -> None:
+    """Score pictures that any tool made, in the official GenEval layout."""
+    from bench.score_command import score_folder
+
+    score_folder(task, source, set_ or [], world, batch)
+
+
 @app.command(name="list")
 def list_(what: Annotated[str, typer.Argument(help="methods, tasks, backbones or kernels.")]) -> None:
     """List what is registered."""

@@ -214,7 +214,7 @@ def compare_methods(
         failures = launch(waiting, root, jobs, report)
     groups = {
         v.label: [
-            Record(run.summary, run.rows("evaluations.jsonl"), run.spec.model_dump(mode="json"))
+            Record(run.summary, run.rows("evaluations.jsonl"), run.spec.record())
             for seed in seeds
             if (run := runs[v.label, seed]).summary
         ]
@@ -240,7 +240,7 @@ def teacher_commands(specs: list[Spec], root: Path, fingerprint: str) -> dict[st
     return {
         f"teacher for {spec.tasks[0]}, seed {spec.seed}": [
             "run", "--method", spec.method, "--tasks", spec.tasks[0], "--backbone", spec.backbone,
-            "--seeds", str(spec.seed), "--set", f"device={spec.device}",
+            "--seeds", str(spec.seed), "--set", f"device={spec.device}", "--set", f"scorers={json.dumps(spec.scorers)}",
         ]
         for spec in needed.values()
     }  # fmt: skip

@@ -46,8 +46,9 @@ def check_device(device: str) -> None:
         raise MissingError(f"device {device!r} is asked for but torch sees no GPU; use --set device=cpu")
 
 
-def load_tasks(names: tuple[str, ...], world: str) -> dict[str, Task]:
-    return {name: find("task", name)(world) for name in names}
+def load_tasks(names: tuple[str, ...], world: str, scorers: dict[str, dict[str, str]] | None = None) -> dict[str, Task]:
+    """task -> Task for a backbone's world; `scorers` as in a spec."""
+    return {name: find("task", name)(world, (scorers or {}).get(name)) for name in names}
 
 
 def execute(spec: Spec, session: Session) -> dict:
@@ -92,7 +93,7 @@ def equip(spec: Spec, descriptor: Descriptor, backbone: FlowBackbone, teachers: 
     """The laboratory that a spec describes, with its teachers mounted on the backbone."""
     return Lab(
         backbone=backbone,
-        tasks=load_tasks(spec.tasks, descriptor.world),
+        tasks=load_tasks(spec.tasks, descriptor.world, spec.scorers),
         teachers=mount(teachers, backbone),
         teacher_guidance=spec.teacher_guidance,
         sampler=spec.sampler.build(descriptor.shift),

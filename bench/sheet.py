@@ -47,7 +47,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     teachers = mount(locate(spec, descriptor, root, descriptor.fingerprint()), backbone)
     sampler = euler(spec.evaluation.steps, descriptor.shift)
     groups = []
-    for name, task in load_tasks(spec.tasks, descriptor.world).items():
+    for name, task in load_tasks(spec.tasks, descriptor.world, spec.scorers).items():
         base_guidance = (descriptor.base_guidance or {}).get(name, spec.evaluation.guidance)
         groups.append((name, *_columns(backbone, task, teachers.get(name), spec, sampler, base_guidance)))
     _paint(groups, path)

@@ -130,6 +130,8 @@ class Spec(Part):
     teacher_guidance: dict[str, Guidance] = {}
     """task -> its teacher's guidance scale; by default the one its run was evaluated at, for a folder that is no run's
     adapter the student's."""
+    scorers: dict[str, dict[str, str]] = {}
+    """task -> what its scorer is made of, where the backbone's world leaves that open; see bench list tasks."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
     """Updates between checkpoints."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
@@ -138,7 +140,12 @@ class Spec(Part):
 
     def digest(self, backbone_hash: str) -> str:
         """Identity of the run apart from its seed: settings and the backbone's weights."""
-        return text_hash({"spec": self.model_dump(mode="json", exclude={"seed"}), "backbone": backbone_hash})
+        settings = {name: value for name, value in self.record().items() if name != "seed"}
+        return text_hash({"spec": settings, "backbone": backbone_hash})
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for spec.json; what nobody said of scorers is left out."""
+        return self.model_dump(mode="json", exclude=set() if self.scorers else {"scorers"})
 
     def with_seed(self, seed: int) -> "Spec":
         return self.model_copy(update={"seed": seed})
@@ -172,7 +179,7 @@ def resolve(
     descriptor = describe(backbone)
     asked: dict[str, Any] = _read_yaml(preset) if preset else {}
     for override in overrides or []:
-        _merge(asked, _parse_override(override))
+        _merge(asked, parse_override(override))
     settings: dict[str, Any] = {}
     if descriptor.recipes and (descriptor.recipes / f"{method}.yaml").is_file():
         settings = _recipe(descriptor.recipes / f"{method}.yaml", tasks, asked)
@@ -200,6 +207,7 @@ def resolve(
         for task in getattr(spec, section):
             if task not in tasks:
                 raise unknown(f"task in {section}", task, tasks)
+    check_scorers(spec.scorers, tasks)
     if spec.teachers:
         guidance = {task: _teacher_guidance(spec, task) for task in tasks}
         spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
@@ -208,10 +216,22 @@ def resolve(
     return spec
 
 
+def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str]) -> None:
+    """Raise UsageError for a scorer of another task, or a key that the task does not know."""
+    for task, sources in scorers.items():
+        if task not in tasks:
+            raise unknown("task in scorers", task, tasks)
+        for key in sources:
+            known = find("task", task).sources
+            if key not in known:
+                raise unknown(f"key in scorers.{task}", key, known)
+
+
 def teacher_spec(spec: Spec, task: str) -> Spec:
     """How a task's teacher is trained: single-task RL by the backbone's recipe, with the run's seed and device."""
     trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)
-    return trained.model_copy(update={"device": spec.device})
+    scorers = {task: spec.scorers[task]} if task in spec.scorers else {}
+    return trained.model_copy(update={"device": spec.device, "scorers": scorers})
 
 
 def _teacher_guidance(spec: Spec, task: str) -> float:
@@ -255,7 +275,8 @@ def _read_yaml(path: Path) -> dict:
     return content
 
 
-def _parse_override(text: str) -> dict:
+def parse_override(text: str) -> dict:
+    """ "a.b=1" -> {"a": {"b": 1}}. Raises UsageError."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set takes key=value, got {text!r}")

@@ -48,7 +48,7 @@ class Run:
 
     def open(self) -> None:
         """Make the folder, or check that the one there is this run's."""
-        identity = {"spec": self.spec.model_dump(mode="json"), "backbone_hash": self.backbone_hash}
+        identity = {"spec": self.spec.record(), "backbone_hash": self.backbone_hash}
         path = self.folder / "spec.json"
         if path.exists():
             if json.loads(path.read_text()) != identity:

@@ -27,6 +27,8 @@ class Scores:
     """Training reward, float64 [B] in [0, 1]; NaN marks a scorer failure, never a bad picture."""
     metrics: dict[str, np.ndarray]
     """Evaluation metrics by name, each float64 [B]."""
+    details: list[dict[str, Any]] = field(default_factory=list)
+    """What led to each picture's scores, as plain data; empty where a scorer has nothing to tell."""
 
 
 class Task(ABC):
@@ -40,8 +42,16 @@ class Task(ABC):
     training_shares: ClassVar[dict[str, float]] = {}
     """Relative share of strata among training prompts; 1 where nothing is said."""
 
-    def __init__(self, world: str):
-        self.world = world
+    sources: ClassVar[dict[str, str]] = {}
+    """What a user may say of the scorer (--set scorers.<task>.<key>=VALUE): key -> meaning."""
+
+    def __init__(self, world: str, sources: dict[str, str] | None = None):
+        self.world, self.given = world, sources or {}
+
+    @property
+    def scorer_name(self) -> str:
+        """Engine, version and weights of the scorer; part of every result's provenance."""
+        return f"{self.world}-{self.name}-{self.version}"
 
     @abstractmethod
     def prompts(self, split: str) -> list[Prompt]:

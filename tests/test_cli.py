@@ -50,6 +50,7 @@ FLAGS = {
         "--tasks",
     ],
     "eval": ["--adapter", "--backbone", "--guidance", "--help", "--output", "--split", "--steps", "--tasks"],
+    "score": ["--batch", "--help", "--set", "--world"],
     "list": ["--help"],
     "doctor": ["--help"],
 }

@@ -137,7 +137,7 @@ def test_a_missing_teacher_is_trained_once_for_all_runs(tmp_path: Path) -> None:
     assert list(commands) == ["teacher for ocr, seed 0", "teacher for ocr, seed 1"]
     words = commands["teacher for ocr, seed 1"]
     assert words[words.index("--seeds") + 1] == "1"
-    assert resolve("single_task", ["ocr"], 1, overrides=[words[-1]]) == teacher_spec(specs[2], "ocr")
+    assert resolve("single_task", ["ocr"], 1, overrides=[words[-3], words[-1]]) == teacher_spec(specs[2], "ocr")
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """GenEval's judge of colours: CLIP ViT-L/14 on the object, cut out by its mask, among ten colours."""
 
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.errors import MissingError, one_line
-from bench.hashing import content_hash
+from bench.weights import weights_hash
 from tasks.geneval.detector import Detection
 
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
@@ -27,19 +26,19 @@ class ColourJudge(Protocol):
 
 
 class ClipColourJudge:
-    """A CLIPModel folder in transformers' format with its tokenizer and image processor.
+    """A CLIPModel with its tokenizer and image processor: a folder in transformers' format, or a hub id.
 
     The official evaluator runs open_clip's ViT-L-14 "openai", whose weights are openai/clip-vit-large-patch14, under
     half-precision autocast; here it is float32.
     """
 
-    def __init__(self, folder: Path, colours: tuple[str, ...], device: str = "cpu"):
-        self.folder, self.colours, self.device = folder, colours, device
+    def __init__(self, source: str, colours: tuple[str, ...], device: str = "cpu"):
+        self.source, self.colours, self.device = source, colours, device
         self._words = cache(self._embed_words)
 
     @cached_property
     def name(self) -> str:
-        return f"clip-colours-{content_hash([self.folder / 'model.safetensors'])}"
+        return f"clip-colours-{weights_hash(self.source)}"
 
     @cached_property
     def _clip(self):
@@ -48,11 +47,11 @@ class ClipColourJudge:
 
         disable_progress_bar()
         try:
-            model = CLIPModel.from_pretrained(self.folder, dtype=torch.float32).eval().requires_grad_(False)
-            processor = AutoImageProcessor.from_pretrained(self.folder, backend="pil")
-            return model.to(self.device), AutoTokenizer.from_pretrained(self.folder), processor
+            model = CLIPModel.from_pretrained(self.source, dtype=torch.float32).eval().requires_grad_(False)
+            processor = AutoImageProcessor.from_pretrained(self.source, backend="pil")
+            return model.to(self.device), AutoTokenizer.from_pretrained(self.source), processor
         except (OSError, ValueError) as error:
-            raise MissingError(f"no CLIP model in {self.folder}: {one_line(error)}") from error
+            raise MissingError(f"no CLIP model at {self.source!r}: {one_line(error)}") from error
 
     @torch.no_grad()
     def _embed_words(self, noun: str) -> Tensor:

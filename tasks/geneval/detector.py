@@ -6,7 +6,6 @@ Resizing, padding, mask upsampling, scoring and boxes follow mmdet 2.x's test pi
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from bench.errors import MissingError, one_line
-from bench.hashing import content_hash
+from bench.weights import weights_hash
 
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
 PADDING = 128.0
@@ -46,14 +45,14 @@ class Detector(Protocol):
 
 
 class Mask2FormerDetector:
-    """A Mask2Former for COCO instances in transformers' folder format."""
+    """A Mask2Former for COCO instances: a folder in transformers' format, or a hub id."""
 
-    def __init__(self, folder: Path, engine: str, device: str = "cpu"):
-        self.folder, self.engine, self.device = folder, engine, device
+    def __init__(self, source: str, engine: str, device: str = "cpu"):
+        self.source, self.engine, self.device = source, engine, device
 
     @cached_property
     def name(self) -> str:
-        return f"{self.engine}-{content_hash([self.folder / 'model.safetensors'])}"
+        return f"{self.engine}-{weights_hash(self.source)}"
 
     @cached_property
     def model(self):
@@ -62,9 +61,9 @@ class Mask2FormerDetector:
 
         disable_progress_bar()
         try:
-            model = Mask2FormerForUniversalSegmentation.from_pretrained(self.folder, dtype=torch.float32)
+            model = Mask2FormerForUniversalSegmentation.from_pretrained(self.source, dtype=torch.float32)
         except (OSError, ValueError) as error:
-            raise MissingError(f"no detector in {self.folder}: {one_line(error)}") from error
+            raise MissingError(f"no detector at {self.source!r}: {one_line(error)}") from error
         return model.eval().requires_grad_(False).to(self.device)
 
     @torch.no_grad()
@@ -76,6 +75,9 @@ class Mask2FormerDetector:
         found = []
         for classes, masks in zip(outputs.class_queries_logits, outputs.masks_queries_logits):
             query, label, probability = candidates(classes, floor)
+            if not len(query):
+                found.append([])
+                continue
             masks = interpolate(masks[query][None], pixels.shape[-2:], mode="bilinear")[..., :inner_h, :inner_w]
             masks = interpolate(masks, (height, width), mode="bilinear")[0]
             found.append(instances(label, probability, masks, floor))

@@ -1,7 +1,8 @@
 """The composition task: GenEval's prompts and rules with a detector for the backbone's world."""
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -9,15 +10,18 @@ from torch import Tensor
 
 from bench.backbones.micro.reader import find_shapes
 from bench.backbones.micro.world import COLOURS, SHAPES
-from bench.errors import MissingError
 from bench.task import Prompt, Scores, Task
+from tasks.geneval.photo import SOURCES, photo_reader
 from tasks.geneval.prompts import COCO, Vocabulary, generate
 from tasks.geneval.rules import Found, Objects, official, partial, select, strict
 
 PICTURES_PER_TAG = {"validation": 24, "test": 48}
+PICTURES_PER_PROMPT = 4
+TRAINING_SEED, TRAINING_DRAWS = 1043, 3000
+HELD_OUT_PER_TAG = 16
 
 
-def _micro_detector(images_BCHW: Tensor) -> list[Objects]:
+def _micro_reader(images_BCHW: Tensor, _: list[dict]) -> list[Objects]:
     pictures = []
     for marks in find_shapes(images_BCHW):
         objects: Objects = {}
@@ -27,16 +31,65 @@ def _micro_detector(images_BCHW: Tensor) -> list[Objects]:
     return pictures
 
 
-def _photo_detector(images_BCHW: Tensor) -> list[Objects]:
-    raise MissingError("no COCO detector is configured for photographic backbones yet; GenEval scores need one")
+def _micro_splits(vocabulary: Vocabulary) -> dict[str, list[dict]]:
+    """Each tag's generated records, a third to test, a sixth to validation, the rest to training.
+
+    Test and validation cycle through their records up to a fixed number of pictures a tag.
+    """
+    by_tag: dict[str, list[dict]] = {}
+    for record in generate(vocabulary, draws=400):
+        by_tag.setdefault(record["tag"], []).append(record)
+    splits: dict[str, list[dict]] = {}
+    for records in by_tag.values():
+        test, validation = len(records) // 3, max(1, len(records) // 6)
+        parts = {
+            "test": records[:test],
+            "validation": records[test : test + validation],
+            "train": records[test + validation :],
+        }
+        for split, part in parts.items():
+            count = PICTURES_PER_TAG.get(split, len(part))
+            splits.setdefault(split, []).extend(part[i % len(part)] for i in range(count))
+    return splits
 
 
-Detector = Callable[[Tensor], list[Objects]]
-# world -> vocabulary, draws of the generator, detector, share of the official verdict in the reward. The partial score
-# alone, as published for photos, pays 0.75 for two objects on the wrong sides: too little to learn from in minutes.
-WORLDS: dict[str, tuple[Vocabulary, int, Detector, float]] = {
-    "micro": (Vocabulary(SHAPES, tuple(COLOURS)), 400, _micro_detector, 0.5),
-    "photo": (COCO, 100, _photo_detector, 0.0),
+def _photo_splits(vocabulary: Vocabulary) -> dict[str, list[dict]]:
+    """Test: the official 553 prompts, four pictures each. The others: more of the same generator, none of them in test.
+
+    Single objects are 80 prompts in all, and all in test: training has none, as in the published mix.
+    """
+    test = generate(vocabulary)
+    told, by_tag = {record["prompt"] for record in test}, {}
+    for record in generate(vocabulary, seed=TRAINING_SEED, draws=TRAINING_DRAWS):
+        if record["prompt"] not in told:
+            told.add(record["prompt"])
+            by_tag.setdefault(record["tag"], []).append(record)
+    return {
+        "test": [record for record in test for _ in range(PICTURES_PER_PROMPT)],
+        "validation": [record for records in by_tag.values() for record in records[:HELD_OUT_PER_TAG]],
+        "train": [record for records in by_tag.values() for record in records[HELD_OUT_PER_TAG:]],
+    }
+
+
+Reader = Callable[[Tensor, list[dict]], list[Objects]]
+"""Pictures and their prompt records -> objects, coloured where the record asks for a colour."""
+
+
+@dataclass(frozen=True)
+class World:
+    """GenEval in one backbone's world."""
+
+    vocabulary: Vocabulary
+    splits: Callable[[Vocabulary], dict[str, list[dict]]]
+    reader: Callable[[dict[str, str]], Reader]
+    official_share: float
+    """Share of the official verdict in the reward. The partial score alone, as published for photos, pays 0.75 for two
+    objects on the wrong sides: too little to learn from in minutes."""
+
+
+WORLDS = {
+    "micro": World(Vocabulary(SHAPES, tuple(COLOURS)), _micro_splits, lambda _: _micro_reader, 0.5),
+    "photo": World(COCO, _photo_splits, photo_reader, 0.0),
 }
 
 
@@ -51,38 +104,38 @@ class GenEval(Task):
         "position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1, "single_object": 0,
     }  # fmt: skip
 
-    def __init__(self, world: str):
-        super().__init__(world)
-        self.vocabulary, self.draws, self.detect, self.official_share = self.world_entry(WORLDS)
+    sources = SOURCES
 
-    @cache  # noqa: B019 - one task object lives as long as its process
+    def __init__(self, world: str, sources: dict[str, str] | None = None):
+        super().__init__(world, sources)
+        self.entry: World = self.world_entry(WORLDS)
+
+    @cached_property
+    def reader(self) -> Reader:
+        return self.entry.reader(self.given)
+
+    @cached_property
+    def scorer_name(self) -> str:
+        return f"geneval-{self.version}+{getattr(self.reader, 'name', self.world)}"
+
+    @cached_property
+    def _splits(self) -> dict[str, list[Prompt]]:
+        made = self.entry.splits(self.entry.vocabulary)
+        return {split: [Prompt(r["prompt"], r["tag"], r) for r in records] for split, records in made.items()}
+
     def prompts(self, split: str) -> list[Prompt]:
-        """Each tag's generated records, a third to test, a sixth to validation, the rest to training.
-
-        Test and validation cycle through their records up to a fixed number of pictures a tag.
-        """
-        by_tag: dict[str, list[dict]] = {}
-        for record in generate(self.vocabulary, draws=self.draws):
-            by_tag.setdefault(record["tag"], []).append(record)
-        chosen = []
-        for tag, records in by_tag.items():
-            test, validation = len(records) // 3, max(1, len(records) // 6)
-            parts = {
-                "test": records[:test],
-                "validation": records[test : test + validation],
-                "train": records[test + validation :],
-            }
-            part = parts[split]
-            rows = [part[i % len(part)] for i in range(PICTURES_PER_TAG.get(split, len(part)))]
-            chosen += [Prompt(r["prompt"], tag, r) for r in rows]
-        return chosen
+        return self._splits[split]
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
-        rows = []
-        for objects, prompt in zip(self.detect(images_BCHW), prompts, strict=True):
+        rows, details = [], []
+        read = self.reader(images_BCHW, [p.metadata for p in prompts])
+        for objects, prompt in zip(read, prompts, strict=True):
             kept = select(objects, prompt.metadata["tag"])
-            verdict = official(kept, prompt.metadata, self.vocabulary.colours)[0]
+            verdict, reason = official(kept, prompt.metadata, self.entry.vocabulary.colours)
             rows.append((partial(kept, prompt.metadata), verdict, strict(kept, prompt.metadata)))
+            boxes = {name: [[*o.box, o.score] for o in found] for name, found in kept.items()}
+            details.append({"correct": verdict, "reason": reason, "details": boxes})
         partials, officials, stricts = np.array(rows, np.float64).reshape(-1, 3).T
-        rewards = (1 - self.official_share) * partials.clip(0, 1) + self.official_share * officials
-        return Scores(rewards, {"official": officials, "strict": stricts, "partial": partials})
+        share = self.entry.official_share
+        rewards = (1 - share) * partials.clip(0, 1) + share * officials
+        return Scores(rewards, {"official": officials, "strict": stricts, "partial": partials}, details)

@@ -45,8 +45,8 @@ class Ocr(Task):
     version = "1"
     headline = "exact"
 
-    def __init__(self, world: str):
-        super().__init__(world)
+    def __init__(self, world: str, sources: dict[str, str] | None = None):
+        super().__init__(world, sources)
         self.source, self.read = self.world_entry(WORLDS)
 
     @cache  # noqa: B019 - one task object lives as long as its process

@@ -40,8 +40,8 @@ class PickScore(Task):
     version = "1"
     headline = "reward"
 
-    def __init__(self, world: str):
-        super().__init__(world)
+    def __init__(self, world: str, sources: dict[str, str] | None = None):
+        super().__init__(world, sources)
         self._prompts, scorer, self.utility = self.world_entry(WORLDS)
         self.scorer: ClipScorer = scorer()
 

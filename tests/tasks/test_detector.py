@@ -62,21 +62,8 @@ def test_a_stronger_floor_only_leaves_out() -> None:
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory) -> Mask2FormerDetector:
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
-
-    torch.manual_seed(0)
-    swin = SwinConfig(
-        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
-        dim_feedforward=16, num_attention_heads=2, encoder_layers=1, decoder_layers=2, num_queries=9, num_labels=80,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("mask2former")
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
-    return Mask2FormerDetector(folder, "hf-converted")
+def detector(detector_folder: Path) -> Mask2FormerDetector:
+    return Mask2FormerDetector(str(detector_folder), "hf-converted")
 
 
 def test_detection_from_end_to_end_is_deterministic_and_in_the_picture(detector: Mask2FormerDetector) -> None:
@@ -95,11 +82,11 @@ def test_detection_from_end_to_end_is_deterministic_and_in_the_picture(detector:
 
 
 def test_missing_models_are_said_to_be(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="no detector in"):
-        Mask2FormerDetector(tmp_path, "hf").detect(torch.zeros(1, 3, 8, 8), 0.3)
+    with pytest.raises(MissingError, match="no detector at"):
+        Mask2FormerDetector(str(tmp_path), "hf").detect(torch.zeros(1, 3, 8, 8), 0.3)
     found = Detection(0, (0, 0, 4, 4), 1.0, np.ones((8, 8), bool))
-    with pytest.raises(MissingError, match="no CLIP model in"):
-        ClipColourJudge(tmp_path, COLOURS).judge(torch.zeros(3, 8, 8), [found], "car")
+    with pytest.raises(MissingError, match="no CLIP model at"):
+        ClipColourJudge(str(tmp_path), COLOURS).judge(torch.zeros(3, 8, 8), [found], "car")
 
 
 def test_cut_out_shows_the_object_on_grey() -> None:
@@ -112,26 +99,17 @@ def test_cut_out_shows_the_object_on_grey() -> None:
     assert pixels[1, 1].tolist() == [255] * 3
 
 
-def test_colours_are_judged_by_the_nearest_mean_text(tmp_path: Path) -> None:
-    """A tiny random CLIP: the verdict is the argmax of a direct transcription."""
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+def test_colours_are_judged_by_the_nearest_mean_text(clip_folder: Path) -> None:
+    """The verdict is the argmax of a direct transcription."""
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-    torch.manual_seed(0)
-    letters = [chr(c) for c in range(33, 127)]
-    tokens = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=77)
-    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = tower | {"vocab_size": len(tokens), "bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1}
-    vision = tower | {"image_size": 32, "patch_size": 8}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
-    for part in (model, tokenizer, processor):
-        part.save_pretrained(tmp_path)
+    model, tokenizer = CLIPModel.from_pretrained(clip_folder).eval(), AutoTokenizer.from_pretrained(clip_folder)
+    processor = AutoImageProcessor.from_pretrained(clip_folder, backend="pil")
     image = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(1))
     mask = np.zeros((24, 24), bool)
     mask[4:20, 4:20] = True
     objects = [Detection(2, (4, 4, 20, 20), 0.9, mask), Detection(2, (4, 4, 12, 12), 0.8, mask)]
-    judge = ClipColourJudge(tmp_path, COLOURS)
+    judge = ClipColourJudge(str(clip_folder), COLOURS)
     unit = torch.nn.functional.normalize
     with torch.no_grad():
         words = []

@@ -1,0 +1,83 @@
+"""Folders of pictures in GenEval's official layout, which its evaluator reads and any tool can write.
+
+DIR/00000/metadata.jsonl holds one JSON object with the prompt (and what the scorer needs to know of it),
+DIR/00000/samples/0000.png and so on its pictures.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.errors import UsageError, one_line
+from bench.task import Prompt
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture file and its prompt."""
+
+    path: Path
+    prompt: Prompt
+
+
+def read(folder: Path) -> list[Sample]:
+    """Every picture under `folder`, by prompt number and picture number. Raises UsageError for another layout."""
+    samples = []
+    for home in sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)):
+        try:
+            record = json.loads((home / "metadata.jsonl").read_text())
+            prompt = Prompt(record["prompt"], record.get("tag", ""), record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{home}/metadata.jsonl is no prompt record: {one_line(error)}") from error
+        pictures = [p for p in (home / "samples").glob("*.png") if re.fullmatch(r"\d+", p.stem)]
+        samples += [Sample(path, prompt) for path in sorted(pictures, key=lambda p: int(p.stem))]
+    if not samples:
+        raise UsageError(f"no pictures in GenEval's layout under {folder}: DIR/00000/samples/0000.png")
+    return samples
+
+
+def write(folder: Path, prompts: list[Prompt], images_BCHW: Tensor, first: int = 0) -> None:
+    """Add pictures [B, 3, H, W] in [0, 1] to `folder`; equal neighbouring prompts share a number.
+
+    `first` is the row of the first prompt when rows come in batches: pictures of one prompt must not be split.
+    """
+    from PIL import Image
+
+    for number, (prompt, rows) in enumerate(grouped(prompts), start=first):
+        home = folder / f"{number:05d}"
+        (home / "samples").mkdir(parents=True, exist_ok=True)
+        record = prompt.metadata if "prompt" in prompt.metadata else {"tag": prompt.stratum, "prompt": prompt.text}
+        (home / "metadata.jsonl").write_text(json.dumps(record) + "\n")
+        for k, row in enumerate(rows):
+            pixels = (images_BCHW[row].permute(1, 2, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
+            Image.fromarray(pixels).save(home / "samples" / f"{k:04d}.png")
+
+
+def grouped(prompts: list[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
+    """Runs of equal prompts with their rows."""
+    rows: list[int] = []
+    for row, prompt in enumerate(prompts):
+        if rows and prompts[rows[0]] != prompt:
+            yield prompts[rows[0]], rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield prompts[rows[0]], rows
+
+
+def load(path: Path) -> Tensor:
+    """A picture file as [3, H, W] in [0, 1], RGB, upright (EXIF applied). Raises UsageError if it is none."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is no picture: {one_line(error)}") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
