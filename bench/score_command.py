@@ -19,9 +19,9 @@ RESULTS = "results.jsonl"
 
 
 def score_folder(task_name: str, source: Path, overrides: list[str], world: str, batch: int) -> None:
-    """Score DIR in GenEval's layout, write DIR/results.jsonl in the official evaluator's format, print the summary.
+    """Score DIR in GenEval's layout, write a line a picture beside them, print the summary.
 
-    A results.jsonl instead of a folder is summarised as it is. Raises UsageError for what does not exist.
+    GenEval's own lines are the official evaluator's results.jsonl, other tasks' results-<task>.jsonl. A results.jsonl instead of a folder is summarised as it is. Raises UsageError for what does not exist.
     """
     (name,) = task_names([task_name])
     if source.is_file():
@@ -32,7 +32,9 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
     task = find("task", name)(world, scorer_settings(overrides, name))
     samples = read(source)
     result, lines, failed = scored(task, samples, batch)
-    write_atomic(source / RESULTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    # The official scripts read results.jsonl: it is kept for verdicts.
+    target = source / (RESULTS if "correct" in lines[0] else f"results-{name}.jsonl")
+    write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
     print_summary(result, f"{source}, {task.scorer_name}")
     if failed:
         raise BenchError(f"{failed} of {len(samples)} pictures could not be scored; they count in no mean")

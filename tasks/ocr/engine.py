@@ -5,6 +5,8 @@ from functools import cache
 import numpy as np
 from torch import Tensor
 
+ENGINE = "rapidocr-3.10.0"
+"""Pinned in pyproject.toml: the package brings its models."""
 MIN_SIDE = 128
 """Smaller pictures are enlarged (bicubic) to this side: the detector was not made for postage stamps."""
 

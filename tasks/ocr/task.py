@@ -1,7 +1,8 @@
 """The text-rendering task: read the picture, compare with the quoted text."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -9,30 +10,31 @@ from torch import Tensor
 from bench.backbones.micro.captions import SIGN_LENGTHS, Brief, caption
 from bench.backbones.micro.glyphs import ALPHABET
 from bench.backbones.micro.reader import read_text
-from bench.errors import MissingError
 from bench.task import Prompt, Scores, Task
-from tasks.ocr.engine import read_with_rapidocr
+from tasks.ocr.engine import ENGINE, read_with_rapidocr
 from tasks.ocr.formula import ocr_reward, target_text
+from tasks.prompt_files import read_prompts
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
 
 
-def _micro_signs() -> list[str]:
+def _micro_signs(_: dict[str, str]) -> dict[str, list[str]]:
     """Distinct random signs in a fixed order, lengths in equal shares."""
     rng = np.random.default_rng(7)
     signs: dict[str, None] = {}
     while len(signs) < sum(SIZES.values()):
         signs["".join(rng.choice(list(ALPHABET), SIGN_LENGTHS[len(signs) % len(SIGN_LENGTHS)]))] = None
-    return [caption(Brief("sign", sign=sign)) for sign in signs]
+    texts = iter([caption(Brief("sign", sign=sign)) for sign in signs])
+    return {split: [next(texts) for _ in range(size)] for split, size in SIZES.items()}
 
 
-def _photo_prompts() -> list[str]:
-    raise MissingError("OCR prompts for photographic backbones come from a file that is not configured yet")
+def _photo_prompts(sources: dict[str, str]) -> dict[str, list[str]]:
+    return read_prompts("ocr", sources, target_text)
 
 
 Reader = Callable[[Tensor], list[str]]
-# world -> prompts, reader that gives the reward
-WORLDS: dict[str, tuple[Callable[[], list[str]], Reader]] = {
+# world -> prompts by split, reader that gives the reward
+WORLDS: dict[str, tuple[Callable[[dict[str, str]], dict[str, list[str]]], Reader]] = {
     "micro": (_micro_signs, read_text),
     "photo": (_photo_prompts, read_with_rapidocr),
 }
@@ -44,15 +46,22 @@ class Ocr(Task):
     name = "ocr"
     version = "1"
     headline = "exact"
+    sources: ClassVar[dict[str, str]] = {"prompts": "folder with train.txt and test.txt, one prompt a line"}
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
-        self.source, self.read = self.world_entry(WORLDS)
+        self._prompts, self.read = self.world_entry(WORLDS)
 
-    @cache  # noqa: B019 - one task object lives as long as its process
+    @cached_property
+    def _splits(self) -> dict[str, list[Prompt]]:
+        return {split: [Prompt(text, "sign") for text in texts] for split, texts in self._prompts(self.given).items()}
+
     def prompts(self, split: str) -> list[Prompt]:
-        start = sum(SIZES[s] for s in list(SIZES)[: list(SIZES).index(split)])
-        return [Prompt(text, "sign") for text in self.source()[start : start + SIZES[split]]]
+        return self._splits[split]
+
+    @property
+    def scorer_name(self) -> str:
+        return f"ocr-{self.version}+{ENGINE if self.read is read_with_rapidocr else self.world}"
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         edit, exact = _judge(self.read(images_BCHW), prompts)

@@ -1,62 +1,67 @@
 """PickScore's formula on a CLIPModel: exp(logit_scale) * cosine(image, text) (arXiv 2305.01569)."""
 
-import json
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import MissingError
+from bench.errors import MissingError, one_line
+from bench.weights import weights_hash
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
+Prepare = Callable[[Tensor, int], Tensor]
+"""Pictures [B, 3, H, W] in [0, 1] and the model's side -> its pixel values."""
 
 
 class ClipScorer:
-    """A CLIPModel folder in transformers' format, its preprocessing, and the range that maps scores to rewards."""
+    """A CLIPModel (folder in transformers' format, or hub id), its preprocessing, and the range that becomes [0, 1]."""
 
-    def __init__(self, folder: Path, tokenise: Tokenise):
-        self.folder, self.tokenise = folder, tokenise
+    def __init__(
+        self, source: str, tokenise: Tokenise, prepare: Prepare, bounds: tuple[float, float], device: str = "cpu"
+    ):
+        self.source, self.tokenise, self.prepare, self.bounds, self.device = source, tokenise, prepare, bounds, device
         self._texts: dict[str, Tensor] = {}
+
+    @cached_property
+    def name(self) -> str:
+        return f"clip-{weights_hash(self.source)}"
 
     @cached_property
     def model(self):
         from transformers import CLIPModel
         from transformers.utils.logging import disable_progress_bar
 
-        if not (self.folder / "config.json").is_file():
-            raise MissingError(f"no preference model in {self.folder}; reinstall the package or train it")
         disable_progress_bar()  # its bar would tear ours
-        return CLIPModel.from_pretrained(self.folder, dtype=torch.float32).eval().requires_grad_(False)
-
-    @cached_property
-    def range(self) -> tuple[float, float]:
-        """Scores that map to reward 0 and 1."""
-        calibration = json.loads((self.folder / "calibration.json").read_text())
-        return calibration["low"], calibration["high"]
+        try:
+            model = CLIPModel.from_pretrained(self.source, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise MissingError(f"no preference model at {self.source!r}: {one_line(error)}") from error
+        return model.eval().requires_grad_(False).to(self.device)
 
     @torch.no_grad()
     def text_embeddings(self, texts: list[str]) -> Tensor:
         """Normalised text embeddings [B, D]; every distinct text is encoded once."""
         new = [t for t in dict.fromkeys(texts) if t not in self._texts]
         if new:
-            embedded = self.model.get_text_features(**self.tokenise(new)).pooler_output
+            embedded = self.model.get_text_features(
+                **{k: v.to(self.device) for k, v in self.tokenise(new).items()}
+            ).pooler_output
             self._texts.update(zip(new, torch.nn.functional.normalize(embedded, dim=-1)))
         return torch.stack([self._texts[t] for t in texts])
 
     @torch.no_grad()
     def raw(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
         """PickScore as papers print it, float64 [B]."""
-        pixels = normalise(images_BCHW.float().cpu(), self.model.config.vision_config.image_size)
+        pixels = self.prepare(images_BCHW.float().cpu(), self.model.config.vision_config.image_size).to(self.device)
         images = torch.nn.functional.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
         scores = self.model.logit_scale.exp() * (images * self.text_embeddings(texts)).sum(-1)
-        return scores.double().numpy()
+        return scores.double().cpu().numpy()
 
     def reward(self, raw: np.ndarray) -> np.ndarray:
         """Scores mapped linearly to [0, 1] (published recipes: raw / 26, that is the range 0 to 26)."""
-        low, high = self.range
+        low, high = self.bounds
         return ((raw - low) / (high - low)).clip(0, 1)
 
 

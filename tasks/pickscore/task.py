@@ -1,35 +1,42 @@
 """The preference task: a CLIP scorer trained on pairs, as PickScore is."""
 
-from functools import cache
+import json
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
 from bench.backbones.micro.captions import caption
-from bench.errors import MissingError
 from bench.task import Prompt, Scores, Task
 from tasks.pickscore import micro
 from tasks.pickscore.gold import gold
-from tasks.pickscore.scorer import ClipScorer
+from tasks.pickscore.photo import SOURCES, photo_scorer
+from tasks.pickscore.scorer import ClipScorer, normalise
+from tasks.prompt_files import read_prompts
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
 
 
-def _micro_prompts() -> dict[str, list[Prompt]]:
+def _micro_prompts(_: dict[str, str]) -> dict[str, list[Prompt]]:
     return {
         split: [Prompt(caption(b), "illustration", {"wanted": micro.pairs(b)}) for b in briefs]
         for split, briefs in micro.briefs(SIZES).items()
     }
 
 
-def _photo(*_):
-    raise MissingError("preference prompts and PickScore weights for photographic backbones are not configured yet")
+def _micro_scorer(_: dict[str, str]) -> ClipScorer:
+    calibration = json.loads((micro.FOLDER / "calibration.json").read_text())
+    return ClipScorer(str(micro.FOLDER), micro.tokenise, normalise, (calibration["low"], calibration["high"]))
+
+
+def _photo_prompts(sources: dict[str, str]) -> dict[str, list[Prompt]]:
+    return {split: [Prompt(text) for text in texts] for split, texts in read_prompts("pickscore", sources).items()}
 
 
 # world -> prompts by split, scorer, known utility (None where there is none)
 WORLDS = {
-    "micro": (_micro_prompts, lambda: ClipScorer(micro.FOLDER, micro.tokenise), gold),
-    "photo": (_photo, _photo, None),
+    "micro": (_micro_prompts, _micro_scorer, gold),
+    "photo": (_photo_prompts, photo_scorer, None),
 }
 
 
@@ -39,18 +46,23 @@ class PickScore(Task):
     name = "pickscore"
     version = "1"
     headline = "reward"
+    sources = SOURCES
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
         self._prompts, scorer, self.utility = self.world_entry(WORLDS)
-        self.scorer: ClipScorer = scorer()
+        self.scorer: ClipScorer = scorer(self.given)
 
-    @cache  # noqa: B019 - one task object lives as long as its process
+    @cached_property
     def _splits(self) -> dict[str, list[Prompt]]:
-        return self._prompts()
+        return self._prompts(self.given)
 
     def prompts(self, split: str) -> list[Prompt]:
-        return self._splits()[split]
+        return self._splits[split]
+
+    @property
+    def scorer_name(self) -> str:
+        return f"pickscore-{self.version}+{self.scorer.name}"
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         raw = self.scorer.raw(images_BCHW, [p.text for p in prompts])
