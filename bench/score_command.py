@@ -21,7 +21,8 @@ RESULTS = "results.jsonl"
 def score_folder(task_name: str, source: Path, overrides: list[str], world: str, batch: int) -> None:
     """Score DIR in GenEval's layout, write a line a picture beside them, print the summary.
 
-    GenEval's own lines are the official evaluator's results.jsonl, other tasks' results-<task>.jsonl. A results.jsonl instead of a folder is summarised as it is. Raises UsageError for what does not exist.
+    GenEval's own lines are the official evaluator's results.jsonl, other tasks' results-<task>.jsonl. A results.jsonl
+    instead of a folder is summarised as it is. Raises UsageError for what does not exist.
     """
     (name,) = task_names([task_name])
     if source.is_file():
