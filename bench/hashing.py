@@ -11,7 +11,9 @@ def content_hash(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:  # piece by piece: weights may be larger than memory
+            while piece := file.read(1 << 24):
+                digest.update(piece)
     return digest.hexdigest()[:16]
 
 
