@@ -29,11 +29,15 @@ def compared(unpacked: Path) -> Comparison:
     return comparison(unpacked / "compare" / "comparison-664564c704.json")
 
 
-@pytest.fixture(scope="module")
-def table(compared: Comparison) -> list[Standing]:
+def standings_of(compared: Comparison, reference: str) -> list[Standing]:
     cost = max(line.teacher_evaluations for line in compared.lines) / len(compared.tasks)
     groups = {line.label: line.records for line in compared.lines}
-    return standings(groups, compared.tasks, "opd_analytic", dict.fromkeys(compared.tasks, cost))
+    return standings(groups, compared.tasks, reference, dict.fromkeys(compared.tasks, cost))
+
+
+@pytest.fixture(scope="module")
+def table(compared: Comparison) -> list[Standing]:
+    return standings_of(compared, "opd_analytic")
 
 
 def test_every_line_has_five_seeds_and_equal_compute(compared: Comparison) -> None:
@@ -50,6 +54,14 @@ def test_table_follows_from_the_runs(compared: Comparison, table: list[Standing]
     assert capsys.readouterr().out == (STORED / "compare" / "table.txt").read_text()
 
 
+def test_tables_of_rl_options_follow_from_the_runs(unpacked: Path, capsys) -> None:
+    for name in ("b2ab6c4dbe", "431da8c721", "28240e306c", "95c74f4462"):
+        found = comparison(unpacked / "compare" / f"comparison-{name}.json")
+        reference, path = found.lines[0].label, Path("results/compare") / found.path.name
+        print_standings(standings_of(found, reference), reference, found.tasks, found.budget, "test", path)
+    assert capsys.readouterr().out == (STORED / "ablations" / "rl.txt").read_text()
+
+
 @pytest.mark.parametrize(("module", "name"), [(claims, "claims"), (along, "along")])
 def test_reports_follow_from_the_runs(unpacked: Path, monkeypatch, capsys, module, name: str) -> None:
     """The command beside each stored report prints it again."""
@@ -57,7 +69,7 @@ def test_reports_follow_from_the_runs(unpacked: Path, monkeypatch, capsys, modul
     (command,) = re.findall(rf"python -m report\.{name} ([^`\n]+)", readme)
     words = []
     for word in command.split():
-        home = unpacked.parent if word.startswith("results/compare") else ROOT
+        home = unpacked.parent if word.startswith(("results/compare", "results/long")) else ROOT
         words += [str(path) for path in sorted(home.glob(word))] if "/" in word else [word]
     monkeypatch.setattr("sys.argv", [name, *words])
     module.main()
