@@ -176,14 +176,18 @@ def evaluate(
     guidance: Annotated[str, typer.Option("--guidance", help="One guidance scale, or several with commas.")] = "1",
     steps: Annotated[int, typer.Option("--steps", help="Euler steps.")] = 10,
     split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    set_: Set = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write the per-picture scores to this JSON file.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="Write the pictures here, in GenEval's official layout.")
     ] = None,
 ) -> None:
     """Score an adapter, or the base, on held-out prompts."""
     from bench.evaluation_command import score_adapter
 
-    score_adapter(adapter, split_names(tasks), backbone, guidance, steps, split, output)
+    score_adapter(adapter, split_names(tasks), backbone, guidance, steps, split, set_ or [], output, pictures)
 
 
 @app.command()

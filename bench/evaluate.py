@@ -1,12 +1,14 @@
 """Held-out evaluation: one picture per prompt entry, the same initial noise for every model."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from bench.backbones.flow import FlowBackbone
 from bench.hashing import seed_of
+from bench.layout import places, write
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
@@ -76,14 +78,21 @@ def evaluate(
     split: str = "test",
     batch: int = 96,
     audit: bool = False,
+    folder: Path | None = None,
 ) -> Evaluation:
-    """Score one model on a split of one task; `audit` adds the task's independent scorer."""
+    """Score one model on a split of one task; `audit` adds the task's independent scorer.
+
+    Pictures are also written to `folder`, if given, in GenEval's layout.
+    """
     prompts = task.prompts(split)
+    at = places(prompts)
     rewards, metrics = [], []
     for start in range(0, len(prompts), batch):
         chunk = prompts[start : start + batch]
         noise = initial_noise(backbone, task.name, split, range(start, start + len(chunk)))
         images = pictures(backbone, chunk, noise, adapter, sampler, guidance)
+        if folder:
+            write(folder, chunk, images, at[start : start + batch])
         with backbone.meter.purpose("held-out scoring"):
             scores = task.score(images, chunk)
             rewards.append(scores.rewards)

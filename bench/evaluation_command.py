@@ -12,14 +12,25 @@ from bench.evaluate import Evaluation, euler, evaluate
 from bench.files import write_atomic
 from bench.registry import task_names
 from bench.runner import load_backbone, load_tasks
-from bench.spec import describe
+from bench.spec import describe, scorer_settings
 from bench.task import SPLITS
 
 
 def score_adapter(
-    adapter: str, tasks: list[str], backbone_name: str, guidance: str, steps: int, split: str, output: Path | None
+    adapter: str,
+    tasks: list[str],
+    backbone_name: str,
+    guidance: str,
+    steps: int,
+    split: str,
+    overrides: list[str],
+    output: Path | None,
+    pictures: Path | None,
 ) -> None:
-    """Print every metric with its interval. Raises UsageError for what does not exist."""
+    """Print every metric with its interval. Raises UsageError for what does not exist.
+
+    Pictures go to `pictures`/<task>, at several guidance scales to `pictures`/<task>-<scale>.
+    """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     names = tuple(task_names(tasks))
@@ -29,6 +40,7 @@ def score_adapter(
         raise UsageError(f"--guidance takes numbers, got {guidance!r}") from error
     if any(not 0 <= scale < float("inf") for scale in scales):
         raise UsageError(f"--guidance must be finite and at least 0, got {guidance}")
+    scorers = scorer_settings(overrides, names)
     descriptor = describe(backbone_name)
     sampler = euler(steps, descriptor.shift)
     backbone = load_backbone(backbone_name, "cuda" if torch.cuda.is_available() else "cpu")
@@ -38,11 +50,11 @@ def score_adapter(
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     results: list[tuple[float, Evaluation]] = []
-    for name, task in load_tasks(names, descriptor.world).items():
+    for name, task in load_tasks(names, descriptor.world, scorers).items():
         for scale in scales:
-            result = evaluate(
-                backbone, task, None if adapter == "base" else "scored", sampler, scale, split, audit=True
-            )
+            folder = pictures / (name if len(scales) == 1 else f"{name}-{scale:g}") if pictures else None
+            scored = None if adapter == "base" else "scored"
+            result = evaluate(backbone, task, scored, sampler, scale, split, audit=True, folder=folder)
             results.append((scale, result))
             for metric, values in result.rows.items():
                 strata = dict.fromkeys(result.strata.tolist())

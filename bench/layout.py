@@ -6,7 +6,6 @@ DIR/00000/samples/0000.png and so on its pictures.
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,33 +41,28 @@ def read(folder: Path) -> list[Sample]:
     return samples
 
 
-def write(folder: Path, prompts: list[Prompt], images_BCHW: Tensor, first: int = 0) -> None:
-    """Add pictures [B, 3, H, W] in [0, 1] to `folder`; equal neighbouring prompts share a number.
+def places(prompts: list[Prompt]) -> list[tuple[int, int]]:
+    """(prompt number, picture number) of every row: equal neighbouring prompts are one prompt's pictures."""
+    found: list[tuple[int, int]] = []
+    for row, prompt in enumerate(prompts):
+        if row and prompts[row - 1] == prompt:
+            found.append((found[-1][0], found[-1][1] + 1))
+        else:
+            found.append((found[-1][0] + 1 if found else 0, 0))
+    return found
 
-    `first` is the row of the first prompt when rows come in batches: pictures of one prompt must not be split.
-    """
+
+def write(folder: Path, prompts: list[Prompt], images_BCHW: Tensor, at: list[tuple[int, int]]) -> None:
+    """Add pictures [B, 3, H, W] in [0, 1] to `folder`, each at its place (see `places`)."""
     from PIL import Image
 
-    for number, (prompt, rows) in enumerate(grouped(prompts), start=first):
+    for prompt, image, (number, k) in zip(prompts, images_BCHW, at, strict=True):
         home = folder / f"{number:05d}"
         (home / "samples").mkdir(parents=True, exist_ok=True)
         record = prompt.metadata if "prompt" in prompt.metadata else {"tag": prompt.stratum, "prompt": prompt.text}
         (home / "metadata.jsonl").write_text(json.dumps(record) + "\n")
-        for k, row in enumerate(rows):
-            pixels = (images_BCHW[row].permute(1, 2, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
-            Image.fromarray(pixels).save(home / "samples" / f"{k:04d}.png")
-
-
-def grouped(prompts: list[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
-    """Runs of equal prompts with their rows."""
-    rows: list[int] = []
-    for row, prompt in enumerate(prompts):
-        if rows and prompts[rows[0]] != prompt:
-            yield prompts[rows[0]], rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield prompts[rows[0]], rows
+        pixels = (image.permute(1, 2, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(pixels).save(home / "samples" / f"{k:04d}.png")
 
 
 def load(path: Path) -> Tensor:

@@ -23,7 +23,8 @@ def print_list(what: str) -> None:
     elif what == "tasks":
         tasks = {name: find("task", name) for name in registered("task")}
         rows = [
-            (n, f"version {t.version}", f"headline {t.headline}: {t.__doc__.splitlines()[0]}") for n, t in tasks.items()
+            (n, f"version {t.version}", f"headline {t.headline}: {t.__doc__.splitlines()[0]}{_settings(n, t.sources)}")
+            for n, t in tasks.items()
         ]
     else:
         found = {name: find("backbone", name)() for name in registered("backbone")}
@@ -31,6 +32,11 @@ def print_list(what: str) -> None:
     width = max(len(row[0]) for row in rows) + 2
     for name, *facts in rows:
         print(f"{name:<{width}}{'; '.join(facts)}")
+
+
+def _settings(task: str, sources: dict[str, str]) -> str:
+    """What may be said of a scorer, one line each."""
+    return "".join(f"\n    scorers.{task}.{key}: {meaning}" for key, meaning in sources.items())
 
 
 def _needs(needs) -> str:

@@ -132,6 +132,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
         "split": spec.evaluation.split,
         "updates": loop.step,
         "cost": loop.lab.backbone.meter.state(),
+        "scorers": {task: loop.lab.tasks[task].scorer_name for task in spec.tasks},
         "teachers": {task: {"source": spec.teachers[task], "hash": t.hash} for task, t in teachers.items()},
         "models": models,
     }
@@ -153,7 +154,7 @@ class Reference:
 
         settings = self.loop.spec.evaluation
         key = text_hash([
-            self.loop.run.backbone_hash, model, task, self.loop.lab.tasks[task].version, guidance, settings.steps,
+            self.loop.run.backbone_hash, model, task, self.loop.lab.tasks[task].scorer_name, guidance, settings.steps,
             settings.split,
         ])  # fmt: skip
         path = self.folder / f"evaluation-{key}.json"

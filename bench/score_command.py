@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.errors import BenchError, UsageError, one_line, unknown
+from bench.errors import BenchError, UsageError, one_line
 from bench.evaluate import Evaluation
 from bench.files import write_atomic
 from bench.layout import Sample, load, read
 from bench.registry import find, task_names
-from bench.spec import check_scorers, parse_override
+from bench.spec import scorer_settings
 from bench.task import Task
 
 RESULTS = "results.jsonl"
@@ -30,7 +30,7 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
         return
     if not source.is_dir():
         raise UsageError(f"no folder {source}")
-    task = find("task", name)(world, scorer_settings(overrides, name))
+    task = find("task", name)(world, scorer_settings(overrides, (name,)).get(name))
     samples = read(source)
     result, lines, failed = scored(task, samples, batch)
     # The official scripts read results.jsonl: it is kept for verdicts.
@@ -39,23 +39,6 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
     print_summary(result, f"{source}, {task.scorer_name}")
     if failed:
         raise BenchError(f"{failed} of {len(samples)} pictures could not be scored; they count in no mean")
-
-
-def scorer_settings(overrides: list[str], task: str) -> dict[str, str]:
-    """What --set scorers.<task>.<key>=VALUE says. Raises UsageError for anything else."""
-    settings: dict[str, dict[str, str]] = {}
-    for override in overrides:
-        parsed = parse_override(override)
-        if list(parsed) != ["scorers"] or not isinstance(parsed["scorers"], dict):
-            raise unknown(
-                "setting", override.partition("=")[0], [f"scorers.{task}.{k}" for k in find("task", task).sources]
-            )
-        for owner, values in parsed["scorers"].items():
-            if not isinstance(values, dict):
-                raise UsageError(f"--set scorers.{owner} needs a key: scorers.{owner}.KEY=VALUE")
-            settings.setdefault(owner, {}).update({key: str(value) for key, value in values.items()})
-    check_scorers(settings, [task])
-    return settings.get(task, {})
 
 
 def scored(task: Task, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], int]:

@@ -227,6 +227,23 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str]) -> None:
                 raise unknown(f"key in scorers.{task}", key, known)
 
 
+def scorer_settings(overrides: list[str], tasks: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """What --set scorers.<task>.<key>=VALUE says where there is nothing else to set. Raises UsageError."""
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        parsed = parse_override(override)
+        if list(parsed) != ["scorers"]:
+            known = [f"scorers.{task}.{key}" for task in tasks for key in find("task", task).sources]
+            raise unknown("setting", override.partition("=")[0], known)
+        _merge(settings, parsed)
+    for task, sources in (scorers := settings.get("scorers", {})).items():
+        if not isinstance(sources, dict):
+            raise UsageError(f"scorers.{task} is a section of settings, not a value")
+        scorers[task] = {key: str(value) for key, value in sources.items()}
+    check_scorers(scorers, list(tasks))
+    return scorers
+
+
 def teacher_spec(spec: Spec, task: str) -> Spec:
     """How a task's teacher is trained: single-task RL by the backbone's recipe, with the run's seed and device."""
     trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)

@@ -11,8 +11,9 @@ import torch
 
 from bench.cli import main
 from bench.errors import MissingError, UsageError
-from bench.layout import load, read, write
-from bench.score_command import imported, score_folder, scorer_settings
+from bench.layout import load, places, read, write
+from bench.score_command import imported, score_folder
+from bench.spec import scorer_settings
 from bench.task import Prompt
 from tasks.geneval.detector import Detection
 from tasks.geneval.photo import PhotoReader
@@ -75,7 +76,9 @@ def test_only_the_most_confident_objects_of_coloured_clauses_are_judged() -> Non
 @pytest.fixture
 def folder(task: GenEval, tmp_path: Path) -> Path:
     images = torch.rand(8, 3, 40, 48, generator=torch.Generator().manual_seed(0))
-    write(tmp_path / "made", task.prompts("test")[:4] + task.prompts("test")[320:324], images)
+    prompts = task.prompts("test")[:4] + task.prompts("test")[320:324]
+    for rows in (slice(0, 3), slice(3, 8)):  # a batch may end within a prompt
+        write(tmp_path / "made", prompts[rows], images[rows], places(prompts)[rows])
     return tmp_path / "made"
 
 
@@ -144,15 +147,15 @@ def test_results_made_elsewhere_are_summarised_as_the_official_script_does(tmp_p
 
 
 def test_settings_of_the_scorer_are_checked() -> None:
-    assert scorer_settings(["scorers.geneval.facebook=x"], "geneval") == {"facebook": "x"}
+    assert scorer_settings(["scorers.geneval.facebook=x"], ("geneval",)) == {"geneval": {"facebook": "x"}}
     for wrong, said in (
         ("scorers.geneval.face=x", "did you mean 'facebook'"),
         ("scorers.ocr.engine=x", "ocr"),
         ("sampler.steps=3", "scorers.geneval"),
-        ("scorers.geneval=x", "needs a key"),
+        ("scorers.geneval=x", "scorers.geneval"),
     ):
         with pytest.raises(UsageError, match=said):
-            scorer_settings([wrong], "geneval")
+            scorer_settings([wrong], ("geneval",))
 
 
 def test_a_picture_that_cannot_be_scored_is_counted_not_zero(folder: Path, monkeypatch, capsys) -> None:
@@ -175,6 +178,6 @@ def test_a_picture_that_cannot_be_scored_is_counted_not_zero(folder: Path, monke
 
 
 def test_a_prompt_without_metadata_keeps_its_text(tmp_path: Path) -> None:
-    write(tmp_path, [Prompt("a <b>& \u05d0 \U0001f600", "sign")], torch.zeros(1, 3, 8, 8))
+    write(tmp_path, [Prompt("a <b>& \u05d0 \U0001f600", "sign")], torch.zeros(1, 3, 8, 8), [(0, 0)])
     (sample,) = read(tmp_path)
     assert (sample.prompt.text, sample.prompt.stratum) == ("a <b>& \u05d0 \U0001f600", "sign")

@@ -86,7 +86,7 @@ def test_folders_are_scored_by_every_task(clip_folder: Path, tmp_path: Path, cap
     sign = Image.new("RGB", (256, 128), "white")
     ImageDraw.Draw(sign).text((40, 40), "HELLO", "black", ImageFont.load_default(48))
     image = torch.from_numpy(np.asarray(sign).copy()).permute(2, 0, 1)[None].float() / 255
-    write(tmp_path / "made", [Prompt('a sign that says "hello"', "sign")], image)
+    write(tmp_path / "made", [Prompt('a sign that says "hello"', "sign")], image, [(0, 0)])
     score_folder("ocr", tmp_path / "made", [], "photo", 8)
     assert "rapidocr-3.10.0" in capsys.readouterr().out
     line = json.loads((tmp_path / "made" / "results-ocr.jsonl").read_text())
