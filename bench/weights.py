@@ -1,6 +1,9 @@
-"""Models by folder or hub id: what their weights hash to."""
+"""Frozen models by folder or hub id: loading them, and what their weights hash to."""
 
 from functools import cache
+from pathlib import Path
+
+import torch
 
 from bench.errors import MissingError, one_line
 from bench.hashing import content_hash
@@ -14,8 +17,6 @@ def weights_hash(source: str) -> str:
 
     Raises MissingError for a folder without weights, and for a hub id that cannot be reached.
     """
-    from pathlib import Path
-
     from transformers.utils import cached_file
 
     try:
@@ -26,3 +27,25 @@ def weights_hash(source: str) -> str:
     if not paths:
         raise MissingError(f"no weights at {source!r}: neither {' nor '.join(FILES)}")
     return content_hash(paths[:1])
+
+
+def load_frozen(model_class, source: str, device: str, what: str):
+    """A transformers model in float32, without gradients. Raises MissingError naming what is not where."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # its bar would tear ours
+    try:
+        model = model_class.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise MissingError(f"no {what} at {source!r}: {one_line(error)}") from error
+    return model.eval().requires_grad_(False).to(device)
+
+
+def load_processor(source: str):
+    """The tokenizer and the image processor (on PIL pictures) of a CLIP model. Raises MissingError likewise."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (OSError, ValueError) as error:
+        raise MissingError(f"no tokenizer and image processor at {source!r}: {one_line(error)}") from error

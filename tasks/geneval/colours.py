@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import MissingError, one_line
-from bench.weights import weights_hash
+from bench.weights import load_frozen, load_processor, weights_hash
 from tasks.geneval.detector import Detection
 
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
@@ -42,16 +41,9 @@ class ClipColourJudge:
 
     @cached_property
     def _clip(self):
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-        from transformers.utils.logging import disable_progress_bar
+        from transformers import CLIPModel
 
-        disable_progress_bar()
-        try:
-            model = CLIPModel.from_pretrained(self.source, dtype=torch.float32).eval().requires_grad_(False)
-            processor = AutoImageProcessor.from_pretrained(self.source, backend="pil")
-            return model.to(self.device), AutoTokenizer.from_pretrained(self.source), processor
-        except (OSError, ValueError) as error:
-            raise MissingError(f"no CLIP model at {self.source!r}: {one_line(error)}") from error
+        return load_frozen(CLIPModel, self.source, self.device, "CLIP model"), *load_processor(self.source)
 
     @torch.no_grad()
     def _embed_words(self, noun: str) -> Tensor:

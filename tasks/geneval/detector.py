@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from bench.errors import MissingError, one_line
-from bench.weights import weights_hash
+from bench.weights import load_frozen, weights_hash
 
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
 PADDING = 128.0
@@ -57,14 +56,8 @@ class Mask2FormerDetector:
     @cached_property
     def model(self):
         from transformers import Mask2FormerForUniversalSegmentation
-        from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()
-        try:
-            model = Mask2FormerForUniversalSegmentation.from_pretrained(self.source, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise MissingError(f"no detector at {self.source!r}: {one_line(error)}") from error
-        return model.eval().requires_grad_(False).to(self.device)
+        return load_frozen(Mask2FormerForUniversalSegmentation, self.source, self.device, "detector")
 
     @torch.no_grad()
     def detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:

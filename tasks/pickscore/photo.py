@@ -1,12 +1,13 @@
 """PickScore itself: yuvalkirstain/PickScore_v1 with the processor it was trained with (arXiv 2305.01569)."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import MissingError, one_line
+from bench.errors import MissingError
+from bench.weights import load_processor
 from tasks.pickscore.scorer import ClipScorer
 
 MODEL, PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -24,16 +25,7 @@ def photo_scorer(sources: dict[str, str]) -> ClipScorer:
     """The scorer that `scorers.pickscore` describes."""
     processor = sources.get("processor", PROCESSOR)
 
-    @cache
-    def parts():
-        from transformers import AutoImageProcessor, AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(processor), AutoImageProcessor.from_pretrained(
-                processor, backend="pil"
-            )
-        except (OSError, ValueError) as error:
-            raise MissingError(f"no tokenizer and image processor at {processor!r}: {one_line(error)}") from error
+    parts = cache(partial(load_processor, processor))
 
     def tokenise(texts: list[str]) -> dict[str, Tensor]:
         return dict(parts()[0](texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import MissingError, one_line
-from bench.weights import weights_hash
+from bench.weights import load_frozen, weights_hash
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
 Prepare = Callable[[Tensor, int], Tensor]
@@ -31,14 +30,8 @@ class ClipScorer:
     @cached_property
     def model(self):
         from transformers import CLIPModel
-        from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # its bar would tear ours
-        try:
-            model = CLIPModel.from_pretrained(self.source, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise MissingError(f"no preference model at {self.source!r}: {one_line(error)}") from error
-        return model.eval().requires_grad_(False).to(self.device)
+        return load_frozen(CLIPModel, self.source, self.device, "preference model")
 
     @torch.no_grad()
     def text_embeddings(self, texts: list[str]) -> Tensor:
