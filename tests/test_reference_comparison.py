@@ -16,11 +16,23 @@ ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "reference" / "micro"
 
 
+# stored tables, where their runs are unpacked, comparisons in the order of results/reference/README.md
+ABLATIONS = [
+    (
+        "tables.txt",
+        "ablations",
+        "e8f084d5b3 40e3734189 2f5629e5ab 42da2cb2cd 5a4babfb93 8fd886b841 4eb9af4baa 982f5b8016 7a846f9a19",
+    ),
+    ("rl.txt", "compare", "b2ab6c4dbe 431da8c721 28240e306c 95c74f4462"),
+]
+
+
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "results"
-    with tarfile.open(STORED / "compare" / "runs.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+    for name in ("compare", "ablations"):
+        with tarfile.open(STORED / name / "runs.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
     return folder
 
 
@@ -54,12 +66,13 @@ def test_table_follows_from_the_runs(compared: Comparison, table: list[Standing]
     assert capsys.readouterr().out == (STORED / "compare" / "table.txt").read_text()
 
 
-def test_tables_of_rl_options_follow_from_the_runs(unpacked: Path, capsys) -> None:
-    for name in ("b2ab6c4dbe", "431da8c721", "28240e306c", "95c74f4462"):
-        found = comparison(unpacked / "compare" / f"comparison-{name}.json")
-        reference, path = found.lines[0].label, Path("results/compare") / found.path.name
+@pytest.mark.parametrize(("name", "folder", "comparisons"), ABLATIONS)
+def test_tables_of_ablations_follow_from_the_runs(unpacked: Path, capsys, name, folder, comparisons) -> None:
+    for number in comparisons.split():
+        found = comparison(unpacked / folder / f"comparison-{number}.json")
+        reference, path = found.lines[0].label, Path("results") / folder / found.path.name
         print_standings(standings_of(found, reference), reference, found.tasks, found.budget, "test", path)
-    assert capsys.readouterr().out == (STORED / "ablations" / "rl.txt").read_text()
+    assert capsys.readouterr().out == (STORED / "ablations" / name).read_text()
 
 
 @pytest.mark.parametrize(("module", "name"), [(claims, "claims"), (along, "along")])
