@@ -10,6 +10,7 @@ from rich.table import Table
 from bench.errors import UsageError, unknown
 from bench.evaluate import Evaluation, euler, evaluate
 from bench.files import write_atomic
+from bench.hub import adapter_folder
 from bench.registry import task_names
 from bench.runner import load_backbone, load_tasks
 from bench.spec import describe, scorer_settings
@@ -45,7 +46,7 @@ def score_adapter(
     sampler = euler(steps, descriptor.shift)
     backbone = load_backbone(backbone_name, "cuda" if torch.cuda.is_available() else "cpu")
     if adapter != "base":
-        backbone.adapters.load("scored", Path(adapter))
+        backbone.adapters.load("scored", adapter_folder(adapter))
     table = Table(title=f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps")
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)

@@ -7,6 +7,7 @@ from pathlib import Path
 from bench.comparison import overrides_of, recipes, variants
 from bench.errors import UsageError
 from bench.files import write_atomic
+from bench.hub import adapter_folder
 from bench.lab import STUDENT
 from bench.method import Method
 from bench.probes.estimates import ProbeLab, nested
@@ -118,7 +119,7 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
         backbone.adapters.add(STUDENT, shape, seed=0, trainable=True)
     else:
-        backbone.adapters.load(STUDENT, Path(student), trainable=True)
+        backbone.adapters.load(STUDENT, adapter_folder(student), trainable=True)
     method_class = find("method", spec.method)
     method = method_class(method_class.Options.model_validate(spec.params))
     for name in method.adapters:

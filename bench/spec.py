@@ -16,6 +16,8 @@ from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import get_kernel
 
 TEACHER_METHOD = "single_task"
+PRESETS = Path(__file__).parent / "backbones" / "presets"
+"""Published recipes by name."""
 TRAINED_HERE = ("shipped", "train")
 """Sources of teachers that come from this project's recipe."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -171,13 +173,13 @@ def resolve(
 ) -> Spec:
     """Build a spec: defaults <- the backbone's recipe <- preset file <- overrides. Raises UsageError.
 
-    `tasks` may be ["all"]. `overrides` are "dotted.key=value" with YAML values. `teachers` is 'shipped', 'train' or a
-    folder that holds one adapter folder a task.
+    `tasks` may be ["all"]. `preset` is a file, or the name of one of bench/backbones/presets. `overrides` are
+    "dotted.key=value" with YAML values. `teachers` is 'shipped', 'train' or a folder that holds one adapter folder a task.
     """
     tasks = task_names(tasks)
     method_class = find("method", method)
     descriptor = describe(backbone)
-    asked: dict[str, Any] = _read_yaml(preset) if preset else {}
+    asked: dict[str, Any] = _read_yaml(_preset_file(preset)) if preset else {}
     for override in overrides or []:
         _merge(asked, parse_override(override))
     settings: dict[str, Any] = {}
@@ -280,6 +282,16 @@ def _recipe(path: Path, tasks: list[str], asked: dict) -> dict:
 def _param(settings: dict, name: str) -> object:
     params = settings.get("params")
     return params.get(name) if isinstance(params, dict) else None
+
+
+def _preset_file(preset: Path) -> Path:
+    """A preset that comes with the package by its name, else the file itself."""
+    if preset.suffix or preset.exists() or len(preset.parts) > 1:
+        return preset
+    shipped = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    if preset.name not in shipped:
+        raise unknown("preset", preset.name, shipped)
+    return shipped[preset.name]
 
 
 def _read_yaml(path: Path) -> dict:

@@ -8,6 +8,7 @@ from bench.backbones.adapters import adapter_hash
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.errors import MissingError, UsageError
+from bench.hub import adapter_folder
 from bench.spec import Spec, teacher_spec
 from bench.store import Run
 
@@ -43,7 +44,7 @@ def locate(spec: Spec, descriptor: Descriptor, root: Path, backbone_hash: str) -
                 raise MissingError(f"backbone {descriptor.name!r} ships no teacher for {task!r}; use --teachers train")
             folder = descriptor.teachers / task
         else:
-            folder = Path(source)
+            folder = adapter_folder(source)
         teachers[task] = Teacher(task, folder, adapter_hash(folder))
     return teachers
 

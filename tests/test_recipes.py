@@ -1,8 +1,13 @@
-"""What a recipe's sections mean."""
+"""What a recipe's sections mean, and that published recipes are what they say."""
+
+from pathlib import Path
 
 import pytest
+import yaml
 
-from bench.spec import resolve
+from bench.errors import UsageError
+from bench.registry import find
+from bench.spec import PRESETS, resolve
 
 
 @pytest.mark.parametrize("method", ["multi_reward", "cascade"])
@@ -24,3 +29,27 @@ def test_a_recipe_knows_a_setting_of_its_method() -> None:
     chosen = "params.advantage=state_kl"
     assert rate(chosen) > rate() == rate("params.advantage=log_ratio")
     assert rate(chosen, "optimizer.lr=1") == 1
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_published_recipes_resolve_and_name_their_source(path: Path) -> None:
+    content = yaml.safe_load(path.read_text())
+    whole = ["all"] if find("method", content["method"]).several_tasks else ["geneval"]
+    spec = resolve(content["method"], content.get("tasks", whole), backbone="sd3", preset=Path(path.stem))
+    assert "arXiv" in path.read_text().partition("method:")[0]
+    assert (spec.lora.rank, spec.lora.alpha, spec.optimizer.lr) == (32, 64, 3e-4)
+    assert find("method", spec.method).predict(spec, spec.sampler.build(3.0)) > 0
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'nft-sd35'"):
+        resolve("single_task", ["geneval"], preset=Path("nft-sd3"))
+
+
+def test_the_distillation_recipe_costs_what_its_paper_counts() -> None:
+    """24 trajectories a task; student 9 steps x 3 x 2 branches (its rollout is in them), teacher 9 x its branches."""
+    spec = resolve("opd_analytic", ["all"], backbone="sd3", preset=Path("diffusionopd-sd35"))
+    assert spec.teacher_guidance == {"geneval": 1.0, "ocr": 4.5, "pickscore": 4.5}
+    per_task = {task: 9 * 3 * 2 + 9 * (1 if guidance == 1 else 2) for task, guidance in spec.teacher_guidance.items()}
+    predicted = find("method", "opd_analytic").predict(spec, spec.sampler.build(3.0))
+    assert predicted == 24 * sum(per_task.values())
