@@ -20,7 +20,9 @@ Tasks = Annotated[str, typer.Option("--tasks", help="Comma-separated tasks, or '
 Backbone = Annotated[str, typer.Option("--backbone", help="A registered backbone.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0, 0-2, 0,3,5.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
-Preset = Annotated[Path | None, typer.Option("--preset", help="YAML file of settings.")]
+Preset = Annotated[
+    Path | None, typer.Option("--preset", help="YAML file of settings, or a name of bench list presets.")
+]
 Results = Annotated[Path, typer.Option("--results", help="Folder for runs; must lie in a folder named 'results'.")]
 Grid = Annotated[
     list[str] | None, typer.Option("--grid", metavar="[METHOD.]KEY=V1,V2", help="An axis of settings; more may follow.")
@@ -205,7 +207,7 @@ def score(
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(help="methods, tasks, backbones or kernels.")]) -> None:
+def list_(what: Annotated[str, typer.Argument(help="methods, tasks, backbones, kernels or presets.")]) -> None:
     """List what is registered."""
     from bench.listing import print_list
 

@@ -1,10 +1,14 @@
 """`bench list`: what is registered, one line each."""
 
+from itertools import takewhile
+from pathlib import Path
+
 from bench.errors import unknown
 from bench.registry import find, registered
 from bench.sampler.transitions import KERNELS
+from bench.spec import PRESETS
 
-KINDS = ("methods", "tasks", "backbones", "kernels")
+KINDS = ("methods", "tasks", "backbones", "kernels", "presets")
 
 
 def print_list(what: str) -> None:
@@ -16,6 +20,8 @@ def print_list(what: str) -> None:
             (k.name, ("deterministic" if k.eta_max == 0 else f"eta 0 to {k.eta_max:g}"), k.source)
             for k in KERNELS.values()
         ]
+    elif what == "presets":
+        rows = [(path.stem, _heading(path)) for path in sorted(PRESETS.glob("*.yaml"))]
     elif what == "methods":
         rows = [
             (name, find("method", name).source, _needs(find("method", name).needs)) for name in registered("method")
@@ -32,6 +38,12 @@ def print_list(what: str) -> None:
     width = max(len(row[0]) for row in rows) + 2
     for name, *facts in rows:
         print(f"{name:<{width}}{'; '.join(facts)}")
+
+
+def _heading(path: Path) -> str:
+    """A preset's opening comment: what it is and where it comes from."""
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
 def _settings(task: str, sources: dict[str, str]) -> str:

@@ -174,7 +174,8 @@ def resolve(
     """Build a spec: defaults <- the backbone's recipe <- preset file <- overrides. Raises UsageError.
 
     `tasks` may be ["all"]. `preset` is a file, or the name of one of bench/backbones/presets. `overrides` are
-    "dotted.key=value" with YAML values. `teachers` is 'shipped', 'train' or a folder that holds one adapter folder a task.
+    "dotted.key=value" with YAML values. `teachers` is 'shipped', 'train' or a folder that holds one adapter
+    folder a task.
     """
     tasks = task_names(tasks)
     method_class = find("method", method)
