@@ -9,6 +9,7 @@ from bench.errors import MissingError, one_line
 from bench.hashing import content_hash
 
 FILES = ("model.safetensors", "pytorch_model.bin")
+CURE = "name a local folder in transformers' format, or make the hub reachable and accept the model's licence"
 
 
 @cache
@@ -22,10 +23,10 @@ def weights_hash(source: str) -> str:
     try:
         found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in FILES]
     except OSError as error:
-        raise MissingError(f"no model at {source!r}: {one_line(error)}") from error
+        raise MissingError(f"no model at {source!r}: {one_line(error)}; {CURE}") from error
     paths = [Path(path) for path in found if path]
     if not paths:
-        raise MissingError(f"no weights at {source!r}: neither {' nor '.join(FILES)}")
+        raise MissingError(f"no weights at {source!r}: neither {' nor '.join(FILES)}; {CURE}")
     return content_hash(paths[:1])
 
 
@@ -37,7 +38,7 @@ def load_frozen(model_class, source: str, device: str, what: str):
     try:
         model = model_class.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise MissingError(f"no {what} at {source!r}: {one_line(error)}") from error
+        raise MissingError(f"no {what} at {source!r}: {one_line(error)}; {CURE}") from error
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -48,4 +49,4 @@ def load_processor(source: str):
     try:
         return AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:
-        raise MissingError(f"no tokenizer and image processor at {source!r}: {one_line(error)}") from error
+        raise MissingError(f"no tokenizer and image processor at {source!r}: {one_line(error)}; {CURE}") from error

@@ -1,5 +1,6 @@
 """The README's examples are run as they stand: a method under 80 lines, a task under 60, every bench command."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -7,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import bench.registry
+from bench.layout import write
 from bench.runner import Session, execute
 from bench.spec import resolve
+from bench.task import Prompt
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -71,9 +75,21 @@ SHRINK = {
 }
 
 
+@pytest.fixture(scope="module")
+def places(detector_folder: Path, clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands for the README's capitals."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    record = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"}
+    write(pictures, [Prompt(record["prompt"], record["tag"], record)], torch.zeros(1, 3, 16, 16), [(0, 0)])
+    row = {"tag": "single_object", "prompt": "a photo of a cat", "correct": True}
+    (pictures / "results.jsonl").write_text(json.dumps(row) + "\n")
+    return {"PICTURES": str(pictures), "DETECTOR": str(detector_folder), "CLIP": str(clip_folder), "PROMPTS": "prompts"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("line", commands())
-def test_every_command_of_the_readme_runs(line: str, tmp_path: Path) -> None:
+def test_every_command_of_the_readme_runs(line: str, tmp_path: Path, places: dict[str, str]) -> None:
+    line = re.sub(rf"\b({'|'.join(places)})\b", lambda found: places[found[0]], line)
     words = shlex.split(line, comments=True)[1:]
     if words[0] == "eval" and "base" not in words:
         pytest.skip("scores the result of another command")
