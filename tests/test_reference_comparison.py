@@ -21,7 +21,7 @@ ABLATIONS = [
     (
         "tables.txt",
         "ablations",
-        "e8f084d5b3 40e3734189 2f5629e5ab 42da2cb2cd 5a4babfb93 8fd886b841 4eb9af4baa 982f5b8016 7a846f9a19",
+        "e8f084d5b3 40e3734189 2f5629e5ab 42da2cb2cd 6475ccb070 8fd886b841 4eb9af4baa 982f5b8016 7a846f9a19",
     ),
     ("rl.txt", "compare", "b2ab6c4dbe 431da8c721 28240e306c 95c74f4462"),
 ]
