@@ -84,7 +84,7 @@ class Loop:
         """Let the method set the student up; a method that does not train is evaluated here."""
         self.method.prepare(self.lab)
         if self.lab.notes:
-            self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes)
+            self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | self.lab.backbone.meter.state())
         adapters = self.lab.backbone.adapters
         for name in self._kept():
             torch._foreach_copy_(adapters.parameters(name), self.parameters)
@@ -113,9 +113,7 @@ class Loop:
                 if self.step % spec.ema.every == 0:
                     self._average()
         self.last_share = share
-        state = meter.state()
-        row |= {"lr": spec.optimizer.lr * decayed} | lab.notes
-        return row | {"evaluations": state["evaluations"], "seconds": state["seconds"]}
+        return row | {"lr": spec.optimizer.lr * decayed} | lab.notes | meter.state()
 
     def _backward(self, task: str, weight: float, experience: object) -> float:
         """Add a task's weighted gradient; returns its loss."""
