@@ -30,7 +30,7 @@ ABLATIONS = [
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "results"
-    for name in ("compare", "ablations"):
+    for name in ("compare", "ablations", "interference"):
         with tarfile.open(STORED / name / "runs.tar.xz") as archive:
             archive.extractall(folder, filter="data")
     return folder
@@ -75,18 +75,21 @@ def test_tables_of_ablations_follow_from_the_runs(unpacked: Path, capsys, name, 
     assert capsys.readouterr().out == (STORED / "ablations" / name).read_text()
 
 
-@pytest.mark.parametrize(("module", "name"), [(claims, "claims"), (along, "along")])
-def test_reports_follow_from_the_runs(unpacked: Path, monkeypatch, capsys, module, name: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "name", "folder"),
+    [(claims, "claims", "compare"), (along, "along", "compare"), (along, "along", "interference")],
+)
+def test_reports_follow_from_the_runs(unpacked: Path, monkeypatch, capsys, module, name: str, folder: str) -> None:
     """The command beside each stored report prints it again."""
     readme = (ROOT / "results" / "reference" / "README.md").read_text()
-    (command,) = re.findall(rf"python -m report\.{name} ([^`\n]+)", readme)
+    (command,) = re.findall(rf"python -m report\.{name} (results/{folder}/[^`\n]+)", readme)
     words = []
     for word in command.split():
-        home = unpacked.parent if word.startswith(("results/compare", "results/long")) else ROOT
+        home = unpacked.parent if word.startswith(("results/compare", "results/long", "results/interference")) else ROOT
         words += [str(path) for path in sorted(home.glob(word))] if "/" in word else [word]
     monkeypatch.setattr("sys.argv", [name, *words])
     module.main()
-    assert capsys.readouterr().out == (STORED / "compare" / f"{name}.txt").read_text()
+    assert capsys.readouterr().out == (STORED / folder / f"{name}.txt").read_text()
 
 
 def test_readme_shows_the_stored_comparison(compared: Comparison, table: list[Standing]) -> None:
