@@ -85,7 +85,7 @@ def evaluate(
     Pictures are also written to `folder`, if given, in GenEval's layout.
     """
     prompts = task.prompts(split)
-    at = places(prompts)
+    at = places(prompts) if folder else []
     rewards, metrics = [], []
     for start in range(0, len(prompts), batch):
         chunk = prompts[start : start + batch]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError, one_line
+from bench.pictures import to_bytes
 from bench.task import Prompt
 
 
@@ -61,8 +62,7 @@ def write(folder: Path, prompts: list[Prompt], images_BCHW: Tensor, at: list[tup
         (home / "samples").mkdir(parents=True, exist_ok=True)
         record = prompt.metadata if "prompt" in prompt.metadata else {"tag": prompt.stratum, "prompt": prompt.text}
         (home / "metadata.jsonl").write_text(json.dumps(record) + "\n")
-        pixels = (image.permute(1, 2, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
-        Image.fromarray(pixels).save(home / "samples" / f"{k:04d}.png")
+        Image.fromarray(to_bytes(image)).save(home / "samples" / f"{k:04d}.png")
 
 
 def load(path: Path) -> Tensor:

@@ -26,7 +26,8 @@ def read_prompts(task: str, sources: dict[str, str], check: Callable[[str], obje
     train = [prompt for prompt in train if prompt not in known]
     if (folder / "validation.txt").is_file():
         validation = [p for p in _lines(folder / "validation.txt", check) if p not in known]
-        train = [prompt for prompt in train if prompt not in set(validation)]
+        known.update(validation)
+        train = [prompt for prompt in train if prompt not in known]
     else:
         train, validation = train[:-HELD_OUT], train[-HELD_OUT:]
     splits = {"train": train, "validation": validation, "test": test}

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.pictures import to_bytes
 from bench.weights import load_frozen, load_processor, weights_hash
 from tasks.geneval.detector import Detection
 
@@ -70,6 +71,5 @@ def cut_out(image_CHW: Tensor, found: Detection):
     """The object on grey as a PIL picture, cut to its box."""
     from PIL import Image
 
-    pixels = (image_CHW.permute(1, 2, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
-    on_grey = np.where(found.mask[..., None], pixels, np.uint8(BACKGROUND))
+    on_grey = np.where(found.mask[..., None], to_bytes(image_CHW), np.uint8(BACKGROUND))
     return Image.fromarray(on_grey).crop(tuple(round(side) for side in found.box))

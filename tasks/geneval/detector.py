@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from bench.pictures import to_bytes
 from bench.weights import load_frozen, weights_hash
 
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
@@ -88,8 +89,7 @@ def prepare(images_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
     height, width = images_BCHW.shape[-2:]
     scale = min(LONG_SIDE / max(height, width), SHORT_SIDE / min(height, width))
     inner = int(height * scale + 0.5), int(width * scale + 0.5)
-    levels = (images_BCHW.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    scaled = np.stack([cv2.resize(image, inner[::-1], interpolation=cv2.INTER_LINEAR) for image in levels])
+    scaled = np.stack([cv2.resize(i, inner[::-1], interpolation=cv2.INTER_LINEAR) for i in to_bytes(images_BCHW)])
     resized = torch.from_numpy(scaled).to(images_BCHW.device).permute(0, 3, 1, 2).float()
     missing = [-side % DIVISOR for side in inner]
     padded = pad(resized, (0, missing[1], 0, missing[0]), value=PADDING)

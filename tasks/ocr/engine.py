@@ -5,6 +5,8 @@ from functools import cache
 import numpy as np
 from torch import Tensor
 
+from bench.pictures import to_bytes
+
 ENGINE = "rapidocr-3.10.0"
 """Pinned in pyproject.toml: the package brings its models."""
 MIN_SIDE = 128
@@ -26,9 +28,8 @@ def read_with_rapidocr(images_BCHW: Tensor) -> list[str]:
     from PIL import Image
 
     texts = []
-    for image in images_BCHW.float().cpu():
-        pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        picture = Image.fromarray(pixels)
+    for image in to_bytes(images_BCHW):
+        picture = Image.fromarray(image)
         if min(picture.size) < MIN_SIDE:
             factor = MIN_SIDE / min(picture.size)
             picture = picture.resize([round(side * factor) for side in picture.size], Image.Resampling.BICUBIC)

@@ -2,11 +2,11 @@
 
 from functools import cache, partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bench.errors import MissingError
+from bench.pictures import to_bytes
 from bench.weights import load_processor
 from tasks.pickscore.scorer import ClipScorer
 
@@ -33,8 +33,8 @@ def photo_scorer(sources: dict[str, str]) -> ClipScorer:
     def prepare(images_BCHW: Tensor, side: int) -> Tensor:
         from PIL import Image
 
-        levels = (images_BCHW.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
-        pixels = parts()[1](images=[Image.fromarray(image) for image in levels], return_tensors="pt")["pixel_values"]
+        pictures = [Image.fromarray(image) for image in to_bytes(images_BCHW)]
+        pixels = parts()[1](images=pictures, return_tensors="pt")["pixel_values"]
         if pixels.shape[-2:] != (side, side):
             raise MissingError(f"the processor {processor!r} makes pictures of another size than the model's {side}")
         return torch.as_tensor(pixels)
