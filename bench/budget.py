@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
+from bench.workers import Workers
+
 BACKWARD = 2
 
 
@@ -43,6 +45,12 @@ class Meter:
     def state(self) -> dict:
         self.settle()
         return {"evaluations": dict(self.evaluations), "seconds": dict(self.seconds)}
+
+    def whole(self, workers: Workers) -> dict:
+        """Evaluations of all processes, and seconds of the main one."""
+        states = workers.gather(self.state())
+        counts = sum((Counter(state["evaluations"]) for state in states), Counter())
+        return {"evaluations": dict(counts), "seconds": states[0]["seconds"]}
 
     def load(self, state: dict) -> None:
         self.evaluations = Counter(state["evaluations"])

@@ -78,19 +78,21 @@ def run(
     from bench.console import Console
     from bench.runner import Session, execute
     from bench.sheet import contact_sheet
+    from bench.workers import connect
 
     summaries, failures = [], []
-    with Console() as console:
+    workers = connect(spec.device)
+    with Console(quiet=not workers.main) as console:
         for seed in seed_list:
             try:
-                summaries.append(execute(spec.with_seed(seed), Session(root, console.say, console.listen)))
+                summaries.append(execute(spec.with_seed(seed), Session(root, workers, console.say, console.listen)))
             except UsageError:
                 raise
             except BenchError as error:
                 if len(seed_list) == 1:
                     raise
                 failures.append(f"seed {seed}: {one_line(error)}")
-        if summaries:
+        if summaries and workers.main:
             sheet = contact_sheet(spec.with_seed(summaries[0]["seed"]), root, summaries[0])
             console.table(summaries, sheet)
     if failures:
@@ -116,10 +118,14 @@ def teach(
     specs = [resolve(TEACHER_METHOD, [t], s, backbone, preset, set_) for s in seed_list for t in names]
     from bench.console import Console
     from bench.runner import Session, execute
+    from bench.workers import connect
 
-    with Console() as console:
+    workers = connect(specs[0].device)
+    with Console(quiet=not workers.main) as console:
         for spec in specs:
-            console.table([execute(spec, Session(root, console.say, console.listen))])
+            summary = execute(spec, Session(root, workers, console.say, console.listen))
+            if workers.main:
+                console.table([summary])
 
 
 @app.command()

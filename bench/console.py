@@ -13,14 +13,17 @@ from bench.stats import Estimate, estimate
 
 
 class Console:
-    """A progress bar while runs go on, and the table at the end."""
+    """A progress bar while runs go on, and the table at the end; `quiet` says nothing at all."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
 
     def __enter__(self) -> "Console":
         columns = (
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
-        self.progress = Progress(*columns, console=Terminal(stderr=True))
+        self.progress = Progress(*columns, console=Terminal(stderr=True, quiet=self.quiet))
         self.bars: dict[str, int] = {}
         self.progress.start()
         return self

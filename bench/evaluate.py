@@ -1,6 +1,7 @@
 """Held-out evaluation: one picture per prompt entry, the same initial noise for every model."""
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
 from bench.stats import Estimate, estimate
 from bench.task import Prompt, Task
+from bench.workers import ALONE, Workers
 
 Rows = dict[str, np.ndarray]
 
@@ -79,23 +81,28 @@ def evaluate(
     batch: int = 96,
     audit: bool = False,
     folder: Path | None = None,
+    workers: Workers = ALONE,
 ) -> Evaluation:
     """Score one model on a split of one task; `audit` adds the task's independent scorer.
 
-    Pictures are also written to `folder`, if given, in GenEval's layout.
+    Pictures are also written to `folder`, if given, in GenEval's layout. Several processes score their shares, and all
+    return the whole.
     """
     prompts = task.prompts(split)
     at = places(prompts) if folder else []
     rewards, metrics = [], []
-    for start in range(0, len(prompts), batch):
-        chunk = prompts[start : start + batch]
-        noise = initial_noise(backbone, task.name, split, range(start, start + len(chunk)))
+    mine = workers.share(len(prompts))
+    for start in range(mine.start, mine.stop, batch):
+        stop = min(start + batch, mine.stop)
+        chunk = prompts[start:stop]
+        noise = initial_noise(backbone, task.name, split, range(start, stop))
         images = pictures(backbone, chunk, noise, adapter, sampler, guidance)
         if folder:
-            write(folder, chunk, images, at[start : start + batch])
+            write(folder, chunk, images, at[start:stop])
         with backbone.meter.purpose("held-out scoring"):
             scores = task.score(images, chunk)
             rewards.append(scores.rewards)
             metrics.append(scores.metrics | (task.audit(images, chunk) if audit else {}))
+    rewards, metrics = (list(chain(*parts)) for parts in zip(*workers.gather((rewards, metrics))))
     rows = {"reward": np.concatenate(rewards)} | {m: np.concatenate([x[m] for x in metrics]) for m in metrics[0]}
     return Evaluation(task.name, task.headline, np.array([p.stratum for p in prompts]), rows)

@@ -13,8 +13,9 @@ from bench.files import write_atomic
 from bench.hub import adapter_folder
 from bench.registry import task_names
 from bench.runner import load_backbone, load_tasks
-from bench.spec import describe, scorer_settings
+from bench.spec import describe
 from bench.task import SPLITS
+from bench.view import view_settings
 
 
 def score_adapter(
@@ -41,17 +42,17 @@ def score_adapter(
         raise UsageError(f"--guidance takes numbers, got {guidance!r}") from error
     if any(not 0 <= scale < float("inf") for scale in scales):
         raise UsageError(f"--guidance must be finite and at least 0, got {guidance}")
-    scorers = scorer_settings(overrides, names)
+    view = view_settings(overrides, names, ("scorers", "compute"))
     descriptor = describe(backbone_name)
     sampler = euler(steps, descriptor.shift)
-    backbone = load_backbone(backbone_name, "cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(backbone_name, "cuda" if torch.cuda.is_available() else "cpu", view.compute)
     if adapter != "base":
         backbone.adapters.load("scored", adapter_folder(adapter))
     table = Table(title=f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps")
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     results: list[tuple[float, Evaluation]] = []
-    for name, task in load_tasks(names, descriptor.world, scorers).items():
+    for name, task in load_tasks(names, descriptor.world, view.scorers).items():
         for scale in scales:
             folder = pictures / (name if len(scales) == 1 else f"{name}-{scale:g}") if pictures else None
             scored = None if adapter == "base" else "scored"

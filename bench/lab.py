@@ -3,15 +3,16 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
-from bench.errors import BenchError
+from bench.errors import BenchError, UsageError
 from bench.hashing import seed_of
+from bench.sampler.draws import Draws, Rows
 from bench.sampler.rollout import Sampler, Velocity
 from bench.task import Prompt, Scores, Task
+from bench.workers import ALONE, Workers
 
 STUDENT, EMA = "student", "ema"
 
@@ -36,6 +37,9 @@ class Lab:
     """Progress at which the previous update began."""
     inner: int = 0
     """Which of the method's inner updates is under way."""
+    workers: Workers = ALONE
+    rows: dict[str, Rows] = field(default_factory=dict)
+    """task -> which prompts of this update are this process's; empty where one process has them all."""
     notes: dict[str, float] = field(default_factory=dict)
     """What a method wants logged with this update."""
 
@@ -43,17 +47,38 @@ class Lab:
         """The seed of one kind of draw in this update."""
         return seed_of(self.seed, self.step, task, purpose)
 
-    def generator(self, purpose: str, task: str = "") -> torch.Generator:
-        """A fresh generator for (run seed, step, task, purpose): the same on resume, whatever ran before."""
-        return torch.Generator().manual_seed(self.seed_for(purpose, task))
+    def generator(self, purpose: str, task: str = "") -> Draws:
+        """A fresh generator for (run seed, step, task, purpose): the same on resume, whatever ran before.
+
+        Draw batches from it by `bench.sampler.draws`, which gives every process its rows of them.
+        """
+        generator = Draws()
+        generator.manual_seed(self.seed_for(purpose, task))
+        generator.rows = self.rows.get(task)
+        return generator
 
     def numpy_generator(self, purpose: str, task: str = "") -> np.random.Generator:
         """As `generator`, for distributions that numpy has."""
         return np.random.default_rng(self.seed_for(purpose, task))
 
     def prompts(self, task: str, count: int) -> list[Prompt]:
-        """`count` training prompts of a task for this update."""
-        return self.tasks[task].sample(count, self.numpy_generator("prompts", task))
+        """This process's share of `count` training prompts of a task for this update.
+
+        Raises UsageError where there are fewer prompts than processes.
+        """
+        drawn = self.tasks[task].sample(count, self.numpy_generator("prompts", task))
+        if self.workers.count == 1:
+            return drawn
+        if count < self.workers.count:
+            raise UsageError(f"{self.workers.count} processes cannot share {count} prompts of task {task!r} an update")
+        mine = self.workers.share(count)
+        self.rows[task] = Rows(mine.start, mine.stop, count)
+        return drawn[mine.start : mine.stop]
+
+    def share(self, task: str) -> float:
+        """Share of the task's prompts of this update that are this process's."""
+        rows = self.rows.get(task)
+        return (rows.stop - rows.start) / rows.whole if rows else 1.0
 
     def encode(self, prompts: list[Prompt]) -> Conditioning:
         return self.backbone.encode([p.text for p in prompts])

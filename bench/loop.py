@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.backbones.adapters import TARGETS, Shape
-from bench.errors import BenchError
+from bench.backbones.adapters import TARGETS, Adapters, Shape, read_adapter
+from bench.errors import BenchError, UsageError
 from bench.evaluate import Evaluation, euler, evaluate
 from bench.hashing import seed_of
+from bench.hub import adapter_folder
 from bench.lab import EMA, STUDENT, Lab
 from bench.method import Method
 from bench.probes.estimates import ProbeLab
 from bench.probes.interference import interference
+from bench.spec import LoraSpec
 from bench.store import Run
 
 
@@ -32,6 +34,7 @@ class Loop:
 
     def __init__(self, run: Run, lab: Lab, method: Method, shift: float):
         self.run, self.lab, self.method, self.spec = run, lab, method, run.spec
+        self.workers = lab.workers
         self.step = self.ema_updates = 0
         self.last_share = 0.0
         self.evaluated: list[float] = []
@@ -47,6 +50,7 @@ class Loop:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay
         )
+        self.scaler = torch.amp.GradScaler(backbone.device.type, enabled=spec.compute.precision == "float16")
 
     @property
     def share(self) -> float:
@@ -56,10 +60,10 @@ class Loop:
         budget, meter = self.spec.budget, self.lab.backbone.meter
         if budget.updates:
             return min(1.0, self.step / budget.updates)
+        spent = meter.whole(self.workers)
         if budget.evaluations:
-            return min(1.0, meter.evaluations["training"] / budget.evaluations)
-        meter.settle()
-        return min(1.0, (meter.seconds["training"] + meter.seconds["scoring"]) / budget.seconds)
+            return min(1.0, spent["evaluations"].get("training", 0) / budget.evaluations)
+        return min(1.0, sum(spent["seconds"].get(clock, 0) for clock in ("training", "scoring")) / budget.seconds)
 
     def train(self, listen: Callable[[Progress], None] = lambda _: None) -> None:
         """Run, or go on, to the end of the budget. Raises BenchError on a loss or gradient that is not finite."""
@@ -82,9 +86,11 @@ class Loop:
     @torch.no_grad()
     def _prepare(self) -> None:
         """Let the method set the student up; a method that does not train is evaluated here."""
+        if self.spec.lora.start:
+            start_from(self.lab.backbone.adapters, self.spec.lora)
         self.method.prepare(self.lab)
         if self.lab.notes:
-            self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | self.lab.backbone.meter.state())
+            self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | self.lab.backbone.meter.whole(self.workers))
         adapters = self.lab.backbone.adapters
         for name in self._kept():
             torch._foreach_copy_(adapters.parameters(name), self.parameters)
@@ -95,7 +101,7 @@ class Loop:
         """Collect from every task of the plan, then take the method's optimiser steps; returns the metrics row."""
         lab, spec, meter = self.lab, self.spec, self.lab.backbone.meter
         lab.step, lab.progress, lab.last_progress, lab.notes = self.step, share, self.last_share, {}
-        row: dict = {"step": self.step + 1}
+        row: dict[str, float] = {}
         decayed = 1 - (1 - spec.optimizer.lr_end) * share
         for group in self.optimizer.param_groups:
             group["lr"] = spec.optimizer.lr * decayed
@@ -106,14 +112,28 @@ class Loop:
             for lab.inner in range(self.method.inner_updates):
                 for task, weight in plan.items():
                     row[f"loss/{task}"] = self._backward(task, weight, experiences[task])
-                row["grad_norm"] = self._descend()
+                norm = self._descend()
+                if norm is None:
+                    lab.note("skipped_steps", lab.notes.get("skipped_steps", 0.0) + 1)
+                else:
+                    row["grad_norm"] = norm
             with torch.no_grad():
                 self.method.after_update(lab)
                 self.step += 1
                 if self.step % spec.ema.every == 0:
                     self._average()
         self.last_share = share
-        return row | {"lr": spec.optimizer.lr * decayed} | lab.notes | meter.state()
+        rate = {"lr": spec.optimizer.lr * decayed}
+        return {"step": self.step} | self._pooled(row) | rate | self._pooled(lab.notes) | meter.whole(self.workers)
+
+    def _pooled(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Means over the processes, each weighted by its share of the prompts of the task that a number is about."""
+        if self.workers.count == 1:
+            return numbers
+        even = 1 / self.workers.count
+        weight = {name: self.lab.share(task) if (task := name.partition("/")[2]) else even for name in numbers}
+        shares = self.workers.gather({name: weight[name] * value for name, value in numbers.items()})
+        return {name: sum(share[name] for share in shares) for name in numbers}
 
     def _backward(self, task: str, weight: float, experience: object) -> float:
         """Add a task's weighted gradient; returns its loss."""
@@ -123,17 +143,24 @@ class Loop:
             if not math.isfinite(value):
                 raise self._diverged(f"the loss of task {task!r} is {value}")
             total += value
-            (weight * piece).backward()
+            self.scaler.scale(weight * self.lab.share(task) * piece).backward()
         return total
 
-    def _descend(self) -> float:
-        """Clip, step, clear; returns the gradient's norm before clipping."""
+    def _descend(self) -> float | None:
+        """Sum over processes, clip, step, clear; returns the gradient's norm before clipping.
+
+        None: it overflowed float16, the step was left out and the loss scale lowered.
+        """
+        self.workers.add(p.grad for p in self.parameters)
+        self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.optimizer.clip))
-        if not math.isfinite(norm):
+        overflowed = not math.isfinite(norm)
+        if overflowed and self.scaler.get_scale() <= 1:  # a disabled scaler's is 1
             raise self._diverged(f"the gradient norm is {norm}")
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return None if overflowed else norm
 
     def _average(self) -> None:
         decay = min((1 + self.ema_updates) / (10 + self.ema_updates), self.spec.ema.decay)
@@ -164,7 +191,7 @@ class Loop:
         o = self.spec.evaluation
         scale = o.guidance if guidance is None else guidance
         lab, sampler = self.lab, self.evaluation_sampler
-        return evaluate(lab.backbone, lab.tasks[task], adapter, sampler, scale, o.split, o.batch)
+        return evaluate(lab.backbone, lab.tasks[task], adapter, sampler, scale, o.split, o.batch, workers=self.workers)
 
     def _kept(self) -> tuple[str, ...]:
         return (STUDENT, EMA, *self.method.adapters)
@@ -180,7 +207,8 @@ class Loop:
             "ema_updates": self.ema_updates,
             "last_share": self.last_share,
             "evaluated": self.evaluated,
-            "meter": self.lab.backbone.meter.state(),
+            "meter": self.lab.backbone.meter.whole(self.workers),
+            "scaler": self.scaler.state_dict(),
         }
         self.run.save(tensors, state)
 
@@ -197,4 +225,19 @@ class Loop:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.step, self.ema_updates, self.evaluated = state["step"], state["ema_updates"], state["evaluated"]
         self.last_share = state["last_share"]
-        self.lab.backbone.meter.load(state["meter"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if self.workers.main:  # what all have spent until now
+            self.lab.backbone.meter.load(state["meter"])
+
+
+def start_from(adapters: Adapters, lora: LoraSpec) -> None:
+    """Copy `lora.start` into the student. Raises UsageError for an adapter of another shape."""
+    folder = adapter_folder(lora.start)
+    shape, state = read_adapter(folder)
+    if (shape.rank, shape.alpha) != (lora.rank, lora.alpha):
+        raise UsageError(
+            f"the adapter {lora.start} has rank {shape.rank} and alpha {shape.alpha:g}: set lora.rank={shape.rank} and "
+            f"lora.alpha={shape.alpha:g}"
+        )
+    adapters.load_state(STUDENT, state, str(folder))

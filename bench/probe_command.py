@@ -114,7 +114,7 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     from bench.backbones.adapters import TARGETS, Shape
 
     descriptor = describe(spec.backbone)
-    backbone = load_backbone(spec.backbone, spec.device)
+    backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     if student == "base":
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
         backbone.adapters.add(STUDENT, shape, seed=0, trainable=True)

@@ -26,12 +26,12 @@ def find(kind: str, name: str):
 
 
 def task_names(names: list[str]) -> list[str]:
-    """The tasks a user named; ["all"] stands for every registered one. Raises UsageError."""
+    """The tasks a user named; ["all"] stands for every one that says so. Raises UsageError."""
     known = list(registered("task"))
     if not names:
         raise UsageError("the task list is empty; name tasks or 'all'")
     if names == ["all"]:
-        return known
+        return [name for name in known if find("task", name).in_all]
     for name in names:
         if name not in known:
             raise unknown("task", name, [*known, "all"])

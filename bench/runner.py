@@ -6,13 +6,16 @@ from pathlib import Path
 
 import torch
 
+from bench.backbones.adapters import adapter_hash
+from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.errors import MissingError, UsageError
 from bench.evaluate import Evaluation
 from bench.files import write_atomic
 from bench.hashing import text_hash
-from bench.lab import EMA, Lab
+from bench.hub import adapter_folder
+from bench.lab import EMA, STUDENT, Lab
 from bench.loop import Loop, Progress
 from bench.provenance import record
 from bench.registry import find
@@ -20,6 +23,7 @@ from bench.spec import Spec, describe
 from bench.store import Run
 from bench.task import Task
 from bench.teachers import Teacher, locate, mount, to_train
+from bench.workers import ALONE, Workers
 
 Say = Callable[[str], None]
 Listen = Callable[[str, Progress], None]
@@ -30,14 +34,15 @@ class Session:
     """What several runs of one process share: the result folder and how to talk to the user."""
 
     root: Path
+    workers: Workers = ALONE
     say: Say = lambda _: None
     listen: Listen = lambda _label, _progress: None
 
 
-def load_backbone(name: str, device: str) -> FlowBackbone:
-    """Load a registered backbone onto a device; raises MissingError for a GPU that is not there."""
+def load_backbone(name: str, device: str, compute: Compute, cache: Path | None = None) -> FlowBackbone:
+    """Load a backbone onto a device; encoded prompts are kept in `cache`. Raises MissingError for a missing GPU."""
     check_device(device)
-    return describe(name).load(device)
+    return describe(name).load(device, compute, cache / "prompts" if cache else None)
 
 
 def check_device(device: str) -> None:
@@ -56,26 +61,26 @@ def execute(spec: Spec, session: Session) -> dict:
     check_device(spec.device)
     descriptor = describe(spec.backbone)
     fingerprint = descriptor.fingerprint()
-    run = Run(session.root, spec, fingerprint)
-    if run.summary:
-        refuse_changed(
-            run,
-            {task: t["hash"] for task, t in run.summary["teachers"].items()},
-            {task: t.hash for task, t in locate(spec, descriptor, session.root, fingerprint).items()},
-        )
+    workers = session.workers
+    run = Run(session.root, spec, fingerprint, writes=workers.main)
+    if workers.agreed(run.summary is not None):
+        teachers = locate(spec, descriptor, session.root, fingerprint)
+        refuse_changed(run, run.rows("provenance.jsonl")[-1]["teachers"], origins(spec, teachers))
         session.say(f"already finished: {run.folder}")
         return run.summary
-    for teacher_run in to_train(spec, session.root, fingerprint):
+    for teacher_run in workers.agreed(to_train(spec, session.root, fingerprint)):
         session.say(f"training the teacher for {teacher_run.spec.tasks[0]}")
         execute(teacher_run.spec, session)
     teachers = locate(spec, descriptor, session.root, fingerprint)
     with run.lock():
         run.open()
-        entry = record(spec.device) | {"teachers": {task: t.hash for task, t in teachers.items()}}
+        entry = record(spec.device) | {"teachers": origins(spec, teachers)}
         for earlier in run.rows("provenance.jsonl"):
             refuse_changed(run, earlier["teachers"], entry["teachers"])
-        backbone = load_backbone(spec.backbone, spec.device)
+        device = workers.device(spec.device)
+        backbone = load_backbone(spec.backbone, device, spec.compute, session.root / "cache")
         lab = equip(spec, descriptor, backbone, teachers)
+        lab.workers = workers
         method_class = find("method", spec.method)
         method = method_class(method_class.Options.model_validate(spec.params))
         loop = Loop(run, lab, method, descriptor.shift)
@@ -83,10 +88,12 @@ def execute(spec: Spec, session: Session) -> dict:
         session.say(f"run folder: {run.folder}")
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
         loop.train(lambda progress: session.listen(label, progress))
-        backbone.adapters.save(EMA, run.folder / "adapter", base=f"{spec.backbone}:{fingerprint}")
-        summary = _summarise(loop, teachers, session, descriptor.base_guidance or {})
+        if workers.main:
+            backbone.adapters.save(EMA, run.folder / "adapter", base=f"{spec.backbone}:{fingerprint}")
+        summary = workers.agreed(_summarise(loop, teachers, session, descriptor.base_guidance or {}))
         run.finish(summary)
-        return summary
+    workers.agreed(None)  # nobody looks for the summary before it is there
+    return summary
 
 
 def equip(spec: Spec, descriptor: Descriptor, backbone: FlowBackbone, teachers: dict[str, Teacher]) -> Lab:
@@ -102,12 +109,18 @@ def equip(spec: Spec, descriptor: Descriptor, backbone: FlowBackbone, teachers: 
     )
 
 
+def origins(spec: Spec, teachers: dict[str, Teacher]) -> dict[str, str]:
+    """Hashes of the adapters that a run is made from: a task's teacher, and where the student starts."""
+    start = {STUDENT: adapter_hash(adapter_folder(spec.lora.start))} if spec.lora.start else {}
+    return {task: teacher.hash for task, teacher in teachers.items()} | start
+
+
 def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> None:
-    """Raise UsageError if a teacher's hash is not what the run was begun with."""
+    """Raise UsageError if the hash of a teacher, or of the student's start, is not what the run was begun with."""
     changed = [task for task in now if before.get(task) != now[task]]
     if changed:
         raise UsageError(
-            f"{run.folder} was begun with another teacher for {', '.join(changed)}; "
+            f"{run.folder} was begun with another adapter for {', '.join(changed)}; "
             "move it away or use another --results"
         )
 
@@ -115,7 +128,7 @@ def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> Non
 def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_guidance: dict[str, float]) -> dict:
     """Base at its best guidance, every teacher and the student on every task, with cost."""
     run, spec = loop.run, loop.spec
-    last = [row for row in run.rows("evaluations.jsonl") if row["step"] == loop.step]
+    last = [row for row in loop.workers.agreed(run.rows("evaluations.jsonl")) if row["step"] == loop.step]
     models: dict[str, dict[str, dict]] = {"student": {row["task"]: _strip(row) for row in last}}
     references = Reference(loop, session.root / "cache")
     models["base"] = {
@@ -124,14 +137,13 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
     for name, teacher in teachers.items():
         scale = spec.teacher_guidance[name]
         models[f"teacher {name}"] = {t: references.of(teacher.adapter, t, teacher.hash, scale) for t in spec.tasks}
-    loop.lab.backbone.meter.settle()
     return {
         "method": spec.method,
         "seed": spec.seed,
         "folder": run.folder.name,
         "split": spec.evaluation.split,
         "updates": loop.step,
-        "cost": loop.lab.backbone.meter.state(),
+        "cost": loop.lab.backbone.meter.whole(loop.workers),
         "scorers": {task: loop.lab.tasks[task].scorer_name for task in spec.tasks},
         "teachers": {task: {"source": spec.teachers[task], "hash": t.hash} for task, t in teachers.items()},
         "models": models,
@@ -152,16 +164,18 @@ class Reference:
         """Evaluation record of an adapter, from the cache or made now."""
         import json
 
-        settings = self.loop.spec.evaluation
+        settings, compute = self.loop.spec.evaluation, self.loop.spec.compute
         key = text_hash([
             self.loop.run.backbone_hash, model, task, self.loop.lab.tasks[task].scorer_name, guidance, settings.steps,
-            settings.split,
+            settings.split, *([] if compute == PLAIN else [compute.model_dump()]),
         ])  # fmt: skip
         path = self.folder / f"evaluation-{key}.json"
-        if path.exists():
-            return json.loads(path.read_text())
+        known = json.loads(path.read_text()) if self.loop.workers.main and path.exists() else None
+        if known := self.loop.workers.agreed(known):
+            return known
         with self.loop.lab.backbone.meter.purpose("references"):
             result: Evaluation = self.loop.evaluate(adapter, task, guidance)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(result.record()).encode())
+        if self.loop.workers.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(result.record()).encode())
         return result.record()

@@ -12,8 +12,8 @@ from bench.evaluate import Evaluation
 from bench.files import write_atomic
 from bench.layout import Sample, load, read
 from bench.registry import find, task_names
-from bench.spec import scorer_settings
 from bench.task import Task
+from bench.view import view_settings
 
 RESULTS = "results.jsonl"
 
@@ -30,7 +30,7 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
         return
     if not source.is_dir():
         raise UsageError(f"no folder {source}")
-    task = find("task", name)(world, scorer_settings(overrides, (name,)).get(name))
+    task = find("task", name)(world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name))
     samples = read(source)
     result, lines, failed = scored(task, samples, batch)
     # The official scripts read results.jsonl: it is kept for verdicts.

@@ -42,7 +42,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     if path.exists():
         return path
     descriptor = describe(spec.backbone)
-    backbone = load_backbone(spec.backbone, spec.device)
+    backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     backbone.adapters.load(STUDENT, root / summary["folder"] / "adapter")
     teachers = mount(locate(spec, descriptor, root, descriptor.fingerprint()), backbone)
     sampler = euler(spec.evaluation.steps, descriptor.shift)

@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bench.backbones.compute import Compute
 from bench.backbones.descriptor import Descriptor
 from bench.errors import UsageError, unknown
 from bench.hashing import text_hash
+from bench.hub import PREFIX as HUB
 from bench.registry import find, task_names
 from bench.sampler.rollout import Sampler
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import get_kernel
+from bench.settings import first_problem, merge, parse_override, read_yaml
+from bench.view import check_scorers
 
 TEACHER_METHOD = "single_task"
 PRESETS = Path(__file__).parent / "backbones" / "presets"
@@ -84,6 +87,8 @@ class LoraSpec(Part):
     alpha: Positive = 64.0
     targets: tuple[str, ...] | None = None
     """None: the published set (every attention projection)."""
+    start: str | None = None
+    """Adapter of this rank and alpha that the student starts from (folder or hub:OWNER/REPO/FOLDER); None: the base."""
 
 
 class EmaSpec(Part):
@@ -134,6 +139,7 @@ class Spec(Part):
     adapter the student's."""
     scorers: dict[str, dict[str, str]] = {}
     """task -> what its scorer is made of, where the backbone's world leaves that open; see bench list tasks."""
+    compute: Compute = Compute()
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
     """Updates between checkpoints."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
@@ -146,18 +152,28 @@ class Spec(Part):
         return text_hash({"spec": settings, "backbone": backbone_hash})
 
     def record(self) -> dict[str, Any]:
-        """Plain data for spec.json; what nobody said of scorers is left out."""
-        return self.model_dump(mode="json", exclude=set() if self.scorers else {"scorers"})
+        """Plain data for spec.json; what nobody said of scorers, compute and the student's start is left out."""
+        unsaid: dict[str, Any] = {n: True for n in ("scorers", "compute") if getattr(self, n) == SILENT[n]}
+        return self.model_dump(mode="json", exclude=unsaid | ({} if self.lora.start else {"lora": {"start"}}))
 
     def with_seed(self, seed: int) -> "Spec":
         return self.model_copy(update={"seed": seed})
 
 
+SILENT = {name: field.default for name, field in Spec.model_fields.items()}
+
+
 def describe(backbone: str) -> Descriptor:
-    """The descriptor of a registered backbone, or of the pipeline folder at a path; raises UsageError."""
-    if "/" in backbone or Path(backbone).is_dir():
-        if not (Path(backbone) / "model_index.json").is_file():
-            raise UsageError(f"{backbone} is not a diffusers pipeline folder: it has no model_index.json")
+    """The descriptor of a registered backbone, or of the pipeline at a path or hub address; raises UsageError."""
+    path = Path(backbone)
+    if backbone.startswith(HUB) or (path.suffix == ".safetensors" and path.is_file()):
+        return find("backbone", "sd3")(backbone)
+    if "/" in backbone or path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UsageError(
+                f"{backbone} is no diffusers pipeline: neither a folder with model_index.json nor a .safetensors file; "
+                f"one of the hub is written {HUB}OWNER/REPO"
+            )
         return find("backbone", "sd3")(backbone)
     return find("backbone", backbone)()
 
@@ -180,13 +196,13 @@ def resolve(
     tasks = task_names(tasks)
     method_class = find("method", method)
     descriptor = describe(backbone)
-    asked: dict[str, Any] = _read_yaml(_preset_file(preset)) if preset else {}
+    asked: dict[str, Any] = read_yaml(_preset_file(preset)) if preset else {}
     for override in overrides or []:
-        _merge(asked, parse_override(override))
+        merge(asked, parse_override(override))
     settings: dict[str, Any] = {}
     if descriptor.recipes and (descriptor.recipes / f"{method}.yaml").is_file():
         settings = _recipe(descriptor.recipes / f"{method}.yaml", tasks, asked)
-    _merge(settings, asked)
+    merge(settings, asked)
     fixed = {"method": method, "backbone": backbone, "tasks": tasks, "seed": seed}
     for key, value in fixed.items():
         if settings.get(key, value) != value:
@@ -202,7 +218,9 @@ def resolve(
         spec = Spec.model_validate(settings | fixed)
         spec = spec.model_copy(update={"params": method_class.Options.model_validate(spec.params).model_dump()})
     except ValidationError as error:
-        raise UsageError(_first_problem(error, method_class)) from error
+        in_params = error.title == method_class.Options.__name__
+        whole = (method_class.Options, ("params",)) if in_params else (Spec, ())
+        raise UsageError(first_problem(error, *whole)) from error
     if spec.evaluation.guidance is None:
         evaluation = spec.evaluation.model_copy(update={"guidance": spec.sampler.guidance})
         spec = spec.model_copy(update={"evaluation": evaluation})
@@ -212,55 +230,32 @@ def resolve(
                 raise unknown(f"task in {section}", task, tasks)
     check_scorers(spec.scorers, tasks)
     if spec.teachers:
-        guidance = {task: _teacher_guidance(spec, task) for task in tasks}
+        guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
         spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
     sampler = spec.sampler.build(descriptor.shift)
     method_class.check(spec, sampler)
     return spec
 
 
-def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str]) -> None:
-    """Raise UsageError for a scorer of another task, or a key that the task does not know."""
-    for task, sources in scorers.items():
-        if task not in tasks:
-            raise unknown("task in scorers", task, tasks)
-        for key in sources:
-            known = find("task", task).sources
-            if key not in known:
-                raise unknown(f"key in scorers.{task}", key, known)
-
-
-def scorer_settings(overrides: list[str], tasks: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """What --set scorers.<task>.<key>=VALUE says where there is nothing else to set. Raises UsageError."""
-    settings: dict[str, Any] = {}
-    for override in overrides:
-        parsed = parse_override(override)
-        if list(parsed) != ["scorers"]:
-            known = [f"scorers.{task}.{key}" for task in tasks for key in find("task", task).sources]
-            raise unknown("setting", override.partition("=")[0], known)
-        _merge(settings, parsed)
-    for task, sources in (scorers := settings.get("scorers", {})).items():
-        if not isinstance(sources, dict):
-            raise UsageError(f"scorers.{task} is a section of settings, not a value")
-        scorers[task] = {key: str(value) for key, value in sources.items()}
-    check_scorers(scorers, list(tasks))
-    return scorers
-
-
 def teacher_spec(spec: Spec, task: str) -> Spec:
     """How a task's teacher is trained: single-task RL by the backbone's recipe, with the run's seed and device."""
     trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)
     scorers = {task: spec.scorers[task]} if task in spec.scorers else {}
-    return trained.model_copy(update={"device": spec.device, "scorers": scorers})
+    return trained.model_copy(update={"device": spec.device, "scorers": scorers, "compute": spec.compute})
 
 
 def _teacher_guidance(spec: Spec, task: str) -> float:
     if spec.teachers[task] in TRAINED_HERE:
         return teacher_spec(spec, task).evaluation.guidance
     beside = Path(spec.teachers[task]).parent / "spec.json"
-    if beside.is_file():
+    if not beside.is_file():
+        return spec.sampler.guidance
+    try:
         return float(json.loads(beside.read_text())["spec"]["evaluation"]["guidance"])
-    return spec.sampler.guidance
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{beside} is no run's spec.json ({error!r}): move it away or set teacher_guidance.{task}"
+        ) from error
 
 
 def _recipe(path: Path, tasks: list[str], asked: dict) -> dict:
@@ -269,14 +264,14 @@ def _recipe(path: Path, tasks: list[str], asked: dict) -> dict:
     Its `by_task` section applies when the run has just that one task; `by_param` when a method's setting, as asked or
     by the recipe, has that value: {engine: {grpo: {settings}}}.
     """
-    recipe = _read_yaml(path)
+    recipe = read_yaml(path)
     by_task, by_param = recipe.pop("by_task", {}), recipe.pop("by_param", {})
     if len(tasks) == 1:
-        _merge(recipe, by_task.get(tasks[0], {}))
+        merge(recipe, by_task.get(tasks[0], {}))
     for name, settings in by_param.items():
         value = next((v for source in (asked, recipe) if (v := _param(source, name)) is not None), None)
         if isinstance(value, str):
-            _merge(recipe, settings.get(value, {}))
+            merge(recipe, settings.get(value, {}))
     return recipe
 
 
@@ -293,67 +288,3 @@ def _preset_file(preset: Path) -> Path:
     if preset.name not in shipped:
         raise unknown("preset", preset.name, shipped)
     return shipped[preset.name]
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read preset {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"preset {path} must be a mapping of settings, got {type(content).__name__}")
-    return content
-
-
-def parse_override(text: str) -> dict:
-    """ "a.b=1" -> {"a": {"b": 1}}. Raises UsageError."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"--set takes key=value, got {text!r}")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {text!r}: the value is not valid YAML") from error
-    if isinstance(parsed, str):
-        parsed = _number(parsed)
-    for part in reversed(key.strip().split(".")):
-        parsed = {part: parsed}
-    return parsed
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-3 as text; people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _merge(into: dict, new: dict) -> None:
-    for key, value in new.items():
-        if key == "budget" and isinstance(value, dict):
-            into[key] = dict(value)  # one budget replaces another: only one of its keys may be set
-        elif isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        elif isinstance(value, dict):
-            into[key] = {}
-            _merge(into[key], value)
-        elif key == "budget" or isinstance(into.get(key), dict):
-            raise UsageError(f"{key!r} is a section of settings, not a value")
-        else:
-            into[key] = value
-
-
-def _first_problem(error: ValidationError, method_class: type) -> str:
-    problem = error.errors()[0]
-    in_params = error.title == method_class.Options.__name__
-    path = [*(["params"] if in_params else []), *(str(part) for part in problem["loc"])]
-    if problem["type"] == "extra_forbidden":
-        section: Any = method_class.Options if in_params else Spec
-        for part in problem["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        return str(unknown("key", ".".join(path), [".".join([*path[:-1], name]) for name in section.model_fields]))
-    if problem["type"] == "model_type":
-        return f"{'.'.join(path)} is a section of settings, not a value"
-    given = f" (got {problem['input']!r})" if not isinstance(problem["input"], dict) else ""
-    return f"{'.'.join(path) or 'spec'}: {problem['msg']}{given}"

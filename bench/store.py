@@ -41,13 +41,16 @@ def results_root(folder: Path) -> Path:
 class Run:
     """The folder of one run."""
 
-    def __init__(self, root: Path, spec: Spec, backbone_hash: str):
-        self.spec, self.backbone_hash = spec, backbone_hash
+    def __init__(self, root: Path, spec: Spec, backbone_hash: str, writes: bool = True):
+        """`writes` is False in all but one of the processes that share a run."""
+        self.spec, self.backbone_hash, self.writes = spec, backbone_hash, writes
         self.folder = root / f"{spec.method}-{spec.digest(backbone_hash)}-s{spec.seed}"
         self.checkpoint = self.folder / "checkpoint.safetensors"
 
     def open(self) -> None:
         """Make the folder, or check that the one there is this run's."""
+        if not self.writes:
+            return
         identity = {"spec": self.spec.record(), "backbone_hash": self.backbone_hash}
         path = self.folder / "spec.json"
         if path.exists():
@@ -60,6 +63,9 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process. Raises UsageError naming the process that has it."""
+        if not self.writes:
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+") as file:
             try:
@@ -74,8 +80,9 @@ class Run:
 
     def append(self, log: str, row: dict) -> None:
         """Add one line to metrics.jsonl, evaluations.jsonl or provenance.jsonl."""
-        with (self.folder / log).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.writes:
+            with (self.folder / log).open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def rows(self, log: str) -> list[dict]:
         path = self.folder / log
@@ -85,6 +92,8 @@ class Run:
         """Checkpoint. The logs' lengths go with it, so that resuming can cut them back to the same moment."""
         from safetensors.torch import save
 
+        if not self.writes:
+            return
         for log in LOGS:
             path = self.folder / log
             path.touch()
@@ -97,13 +106,13 @@ class Run:
     def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last checkpoint, with the logs cut back to it; None (and empty logs) when there is none."""
         if not self.checkpoint.exists():
-            for log in LOGS:
+            for log in LOGS if self.writes else ():
                 (self.folder / log).unlink(missing_ok=True)
             return None
         tensors, state = read_checkpoint(self.checkpoint)
         if state.get("spec") != self.spec.digest(self.backbone_hash):
             raise UsageError(f"{self.checkpoint} is a checkpoint of another spec")
-        for log, length in state["logs"].items():
+        for log, length in state["logs"].items() if self.writes else ():
             os.truncate(self.folder / log, length)
         return tensors, state
 
@@ -113,7 +122,8 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else None
 
     def finish(self, summary: dict) -> None:
-        write_atomic(self.folder / "summary.json", _json(summary))
+        if self.writes:
+            write_atomic(self.folder / "summary.json", _json(summary))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -42,6 +42,8 @@ class Task(ABC):
     training_shares: ClassVar[dict[str, float]] = {}
     """Relative share of strata among training prompts; 1 where nothing is said."""
 
+    in_all: ClassVar[bool] = True
+    """Whether --tasks all names it; False for one that serves some worlds only, or is only measured."""
     sources: ClassVar[dict[str, str]] = {}
     """What a user may say of the scorer (--set scorers.<task>.<key>=VALUE): key -> meaning."""
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
-from bench.errors import MissingError, one_line
+from bench.errors import MissingError, one_line, unknown
 from bench.hashing import content_hash
 
+PRECISIONS = ("float32", "bfloat16", "float16")
 FILES = ("model.safetensors", "pytorch_model.bin")
 CURE = "name a local folder in transformers' format, or make the hub reachable and accept the model's licence"
 
@@ -30,13 +31,21 @@ def weights_hash(source: str) -> str:
     return content_hash(paths[:1])
 
 
-def load_frozen(model_class, source: str, device: str, what: str):
-    """A transformers model in float32, without gradients. Raises MissingError naming what is not where."""
+def weights_name(source: str, precision: str) -> str:
+    """`weights_hash`, and the precision if it is not float32, which changes scores too."""
+    return weights_hash(source) + ("" if precision == "float32" else f"-{precision}")
+
+
+def load_frozen(model_class, source: str, device: str, what: str, precision: str = "float32"):
+    """A transformers model without gradients. Raises MissingError naming what is not where, UsageError for another
+    precision than float32, bfloat16 and float16."""
     from transformers.utils.logging import disable_progress_bar
 
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
     disable_progress_bar()  # its bar would tear ours
     try:
-        model = model_class.from_pretrained(source, dtype=torch.float32)
+        model = model_class.from_pretrained(source, dtype=getattr(torch, precision))
     except (OSError, ValueError) as error:
         raise MissingError(f"no {what} at {source!r}: {one_line(error)}; {CURE}") from error
     return model.eval().requires_grad_(False).to(device)

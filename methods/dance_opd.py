@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
+from bench.sampler.draws import draw
 from bench.sampler.rollout import rollout
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
 from methods.trained_steps import trained_steps
@@ -55,7 +56,9 @@ class DanceOpd(DistillationMethod):
         student = lab.velocity(conditioning, STUDENT)
         states = rollout(student, noise, lab.sampler, lab.generator("kernel", task), keep=True).states
         steps = len(trained_steps(lab.sampler, o.timestep_fraction))
-        along = torch.as_tensor(lab.numpy_generator("query", task).beta(o.low_noise, o.high_noise, len(noise)))
+        query = lab.numpy_generator("query", task)
+        beta = lambda n: torch.as_tensor(query.beta(o.low_noise, o.high_noise, n))  # noqa: E731
+        along = draw(beta, len(noise), lab.generator("query", task))
         index = (along * steps).long().clamp_max(steps - 1)
         x = torch.stack([states[k][i] for i, k in enumerate(index.tolist())])
         sigma = torch.tensor(lab.sampler.schedule.sigmas, dtype=torch.float32)[index].to(x.device)

@@ -36,6 +36,8 @@ class DistillationMethod(Method):
     @classmethod
     def check(cls, spec, sampler) -> None:
         super().check(spec, sampler)
+        if spec.lora.start and spec.params["start"] == "merge":
+            raise UsageError("params.start merge overwrites lora.start: leave one of them out")
         if not trained_steps(sampler, spec.params["timestep_fraction"]):
             raise UsageError(
                 f"params.timestep_fraction {spec.params['timestep_fraction']:g} of {sampler.steps} steps trains no step"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
+from bench.sampler.draws import Rows
 from bench.sampler.rollout import rollout, walk
 from bench.sampler.weighting import Weighting, step_weights
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
@@ -29,7 +30,7 @@ class OpdOptions(DistillationOptions):
     execution: Literal["fused", "plain"] = "fused"
     """fused: one student forward a step serves rollout and loss; plain: roll out, store, train. Same gradient."""
     chunk: Annotated[int, Field(gt=0)] = 128
-    """Latents per forward in plain training."""
+    """Latents per forward in training; the gradient does not depend on it."""
 
 
 @dataclass
@@ -86,12 +87,18 @@ class OpdAnalytic(DistillationMethod):
 
     def _fused(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Walk with gradients one step at a time; the trajectory ends with the last trained step."""
-        student, sigmas = lab.velocity(start.conditioning, STUDENT), lab.sampler.schedule.sigmas
-        steps = walk(student, start.noise, lab.sampler, lab.generator("kernel", task))
-        for weight, (k, x, taken) in zip(weights, steps):
-            with torch.no_grad():
-                target, anchor = self.targets(lab, task, start.conditioning, x, sigmas[k])
-            yield self._error(taken.velocity, target, anchor, weight).mean() / len(weights)
+        sigmas, batch = lab.sampler.schedule.sigmas, len(start.noise)
+        for first in range(0, batch, self.options.chunk):
+            part = slice(first, min(first + self.options.chunk, batch))
+            conditioning = start.conditioning[part]
+            generator = lab.generator("kernel", task)
+            generator.rows = (generator.rows or Rows(0, batch, batch)).part(part.start, part.stop)
+            steps = walk(lab.velocity(conditioning, STUDENT), start.noise[part], lab.sampler, generator)
+            for weight, (k, x, taken) in zip(weights, steps):
+                with torch.no_grad():
+                    target, anchor = self.targets(lab, task, conditioning, x, sigmas[k])
+                error = self._error(taken.velocity, target, anchor, weight).mean() / len(weights)
+                yield error * (len(x) / batch)
 
     def _plain(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Train on stored states, several steps in one batch."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
+from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import rollout
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
 
@@ -54,8 +55,9 @@ class Sft(DistillationMethod):
         generator = lab.generator("levels", task)
         sigmas = torch.tensor(lab.sampler.schedule.sigmas[:-1], dtype=torch.float32)
         for _ in range(o.levels):
-            sigma = sigmas[torch.randint(len(sigmas), (len(x0),), generator=generator)].to(x0.device)
-            noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+            index = draw(lambda n: torch.randint(len(sigmas), (n,), generator=generator), len(x0), generator)
+            sigma = sigmas[index].to(x0.device)
+            noise = normal(x0.shape, generator).to(x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
             v = lab.velocity(conditioning, STUDENT)(x_t, sigma)
             loss = self.anchored(squared_error(v, noise - x0), lab, conditioning, x_t, sigma, v)

@@ -21,11 +21,11 @@ def read_prompts(task: str, sources: dict[str, str], check: Callable[[str], obje
             f"train.txt and test.txt, one prompt a line (github.com/yifan123/flow_grpo has them in dataset/{task})"
         )
     folder = Path(sources["prompts"])
-    test, train = (_lines(folder / f"{split}.txt", check) for split in ("test", "train"))
+    test, train = (read_lines(folder / f"{split}.txt", check) for split in ("test", "train"))
     known = set(test)
     train = [prompt for prompt in train if prompt not in known]
     if (folder / "validation.txt").is_file():
-        validation = [p for p in _lines(folder / "validation.txt", check) if p not in known]
+        validation = [p for p in read_lines(folder / "validation.txt", check) if p not in known]
         known.update(validation)
         train = [prompt for prompt in train if prompt not in known]
     else:
@@ -37,8 +37,8 @@ def read_prompts(task: str, sources: dict[str, str], check: Callable[[str], obje
     return splits
 
 
-def _lines(path: Path, check: Callable[[str], object]) -> list[str]:
-    """Lines that are not empty."""
+def read_lines(path: Path, check: Callable[[str], object] = str) -> list[str]:
+    """Lines that are not empty. Raises UsageError naming the line that `check` refuses with a ValueError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -124,12 +124,12 @@ def test_changed_teacher_stops_a_resume(session: Session, tmp_path: Path, micro,
         execute(spec, session)
     monkeypatch.setattr(Loop, "_save", save)
     write(2)
-    with pytest.raises(UsageError, match="another teacher for ocr"):
+    with pytest.raises(UsageError, match="another adapter for ocr"):
         execute(spec, session)
     write(1)
     execute(spec, session)
     write(2)  # nor is a finished run shown as one of this teacher's
-    with pytest.raises(UsageError, match="another teacher for ocr"):
+    with pytest.raises(UsageError, match="another adapter for ocr"):
         execute(spec, session)
 
 
@@ -200,11 +200,13 @@ def test_interference_along_training_leaves_the_run_as_it_is(session: Session, t
 
 
 def test_a_prompts_encoding_does_not_depend_on_earlier_ones(micro) -> None:
+    from bench.backbones.embeddings import Embeddings
+
     prompts = ["a photo of a red ring", "a photo of two circles", 'a sign that says "ABC"']
-    micro._encoded.clear()
+    micro._encoded = Embeddings(None, micro.device)
     micro.encode(prompts[1:])
     together = micro.encode(prompts)
-    micro._encoded.clear()
+    micro._encoded = Embeddings(None, micro.device)
     alone = [micro.encode([p]) for p in prompts]
     for i, one in enumerate(alone):
         assert torch.equal(together[i : i + 1].sequence, one.sequence)

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,8 @@ class Adapters:
             inject_adapter_in_model(config, self.transformer, name)
         self._layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
         self.shapes[name] = shape
+        for parameter in self.parameters(name):  # peft gives it the frozen weights' precision
+            parameter.data = parameter.data.float()
         self._trainable |= {name} if trainable else set()
         wanted = {id(p) for adapter in self._trainable for p in self.parameters(adapter)}
         for parameter in self.transformer.parameters():  # injecting made the newcomer trainable, whatever we asked
@@ -65,6 +68,20 @@ class Adapters:
         """Make `name` the adapter of the next forward; None disables all."""
         if name != self._current:
             self._activate(name)
+
+    def bound(self, module: nn.Module) -> Callable[..., Tensor]:
+        """`module` under the adapter that is current now, whenever it is called; the then current one comes back."""
+        name = self._current
+
+        def call(*args) -> Tensor:
+            outer = self._current
+            self.use(name)
+            try:
+                return module(*args)
+            finally:
+                self.use(outer)
+
+        return call
 
     def _activate(self, name: str | None) -> None:
         # peft's public set_adapter flips requires_grad of every layer on every call; switching twice a step would

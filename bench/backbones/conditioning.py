@@ -23,6 +23,11 @@ class Conditioning:
         """The whole batch, `times` times over: [times * B, ...]."""
         return Conditioning(self.sequence.repeat(times, 1, 1), self.pooled.repeat(times, 1))
 
+    @property
+    def bytes(self) -> int:
+        """Memory it takes."""
+        return self.sequence.nbytes + self.pooled.nbytes
+
     @staticmethod
     def cat(parts: list["Conditioning"]) -> "Conditioning":
         return Conditioning(torch.cat([p.sequence for p in parts]), torch.cat([p.pooled for p in parts]))

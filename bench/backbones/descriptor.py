@@ -14,8 +14,8 @@ class Descriptor:
     """Which detectors and vocabulary fit its pictures: a key of the tasks' tables ('micro', 'photo')."""
     shift: float
     """Timestep shift of its scheduler."""
-    load: Callable[[str], object]
-    """device -> FlowBackbone."""
+    load: Callable[..., object]
+    """(device, compute=Compute(), cache=None) -> FlowBackbone; `cache` is a folder that keeps encoded prompts."""
     fingerprint: Callable[[], str]
     """Content hash of its weights."""
     recipes: Path | None = None

@@ -2,13 +2,22 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bench.backbones.adapters import Adapters
+from bench.backbones.compute import Compute
 from bench.backbones.conditioning import Conditioning
+from bench.backbones.embeddings import Embeddings
 from bench.budget import Meter
+from bench.sampler.draws import normal
+
+COMPILATIONS = 64
+"""Versions of a block that torch.compile may keep: one for every adapter, with and without gradients, and shape."""
 
 
 class FlowBackbone(ABC, nn.Module):
@@ -17,17 +26,39 @@ class FlowBackbone(ABC, nn.Module):
     latent_shape: tuple[int, int, int]
     """(C, h, w)."""
 
-    def __init__(self, name: str, transformer: nn.Module, weights_hash: str, device: str):
+    def __init__(
+        self,
+        name: str,
+        transformer: nn.Module,
+        weights_hash: str,
+        device: str,
+        compute: Compute,
+        cache: Path | None = None,
+    ):
+        """`transformer` is loaded at compute.precision."""
         super().__init__()
         self.name, self.weights_hash, self.device = name, weights_hash, torch.device(device)
+        self.compute, self.dtype = compute, getattr(torch, compute.precision)
         self.transformer = transformer.requires_grad_(False).eval()
         self.adapters = Adapters(transformer)
         self.meter = Meter()
-        self._encoded: dict[str, Conditioning] = {}
+        self._encoded = Embeddings(cache, self.device)
+        if compute.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing(self._checkpointed)
+        if compute.compile:
+            torch._dynamo.config.recompile_limit = COMPILATIONS
+            for block in transformer.transformer_blocks:
+                block.compile()
+
+    def _checkpointed(self, block: nn.Module, *args) -> Tensor:
+        """A block whose second forward, in the backward pass, runs under the adapter of its first: by then the teacher
+        may be the current one."""
+        return checkpoint(self.adapters.bound(block), *args, use_reentrant=False)
 
     @abstractmethod
-    def _encode(self, prompt: str) -> Conditioning:
-        """Encode one prompt."""
+    def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
+        """Encode prompts one by one: in a batch the last bit depends on the company, and with it on what was encoded
+        earlier, which is not the same in a resumed run."""
 
     @abstractmethod
     def decode(self, latents_BCHW: Tensor) -> Tensor:
@@ -35,15 +66,14 @@ class FlowBackbone(ABC, nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Prompts -> Conditioning on the device; every distinct prompt is encoded once in a backbone's life.
-
-        One by one: in a batch the last bit depends on the company, and with it on what was encoded earlier, which is
-        not the same in a resumed run.
-        """
-        for prompt in prompts:
-            if prompt not in self._encoded:
-                self._encoded[prompt] = self._encode(prompt)
-        return Conditioning.cat([self._encoded[p] for p in prompts])
+        """Prompts -> Conditioning on the device; every distinct prompt is encoded once while it is remembered."""
+        found = {prompt: self._encoded.get(prompt) for prompt in dict.fromkeys(prompts)}
+        new = [prompt for prompt, encoded in found.items() if encoded is None]
+        if new:
+            for prompt, encoded in zip(new, self._encode(new), strict=True):
+                self._encoded.put(prompt, encoded)
+                found[prompt] = encoded
+        return Conditioning.cat([found[prompt] for prompt in prompts])
 
     def velocity(
         self,
@@ -60,6 +90,14 @@ class FlowBackbone(ABC, nn.Module):
         """
         sigma_B = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         self.adapters.use(adapter)
+        size = len(x) if torch.is_grad_enabled() else self.compute.batch or len(x)
+        parts = [
+            self._guided(x[part], sigma_B[part], conditioning[part], guidance)
+            for part in (slice(start, start + size) for start in range(0, len(x), size))
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _guided(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
         if guidance == 1.0:
             return self._forward(x, sigma_B, conditioning)
         empty = self.encode([""])
@@ -69,19 +107,19 @@ class FlowBackbone(ABC, nn.Module):
 
     def _forward(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         self.meter.count(len(x), torch.is_grad_enabled())
-        dtype = self.transformer.dtype
-        v = self.transformer(
-            hidden_states=x.to(dtype),
-            encoder_hidden_states=conditioning.sequence.to(dtype),
-            pooled_projections=conditioning.pooled.to(dtype),
-            timestep=1000 * sigma_B,
-            return_dict=False,
-        )[0]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            v = self.transformer(
+                hidden_states=x.to(self.dtype),
+                encoder_hidden_states=conditioning.sequence.to(self.dtype),
+                pooled_projections=conditioning.pooled.to(self.dtype),
+                timestep=1000 * sigma_B,
+                return_dict=False,
+            )[0]
         return v.float()
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Standard normal latents [count, C, h, w], drawn on the CPU so that they are the same on every device."""
-        return torch.randn(count, *self.latent_shape, generator=generator).to(self.device)
+        """Standard normal latents [count, C, h, w], the same on every device."""
+        return normal((count, *self.latent_shape), generator).to(self.device)
 
     @property
     def latent_size(self) -> int:

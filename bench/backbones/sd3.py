@@ -1,66 +1,154 @@
-"""Any StableDiffusion3Pipeline in diffusers' folder format (or by hub id), behind the common contract."""
+"""Any StableDiffusion3Pipeline (folder, hub id or single file) behind the common contract."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
-from bench.errors import MissingError
-from bench.hashing import content_hash, text_hash
+from bench.errors import MissingError, UsageError, one_line
+from bench.hashing import sampled_hash, text_hash
+from bench.hub import PREFIX
 
-DEFAULT = "stabilityai/stable-diffusion-3.5-medium"
+DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
 MAX_TEXT_TOKENS = 128
+SINGLE_FILE = ".safetensors"
+CURE = "give a local folder in diffusers' format, or make the hub reachable, accept the model's licence and log in"
 
 
 class Sd3Backbone(FlowBackbone):
-    """StableDiffusion3Pipeline: frozen text encoders and VAE, LoRA on the transformer."""
+    """StableDiffusion3Pipeline: frozen text encoders and VAE, LoRA on the transformer.
 
-    def __init__(self, source: str, device: str):
-        from diffusers import StableDiffusion3Pipeline
+    Text encoders are loaded when a prompt turns up that is not in the cache.
+    """
 
-        optional = {}
-        if Path(source).is_dir() and not (Path(source) / "text_encoder_3").is_dir():
-            optional = {"text_encoder_3": None, "tokenizer_3": None}
-        try:
-            pipeline = StableDiffusion3Pipeline.from_pretrained(source, dtype=torch.float32, **optional)
-        except (OSError, ValueError) as error:
-            cure = "give a local folder in diffusers' format, or make the hub reachable and accept the model's licence"
-            raise MissingError(f"cannot load {source!r}: {error}; {cure}") from error
-        super().__init__("sd3", pipeline.transformer, fingerprint(source), device)
-        self.pipeline = pipeline.to(self.device)
-        side = pipeline.transformer.config.sample_size
-        self.latent_shape = (pipeline.transformer.config.in_channels, side, side)
-        for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
-            if module is not None:
-                module.requires_grad_(False).eval()
+    def __init__(self, source: str, device: str, compute: Compute = PLAIN, cache: Path | None = None):
+        transformer, vae = load_models(source, getattr(torch, compute.precision))
+        identity = fingerprint(source)
+        folder = cache / f"{identity}-{compute.precision}" if cache else None
+        super().__init__("sd3", transformer, identity, device, compute, folder)
+        self.source, self._text = source, None
+        self.vae = vae.requires_grad_(False).eval()
+        if compute.decode == "sliced":
+            self.vae.enable_slicing()
+        elif compute.decode == "tiled":
+            self.vae.enable_tiling()
+        self.to(self.device)
+        side = latent_side(compute.resolution, transformer.config, 2 ** (len(vae.config.block_out_channels) - 1))
+        self.latent_shape = (transformer.config.in_channels, side, side)
 
-    def _encode(self, prompt: str) -> Conditioning:
-        sequence, _, pooled, _ = self.pipeline.encode_prompt(
-            [prompt], None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_TEXT_TOKENS,
-            device=self.device,
-        )  # fmt: skip
-        return Conditioning(sequence, pooled)
+    def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
+        if self._text is None:
+            self._text = load_text_encoders(self.source, self.dtype, self.transformer)
+        encoders = [self._text.text_encoder, self._text.text_encoder_2, self._text.text_encoder_3]
+        encoders = [encoder for encoder in encoders if encoder is not None]
+        for encoder in encoders:
+            encoder.to(self.device)
+        for prompt in prompts:
+            sequence, _, pooled, _ = self._text.encode_prompt(
+                [prompt], None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_TEXT_TOKENS,
+                device=self.device,
+            )  # fmt: skip
+            yield Conditioning(sequence, pooled)
+        if self.compute.offload_text_encoders:
+            for encoder in encoders:
+                encoder.to("cpu")
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        config = self.pipeline.vae.config
-        latents = latents_BCHW.to(self.pipeline.vae.dtype) / config.scaling_factor + config.shift_factor
-        return (self.pipeline.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        config = self.vae.config
+        latents = latents_BCHW.to(self.vae.dtype) / config.scaling_factor + config.shift_factor
+        return (self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+
+def latent_side(resolution: int | None, config, downsampling: int) -> int:
+    """Latent pixels a side. Raises UsageError for a resolution that the model cannot draw."""
+    if resolution is None:
+        return config.sample_size
+    unit = downsampling * config.patch_size
+    if resolution % unit or resolution // unit > config.pos_embed_max_size:
+        largest = unit * config.pos_embed_max_size
+        raise UsageError(f"compute.resolution {resolution} is no multiple of {unit} up to {largest}")
+    return resolution // downsampling
+
+
+def load_models(source: str, dtype: torch.dtype):
+    """The transformer at a precision and the VAE, which is always float32. Raises MissingError with the cure."""
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+    home = folder_of(source)
+    try:
+        if source.endswith(SINGLE_FILE):
+            parts = {"config": home}
+            transformer = SD3Transformer2DModel.from_single_file(source, subfolder="transformer", dtype=dtype, **parts)
+            vae_source = partial(AutoencoderKL.from_single_file, source, **parts) if has_vae(source) else None
+        else:
+            transformer = SD3Transformer2DModel.from_pretrained(home, subfolder="transformer", dtype=dtype)
+            vae_source = None
+        vae_source = vae_source or partial(AutoencoderKL.from_pretrained, home)
+        return transformer, vae_source(subfolder="vae", dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise MissingError(f"cannot load {source!r}: {one_line(error)}; {CURE}") from error
+
+
+def load_text_encoders(source: str, dtype: torch.dtype, transformer):
+    """A pipeline around the transformer with tokenizers and text encoders, T5 only where the folder has it.
+
+    Raises MissingError.
+    """
+    from diffusers import StableDiffusion3Pipeline
+
+    home = folder_of(source)
+    parts = {"transformer": transformer, "vae": None}
+    if Path(home).is_dir() and not (Path(home) / "text_encoder_3").is_dir():
+        parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    try:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(home, dtype=dtype, **parts)
+    except (OSError, ValueError) as error:
+        raise MissingError(f"cannot load the text encoders of {source!r}: {one_line(error)}; {CURE}") from error
+    for module in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
+        if module is not None:
+            module.requires_grad_(False).eval()
+    return pipeline
+
+
+def folder_of(source: str) -> str:
+    """The diffusers folder, or hub id, that has what a source lacks.
+
+    A single file brings the transformer and perhaps the VAE; the rest comes from the folder that it lies in, as in
+    Stability's repositories, or else from the default model.
+    """
+    if source.endswith(SINGLE_FILE):
+        beside = Path(source).parent
+        return str(beside) if (beside / "model_index.json").is_file() else DEFAULT.removeprefix(PREFIX)
+    return source.removeprefix(PREFIX)
+
+
+def has_vae(file: str) -> bool:
+    """Whether a single file holds a VAE under its original name."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return any(key.startswith("first_stage_model.") for key in opened.keys())  # noqa: SIM118
 
 
 def fingerprint(source: str) -> str:
     """Content hash of a local pipeline's weights and configuration; a hub id stands for itself."""
+    if source.endswith(SINGLE_FILE):
+        home = folder_of(source)
+        return text_hash([sampled_hash([Path(source)]), fingerprint(home) if Path(home).is_dir() else home])
     folder = Path(source)
     if not folder.is_dir():
         return text_hash(source)
-    return content_hash(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json"))
+    return sampled_hash(p for p in folder.rglob("*") if p.suffix in (SINGLE_FILE, ".json"))
 
 
 def descriptor(source: str = DEFAULT) -> Descriptor:
-    """SD3.5-Medium from the hub, or the pipeline at `source`."""
+    """SD3.5-Medium from the hub, or the pipeline at `source` (folder, single file, hub:OWNER/REPO)."""
     return Descriptor(
         name="sd3",
         world="photo",

@@ -11,6 +11,7 @@ from bench.hashing import seed_of
 from bench.lab import STUDENT, Lab
 from bench.method import Method
 from bench.sampler.rollout import Velocity
+from bench.workers import ALONE
 
 # What decides which prompts and initial noises are met. All other draws (kernel noise, noise levels, queried steps)
 # are the estimator's own.
@@ -27,8 +28,11 @@ class ProbeLab(Lab):
 
     @classmethod
     def of(cls, lab: Lab) -> "ProbeLab":
-        """A probe's view of a run's laboratory: same models, tasks and step, chances of its own."""
-        return cls(**{field.name: getattr(lab, field.name) for field in fields(lab)})
+        """A probe's view of a run's laboratory: same models, tasks and step, chances of its own.
+
+        Every process of a run sees the whole of it.
+        """
+        return cls(**{f.name: getattr(lab, f.name) for f in fields(lab)} | {"workers": ALONE, "rows": {}})
 
     def seed_for(self, purpose: str, task: str) -> int:
         seed = self.seed if purpose in STATE_PURPOSES else self.own_seed

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bench.sampler.draws import normal
 from bench.sampler.schedule import Schedule
 from bench.sampler.step import Step, step
 from bench.sampler.transitions import Coefficients, Kernel
@@ -62,7 +63,7 @@ def walk(
     """
     x0_prev = None
     for k, at in enumerate(sampler.coefficients):
-        noise = torch.randn(x.shape, generator=generator).to(x.device, x.dtype) if at.c else None
+        noise = normal(x.shape, generator).to(x.device, x.dtype) if at.c else None
         taken = step(x, velocity(x, sampler.schedule.sigmas[k]), at, noise=noise, x0_prev=x0_prev)
         yield k, x, taken
         x0_prev = (x - sampler.schedule.sigmas[k] * taken.velocity).detach()

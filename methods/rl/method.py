@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -81,17 +82,20 @@ class RlMethod(Method[Samples]):
         prompts = [p for p in lab.prompts(task, o.groups) for _ in range(o.group_size)]
         conditioning = lab.encode(prompts)
         trajectory = self.engine.sample(lab, task, conditioning)
-        rewards = lab.score(task, trajectory.final, prompts).rewards.reshape(o.groups, o.group_size)
+        rewards = lab.score(task, trajectory.final, prompts).rewards.reshape(-1, o.group_size)
         lab.note(f"reward/{task}", float(rewards.mean()))
         lab.note(f"reward_std/{task}", float(rewards.std(1).mean()))
         return Samples(trajectory, conditioning, rewards, torch.empty(0))
 
     def mix(self, lab: Lab, experiences: dict[str, Samples]) -> dict[str, Samples]:
-        """Turn rewards into advantages, once every task's are known."""
-        rewards = {task: samples.rewards for task, samples in experiences.items()}
+        """Turn rewards into advantages, once every task's, of all processes, are known."""
+        shares = lab.workers.gather({task: samples.rewards for task, samples in experiences.items()})
+        rewards = {task: np.concatenate([share[task] for share in shares]) for task in experiences}
         for task, values in advantages(rewards, self.options.mixing, self.options.global_std).items():
+            before = sum(len(share[task]) for share in shares[: lab.workers.index])
+            mine = values[before : before + len(experiences[task].rewards)].reshape(-1)
             device = experiences[task].trajectory.final.device
-            experiences[task].advantages = torch.as_tensor(values.reshape(-1), dtype=torch.float32, device=device)
+            experiences[task].advantages = torch.as_tensor(mine, dtype=torch.float32, device=device)
         return experiences
 
     def losses(self, lab: Lab, task: str, experience: Samples) -> Iterator[Tensor]:

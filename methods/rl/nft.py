@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
 from bench.method import Options
+from bench.sampler.draws import draw
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from methods.rl.engine import Engine, Samples, chunks
 
@@ -77,8 +78,10 @@ class Nft(Engine):
         levels = torch.tensor(lab.sampler.schedule.sigmas[:-1])
         count = min(o.timesteps, len(levels))
         # Every picture gets its own random levels, without repetition.
-        order = torch.rand(len(x0), len(levels), generator=generator).argsort(1)[:, :count]
-        noise = torch.randn(count, *x0.shape, generator=generator).to(x0.device)
+        mixed = draw(lambda n: torch.rand(n, len(levels), generator=generator), len(x0), generator)
+        order = mixed.argsort(1)[:, :count]
+        many = lambda n: torch.randn(count, n, *x0.shape[1:], generator=generator)  # noqa: E731
+        noise = draw(many, len(x0), generator, axis=1).to(x0.device)
         for k in range(count):
             sigma = levels[order[:, k]].to(x0.device)
             x_t = torch.lerp(x0, noise[k], sigma.view(-1, 1, 1, 1))

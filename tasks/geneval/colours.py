@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.pictures import to_bytes
-from bench.weights import load_frozen, load_processor, weights_hash
+from bench.weights import load_frozen, load_processor, weights_name
 from tasks.geneval.detector import Detection
 
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
@@ -32,19 +32,19 @@ class ClipColourJudge:
     half-precision autocast; here it is float32.
     """
 
-    def __init__(self, source: str, colours: tuple[str, ...], device: str = "cpu"):
-        self.source, self.colours, self.device = source, colours, device
+    def __init__(self, source: str, colours: tuple[str, ...], device: str = "cpu", precision: str = "float32"):
+        self.source, self.colours, self.device, self.precision = source, colours, device, precision
         self._words = cache(self._embed_words)
 
     @cached_property
     def name(self) -> str:
-        return f"clip-colours-{weights_hash(self.source)}"
+        return f"clip-colours-{weights_name(self.source, self.precision)}"
 
     @cached_property
     def _clip(self):
         from transformers import CLIPModel
 
-        return load_frozen(CLIPModel, self.source, self.device, "CLIP model"), *load_processor(self.source)
+        return load_frozen(CLIPModel, self.source, self.device, "CLIP model", self.precision), *load_processor(self.source)
 
     @torch.no_grad()
     def _embed_words(self, noun: str) -> Tensor:
@@ -52,7 +52,7 @@ class ClipColourJudge:
         model, tokenizer, _ = self._clip
         texts = [t.format(colour=colour, name=noun) for colour in self.colours for t in TEMPLATES]
         tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)
-        single = torch.nn.functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+        single = torch.nn.functional.normalize(model.get_text_features(**tokens).pooler_output.float(), dim=-1)
         return torch.nn.functional.normalize(single.unflatten(0, (-1, len(TEMPLATES))).mean(1), dim=-1)
 
     @torch.no_grad()
@@ -62,8 +62,9 @@ class ClipColourJudge:
             return []
         model, _, processor = self._clip
         crops = [cut_out(image_CHW, o) for o in objects]
-        pixels = processor(images=crops, return_tensors="pt")["pixel_values"].to(self.device)
-        images = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+        pixels = processor(images=crops, return_tensors="pt")["pixel_values"].to(self.device, model.dtype)
+        embedded = model.get_image_features(pixel_values=pixels).pooler_output.float()
+        images = torch.nn.functional.normalize(embedded, dim=-1)
         return [self.colours[i] for i in (images @ self._words(noun).T).argmax(1).tolist()]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from bench.pictures import to_bytes
-from bench.weights import load_frozen, weights_hash
+from bench.weights import load_frozen, weights_name
 
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
 PADDING = 128.0
@@ -47,27 +47,27 @@ class Detector(Protocol):
 class Mask2FormerDetector:
     """A Mask2Former for COCO instances: a folder in transformers' format, or a hub id."""
 
-    def __init__(self, source: str, engine: str, device: str = "cpu"):
-        self.source, self.engine, self.device = source, engine, device
+    def __init__(self, source: str, engine: str, device: str = "cpu", precision: str = "float32"):
+        self.source, self.engine, self.device, self.precision = source, engine, device, precision
 
     @cached_property
     def name(self) -> str:
-        return f"{self.engine}-{weights_hash(self.source)}"
+        return f"{self.engine}-{weights_name(self.source, self.precision)}"
 
     @cached_property
     def model(self):
         from transformers import Mask2FormerForUniversalSegmentation
 
-        return load_frozen(Mask2FormerForUniversalSegmentation, self.source, self.device, "detector")
+        return load_frozen(Mask2FormerForUniversalSegmentation, self.source, self.device, "detector", self.precision)
 
     @torch.no_grad()
     def detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
         """As the protocol says. Deterministic on one device; pictures of a batch share their size."""
         height, width = images_BCHW.shape[-2:]
         pixels, (inner_h, inner_w) = prepare(images_BCHW.to(self.device))
-        outputs = self.model(pixel_values=pixels)
+        outputs = self.model(pixel_values=pixels.to(self.model.dtype))
         found = []
-        for classes, masks in zip(outputs.class_queries_logits, outputs.masks_queries_logits):
+        for classes, masks in zip(outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()):
             query, label, probability = candidates(classes, floor)
             if not len(query):
                 found.append([])

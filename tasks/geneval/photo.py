@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from bench.errors import MissingError
+from tasks.clip import DEVICES
 from tasks.geneval.colours import ClipColourJudge, ColourJudge
 from tasks.geneval.detector import Detection, Detector, Mask2FormerDetector
 from tasks.geneval.prompts import COCO
@@ -15,7 +16,7 @@ CLIP = "openai/clip-vit-large-patch14"
 SOURCES = {
     **{source: f"detector's weights, engine {engine}" for source, engine in ENGINES.items()},
     "colours": f"CLIP model that judges colours; default {CLIP}",
-    "device": "where both run; default cpu",
+    **DEVICES,
 }
 CURE = (
     "convert the official checkpoint (python -m tasks.geneval.mmdet_weights CHECKPOINT.pth FOLDER) and set "
@@ -59,6 +60,6 @@ def photo_reader(sources: dict[str, str]) -> PhotoReader:
     engine = next((engine for engine in ENGINES if engine in sources), None)
     if engine is None:
         raise MissingError(f"GenEval on photographs needs a detector: {CURE}")
-    device = sources.get("device", "cpu")
-    detector = Mask2FormerDetector(sources[engine], ENGINES[engine], device)
-    return PhotoReader(detector, ClipColourJudge(sources.get("colours", CLIP), COCO.colours, device))
+    how = {key: sources[key] for key in DEVICES if key in sources}
+    detector = Mask2FormerDetector(sources[engine], ENGINES[engine], **how)
+    return PhotoReader(detector, ClipColourJudge(sources.get("colours", CLIP), COCO.colours, **how))

@@ -1,17 +1,18 @@
 """The preference task: a CLIP scorer trained on pairs, as PickScore is."""
 
 import json
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from torch import Tensor
 
 from bench.backbones.micro.captions import caption
 from bench.task import Prompt, Scores, Task
+from tasks.clip import Clip, standardise
 from tasks.pickscore import micro
 from tasks.pickscore.gold import gold
 from tasks.pickscore.photo import SOURCES, photo_scorer
-from tasks.pickscore.scorer import ClipScorer, normalise
+from tasks.pickscore.scorer import ClipScorer
 from tasks.prompt_files import read_prompts
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
@@ -26,7 +27,8 @@ def _micro_prompts(_: dict[str, str]) -> dict[str, list[Prompt]]:
 
 def _micro_scorer(_: dict[str, str]) -> ClipScorer:
     calibration = json.loads((micro.FOLDER / "calibration.json").read_text())
-    return ClipScorer(str(micro.FOLDER), micro.tokenise, normalise, (calibration["low"], calibration["high"]))
+    clip = Clip(str(micro.FOLDER), micro.tokenise, partial(standardise, mode="bicubic"))
+    return ClipScorer(clip, (calibration["low"], calibration["high"]))
 
 
 def _photo_prompts(sources: dict[str, str]) -> dict[str, list[Prompt]]:

@@ -24,7 +24,7 @@ from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
 from tasks.pickscore.gold import gold
 from tasks.pickscore.micro import END, pairs, tokenise
-from tasks.pickscore.scorer import normalise
+from tasks.clip import standardise
 
 PROMPTS = 3000
 VIEWS = 6
@@ -92,7 +92,7 @@ def main() -> None:
     utility = torch.from_numpy(
         gold(images.flatten(0, 1), [pairs(b) for b in briefs for _ in range(VIEWS)]).reshape(PROMPTS, VIEWS)
     ).float()
-    pixels = normalise(images.flatten(0, 1), CANVAS).unflatten(0, (PROMPTS, VIEWS))
+    pixels = standardise(images.flatten(0, 1), CANVAS, "bicubic").unflatten(0, (PROMPTS, VIEWS))
     tokens = tokenise(texts)
     print(f"pictures ready after {time.perf_counter() - started:.0f} s; utility {utility.mean():.3f}", flush=True)
     torch.manual_seed(arguments.seed)

@@ -13,8 +13,8 @@ from bench.cli import main
 from bench.errors import MissingError, UsageError
 from bench.layout import load, places, read, write
 from bench.score_command import imported, score_folder
-from bench.spec import scorer_settings
 from bench.task import Prompt
+from bench.view import view_settings
 from tasks.geneval.detector import Detection
 from tasks.geneval.photo import PhotoReader
 from tasks.geneval.prompts import COCO
@@ -147,7 +147,9 @@ def test_results_made_elsewhere_are_summarised_as_the_official_script_does(tmp_p
 
 
 def test_settings_of_the_scorer_are_checked() -> None:
-    assert scorer_settings(["scorers.geneval.facebook=x"], ("geneval",)) == {"geneval": {"facebook": "x"}}
+    assert view_settings(["scorers.geneval.facebook=x"], ("geneval",), ("scorers",)).scorers == {
+        "geneval": {"facebook": "x"}
+    }
     for wrong, said in (
         ("scorers.geneval.face=x", "did you mean 'facebook'"),
         ("scorers.ocr.engine=x", "ocr"),
@@ -155,7 +157,7 @@ def test_settings_of_the_scorer_are_checked() -> None:
         ("scorers.geneval=x", "scorers.geneval"),
     ):
         with pytest.raises(UsageError, match=said):
-            scorer_settings([wrong], ("geneval",))
+            view_settings([wrong], ("geneval",), ("scorers",))
 
 
 def test_a_picture_that_cannot_be_scored_is_counted_not_zero(folder: Path, monkeypatch, capsys) -> None:

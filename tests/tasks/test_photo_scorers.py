@@ -74,7 +74,7 @@ def test_pickscore_is_the_scaled_cosine_over_26(clip_folder: Path) -> None:
         assert scores.rewards[i] == pytest.approx(np.clip(raw / 26, 0, 1), abs=1e-5)
     assert "gold" not in scores.metrics
     assert task.scorer_name.startswith("pickscore-1+clip-")
-    with pytest.raises(MissingError, match="no preference model at"):
+    with pytest.raises(MissingError, match="no CLIP model at"):
         PickScore("photo", {"model": "/nowhere", "processor": str(clip_folder)}).score(
             images, [Prompt("a"), Prompt("b")]
         )

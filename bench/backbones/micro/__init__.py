@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.descriptor import Descriptor
+from bench.errors import UsageError
 from bench.hashing import content_hash
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -14,10 +16,13 @@ def weight_files(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name != "pretraining.json"]
 
 
-def _load(device: str):
+def _load(device: str, compute: Compute = PLAIN, cache: Path | None = None):
+    """Its prompts are encoded faster than they are read from `cache`."""
     from bench.backbones.micro.backbone import MicroBackbone
 
-    return MicroBackbone(WEIGHTS / "base", device)
+    if compute.resolution is not None:
+        raise UsageError("the micro world is drawn at one size: leave out compute.resolution")
+    return MicroBackbone(WEIGHTS / "base", device, compute)
 
 
 def _fingerprint() -> str:

@@ -1,10 +1,12 @@
 """The micro backbone: loads the shipped weights behind the common contract."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.micro import weight_files
@@ -20,7 +22,7 @@ class MicroBackbone(FlowBackbone):
 
     latent_shape = (CHANNELS, CANVAS // CELL, CANVAS // CELL)
 
-    def __init__(self, folder: Path, device: str):
+    def __init__(self, folder: Path, device: str, compute: Compute = PLAIN):
         from diffusers import SD3Transformer2DModel
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -28,11 +30,13 @@ class MicroBackbone(FlowBackbone):
         if not (folder / "codec.safetensors").is_file():
             raise MissingError(f"no micro weights in {folder}; reinstall the package or pretrain them (see its README)")
         try:
-            transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
+            transformer = SD3Transformer2DModel.from_pretrained(
+                folder / "transformer", dtype=getattr(torch, compute.precision)
+            )
             text, codec = load_file(folder / "text.safetensors"), load_file(folder / "codec.safetensors")
         except (SafetensorError, OSError) as error:
             raise UsageError(f"corrupt weights file in {folder}: {error}") from error
-        super().__init__("micro", transformer, content_hash(weight_files(folder)), device)
+        super().__init__("micro", transformer, content_hash(weight_files(folder)), device, compute)
         self.tokenizer = Tokenizer()
         self.text = TextEncoder(self.tokenizer.size)
         self.text.load_state_dict({k: v.float() for k, v in text.items()})
@@ -40,8 +44,9 @@ class MicroBackbone(FlowBackbone):
         self.codec.load_state_dict(codec)
         self.requires_grad_(False).to(self.device)
 
-    def _encode(self, prompt: str) -> Conditioning:
-        return Conditioning(*self.text(self.tokenizer([prompt]).to(self.device)))
+    def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
+        for prompt in prompts:
+            yield Conditioning(*self.text(self.tokenizer([prompt]).to(self.device)))
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         return self.codec.decode(latents_BCHW.float())

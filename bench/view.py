@@ -1,0 +1,51 @@
+"""What may be set where pictures are drawn or scored but nothing is trained."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bench.backbones.compute import Compute
+from bench.errors import UsageError, unknown
+from bench.registry import find
+from bench.settings import first_problem, merge, parse_override
+
+
+class ViewSpec(BaseModel):
+    """Sections that do not concern training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scorers: dict[str, dict[str, str]] = {}
+    compute: Compute = Compute()
+
+
+def view_settings(overrides: list[str], tasks: tuple[str, ...], sections: tuple[str, ...]) -> ViewSpec:
+    """What --set says of the named sections of a ViewSpec. Raises UsageError for anything else."""
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        parsed = parse_override(override)
+        if not set(parsed) <= set(sections):
+            known = [f"scorers.{task}.{key}" for task in tasks for key in find("task", task).sources]
+            known += [f"compute.{name}" for name in Compute.model_fields if "compute" in sections]
+            raise unknown("setting", override.partition("=")[0], known)
+        merge(settings, parsed)
+    for task, sources in (scorers := settings.get("scorers", {})).items():
+        if not isinstance(sources, dict):
+            raise UsageError(f"scorers.{task} is a section of settings, not a value")
+        scorers[task] = {key: str(value) for key, value in sources.items()}
+    check_scorers(scorers, list(tasks))
+    try:
+        return ViewSpec.model_validate(settings)
+    except ValidationError as error:
+        raise UsageError(first_problem(error, ViewSpec)) from error
+
+
+def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str]) -> None:
+    """Raise UsageError for a scorer of another task, or a key that the task does not know."""
+    for task, sources in scorers.items():
+        if task not in tasks:
+            raise unknown("task in scorers", task, tasks)
+        for key in sources:
+            known = find("task", task).sources
+            if key not in known:
+                raise unknown(f"key in scorers.{task}", key, known)

@@ -1,0 +1,79 @@
+"""The processes of one run, one a GPU, started by `accelerate launch` or `torchrun`.
+
+Every process holds the whole model and trains on its share of an update's prompts. Gradients of the adapter are summed
+once an update, after all tasks' backward passes: DistributedDataParallel would reduce after each of them, and expects
+one forward of one set of parameters, where here adapters take turns.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+Value = TypeVar("Value")
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for one another: one of them may be summarising, or scoring on the CPU."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among those of its run."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.index == 0
+
+    def share(self, total: int) -> range:
+        """This process's part of `total` things: contiguous, of sizes that differ by at most one."""
+        return range(self.index * total // self.count, (self.index + 1) * total // self.count)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Everybody's value, in order of processes, in every process."""
+        if self.count == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def agreed(self, value: Value) -> Value:
+        """The main process's value in every process."""
+        return self.gather(value if self.main else None)[0]
+
+    def add(self, tensors: Iterable) -> None:
+        """Replace tensors, in place, by their sums over the processes."""
+        if self.count == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        tensors = list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(total.view_as(tensor))
+
+    def device(self, name: str) -> str:
+        """This process's device: "cuda" is the GPU of its own number on this machine."""
+        if self.count == 1 or name != "cuda":
+            return name
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+ALONE = Workers()
+
+
+def connect(device: str) -> Workers:
+    """Join the processes that the launcher started, if it started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    return Workers(state.process_index, state.num_processes)

@@ -1,0 +1,100 @@
+"""CLIP as every scorer uses it: unit embeddings of pictures and of texts."""
+
+from collections.abc import Callable
+from functools import cache, cached_property, partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bench.errors import MissingError
+from bench.pictures import to_bytes
+from bench.weights import load_frozen, load_processor, weights_name
+
+Tokenise = Callable[[list[str]], dict[str, Tensor]]
+Prepare = Callable[[Tensor, int], Tensor]
+"""Pictures [B, 3, H, W] in [0, 1] and the model's side -> its pixel values."""
+DEVICES = {"device": "where it runs; default cpu", "precision": "float32 (default), bfloat16 or float16"}
+"""Sources that every CLIP scorer knows."""
+
+
+class Clip:
+    """A CLIPModel (folder in transformers' format, or hub id) with its preprocessing."""
+
+    def __init__(
+        self, source: str, tokenise: Tokenise, prepare: Prepare, device: str = "cpu", precision: str = "float32"
+    ):
+        self.source, self.tokenise, self.prepare = source, tokenise, prepare
+        self.device, self.precision = device, precision
+        self._texts: dict[str, Tensor] = {}
+
+    @cached_property
+    def name(self) -> str:
+        """Weights' hash, and the precision if it is not float32."""
+        return weights_name(self.source, self.precision)
+
+    @cached_property
+    def model(self):
+        from transformers import CLIPModel
+
+        return load_frozen(CLIPModel, self.source, self.device, "CLIP model", self.precision)
+
+    @torch.no_grad()
+    def texts(self, texts: list[str]) -> Tensor:
+        """Unit vectors [B, D], float32; every distinct text is encoded once."""
+        new = [t for t in dict.fromkeys(texts) if t not in self._texts]
+        if new:
+            tokens = {k: v.to(self.device) for k, v in self.tokenise(new).items()}
+            embedded = self.model.get_text_features(**tokens).pooler_output.float()
+            self._texts.update(zip(new, normalize(embedded, dim=-1)))
+        return torch.stack([self._texts[t] for t in texts])
+
+    @torch.no_grad()
+    def images(self, images_BCHW: Tensor) -> Tensor:
+        """Unit vectors [B, D], float32, of pictures in [0, 1]."""
+        pixels = self.prepare(images_BCHW.float().cpu(), self.model.config.vision_config.image_size)
+        pixels = pixels.to(self.device, self.model.dtype)
+        return normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
+
+    @torch.no_grad()
+    def cosines(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """Cosine of every picture with its text, [B], float32."""
+        return (self.images(images_BCHW) * self.texts(texts)).sum(-1)
+
+    @property
+    def scale(self) -> float:
+        """Factor of CLIP's logits, trained towards 100."""
+        return float(self.model.logit_scale.detach().float().exp())
+
+
+def with_processor(model: str, processor: str, sources: dict[str, str], prepare: Prepare | None = None) -> Clip:
+    """A CLIP with a tokenizer and an image processor from the hub or a folder, where and how `sources` say.
+
+    `prepare` replaces the image processor.
+    """
+    parts = cache(partial(load_processor, processor))
+
+    def tokenise(texts: list[str]) -> dict[str, Tensor]:
+        return dict(parts()[0](texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
+
+    def processed(images_BCHW: Tensor, side: int) -> Tensor:
+        from PIL import Image
+
+        pictures = [Image.fromarray(image) for image in to_bytes(images_BCHW)]
+        pixels = parts()[1](images=pictures, return_tensors="pt")["pixel_values"]
+        if pixels.shape[-2:] != (side, side):
+            raise MissingError(f"the processor {processor!r} makes pictures of another size than the model's {side}")
+        return torch.as_tensor(pixels)
+
+    how = {key: sources[key] for key in DEVICES if key in sources}
+    return Clip(model, tokenise, prepare or processed, **how)
+
+
+def standardise(images_BCHW: Tensor, side: int, mode: str) -> Tensor:
+    """Square antialiased resize of tensors where needed, then CLIP's mean and standard deviation."""
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    if images_BCHW.shape[-1] != side:
+        images_BCHW = torch.nn.functional.interpolate(images_BCHW, (side, side), mode=mode, antialias=True)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (images_BCHW - mean) / std

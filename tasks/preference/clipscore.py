@@ -1,0 +1,44 @@
+"""CLIPScore with CLIP ViT-L/14, in the three conventions of published code, which differ in scale and resizing."""
+
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from bench.errors import unknown
+from tasks.clip import standardise, with_processor
+
+MODEL = "openai/clip-vit-large-patch14"
+DEFAULT = "100"
+CONVENTIONS = {
+    "30": "logit over 30, resized bilinearly (flow_grpo, Flow-OPD, UniRL)",
+    "100": "logit over 100, resized bilinearly (DiffusionNFT)",
+    "cosine": "cosine, CLIP's own image processor (Flow-Factory)",
+}
+MODELS = {
+    "model": f"CLIP model; default {MODEL}",
+    "convention": "; ".join(f"{name}: {meaning}" for name, meaning in CONVENTIONS.items()) + f"; default {DEFAULT}",
+}
+
+
+class ClipScoreJudge:
+    """Agreement of a picture with its prompt."""
+
+    ceiling = 1.0
+
+    def __init__(self, sources: dict[str, str]):
+        self.convention = sources.get("convention", DEFAULT)
+        if self.convention not in CONVENTIONS:
+            raise unknown("CLIPScore convention", self.convention, CONVENTIONS)
+        self.metric = f"clipscore-{self.convention}"
+        model = sources.get("model", MODEL)
+        bilinear = None if self.convention == "cosine" else partial(standardise, mode="bilinear")
+        self.clip = with_processor(model, model, sources, bilinear)
+
+    @property
+    def name(self) -> str:
+        return f"{self.metric}-clip-{self.clip.name}"
+
+    def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        factor = 1.0 if self.convention == "cosine" else self.clip.scale / float(self.convention)
+        return (factor * self.clip.cosines(images_BCHW, texts)).double().cpu().numpy()

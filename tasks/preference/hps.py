@@ -1,0 +1,39 @@
+"""HPSv2.1 (arXiv 2306.09341): the cosine of a fine-tuned CLIP ViT-H/14, unscaled, about 0.2 to 0.35.
+
+The released HPS_v2.1_compressed.pt is an open_clip checkpoint; open_clip needs a torchvision that fits torch's build, so
+it is converted once to transformers' CLIPModel (tasks/preference/open_clip_weights.py), which computes the same.
+"""
+
+import numpy as np
+from torch import Tensor
+
+from bench.errors import MissingError
+from tasks.clip import with_processor
+
+PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+MODELS = {
+    "model": "folder with the converted HPS_v2.1_compressed.pt (hub: xswu/HPSv2)",
+    "processor": f"tokenizer and image processor; default {PROCESSOR}",
+}
+
+
+class HpsJudge:
+    """Human preference score, version 2.1."""
+
+    metric = "hpsv2.1"
+    ceiling = 1.0
+
+    def __init__(self, sources: dict[str, str]):
+        if "model" not in sources:
+            raise MissingError(
+                "HPSv2.1 needs its weights: fetch HPS_v2.1_compressed.pt (hub: xswu/HPSv2), convert it (python -m "
+                "tasks.preference.open_clip_weights CHECKPOINT.pt FOLDER) and name FOLDER as model"
+            )
+        self.clip = with_processor(sources["model"], sources.get("processor", PROCESSOR), sources)
+
+    @property
+    def name(self) -> str:
+        return f"hpsv2.1-clip-{self.clip.name}"
+
+    def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        return self.clip.cosines(images_BCHW, texts).double().cpu().numpy()

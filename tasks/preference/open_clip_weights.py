@@ -1,0 +1,103 @@
+"""An open_clip ViT-H/14 checkpoint (HPS_v2.1_compressed.pt) as transformers' CLIPModel:
+
+    python -m tasks.preference.open_clip_weights CHECKPOINT.pt FOLDER
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.errors import UsageError, exit_on_error, one_line
+
+VISION_HEAD, TEXT_HEAD = 80, 64
+"""Width of an attention head in ViT-H/14; the weights do not tell."""
+RENAMED = (
+    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
+    (r"^visual\.proj$", "visual_projection.weight"),
+    (r"^text_projection$", "text_projection.weight"),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"\.ln_1\.", ".layer_norm1."),
+    (r"\.ln_2\.", ".layer_norm2."),
+    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
+
+
+def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's tensors under transformers' names; queries, keys and values apart."""
+    found = {}
+    for key, value in state.items():
+        for pattern, name in RENAMED:
+            key = re.sub(pattern, name, key)
+        if match := re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", key):
+            for part, tensor in zip("qkv", value.chunk(3)):
+                found[f"{match[1]}.self_attn.{part}_proj.{match[2]}"] = tensor
+        else:
+            found[key] = value.T if key in TRANSPOSED else value
+    return {key: value.float().contiguous() for key, value in found.items() if key != "attn_mask"}
+
+
+def architecture(state: dict[str, Tensor]):
+    """The CLIPConfig that the tensors of `state` (open_clip's) belong to."""
+    from transformers import CLIPConfig
+
+    def tower(prefix: str, head: int) -> dict[str, object]:
+        blocks = {int(m[1]) for key in state if (m := re.match(rf"{re.escape(prefix)}resblocks\.(\d+)\.", key))}
+        inner, width = state[f"{prefix}resblocks.0.mlp.c_fc.weight"].shape
+        return {
+            "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": len(blocks),
+            "num_attention_heads": width // head, "hidden_act": "gelu",
+        }  # fmt: skip
+
+    words, positions = state["token_embedding.weight"].shape[0], state["positional_embedding"].shape[0]
+    text = {
+        "vocab_size": words, "max_position_embeddings": positions,
+        "bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": 0,
+    }  # fmt: skip
+    patch = state["visual.conv1.weight"].shape[-1]
+    side = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    return CLIPConfig(
+        text_config=tower("transformer.", TEXT_HEAD) | text,
+        vision_config=tower("visual.transformer.", VISION_HEAD) | {"patch_size": patch, "image_size": side * patch},
+        projection_dim=state["text_projection"].shape[1],
+    )
+
+
+def convert(checkpoint: Path, folder: Path) -> None:
+    """Write a transformers folder. Raises UsageError for a file that is no such checkpoint."""
+    from transformers import CLIPModel
+
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = {key.removeprefix("module."): value for key, value in content.get("state_dict", content).items()}
+        model = CLIPModel(architecture(state))
+        model.load_state_dict(converted(state))
+    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        raise UsageError(f"{checkpoint} is no open_clip ViT-H/14 checkpoint: {one_line(error)}") from error
+    model.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="HPS_v2.1_compressed.pt")
+    parser.add_argument("folder", type=Path, help="where the converted model goes")
+    arguments = parser.parse_args()
+    convert(arguments.checkpoint, arguments.folder)
+    print(f"converted: {arguments.folder}")
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

@@ -1,0 +1,64 @@
+"""Preference scores as tasks: trained on, or measured, on prompts from a user's files."""
+
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from bench.task import Prompt, Scores, Task
+from tasks.preference.judges import JUDGES, Judge
+from tasks.prompt_files import read_prompts
+
+PROMPTS = {"prompts": "folder with train.txt and test.txt, one prompt a line"}
+
+
+class PreferenceTask(Task):
+    """Reward: one judge's score over its ceiling, cut to [0, 1]. Headline: the raw score."""
+
+    version = "1"
+    in_all = False
+
+    def __init__(self, world: str, sources: dict[str, str] | None = None):
+        super().__init__(world, sources)
+        self.judge: Judge = self.world_entry({"photo": JUDGES[self.name].build})(self.given)
+        self.headline = self.judge.metric
+
+    @cached_property
+    def _splits(self) -> dict[str, list[Prompt]]:
+        return {split: [Prompt(text) for text in texts] for split, texts in read_prompts(self.name, self.given).items()}
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return self._splits[split]
+
+    @property
+    def scorer_name(self) -> str:
+        return f"{self.name}-{self.version}+{self.judge.name}"
+
+    def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        raw = self.judge(images_BCHW, [p.text for p in prompts])
+        return Scores(np.clip(raw / self.judge.ceiling, 0, 1), {self.judge.metric: raw})
+
+
+class Aesthetic(PreferenceTask):
+    """LAION's aesthetic predictor."""
+
+    name = "aesthetic"
+    headline = "aesthetic"
+    sources: ClassVar[dict[str, str]] = PROMPTS | JUDGES["aesthetic"].sources
+
+
+class ClipScore(PreferenceTask):
+    """CLIPScore, in the convention that its name says."""
+
+    name = "clipscore"
+    headline = "clipscore"
+    sources: ClassVar[dict[str, str]] = PROMPTS | JUDGES["clipscore"].sources
+
+
+class Hps(PreferenceTask):
+    """Human preference score v2.1."""
+
+    name = "hpsv2"
+    headline = "hpsv2.1"
+    sources: ClassVar[dict[str, str]] = PROMPTS | JUDGES["hpsv2"].sources

@@ -1,0 +1,162 @@
+"""Several processes on one run (gloo, two on this machine) do what one process does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.registry import find
+from bench.runner import Session, execute
+from bench.spec import Spec, resolve
+from bench.store import read_checkpoint
+from bench.workers import Workers
+
+# With so large an eps AdamW's step is proportional to the gradient: a small eps makes a step of rounding's sign.
+COMMON = [
+    "budget.updates=2",
+    "optimizer.eps=1",
+    "optimizer.lr=1",
+    "evaluation.steps=1",
+    "evaluation.points=[]",
+    "evaluation.split=validation",
+]
+RL = ["params.groups=5", "params.group_size=4"]
+NOISY = ["sampler.kernel=cps", "sampler.eta=0.8"]
+# Odd numbers of prompts for two processes.
+SETTINGS = {
+    "opd_analytic": ["params.trajectories=3", *NOISY],
+    "opd_ppo": ["params.trajectories=3"],
+    "dance_opd": ["params.trajectories=3"],
+    "off_policy": ["params.trajectories=3"],
+    "sft": ["params.trajectories=3"],
+    "multi_reward": RL,
+    "cascade": [*RL, "params.engine=grpo", "params.grpo.inner_updates=1", "budget.evaluations=3000"],
+}
+PROCESS = """
+import json, sys
+from pathlib import Path
+from bench.runner import Session, execute
+from bench.spec import Spec
+from bench.workers import connect
+workers = connect("cpu")
+for spec in json.loads(Path(sys.argv[1]).read_text()):
+    execute(Spec.model_validate(spec), Session(Path(sys.argv[2]), workers))
+"""
+
+
+def spec_of(method: str) -> Spec:
+    tasks = ["ocr", "geneval"] if method == "cascade" else ["ocr", "pickscore"]
+    return resolve(method, tasks, overrides=[*COMMON, *SETTINGS[method]])
+
+
+def launch(words: list[str], folder: Path, processes: int = 2) -> list[subprocess.CompletedProcess]:
+    """The same command in several processes that a launcher would have started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, *words], cwd=folder, env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+    ended = [process.communicate(timeout=400) for process in started]
+    return [subprocess.CompletedProcess(words, p.returncode, *text) for p, text in zip(started, ended)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of every method's run by two processes."""
+    folder = tmp_path_factory.mktemp("pair")
+    specs = [spec_of(method).model_dump(mode="json") for method in SETTINGS]
+    (folder / "specs.json").write_text(json.dumps(specs))
+    for done in launch(["-c", PROCESS, "specs.json", "results"], folder):
+        assert done.returncode == 0, done.stderr
+    return folder / "results"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SETTINGS)
+def test_two_processes_update_as_one_does(pair: Path, tmp_path: Path, method: str) -> None:
+    alone = execute(spec_of(method), Session(tmp_path / "results"))
+    folders = [root / alone["folder"] for root in (tmp_path / "results", pair)]
+    (one, one_state), (two, two_state) = (read_checkpoint(f / "checkpoint.safetensors") for f in folders)
+    for name in one:
+        if name.startswith("adapter/"):
+            assert (one[name] - two[name]).abs().max() < 1e-6, name
+    adapters = [torch.cat([t[n].flatten() for n in one if n.startswith("adapter/student")]) for t in (one, two)]
+    trained = [n for n in one if n.startswith("adapter/student") and "lora_B" in n]  # these start at zero
+    update = torch.cat([one[n].flatten() for n in trained]).norm()
+    assert update > 1e-3
+    assert (adapters[0] - adapters[1]).norm() < 1e-6 * adapters[0].norm()
+    rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
+    assert len(rows[0]) == len(rows[1])
+    for mine, theirs in zip(*rows):
+        assert mine["evaluations"] == theirs["evaluations"]
+        numbers = {k: v for k, v in mine.items() if k not in ("evaluations", "seconds")}
+        assert numbers == pytest.approx({k: theirs[k] for k in numbers}, rel=1e-4, abs=1e-7)
+    summaries = [json.loads((f / "summary.json").read_text()) for f in folders]
+    for model, tasks in summaries[0]["models"].items():
+        for task, row in tasks.items():
+            other = summaries[1]["models"][model][task]
+            assert other["strata"] == row["strata"]  # every prompt once, in order
+            assert other["rows"]["reward"] == pytest.approx(row["rows"]["reward"], abs=0.02)
+    assert two_state["step"] == one_state["step"]
+
+
+@pytest.mark.slow
+def test_the_command_resumes_and_only_one_process_speaks(tmp_path: Path) -> None:
+    words = [
+        "-m", "bench", "run", "--method", "opd_analytic", "--tasks", "ocr", "--results", "results",
+        *(part for s in (*COMMON, "params.trajectories=3", "checkpoint_every=1") for part in ("--set", s)),
+    ]  # fmt: skip
+    first = launch(words, tmp_path)
+    assert [done.returncode for done in first] == [0, 0], first[0].stderr
+    assert "share of the teacher's gain" in first[0].stdout
+    assert not first[1].stdout
+    (folder,) = (tmp_path / "results").glob("opd_analytic-*")
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    (folder / "summary.json").unlink()
+    assert [done.returncode for done in launch(words, tmp_path)] == [0, 0]
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    refused = launch([*words, "--set", "params.trajectories=1"], tmp_path)
+    assert all(done.returncode == 2 and "2 processes cannot share 1 prompts" in done.stderr for done in refused)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("total", [1, 7, 8, 553])
+def test_shares_cover_everything_once(count: int, total: int) -> None:
+    shares = [Workers(i, count).share(total) for i in range(count)]
+    assert [row for share in shares for row in share] == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_all_training_methods_are_tried() -> None:
+    from bench.registry import registered
+
+    trained = {name for name in registered("method") if find("method", name).trains} - {"single_task", "imitate"}
+    assert set(SETTINGS) == trained
+
+
+def test_parts_of_a_batch_draw_what_the_whole_draws() -> None:
+    from bench.sampler.draws import Draws, Rows, normal
+
+    def drawn(rows: Rows | None, count: int) -> torch.Tensor:
+        generator = Draws()
+        generator.manual_seed(3)
+        generator.rows = rows
+        return normal((count, 2, 2), generator)
+
+    whole = drawn(None, 12)
+    assert torch.equal(drawn(Rows(1, 4, 6), 6), whole[2:8])  # two pictures a prompt
+    assert torch.equal(drawn(Rows(6, 12, 12).part(2, 5), 3), whole[8:11])
