@@ -212,6 +212,20 @@ def score(
     score_folder(task, source, set_ or [], world, batch)
 
 
+@app.command()
+def serve(
+    task: Annotated[str, typer.Argument(help="The task whose scorer is served.")],
+    set_: Set = None,
+    world: Annotated[str, typer.Option("--world", help="Kind of pictures: photo or micro.")] = "photo",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8600,
+) -> None:
+    """Score pictures over HTTP for runs elsewhere (--set scorers.TASK.url=http://HOST:PORT)."""
+    from bench.serve import serve as answer
+
+    answer(task, set_ or [], world, host, port)
+
+
 @app.command(name="list")
 def list_(what: Annotated[str, typer.Argument(help="methods, tasks, backbones, kernels or presets.")]) -> None:
     """List what is registered."""

@@ -10,9 +10,11 @@ import torch
 from bench.backbones.flow import FlowBackbone
 from bench.hashing import seed_of
 from bench.layout import places, write
+from bench.remote import plain
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
+from bench.scoring import score_each
 from bench.stats import Estimate, estimate
 from bench.task import Prompt, Task
 from bench.workers import ALONE, Workers
@@ -31,12 +33,18 @@ class Evaluation:
     """metric (and 'reward') -> float64 [N]."""
 
     def estimate(self, metric: str | None = None) -> Estimate:
-        """Mean over strata with its interval; the headline unless a metric is named."""
-        return estimate(self.rows[metric or self.headline], self.strata)
+        """Mean over strata with its interval; the headline unless a metric is named. Failed pictures do not count."""
+        kept = ~np.isnan(self.rows[self.headline])
+        return estimate(self.rows[metric or self.headline][kept], self.strata[kept])
+
+    @property
+    def failed(self) -> int:
+        """Pictures that could not be scored: NaN in every row."""
+        return int(np.isnan(self.rows[self.headline]).sum())
 
     def record(self) -> dict:
         """A JSON form that `from_record` reads back exactly."""
-        rows = {name: values.tolist() for name, values in self.rows.items()}
+        rows = {name: plain(values) for name, values in self.rows.items()}
         return {"task": self.task, "headline": self.headline, "strata": self.strata.tolist(), "rows": rows}
 
     @staticmethod
@@ -100,7 +108,7 @@ def evaluate(
         if folder:
             write(folder, chunk, images, at[start:stop])
         with backbone.meter.purpose("held-out scoring"):
-            scores = task.score(images, chunk)
+            scores = score_each(task, images, chunk)
             rewards.append(scores.rewards)
             metrics.append(scores.metrics | (task.audit(images, chunk) if audit else {}))
     rewards, metrics = (list(chain(*parts)) for parts in zip(*workers.gather((rewards, metrics))))

@@ -3,16 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.errors import UsageError, unknown
+from bench.errors import BenchError, UsageError, unknown
 from bench.evaluate import Evaluation, euler, evaluate
 from bench.files import write_atomic
 from bench.hub import adapter_folder
+from bench.loading import load_tasks
 from bench.registry import task_names
-from bench.runner import load_backbone, load_tasks
+from bench.runner import load_backbone
 from bench.spec import describe
 from bench.task import SPLITS
 from bench.view import view_settings
@@ -58,11 +60,11 @@ def score_adapter(
             scored = None if adapter == "base" else "scored"
             result = evaluate(backbone, task, scored, sampler, scale, split, audit=True, folder=folder)
             results.append((scale, result))
+            kept = ~np.isnan(result.rows[result.headline])
             for metric, values in result.rows.items():
-                strata = dict.fromkeys(result.strata.tolist())
-                split_up = (
-                    ", ".join(f"{s} {values[result.strata == s].mean():.2f}" for s in strata) if len(strata) > 1 else ""
-                )
+                strata = dict.fromkeys(result.strata.tolist() if len(set(result.strata.tolist())) > 1 else [])
+                means = {s: values[kept & (result.strata == s)].mean() for s in strata}
+                split_up = ", ".join(f"{stratum} {mean:.2f}" for stratum, mean in means.items())
                 shown = f"{metric} *" if metric == result.headline else metric
                 table.add_row(name, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
     Console(width=max(130, Console().width)).print(table)
@@ -75,3 +77,5 @@ def score_adapter(
     if output:
         records = [{"guidance": g, "split": split, "steps": steps} | r.record() for g, r in results]
         write_atomic(output, (json.dumps(records) + "\n").encode())
+    if failed := sum(result.failed for _, result in results):
+        raise BenchError(f"{failed} pictures could not be scored; they count in no mean")

@@ -9,12 +9,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from bench.errors import UsageError, one_line
-from bench.pictures import to_bytes
+from bench.pictures import from_file, to_bytes
 from bench.task import Prompt
 
 
@@ -67,11 +65,7 @@ def write(folder: Path, prompts: list[Prompt], images_BCHW: Tensor, at: list[tup
 
 def load(path: Path) -> Tensor:
     """A picture file as [3, H, W] in [0, 1], RGB, upright (EXIF applied). Raises UsageError if it is none."""
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return from_file(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no picture: {one_line(error)}") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

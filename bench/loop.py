@@ -187,11 +187,17 @@ class Loop:
         self.evaluated += points
 
     def evaluate(self, adapter: str | None, task: str, guidance: float | None = None) -> Evaluation:
-        """Score an adapter on the run's held-out split with its evaluation sampler."""
+        """Score an adapter on the run's held-out split with its evaluation sampler.
+
+        Raises BenchError if a picture could not be scored: comparisons are paired by prompt.
+        """
         o = self.spec.evaluation
         scale = o.guidance if guidance is None else guidance
         lab, sampler = self.lab, self.evaluation_sampler
-        return evaluate(lab.backbone, lab.tasks[task], adapter, sampler, scale, o.split, o.batch, workers=self.workers)
+        found = evaluate(lab.backbone, lab.tasks[task], adapter, sampler, scale, o.split, o.batch, workers=self.workers)
+        if found.failed:
+            raise BenchError(f"task {task!r} could not score {found.failed} of {len(found.strata)} held-out pictures")
+        return found
 
     def _kept(self) -> tuple[str, ...]:
         return (STUDENT, EMA, *self.method.adapters)

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from bench.errors import BenchError, MissingError, UsageError, one_line
-from bench.pictures import to_bytes
+from bench.pictures import from_file, to_bytes
 from bench.task import Prompt, Scores, Task, TaskAround
 
 PROTOCOL = 1
@@ -97,9 +97,7 @@ def encode(images_BCHW: Tensor) -> list[str]:
 
 def decode(text: str) -> Tensor:
     """A base64 picture as [3, H, W] in [0, 1]. Raises ValueError or OSError for anything else."""
-    from bench.layout import as_tensor
-
-    return as_tensor(io.BytesIO(base64.b64decode(text, validate=True)))
+    return from_file(io.BytesIO(base64.b64decode(text, validate=True)))
 
 
 def as_numbers(values: list, count: int) -> np.ndarray:

@@ -16,12 +16,12 @@ from bench.files import write_atomic
 from bench.hashing import text_hash
 from bench.hub import adapter_folder
 from bench.lab import EMA, STUDENT, Lab
+from bench.loading import load_tasks
 from bench.loop import Loop, Progress
 from bench.provenance import record
 from bench.registry import find
 from bench.spec import Spec, describe
 from bench.store import Run
-from bench.task import Task
 from bench.teachers import Teacher, locate, mount, to_train
 from bench.workers import ALONE, Workers
 
@@ -49,11 +49,6 @@ def check_device(device: str) -> None:
     """Raise MissingError for a GPU that is not there."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise MissingError(f"device {device!r} is asked for but torch sees no GPU; use --set device=cpu")
-
-
-def load_tasks(names: tuple[str, ...], world: str, scorers: dict[str, dict[str, str]] | None = None) -> dict[str, Task]:
-    """task -> Task for a backbone's world; `scorers` as in a spec."""
-    return {name: find("task", name)(world, (scorers or {}).get(name)) for name in names}
 
 
 def execute(spec: Spec, session: Session) -> dict:

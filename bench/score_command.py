@@ -1,7 +1,7 @@
 """`bench score`: score a folder of pictures that any tool made, or summarise results made elsewhere."""
 
 import json
-from itertools import groupby
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,14 @@ from bench.errors import BenchError, UsageError, one_line
 from bench.evaluate import Evaluation
 from bench.files import write_atomic
 from bench.layout import Sample, load, read
-from bench.registry import find, task_names
-from bench.task import Task
+from bench.loading import load_task
+from bench.registry import task_names
+from bench.score_cache import RememberingTask
+from bench.scoring import score_each, stacked, unscored
+from bench.task import Scores, Task
 from bench.view import view_settings
 
-RESULTS = "results.jsonl"
+RESULTS, CACHE = "results.jsonl", "scores.sqlite"
 
 
 def score_folder(task_name: str, source: Path, overrides: list[str], world: str, batch: int) -> None:
@@ -30,50 +33,75 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
         return
     if not source.is_dir():
         raise UsageError(f"no folder {source}")
-    task = find("task", name)(world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name))
+    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name))
     samples = read(source)
+    task = RememberingTask(task, source / CACHE)
     result, lines, failed = scored(task, samples, batch)
     # The official scripts read results.jsonl: it is kept for verdicts.
     target = source / (RESULTS if "correct" in lines[0] else f"results-{name}.jsonl")
     write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
     print_summary(result, f"{source}, {task.scorer_name}")
     if failed:
-        raise BenchError(f"{failed} of {len(samples)} pictures could not be scored; they count in no mean")
+        raise BenchError(
+            f"{len(failed)} of {len(samples)} pictures could not be scored; they count in no mean: "
+            + "; ".join(failed[:3])
+        )
 
 
-def scored(task: Task, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], int]:
-    """Every picture's metrics, the official evaluator's line for each, and how many pictures failed (NaN)."""
-    rows: list[dict[str, float]] = []
+def scored(task: Task, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], list[str]]:
+    """Every picture's metrics, the official evaluator's line for each, and which failed (NaN)."""
     lines: list[dict] = []
-    failed = 0
-    loaded = ((sample, load(sample.path)) for sample in samples)
-    for _, same in groupby(loaded, key=lambda pair: pair[1].shape):  # pictures of one size share a batch
-        pairs = list(same)
-        for start in range(0, len(pairs), batch):
-            chunk = pairs[start : start + batch]
-            prompts = [sample.prompt for sample, _ in chunk]
-            scores = task.score(torch.stack([image for _, image in chunk]), prompts)
-            metrics = {"reward": scores.rewards} | scores.metrics
-            for i, (sample, _) in enumerate(chunk):
-                mine = {metric: float(values[i]) for metric, values in metrics.items()}
-                failed += bool(np.isnan(mine["reward"]))
-                rows.append(mine)
-                detail = scores.details[i] if scores.details else {}
-                lines.append(official_line(sample, detail, mine))
-    values = {metric: np.array([row[metric] for row in rows]) for metric in rows[0]}
-    strata = np.array([sample.prompt.stratum for sample in samples])
-    kept = ~np.isnan(values["reward"])
-    found = Evaluation(task.name, task.headline, strata[kept], {m: v[kept] for m, v in values.items()})
+    failed: list[str] = []
+    parts: list[tuple[list[Sample], Scores | None]] = []
+    for chunk, images in batches(samples, batch, failed):
+        prompts = [sample.prompt for sample in chunk]
+        parts.append((chunk, score_each(task, images, prompts) if images is not None else None))
+    good = next((scores for _, scores in parts if scores), None)
+    if good is None:
+        raise BenchError(f"no picture could be scored: {failed[0]}")
+    scores = stacked([scores or unscored(good) for _, scores in parts])
+    metrics = {"reward": scores.rewards} | scores.metrics
+    lost = np.isnan(scores.rewards)
+    ordered = [sample for chunk, _ in parts for sample in chunk]
+    for i, sample in enumerate(ordered):
+        if lost[i] and not any(str(sample.path) in line for line in failed):
+            failed.append(f"{sample.path}: the scorer fails on it")
+        detail = scores.details[i] if scores.details else {}
+        lines.append(official_line(sample, detail, {name: float(values[i]) for name, values in metrics.items()}))
+    strata = np.array([sample.prompt.stratum for sample in ordered])
+    found = Evaluation(task.name, task.headline, strata, metrics)
     return found, lines, failed
+
+
+def batches(samples: list[Sample], batch: int, failed: list[str]) -> Iterator[tuple[list[Sample], torch.Tensor | None]]:
+    """Pictures of one size that follow each other, at most `batch` together; None, and a line in `failed`, for a file
+    that is no picture."""
+    chunk: list[Sample] = []
+    images: list[torch.Tensor] = []
+    for sample in samples:
+        try:
+            image = load(sample.path)
+        except UsageError as error:
+            failed.append(one_line(error))
+            image = None
+        if chunk and (image is None or len(chunk) == batch or image.shape != images[0].shape):
+            yield chunk, torch.stack(images)
+            chunk, images = [], []
+        if image is None:
+            yield [sample], None
+        else:
+            chunk, images = [*chunk, sample], [*images, image]
+    if chunk:
+        yield chunk, torch.stack(images)
 
 
 def official_line(sample: Sample, detail: dict, metrics: dict[str, float]) -> dict:
     """A line of results.jsonl: the official keys first, then this scorer's metrics."""
     official = {"filename": str(sample.path), "tag": sample.prompt.stratum, "prompt": sample.prompt.text}
-    if detail:
+    if "correct" in detail:
         official |= {"correct": bool(detail["correct"]), "reason": detail["reason"]}
     official["metadata"] = json.dumps(sample.prompt.metadata)
-    if detail:
+    if "correct" in detail:
         official["details"] = json.dumps(detail["details"])
     return official | {name: None if np.isnan(value) else value for name, value in metrics.items()}
 
@@ -102,14 +130,14 @@ def print_summary(found: Evaluation, title: str) -> None:
 
     strata = list(dict.fromkeys(found.strata.tolist()))
     terminal = Console(width=max(150, Console().width), highlight=False)
-    terminal.print(f"{found.task}: {title}, {len(found.strata)} pictures", soft_wrap=True)
+    terminal.print(f"{found.task}: {title}, {len(found.strata) - found.failed} pictures", soft_wrap=True)
     table = Table()
     heads = ("metric", *(strata if len(strata) > 1 else []), "mean over tags" if len(strata) > 1 else "mean")
     for head in (*heads, *(["mean over pictures"] if len(strata) > 1 else [])):
         table.add_column(head)
     for metric, values in found.rows.items():
-        cells = [f"{values[found.strata == s].mean():.4f}" for s in strata] if len(strata) > 1 else []
-        whole = [f"{values.mean():.4f}"] if len(strata) > 1 else []
+        cells = [f"{np.nanmean(values[found.strata == s]):.4f}" for s in strata] if len(strata) > 1 else []
+        whole = [f"{np.nanmean(values):.4f}"] if len(strata) > 1 else []
         shown = f"{metric} *" if metric == found.headline else metric
         table.add_row(shown, *cells, str(found.estimate(metric)), *whole)
     terminal.print(table)

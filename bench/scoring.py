@@ -15,7 +15,7 @@ def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores
     picture can be scored.
     """
     try:
-        return task.score(images_BCHW, prompts)
+        return blanked(task.score(images_BCHW, prompts))
     except (BenchError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a scorer may raise anything
@@ -25,7 +25,7 @@ def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores
     causes = []
     for i in range(len(prompts)):
         try:
-            parts.append(task.score(images_BCHW[i : i + 1], prompts[i : i + 1]))
+            parts.append(blanked(task.score(images_BCHW[i : i + 1], prompts[i : i + 1])))
         except (BenchError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -35,6 +35,13 @@ def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores
     if good is None:
         raise BenchError(f"the scorer of task {task.name!r} fails on every picture: {causes[0]}")
     return stacked([part or unscored(good) for part in parts])
+
+
+def blanked(scores: Scores) -> Scores:
+    """NaN in every metric of a picture whose reward is NaN."""
+    lost = np.isnan(scores.rewards)
+    metrics = {name: np.where(lost, np.nan, values) for name, values in scores.metrics.items()}
+    return Scores(scores.rewards, metrics, scores.details)
 
 
 def unscored(like: Scores) -> Scores:

@@ -5,11 +5,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import groupby
 from threading import Lock
 
-import numpy as np
 import torch
 
 from bench.errors import BenchError, UsageError, one_line
-from bench.registry import find, task_names
+from bench.loading import load_task
+from bench.registry import task_names
 from bench.remote import PROTOCOL, decode, plain
 from bench.scoring import score_each, stacked
 from bench.task import Prompt, Scores, Task
@@ -22,7 +22,7 @@ LARGEST = 2**30
 def serve(task_name: str, overrides: list[str], world: str, host: str, port: int) -> None:
     """Answer until interrupted. Raises UsageError for what does not exist or an address that cannot be had."""
     (name,) = task_names([task_name])
-    task = find("task", name)(world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name))
+    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name))
     print(f"{task.scorer_name}", flush=True)
     try:
         server = server_for(task, host, port)
@@ -86,8 +86,3 @@ def score_sizes(task: Task, images: list[torch.Tensor], prompts: list[Prompt]) -
         parts.append(score_each(task, batch, prompts[start : start + len(batch)]))
         start += len(batch)
     return stacked(parts)
-
-
-def nothing(names: list[str], count: int) -> Scores:
-    """Scores of pictures that could not be scored."""
-    return Scores(np.full(count, np.nan), {name: np.full(count, np.nan) for name in names})

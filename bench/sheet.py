@@ -8,7 +8,8 @@ from torch import Tensor
 from bench.backbones.flow import FlowBackbone
 from bench.evaluate import euler, initial_noise, pictures
 from bench.lab import STUDENT
-from bench.runner import load_backbone, load_tasks
+from bench.loading import load_tasks
+from bench.runner import load_backbone
 from bench.sampler.rollout import Sampler
 from bench.spec import Spec, describe
 from bench.teachers import locate, mount

@@ -89,3 +89,22 @@ class Task(ABC):
         if self.world not in table:
             raise unknown(f"world for task {self.name}", self.world, table)
         return table[self.world]
+
+
+class TaskAround(Task):
+    """A task with its scoring changed; everything else is the inner task's."""
+
+    name = version = headline = ""  # the inner task's, once there is one
+
+    def __init__(self, inner: Task):
+        super().__init__(inner.world, inner.given)
+        self.inner = inner
+        for known in ("name", "version", "headline", "training_shares"):
+            setattr(self, known, getattr(inner, known))
+
+    @property
+    def scorer_name(self) -> str:
+        return self.inner.scorer_name
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return self.inner.prompts(split)

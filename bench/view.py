@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.backbones.compute import Compute
 from bench.errors import UsageError, unknown
+from bench.loading import URL
 from bench.registry import find
 from bench.settings import first_problem, merge, parse_override
 
@@ -46,6 +47,6 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str]) -> None:
         if task not in tasks:
             raise unknown("task in scorers", task, tasks)
         for key in sources:
-            known = find("task", task).sources
+            known = [*find("task", task).sources, URL]
             if key not in known:
                 raise unknown(f"key in scorers.{task}", key, known)

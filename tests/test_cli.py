@@ -62,6 +62,7 @@ FLAGS = {
         "--tasks",
     ],
     "score": ["--batch", "--help", "--set", "--world"],
+    "serve": ["--help", "--host", "--port", "--set", "--world"],
     "list": ["--help"],
     "doctor": ["--help"],
 }

@@ -9,9 +9,10 @@ import torch
 from bench.errors import BenchError, UsageError
 from bench.evaluate import evaluate
 from bench.lab import EMA, STUDENT
+from bench.loading import load_tasks
 from bench.loop import Loop
 from bench.registry import find
-from bench.runner import Session, execute, load_tasks
+from bench.runner import Session, execute
 from bench.sampler.rollout import Sampler
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS

@@ -32,7 +32,7 @@ def register(monkeypatch: pytest.MonkeyPatch):
     added: dict[tuple[str, str], object] = {}
     find = lambda kind, name: added[kind, name] if (kind, name) in added else real_find(kind, name)
     registered = lambda kind: real_registered(kind) | {n: None for k, n in added if k == kind}
-    for module in ("bench.registry", "bench.spec", "bench.runner"):
+    for module in ("bench.registry", "bench.spec", "bench.runner", "bench.loading", "bench.view"):
         monkeypatch.setattr(f"{module}.find", find)
     monkeypatch.setattr("bench.registry.registered", registered)
     return lambda kind, name, thing: added.__setitem__((kind, name), thing)

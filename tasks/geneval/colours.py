@@ -44,7 +44,9 @@ class ClipColourJudge:
     def _clip(self):
         from transformers import CLIPModel
 
-        return load_frozen(CLIPModel, self.source, self.device, "CLIP model", self.precision), *load_processor(self.source)
+        return load_frozen(CLIPModel, self.source, self.device, "CLIP model", self.precision), *load_processor(
+            self.source
+        )
 
     @torch.no_grad()
     def _embed_words(self, noun: str) -> Tensor:

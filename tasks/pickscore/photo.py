@@ -15,6 +15,4 @@ SOURCES = {"prompts": "folder with train.txt and test.txt, one prompt a line", *
 
 def photo_scorer(sources: dict[str, str]) -> ClipScorer:
     """The scorer that `scorers.pickscore` describes."""
-    return ClipScorer(
-        with_processor(sources.get("model", MODEL), sources.get("processor", PROCESSOR), sources), BOUNDS
-    )
+    return ClipScorer(with_processor(sources.get("model", MODEL), sources.get("processor", PROCESSOR), sources), BOUNDS)

@@ -22,9 +22,9 @@ from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
+from tasks.clip import standardise
 from tasks.pickscore.gold import gold
 from tasks.pickscore.micro import END, pairs, tokenise
-from tasks.clip import standardise
 
 PROMPTS = 3000
 VIEWS = 6

@@ -36,13 +36,19 @@ class DrawBench(Task):
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
         self.world_entry({"photo": None})
-        self.judges: dict[str, Judge] = {}
-        for name in [part.strip() for part in self.given.get("judges", "pickscore").split(",")]:
+        self.named = [part.strip() for part in self.given.get("judges", "pickscore").split(",")]
+        for name in self.named:
             if name not in JUDGES:
                 raise unknown("judge", name, JUDGES)
-            own = {k.removeprefix(f"{name}_"): v for k, v in self.given.items() if k.startswith(f"{name}_")}
-            shared = {key: self.given[key] for key in DEVICES if key in self.given}
-            self.judges[name] = JUDGES[name].build(own | shared)
+
+    @cached_property
+    def judges(self) -> list[Judge]:
+        """The judges that are named, each with the settings that begin with its name."""
+        shared = {key: self.given[key] for key in DEVICES if key in self.given}
+        own = lambda name: {  # noqa: E731
+            k.removeprefix(f"{name}_"): v for k, v in self.given.items() if k.startswith(f"{name}_")
+        }
+        return [JUDGES[name].build(own(name) | shared) for name in self.named]
 
     @cached_property
     def _test(self) -> list[Prompt]:
@@ -60,10 +66,10 @@ class DrawBench(Task):
 
     @property
     def scorer_name(self) -> str:
-        return f"{self.name}-{self.version}+{'+'.join(judge.name for judge in self.judges.values())}"
+        return f"{self.name}-{self.version}+{'+'.join(judge.name for judge in self.judges)}"
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         texts = [p.text for p in prompts]
-        raw = {judge.metric: judge(images_BCHW, texts) for judge in self.judges.values()}
-        shares = [np.clip(raw[judge.metric] / judge.ceiling, 0, 1) for judge in self.judges.values()]
+        raw = {judge.metric: judge(images_BCHW, texts) for judge in self.judges}
+        shares = [np.clip(raw[judge.metric] / judge.ceiling, 0, 1) for judge in self.judges]
         return Scores(np.mean(shares, 0), raw)

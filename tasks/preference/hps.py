@@ -1,7 +1,7 @@
 """HPSv2.1 (arXiv 2306.09341): the cosine of a fine-tuned CLIP ViT-H/14, unscaled, about 0.2 to 0.35.
 
-The released HPS_v2.1_compressed.pt is an open_clip checkpoint; open_clip needs a torchvision that fits torch's build, so
-it is converted once to transformers' CLIPModel (tasks/preference/open_clip_weights.py), which computes the same.
+The released HPS_v2.1_compressed.pt is an open_clip checkpoint. open_clip needs a torchvision that fits torch's build,
+so the checkpoint is converted once to transformers' CLIPModel (open_clip_weights.py), which computes the same.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """An open_clip ViT-H/14 checkpoint (HPS_v2.1_compressed.pt) as transformers' CLIPModel:
 
-    python -m tasks.preference.open_clip_weights CHECKPOINT.pt FOLDER
+python -m tasks.preference.open_clip_weights CHECKPOINT.pt FOLDER
 """
 
 import argparse

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from bench.task import Prompt, Scores, Task
+from tasks.preference.clipscore import DEFAULT
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import read_prompts
 
@@ -21,8 +22,12 @@ class PreferenceTask(Task):
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
-        self.judge: Judge = self.world_entry({"photo": JUDGES[self.name].build})(self.given)
-        self.headline = self.judge.metric
+        self._build = self.world_entry({"photo": JUDGES[self.name].build})
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Built when it is asked: a server may score in its place."""
+        return self._build(self.given)
 
     @cached_property
     def _splits(self) -> dict[str, list[Prompt]]:
@@ -49,11 +54,15 @@ class Aesthetic(PreferenceTask):
 
 
 class ClipScore(PreferenceTask):
-    """CLIPScore, in the convention that its name says."""
+    """CLIPScore, in the convention that the score's name says."""
 
     name = "clipscore"
-    headline = "clipscore"
+    headline = f"clipscore-{DEFAULT}"
     sources: ClassVar[dict[str, str]] = PROMPTS | JUDGES["clipscore"].sources
+
+    def __init__(self, world: str, sources: dict[str, str] | None = None):
+        super().__init__(world, sources)
+        self.headline = f"clipscore-{self.given.get('convention', DEFAULT)}"
 
 
 class Hps(PreferenceTask):

@@ -8,7 +8,7 @@ import torch
 
 from bench.backbones.adapters import Shape
 from bench.lab import STUDENT, Lab
-from bench.runner import load_tasks
+from bench.loading import load_tasks
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.step import step

@@ -1,0 +1,21 @@
+"""Tasks by name, with the scorers that settings name for them."""
+
+from bench.registry import find
+from bench.remote import RemoteTask
+from bench.task import Task
+
+URL = "url"
+"""Source that every task knows: the address of a server that scores its pictures."""
+
+
+def load_task(name: str, world: str, sources: dict[str, str] | None = None) -> Task:
+    """A registered task for a world; `sources` as in scorers.<name>."""
+    local = {key: value for key, value in (sources or {}).items() if key != URL}
+    if sources and URL in sources:
+        return RemoteTask(find("task", name)(world, local), sources[URL])
+    return find("task", name)(world, local)
+
+
+def load_tasks(names: tuple[str, ...], world: str, scorers: dict[str, dict[str, str]] | None = None) -> dict[str, Task]:
+    """task -> Task for a backbone's world; `scorers` as in a spec."""
+    return {name: load_task(name, world, (scorers or {}).get(name)) for name in names}

@@ -1,0 +1,206 @@
+"""Scoring over HTTP, remembered scores, and pictures that a scorer cannot take."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench import remote
+from bench.errors import BenchError, MissingError, UsageError
+from bench.evaluate import euler, evaluate
+from bench.layout import write
+from bench.loading import load_task
+from bench.runner import Session, execute
+from bench.score_cache import RememberingTask
+from bench.score_command import score_folder
+from bench.scoring import score_each
+from bench.serve import server_for
+from bench.spec import resolve
+from bench.task import Prompt, Scores, Task
+
+
+class Moody(Task):
+    """Scores brightness; cannot take a picture whose first pixel is red."""
+
+    name, version, headline = "moody", "1", "brightness"
+
+    def __init__(self) -> None:
+        super().__init__("photo")
+        self.calls: list[int] = []
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return [Prompt(f"a photo of a {shape}") for shape in ("ring", "star", "circle")]
+
+    def score(self, images_BCHW, prompts) -> Scores:
+        self.calls.append(len(prompts))
+        if ((images_BCHW[:, 0, 0, 0] == 1) & (images_BCHW[:, 1, 0, 0] == 0)).any():
+            raise RuntimeError("red makes me angry")
+        brightness = images_BCHW.mean((1, 2, 3)).double().numpy()
+        return Scores(brightness, {"brightness": brightness}, [{"text": p.text} for p in prompts])
+
+
+@pytest.fixture
+def serving() -> Iterator:
+    """serving(task) -> address of a server that scores for it."""
+    servers = []
+
+    def serve(task: Task) -> str:
+        servers.append(server_for(task, "127.0.0.1", 0))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def pictures(count: int = 3, red: tuple[int, ...] = ()) -> torch.Tensor:
+    """On the grid of bytes, so that a trip through PNG changes nothing."""
+    made = torch.randint(0, 255, (count, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
+    for i in red:
+        made[i, :, 0, 0] = torch.tensor([1.0, 0.0, 0.0])
+    return made
+
+
+PROMPTS = [Prompt(f"picture {i}", metadata={"ünï": [1, None]}) for i in range(3)]
+
+
+def test_a_served_scorer_scores_as_it_does_at_home(serving, micro) -> None:
+    for name in ("ocr", "geneval", "pickscore"):
+        home = load_task(name, "micro")
+        away = load_task(name, "micro", {"url": serving(home)})
+        assert (away.scorer_name, away.headline) == (home.scorer_name, home.headline)
+        prompts = home.prompts("test")[:5]
+        images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        images = (images * 255).round() / 255
+        here, there = home.score(images, prompts), away.score(images, prompts)
+        np.testing.assert_allclose(there.rewards, here.rewards, atol=1e-6)
+        assert set(there.metrics) == set(here.metrics)
+        for metric, values in here.metrics.items():
+            np.testing.assert_allclose(there.metrics[metric], values, atol=1e-5)
+
+
+def test_a_run_may_be_scored_elsewhere(serving, tmp_path: Path) -> None:
+    url = serving(load_task("ocr", "micro"))
+    overrides = ["budget.updates=1", "params.groups=2", "params.group_size=2", "evaluation.steps=1"]
+    home = resolve("single_task", ["ocr"], overrides=overrides)
+    away = resolve("single_task", ["ocr"], overrides=[*overrides, f"scorers.ocr.url={url}"])
+    summaries = [execute(spec, Session(tmp_path / name / "results")) for name, spec in (("h", home), ("a", away))]
+    rows = [s["models"]["student"]["ocr"]["rows"]["reward"] for s in summaries]
+    assert rows[0] == pytest.approx(rows[1], abs=1e-6)
+    assert summaries[0]["scorers"] == summaries[1]["scorers"]
+
+
+def test_a_picture_that_cannot_be_scored_is_lost_alone(serving, micro) -> None:
+    scores = score_each(Moody(), pictures(red=(1,)), PROMPTS)
+    assert np.isnan(scores.rewards).tolist() == [False, True, False]
+    assert np.isnan(scores.metrics["brightness"]).tolist() == [False, True, False]
+    away = remote.RemoteTask(Moody(), serving(Moody()))
+    np.testing.assert_allclose(away.score(pictures(red=(1,)), PROMPTS).rewards, scores.rewards)
+    with pytest.raises(BenchError, match="fails on every picture: red makes me angry"):
+        score_each(Moody(), pictures(red=(0, 1, 2)), PROMPTS)
+    with pytest.raises(BenchError, match=r"answered 500: .*red makes me angry"):
+        away.score(pictures(red=(0, 1, 2)), PROMPTS)
+
+    class Half(Moody):
+        def score(self, images_BCHW, prompts) -> Scores:
+            return Scores(np.array([0.5, np.nan, 0.5]), {"brightness": np.ones(3)})
+
+    found = evaluate(micro, Half(), None, euler(1, 3.0), 1.0)
+    assert found.failed == 1
+    assert found.estimate().value == 1
+    assert json.loads(json.dumps(found.record(), allow_nan=False))["rows"]["reward"][1] is None
+
+
+def test_no_server_and_nonsense_answers_are_clear(serving, monkeypatch) -> None:
+    monkeypatch.setattr(remote, "PAUSE_S", 0.0)
+    gone = remote.RemoteTask(Moody(), "http://127.0.0.1:9")
+    with pytest.raises(MissingError, match=r"no scorer at http://127\.0\.0\.1:9 .*bench serve moody"):
+        gone.score(pictures(), PROMPTS)
+    with pytest.raises(UsageError, match="takes an http address"):
+        load_task("ocr", "micro", {"url": "file:///etc/passwd"})
+
+    def answering(body: bytes) -> remote.RemoteTask:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST
+
+            def log_message(self, *_) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return remote.RemoteTask(Moody(), f"http://127.0.0.1:{server.server_port}/")
+
+    for body, said in (
+        (b"<html>", "did not answer JSON"),
+        (b"[1]", "answered list, not an object"),
+        (b'{"rewards": [0.1, 0.2]}', "2 numbers for 3 pictures"),
+        (b'{"rewards": [0.1, "x", 0.2]}', "what is no score"),
+        (b'{"rewards": [0.1, 2, 0.2]}', r"outside \[0, 1\]"),
+        (b'{"metrics": {}}', "what is no score"),
+    ):
+        with pytest.raises(BenchError, match=said):
+            answering(body).score(pictures(), PROMPTS)
+    with pytest.raises(BenchError, match="does not speak scoring protocol 1"):
+        _ = answering(b'{"protocol": 2}').scorer_name
+    assert np.isnan(answering(b'{"rewards": [0.1, null, 0.2]}').score(pictures(), PROMPTS).rewards[1])
+
+
+def test_a_server_refuses_what_is_no_request(serving) -> None:
+    url = serving(Moody())
+    for path, body, status in (
+        ("/score", b"{}", 400),
+        ("/score", b"not json", 400),
+        ("/score", json.dumps({"prompts": [{"text": "a"}], "images": ["AAAA"]}).encode(), 400),
+        ("/score", json.dumps({"prompts": [], "images": []}).encode(), 400),
+        ("/elsewhere", b"{}", 404),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(url + path, body))
+        assert refused.value.code == status
+        assert "error" in json.load(refused.value)
+
+
+def test_known_pictures_are_not_scored_again(tmp_path: Path) -> None:
+    inner = Moody()
+    task = RememberingTask(inner, tmp_path / "scores.sqlite")
+    first = task.score(pictures(red=(1,)), PROMPTS)
+    assert inner.calls == [3, 1, 1, 1]
+    again = RememberingTask(inner, tmp_path / "scores.sqlite").score(
+        pictures(4, red=(1,))[[2, 0, 3]], [PROMPTS[2], PROMPTS[0], PROMPTS[1]]
+    )
+    assert inner.calls[4:] == [1]
+    np.testing.assert_array_equal(again.rewards[:2], first.rewards[[2, 0]])
+    assert again.details[0] == {"text": "picture 2"}
+    task.score(pictures()[:1], [Prompt("another prompt")])
+    assert inner.calls[5:] == [1]
+    (tmp_path / "broken.sqlite").write_text("no database" * 100)
+    with pytest.raises(UsageError, match="cannot keep scores"):
+        RememberingTask(inner, tmp_path / "broken.sqlite")
+
+
+def test_a_folder_with_a_broken_file_loses_that_file_alone(clip_folder, tmp_path: Path, capsys) -> None:
+    write(tmp_path / "made", PROMPTS, pictures(), [(0, 0), (1, 0), (2, 0)])
+    (tmp_path / "made" / "00001" / "samples" / "0000.png").write_bytes(b"\x89PNG broken")
+    settings = [f"scorers.pickscore.{key}={clip_folder}" for key in ("model", "processor")]
+    with pytest.raises(
+        BenchError, match=r"1 of 3 pictures could not be scored; .*00001/samples/0000\.png is no picture"
+    ):
+        score_folder("pickscore", tmp_path / "made", settings, "photo", 2)
+    assert "2 pictures" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "made" / "results-pickscore.jsonl").read_text().splitlines()]
+    assert [line["pickscore"] is None for line in lines] == [False, True, False]
+    assert [line["prompt"] for line in lines] == ["picture 0", "picture 1", "picture 2"]
