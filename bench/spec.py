@@ -109,6 +109,8 @@ class EvaluationSpec(Part):
     batch: Annotated[int, Field(gt=0)] = 96
     split: Literal["validation", "test"] = "test"
     """Settings are chosen on validation prompts and reported on test prompts, which no choice has seen."""
+    pictures: bool = False
+    """Whether the result's pictures are kept, in GenEval's official layout under pictures/<task>."""
 
 
 class ProbesSpec(Part):
@@ -152,9 +154,13 @@ class Spec(Part):
         return text_hash({"spec": settings, "backbone": backbone_hash})
 
     def record(self) -> dict[str, Any]:
-        """Plain data for spec.json; what nobody said of scorers, compute and the student's start is left out."""
+        """Plain data for spec.json; settings that most runs leave alone are left out where they are."""
         unsaid: dict[str, Any] = {n: True for n in ("scorers", "compute") if getattr(self, n) == SILENT[n]}
-        return self.model_dump(mode="json", exclude=unsaid | ({} if self.lora.start else {"lora": {"start"}}))
+        if not self.lora.start:
+            unsaid["lora"] = {"start"}
+        if not self.evaluation.pictures:
+            unsaid["evaluation"] = {"pictures"}
+        return self.model_dump(mode="json", exclude=unsaid)
 
     def with_seed(self, seed: int) -> "Spec":
         return self.model_copy(update={"seed": seed})

@@ -6,6 +6,7 @@ Resizing, padding, mask upsampling, scoring and boxes follow mmdet 2.x's test pi
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn.functional import interpolate, pad
 
 from bench.pictures import to_bytes
 from bench.weights import load_frozen, weights_name
+from tasks.geneval import canary
 
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
 PADDING = 128.0
@@ -52,7 +54,13 @@ class Mask2FormerDetector:
 
     @cached_property
     def name(self) -> str:
-        return f"{self.engine}-{weights_name(self.source, self.precision)}"
+        """Says too if no canary picture vouches for the weights."""
+        vouched = "" if self._canary else "-unchecked"
+        return f"{self.engine}-{weights_name(self.source, self.precision)}{vouched}"
+
+    @property
+    def _canary(self) -> bool:
+        return (Path(self.source) / canary.RECORD).is_file()
 
     @cached_property
     def model(self):
@@ -60,9 +68,23 @@ class Mask2FormerDetector:
 
         return load_frozen(Mask2FormerForUniversalSegmentation, self.source, self.device, "detector", self.precision)
 
-    @torch.no_grad()
+    @cached_property
+    def _listened(self) -> bool:
+        if self._canary:
+            canary.listen(self, Path(self.source))
+        return True
+
     def detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
-        """As the protocol says. Deterministic on one device; pictures of a batch share their size."""
+        """As the protocol says. Deterministic on one device; pictures of a batch share their size.
+
+        Raises BenchError if the canary picture says that the weights are wrong.
+        """
+        _ = self._listened
+        return self.look(images_BCHW, floor)
+
+    @torch.no_grad()
+    def look(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
+        """`detect` without asking the canary."""
         height, width = images_BCHW.shape[-2:]
         pixels, (inner_h, inner_w) = prepare(images_BCHW.to(self.device))
         outputs = self.model(pixel_values=pixels.to(self.model.dtype))

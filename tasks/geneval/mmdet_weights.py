@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError, exit_on_error, one_line
+from tasks.geneval.canary import expectations, keep
+from tasks.geneval.detector import Mask2FormerDetector
 
 SWIN = "model.pixel_level_module.encoder"
 PIXELS = "model.pixel_level_module.decoder"
@@ -172,8 +174,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="mmdet's .pth")
     parser.add_argument("folder", type=Path, help="where the converted model goes")
+    parser.add_argument("--canary", type=Path, help="picture that vouches for the weights from now on")
+    parser.add_argument("--objects", help="what is in it, for example cat=2,remote=2")
     arguments = parser.parse_args()
+    if (arguments.canary is None) != (arguments.objects is None):
+        raise UsageError("--canary takes --objects with it")
+    wanted = expectations(arguments.objects) if arguments.canary else {}
     convert(arguments.checkpoint, arguments.folder)
+    if arguments.canary:
+        keep(Mask2FormerDetector(str(arguments.folder), "hf-converted"), arguments.canary, wanted, arguments.folder)
     print(f"converted: {arguments.folder}")
 
 

@@ -1,0 +1,80 @@
+"""The picture that vouches for a detector's weights."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from bench.errors import BenchError, UsageError
+from bench.pictures import to_bytes
+from tasks.geneval import canary
+from tasks.geneval.detector import Mask2FormerDetector
+from tasks.geneval.prompts import COCO
+
+
+@pytest.fixture
+def folder(detector_folder: Path, tmp_path: Path, monkeypatch) -> Path:
+    """The tiny detector in a folder of its own; it is never as sure as a trained one."""
+    monkeypatch.setattr(canary, "COUNTING_THRESHOLD", 0.1)
+    return Path(shutil.copytree(detector_folder, tmp_path / "detector"))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(to_bytes(image)).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def detector(folder: Path) -> Mask2FormerDetector:
+    return Mask2FormerDetector(str(folder), "hf-converted")
+
+
+def counts(folder: Path, picture: Path) -> dict[str, int]:
+    found = detector(folder).look(canary.from_file(picture)[None], 0.1)[0]
+    names = [COCO.names[d.label] for d in found]
+    assert names
+    return {name: names.count(name) for name in names}
+
+
+def test_a_canary_notices_other_weights(folder: Path, picture: Path) -> None:
+    assert detector(folder).name.endswith("-unchecked")
+    canary.keep(detector(folder), picture, counts(folder, picture), folder)
+    checked = detector(folder)
+    assert not checked.name.endswith("-unchecked")
+    assert checked.detect(torch.rand(1, 3, 32, 32), 0.3) is not None
+    other = detector(folder)
+    with torch.no_grad():
+        other.model.class_predictor.weight.mul_(-1)
+    with pytest.raises(BenchError, match=r"no longer finds the .* of its canary picture"):
+        other.detect(torch.rand(1, 3, 32, 32), 0.3)
+    record = json.loads((folder / canary.RECORD).read_text())
+    record[0]["box"] = [0, 0, 1, 1]
+    (folder / canary.RECORD).write_text(json.dumps(record))
+    with pytest.raises(BenchError, match="no longer finds"):
+        detector(folder).detect(torch.rand(1, 3, 32, 32), 0.3)
+
+
+def test_what_is_expected_must_be_seen(folder: Path, picture: Path) -> None:
+    wrong = {name: count + 1 for name, count in counts(folder, picture).items()}
+    with pytest.raises(BenchError, match="not the official weights"):
+        canary.keep(detector(folder), picture, wrong, folder)
+    assert not (folder / canary.RECORD).exists()
+    with pytest.raises(UsageError, match="is no picture"):
+        canary.keep(detector(folder), folder / "config.json", wrong, folder)
+
+
+def test_expectations_are_coco_classes_with_counts(monkeypatch) -> None:
+    assert canary.expectations("cat=2, stop sign=1") == {"cat": 2, "stop sign": 1}
+    for text in ("cat", "cat=x", "unicorn=1", ""):
+        with pytest.raises(UsageError, match="COCO classes"):
+            canary.expectations(text)
+    from tasks.geneval import mmdet_weights
+
+    monkeypatch.setattr(sys, "argv", ["mmdet_weights", "a.pth", "b", "--canary", "c.png"])
+    with pytest.raises(UsageError, match="--objects"):
+        mmdet_weights.main()
