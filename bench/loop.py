@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from bench.evaluate import Evaluation, euler, evaluate
 from bench.hashing import seed_of
 from bench.hub import adapter_folder
 from bench.lab import EMA, STUDENT, Lab
+from bench.memory import memory
 from bench.method import Method
 from bench.probes.estimates import ProbeLab
 from bench.probes.interference import interference
@@ -74,7 +76,8 @@ class Loop:
             self._prepare()
         points = sorted({p for p in self.spec.evaluation.points if 0 < p < 1} | {1.0})
         while (share := self.share) < 1:
-            row = self._update(share)
+            with memory("training", self.spec):
+                row = self._update(share)
             self.run.append("metrics.jsonl", row)
             reached = [p for p in points if p <= self.share and p not in self.evaluated]
             if reached:
@@ -177,7 +180,8 @@ class Loop:
     def _evaluate(self, points: list[float]) -> None:
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
-                result = self.evaluate(EMA, task)
+                keep = self.spec.evaluation.pictures and points[-1] == 1
+                result = self.evaluate(EMA, task, folder=self.run.folder / "pictures" / task if keep else None)
                 self.run.append("evaluations.jsonl", {"step": self.step, "share": points[-1]} | result.record())
         if self.spec.probes.interference and len(self.spec.tasks) > 1 and self.method.trains:
             with self.lab.backbone.meter.purpose("probes"):
@@ -186,15 +190,21 @@ class Loop:
             self.run.append("probes.jsonl", {"step": self.step, "share": points[-1], "interference": cosines})
         self.evaluated += points
 
-    def evaluate(self, adapter: str | None, task: str, guidance: float | None = None) -> Evaluation:
-        """Score an adapter on the run's held-out split with its evaluation sampler.
+    def evaluate(
+        self, adapter: str | None, task: str, guidance: float | None = None, folder: Path | None = None
+    ) -> Evaluation:
+        """Score an adapter on the run's held-out split with its evaluation sampler; pictures go to `folder`.
 
         Raises BenchError if a picture could not be scored: comparisons are paired by prompt.
         """
         o = self.spec.evaluation
         scale = o.guidance if guidance is None else guidance
         lab, sampler = self.lab, self.evaluation_sampler
-        found = evaluate(lab.backbone, lab.tasks[task], adapter, sampler, scale, o.split, o.batch, workers=self.workers)
+        with memory("evaluation", self.spec):
+            found = evaluate(
+                lab.backbone, lab.tasks[task], adapter, sampler, scale, o.split, o.batch, folder=folder,
+                workers=self.workers,
+            )  # fmt: skip
         if found.failed:
             raise BenchError(f"task {task!r} could not score {found.failed} of {len(found.strata)} held-out pictures")
         return found

@@ -91,5 +91,16 @@ class Method(ABC, Generic[Experience]):
     def predict(cls, spec: "Spec", sampler: "Sampler") -> int:
         """Model evaluations of one update (forward 1, backward 2, guidance doubles)."""
 
+    @classmethod
+    def memory_settings(cls, spec: "Spec") -> tuple[str, ...]:
+        """Settings that lower what an update needs of memory, best first. Default: those of a usual name."""
+        return tuple(f"params.{name}" for name in ("chunk", "trajectories", "groups") if name in spec.params)
+
+    @classmethod
+    def largest_batch(cls, spec: "Spec") -> int:
+        """Latents of its largest forward with gradients, guidance not counted. Default: `chunk` of `trajectories`."""
+        settings = [spec.params[name] for name in ("chunk", "trajectories") if name in spec.params]
+        return min(settings, default=0)
+
     def after_update(self, lab: "Lab") -> None:
         """Called after the optimiser's step, without gradients."""

@@ -18,6 +18,7 @@ from bench.hub import adapter_folder
 from bench.lab import EMA, STUDENT, Lab
 from bench.loading import load_tasks
 from bench.loop import Loop, Progress
+from bench.memory import memory
 from bench.provenance import record
 from bench.registry import find
 from bench.spec import Spec, describe
@@ -73,8 +74,9 @@ def execute(spec: Spec, session: Session) -> dict:
         for earlier in run.rows("provenance.jsonl"):
             refuse_changed(run, earlier["teachers"], entry["teachers"])
         device = workers.device(spec.device)
-        backbone = load_backbone(spec.backbone, device, spec.compute, session.root / "cache")
-        lab = equip(spec, descriptor, backbone, teachers)
+        with memory("loading", spec):
+            backbone = load_backbone(spec.backbone, device, spec.compute, session.root / "cache")
+            lab = equip(spec, descriptor, backbone, teachers)
         lab.workers = workers
         method_class = find("method", spec.method)
         method = method_class(method_class.Options.model_validate(spec.params))

@@ -22,5 +22,7 @@ class Descriptor:
     """Folder of <method>.yaml settings tuned for this backbone, applied over the method's own defaults."""
     teachers: Path | None = None
     """Folder of shipped teacher adapters, one folder a task."""
+    size: Callable[..., object] | None = None
+    """compute -> Size, without loading weights; None where nobody plans GPU-hours."""
     base_guidance: dict[str, float] | None = None
     """task -> guidance scale at which the untrained base does best on validation prompts; None if unknown."""

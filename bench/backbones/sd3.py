@@ -1,5 +1,6 @@
 """Any StableDiffusion3Pipeline (folder, hub id or single file) behind the common contract."""
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,24 @@ from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.size import Size
 from bench.errors import MissingError, UsageError, one_line
 from bench.hashing import sampled_hash, text_hash
 from bench.hub import PREFIX
 
 DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
-MAX_TEXT_TOKENS = 128
+CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128
+MEDIUM = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
+    "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048, "pos_embed_max_size": 384, "qk_norm": "rms_norm",
+    "dual_attention_layers": list(range(13)),
+}  # fmt: skip
+"""The transformer's configuration of SD3.5-Medium."""
+FROZEN_PARAMETERS = {
+    "text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656, "vae": 83_819_683,
+}  # fmt: skip
+"""Of CLIP-L, CLIP-G, T5-XXL's encoder and the VAE in SD3.5."""
 SINGLE_FILE = ".safetensors"
 CURE = "give a local folder in diffusers' format, or make the hub reachable, accept the model's licence and log in"
 
@@ -147,6 +160,35 @@ def fingerprint(source: str) -> str:
     return sampled_hash(p for p in folder.rglob("*") if p.suffix in (SINGLE_FILE, ".json"))
 
 
+def size(source: str, compute: Compute) -> Size:
+    """Size of a local pipeline by its files' headers, or of SD3.5-Medium as published; raises UsageError for another
+    hub id, of which nothing is known before it is fetched."""
+    home = Path(folder_of(source))
+    if home.is_dir():
+        config = json.loads((home / "transformer" / "config.json").read_text())
+        frozen = {part: stored_parameters(home / part) for part in FROZEN_PARAMETERS if (home / part).is_dir()}
+        downsampling = 2 ** (len(json.loads((home / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
+    elif folder_of(source) == DEFAULT.removeprefix(PREFIX):
+        config, frozen, downsampling = MEDIUM, FROZEN_PARAMETERS, 8
+    else:
+        raise UsageError(f"the size of {source} is not known before it is fetched; name a local folder")
+    side = compute.resolution // downsampling if compute.resolution else config["sample_size"]
+    return Size(config, side, CLIP_TOKENS + MAX_TEXT_TOKENS, frozen)
+
+
+def stored_parameters(folder: Path) -> int:
+    """Numbers in a folder's safetensors files; only their headers are read."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return total
+
+
 def descriptor(source: str = DEFAULT) -> Descriptor:
     """SD3.5-Medium from the hub, or the pipeline at `source` (folder, single file, hub:OWNER/REPO)."""
     return Descriptor(
@@ -155,4 +197,5 @@ def descriptor(source: str = DEFAULT) -> Descriptor:
         shift=3.0,
         load=partial(Sd3Backbone, source),
         fingerprint=partial(fingerprint, source),
+        size=partial(size, source),
     )

@@ -70,6 +70,15 @@ class RlMethod(Method[Samples]):
         return pictures * options.build().evaluations(sampler, branches)
 
     @classmethod
+    def memory_settings(cls, spec) -> tuple[str, ...]:
+        return f"params.{spec.params['engine']}.chunk", *super().memory_settings(spec)
+
+    @classmethod
+    def largest_batch(cls, spec) -> int:
+        pictures = spec.params["groups"] * spec.params["group_size"]
+        return min(pictures, spec.params[spec.params["engine"]]["chunk"])
+
+    @classmethod
     def tasks_per_update(cls, spec) -> int:
         return len(spec.tasks)
 
