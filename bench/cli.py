@@ -52,9 +52,14 @@ def split_names(text: str) -> list[str]:
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Option("--method", help="A registered method.")],
-    tasks: Tasks = "all",
-    backbone: Backbone = "micro",
+    method: Annotated[str | None, typer.Option("--method", help="A registered method; a preset may name it.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Comma-separated tasks, or 'all'; default: the preset's, or all.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help="A registered backbone, or a pipeline; default: the preset's, or micro."),
+    ] = None,
     seeds: Seeds = "0",
     preset: Preset = None,
     set_: Set = None,
@@ -69,7 +74,8 @@ def run(
     from bench.store import results_root
 
     seed_list, root = parse_seeds(seeds), results_root(results)
-    spec = resolve(method, split_names(tasks), seed_list[0], backbone, preset, set_, teachers)
+    names = None if tasks is None else split_names(tasks)
+    spec = resolve(method, names, seed_list[0], backbone, preset, set_, teachers)
     if dry_run:
         from bench.dryrun import explain
 

@@ -45,8 +45,8 @@ def hours(size: Size, evaluations: float) -> list[str]:
     spent = total / (PEAK * UTILISATION) / 3600
     return [
         f"predicted: {size.flops / 1e12:.2f} TFLOP a model evaluation, {total:.2e} FLOP of training: about "
-        f"{spent:,.0f} hours of one {GPU} at {UTILISATION:.0%} of its {PEAK / 1e12:.0f} TFLOP/s; scoring, held-out evaluation and "
-        "recomputation come on top"
+        f"{spent:,.0f} hours of one {GPU} at {UTILISATION:.0%} of its {PEAK / 1e12:.0f} TFLOP/s; scoring, held-out "
+        "evaluation and recomputation come on top"
     ]
 
 

@@ -185,24 +185,36 @@ def describe(backbone: str) -> Descriptor:
 
 
 def resolve(
-    method: str,
-    tasks: list[str],
+    method: str | None,
+    tasks: list[str] | None,
     seed: int = 0,
-    backbone: str = "micro",
+    backbone: str | None = None,
     preset: Path | None = None,
     overrides: list[str] | None = None,
     teachers: str | None = None,
 ) -> Spec:
     """Build a spec: defaults <- the backbone's recipe <- preset file <- overrides. Raises UsageError.
 
-    `tasks` may be ["all"]. `preset` is a file, or the name of one of bench/backbones/presets. `overrides` are
+    `tasks` may be ["all"]. `preset` is a file, or the name of one of bench/backbones/presets; method, tasks and
+    backbone that are None are the preset's, tasks otherwise all, the backbone micro; of a preset's teachers those of
+    the run's tasks are taken. `overrides` are
     "dotted.key=value" with YAML values. `teachers` is 'shipped', 'train' or a folder that holds one adapter
-    folder a task.
+    folder a task; it goes before those of a preset.
     """
-    tasks = task_names(tasks)
+    asked: dict[str, Any] = read_yaml(_preset_file(preset)) if preset else {}
+    method, told = _named(asked, "method", method), _named(asked, "tasks", tasks)
+    tasks = task_names(["all"] if told is None else told)
+    for section in ("teachers", "teacher_guidance"):
+        if section in asked:
+            asked[section] = {task: value for task, value in asked[section].items() if task in tasks}
+    if method is None:
+        raise UsageError("name a method (--method), or a preset that names one")
+    backbone = backbone or asked.get("backbone", "micro")
+    asked.pop("backbone", None)
+    if teachers:
+        asked.pop("teachers", None)
     method_class = find("method", method)
     descriptor = describe(backbone)
-    asked: dict[str, Any] = read_yaml(_preset_file(preset)) if preset else {}
     for override in overrides or []:
         merge(asked, parse_override(override))
     settings: dict[str, Any] = {}
@@ -212,7 +224,7 @@ def resolve(
     fixed = {"method": method, "backbone": backbone, "tasks": tasks, "seed": seed}
     for key, value in fixed.items():
         if settings.get(key, value) != value:
-            raise UsageError(f"{key!r} is set by its own flag, not by --set or a preset")
+            raise UsageError(f"{key!r} is set by its own flag, not by --set")
     if method_class.needs.teachers:
         source = teachers or ("shipped" if descriptor.teachers else "train")
         named = source in TRAINED_HERE
@@ -284,6 +296,14 @@ def _recipe(path: Path, tasks: list[str], asked: dict) -> dict:
 def _param(settings: dict, name: str) -> object:
     params = settings.get("params")
     return params.get(name) if isinstance(params, dict) else None
+
+
+def _named(preset: dict[str, Any], key: str, asked: Any) -> Any:
+    """A preset's method or tasks, taken out of it, or what was asked for. Raises UsageError if these differ."""
+    told = preset.pop(key, None)
+    if None not in (told, asked) and told != asked:
+        raise UsageError(f"the preset is for {key} {told}, not {asked}")
+    return told if asked is None else asked
 
 
 def _preset_file(preset: Path) -> Path:

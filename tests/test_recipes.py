@@ -34,8 +34,10 @@ def test_a_recipe_knows_a_setting_of_its_method() -> None:
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_published_recipes_resolve_and_name_their_source(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
-    whole = ["all"] if find("method", content["method"]).several_tasks else ["geneval"]
-    spec = resolve(content["method"], content.get("tasks", whole), backbone="sd3", preset=Path(path.stem))
+    whole = None if find("method", content["method"]).several_tasks or "tasks" in content else ["geneval"]
+    spec = resolve(None, whole, preset=Path(path.stem))
+    assert (spec.method, spec.backbone, spec.device) == (content["method"], "sd3", "cuda")
+    assert (spec.compute.resolution, spec.compute.precision) == (512, "float16")
     assert "arXiv" in path.read_text().partition("method:")[0]
     assert (spec.lora.rank, spec.lora.alpha, spec.optimizer.lr) == (32, 64, 3e-4)
     assert find("method", spec.method).predict(spec, spec.sampler.build(3.0)) > 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bench.backbones.micro.reader import find_shapes
 from bench.backbones.micro.world import COLOURS, SHAPES
+from bench.errors import UsageError
 from bench.task import Prompt, Scores, Task
 from tasks.geneval.photo import SOURCES, photo_reader
 from tasks.geneval.prompts import COCO, Vocabulary, generate
@@ -128,6 +129,8 @@ class GenEval(Task):
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         rows, details = [], []
+        if odd := next((p for p in prompts if not p.metadata.get("include")), None):
+            raise UsageError(f"{odd.text!r} is no prompt of GenEval: its record has no 'include' list")
         read = self.reader(images_BCHW, [p.metadata for p in prompts])
         for objects, prompt in zip(read, prompts, strict=True):
             kept = select(objects, prompt.metadata["tag"])

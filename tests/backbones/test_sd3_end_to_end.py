@@ -1,15 +1,19 @@
 """Training, resuming and scoring on a tiny random SD3 pipeline with every photographic scorer, all from disk."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.errors import BenchError
+from bench.layout import load, write
 from bench.runner import Session, execute
 from bench.spec import describe, resolve
 from methods.opd_analytic import OpdAnalytic
+from tasks.geneval.task import GenEval
 from tests.methods.conftest import shake
 
 TASKS = ("geneval", "ocr", "pickscore")
@@ -40,13 +44,16 @@ def settings(sd3_folder: Path, detector_folder: Path, clip_folder: Path, tmp_pat
         "sampler.steps=2", "params.timestep_fraction=1", "params.trajectories=2", "lora.rank=2", "lora.alpha=4",
         "ema.every=1", "checkpoint_every=1",
     ]  # fmt: skip
-    return {"teachers": str(home / "teachers"), "overrides": overrides, "backbone": str(sd3_folder)}
+    found = {"teachers": str(home / "teachers"), "overrides": overrides, "backbone": str(sd3_folder)}
+    return found | {"scorers": scorers}
 
 
 def test_distillation_on_photographs_from_end_to_end(settings: dict, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("tasks.geneval.task.HELD_OUT_PER_TAG", 1)  # the detector sees 800 x 800 pixels of anything
     overrides = [*settings["overrides"], "budget.updates=2"]
-    spec = resolve("opd_analytic", list(TASKS), **{**settings, "overrides": overrides})
+    spec = resolve(
+        "opd_analytic", list(TASKS), overrides=overrides, **{key: settings[key] for key in ("teachers", "backbone")}
+    )
     whole = execute(spec, Session(tmp_path / "whole" / "results"))
     assert set(whole["models"]) == {"student", "base", *(f"teacher {task}" for task in TASKS)}
     assert {"official", "strict", "partial"} <= set(whole["models"]["student"]["geneval"]["rows"])
@@ -67,3 +74,77 @@ def test_distillation_on_photographs_from_end_to_end(settings: dict, tmp_path: P
 def _fail_second(self, lab) -> None:
     if lab.step == 1:
         raise BenchError("the power went")
+
+
+@pytest.mark.slow
+def test_the_published_recipe_from_the_command_line(settings: dict, clip_folder: Path, tmp_path: Path) -> None:
+    """`bench run --preset diffusionopd-sd35` with less of everything; its pictures are then scored by every scorer."""
+    shrunk = [
+        *settings["overrides"], "device=cpu", "budget.updates=1", "compute.resolution=8", "compute.precision=bfloat16",
+        "evaluation.split=test", "evaluation.pictures=true", "evaluation.batch=700", "params.chunk=1",
+    ]  # fmt: skip
+    words = ["run", "--preset", "diffusionopd-sd35", "--backbone", settings["backbone"], "--tasks", "ocr,pickscore"]
+    words += ["--teachers", settings["teachers"], *(part for s in shrunk for part in ("--set", s))]
+    words = [
+        w if w != f"scorers={json.dumps(settings['scorers'])}" else f"scorers={json.dumps(no_geneval(settings))}"
+        for w in words
+    ]
+    done = bench(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "student" in done.stdout
+    (run,) = (tmp_path / "results" / "runs").glob("opd_analytic-*")
+    spec = json.loads((run / "spec.json").read_text())["spec"]
+    assert spec["teacher_guidance"] == {"ocr": 4.5, "pickscore": 4.5}
+    again = bench(words, tmp_path)
+    assert "already finished" in again.stderr
+    made = run / "pictures" / "ocr"
+    assert len(list(made.glob("*/samples/*.png"))) == 3
+    record = json.loads((made / "00000" / "metadata.jsonl").read_text())
+    assert record["prompt"].startswith("a test sign 0")
+    clip, head = f"={clip_folder}", tmp_path / "head.pth"
+    torch.save(
+        {f"layers.{i}.{k}": torch.randn(*((b, a) if k == "weight" else (b,))) for i, a, b in
+         ((0, 16, 8), (2, 8, 6), (4, 6, 4), (6, 4, 2), (7, 2, 1)) for k in ("weight", "bias")},
+        head,
+    )  # fmt: skip
+    for task, sources in {
+        "ocr": [],
+        "pickscore": ["model" + clip, "processor" + clip],
+        "clipscore": ["model" + clip, "convention=30"],
+        "aesthetic": ["model" + clip, f"head={head}"],
+        "hpsv2": ["model" + clip, "processor" + clip],
+    }.items():
+        done = bench(
+            ["score", task, str(made), *(w for s in sources for w in ("--set", f"scorers.{task}.{s}"))], tmp_path
+        )
+        assert done.returncode == 0, (task, done.stderr)
+        assert "3 pictures" in done.stdout
+    assert sum(1 for _ in made.glob("results*.jsonl")) == 5
+    detector = [f"converted={settings['scorers']['geneval']['converted']}", "colours" + clip]
+    detector = [w for s in detector for w in ("--set", f"scorers.geneval.{s}")]
+    done = bench(["score", "geneval", str(made), *detector], tmp_path)
+    assert (done.returncode, "no prompt of GenEval" in done.stderr) == (2, True)
+    prompts = GenEval("photo").prompts("test")[:8:4]
+    write(
+        tmp_path / "made",
+        prompts,
+        torch.stack([load(p) for p in sorted(made.glob("*/samples/*.png"))[:2]]),
+        [(0, 0), (1, 0)],
+    )
+    done = bench(["score", "geneval", "made", *detector], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "hf-converted-" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "made" / "results.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [p.text for p in prompts]
+    assert all(isinstance(line["correct"], bool) for line in lines)
+
+
+def no_geneval(settings: dict) -> dict:
+    """Scorers without GenEval's: its 2,212 official test pictures are too many here."""
+    return {task: sources for task, sources in settings["scorers"].items() if task != "geneval"}
+
+
+def bench(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *words], cwd=folder, capture_output=True, text=True, timeout=300
+    )
