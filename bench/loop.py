@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.backbones.adapters import TARGETS, Adapters, Shape, read_adapter
+from bench.backbones.adapters import TARGETS, Shape, read_adapter
 from bench.errors import BenchError, UsageError
 from bench.evaluate import Evaluation, euler, evaluate
 from bench.hashing import seed_of
@@ -90,7 +90,7 @@ class Loop:
     def _prepare(self) -> None:
         """Let the method set the student up; a method that does not train is evaluated here."""
         if self.spec.lora.start:
-            start_from(self.lab.backbone.adapters, self.spec.lora)
+            self.lab.backbone.adapters.load_state(STUDENT, read_start(self.spec.lora), self.spec.lora.start)
         self.method.prepare(self.lab)
         if self.lab.notes:
             self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | self.lab.backbone.meter.whole(self.workers))
@@ -247,13 +247,12 @@ class Loop:
             self.lab.backbone.meter.load(state["meter"])
 
 
-def start_from(adapters: Adapters, lora: LoraSpec) -> None:
-    """Copy `lora.start` into the student. Raises UsageError for an adapter of another shape."""
-    folder = adapter_folder(lora.start)
-    shape, state = read_adapter(folder)
+def read_start(lora: LoraSpec) -> dict[str, Tensor]:
+    """Tensors of the adapter `lora.start`. Raises UsageError for one of another rank or alpha."""
+    shape, state = read_adapter(adapter_folder(lora.start))
     if (shape.rank, shape.alpha) != (lora.rank, lora.alpha):
         raise UsageError(
             f"the adapter {lora.start} has rank {shape.rank} and alpha {shape.alpha:g}: set lora.rank={shape.rank} and "
             f"lora.alpha={shape.alpha:g}"
         )
-    adapters.load_state(STUDENT, state, str(folder))
+    return state

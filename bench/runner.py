@@ -17,7 +17,7 @@ from bench.hashing import text_hash
 from bench.hub import adapter_folder
 from bench.lab import EMA, STUDENT, Lab
 from bench.loading import load_tasks
-from bench.loop import Loop, Progress
+from bench.loop import Loop, Progress, read_start
 from bench.memory import memory
 from bench.provenance import record
 from bench.registry import find
@@ -49,7 +49,10 @@ def load_backbone(name: str, device: str, compute: Compute, cache: Path | None =
 def check_device(device: str) -> None:
     """Raise MissingError for a GPU that is not there."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise MissingError(f"device {device!r} is asked for but torch sees no GPU; use --set device=cpu")
+        raise MissingError(
+            f"device {device!r} is asked for but torch sees no GPU: install a CUDA build of torch where there is one, "
+            "or use --set device=cpu"
+        )
 
 
 def execute(spec: Spec, session: Session) -> dict:
@@ -64,6 +67,8 @@ def execute(spec: Spec, session: Session) -> dict:
         refuse_changed(run, run.rows("provenance.jsonl")[-1]["teachers"], origins(spec, teachers))
         session.say(f"already finished: {run.folder}")
         return run.summary
+    if spec.lora.start:
+        read_start(spec.lora)
     for teacher_run in workers.agreed(to_train(spec, session.root, fingerprint)):
         session.say(f"training the teacher for {teacher_run.spec.tasks[0]}")
         execute(teacher_run.spec, session)

@@ -1,9 +1,11 @@
 """Adapters by hub address: what is asked of the hub, and what a user is told where it cannot answer."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from bench.backbones.sd3 import descriptor
 from bench.errors import MissingError, UsageError
 from bench.hub import FILES, adapter_folder
 
@@ -30,8 +32,37 @@ def test_a_folder_of_a_repository_is_fetched(tmp_path: Path, monkeypatch) -> Non
 
 
 def test_what_cannot_be_fetched_names_the_cure() -> None:
-    with pytest.raises(MissingError, match=r"cannot fetch 'hub:owner/repo'.*name a local folder"):
+    with pytest.raises(MissingError, match=r"owner/repo is not in the hub's cache .*name a local folder"):
         adapter_folder("hub:owner/repo")
     for wrong in ("hub:", "hub:owner", "hub:/repo"):
         with pytest.raises(UsageError, match="should be hub:OWNER/REPO"):
             adapter_folder(wrong)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        (
+            "GatedRepoError",
+            r"owner/repo is gated: accept its licence at https://huggingface\.co/owner/repo, then log in",
+        ),
+        ("RepositoryNotFoundError", r"the hub has no owner/repo, or it is private: log in"),
+        ("RemoteEntryNotFoundError", r"owner/repo on the hub is not what is wanted"),
+        ("HfHubHTTPError", r"cannot fetch owner/repo from the hub: out of order"),
+    ],
+)
+def test_every_refusal_of_the_hub_is_told_apart(monkeypatch, refusal: str, said: str) -> None:
+    import huggingface_hub.errors
+
+    kind = getattr(huggingface_hub.errors, refusal)
+    answer = SimpleNamespace(status_code=403, headers={}, request=None)
+
+    def refuse(*_, **__) -> None:
+        raise kind("out of order", response=answer)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(MissingError, match=said):
+        adapter_folder("hub:owner/repo")
+    with pytest.raises(MissingError, match=said):
+        descriptor("hub:owner/repo").load("cpu")

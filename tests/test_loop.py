@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.backbones.adapters import read_adapter
 from bench.errors import BenchError, UsageError
 from bench.evaluate import evaluate
 from bench.lab import EMA, STUDENT
@@ -253,3 +254,53 @@ def test_what_a_merge_loses_is_recorded(session: Session) -> None:
     (row,) = Run(session.root, spec, describe("micro").fingerprint()).rows("metrics.jsonl")
     assert summary["updates"] == row["step"] == 0
     assert 0 < row["energy_kept"] < 1
+
+
+def test_a_student_starts_from_an_adapter(session: Session) -> None:
+    folder = describe("micro").teachers / "geneval"
+    start = [f"lora.start={folder}", "lora.rank=32", "lora.alpha=64"]
+    summary = execute(quick(*start, "optimizer.lr=1e-12", "ema.every=1"), session)
+    tensors, _ = read_checkpoint(session.root / summary["folder"] / "checkpoint.safetensors")
+    teacher = read_adapter(folder)[1]
+    for key, value in teacher.items():
+        torch.testing.assert_close(tensors[f"adapter/student/{key}"], value, rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match=r"rank 32 and alpha 64: set lora\.rank=32"):
+        execute(quick(f"lora.start={folder}", "lora.rank=4"), session)
+    with pytest.raises(UsageError, match=r"merge overwrites lora\.start"):
+        quick(*start, "params.start=merge")
+
+
+def test_half_precision_training_scales_its_loss_and_resumes(session: Session, tmp_path: Path, monkeypatch) -> None:
+    """An overflow leaves a step out and lowers the scale; both survive a kill."""
+    honest = OpdAnalytic.losses
+
+    def overflowing(self, lab, task, experience):
+        for piece in honest(self, lab, task, experience):
+            if lab.step == 1:
+                piece.register_hook(lambda grad: grad * float("inf"))
+            yield piece
+
+    monkeypatch.setattr(OpdAnalytic, "losses", overflowing)
+    spec = quick("compute.precision=float16", tasks=("ocr",))
+    whole = execute(spec, session)
+    rows = [json.loads(x) for x in (session.root / whole["folder"] / "metrics.jsonl").read_text().splitlines()]
+    assert ["grad_norm" in row for row in rows] == [True, False, True, True]
+    assert rows[1]["skipped_steps"] == 1
+    before, state = read_checkpoint(session.root / whole["folder"] / "checkpoint.safetensors")
+    assert state["scaler"]["scale"] == 2**15
+    cut = Session(tmp_path / "cut" / "results")
+    save = Loop._save
+
+    def kill_after_two(self) -> None:
+        save(self)
+        if self.step == 2:
+            raise BenchError("killed")
+
+    monkeypatch.setattr(Loop, "_save", kill_after_two)
+    with pytest.raises(BenchError, match="killed"):
+        execute(spec, cut)
+    monkeypatch.setattr(Loop, "_save", save)
+    execute(spec, cut)
+    after, _ = read_checkpoint(cut.root / whole["folder"] / "checkpoint.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert before["adapter/student/transformer_blocks.0.attn.to_q.lora_B.weight"].dtype == torch.float32

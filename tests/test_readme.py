@@ -94,6 +94,12 @@ def test_every_command_of_the_readme_runs(line: str, tmp_path: Path, places: dic
     if words[0] == "eval" and "base" not in words:
         pytest.skip("scores the result of another command")
     arguments = [sys.executable, "-m", "bench", *words, *shlex.split(SHRINK.get(words[0], ""))]
+    if words[0] == "serve":
+        with subprocess.Popen([*arguments, "--port", "0"], stdout=subprocess.PIPE, text=True) as served:
+            told = [served.stdout.readline(), served.stdout.readline()]
+            served.terminate()
+        assert told[1].startswith("use it: --set scorers.clipscore.url=http://127.0.0.1:")
+        return
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -15,7 +15,7 @@ from bench.backbones.flow import FlowBackbone
 from bench.backbones.size import Size
 from bench.errors import MissingError, UsageError, one_line
 from bench.hashing import sampled_hash, text_hash
-from bench.hub import PREFIX
+from bench.hub import PREFIX, require
 
 DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
 CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128
@@ -94,6 +94,8 @@ def load_models(source: str, dtype: torch.dtype):
     from diffusers import AutoencoderKL, SD3Transformer2DModel
 
     home = folder_of(source)
+    if not Path(home).is_dir():
+        require(home, "model_index.json")
     try:
         if source.endswith(SINGLE_FILE):
             parts = {"config": home}

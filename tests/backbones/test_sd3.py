@@ -1,5 +1,7 @@
 """The same contract on a StableDiffusion3Pipeline from disk: rollout, LoRA update of both methods, decode, score."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -93,5 +95,11 @@ def test_a_path_is_a_backbone_and_missing_weights_name_the_cure(sd3_folder, tmp_
     assert len(describe(str(sd3_folder)).fingerprint()) == 16
     with pytest.raises(UsageError, match=r"model_index\.json"):
         describe(str(tmp_path))
-    with pytest.raises(MissingError, match="local folder"):
-        descriptor("nobody/nothing").load("cpu")
+    with pytest.raises(MissingError, match="name a local folder"):
+        descriptor("hub:nobody/nothing").load("cpu")
+    assert describe("hub:nobody/nothing").fingerprint()
+    broken = tmp_path / "broken"
+    shutil.copytree(sd3_folder, broken)
+    (broken / "transformer" / "config.json").write_text("{")
+    with pytest.raises(MissingError, match="cannot load"):
+        descriptor(str(broken)).load("cpu")
