@@ -241,6 +241,19 @@ def list_(what: Annotated[str, typer.Argument(help="methods, tasks, backbones, k
 
 
 @app.command()
+def perf(
+    output: Annotated[Path | None, typer.Option("--output", help="Write the numbers to this JSON file.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", help="Compare two such files instead.")
+    ] = None,
+) -> None:
+    """Measure this machine: memory, arithmetic, kernels, updates against the straightforward loop, scorers."""
+    from bench.perf.command import perf as measure
+
+    measure(output, compare)
+
+
+@app.command()
 def doctor() -> None:
     """Say what works on this machine and what would fix the rest."""
     from bench.doctor import examine

@@ -64,6 +64,7 @@ FLAGS = {
     "score": ["--batch", "--help", "--set", "--world"],
     "serve": ["--help", "--host", "--port", "--set", "--world"],
     "list": ["--help"],
+    "perf": ["--compare", "--help", "--output"],
     "doctor": ["--help"],
 }
 

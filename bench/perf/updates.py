@@ -1,0 +1,180 @@
+"""Throughput of rollouts and of on-policy distillation's updates, against the straightforward loop."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from bench.backbones.adapters import Shape
+from bench.backbones.compute import Compute
+from bench.backbones.flow import FlowBackbone
+from bench.lab import STUDENT, Lab
+from bench.method import Method
+from bench.perf.straightforward import PUBLISHED_BATCH, straightforward_update
+from bench.perf.timing import Timing, measure
+from bench.registry import find
+from bench.sampler.rollout import Sampler, rollout
+from bench.sampler.schedule import make_schedule
+from bench.sampler.transitions import KERNELS
+from bench.task import Prompt, Scores, Task
+
+STEPS, TRAINED = 10, 9
+TRAJECTORIES = 24
+RANK, ALPHA = 32, 64.0
+TASK = "measured"
+
+
+class Measured(Task):
+    """Prompts without a scorer."""
+
+    name, version, headline = TASK, "1", "reward"
+
+    def __init__(self, texts: list[str]):
+        super().__init__("none")
+        self.texts = texts
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return [Prompt(text) for text in self.texts]
+
+    def score(self, images_BCHW: torch.Tensor, prompts: list[Prompt]) -> Scores:
+        raise NotImplementedError("nothing is scored here")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make the same update."""
+
+    label: str
+    options: dict | None
+    """Settings of opd_analytic; None: the straightforward loop."""
+    batch: int = PUBLISHED_BATCH
+    """Of the straightforward loop."""
+    changes: tuple[tuple[str, object], ...] = ()
+    """Settings under `compute` that differ."""
+
+
+BASELINE = "straightforward, batch 3"
+SAME_BATCH = "straightforward, whole batch"
+
+
+def variants(trajectories: int) -> tuple[Variant, ...]:
+    """The baseline, the same at the batch of the others, and opd_analytic's ways."""
+    fused = {"execution": "fused", "trajectories": trajectories}
+    return (
+        Variant(BASELINE, None),
+        Variant(SAME_BATCH, None, trajectories),
+        Variant("plain", {"execution": "plain", "trajectories": trajectories, "chunk": trajectories}),
+        Variant("fused", fused),
+        Variant("fused, checkpointed", fused, changes=(("gradient_checkpointing", True),)),
+        Variant("fused, compiled", fused, changes=(("compile", True),)),
+    )
+
+
+def laboratory(backbone: FlowBackbone, texts: list[str], guidance: float) -> Lab:
+    """A student and a teacher of the published shape on a backbone."""
+    backbone.adapters.add(STUDENT, Shape(RANK, ALPHA), trainable=True)
+    backbone.adapters.add("teacher", Shape(RANK, ALPHA), seed=1)
+    sampler = Sampler(make_schedule(STEPS), KERNELS["ode"])
+    return Lab(backbone, {TASK: Measured(texts)}, {TASK: "teacher"}, {TASK: guidance}, sampler, guidance, seed=0)
+
+
+def update(lab: Lab, variant: Variant) -> Callable[[], None]:
+    """The work of one update's gradient."""
+    if variant.options is None:
+        return lambda: straightforward_update(lab, TASK, TRAJECTORIES, TRAINED, variant.batch)
+    method_class = find("method", "opd_analytic")
+    method: Method = method_class(method_class.Options(**variant.options))
+
+    def work() -> None:
+        with torch.no_grad():
+            experience = method.collect(lab, TASK)
+        for piece in method.losses(lab, TASK, experience):
+            piece.backward()
+
+    return work
+
+
+def table(
+    make: Callable[[Compute], FlowBackbone],
+    compute: Compute,
+    texts: list[str],
+    guidance: float,
+    ways: tuple[Variant, ...],
+) -> list[dict]:
+    """One row a variant: pictures and model evaluations a second, memory; 'error' where it does not fit.
+
+    Every variant gets a backbone of its own, so that peaks of memory are its own too.
+    """
+    rows = []
+    for variant in ways:
+        row: dict = {"update": variant.label, "trajectories": TRAJECTORIES}
+        try:
+            lab = laboratory(make(compute.model_copy(update=dict(variant.changes))), texts, guidance)
+            work = update(lab, variant)
+            evaluations = count(lab, work)
+            timing = measure(work, lab.backbone.device, warmup=1)
+            row |= rates(timing, evaluations)
+        except torch.OutOfMemoryError:
+            row["error"] = "out of memory"
+        rows.append(row)
+        lab = work = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return rows
+
+
+def count(lab: Lab, work: Callable[[], None]) -> int:
+    """Model evaluations of one execution (forward 1, backward 2, guidance doubles)."""
+    before = lab.backbone.meter.evaluations["idle"]
+    work()
+    return lab.backbone.meter.evaluations["idle"] - before
+
+
+def rates(timing: Timing, evaluations: int) -> dict:
+    """A row's numbers."""
+    return timing.record() | {
+        "evaluations": evaluations,
+        "images_per_s": TRAJECTORIES / timing.seconds,
+        "evaluations_per_s": evaluations / timing.seconds,
+    }
+
+
+def rollout_row(lab: Lab) -> dict:
+    """Sampling without gradients."""
+    conditioning = lab.encode(lab.prompts(TASK, TRAJECTORIES))
+    noise = lab.backbone.noise(TRAJECTORIES, lab.generator("noise", TASK))
+    field = lab.velocity(conditioning, STUDENT)
+
+    def work() -> None:
+        rollout(field, noise, lab.sampler, lab.generator("kernel", TASK))
+
+    evaluations = count(lab, work)
+    return {"update": "rollout alone", "trajectories": TRAJECTORIES} | rates(
+        measure(work, lab.backbone.device, warmup=1), evaluations
+    )
+
+
+@contextmanager
+def model_seconds(backbone: FlowBackbone) -> Iterator[list[float]]:
+    """Collects how long forward and backward passes of the model took (on a CPU, where calls wait for their work)."""
+    spent: list[float] = []
+
+    def timed(call: Callable) -> Callable:
+        def run(*args, **kwargs):
+            started = perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent.append(perf_counter() - started)
+
+        return run
+
+    forward, backward = backbone._forward, torch.Tensor.backward
+    backbone._forward, torch.Tensor.backward = timed(forward), timed(backward)
+    try:
+        yield spent
+    finally:
+        torch.Tensor.backward = backward
+        del backbone._forward

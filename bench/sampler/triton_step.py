@@ -1,0 +1,261 @@
+"""The step kernel in Triton: a transition, its log-probability and its losses in one pass over memory each.
+
+The torch code in step.py, gaussian.py and methods/ is the reference. In eager PyTorch guidance, mean, noise and density
+are a dozen kernels that each read and write every element; here every input is read once and every output written
+once, arithmetic is float32, and sums over a sample are made block by block and then added up, so that they do not
+depend on the order in which blocks run. TRITON_INTERPRET=1 runs all of it on the CPU.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bench.sampler.transitions import Coefficients
+
+BLOCK = 1024
+"""Elements of one program."""
+
+
+@triton.jit
+def _guided(cond, uncond, here, mask, guidance, GUIDED: tl.constexpr):
+    """v_u + w (v_c - v_u) in float32; v_c alone without a second branch."""
+    v = tl.load(cond + here, mask=mask, other=0.0).to(tl.float32)
+    if GUIDED:
+        u = tl.load(uncond + here, mask=mask, other=0.0).to(tl.float32)
+        v = u + guidance * (v - u)
+    return v
+
+
+@triton.jit
+def _place(size, BLOCK: tl.constexpr):
+    """Offsets of this program's elements in a [B, size] tensor, in 64 bits, and which of them exist."""
+    inner = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    return tl.program_id(1).to(tl.int64) * size + inner, inner < size
+
+
+@triton.jit
+def _step_kernel(
+    x, cond, uncond, noise, previous, following, velocity, squares, size, a, b, c, d, guidance, seed,
+    GUIDED: tl.constexpr, READ: tl.constexpr, DRAW: tl.constexpr, MULTISTEP: tl.constexpr, KEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    here, mask = _place(size, BLOCK)
+    v = _guided(cond, uncond, here, mask, guidance, GUIDED)
+    if KEEP:
+        tl.store(velocity + here, v, mask=mask)
+    taken = a * tl.load(x + here, mask=mask, other=0.0).to(tl.float32) + b * v
+    if MULTISTEP:
+        taken += d * tl.load(previous + here, mask=mask, other=0.0).to(tl.float32)
+    if READ:
+        z = tl.load(noise + here, mask=mask, other=0.0).to(tl.float32)
+    if DRAW:
+        z = tl.where(mask, tl.randn(seed, here), 0.0)
+    if READ or DRAW:
+        taken += c * z
+        block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        tl.store(squares + block, tl.sum(z * z, 0))
+    tl.store(following + here, taken.to(following.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _density_kernel(
+    x, cond, uncond, drawn, squares, size, a, b, guidance, GUIDED: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    here, mask = _place(size, BLOCK)
+    mean = a * tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
+    mean += b * _guided(cond, uncond, here, mask, guidance, GUIDED)
+    gap = tl.load(drawn + here, mask=mask, other=0.0).to(tl.float32) - mean
+    block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(squares + block, tl.sum(gap * gap, 0))
+
+
+@triton.jit
+def _density_backward_kernel(
+    x, cond, uncond, drawn, upstream, grad_cond, grad_uncond, size, a, b, scale, guidance,
+    GUIDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """d log p / d v = b (y - mean) / c^2, shared out by guidance; `scale` is b / c^2."""
+    here, mask = _place(size, BLOCK)
+    mean = a * tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
+    mean += b * _guided(cond, uncond, here, mask, guidance, GUIDED)
+    gap = tl.load(drawn + here, mask=mask, other=0.0).to(tl.float32) - mean
+    slope = tl.load(upstream + tl.program_id(1)) * scale * gap
+    if GUIDED:
+        tl.store(grad_cond + here, (guidance * slope).to(grad_cond.dtype.element_ty), mask=mask)
+        tl.store(grad_uncond + here, ((1 - guidance) * slope).to(grad_uncond.dtype.element_ty), mask=mask)
+    else:
+        tl.store(grad_cond + here, slope.to(grad_cond.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _match_kernel(
+    cond, uncond, target_cond, target_uncond, squares, size, guidance, target_guidance,
+    GUIDED: tl.constexpr, TARGET_GUIDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    here, mask = _place(size, BLOCK)
+    gap = _guided(cond, uncond, here, mask, guidance, GUIDED)
+    gap -= _guided(target_cond, target_uncond, here, mask, target_guidance, TARGET_GUIDED)
+    block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(squares + block, tl.sum(gap * gap, 0))
+
+
+@triton.jit
+def _match_backward_kernel(
+    cond, uncond, target_cond, target_uncond, upstream, grad_cond, grad_uncond, size, scale, guidance, target_guidance,
+    GUIDED: tl.constexpr, TARGET_GUIDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    here, mask = _place(size, BLOCK)
+    gap = _guided(cond, uncond, here, mask, guidance, GUIDED)
+    gap -= _guided(target_cond, target_uncond, here, mask, target_guidance, TARGET_GUIDED)
+    slope = tl.load(upstream + tl.program_id(1)) * scale * gap
+    if GUIDED:
+        tl.store(grad_cond + here, (guidance * slope).to(grad_cond.dtype.element_ty), mask=mask)
+        tl.store(grad_uncond + here, ((1 - guidance) * slope).to(grad_uncond.dtype.element_ty), mask=mask)
+    else:
+        tl.store(grad_cond + here, slope.to(grad_cond.dtype.element_ty), mask=mask)
+
+
+def fused_step(
+    x: Tensor,
+    v_cond: Tensor,
+    at: Coefficients,
+    *,
+    v_uncond: Tensor | None = None,
+    guidance: float = 1.0,
+    noise: Tensor | None = None,
+    seed: int | None = None,
+    x0_prev: Tensor | None = None,
+    keep_velocity: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(next [B, ...] in x's type, log-density [B] or None, guided velocity float32 or None) of one transition.
+
+    As `step.step` without gradients. A stochastic transition reads `noise`, or draws its own from `seed` (Philox; the
+    same on every GPU, another stream than torch's). Raises ValueError for tensors of different shapes or without the
+    noise or x0_prev that the coefficients need.
+    """
+    stochastic = at.c != 0
+    if stochastic and (noise is None) == (seed is None):
+        raise ValueError("a stochastic transition takes either noise or a seed")
+    if at.d and x0_prev is None:
+        raise ValueError("a multistep transition needs x0_prev")
+    x, v_cond, v_uncond = _same_shape(x, v_cond, v_uncond)
+    _, noise, x0_prev = _same_shape(x, noise, x0_prev)
+    following = torch.empty_like(x)
+    velocity = torch.empty_like(x, dtype=torch.float32) if keep_velocity else None
+    grid, size = _grid(x)
+    squares = torch.empty(grid[::-1], dtype=torch.float32, device=x.device)
+    _step_kernel[grid](
+        x, v_cond, _or(v_uncond, x), _or(noise, x), _or(x0_prev, x), following, _or(velocity, x), squares, size,
+        at.a, at.b, at.c, at.d, guidance, seed or 0, GUIDED=v_uncond is not None, READ=stochastic and noise is not None,
+        DRAW=stochastic and noise is None, MULTISTEP=at.d != 0, KEEP=keep_velocity, BLOCK=BLOCK,
+    )  # fmt: skip
+    log_prob = -0.5 * squares.sum(1) - size * (math.log(at.c) + 0.5 * math.log(2 * math.pi)) if stochastic else None
+    return following, log_prob, velocity
+
+
+class _LogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, v_cond, v_uncond, drawn, a, b, c, guidance) -> Tensor:
+        grid, size = _grid(x)
+        squares = torch.empty(grid[::-1], dtype=torch.float32, device=x.device)
+        guided = v_uncond is not None
+        _density_kernel[grid](
+            x, v_cond, _or(v_uncond, x), drawn, squares, size, a, b, guidance, GUIDED=guided, BLOCK=BLOCK
+        )
+        ctx.save_for_backward(x, v_cond, v_uncond, drawn)
+        ctx.numbers = (a, b, c, guidance)
+        return -squares.sum(1) / (2 * c**2) - size * (math.log(c) + 0.5 * math.log(2 * math.pi))
+
+    @staticmethod
+    def backward(ctx, upstream_B: Tensor):
+        x, v_cond, v_uncond, drawn = ctx.saved_tensors
+        a, b, c, guidance = ctx.numbers
+        grad_cond = torch.empty_like(v_cond)
+        grad_uncond = None if v_uncond is None else torch.empty_like(v_uncond)
+        grid, size = _grid(x)
+        _density_backward_kernel[grid](
+            x, v_cond, _or(v_uncond, x), drawn, upstream_B.float().contiguous(), grad_cond, _or(grad_uncond, x), size,
+            a, b, b / c**2, guidance, GUIDED=v_uncond is not None, BLOCK=BLOCK,
+        )  # fmt: skip
+        return None, grad_cond, grad_uncond, None, None, None, None, None
+
+
+def fused_log_prob(
+    x: Tensor, v_cond: Tensor, drawn: Tensor, at: Coefficients, v_uncond: Tensor | None = None, guidance: float = 1.0
+) -> Tensor:
+    """Log-density [B] of the state `drawn` [B, ...] from x, with gradients to the velocities: the policy's part of a
+    PPO-style loss (arXiv 2505.05470, Eq. 5; arXiv 2605.08063). Raises ValueError for a transition without noise."""
+    if not at.c:
+        raise ValueError("a deterministic transition has no log-probability")
+    x, v_cond, v_uncond = _same_shape(x, v_cond, v_uncond)
+    drawn = _same_shape(x, drawn)[1]
+    return _LogProb.apply(x, v_cond, v_uncond, drawn, at.a, at.b, at.c, guidance)
+
+
+class _Match(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v_cond, v_uncond, target_cond, target_uncond, guidance, target_guidance, weight) -> Tensor:
+        grid, size = _grid(v_cond)
+        squares = torch.empty(grid[::-1], dtype=torch.float32, device=v_cond.device)
+        _match_kernel[grid](
+            v_cond, _or(v_uncond, v_cond), target_cond, _or(target_uncond, v_cond), squares, size, guidance,
+            target_guidance, GUIDED=v_uncond is not None, TARGET_GUIDED=target_uncond is not None, BLOCK=BLOCK,
+        )  # fmt: skip
+        ctx.save_for_backward(v_cond, v_uncond, target_cond, target_uncond)
+        ctx.numbers = (guidance, target_guidance, weight)
+        return squares.sum(1) * (weight / size)
+
+    @staticmethod
+    def backward(ctx, upstream_B: Tensor):
+        v_cond, v_uncond, target_cond, target_uncond = ctx.saved_tensors
+        guidance, target_guidance, weight = ctx.numbers
+        grad_cond = torch.empty_like(v_cond)
+        grad_uncond = None if v_uncond is None else torch.empty_like(v_uncond)
+        grid, size = _grid(v_cond)
+        _match_backward_kernel[grid](
+            v_cond, _or(v_uncond, v_cond), target_cond, _or(target_uncond, v_cond), upstream_B.float().contiguous(),
+            grad_cond, _or(grad_uncond, v_cond), size, 2 * weight / size, guidance, target_guidance,
+            GUIDED=v_uncond is not None, TARGET_GUIDED=target_uncond is not None, BLOCK=BLOCK,
+        )  # fmt: skip
+        return grad_cond, grad_uncond, None, None, None, None, None
+
+
+def fused_match(
+    v_cond: Tensor,
+    target_cond: Tensor,
+    weight: float,
+    *,
+    v_uncond: Tensor | None = None,
+    guidance: float = 1.0,
+    target_uncond: Tensor | None = None,
+    target_guidance: float = 1.0,
+) -> Tensor:
+    """weight * mean over elements of (v - target)^2, [B]: the analytic loss of one step, with gradients to the student.
+
+    DiffusionOPD (arXiv 2605.15055, Eq. 11-12); `weight` from weighting.py. Both velocities are guided on the way.
+    """
+    v_cond, v_uncond, target_cond = _same_shape(v_cond, v_uncond, target_cond)
+    target_uncond = _same_shape(v_cond, target_uncond)[1]
+    return _Match.apply(v_cond, v_uncond, target_cond, target_uncond, guidance, target_guidance, weight)
+
+
+def _grid(x: Tensor) -> tuple[tuple[int, int], int]:
+    """Programs (blocks of a sample, samples) and elements of a sample."""
+    size = x[0].numel()
+    return (triton.cdiv(size, BLOCK), len(x)), size
+
+
+def _same_shape(first: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    """All of them contiguous. Raises ValueError unless they have the first one's shape and device."""
+    for other in others:
+        if other is not None and (other.shape != first.shape or other.device != first.device):
+            raise ValueError(f"{tuple(other.shape)} on {other.device} is not {tuple(first.shape)} on {first.device}")
+    return [None if t is None else t.contiguous() for t in (first, *others)]
+
+
+def _or(tensor: Tensor | None, placeholder: Tensor) -> Tensor:
+    """A pointer is needed even where the kernel, as compiled, never looks."""
+    return placeholder if tensor is None else tensor

@@ -1,0 +1,115 @@
+"""What is measured is what is claimed: the baseline has OPD's gradient, evaluations are counted, files compare."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.backbones.compute import Compute
+from bench.backbones.micro import descriptor
+from bench.backbones.shape_only import ShapeOnly
+from bench.errors import UsageError
+from bench.lab import STUDENT
+from bench.perf import ceilings, command, kernels, updates
+from bench.perf.command import comparison, preset_hours, read
+from bench.perf.overhead import overhead
+from bench.perf.timing import measure
+from tests.methods.conftest import shake
+
+TEXTS = ["a photo of a red ring", "a photo of two circles", "a photo of a star"]
+TINY = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8,
+    "num_attention_heads": 2, "joint_attention_dim": 24, "caption_projection_dim": 16, "pooled_projection_dim": 12,
+    "pos_embed_max_size": 8, "qk_norm": "rms_norm", "dual_attention_layers": [0],
+}  # fmt: skip
+
+
+@pytest.fixture
+def fast(monkeypatch) -> None:
+    """Little of everything."""
+    monkeypatch.setattr(updates, "TRAJECTORIES", 6)
+    monkeypatch.setattr("bench.perf.timing.REPETITIONS", 2)
+    monkeypatch.setattr("bench.perf.timing.SHORTEST_S", 0.0)
+    monkeypatch.setattr(ceilings, "COPY_BYTES", {"cpu": 2**20})
+    monkeypatch.setattr(ceilings, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(kernels, "BATCHES", {"cpu": (2,)})
+    monkeypatch.setattr(command, "overhead", partial(overhead, updates=4))
+
+
+def gradient(variant: updates.Variant, guidance: float) -> tuple[torch.Tensor, int]:
+    lab = updates.laboratory(descriptor().load("cpu"), TEXTS, guidance)
+    shake(lab.backbone, "teacher")
+    shake(lab.backbone, STUDENT, 0.02)
+    evaluations = updates.count(lab, updates.update(lab, variant))
+    return torch.cat([p.grad.flatten() for p in lab.backbone.adapters.parameters(STUDENT)]), evaluations
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_every_variant_makes_the_same_gradient(fast, guidance: float) -> None:
+    """The baseline is no straw man: it computes what the fast ways compute."""
+    baseline, *others = updates.variants(6)[:4]
+    wanted, cost = gradient(baseline, guidance)
+    branches = 1 if guidance == 1 else 2
+    assert cost == updates.TRAJECTORIES * branches * (10 + 9 * 3 + 9)  # rollout, training, teacher
+    for variant in others:
+        found, evaluations = gradient(variant, guidance)
+        assert (found - wanted).norm() < 1e-4 * wanted.norm(), variant.label
+        if variant.label == "fused":
+            assert evaluations == updates.TRAJECTORIES * branches * (9 * 3 + 9)
+
+
+@pytest.mark.slow
+def test_a_measurement_is_printed_written_and_compared(fast, tmp_path: Path, capsys, monkeypatch) -> None:
+    command.perf(tmp_path / "a.json", None)
+    printed = capsys.readouterr().out
+    for said in ("GB/s", "straightforward, batch 3", "times baseline", "share of an update outside the model", "ocr-1"):
+        assert said in printed
+    found = read(tmp_path / "a.json")
+    assert 0 < found["overhead"]["share"] < 1
+    fused = next(row for row in found["updates"] if row["update"] == "fused")
+    assert fused["images_per_s"] == pytest.approx(6 / fused["seconds"])
+    assert fused["utilisation"] > 0
+    slower = json.loads((tmp_path / "a.json").read_text())
+    slower["ceilings"]["copy_bytes_per_s"] /= 2
+    (tmp_path / "b.json").write_text(json.dumps(slower))
+    command.perf(None, (tmp_path / "a.json", tmp_path / "b.json"))
+    assert "0.50" in capsys.readouterr().out
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"c\.json is no measurement"):
+        comparison(tmp_path / "a.json", tmp_path / "c.json")
+
+
+def test_the_shape_only_model_trains_and_is_measured(fast) -> None:
+    """The path that a GPU takes, on a tiny configuration."""
+    make = partial(ShapeOnly, "cpu", config=TINY)
+    lab = updates.laboratory(make(Compute(resolution=64)), TEXTS, 4.5)
+    assert lab.backbone.latent_shape == (4, 8, 8)
+    assert lab.backbone.decode(torch.zeros(2, 4, 8, 8)).shape == (2, 3, 64, 64)
+    assert updates.rollout_row(lab)["evaluations"] == 6 * 2 * 10
+    ways = (updates.variants(6)[0], updates.variants(6)[4])
+    rows = updates.table(make, Compute(resolution=64, precision="bfloat16"), TEXTS, 4.5, ways)
+    assert [row["evaluations"] for row in rows] == [6 * 2 * (10 + 27 + 9), 6 * 2 * (27 + 9)]
+    hours = preset_hours(rows)
+    assert set(hours) >= {"diffusionopd-sd35", "nft-sd35", "flow-grpo-sd35-ocr"}
+    fastest = max(row["evaluations_per_s"] for row in rows)
+    assert hours["diffusionopd-sd35"] == pytest.approx(4_968_000 / fastest / 3600)
+
+
+def test_what_does_not_fit_is_a_row_not_an_end(fast, monkeypatch) -> None:
+    def full(self, *_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(ShapeOnly, "_forward", full)
+    make = partial(ShapeOnly, "cpu", config=TINY)
+    rows = updates.table(make, Compute(), TEXTS, 1.0, (updates.Variant(updates.BASELINE, None),))
+    assert rows == [{"update": updates.BASELINE, "trajectories": 6, "error": "out of memory"}]
+
+
+def test_repetitions_are_per_execution() -> None:
+    calls = []
+    timing = measure(lambda: calls.append(1), torch.device("cpu"))
+    assert len(timing.repetitions) == 5
+    assert timing.seconds < 1e-4
+    assert len(calls) > 1000
