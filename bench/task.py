@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -72,15 +73,20 @@ class Task(ABC):
 
     def sample(self, count: int, rng: np.random.Generator) -> list[Prompt]:
         """Draw training prompts: strata in the task's shares, prompts uniform within."""
-        by_stratum: dict[str, list[Prompt]] = {}
-        for prompt in self.prompts("train"):
-            by_stratum.setdefault(prompt.stratum, []).append(prompt)
+        by_stratum = self._training_prompts
         names = [name for name in by_stratum if self.training_shares.get(name, 1) > 0]
         shares = np.cumsum([self.training_shares.get(name, 1) for name in names], dtype=np.float64)
         # One draw for all: evenly spaced points give every stratum its share to within one prompt.
         points = (rng.random() + np.arange(count)) / count
         drawn = np.searchsorted(shares / shares[-1], points, side="right")
         return [by_stratum[names[i]][rng.integers(len(by_stratum[names[i]]))] for i in drawn]
+
+    @cached_property
+    def _training_prompts(self) -> dict[str, list[Prompt]]:
+        by_stratum: dict[str, list[Prompt]] = {}
+        for prompt in self.prompts("train"):
+            by_stratum.setdefault(prompt.stratum, []).append(prompt)
+        return by_stratum
 
     def world_entry(self, table: dict[str, Any]) -> Any:
         """The table's entry for this world; raises UsageError if the task does not serve it."""

@@ -41,6 +41,7 @@ class Adapters:
         self._layers: list[nn.Module] = []
         self._trainable: set[str] = set()
         self._current: str | None = None
+        self._found: dict[str, dict[str, nn.Parameter]] = {}
 
     def add(self, name: str, shape: Shape, seed: int = 0, trainable: bool = False) -> None:
         """Create an adapter that equals the base (B = 0, A Gaussian from `seed`)."""
@@ -56,6 +57,7 @@ class Adapters:
             inject_adapter_in_model(config, self.transformer, name)
         self._layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
         self.shapes[name] = shape
+        self._found.pop(name, None)
         for parameter in self.parameters(name):  # peft gives it the frozen weights' precision
             parameter.data = parameter.data.float()
         self._trainable |= {name} if trainable else set()
@@ -86,10 +88,11 @@ class Adapters:
     def _activate(self, name: str | None) -> None:
         # peft's public set_adapter flips requires_grad of every layer on every call; switching twice a step would
         # cost more than the step. A test holds this equal to the public call.
+        # Nor through Module.__setattr__, which looks for parameters and modules first.
         for layer in self._layers:
-            layer._disable_adapters = name is None
+            layer.__dict__["_disable_adapters"] = name is None
             if name is not None:
-                layer._active_adapter = [name]
+                layer.__dict__["_active_adapter"] = [name]
         self._current = name
 
     def parameters(self, name: str) -> list[nn.Parameter]:
@@ -97,9 +100,11 @@ class Adapters:
         return list(self._named(name).values())
 
     def _named(self, name: str) -> dict[str, nn.Parameter]:
-        pattern = re.compile(rf"(\.lora_[AB])\.{re.escape(name)}\.")
-        named = self.transformer.named_parameters()
-        return dict(sorted((pattern.sub(r"\1.", key), p) for key, p in named if pattern.search(key)))
+        if name not in self._found:
+            pattern = re.compile(rf"(\.lora_[AB])\.{re.escape(name)}\.")
+            named = self.transformer.named_parameters()
+            self._found[name] = dict(sorted((pattern.sub(r"\1.", key), p) for key, p in named if pattern.search(key)))
+        return self._found[name]
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Copies of the adapter's tensors, keyed as peft keys them without the model prefix."""

@@ -12,13 +12,14 @@ from bench.store import Run
 from bench.teachers import locate
 
 UPDATES = 8
+ONLY_TRAINING = ("evaluation.steps=1", "evaluation.points=[]")
 
 
 def overhead(method: str = "opd_analytic", updates: int = UPDATES) -> dict:
     """Share of a run's wall time, on the CPU, outside model and scorers; the main job's recipe on micro."""
     from bench.loop import Loop
 
-    spec = resolve(method, ["all"], overrides=[f"budget.updates={updates}", "evaluation.steps=1"])
+    spec = resolve(method, ["all"], overrides=[f"budget.updates={updates}", *ONLY_TRAINING])
     descriptor = describe(spec.backbone)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "results"

@@ -158,7 +158,7 @@ def rollout_row(lab: Lab) -> dict:
 
 @contextmanager
 def model_seconds(backbone: FlowBackbone) -> Iterator[list[float]]:
-    """Collects how long forward and backward passes of the model took (on a CPU, where calls wait for their work)."""
+    """Collects how long the model took: encoding, forward, backward (on a CPU, where calls wait for their work)."""
     spent: list[float] = []
 
     def timed(call: Callable) -> Callable:
@@ -171,10 +171,12 @@ def model_seconds(backbone: FlowBackbone) -> Iterator[list[float]]:
 
         return run
 
-    forward, backward = backbone._forward, torch.Tensor.backward
-    backbone._forward, torch.Tensor.backward = timed(forward), timed(backward)
+    backward, encode = torch.Tensor.backward, backbone._encode
+    backbone._forward = timed(backbone._forward)
+    backbone._encode = timed(lambda prompts: list(encode(prompts)))
+    torch.Tensor.backward = timed(backward)
     try:
         yield spent
     finally:
         torch.Tensor.backward = backward
-        del backbone._forward
+        del backbone._forward, backbone._encode
