@@ -18,6 +18,12 @@ app = typer.Typer(
 
 Tasks = Annotated[str, typer.Option("--tasks", help="Comma-separated tasks, or 'all'.")]
 Backbone = Annotated[str, typer.Option("--backbone", help="A registered backbone.")]
+TasksOrPreset = Annotated[
+    str | None, typer.Option("--tasks", help="Comma-separated tasks, or 'all'; default: the preset's, or all.")
+]
+BackboneOrPreset = Annotated[
+    str | None, typer.Option("--backbone", help="A backbone, or a pipeline; default: the preset's, or micro.")
+]
 Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0, 0-2, 0,3,5.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
 Preset = Annotated[
@@ -53,13 +59,8 @@ def split_names(text: str) -> list[str]:
 @app.command()
 def run(
     method: Annotated[str | None, typer.Option("--method", help="A registered method; a preset may name it.")] = None,
-    tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Comma-separated tasks, or 'all'; default: the preset's, or all.")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option("--backbone", help="A registered backbone, or a pipeline; default: the preset's, or micro."),
-    ] = None,
+    tasks: TasksOrPreset = None,
+    backbone: BackboneOrPreset = None,
     seeds: Seeds = "0",
     preset: Preset = None,
     set_: Set = None,
@@ -95,7 +96,7 @@ def run(
             except UsageError:
                 raise
             except BenchError as error:
-                if len(seed_list) == 1:
+                if len(seed_list) == 1 or workers.count > 1:  # the others wait in this seed's exchanges
                     raise
                 failures.append(f"seed {seed}: {one_line(error)}")
         if summaries and workers.main:
@@ -107,19 +108,18 @@ def run(
 
 @app.command()
 def teach(
-    tasks: Tasks = "all",
-    backbone: Backbone = "micro",
+    tasks: TasksOrPreset = None,
+    backbone: BackboneOrPreset = None,
     seeds: Seeds = "0",
     preset: Preset = None,
     set_: Set = None,
     results: Results = RUNS,
 ) -> None:
     """Train one teacher a task by single-task RL; `bench run --teachers train` then uses them."""
-    from bench.registry import task_names
-    from bench.spec import TEACHER_METHOD, resolve
+    from bench.spec import TEACHER_METHOD, preset_tasks, resolve
     from bench.store import results_root
 
-    names = task_names(split_names(tasks))
+    names = preset_tasks(preset, None if tasks is None else split_names(tasks))
     seed_list, root = parse_seeds(seeds), results_root(results)
     specs = [resolve(TEACHER_METHOD, [t], s, backbone, preset, set_) for s in seed_list for t in names]
     from bench.console import Console

@@ -32,8 +32,9 @@ def explain(spec: Spec) -> None:
     elif spec.budget.evaluations:
         print(f", about {-(-spec.budget.evaluations // per_update)} updates in all", end="")
     print(" (forward 1, backward 2, guidance doubles)")
-    if descriptor.size:
-        size = descriptor.size(spec.compute)
+    if descriptor.size and (size := descriptor.size(spec.compute)) is None:
+        print("# hours and memory: the model's size is not known before it is fetched")
+    elif descriptor.size:
         evaluations = spec.budget.evaluations or per_update * (spec.budget.updates or 0)
         for line in (*(hours(size, evaluations) if evaluations else []), *memory_lines(size, spec)):
             print(f"# {line}")

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -12,12 +11,17 @@ from bench.errors import BenchError, UsageError, unknown
 from bench.evaluate import Evaluation, euler, evaluate
 from bench.files import write_atomic
 from bench.hub import adapter_folder
-from bench.loading import load_tasks
+from bench.loading import best_device, load_tasks
+from bench.memory import memory_of
 from bench.registry import task_names
 from bench.runner import load_backbone
 from bench.spec import describe
 from bench.task import SPLITS
 from bench.view import view_settings
+
+KEPT = Path("results/runs/cache")
+"""Where runs in this folder keep encoded prompts."""
+BATCH = 96
 
 
 def score_adapter(
@@ -47,18 +51,21 @@ def score_adapter(
     view = view_settings(overrides, names, ("scorers", "compute"))
     descriptor = describe(backbone_name)
     sampler = euler(steps, descriptor.shift)
-    backbone = load_backbone(backbone_name, "cuda" if torch.cuda.is_available() else "cpu", view.compute)
+    device = best_device()
+    backbone = load_backbone(backbone_name, device, view.compute, KEPT)
     if adapter != "base":
         backbone.adapters.load("scored", adapter_folder(adapter))
     table = Table(title=f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps")
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     results: list[tuple[float, Evaluation]] = []
-    for name, task in load_tasks(names, descriptor.world, view.scorers).items():
+    batch = view.compute.batch or BATCH
+    for name, task in load_tasks(names, descriptor.world, view.scorers, device).items():
         for scale in scales:
             folder = pictures / (name if len(scales) == 1 else f"{name}-{scale:g}") if pictures else None
             scored = None if adapter == "base" else "scored"
-            result = evaluate(backbone, task, scored, sampler, scale, split, audit=True, folder=folder)
+            with memory_of(view.compute, device):
+                result = evaluate(backbone, task, scored, sampler, scale, split, batch, audit=True, folder=folder)
             results.append((scale, result))
             kept = ~np.isnan(result.rows[result.headline])
             for metric, values in result.rows.items():

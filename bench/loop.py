@@ -40,6 +40,8 @@ class Loop:
         self.step = self.ema_updates = 0
         self.last_share = 0.0
         self.evaluated: list[float] = []
+        self.saved = (0, 0)
+        """Step and evaluations of the last checkpoint."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = euler(spec.evaluation.steps, shift)
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
@@ -75,15 +77,19 @@ class Loop:
         else:
             self._prepare()
         points = sorted({p for p in self.spec.evaluation.points if 0 < p < 1} | {1.0})
-        while (share := self.share) < 1:
+        while True:
+            share = self.share
+            reached = [p for p in points if p <= share and p not in self.evaluated]
+            if self.step and (reached or self.step % self.spec.checkpoint_every == 0):
+                self._save()  # before the evaluation too: it may fail where training did not
+            if reached:
+                self._evaluate(reached)
+                self._save()
+            if share >= 1:
+                return
             with memory("training", self.spec):
                 row = self._update(share)
             self.run.append("metrics.jsonl", row)
-            reached = [p for p in points if p <= self.share and p not in self.evaluated]
-            if reached:
-                self._evaluate(reached)
-            if reached or self.step % self.spec.checkpoint_every == 0:
-                self._save()
             listen(Progress(self.step, self.share, row))
 
     @torch.no_grad()
@@ -154,7 +160,11 @@ class Loop:
 
         None: it overflowed float16, the step was left out and the loss scale lowered.
         """
-        self.workers.add(p.grad for p in self.parameters)
+        if self.workers.count > 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:  # nothing of this step was this process's
+                    parameter.grad = torch.zeros_like(parameter)
+            self.workers.add(p.grad for p in self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.optimizer.clip))
         overflowed = not math.isfinite(norm)
@@ -213,6 +223,10 @@ class Loop:
         return (STUDENT, EMA, *self.method.adapters)
 
     def _save(self) -> None:
+        """Checkpoint, unless the one there is of this very moment."""
+        if self.saved == (moment := (self.step, len(self.evaluated))):
+            return
+        self.saved = moment
         tensors: dict[str, Tensor] = {}
         for name in self._kept():
             tensors |= {f"adapter/{name}/{k}": v for k, v in self.lab.backbone.adapters.state(name).items()}
@@ -241,6 +255,7 @@ class Loop:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.step, self.ema_updates, self.evaluated = state["step"], state["ema_updates"], state["evaluated"]
         self.last_share = state["last_share"]
+        self.saved = (self.step, len(self.evaluated))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         if self.workers.main:  # what all have spent until now

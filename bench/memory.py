@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bench.backbones.compute import Compute
 from bench.errors import BenchError
 from bench.registry import find
 
 if TYPE_CHECKING:
     from bench.spec import Spec
 
+SCORERS = "a lower scorers.<task>.batch, or .device or .url to score elsewhere"
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 
@@ -28,24 +30,37 @@ def memory(phase: str, spec: "Spec") -> Iterator[None]:
         raise exhausted(phase, spec) from error
 
 
+@contextmanager
+def memory_of(compute: Compute, device: str) -> Iterator[None]:
+    """As `memory`, where pictures are drawn outside a run."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        fewer = f"compute.batch={max(1, (compute.batch or 96) // 2)}"
+        bits = "compute.precision=bfloat16" if compute.precision == "float32" else ""
+        cures = [fewer, bits, "compute.decode=sliced", "compute.resolution=512", SCORERS]
+        raise BenchError(f"out of memory on {device}; try --set with {', '.join(filter(None, cures))}") from error
+
+
 def exhausted(phase: str, spec: "Spec") -> BenchError:
     """The error, with settings in the order in which to try them."""
     compute = spec.compute
-    fewer_bits = "compute.precision=bfloat16" if compute.precision == "float32" else ""
     offload = "" if compute.offload_text_encoders else "compute.offload_text_encoders=true"
-    decode = {"whole": "compute.decode=sliced", "sliced": "compute.decode=tiled", "tiled": ""}[compute.decode]
+    decode = "compute.decode=sliced" if compute.decode == "whole" else ""
     batch = f"a lower compute.batch (now {compute.batch or 'all at once'})"
-    elsewhere = "scorers.<task>.device or .url, to score elsewhere"
+    another = ["compute.precision=bfloat16" if compute.precision == "float32" else ""]
     if phase == "training":
         recompute = "" if compute.gradient_checkpointing else "compute.gradient_checkpointing=true"
-        lower = [f"a lower {name} (now {value(spec, name)})" for name in method_settings(spec)]
-        cures = [fewer_bits, recompute, *lower, batch, decode, offload, elsewhere]
+        same = [recompute, batch, decode, offload, SCORERS]
+        another = [*(f"a lower {name} (now {value(spec, name)})" for name in method_settings(spec)), *another]
     elif phase == "evaluation":
-        fewer = f"a lower evaluation.batch (now {spec.evaluation.batch})"
-        cures = [fewer_bits, fewer, batch, decode, offload, elsewhere]
+        same = [f"a lower evaluation.batch (now {spec.evaluation.batch})", batch, decode, offload, SCORERS]
     else:
-        cures = [fewer_bits, offload, elsewhere]
-    return BenchError(f"out of memory on {spec.device} in {phase}; try --set with {', '.join(filter(None, cures))}")
+        same = [offload, SCORERS]
+    restart = f"; or, as another run, {listed}" if (listed := ", ".join(filter(None, another))) else ""
+    return BenchError(
+        f"out of memory on {spec.device} in {phase}; go on with --set {', '.join(filter(None, same))}{restart}"
+    )
 
 
 def method_settings(spec: "Spec") -> tuple[str, ...]:

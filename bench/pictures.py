@@ -17,6 +17,9 @@ def from_file(file: Path | BinaryIO) -> Tensor:
     """A picture file as [3, H, W] in [0, 1], RGB, upright by its EXIF. Raises OSError or ValueError if it is none."""
     from PIL import Image, ImageOps
 
-    with Image.open(file) as image:
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (SyntaxError, Image.DecompressionBombError) as error:  # PIL's words for broken and for monstrous files
+        raise ValueError(str(error)) from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

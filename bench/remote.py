@@ -7,9 +7,11 @@ null stands for a picture that could not be scored, metrics and details may be l
 """
 
 import base64
+import http.client
 import io
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from functools import cached_property
 from time import sleep
@@ -19,12 +21,16 @@ from torch import Tensor
 
 from bench.errors import BenchError, MissingError, UsageError, one_line
 from bench.pictures import from_file, to_bytes
+from bench.scoring import stacked
 from bench.task import Prompt, Scores, Task, TaskAround
 
 PROTOCOL = 1
 TIMEOUT_S = 600
-ATTEMPTS, PAUSE_S = 3, 2.0
-"""A server that is restarting, or busy, is asked again."""
+PAUSES_S = (1, 5, 20, 60)
+"""A server that is restarting, or busy, is asked again after these."""
+BUSY = (429, 502, 503, 504)
+PICTURES = 16
+"""In one request."""
 
 
 class RemoteTask(TaskAround):
@@ -32,7 +38,12 @@ class RemoteTask(TaskAround):
 
     def __init__(self, inner: Task, url: str):
         super().__init__(inner)
-        if not url.startswith(("http://", "https://")):
+        try:
+            parts = urllib.parse.urlsplit(url)
+            valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            valid = False
+        if not valid:
             raise UsageError(f"scorers.{inner.name}.url takes an http address, got {url!r}")
         self.url = url.rstrip("/")
 
@@ -44,6 +55,10 @@ class RemoteTask(TaskAround):
         return answer["scorer"]
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        starts = range(0, len(prompts), PICTURES)
+        return stacked([self._part(images_BCHW[i : i + PICTURES], prompts[i : i + PICTURES]) for i in starts])
+
+    def _part(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         told = [{"text": p.text, "stratum": p.stratum, "metadata": p.metadata} for p in prompts]
         answer = self._ask("/score", {"images": encode(images_BCHW), "prompts": told})
         try:
@@ -60,26 +75,27 @@ class RemoteTask(TaskAround):
         """One request. Raises BenchError with what the server says, MissingError where there is none."""
         body = None if content is None else json.dumps(content).encode()
         request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                sleep(PAUSE_S)
+        for pause in (0, *PAUSES_S):
+            sleep(pause)
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                     found = json.load(answer)
             except urllib.error.HTTPError as error:
-                said = error.read(500).decode(errors="replace")
-                raise BenchError(f"{self.url}{path} answered {error.code}: {' '.join(said.split())}") from error
+                cause = " ".join(error.read(500).decode(errors="replace").split())
+                if error.code in BUSY:
+                    continue
+                raise BenchError(f"{self.url}{path} answered {error.code}: {cause}") from error
             except ValueError as error:
                 raise BenchError(f"{self.url}{path} did not answer JSON: {one_line(error)}") from error
-            except OSError as error:
-                cause = error
+            except (OSError, http.client.HTTPException) as error:
+                cause = one_line(error)
                 continue
             if not isinstance(found, dict):
                 raise BenchError(f"{self.url}{path} answered {type(found).__name__}, not an object")
             return found
         raise MissingError(
-            f"no scorer at {self.url} ({one_line(cause)}); start one: bench serve {self.name}, or correct "
-            f"scorers.{self.name}.url"
+            f"no scorer answers at {self.url} ({cause}): is it running (bench serve {self.name}), is "
+            f"scorers.{self.name}.url right?"
         )
 
 

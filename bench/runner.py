@@ -10,7 +10,7 @@ from bench.backbones.adapters import adapter_hash
 from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
-from bench.errors import MissingError, UsageError
+from bench.errors import BenchError, MissingError, UsageError
 from bench.evaluate import Evaluation
 from bench.files import write_atomic
 from bench.hashing import text_hash
@@ -73,9 +73,12 @@ def execute(spec: Spec, session: Session) -> dict:
         session.say(f"training the teacher for {teacher_run.spec.tasks[0]}")
         execute(teacher_run.spec, session)
     teachers = locate(spec, descriptor, session.root, fingerprint)
+    if spec.device == "cpu" and torch.cuda.is_available():
+        session.say("note: device is cpu although there is a GPU; --set device=cuda uses it")
     with run.lock():
         run.open()
-        entry = record(spec.device) | {"teachers": origins(spec, teachers)}
+        computed = {"compute": spec.compute.model_dump(), "scorers": spec.scorers, "processes": workers.count}
+        entry = record(spec.device) | computed | {"teachers": origins(spec, teachers)}
         for earlier in run.rows("provenance.jsonl"):
             refuse_changed(run, earlier["teachers"], entry["teachers"])
         device = workers.device(spec.device)
@@ -86,6 +89,8 @@ def execute(spec: Spec, session: Session) -> dict:
         method_class = find("method", spec.method)
         method = method_class(method_class.Options.model_validate(spec.params))
         loop = Loop(run, lab, method, descriptor.shift)
+        with memory("loading", spec):
+            try_scorers(lab, spec.evaluation.split)
         run.append("provenance.jsonl", entry)
         session.say(f"run folder: {run.folder}")
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
@@ -102,7 +107,7 @@ def equip(spec: Spec, descriptor: Descriptor, backbone: FlowBackbone, teachers: 
     """The laboratory that a spec describes, with its teachers mounted on the backbone."""
     return Lab(
         backbone=backbone,
-        tasks=load_tasks(spec.tasks, descriptor.world, spec.scorers),
+        tasks=load_tasks(spec.tasks, descriptor.world, spec.scorers, str(backbone.device)),
         teachers=mount(teachers, backbone),
         teacher_guidance=spec.teacher_guidance,
         sampler=spec.sampler.build(descriptor.shift),
@@ -115,6 +120,19 @@ def origins(spec: Spec, teachers: dict[str, Teacher]) -> dict[str, str]:
     """Hashes of the adapters that a run is made from: a task's teacher, and where the student starts."""
     start = {STUDENT: adapter_hash(adapter_folder(spec.lora.start))} if spec.lora.start else {}
     return {task: teacher.hash for task, teacher in teachers.items()} | start
+
+
+def try_scorers(lab: Lab, split: str) -> None:
+    """Score one grey picture a task, so that what is missing is found out before training and not at the first
+    evaluation. Raises what the scorers raise, BenchError for one that does not give the task's headline."""
+    for task in lab.tasks.values():
+        prompt = task.prompts(split)[0]
+        _ = task.scorer_name
+        latent = torch.zeros(1, *lab.backbone.latent_shape, device=lab.backbone.device)
+        scores = task.score(lab.backbone.decode(latent), [prompt])
+        if task.headline not in {"reward", *scores.metrics}:
+            given = ", ".join(scores.metrics) or "rewards alone"
+            raise BenchError(f"the scorer of {task.name!r} gives {given}, not its headline {task.headline!r}")
 
 
 def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> None:

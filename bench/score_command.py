@@ -11,7 +11,7 @@ from bench.errors import BenchError, UsageError, one_line
 from bench.evaluate import Evaluation
 from bench.files import write_atomic
 from bench.layout import Sample, load, read
-from bench.loading import load_task
+from bench.loading import best_device, load_task
 from bench.registry import task_names
 from bench.score_cache import RememberingTask
 from bench.scoring import score_each, stacked, unscored
@@ -33,12 +33,14 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
         return
     if not source.is_dir():
         raise UsageError(f"no folder {source}")
-    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name))
+    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name), best_device())
     samples = read(source)
     task = RememberingTask(task, source / CACHE)
     result, lines, failed = scored(task, samples, batch)
-    # The official scripts read results.jsonl: it is kept for verdicts.
-    target = source / (RESULTS if "correct" in lines[0] else f"results-{name}.jsonl")
+    # The official scripts read results.jsonl: it is kept for verdicts, and holds nothing else.
+    verdicts = [line for line in lines if "correct" in line]
+    target = source / (RESULTS if verdicts else f"results-{name}.jsonl")
+    lines = verdicts or lines
     write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
     print_summary(result, f"{source}, {task.scorer_name}")
     if failed:

@@ -7,8 +7,8 @@ from threading import Lock
 
 import torch
 
-from bench.errors import BenchError, UsageError, one_line
-from bench.loading import load_task
+from bench.errors import UsageError, one_line
+from bench.loading import best_device, load_task
 from bench.registry import task_names
 from bench.remote import PROTOCOL, decode, plain
 from bench.scoring import score_each, stacked
@@ -22,7 +22,7 @@ LARGEST = 2**30
 def serve(task_name: str, overrides: list[str], world: str, host: str, port: int) -> None:
     """Answer until interrupted. Raises UsageError for what does not exist or an address that cannot be had."""
     (name,) = task_names([task_name])
-    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name))
+    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name), best_device())
     print(f"{task.scorer_name}", flush=True)
     try:
         server = server_for(task, host, port)
@@ -58,8 +58,8 @@ def server_for(task: Task, host: str, port: int) -> ThreadingHTTPServer:
             try:
                 with turn:
                     scores = score_sizes(task, images, prompts)
-            except BenchError as error:
-                self._answer(500, {"error": one_line(error)})
+            except Exception as error:  # out of memory, a scorer's own: the client is told, the server goes on
+                self._answer(500, {"error": f"{type(error).__name__}: {one_line(error)}"})
                 return
             metrics = {name: plain(values) for name, values in scores.metrics.items()}
             self._answer(200, {"rewards": plain(scores.rewards), "metrics": metrics, "details": scores.details})

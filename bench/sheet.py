@@ -48,7 +48,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     teachers = mount(locate(spec, descriptor, root, descriptor.fingerprint()), backbone)
     sampler = euler(spec.evaluation.steps, descriptor.shift)
     groups = []
-    for name, task in load_tasks(spec.tasks, descriptor.world, spec.scorers).items():
+    for name, task in load_tasks(spec.tasks, descriptor.world, spec.scorers, spec.device).items():
         base_guidance = (descriptor.base_guidance or {}).get(name, spec.evaluation.guidance)
         groups.append((name, *_columns(backbone, task, teachers.get(name), spec, sampler, base_guidance)))
     _paint(groups, path)
@@ -73,7 +73,7 @@ def _paint(groups: list[tuple[str, list[str], dict[str, Tensor]]], path: Path) -
         for j, (column, images) in enumerate(drawn.items()):
             part.text((j + 0.5) / len(drawn), 1 - 0.25 / height, column, fontsize=9, ha="center", va="top")
             for i, image in enumerate(images):
-                axes[i][j].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+                axes[i][j].imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
                 axes[i][j].set(xticks=[], yticks=[])
                 axes[i][j].set_axis_on()
         for i, prompt in enumerate(prompts):

@@ -16,11 +16,13 @@ from bench.sampler.rollout import Sampler
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import get_kernel
 from bench.settings import first_problem, merge, parse_override, read_yaml
-from bench.view import check_scorers
+from bench.view import check_scorers, words
 
 TEACHER_METHOD = "single_task"
 PRESETS = Path(__file__).parent / "backbones" / "presets"
 """Published recipes by name."""
+PLACEMENT = ("device", "batch", "url")
+"""Sources of a scorer that say where, not what, it is."""
 TRAINED_HERE = ("shipped", "train")
 """Sources of teachers that come from this project's recipe."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -150,8 +152,19 @@ class Spec(Part):
 
     def digest(self, backbone_hash: str) -> str:
         """Identity of the run apart from its seed: settings and the backbone's weights."""
-        settings = {name: value for name, value in self.record().items() if name != "seed"}
+        settings = {name: value for name, value in self.without_placement().record().items() if name != "seed"}
         return text_hash({"spec": settings, "backbone": backbone_hash})
+
+    def without_placement(self) -> "Spec":
+        """With settings at their defaults that only say where and in what portions to compute.
+
+        They move last bits, not results; a run that ran out of memory goes on under other ones.
+        """
+        compute = Compute(**self.compute.model_dump(include=set(Compute.RESULT)))
+        scorers = {t: {k: v for k, v in s.items() if k not in PLACEMENT} for t, s in self.scorers.items()}
+        evaluation = self.evaluation.model_copy(update={"batch": EvaluationSpec.model_fields["batch"].default})
+        kept = {task: sources for task, sources in scorers.items() if sources}
+        return self.model_copy(update={"compute": compute, "scorers": kept, "evaluation": evaluation})
 
     def record(self) -> dict[str, Any]:
         """Plain data for spec.json; settings that most runs leave alone are left out where they are."""
@@ -202,8 +215,7 @@ def resolve(
     folder a task; it goes before those of a preset.
     """
     asked: dict[str, Any] = read_yaml(_preset_file(preset)) if preset else {}
-    method, told = _named(asked, "method", method), _named(asked, "tasks", tasks)
-    tasks = task_names(["all"] if told is None else told)
+    method, tasks = _named(asked, "method", method), _tasks(asked, tasks)
     for section in ("teachers", "teacher_guidance"):
         if section in asked:
             asked[section] = {task: value for task, value in asked[section].items() if task in tasks}
@@ -232,6 +244,7 @@ def resolve(
         settings["teachers"] = sources | settings.get("teachers", {})
     elif teachers or settings.get("teachers") or settings.get("teacher_guidance"):
         raise UsageError(f"method {method!r} takes no teachers")
+    settings["scorers"] = words(settings.get("scorers", {}))
     try:
         spec = Spec.model_validate(settings | fixed)
         spec = spec.model_copy(update={"params": method_class.Options.model_validate(spec.params).model_dump()})
@@ -296,6 +309,16 @@ def _recipe(path: Path, tasks: list[str], asked: dict) -> dict:
 def _param(settings: dict, name: str) -> object:
     params = settings.get("params")
     return params.get(name) if isinstance(params, dict) else None
+
+
+def preset_tasks(preset: Path | None, asked: list[str] | None) -> list[str]:
+    """The tasks that were asked for, else a preset's, else all. Raises UsageError as `resolve` does."""
+    return _tasks(read_yaml(_preset_file(preset)) if preset else {}, asked)
+
+
+def _tasks(preset: dict[str, Any], asked: list[str] | None) -> list[str]:
+    told = _named(preset, "tasks", asked)
+    return task_names(["all"] if told is None else told)
 
 
 def _named(preset: dict[str, Any], key: str, asked: Any) -> Any:

@@ -54,11 +54,17 @@ class Run:
         identity = {"spec": self.spec.record(), "backbone_hash": self.backbone_hash}
         path = self.folder / "spec.json"
         if path.exists():
-            if json.loads(path.read_text()) != identity:
+            if not self._same(json.loads(path.read_text())):
                 raise UsageError(f"{self.folder} holds a run of another spec; move it away or use another --results")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, _json(identity))
+
+    def _same(self, identity: dict) -> bool:
+        """Whether a stored identity is this run's, wherever either computes."""
+        stored = Spec.model_validate(identity["spec"])
+        mine = (self.spec.digest(self.backbone_hash), self.spec.seed)
+        return (stored.digest(identity["backbone_hash"]), stored.seed) == mine
 
     @contextmanager
     def lock(self) -> Iterator[None]:

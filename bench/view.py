@@ -30,15 +30,22 @@ def view_settings(overrides: list[str], tasks: tuple[str, ...], sections: tuple[
             known += [f"compute.{name}" for name in Compute.model_fields if "compute" in sections]
             raise unknown("setting", override.partition("=")[0], known)
         merge(settings, parsed)
-    for task, sources in (scorers := settings.get("scorers", {})).items():
-        if not isinstance(sources, dict):
-            raise UsageError(f"scorers.{task} is a section of settings, not a value")
-        scorers[task] = {key: str(value) for key, value in sources.items()}
-    check_scorers(scorers, list(tasks))
+    settings["scorers"] = words(settings.get("scorers", {}))
+    check_scorers(settings["scorers"], list(tasks))
     try:
         return ViewSpec.model_validate(settings)
     except ValidationError as error:
         raise UsageError(first_problem(error, ViewSpec)) from error
+
+
+def words(scorers: Any) -> dict[str, dict[str, str]]:
+    """A section `scorers` with its values as text: 30 is a convention's name there. Raises UsageError."""
+    if not isinstance(scorers, dict):
+        raise UsageError("scorers is a section of settings, not a value")
+    for task, sources in scorers.items():
+        if not isinstance(sources, dict):
+            raise UsageError(f"scorers.{task} is a section of settings, not a value")
+    return {task: {key: str(value) for key, value in sources.items()} for task, sources in scorers.items()}
 
 
 def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from bench.errors import MissingError, one_line, unknown
+from bench.errors import MissingError, UsageError, one_line, unknown
 from bench.hashing import content_hash
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -22,13 +22,12 @@ def weights_hash(source: str) -> str:
     from transformers.utils import cached_file
 
     try:
-        found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in FILES]
+        for name in FILES:
+            if path := cached_file(source, name, _raise_exceptions_for_missing_entries=False):
+                return content_hash([Path(path)])
     except OSError as error:
         raise MissingError(f"no model at {source!r}: {one_line(error)}; {CURE}") from error
-    paths = [Path(path) for path in found if path]
-    if not paths:
-        raise MissingError(f"no weights at {source!r}: neither {' nor '.join(FILES)}; {CURE}")
-    return content_hash(paths[:1])
+    raise MissingError(f"no weights at {source!r}: neither {' nor '.join(FILES)}; {CURE}")
 
 
 def weights_name(source: str, precision: str) -> str:
@@ -36,13 +35,24 @@ def weights_name(source: str, precision: str) -> str:
     return weights_hash(source) + ("" if precision == "float32" else f"-{precision}")
 
 
+def check_device(device: str, what: str) -> None:
+    """Raise UsageError for a name that is no device, MissingError for a GPU that is not there."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"device of the {what}: {device!r} is none of cpu, cuda, cuda:0, ...") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise MissingError(f"the {what} is to run on {device!r} but torch sees no GPU; set its device to cpu")
+
+
 def load_frozen(model_class, source: str, device: str, what: str, precision: str = "float32"):
     """A transformers model without gradients. Raises MissingError naming what is not where, UsageError for another
-    precision than float32, bfloat16 and float16."""
+    precision than float32, bfloat16 and float16 or a device that is no device."""
     from transformers.utils.logging import disable_progress_bar
 
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
+    check_device(device, what)
     disable_progress_bar()  # its bar would tear ours
     try:
         model = model_class.from_pretrained(source, dtype=getattr(torch, precision))

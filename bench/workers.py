@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+from bench.errors import UsageError
+
 Value = TypeVar("Value")
 PATIENCE = timedelta(hours=6)
 """How long processes wait for one another: one of them may be summarising, or scoring on the CPU."""
@@ -70,9 +72,11 @@ ALONE = Workers()
 
 
 def connect(device: str) -> Workers:
-    """Join the processes that the launcher started, if it started several."""
+    """Join the processes that the launcher started, if several. Raises UsageError for the name of a single GPU."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"several processes each have a GPU of their own: device=cuda, not {device}")
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)

@@ -2,30 +2,52 @@
 
 from collections.abc import Callable
 from functools import cache, cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bench.errors import MissingError
+from bench.errors import MissingError, UsageError
 from bench.pictures import to_bytes
 from bench.weights import load_frozen, load_processor, weights_name
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
 Prepare = Callable[[Tensor, int], Tensor]
 """Pictures [B, 3, H, W] in [0, 1] and the model's side -> its pixel values."""
-DEVICES = {"device": "where it runs; default cpu", "precision": "float32 (default), bfloat16 or float16"}
-"""Sources that every CLIP scorer knows."""
+DEVICES = {
+    "device": "where it runs; default: where the run does",
+    "precision": "float32 (default), bfloat16 or float16",
+    "batch": "pictures looked at together; default {}",
+}
+"""Sources that every scorer with a network knows."""
+BATCH = 64
+
+
+def devices(batch: int) -> dict[str, str]:
+    """DEVICES with a scorer's own default batch."""
+    return DEVICES | {"batch": DEVICES["batch"].format(batch)}
+
+
+def placed(sources: dict[str, str], batch: int) -> dict[str, Any]:
+    """What `sources` say of device, precision and batch, as keyword arguments. Raises UsageError."""
+    how: dict[str, Any] = {key: sources[key] for key in ("device", "precision") if key in sources}
+    asked = sources.get("batch", str(batch))
+    if not asked.isdecimal() or not int(asked):
+        raise UsageError(f"a scorer's batch is a number of pictures, not {asked!r}")
+    return how | {"batch": int(asked)}
 
 
 class Clip:
     """A CLIPModel (folder in transformers' format, or hub id) with its preprocessing."""
 
     def __init__(
-        self, source: str, tokenise: Tokenise, prepare: Prepare, device: str = "cpu", precision: str = "float32"
-    ):
+        self, source: str, tokenise: Tokenise, prepare: Prepare, device: str = "cpu", precision: str = "float32",
+        batch: int | None = None,
+    ):  # fmt: skip
+        """`batch` None: pictures are looked at as they come."""
         self.source, self.tokenise, self.prepare = source, tokenise, prepare
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.batch = device, precision, batch
         self._texts: dict[str, Tensor] = {}
 
     @cached_property
@@ -52,9 +74,12 @@ class Clip:
     @torch.no_grad()
     def images(self, images_BCHW: Tensor) -> Tensor:
         """Unit vectors [B, D], float32, of pictures in [0, 1]."""
-        pixels = self.prepare(images_BCHW.float().cpu(), self.model.config.vision_config.image_size)
-        pixels = pixels.to(self.device, self.model.dtype)
-        return normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
+        side = self.model.config.vision_config.image_size
+        found = []
+        for part in images_BCHW.split(self.batch or len(images_BCHW)):
+            pixels = self.prepare(part.float().cpu(), side).to(self.device, self.model.dtype)
+            found.append(normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1))
+        return torch.cat(found)
 
     @torch.no_grad()
     def cosines(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
@@ -86,15 +111,14 @@ def with_processor(model: str, processor: str, sources: dict[str, str], prepare:
             raise MissingError(f"the processor {processor!r} makes pictures of another size than the model's {side}")
         return torch.as_tensor(pixels)
 
-    how = {key: sources[key] for key in DEVICES if key in sources}
-    return Clip(model, tokenise, prepare or processed, **how)
+    return Clip(model, tokenise, prepare or processed, **placed(sources, BATCH))
 
 
 def standardise(images_BCHW: Tensor, side: int, mode: str) -> Tensor:
     """Square antialiased resize of tensors where needed, then CLIP's mean and standard deviation."""
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-    if images_BCHW.shape[-1] != side:
+    if images_BCHW.shape[-2:] != (side, side):
         images_BCHW = torch.nn.functional.interpolate(images_BCHW, (side, side), mode=mode, antialias=True)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (images_BCHW - mean) / std

@@ -10,6 +10,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; also for the
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, which reads it then
+
 
 @pytest.fixture
 def micro():

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bench.backbones.adapters import read_adapter
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, MissingError, UsageError
 from bench.evaluate import evaluate
 from bench.lab import EMA, STUDENT
 from bench.loading import load_tasks
@@ -84,7 +85,7 @@ def test_every_method_stops_at_a_loss_that_is_not_finite(session: Session, monke
 def test_a_reward_that_is_not_finite_stops_the_run(session: Session, monkeypatch) -> None:
     import numpy as np
 
-    broken = lambda self, images, prompts: Scores(np.full(len(prompts), np.nan), {})
+    broken = lambda self, images, prompts: Scores(np.full(len(prompts), np.nan), {"exact": np.zeros(len(prompts))})
     monkeypatch.setattr(Ocr, "score", broken)
     spec = resolve("single_task", ["ocr"], overrides=["params.groups=1", "params.group_size=2", "budget.updates=1"])
     with pytest.raises(BenchError, match="not finite"):
@@ -304,3 +305,42 @@ def test_half_precision_training_scales_its_loss_and_resumes(session: Session, t
     after, _ = read_checkpoint(cut.root / whole["folder"] / "checkpoint.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert before["adapter/student/transformer_blocks.0.attn.to_q.lora_B.weight"].dtype == torch.float32
+
+
+def test_what_scorers_lack_is_found_out_before_training(session: Session, monkeypatch) -> None:
+    def without(self, images_BCHW, prompts):
+        raise MissingError("no weights")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ocr, "score", without)
+        with pytest.raises(MissingError, match="no weights"):
+            execute(quick(), session)
+    rewards_alone = lambda self, images, prompts: Scores(np.zeros(len(prompts)), {"edit": np.zeros(len(prompts))})
+    with monkeypatch.context() as patch:
+        patch.setattr(Ocr, "score", rewards_alone)
+        with pytest.raises(BenchError, match="gives edit, not its headline 'exact'"):
+            execute(quick(), session)
+    assert not list(session.root.glob("*/metrics.jsonl"))
+
+
+def test_a_failed_evaluation_loses_no_training_and_goes_on_in_other_portions(session: Session, monkeypatch) -> None:
+    spec = quick("checkpoint_every=100")
+    honest = Loop.evaluate
+
+    def no_memory(self, *_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "evaluate", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            execute(spec, session)
+    trained = []
+    update = Loop._update
+    monkeypatch.setattr(Loop, "_update", lambda self, share: trained.append(share) or update(self, share))
+    monkeypatch.setattr(Loop, "evaluate", honest)
+    other = quick("checkpoint_every=100", "compute.batch=7", "evaluation.batch=5", "compute.decode=sliced")
+    summary = execute(other, session)
+    assert (summary["updates"], trained) == (4, [])
+    assert summary == execute(spec, session)
+    precise = quick("checkpoint_every=100", "compute.precision=bfloat16")
+    assert precise.digest("x") != other.digest("x") == spec.digest("x")

@@ -31,7 +31,7 @@ def test_training_names_its_settings(tmp_path: Path, monkeypatch) -> None:
     spec = resolve("opd_analytic", ["ocr"], overrides=QUICK)
     with pytest.raises(
         BenchError,
-        match=r"out of memory on cpu in training; .*gradient_checkpointing=true, a lower params\.chunk \(now 128\)",
+        match=r"out of memory on cpu in training; go on .*gradient_checkpointing=true, .*as another run, a lower params\.chunk \(now 128\)",
     ):
         execute(spec, Session(tmp_path / "results"))
     spec = resolve(

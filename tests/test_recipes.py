@@ -7,7 +7,7 @@ import yaml
 
 from bench.errors import UsageError
 from bench.registry import find
-from bench.spec import PRESETS, resolve
+from bench.spec import PRESETS, preset_tasks, resolve
 
 
 @pytest.mark.parametrize("method", ["multi_reward", "cascade"])
@@ -55,3 +55,25 @@ def test_the_distillation_recipe_costs_what_its_paper_counts() -> None:
     per_task = {task: 9 * 3 * 2 + 9 * (1 if guidance == 1 else 2) for task, guidance in spec.teacher_guidance.items()}
     predicted = find("method", "opd_analytic").predict(spec, spec.sampler.build(3.0))
     assert predicted == 24 * sum(per_task.values())
+
+
+def test_a_presets_tasks_hold_where_nobody_names_any() -> None:
+    preset = Path("flow-grpo-sd35-ocr")
+    assert preset_tasks(preset, None) == ["ocr"]
+    assert preset_tasks(None, None) == ["geneval", "ocr", "pickscore"]
+    with pytest.raises(UsageError, match="the preset is for tasks"):
+        preset_tasks(preset, ["geneval"])
+    assert resolve("single_task", preset_tasks(preset, None), preset=preset).backbone == "sd3"
+    with pytest.raises(UsageError, match="the preset is for method opd_analytic, not opd_ppo"):
+        resolve("opd_ppo", None, preset=Path("diffusionopd-sd35"))
+    one = resolve(None, ["ocr"], preset=Path("diffusionopd-sd35"))
+    assert list(one.teachers) == ["ocr"]
+    mine = resolve(None, ["ocr"], preset=Path("diffusionopd-sd35"), teachers="train")
+    assert mine.teachers == {"ocr": "train"}
+
+
+def test_values_of_scorers_are_words() -> None:
+    spec = resolve("merge", ["ocr"], overrides=["scorers.ocr.prompts=30"])
+    assert spec.scorers == {"ocr": {"prompts": "30"}}
+    with pytest.raises(UsageError, match="scorers is a section"):
+        resolve("merge", ["ocr"], overrides=["scorers=5"])

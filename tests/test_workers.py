@@ -34,8 +34,8 @@ SETTINGS = {
     "dance_opd": ["params.trajectories=3"],
     "off_policy": ["params.trajectories=3"],
     "sft": ["params.trajectories=3"],
-    "multi_reward": RL,
-    "cascade": [*RL, "params.engine=grpo", "params.grpo.inner_updates=1", "budget.evaluations=3000"],
+    "multi_reward": [*RL, "budget.evaluations=3000"],
+    "cascade": [*RL, "params.engine=grpo", "params.groups=6", "params.grpo.inner_updates=2"],
 }
 PROCESS = """
 import json, sys
@@ -79,8 +79,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     specs = [spec_of(method).model_dump(mode="json") for method in SETTINGS]
     (folder / "specs.json").write_text(json.dumps(specs))
-    for done in launch(["-c", PROCESS, "specs.json", "results"], folder):
-        assert done.returncode == 0, done.stderr
+    ended = launch(["-c", PROCESS, "specs.json", "results"], folder)
+    assert [done.returncode for done in ended] == [0, 0], "\n".join(done.stderr[-2000:] for done in ended)
     return folder / "results"
 
 
@@ -160,3 +160,33 @@ def test_parts_of_a_batch_draw_what_the_whole_draws() -> None:
     whole = drawn(None, 12)
     assert torch.equal(drawn(Rows(1, 4, 6), 6), whole[2:8])  # two pictures a prompt
     assert torch.equal(drawn(Rows(6, 12, 12).part(2, 5), 3), whole[8:11])
+
+
+@pytest.mark.slow
+def test_one_processs_error_ends_them_all(tmp_path: Path) -> None:
+    """Also with more seeds to come: going on with the next one would wait for a process that is still in this one."""
+    settings = [w for s in (*COMMON, "params.trajectories=2") for w in ("--set", s)]
+    code = f"""
+import os, sys
+from methods.opd_analytic import OpdAnalytic
+honest = OpdAnalytic.losses
+def losses(self, lab, task, experience):
+    for piece in honest(self, lab, task, experience):
+        yield piece * float("nan") if os.environ["RANK"] == "1" else piece
+OpdAnalytic.losses = losses
+sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", "--seeds", "0-1", *{settings!r}]
+from bench.cli import main
+main()
+"""
+    ended = launch(["-c", code], tmp_path)
+    assert all(done.returncode not in (0, None) for done in ended)
+    assert "the loss of task 'ocr' is nan" in ended[1].stderr
+
+
+def test_several_processes_are_not_given_one_gpu(monkeypatch) -> None:
+    from bench.errors import UsageError
+    from bench.workers import connect
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="device=cuda, not cuda:0"):
+        connect("cuda:0")

@@ -1,6 +1,6 @@
 """How a backbone computes: size of pictures, precision, and what is traded for memory (this file imports no torch)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,8 @@ class Compute(BaseModel):
     """Settings of the forward and backward pass; adapters and optimiser are float32 whatever is said here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    RESULT: ClassVar[tuple[str, ...]] = ("resolution", "precision")
+    """Settings that results depend on; the others move their last bits."""
 
     resolution: Annotated[int, Field(gt=0)] | None = None
     """Pixels a side; None: the model's own."""

@@ -23,6 +23,6 @@ class Descriptor:
     teachers: Path | None = None
     """Folder of shipped teacher adapters, one folder a task."""
     size: Callable[..., object] | None = None
-    """compute -> Size, without loading weights; None where nobody plans GPU-hours."""
+    """compute -> Size without loading weights, or None if it is not known; no function where nobody plans GPU-hours."""
     base_guidance: dict[str, float] | None = None
     """task -> guidance scale at which the untrained base does best on validation prompts; None if unknown."""

@@ -1,5 +1,6 @@
 """Encoded prompts that were met before: in memory up to a limit, and on disk, by content."""
 
+import hashlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import torch
 
 from bench.backbones.conditioning import Conditioning
 from bench.files import write_atomic
-from bench.hashing import text_hash
 
 MEMORY = 2**30
 """Bytes of encoded prompts kept on the device: 600 prompts of SD3.5 with T5 in half precision."""
@@ -26,9 +26,9 @@ class Embeddings:
         if prompt in self._kept:
             self._kept.move_to_end(prompt)
         elif path := self._path(prompt):
-            if not path.is_file():
+            if (encoded := self._read(path, prompt)) is None:
                 return None
-            self._keep(prompt, self._read(path))
+            self._keep(prompt, encoded)
         return self._kept.get(prompt)
 
     def put(self, prompt: str, encoded: Conditioning) -> None:
@@ -39,7 +39,7 @@ class Embeddings:
         if path := self._path(prompt):
             path.parent.mkdir(parents=True, exist_ok=True)
             tensors = {"sequence": encoded.sequence, "pooled": encoded.pooled}
-            write_atomic(path, save({name: t.contiguous() for name, t in tensors.items()}))
+            write_atomic(path, save({name: t.contiguous() for name, t in tensors.items()}, {"prompt": prompt}))
 
     def _keep(self, prompt: str, encoded: Conditioning) -> None:
         self._kept[prompt] = encoded
@@ -47,14 +47,20 @@ class Embeddings:
         while self._bytes > MEMORY and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].bytes
 
-    def _read(self, path: Path) -> Conditioning:
-        from safetensors.torch import load_file
+    def _read(self, path: Path, prompt: str) -> Conditioning | None:
+        """None for a file that is missing, damaged or another prompt's: it is then written again."""
+        from safetensors import SafetensorError, safe_open
 
-        tensors = load_file(path)
-        return Conditioning(tensors["sequence"].to(self.device), tensors["pooled"].to(self.device))
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("prompt") != prompt:
+                    return None
+                return Conditioning(*(file.get_tensor(name).to(self.device) for name in ("sequence", "pooled")))
+        except (SafetensorError, OSError):
+            return None
 
     def _path(self, prompt: str) -> Path | None:
         if self.folder is None:
             return None
-        name = text_hash(prompt)
+        name = hashlib.sha256(prompt.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -106,7 +107,9 @@ def load_models(source: str, dtype: torch.dtype):
             vae_source = None
         vae_source = vae_source or partial(AutoencoderKL.from_pretrained, home)
         return transformer, vae_source(subfolder="vae", dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # diffusers raises whatever odd files lead it to
+        if source.endswith(SINGLE_FILE):
+            raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {one_line(error)}") from error
         raise MissingError(f"cannot load {source!r}: {one_line(error)}; {CURE}") from error
 
 
@@ -162,30 +165,34 @@ def fingerprint(source: str) -> str:
     return sampled_hash(p for p in folder.rglob("*") if p.suffix in (SINGLE_FILE, ".json"))
 
 
-def size(source: str, compute: Compute) -> Size:
-    """Size of a local pipeline by its files' headers, or of SD3.5-Medium as published; raises UsageError for another
-    hub id, of which nothing is known before it is fetched."""
+def size(source: str, compute: Compute) -> Size | None:
+    """Size of a local pipeline by its files' headers, or of SD3.5-Medium as published; None where nothing is known
+    before it is fetched. Raises UsageError for a resolution that it cannot draw or a folder that is no pipeline."""
     home = Path(folder_of(source))
     if home.is_dir():
-        config = json.loads((home / "transformer" / "config.json").read_text())
+        try:
+            config = json.loads((home / "transformer" / "config.json").read_text())
+            blocks = json.loads((home / "vae" / "config.json").read_text())["block_out_channels"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"{home} is no SD3 pipeline: {one_line(error)}") from error
         frozen = {part: stored_parameters(home / part) for part in FROZEN_PARAMETERS if (home / part).is_dir()}
-        downsampling = 2 ** (len(json.loads((home / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
-    elif folder_of(source) == DEFAULT.removeprefix(PREFIX):
+        downsampling = 2 ** (len(blocks) - 1)
+    elif source == DEFAULT:
         config, frozen, downsampling = MEDIUM, FROZEN_PARAMETERS, 8
     else:
-        raise UsageError(f"the size of {source} is not known before it is fetched; name a local folder")
-    side = compute.resolution // downsampling if compute.resolution else config["sample_size"]
+        return None
+    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling)
     return Size(config, side, CLIP_TOKENS + MAX_TEXT_TOKENS, frozen)
 
 
 def stored_parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files; only their headers are read."""
+    """Numbers in a folder's safetensors files, half-precision copies left out; only their headers are read."""
     from math import prod
 
     from safetensors import safe_open
 
     total = 0
-    for path in folder.glob("*.safetensors"):
+    for path in (p for p in folder.glob("*.safetensors") if ".fp16" not in p.name):
         with safe_open(path, "pt") as file:
             total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return total

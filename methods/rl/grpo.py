@@ -15,6 +15,7 @@ from bench.backbones.conditioning import Conditioning
 from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
 from bench.method import Options
+from bench.sampler.draws import Rows
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from bench.sampler.step import transition
@@ -38,6 +39,19 @@ class GrpoOptions(Options):
     """Optimiser steps on the same trajectories, each on its share of the prompts (published: 2)."""
     chunk: Annotated[int, Field(gt=0)] = 96
     """Latents per forward in training."""
+
+
+def inner_rows(count: int, rows: Rows | None, inner_updates: int, inner: int) -> tuple[Tensor, int]:
+    """This process's rows among `count` that inner update `inner` trains on, and how many rows all processes train.
+
+    Each inner update sees its own share of the whole batch's prompts, which lie group after group; a process may have
+    none of them.
+    """
+    rows = rows or Rows(0, count, count)
+    each = count // (rows.stop - rows.start)  # pictures a prompt, or single rows
+    start, stop = (part * rows.whole // inner_updates for part in (inner, inner + 1))
+    first, last = max(start, rows.start) - rows.start, min(stop, rows.stop) - rows.start
+    return torch.arange(first * each, max(first, last) * each), (stop - start) * each
 
 
 def surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -79,12 +93,12 @@ class Grpo(Engine):
     def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
         o, trajectory = self.options, samples.trajectory
         steps = self.trained(lab.sampler)
-        # Each inner update sees its own share of the prompts: groups divide evenly, and lie one after another.
-        mine = torch.arange(len(trajectory.final)).tensor_split(o.inner_updates)[lab.inner]
+        mine, whole = inner_rows(len(trajectory.final), lab.rows.get(task), o.inner_updates, lab.inner)
+        scale = 1 / (whole * len(steps) * lab.share(task))  # the loop weights what comes by this process's share
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:
             at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
-            for part in mine.split(o.chunk):
+            for part in mine.split(o.chunk) if len(mine) else ():
                 x, cond = trajectory.states[k][part], samples.conditioning[part]
                 new = transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
                 old = Gaussian(transition(x, trajectory.velocities[k][part], at).mean, at.c)
@@ -94,7 +108,7 @@ class Grpo(Engine):
                     with torch.no_grad():
                         anchor = transition(x, lab.velocity(cond, reference)(x, sigma), at)
                     loss = loss + o.kl * released_kl_factor(lab.sampler, k) * new.kl(anchor) / x[0].numel()
-                yield loss.sum() / (len(mine) * len(steps))
+                yield loss.sum() * scale
 
     def policy(self, new: Gaussian, old: Gaussian, drawn: Tensor, advantage: Tensor, h: float) -> Tensor:
         """Clipped loss [B] of one step; log-probabilities are means over elements, as in the released code."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
 from bench.method import Options
-from bench.sampler.draws import draw
+from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from methods.rl.engine import Engine, Samples, chunks
 
@@ -80,11 +80,9 @@ class Nft(Engine):
         # Every picture gets its own random levels, without repetition.
         mixed = draw(lambda n: torch.rand(n, len(levels), generator=generator), len(x0), generator)
         order = mixed.argsort(1)[:, :count]
-        many = lambda n: torch.randn(count, n, *x0.shape[1:], generator=generator)  # noqa: E731
-        noise = draw(many, len(x0), generator, axis=1).to(x0.device)
         for k in range(count):
             sigma = levels[order[:, k]].to(x0.device)
-            x_t = torch.lerp(x0, noise[k], sigma.view(-1, 1, 1, 1))
+            x_t = torch.lerp(x0, normal(x0.shape, generator).to(x0.device), sigma.view(-1, 1, 1, 1))
             for part in chunks(len(x0), o.chunk):
                 v = lab.velocity(cond[part], STUDENT)(x_t[part], sigma[part])
                 with torch.no_grad():

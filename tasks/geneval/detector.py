@@ -49,8 +49,9 @@ class Detector(Protocol):
 class Mask2FormerDetector:
     """A Mask2Former for COCO instances: a folder in transformers' format, or a hub id."""
 
-    def __init__(self, source: str, engine: str, device: str = "cpu", precision: str = "float32"):
+    def __init__(self, source: str, engine: str, device: str = "cpu", precision: str = "float32", batch: int = 4):
         self.source, self.engine, self.device, self.precision = source, engine, device, precision
+        self.batch = batch
 
     @cached_property
     def name(self) -> str:
@@ -80,7 +81,7 @@ class Mask2FormerDetector:
         Raises BenchError if the canary picture says that the weights are wrong.
         """
         _ = self._listened
-        return self.look(images_BCHW, floor)
+        return [found for part in images_BCHW.split(self.batch) for found in self.look(part, floor)]
 
     @torch.no_grad()
     def look(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from bench.errors import MissingError
-from tasks.clip import DEVICES
+from tasks.clip import devices, placed
 from tasks.geneval.colours import ClipColourJudge, ColourJudge
 from tasks.geneval.detector import Detection, Detector, Mask2FormerDetector
 from tasks.geneval.prompts import COCO
@@ -12,11 +12,13 @@ from tasks.geneval.rules import THRESHOLD, Found, Objects
 ENGINES = {"converted": "hf-converted", "facebook": "hf-facebook"}
 """Source of the detector's weights -> engine in the score's name. Only the converted official checkpoint gives figures
 that compare with published ones: facebook/mask2former-swin-small-coco-instance was trained elsewhere."""
+BATCH = 4
+"""An 800 x 800 picture takes the detector nearly a gigabyte."""
 CLIP = "openai/clip-vit-large-patch14"
 SOURCES = {
     **{source: f"detector's weights, engine {engine}" for source, engine in ENGINES.items()},
     "colours": f"CLIP model that judges colours; default {CLIP}",
-    **DEVICES,
+    **devices(BATCH),
 }
 CURE = (
     "convert the official checkpoint (python -m tasks.geneval.mmdet_weights CHECKPOINT.pth FOLDER) and set "
@@ -60,6 +62,6 @@ def photo_reader(sources: dict[str, str]) -> PhotoReader:
     engine = next((engine for engine in ENGINES if engine in sources), None)
     if engine is None:
         raise MissingError(f"GenEval on photographs needs a detector: {CURE}")
-    how = {key: sources[key] for key in DEVICES if key in sources}
-    detector = Mask2FormerDetector(sources[engine], ENGINES[engine], **how)
+    how = placed(sources, BATCH)
+    detector = Mask2FormerDetector(sources[engine], ENGINES[engine], batch=how.pop("batch"), **how)
     return PhotoReader(detector, ClipColourJudge(sources.get("colours", CLIP), COCO.colours, **how))

@@ -1,6 +1,6 @@
 """PickScore itself: yuvalkirstain/PickScore_v1 with the processor it was trained with (arXiv 2305.01569)."""
 
-from tasks.clip import DEVICES, with_processor
+from tasks.clip import BATCH, devices, with_processor
 from tasks.pickscore.scorer import ClipScorer
 
 MODEL, PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -10,7 +10,7 @@ MODELS = {
     "model": f"CLIP model; default {MODEL}",
     "processor": f"its tokenizer and image processor; default {PROCESSOR}",
 }
-SOURCES = {"prompts": "folder with train.txt and test.txt, one prompt a line", **MODELS, **DEVICES}
+SOURCES = {"prompts": "folder with train.txt and test.txt, one prompt a line", **MODELS, **devices(BATCH)}
 
 
 def photo_scorer(sources: dict[str, str]) -> ClipScorer:

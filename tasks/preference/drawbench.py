@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.errors import MissingError, UsageError, unknown
 from bench.task import Prompt, Scores, Task
-from tasks.clip import DEVICES
+from tasks.clip import BATCH, DEVICES, devices
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import read_lines
 
@@ -30,7 +30,7 @@ class DrawBench(Task):
             for key, meaning in kind.sources.items()
             if key not in DEVICES
         },
-        **DEVICES,
+        **devices(BATCH),
     }
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):

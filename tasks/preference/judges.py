@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from tasks.clip import DEVICES
+from tasks.clip import BATCH, devices
 from tasks.pickscore import photo as pickscore
 from tasks.preference import aesthetic, clipscore, hps
 
@@ -54,8 +54,8 @@ class PickScoreJudge:
 
 
 JUDGES = {
-    "pickscore": Kind(PickScoreJudge, pickscore.MODELS | DEVICES),
-    "aesthetic": Kind(aesthetic.AestheticJudge, aesthetic.MODELS | DEVICES),
-    "clipscore": Kind(clipscore.ClipScoreJudge, clipscore.MODELS | DEVICES),
-    "hpsv2": Kind(hps.HpsJudge, hps.MODELS | DEVICES),
+    "pickscore": Kind(PickScoreJudge, pickscore.MODELS | devices(BATCH)),
+    "aesthetic": Kind(aesthetic.AestheticJudge, aesthetic.MODELS | devices(BATCH)),
+    "clipscore": Kind(clipscore.ClipScoreJudge, clipscore.MODELS | devices(BATCH)),
+    "hpsv2": Kind(hps.HpsJudge, hps.MODELS | devices(BATCH)),
 }

@@ -168,3 +168,25 @@ def original_layout(transformer) -> dict[str, Tensor]:
         last = f"joint_blocks.{layers - 1}.context_block.adaLN_modulation.1.{kind}"
         state[last] = half(state[last])
     return {f"model.diffusion_model.{key}": value.contiguous() for key, value in state.items()}
+
+
+def test_a_damaged_or_foreign_file_of_the_cache_is_written_anew(sd3_folder: Path, tmp_path: Path) -> None:
+    encoded = load(sd3_folder, tmp_path).encode(PROMPTS)
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 2
+    files[0].write_bytes(b"broken")
+    assert torch.equal(load(sd3_folder, tmp_path).encode(PROMPTS).sequence, encoded.sequence)
+    shutil.copy(files[0], files[1])  # as if two prompts had one name
+    again = load(sd3_folder, tmp_path)
+    assert torch.equal(again.encode(PROMPTS).sequence, encoded.sequence)
+
+
+def test_files_that_are_no_checkpoint_are_said_to_be(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"something": torch.zeros(2)}, tmp_path / "else.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    for name in ("else", "broken"):
+        (tmp_path / "model_index.json").write_text("{}")
+        with pytest.raises(UsageError, match="is no SD3 checkpoint that diffusers reads"):
+            descriptor(str(tmp_path / f"{name}.safetensors")).load("cpu")

@@ -57,8 +57,9 @@ def test_sd35_medium_is_as_published() -> None:
     assert found.image_tokens == 1024
     assert found.adapter(32, None) == 18_776_064
     assert size(DEFAULT, Compute()).image_tokens == 4096
-    with pytest.raises(UsageError, match="not known before it is fetched"):
-        size("hub:nobody/nothing", Compute())
+    assert size("hub:nobody/nothing", Compute()) is None
+    with pytest.raises(UsageError, match=r"compute\.resolution 500 is no multiple of 16"):
+        size(DEFAULT, Compute(resolution=500))
 
 
 def test_a_dry_run_predicts_hours_and_memory(sd3_folder: Path, capsys) -> None:

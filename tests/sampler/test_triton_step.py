@@ -3,8 +3,6 @@
 Every transition, with and without guidance, both precisions, shapes that end inside a block; outputs lie between poison.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,8 +12,6 @@ from bench.sampler.step import guided, step, transition
 from bench.sampler.transitions import KERNELS, Coefficients
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 fused = pytest.importorskip("bench.sampler.triton_step", reason="triton is not installed")
 
 ETA = {"ode": 0.0, "dpm2": 0.0, "flow_sde": 0.7, "dance_sde": 0.3, "ddim": 0.6, "cps": 0.8}

@@ -209,3 +209,18 @@ def test_drawbench_is_measured_by_every_named_judge(sd3_folder, clip_folder, hea
         DrawBench("photo", {"judges": "pikscore"})
     with pytest.raises(UsageError, match="world for task drawbench"):
         DrawBench("micro")
+
+
+def test_batches_change_nothing_and_places_are_checked(clip_folder, images) -> None:
+    one, many = (ClipScore("photo", {"model": str(clip_folder), "batch": size}) for size in ("1", "64"))
+    a, b = (task.score(images, PROMPTS).metrics["clipscore-100"] for task in (one, many))
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert one.scorer_name == many.scorer_name
+    for key, value, kind, said in (
+        ("device", "gpu", UsageError, "is none of cpu, cuda"),
+        ("device", "cuda", MissingError, "torch sees no GPU"),
+        ("batch", "0", UsageError, "number of pictures"),
+        ("batch", "many", UsageError, "number of pictures"),
+    ):
+        with pytest.raises(kind, match=said):
+            ClipScore("photo", {"model": str(clip_folder), key: value}).score(images, PROMPTS)

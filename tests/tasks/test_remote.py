@@ -121,12 +121,13 @@ def test_a_picture_that_cannot_be_scored_is_lost_alone(serving, micro) -> None:
 
 
 def test_no_server_and_nonsense_answers_are_clear(serving, monkeypatch) -> None:
-    monkeypatch.setattr(remote, "PAUSE_S", 0.0)
+    monkeypatch.setattr(remote, "PAUSES_S", (0, 0))
     gone = remote.RemoteTask(Moody(), "http://127.0.0.1:9")
-    with pytest.raises(MissingError, match=r"no scorer at http://127\.0\.0\.1:9 .*bench serve moody"):
+    with pytest.raises(MissingError, match=r"no scorer answers at http://127\.0\.0\.1:9 .*bench serve moody"):
         gone.score(pictures(), PROMPTS)
-    with pytest.raises(UsageError, match="takes an http address"):
-        load_task("ocr", "micro", {"url": "file:///etc/passwd"})
+    for url in ("file:///etc/passwd", "http://localhost:abc", "localhost:8600", "http://"):
+        with pytest.raises(UsageError, match="takes an http address"):
+            load_task("ocr", "micro", {"url": url})
 
     def answering(body: bytes) -> remote.RemoteTask:
         class Handler(BaseHTTPRequestHandler):
@@ -204,3 +205,27 @@ def test_a_folder_with_a_broken_file_loses_that_file_alone(clip_folder, tmp_path
     lines = [json.loads(line) for line in (tmp_path / "made" / "results-pickscore.jsonl").read_text().splitlines()]
     assert [line["pickscore"] is None for line in lines] == [False, True, False]
     assert [line["prompt"] for line in lines] == ["picture 0", "picture 1", "picture 2"]
+
+
+def test_a_reward_that_only_a_server_knows(serving, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("".join(f"picture {i}\n" for i in range(200)))
+    (tmp_path / "test.txt").write_text("a test\n")
+    task = load_task("remote", "photo", {"prompts": str(tmp_path), "url": serving(Moody())})
+    assert (task.scorer_name, task.headline) == (Moody().scorer_name, "reward")
+    prompts = task.sample(40, np.random.default_rng(0))
+    scores = task.score(pictures(40), prompts)  # several requests
+    np.testing.assert_allclose(scores.rewards, pictures(40).mean((1, 2, 3)).numpy(), atol=1e-6)
+    assert len(scores.details) == 40
+    with pytest.raises(MissingError, match=r"set scorers\.remote\.url"):
+        load_task("remote", "photo").score(pictures(), PROMPTS)
+
+
+def test_monstrous_and_broken_pictures_are_no_pictures(tmp_path: Path, monkeypatch) -> None:
+    from PIL import Image
+
+    from bench.pictures import from_file
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="exceeds limit"):
+        from_file(tmp_path / "large.png")
