@@ -13,8 +13,10 @@ from bench.pictures import to_bytes
 from bench.weights import load_frozen, load_processor, weights_name
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
-Prepare = Callable[[Tensor, int], Tensor]
-"""Pictures [B, 3, H, W] in [0, 1] and the model's side -> its pixel values."""
+Pictures = Tensor | list
+"""[B, 3, H, W] in [0, 1], or PIL pictures, which may differ in size."""
+Prepare = Callable[[Pictures, int], Tensor]
+"""Pictures and the model's side -> its pixel values."""
 DEVICES = {
     "device": "where it runs; default: where the run does",
     "precision": "float32 (default), bfloat16 or float16",
@@ -72,12 +74,12 @@ class Clip:
         return torch.stack([self._texts[t] for t in texts])
 
     @torch.no_grad()
-    def images(self, images_BCHW: Tensor) -> Tensor:
-        """Unit vectors [B, D], float32, of pictures in [0, 1]."""
-        side = self.model.config.vision_config.image_size
+    def images(self, pictures: Pictures) -> Tensor:
+        """Unit vectors [B, D], float32."""
+        side, size = self.model.config.vision_config.image_size, self.batch or len(pictures)
         found = []
-        for part in images_BCHW.split(self.batch or len(images_BCHW)):
-            pixels = self.prepare(part.float().cpu(), side).to(self.device, self.model.dtype)
+        for start in range(0, len(pictures), size):
+            pixels = self.prepare(pictures[start : start + size], side).to(self.device, self.model.dtype)
             found.append(normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1))
         return torch.cat(found)
 
@@ -102,10 +104,11 @@ def with_processor(model: str, processor: str, sources: dict[str, str], prepare:
     def tokenise(texts: list[str]) -> dict[str, Tensor]:
         return dict(parts()[0](texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
 
-    def processed(images_BCHW: Tensor, side: int) -> Tensor:
+    def processed(pictures: Pictures, side: int) -> Tensor:
         from PIL import Image
 
-        pictures = [Image.fromarray(image) for image in to_bytes(images_BCHW)]
+        if isinstance(pictures, Tensor):
+            pictures = [Image.fromarray(image) for image in to_bytes(pictures)]
         pixels = parts()[1](images=pictures, return_tensors="pt")["pixel_values"]
         if pixels.shape[-2:] != (side, side):
             raise MissingError(f"the processor {processor!r} makes pictures of another size than the model's {side}")
@@ -118,6 +121,7 @@ def standardise(images_BCHW: Tensor, side: int, mode: str) -> Tensor:
     """Square antialiased resize of tensors where needed, then CLIP's mean and standard deviation."""
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+    images_BCHW = images_BCHW.float().cpu()
     if images_BCHW.shape[-2:] != (side, side):
         images_BCHW = torch.nn.functional.interpolate(images_BCHW, (side, side), mode=mode, antialias=True)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))

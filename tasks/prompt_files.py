@@ -1,10 +1,14 @@
 """Prompts of photographic backbones, from text files that a user has: one prompt a line, as Flow-GRPO keeps them."""
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from bench.errors import MissingError, UsageError, one_line
+from bench.task import Prompt, Task
 
+SOURCE = {"prompts": "folder with train.txt and test.txt, one prompt a line"}
+"""What tasks that read them say of it."""
 HELD_OUT = 128
 """Prompts of train.txt that become validation prompts where there is no validation.txt: its last ones."""
 
@@ -50,3 +54,19 @@ def read_lines(path: Path, check: Callable[[str], object] = str) -> list[str]:
             except ValueError as error:
                 raise UsageError(f"{path}, line {number}: {error}") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+class PromptFileTask(Task):
+    """A task whose prompts are the lines of the files at scorers.<task>.prompts."""
+
+    @cached_property
+    def _splits(self) -> dict[str, list[Prompt]]:
+        return as_prompts(read_prompts(self.name, self.given))
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return self._splits[split]
+
+
+def as_prompts(texts: dict[str, list[str]], stratum: str = "") -> dict[str, list[Prompt]]:
+    """Split -> prompts of one stratum."""
+    return {split: [Prompt(text, stratum) for text in lines] for split, lines in texts.items()}

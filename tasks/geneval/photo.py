@@ -62,6 +62,5 @@ def photo_reader(sources: dict[str, str]) -> PhotoReader:
     engine = next((engine for engine in ENGINES if engine in sources), None)
     if engine is None:
         raise MissingError(f"GenEval on photographs needs a detector: {CURE}")
-    how = placed(sources, BATCH)
-    detector = Mask2FormerDetector(sources[engine], ENGINES[engine], batch=how.pop("batch"), **how)
-    return PhotoReader(detector, ClipColourJudge(sources.get("colours", CLIP), COCO.colours, **how))
+    detector = Mask2FormerDetector(sources[engine], ENGINES[engine], **placed(sources, BATCH))
+    return PhotoReader(detector, ClipColourJudge(sources.get("colours", CLIP), COCO.colours, sources))

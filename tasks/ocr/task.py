@@ -13,7 +13,7 @@ from bench.backbones.micro.reader import read_text
 from bench.task import Prompt, Scores, Task
 from tasks.ocr.engine import ENGINE, read_with_rapidocr
 from tasks.ocr.formula import ocr_reward, target_text
-from tasks.prompt_files import read_prompts
+from tasks.prompt_files import SOURCE, as_prompts, read_prompts
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
 
@@ -46,7 +46,7 @@ class Ocr(Task):
     name = "ocr"
     version = "1"
     headline = "exact"
-    sources: ClassVar[dict[str, str]] = {"prompts": "folder with train.txt and test.txt, one prompt a line"}
+    sources: ClassVar[dict[str, str]] = SOURCE
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
@@ -54,7 +54,7 @@ class Ocr(Task):
 
     @cached_property
     def _splits(self) -> dict[str, list[Prompt]]:
-        return {split: [Prompt(text, "sign") for text in texts] for split, texts in self._prompts(self.given).items()}
+        return as_prompts(self._prompts(self.given), "sign")
 
     def prompts(self, split: str) -> list[Prompt]:
         return self._splits[split]

@@ -2,6 +2,7 @@
 
 from tasks.clip import BATCH, devices, with_processor
 from tasks.pickscore.scorer import ClipScorer
+from tasks.prompt_files import SOURCE
 
 MODEL, PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 BOUNDS = (0.0, 26.0)
@@ -10,7 +11,7 @@ MODELS = {
     "model": f"CLIP model; default {MODEL}",
     "processor": f"its tokenizer and image processor; default {PROCESSOR}",
 }
-SOURCES = {"prompts": "folder with train.txt and test.txt, one prompt a line", **MODELS, **devices(BATCH)}
+SOURCES = SOURCE | MODELS | devices(BATCH)
 
 
 def photo_scorer(sources: dict[str, str]) -> ClipScorer:

@@ -13,7 +13,7 @@ from tasks.pickscore import micro
 from tasks.pickscore.gold import gold
 from tasks.pickscore.photo import SOURCES, photo_scorer
 from tasks.pickscore.scorer import ClipScorer
-from tasks.prompt_files import read_prompts
+from tasks.prompt_files import as_prompts, read_prompts
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
 
@@ -32,7 +32,7 @@ def _micro_scorer(_: dict[str, str]) -> ClipScorer:
 
 
 def _photo_prompts(sources: dict[str, str]) -> dict[str, list[Prompt]]:
-    return {split: [Prompt(text) for text in texts] for split, texts in read_prompts("pickscore", sources).items()}
+    return as_prompts(read_prompts("pickscore", sources))
 
 
 # world -> prompts by split, scorer, known utility (None where there is none)

@@ -6,15 +6,13 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from bench.task import Prompt, Scores, Task
+from bench.task import Prompt, Scores
 from tasks.preference.clipscore import DEFAULT
 from tasks.preference.judges import JUDGES, Judge
-from tasks.prompt_files import read_prompts
-
-PROMPTS = {"prompts": "folder with train.txt and test.txt, one prompt a line"}
+from tasks.prompt_files import SOURCE, PromptFileTask
 
 
-class PreferenceTask(Task):
+class PreferenceTask(PromptFileTask):
     """Reward: one judge's score over its ceiling, cut to [0, 1]. Headline: the raw score."""
 
     version = "1"
@@ -28,13 +26,6 @@ class PreferenceTask(Task):
     def judge(self) -> Judge:
         """Built when it is asked: a server may score in its place."""
         return self._build(self.given)
-
-    @cached_property
-    def _splits(self) -> dict[str, list[Prompt]]:
-        return {split: [Prompt(text) for text in texts] for split, texts in read_prompts(self.name, self.given).items()}
-
-    def prompts(self, split: str) -> list[Prompt]:
-        return self._splits[split]
 
     @property
     def scorer_name(self) -> str:
@@ -50,7 +41,7 @@ class Aesthetic(PreferenceTask):
 
     name = "aesthetic"
     headline = "aesthetic"
-    sources: ClassVar[dict[str, str]] = PROMPTS | JUDGES["aesthetic"].sources
+    sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["aesthetic"].sources
 
 
 class ClipScore(PreferenceTask):
@@ -58,7 +49,7 @@ class ClipScore(PreferenceTask):
 
     name = "clipscore"
     headline = f"clipscore-{DEFAULT}"
-    sources: ClassVar[dict[str, str]] = PROMPTS | JUDGES["clipscore"].sources
+    sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["clipscore"].sources
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
@@ -70,4 +61,4 @@ class Hps(PreferenceTask):
 
     name = "hpsv2"
     headline = "hpsv2.1"
-    sources: ClassVar[dict[str, str]] = PROMPTS | JUDGES["hpsv2"].sources
+    sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["hpsv2"].sources
