@@ -7,21 +7,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench.devices import best_device
 from bench.errors import BenchError, UsageError, unknown
 from bench.evaluate import Evaluation, euler, evaluate
 from bench.files import write_atomic
 from bench.hub import adapter_folder
-from bench.loading import best_device, load_tasks
+from bench.loading import load_tasks
 from bench.memory import memory_of
 from bench.registry import task_names
 from bench.runner import load_backbone
-from bench.spec import describe
+from bench.spec import EvaluationSpec, describe
 from bench.task import SPLITS
 from bench.view import view_settings
 
 KEPT = Path("results/runs/cache")
 """Where runs in this folder keep encoded prompts."""
-BATCH = 96
 
 
 def score_adapter(
@@ -59,12 +59,12 @@ def score_adapter(
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     results: list[tuple[float, Evaluation]] = []
-    batch = view.compute.batch or BATCH
+    batch = view.compute.batch or EvaluationSpec().batch
     for name, task in load_tasks(names, descriptor.world, view.scorers, device).items():
         for scale in scales:
             folder = pictures / (name if len(scales) == 1 else f"{name}-{scale:g}") if pictures else None
             scored = None if adapter == "base" else "scored"
-            with memory_of(view.compute, device):
+            with memory_of(view.compute, batch, device):
                 result = evaluate(backbone, task, scored, sampler, scale, split, batch, audit=True, folder=folder)
             results.append((scale, result))
             kept = ~np.isnan(result.rows[result.headline])

@@ -24,10 +24,3 @@ def load_tasks(
 ) -> dict[str, Task]:
     """task -> Task for a backbone's world; `scorers` as in a spec."""
     return {name: load_task(name, world, (scorers or {}).get(name), device) for name in names}
-
-
-def best_device() -> str:
-    """Where networks run when a user says nothing and no run does either."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,6 @@
 """Running out of memory, said as which settings would help."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,26 +20,31 @@ CPU_ALLOCATOR = "DefaultCPUAllocator"
 @contextmanager
 def memory(phase: str, spec: "Spec") -> Iterator[None]:
     """Turn a failed allocation in a phase (loading, training, evaluation) into a BenchError that names the settings."""
-    try:
+    with allocating(lambda: exhausted(phase, spec)):
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise exhausted(phase, spec) from error
-    except RuntimeError as error:
-        if CPU_ALLOCATOR not in str(error):
-            raise
-        raise exhausted(phase, spec) from error
 
 
 @contextmanager
-def memory_of(compute: Compute, device: str) -> Iterator[None]:
-    """As `memory`, where pictures are drawn outside a run."""
+def memory_of(compute: Compute, batch: int, device: str) -> Iterator[None]:
+    """As `memory`, where pictures are drawn outside a run, `batch` at a time."""
+    fewer = f"compute.batch={max(1, batch // 2)}"
+    bits = "compute.precision=bfloat16" if compute.precision == "float32" else ""
+    cures = [fewer, bits, "compute.decode=sliced", "compute.resolution=512", SCORERS]
+    with allocating(lambda: BenchError(f"out of memory on {device}; try --set with {', '.join(filter(None, cures))}")):
+        yield
+
+
+@contextmanager
+def allocating(cause: Callable[[], BenchError]) -> Iterator[None]:
+    """Raise `cause()` for an allocation that fails, on a GPU or on the CPU."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        fewer = f"compute.batch={max(1, (compute.batch or 96) // 2)}"
-        bits = "compute.precision=bfloat16" if compute.precision == "float32" else ""
-        cures = [fewer, bits, "compute.decode=sliced", "compute.resolution=512", SCORERS]
-        raise BenchError(f"out of memory on {device}; try --set with {', '.join(filter(None, cures))}") from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise cause() from error
+    except RuntimeError as error:
+        if CPU_ALLOCATOR not in str(error):
+            raise
+        raise cause() from error
 
 
 def exhausted(phase: str, spec: "Spec") -> BenchError:
@@ -52,7 +57,8 @@ def exhausted(phase: str, spec: "Spec") -> BenchError:
     if phase == "training":
         recompute = "" if compute.gradient_checkpointing else "compute.gradient_checkpointing=true"
         same = [recompute, batch, decode, offload, SCORERS]
-        another = [*(f"a lower {name} (now {value(spec, name)})" for name in method_settings(spec)), *another]
+        settings = find("method", spec.method).memory_settings(spec)
+        another = [*(f"a lower {name} (now {value(spec, name)})" for name in settings), *another]
     elif phase == "evaluation":
         same = [f"a lower evaluation.batch (now {spec.evaluation.batch})", batch, decode, offload, SCORERS]
     else:
@@ -61,11 +67,6 @@ def exhausted(phase: str, spec: "Spec") -> BenchError:
     return BenchError(
         f"out of memory on {spec.device} in {phase}; go on with --set {', '.join(filter(None, same))}{restart}"
     )
-
-
-def method_settings(spec: "Spec") -> tuple[str, ...]:
-    """The method's own settings that lower memory."""
-    return find("method", spec.method).memory_settings(spec)
 
 
 def value(spec: "Spec", name: str) -> object:

@@ -10,7 +10,8 @@ from bench.backbones.adapters import adapter_hash
 from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
-from bench.errors import BenchError, MissingError, UsageError
+from bench.devices import check_device
+from bench.errors import BenchError, UsageError
 from bench.evaluate import Evaluation
 from bench.files import write_atomic
 from bench.hashing import text_hash
@@ -26,6 +27,7 @@ from bench.store import Run
 from bench.teachers import Teacher, locate, mount, to_train
 from bench.workers import ALONE, Workers
 
+NO_GPU = "install a CUDA build of torch where there is one, or use --set device=cpu"
 Say = Callable[[str], None]
 Listen = Callable[[str, Progress], None]
 
@@ -42,22 +44,13 @@ class Session:
 
 def load_backbone(name: str, device: str, compute: Compute, cache: Path | None = None) -> FlowBackbone:
     """Load a backbone onto a device; encoded prompts are kept in `cache`. Raises MissingError for a missing GPU."""
-    check_device(device)
+    check_device(device, "backbone", NO_GPU)
     return describe(name).load(device, compute, cache / "prompts" if cache else None)
-
-
-def check_device(device: str) -> None:
-    """Raise MissingError for a GPU that is not there."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise MissingError(
-            f"device {device!r} is asked for but torch sees no GPU: install a CUDA build of torch where there is one, "
-            "or use --set device=cpu"
-        )
 
 
 def execute(spec: Spec, session: Session) -> dict:
     """Run a spec, resume it, or return its summary at once. Trains missing teachers first."""
-    check_device(spec.device)
+    check_device(spec.device, "backbone", NO_GPU)
     descriptor = describe(spec.backbone)
     fingerprint = descriptor.fingerprint()
     workers = session.workers

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.devices import best_device
 from bench.errors import BenchError, UsageError, one_line
 from bench.evaluate import Evaluation
 from bench.files import write_atomic
 from bench.layout import Sample, load, read
-from bench.loading import best_device, load_task
+from bench.loading import load_task
 from bench.registry import task_names
 from bench.score_cache import RememberingTask
-from bench.scoring import score_each, stacked, unscored
-from bench.task import Scores, Task
+from bench.scoring import stacked, unscored
+from bench.task import Scores
 from bench.view import view_settings
 
 RESULTS, CACHE = "results.jsonl", "scores.sqlite"
@@ -50,41 +51,45 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
         )
 
 
-def scored(task: Task, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], list[str]]:
+def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], list[str]]:
     """Every picture's metrics, the official evaluator's line for each, and which failed (NaN)."""
     lines: list[dict] = []
-    failed: list[str] = []
+    unreadable: dict[Path, str] = {}
     parts: list[tuple[list[Sample], Scores | None]] = []
-    for chunk, images in batches(samples, batch, failed):
+    for chunk, images in batches(samples, batch, unreadable):
         prompts = [sample.prompt for sample in chunk]
-        parts.append((chunk, score_each(task, images, prompts) if images is not None else None))
+        parts.append((chunk, task.score(images, prompts) if images is not None else None))
     good = next((scores for _, scores in parts if scores), None)
     if good is None:
-        raise BenchError(f"no picture could be scored: {failed[0]}")
+        raise BenchError(f"no picture could be scored: {next(iter(unreadable.values()))}")
     scores = stacked([scores or unscored(good) for _, scores in parts])
     metrics = {"reward": scores.rewards} | scores.metrics
     lost = np.isnan(scores.rewards)
     ordered = [sample for chunk, _ in parts for sample in chunk]
     for i, sample in enumerate(ordered):
-        if lost[i] and not any(str(sample.path) in line for line in failed):
-            failed.append(f"{sample.path}: the scorer fails on it")
         detail = scores.details[i] if scores.details else {}
         lines.append(official_line(sample, detail, {name: float(values[i]) for name, values in metrics.items()}))
+    failed = [
+        unreadable.get(sample.path, f"{sample.path}: the scorer fails on it")
+        for sample, gone in zip(ordered, lost)
+        if gone
+    ]
     strata = np.array([sample.prompt.stratum for sample in ordered])
-    found = Evaluation(task.name, task.headline, strata, metrics)
-    return found, lines, failed
+    return Evaluation(task.name, task.headline, strata, metrics), lines, failed
 
 
-def batches(samples: list[Sample], batch: int, failed: list[str]) -> Iterator[tuple[list[Sample], torch.Tensor | None]]:
-    """Pictures of one size that follow each other, at most `batch` together; None, and a line in `failed`, for a file
-    that is no picture."""
+def batches(
+    samples: list[Sample], batch: int, unreadable: dict[Path, str]
+) -> Iterator[tuple[list[Sample], torch.Tensor | None]]:
+    """Pictures of one size that follow each other, at most `batch` together; None, and a reason in `unreadable`, for a
+    file that is no picture."""
     chunk: list[Sample] = []
     images: list[torch.Tensor] = []
     for sample in samples:
         try:
             image = load(sample.path)
         except UsageError as error:
-            failed.append(one_line(error))
+            unreadable[sample.path] = one_line(error)
             image = None
         if chunk and (image is None or len(chunk) == batch or image.shape != images[0].shape):
             yield chunk, torch.stack(images)

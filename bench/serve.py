@@ -7,8 +7,9 @@ from threading import Lock
 
 import torch
 
+from bench.devices import best_device
 from bench.errors import UsageError, one_line
-from bench.loading import best_device, load_task
+from bench.loading import load_task
 from bench.registry import task_names
 from bench.remote import PROTOCOL, decode, plain
 from bench.scoring import score_each, stacked

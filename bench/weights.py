@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from bench.errors import MissingError, UsageError, one_line, unknown
+from bench.devices import check_device
+from bench.errors import MissingError, one_line, unknown
 from bench.hashing import content_hash
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -35,16 +36,6 @@ def weights_name(source: str, precision: str) -> str:
     return weights_hash(source) + ("" if precision == "float32" else f"-{precision}")
 
 
-def check_device(device: str, what: str) -> None:
-    """Raise UsageError for a name that is no device, MissingError for a GPU that is not there."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(f"device of the {what}: {device!r} is none of cpu, cuda, cuda:0, ...") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise MissingError(f"the {what} is to run on {device!r} but torch sees no GPU; set its device to cpu")
-
-
 def load_frozen(model_class, source: str, device: str, what: str, precision: str = "float32"):
     """A transformers model without gradients. Raises MissingError naming what is not where, UsageError for another
     precision than float32, bfloat16 and float16 or a device that is no device."""
@@ -52,7 +43,7 @@ def load_frozen(model_class, source: str, device: str, what: str, precision: str
 
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    check_device(device, what)
+    check_device(device, what, "set its device to cpu")
     disable_progress_bar()  # its bar would tear ours
     try:
         model = model_class.from_pretrained(source, dtype=getattr(torch, precision))

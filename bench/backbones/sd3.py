@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,8 +154,9 @@ def has_vae(file: str) -> bool:
         return any(key.startswith("first_stage_model.") for key in opened.keys())  # noqa: SIM118
 
 
+@cache
 def fingerprint(source: str) -> str:
-    """Content hash of a local pipeline's weights and configuration; a hub id stands for itself."""
+    """Content hash of a local pipeline's weights and configuration, read once; a hub id stands for itself."""
     if source.endswith(SINGLE_FILE):
         home = folder_of(source)
         return text_hash([sampled_hash([Path(source)]), fingerprint(home) if Path(home).is_dir() else home])

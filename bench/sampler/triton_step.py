@@ -37,6 +37,23 @@ def _place(size, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _store_squares(squares, values):
+    """This program's sum of squares at its place in [B, blocks]."""
+    block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(squares + block, tl.sum(values * values, 0))
+
+
+@triton.jit
+def _store_gradients(grad_cond, grad_uncond, slope, here, mask, guidance, GUIDED: tl.constexpr):
+    """The gradient of the guided velocity, shared out to its branches."""
+    if GUIDED:
+        tl.store(grad_cond + here, (guidance * slope).to(grad_cond.dtype.element_ty), mask=mask)
+        tl.store(grad_uncond + here, ((1 - guidance) * slope).to(grad_uncond.dtype.element_ty), mask=mask)
+    else:
+        tl.store(grad_cond + here, slope.to(grad_cond.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _step_kernel(
     x, cond, uncond, noise, previous, following, velocity, squares, size, a, b, c, d, guidance, seed,
     GUIDED: tl.constexpr, READ: tl.constexpr, DRAW: tl.constexpr, MULTISTEP: tl.constexpr, KEEP: tl.constexpr,
@@ -55,8 +72,7 @@ def _step_kernel(
         z = tl.where(mask, tl.randn(seed, here), 0.0)
     if READ or DRAW:
         taken += c * z
-        block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        tl.store(squares + block, tl.sum(z * z, 0))
+        _store_squares(squares, z)
     tl.store(following + here, taken.to(following.dtype.element_ty), mask=mask)
 
 
@@ -68,8 +84,7 @@ def _density_kernel(
     mean = a * tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
     mean += b * _guided(cond, uncond, here, mask, guidance, GUIDED)
     gap = tl.load(drawn + here, mask=mask, other=0.0).to(tl.float32) - mean
-    block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(squares + block, tl.sum(gap * gap, 0))
+    _store_squares(squares, gap)
 
 
 @triton.jit
@@ -83,11 +98,7 @@ def _density_backward_kernel(
     mean += b * _guided(cond, uncond, here, mask, guidance, GUIDED)
     gap = tl.load(drawn + here, mask=mask, other=0.0).to(tl.float32) - mean
     slope = tl.load(upstream + tl.program_id(1)) * scale * gap
-    if GUIDED:
-        tl.store(grad_cond + here, (guidance * slope).to(grad_cond.dtype.element_ty), mask=mask)
-        tl.store(grad_uncond + here, ((1 - guidance) * slope).to(grad_uncond.dtype.element_ty), mask=mask)
-    else:
-        tl.store(grad_cond + here, slope.to(grad_cond.dtype.element_ty), mask=mask)
+    _store_gradients(grad_cond, grad_uncond, slope, here, mask, guidance, GUIDED)
 
 
 @triton.jit
@@ -98,8 +109,7 @@ def _match_kernel(
     here, mask = _place(size, BLOCK)
     gap = _guided(cond, uncond, here, mask, guidance, GUIDED)
     gap -= _guided(target_cond, target_uncond, here, mask, target_guidance, TARGET_GUIDED)
-    block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(squares + block, tl.sum(gap * gap, 0))
+    _store_squares(squares, gap)
 
 
 @triton.jit
@@ -111,11 +121,7 @@ def _match_backward_kernel(
     gap = _guided(cond, uncond, here, mask, guidance, GUIDED)
     gap -= _guided(target_cond, target_uncond, here, mask, target_guidance, TARGET_GUIDED)
     slope = tl.load(upstream + tl.program_id(1)) * scale * gap
-    if GUIDED:
-        tl.store(grad_cond + here, (guidance * slope).to(grad_cond.dtype.element_ty), mask=mask)
-        tl.store(grad_uncond + here, ((1 - guidance) * slope).to(grad_uncond.dtype.element_ty), mask=mask)
-    else:
-        tl.store(grad_cond + here, slope.to(grad_cond.dtype.element_ty), mask=mask)
+    _store_gradients(grad_cond, grad_uncond, slope, here, mask, guidance, GUIDED)
 
 
 def fused_step(
