@@ -17,6 +17,14 @@ def _gpu() -> tuple[bool, str]:
     return False, "none seen by torch; micro needs none. For SD3.5 install a CUDA build of torch on a GPU machine"
 
 
+def _kernels() -> tuple[bool, str]:
+    from bench.sampler.backend import triton_kernels
+
+    if triton_kernels():
+        return True, "Triton's, for tensors on a GPU; torch's elsewhere"
+    return False, "torch's everywhere; install triton for faster ones on a GPU"
+
+
 def _hub() -> tuple[bool, str]:
     import socket
 
@@ -39,7 +47,7 @@ def examine() -> None:
     """Print one line a check: ok or what would fix it."""
     for package, number in versions().items():
         print(f"{'missing' if number == 'missing' else 'ok':<9}{package} {number}")
-    checks = {"GPU": _gpu, "model hub": _hub, "Slurm": _slurm}
+    checks = {"GPU": _gpu, "step kernels": _kernels, "model hub": _hub, "Slurm": _slurm}
     for name, check in checks.items():
         good, text = check()
         print(f"{'ok' if good else 'no':<9}{name}: {text}")

@@ -18,9 +18,8 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
 from bench.method import Needs
-from bench.sampler.gaussian import Gaussian
+from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import Trajectory, rollout
-from bench.sampler.step import transition
 from methods.distillation import DistillationMethod, DistillationOptions
 from methods.rl.grpo import surrogate
 from methods.trained_steps import trained_steps
@@ -80,13 +79,13 @@ class OpdPpo(DistillationMethod):
         at = [lab.sampler.coefficients[k] for k in steps]
         states = [trajectory.states[k] for k in steps]
         drawn = [trajectory.states[k + 1] for k in steps]
-        old = [transition(x, trajectory.velocities[k], a) for x, k, a in zip(states, steps, at)]
-        guide = [transition(x, v, a) for x, v, a in zip(states, experience.teacher, at)]
+        old = [Transition(x, trajectory.velocities[k], a) for x, k, a in zip(states, steps, at)]
+        guide = [Transition(x, v, a) for x, v, a in zip(states, experience.teacher, at)]
         to_go = sum(q.log_prob(y) - p.log_prob(y) for p, q, y in zip(old, guide, drawn))
         total = 0.0
         for i, k in enumerate(steps):
             v = lab.velocity(experience.conditioning, STUDENT)(states[i], lab.sampler.schedule.sigmas[k])
-            new = transition(states[i], v, at[i])
+            new = Transition(states[i], v, at[i])
             loss = ppo_loss(new, old[i], guide[i], drawn[i], o.advantage, o.clip, to_go)
             to_go = to_go - (guide[i].log_prob(drawn[i]) - old[i].log_prob(drawn[i]))
             total += float(new.kl(guide[i]).detach().mean()) / v[0].numel() / len(steps)

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from bench.errors import UsageError, exit_on_error
 from bench.lab import STUDENT, Lab
-from bench.sampler.gaussian import Gaussian
+from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import rollout
-from bench.sampler.step import transition
 from bench.stats import Estimate, estimate
 from methods.opd_ppo import ppo_loss
 
@@ -56,8 +55,8 @@ def excess_at(lab: Lab, task: str, step: int, states_BCHW: Tensor, conditioning,
     for i in range(len(states_BCHW)):
         x, cond = states_BCHW[i : i + 1], conditioning[i : i + 1]
         with torch.no_grad():
-            guide = transition(x, lab.teacher(task, cond)(x, sigma), at)
-        new = transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
+            guide = Transition(x, lab.teacher(task, cond)(x, sigma), at)
+        new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
         old = Gaussian(new.mean.detach(), at.c)
         size = x.numel()
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from bench.perf.timing import measure
+from bench.sampler.gaussian import Transition
 from bench.sampler.schedule import make_schedule
-from bench.sampler.step import guided, step, transition
+from bench.sampler.step import guided, step
 from bench.sampler.transitions import KERNELS
 
 LATENT = (16, 64, 64)
@@ -62,7 +63,7 @@ def operations(inputs: list[Tensor], with_triton: bool) -> dict[str, tuple[int, 
 
     def eager_density() -> None:
         v = guided(trained[0].float(), trained[1].float(), GUIDANCE)
-        backward(transition(x.float(), v, at).log_prob(target.float()))
+        backward(Transition(x.float(), v, at).log_prob(target.float()))
 
     def eager_match() -> None:
         v = guided(trained[0].float(), trained[1].float(), GUIDANCE)

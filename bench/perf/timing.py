@@ -30,23 +30,30 @@ class Timing:
 
 def measure(work: Callable[[], object], device: torch.device, warmup: int = 2) -> Timing:
     """Execute `work` again and again. On a GPU the clock waits for it, and its peak memory is recorded."""
+    return measure_in_turns([work], device, warmup)[0]
+
+
+def measure_in_turns(works: list[Callable[[], object]], device: torch.device, warmup: int = 2) -> list[Timing]:
+    """As `measure`, each repetition of all works before the next: a machine's slow minutes fall on all of them alike.
+
+    The peak memory is that of the whole group.
+    """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for _ in range(warmup):
-        work()
-    wait()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    started = perf_counter()
-    work()
-    wait()
-    once = perf_counter() - started
-    times = max(1, round(SHORTEST_S / max(once, 1e-7)))
-    found = []
-    for _ in range(REPETITIONS):
+
+    def seconds(work: Callable[[], object], times: int) -> float:
         started = perf_counter()
         for _ in range(times):
             work()
         wait()
-        found.append((perf_counter() - started) / times)
+        return (perf_counter() - started) / times
+
+    for work in works:
+        for _ in range(warmup):
+            work()
+    wait()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = [max(1, round(SHORTEST_S / max(seconds(work, 1), 1e-7))) for work in works]
+    turns = [[seconds(work, n) for work, n in zip(works, times)] for _ in range(REPETITIONS)]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return Timing(found, peak)
+    return [Timing(list(repetitions), peak) for repetitions in zip(*turns)]

@@ -13,7 +13,7 @@ from bench.backbones.flow import FlowBackbone
 from bench.lab import STUDENT, Lab
 from bench.method import Method
 from bench.perf.straightforward import PUBLISHED_BATCH, straightforward_update
-from bench.perf.timing import Timing, measure
+from bench.perf.timing import Timing, measure, measure_in_turns
 from bench.registry import find
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
@@ -105,21 +105,23 @@ def table(
 ) -> list[dict]:
     """One row a variant: pictures and model evaluations a second, memory; 'error' where it does not fit.
 
-    Every variant gets a backbone of its own, so that peaks of memory are its own too.
+    Every variant gets a backbone of its own. On a GPU they are measured one after the other, so that peaks of memory
+    are their own too; on a CPU, whose speed depends on its other guests, in turns.
     """
+    groups = [(way,) for way in ways] if torch.cuda.is_available() else [ways]
     rows = []
-    for variant in ways:
-        row: dict = {"update": variant.label, "trajectories": TRAJECTORIES}
+    for group in groups:
+        measured: list[dict]
         try:
-            lab = laboratory(make(compute.model_copy(update=dict(variant.changes))), texts, guidance)
-            work = update(lab, variant)
-            evaluations = count(lab, work)
-            timing = measure(work, lab.backbone.device, warmup=1)
-            row |= rates(timing, evaluations)
+            labs = [laboratory(make(compute.model_copy(update=dict(way.changes))), texts, guidance) for way in group]
+            works = [update(lab, way) for lab, way in zip(labs, group)]
+            counts = [count(lab, work) for lab, work in zip(labs, works)]
+            timings = measure_in_turns(works, labs[0].backbone.device, warmup=1)
+            measured = [rates(timing, evaluations) for timing, evaluations in zip(timings, counts)]
         except torch.OutOfMemoryError:
-            row["error"] = "out of memory"
-        rows.append(row)
-        lab = work = None
+            measured = [{"error": "out of memory"} for _ in group]
+        rows += [{"update": w.label, "trajectories": TRAJECTORIES} | row for w, row in zip(group, measured)]
+        labs = works = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return rows

@@ -61,13 +61,16 @@ def walk(
     can use one forward both to move on and to learn. Noise is drawn from `generator` on the CPU and moved, which
     makes it the same on every device; deterministic steps draw none.
     """
-    x0_prev = None
+    x0_prev, multistep = None, any(at.d for at in sampler.coefficients)
     for k, at in enumerate(sampler.coefficients):
         noise = normal(x.shape, generator).to(x.device, x.dtype) if at.c else None
-        taken = step(x, velocity(x, sampler.schedule.sigmas[k]), at, noise=noise, x0_prev=x0_prev)
-        yield k, x, taken
-        x0_prev = (x - sampler.schedule.sigmas[k] * taken.velocity).detach()
-        x = taken.next.detach()
+        v = velocity(x, sampler.schedule.sigmas[k])
+        with torch.no_grad():
+            taken = step(x, v, at, noise=noise, x0_prev=x0_prev)
+            if multistep:
+                x0_prev = x - sampler.schedule.sigmas[k] * v
+        yield k, x, Step(taken.next, v, taken.log_prob)
+        x = taken.next
 
 
 @torch.no_grad()

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.sampler.gaussian import Gaussian
+from bench.sampler.backend import fused
+from bench.sampler.gaussian import Transition
 from bench.sampler.transitions import Coefficients
 
 
 @dataclass(frozen=True)
 class Step:
-    """One transition taken. `next` [B, ...] is detached from nothing: callers detach where an estimator asks to."""
+    """One transition taken. Nothing is detached: callers detach where an estimator asks to."""
 
     next: Tensor
-    gaussian: Gaussian
     velocity: Tensor
     """Guided velocity, [B, ...]."""
     log_prob: Tensor | None
@@ -24,14 +24,6 @@ class Step:
 def guided(v_cond: Tensor, v_uncond: Tensor | None, guidance: float) -> Tensor:
     """Classifier-free guidance v_u + w (v_c - v_u) (arXiv 2207.12598); v_cond when there is no second branch."""
     return v_cond if v_uncond is None else torch.lerp(v_uncond, v_cond, guidance)
-
-
-def transition(x: Tensor, velocity: Tensor, at: Coefficients, x0_prev: Tensor | None = None) -> Gaussian:
-    """The Gaussian of the next state given the state and a (guided) velocity, both [B, ...]."""
-    mean = at.a * x + at.b * velocity
-    if at.d:
-        mean = mean + at.d * x0_prev
-    return Gaussian(mean, at.c)
 
 
 def step(
@@ -47,14 +39,20 @@ def step(
     """Take one transition from x [B, ...].
 
     `noise` [B, ...] is standard normal and needed when at.c > 0; `x0_prev` [B, ...] when at.d != 0. Arithmetic runs
-    in float32 or wider whatever the inputs' type; `next` comes back in x's type.
+    in float32 or wider whatever the inputs' type; `next` comes back in x's type. Without gradients a GPU does all of it
+    in one pass (bench/sampler/triton_step.py).
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    velocity = guided(v_cond.to(dtype), None if v_uncond is None else v_uncond.to(dtype), guidance)
-    gaussian = transition(x.to(dtype), velocity, at, x0_prev)
     if at.c and noise is None:
         raise ValueError("a stochastic transition needs noise")
-    taken = gaussian.sample(noise.to(dtype)) if at.c else gaussian.mean
+    if (kernels := fused(x)) and not torch.is_grad_enabled():
+        return Step(*kernels.fused_step(
+            x, v_cond, at, v_uncond=v_uncond, guidance=guidance, noise=noise if at.c else None,
+            x0_prev=x0_prev if at.d else None,
+        ))  # fmt: skip
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    velocity = guided(v_cond.to(dtype), None if v_uncond is None else v_uncond.to(dtype), guidance)
+    transition = Transition(x.to(dtype), velocity, at, x0_prev)
+    taken = transition.sample(noise.to(dtype)) if at.c else transition.mean
     # The drawn state is data for the density: no gradient through it (REINFORCE, arXiv 2505.05470).
-    log_prob = gaussian.log_prob(taken.detach()) if at.c else None
-    return Step(taken.to(x.dtype), gaussian, velocity, log_prob)
+    log_prob = transition.log_prob(taken.detach()) if at.c else None
+    return Step(taken.to(x.dtype), velocity, log_prob)

@@ -54,6 +54,21 @@ def _store_gradients(grad_cond, grad_uncond, slope, here, mask, guidance, GUIDED
 
 
 @triton.jit
+def _normal(seed, BLOCK: tl.constexpr):
+    """Standard normal numbers [BLOCK] of this program, a function of (seed, sample, place in it) alone.
+
+    Philox's counter is a quarter of the place and the sample's number: one call makes four numbers, all of them used.
+    """
+    QUARTER: tl.constexpr = BLOCK // 4
+    place = (tl.program_id(0) * QUARTER + tl.arange(0, QUARTER)).to(tl.uint32)
+    zero = place * 0
+    i0, i1, i2, i3 = tl.philox(seed, place, zero + tl.program_id(1).to(tl.uint32), zero, zero)
+    n0, n1 = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(i0), tl.uint_to_uniform_float(i1))
+    n2, n3 = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(i2), tl.uint_to_uniform_float(i3))
+    return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), [BLOCK])
+
+
+@triton.jit
 def _step_kernel(
     x, cond, uncond, noise, previous, following, velocity, squares, size, a, b, c, d, guidance, seed,
     GUIDED: tl.constexpr, READ: tl.constexpr, DRAW: tl.constexpr, MULTISTEP: tl.constexpr, KEEP: tl.constexpr,
@@ -69,7 +84,7 @@ def _step_kernel(
     if READ:
         z = tl.load(noise + here, mask=mask, other=0.0).to(tl.float32)
     if DRAW:
-        z = tl.where(mask, tl.randn(seed, here), 0.0)
+        z = tl.where(mask, _normal(seed, BLOCK), 0.0)
     if READ or DRAW:
         taken += c * z
         _store_squares(squares, z)
@@ -134,13 +149,13 @@ def fused_step(
     noise: Tensor | None = None,
     seed: int | None = None,
     x0_prev: Tensor | None = None,
-    keep_velocity: bool = False,
+    keep_velocity: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(next [B, ...] in x's type, log-density [B] or None, guided velocity float32 or None) of one transition.
+    """(next [B, ...] in x's type, guided velocity float32, log-density [B] or None) of one transition.
 
-    As `step.step` without gradients. A stochastic transition reads `noise`, or draws its own from `seed` (Philox; the
-    same on every GPU, another stream than torch's). Raises ValueError for tensors of different shapes or without the
-    noise or x0_prev that the coefficients need.
+    As `step.step` without gradients; a velocity that is not kept comes back as None. A stochastic transition reads
+    `noise`, or draws its own from `seed` (Philox; the same on every GPU, another stream than torch's). Raises
+    ValueError for tensors of different shapes or without the noise or x0_prev that the coefficients need.
     """
     stochastic = at.c != 0
     if stochastic and (noise is None) == (seed is None):
@@ -150,16 +165,17 @@ def fused_step(
     x, v_cond, v_uncond = _same_shape(x, v_cond, v_uncond)
     _, noise, x0_prev = _same_shape(x, noise, x0_prev)
     following = torch.empty_like(x)
-    velocity = torch.empty_like(x, dtype=torch.float32) if keep_velocity else None
+    combined = keep_velocity and v_uncond is not None
+    velocity = torch.empty_like(x, dtype=torch.float32) if combined else v_cond.float() if keep_velocity else None
     grid, size = _grid(x)
     squares = torch.empty(grid[::-1], dtype=torch.float32, device=x.device)
     _step_kernel[grid](
         x, v_cond, _or(v_uncond, x), _or(noise, x), _or(x0_prev, x), following, _or(velocity, x), squares, size,
         at.a, at.b, at.c, at.d, guidance, seed or 0, GUIDED=v_uncond is not None, READ=stochastic and noise is not None,
-        DRAW=stochastic and noise is None, MULTISTEP=at.d != 0, KEEP=keep_velocity, BLOCK=BLOCK,
+        DRAW=stochastic and noise is None, MULTISTEP=at.d != 0, KEEP=combined, BLOCK=BLOCK,
     )  # fmt: skip
     log_prob = -0.5 * squares.sum(1) - size * (math.log(at.c) + 0.5 * math.log(2 * math.pi)) if stochastic else None
-    return following, log_prob, velocity
+    return following, velocity, log_prob
 
 
 class _LogProb(torch.autograd.Function):

@@ -16,9 +16,8 @@ from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
 from bench.method import Options
 from bench.sampler.draws import Rows
-from bench.sampler.gaussian import Gaussian
+from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import Sampler, Trajectory, rollout
-from bench.sampler.step import transition
 from bench.sampler.weighting import released_kl_factor
 from methods.rl.engine import Engine, Samples
 from methods.trained_steps import trained_steps
@@ -100,13 +99,13 @@ class Grpo(Engine):
             at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
             for part in mine.split(o.chunk) if len(mine) else ():
                 x, cond = trajectory.states[k][part], samples.conditioning[part]
-                new = transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
-                old = Gaussian(transition(x, trajectory.velocities[k][part], at).mean, at.c)
+                new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
+                old = Transition(x, trajectory.velocities[k][part], at)
                 drawn = trajectory.states[k + 1][part]
                 loss = self.policy(new, old, drawn, advantage[part], lab.sampler.schedule.h(k))
                 if o.kl:
                     with torch.no_grad():
-                        anchor = transition(x, lab.velocity(cond, reference)(x, sigma), at)
+                        anchor = Transition(x, lab.velocity(cond, reference)(x, sigma), at)
                     loss = loss + o.kl * released_kl_factor(lab.sampler, k) * new.kl(anchor) / x[0].numel()
                 yield loss.sum() * scale
 

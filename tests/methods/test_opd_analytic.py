@@ -3,6 +3,7 @@ import torch
 
 from bench.errors import UsageError
 from bench.lab import STUDENT
+from bench.sampler.gaussian import Transition
 from bench.sampler.weighting import step_weights
 from bench.spec import resolve
 from methods.opd_analytic import OpdAnalytic, OpdOptions
@@ -72,13 +73,12 @@ def test_two_identical_teachers_equal_one(make_lab, gradient) -> None:
 
 @pytest.mark.parametrize(("kernel", "eta"), [("flow_sde", 0.7), ("dance_sde", 0.3), ("ddim", 0.8), ("cps", 0.8)])
 def test_kl_weighting_is_the_kl_of_the_transition(make_lab, kernel, eta) -> None:
-    from bench.sampler.step import transition
-
+    
     lab = make_lab(kernel, eta)
     weights = step_weights(lab.sampler, "kl")
     x, v, w = torch.randn(3, 2, 4, 3, 3, dtype=torch.float64)
     for weight, at in zip(weights, lab.sampler.coefficients):
-        kl = transition(x, v, at).kl(transition(x, w, at))
+        kl = Transition(x, v, at).kl(Transition(x, w, at))
         torch.testing.assert_close(weight * (v - w).square().flatten(1).sum(1), kl)
 
 

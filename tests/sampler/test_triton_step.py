@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.sampler.gaussian import Transition
 from bench.sampler.schedule import make_schedule
-from bench.sampler.step import guided, step, transition
+from bench.sampler.step import guided, step
 from bench.sampler.transitions import KERNELS, Coefficients
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,7 +75,7 @@ def test_step_equals_the_reference(name: str, guidance: float | None, dtype: tor
             at = KERNELS[name].coefficients(schedule, ETA[name])[k]
             how = {"v_uncond": uncond, "guidance": guidance or 1.0, "noise": noise if at.c else None}
             how["x0_prev"] = previous if at.d else None
-            following, log_prob, velocity = fused.fused_step(x, cond, at, keep_velocity=True, **how)
+            following, velocity, log_prob = fused.fused_step(x, cond, at, **how)
             numbers = dict(zip(("v_uncond", "noise", "x0_prev"), wide(uncond, how["noise"], how["x0_prev"])))
             wanted = step(*wide(x, cond), at, guidance=how["guidance"], **numbers)
             assert following.dtype == dtype
@@ -99,7 +100,7 @@ def test_log_probability_and_its_gradient_equal_the_reference(name: str, guidanc
         gradients = torch.autograd.grad(found, leaves, upstream)
         doubles = [leaf.requires_grad_() for leaf in wide(*leaves)]
         velocity = guided(doubles[0], doubles[1] if guidance else None, guidance or 1.0)
-        wanted = transition(wide(x)[0], velocity, at).log_prob(wide(drawn)[0])
+        wanted = Transition(wide(x)[0], velocity, at).log_prob(wide(drawn)[0])
         assert error(found.detach(), wanted.detach()) < TOLERANCE[dtype]
         for mine, theirs in zip(gradients, torch.autograd.grad(wanted, doubles, upstream.double().cpu()), strict=True):
             assert mine.dtype == dtype
@@ -131,12 +132,12 @@ def test_drawn_noise_is_standard_normal_and_a_function_of_the_seed() -> None:
     at = Coefficients(0.9, -0.1, 0.5)
     x, v = tensors(2, (8, 16, 16, 16), torch.float32)
     draw = lambda seed: fused.fused_step(x, v, at, seed=seed)
-    following, log_prob, _ = draw(1)
+    following, _, log_prob = draw(1)
     z = (following - (at.a * x + at.b * v)) / at.c
     assert abs(float(z.mean())) < 0.02
     assert float(z.std()) == pytest.approx(1, abs=0.02)
     assert float((z**4).mean()) == pytest.approx(3, abs=0.15)
-    assert error(log_prob, transition(*wide(x, v), at).log_prob(wide(following)[0])) < 1e-5
+    assert error(log_prob, Transition(*wide(x, v), at).log_prob(wide(following)[0])) < 1e-5
     assert torch.equal(draw(1)[0], following)
     assert not torch.equal(draw(2)[0], following)
     assert len({round(float(value), 6) for value in z.flatten()[:4096]}) > 4000  # samples and blocks differ
@@ -146,7 +147,7 @@ def test_views_are_taken_as_they_look() -> None:
     at = KERNELS["cps"].coefficients(make_schedule(10), 0.8)[4]
     x, v, noise = (t.transpose(1, 3) for t in tensors(3, (2, 3, 7, 5), torch.float32))
     wanted = step(*wide(x, v), at, noise=wide(noise)[0])
-    following, log_prob, _ = fused.fused_step(x, v, at, noise=noise)
+    following, _, log_prob = fused.fused_step(x, v, at, noise=noise)
     assert error(following, wanted.next) < 1e-5
     assert error(log_prob, wanted.log_prob) < 1e-5
 
