@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bench.errors import BenchError, PartialError, UsageError, one_line
+from bench.errors import BenchError, UsageError, one_line
 
 app = typer.Typer(
     name="bench",
@@ -34,6 +34,13 @@ Grid = Annotated[
     list[str] | None, typer.Option("--grid", metavar="[METHOD.]KEY=V1,V2", help="An axis of settings; more may follow.")
 ]
 Axes = Annotated[list[str] | None, typer.Argument(metavar="[[METHOD.]KEY=V1,V2]...", help="Further axes.")]
+Executor = Annotated[str, typer.Option("--executor", help="inline, local (processes here) or slurm.")]
+ProfileFile = Annotated[
+    Path | None, typer.Option("--profile", help="YAML file of what jobs ask Slurm for (bench/placement.py).")
+]
+Slurm = Annotated[
+    list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="Over the profile: partition=gpu; repeatable.")
+]
 RUNS = Path("results/runs")
 
 
@@ -56,6 +63,16 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def words(command: str, given: dict) -> list[str]:
+    """A command and its options as a shell would give them; options that are None, False or empty are left out."""
+    result = [command]
+    for name, value in given.items():
+        values = value if isinstance(value, list) else [] if value is None or value is False else [value]
+        for one in values:
+            result += [f"--{name}"] if one is True else [f"--{name}", str(one)]
+    return result
+
+
 @app.command()
 def run(
     method: Annotated[str | None, typer.Option("--method", help="A registered method; a preset may name it.")] = None,
@@ -69,41 +86,29 @@ def run(
     ] = None,
     results: Results = RUNS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
+    executor: Executor = "inline",
+    profile: ProfileFile = None,
+    slurm: Slurm = None,
 ) -> None:
     """Train one student, resume it, or print its finished summary."""
+    from bench.files import results_root
+    from bench.placement import placement
     from bench.spec import resolve
-    from bench.store import results_root
 
     seed_list, root = parse_seeds(seeds), results_root(results)
     names = None if tasks is None else split_names(tasks)
+    where = placement(executor, profile, slurm)
     spec = resolve(method, names, seed_list[0], backbone, preset, set_, teachers)
     if dry_run:
         from bench.dryrun import explain
 
         explain(spec)
         return
-    from bench.console import Console
-    from bench.runner import Session, execute
-    from bench.sheet import contact_sheet
-    from bench.workers import connect
+    from bench.run_command import run_seeds
 
-    summaries, failures = [], []
-    workers = connect(spec.device)
-    with Console(quiet=not workers.main) as console:
-        for seed in seed_list:
-            try:
-                summaries.append(execute(spec.with_seed(seed), Session(root, workers, console.say, console.listen)))
-            except UsageError:
-                raise
-            except BenchError as error:
-                if len(seed_list) == 1 or workers.count > 1:  # the others wait in this seed's exchanges
-                    raise
-                failures.append(f"seed {seed}: {one_line(error)}")
-        if summaries and workers.main:
-            sheet = contact_sheet(spec.with_seed(summaries[0]["seed"]), root, summaries[0])
-            console.table(summaries, sheet)
-    if failures:
-        raise PartialError("; ".join(failures))
+    given = {"method": method, "tasks": tasks, "backbone": backbone, "preset": preset, "set": set_}
+    given["teachers"] = teachers
+    run_seeds([(spec.with_seed(s), words("run", given | {"seeds": s})) for s in seed_list], root, where)
 
 
 @app.command()
@@ -114,24 +119,26 @@ def teach(
     preset: Preset = None,
     set_: Set = None,
     results: Results = RUNS,
+    executor: Executor = "inline",
+    profile: ProfileFile = None,
+    slurm: Slurm = None,
 ) -> None:
     """Train one teacher a task by single-task RL; `bench run --teachers train` then uses them."""
+    from bench.files import results_root
+    from bench.placement import placement
     from bench.spec import TEACHER_METHOD, preset_tasks, resolve
-    from bench.store import results_root
 
     names = preset_tasks(preset, None if tasks is None else split_names(tasks))
-    seed_list, root = parse_seeds(seeds), results_root(results)
-    specs = [resolve(TEACHER_METHOD, [t], s, backbone, preset, set_) for s in seed_list for t in names]
-    from bench.console import Console
-    from bench.runner import Session, execute
-    from bench.workers import connect
+    seed_list, root, where = parse_seeds(seeds), results_root(results), placement(executor, profile, slurm)
+    given = {"backbone": backbone, "preset": preset, "set": set_}
+    members = [
+        (resolve(TEACHER_METHOD, [t], s, backbone, preset, set_), words("teach", given | {"tasks": t, "seeds": s}))
+        for s in seed_list
+        for t in names
+    ]
+    from bench.run_command import teach_tasks
 
-    workers = connect(specs[0].device)
-    with Console(quiet=not workers.main) as console:
-        for spec in specs:
-            summary = execute(spec, Session(root, workers, console.say, console.listen))
-            if workers.main:
-                console.table([summary])
+    teach_tasks(members, root, where)
 
 
 @app.command()
@@ -147,14 +154,19 @@ def compare(
     axes: Axes = None,
     set_: Set = None,
     results: Results = RUNS,
+    executor: Executor = "local",
+    profile: ProfileFile = None,
+    slurm: Slurm = None,
 ) -> None:
     """Run methods x settings x seeds at one budget, in parallel, and print one table."""
     from bench.comparison import compare_methods
+    from bench.placement import placement
 
-    words = [*(grid or []), *(axes or [])]
+    grids, where = [*(grid or []), *(axes or [])], placement(executor, profile, slurm)
     compare_methods(
-        split_names(methods), split_names(tasks), backbone, parse_seeds(seeds), budget, words, set_ or [], results
-    )
+        split_names(methods), split_names(tasks), backbone, parse_seeds(seeds), budget, grids, set_ or [], results,
+        where,
+    )  # fmt: skip
 
 
 @app.command()
@@ -171,13 +183,28 @@ def probe(
     set_: Set = None,
     results: Results = RUNS,
     output: Annotated[Path | None, typer.Option("--output", help="Write the numbers to this JSON file.")] = None,
+    executor: Executor = "inline",
+    profile: ProfileFile = None,
+    slurm: Slurm = None,
 ) -> None:
     """Measure gradient noise and interference between tasks at a frozen student."""
+    from bench.files import results_root
+    from bench.placement import placement
+
+    where, grids = placement(executor, profile, slurm), [*(grid or []), *(axes or [])]
+    if where.executor != "inline":
+        from bench.run_jobs import carry_out_command
+
+        given = {
+            "methods": methods, "tasks": tasks, "student": student, "backbone": backbone, "states": states,
+            "draws": draws, "by-sigma": by_sigma, "grid": grids, "set": set_, "output": output,
+        }  # fmt: skip
+        carry_out_command("probe", words("probe", given), results_root(results), where)
+        return
     from bench.probe_command import probe_methods
 
-    words = [*(grid or []), *(axes or [])]
     probe_methods(
-        split_names(methods), split_names(tasks), student, backbone, words, set_ or [], states, draws, by_sigma,
+        split_names(methods), split_names(tasks), student, backbone, grids, set_ or [], states, draws, by_sigma,
         results, output,
     )  # fmt: skip
 
@@ -251,6 +278,43 @@ def perf(
     from bench.perf.command import perf as measure
 
     measure(output, compare)
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again until nothing runs or waits.")] = False,
+    results: Results = RUNS,
+) -> None:
+    """List runs: pending, running with progress and time left, done, failed with the error."""
+    from bench.files import results_root
+    from bench.status import show
+
+    show(results_root(results), watch)
+
+
+@app.command()
+def cancel(
+    names: Annotated[list[str], typer.Argument(help="Run folders, or beginnings of them; launches; or 'all'.")],
+    results: Results = RUNS,
+) -> None:
+    """Stop jobs; what they have checkpointed stays, and the same command goes on."""
+    from bench.files import results_root
+    from bench.status import cancel as stop
+
+    stopped = stop(results_root(results), names)
+    print("\n".join(f"cancelled {name}" for name in stopped) or "nothing of that was pending or running")
+
+
+@app.command()
+def logs(
+    name: Annotated[str, typer.Argument(help="A run folder, or the beginning of one; a launch; a job's label.")],
+    results: Results = RUNS,
+) -> None:
+    """Print the end of a job's output."""
+    from bench.files import results_root
+    from bench.status import logs as print_logs
+
+    print_logs(results_root(results), name)
 
 
 @app.command()

@@ -1,28 +1,24 @@
 """`bench compare`: methods, settings and seeds at one budget, as independent resumable runs on the cores there are."""
 
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
 from bench.errors import PartialError, UsageError, unknown
-from bench.files import write_atomic
+from bench.files import results_root, write_atomic
 from bench.hashing import text_hash
+from bench.placement import Placement
 from bench.records import Record
 from bench.registry import find, registered, task_names
+from bench.run_jobs import carry_out_runs
 from bench.spec import Spec, describe, resolve
 from bench.standing import TARGET, Standing, standings
-from bench.store import Run, results_root
-from bench.teachers import locate, to_train, training_evaluations
+from bench.store import Run
+from bench.teachers import locate, training_evaluations
 
 POINTS = 6
 """Evaluations along the budget, for anytime curves; thirds are among them, where a cascade of three changes task."""
-THREADS = 1
-"""Per run: two single-threaded runs get more done on two cores than one run on both."""
 
 
 @dataclass(frozen=True)
@@ -148,30 +144,6 @@ def settle(
     return spec, ["run", *names, *sets]
 
 
-def launch(commands: dict[str, list[str]], root: Path, jobs: int, report) -> dict[str, str]:
-    """Run every command in a process of its own, `jobs` at a time; label -> error of those that failed.
-
-    One failure does not stop the others. `report(label, error or None)` is called as each ends.
-    """
-    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
-
-    def run(arguments: list[str]) -> str | None:
-        words = [sys.executable, "-m", "bench", *arguments, "--results", str(root)]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment)
-        lines = done.stderr.strip().splitlines()
-        return None if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
-
-    failures = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run, arguments): label for label, arguments in commands.items()}
-        for future in as_completed(futures):
-            error = future.result()
-            if error:
-                failures[futures[future]] = error
-            report(futures[future], error)
-    return failures
-
-
 def compare_methods(
     methods: list[str],
     tasks: list[str],
@@ -181,10 +153,9 @@ def compare_methods(
     axes: list[str],
     overrides: list[str],
     results: Path,
+    placement: Placement,
 ) -> None:
     """Check everything, run what is unfinished, print and store the table. Raises PartialError if some runs failed."""
-    from rich.console import Console
-    from rich.progress import Progress
 
     root, tasks = results_root(results), task_names(tasks)
     methods = method_names(methods, tasks)
@@ -194,24 +165,8 @@ def compare_methods(
     members = {(v.label, s): settle(v, tasks, s, backbone, budget, own[v.method]) for v in lines for s in seeds}
     fingerprint = describe(backbone).fingerprint()
     runs = {key: Run(root, spec, fingerprint) for key, (spec, _) in members.items()}
-    waiting = {
-        f"{label}, seed {seed}": members[label, seed][1] for label, seed in members if not runs[label, seed].summary
-    }
-    jobs = max(1, (os.cpu_count() or 1) // THREADS)
-    with Progress(console=Console(stderr=True)) as progress:
-        teachers = teacher_commands([run.spec for run in runs.values() if not run.summary], root, fingerprint)
-        bar = progress.add_task(
-            f"{len(members)} runs, {jobs} at a time",
-            total=len(members) + len(teachers),
-            completed=len(members) - len(waiting),
-        )
-
-        def report(label: str, error: str | None) -> None:
-            progress.update(bar, advance=1)
-            progress.console.print(f"{label}: {error or 'done'}", highlight=False)
-
-        launch(teachers, root, jobs, report)  # one that fails is tried again, and named, by the runs that need it
-        failures = launch(waiting, root, jobs, report)
+    named = {f"{label}, seed {seed}": (runs[label, seed], members[label, seed][1]) for label, seed in members}
+    failures = carry_out_runs(named, placement)
     groups = {
         v.label: [
             Record(run.summary, run.rows("evaluations.jsonl"), run.spec.record())
@@ -232,18 +187,6 @@ def compare_methods(
         print_standings(table, reference, tuple(tasks), budget, split, path)
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
-
-
-def teacher_commands(specs: list[Spec], root: Path, fingerprint: str) -> dict[str, list[str]]:
-    """Label -> `bench run` arguments of every teacher that these specs need trained, each once."""
-    needed = {run.folder: run.spec for spec in specs for run in to_train(spec, root, fingerprint)}
-    return {
-        f"teacher for {spec.tasks[0]}, seed {spec.seed}": [
-            "run", "--method", spec.method, "--tasks", spec.tasks[0], "--backbone", spec.backbone,
-            "--seeds", str(spec.seed), "--set", f"device={spec.device}", "--set", f"scorers={json.dumps(spec.scorers)}",
-        ]
-        for spec in needed.values()
-    }  # fmt: skip
 
 
 def _teacher_cost(specs: list[Spec], root: Path, fingerprint: str) -> dict[str, float]:

@@ -29,6 +29,16 @@ class PartialError(BenchError):
     exit_code = 4
 
 
+class DetachedError(BenchError):
+    """The user left while jobs go on elsewhere. Exit code 75, as of what is unfinished and can be resumed."""
+
+    exit_code = 75
+
+
+class Stopped(Exception):
+    """A listener ends a run early on purpose; it can be resumed. Not a failure."""
+
+
 def one_line(error: BaseException) -> str:
     """An exception's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,8 +1,10 @@
-"""Writing files so that a kill never leaves half of one."""
+"""Where results may lie, and writing files so that a kill never leaves half of one."""
 
 import os
 import secrets
 from pathlib import Path
+
+from bench.errors import UsageError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -13,3 +15,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def results_root(folder: Path) -> Path:
+    """The folder that runs go to. Raises UsageError if a run folder would lie outside a results folder."""
+    resolved = folder.resolve()
+    if "results" not in (resolved.name, *(p.name for p in resolved.parents)):
+        raise UsageError(f"runs must stay inside a folder named 'results', not {folder}")
+    if resolved.exists() and not resolved.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    return resolved

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.comparison import overrides_of, recipes, variants
 from bench.errors import UsageError
-from bench.files import write_atomic
+from bench.files import results_root, write_atomic
 from bench.hub import adapter_folder
 from bench.lab import STUDENT
 from bench.method import Method
@@ -17,7 +17,6 @@ from bench.registry import find
 from bench.runner import equip, load_backbone
 from bench.spec import Spec, describe, resolve
 from bench.stats import Estimate
-from bench.store import results_root
 from bench.teachers import locate
 
 HELD_APART = 10_000

@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bench.hashing import content_hash
+
+PARTS = ("bench", "methods", "tasks", "report", "sweeps")
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "numpy", "rapidocr", "onnxruntime")
 
 
@@ -36,6 +39,13 @@ def commit() -> dict[str, str]:
         }
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def code_hash() -> str:
+    """Of this project's own code, with its recipes, wherever it is installed."""
+    here = Path(__file__).parent.parent
+    files = [path for part in PARTS for kind in ("*.py", "*.yaml") for path in (here / part).rglob(kind)]
+    return content_hash(files)
 
 
 def device_name(device: str) -> str:

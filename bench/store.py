@@ -8,6 +8,8 @@
     probes.jsonl         one line per probe along training (empty unless asked for)
     checkpoint.safetensors   adapters, optimiser, EMA; step, meter and file sizes in its metadata
     adapter/             the result: the EMA student as a peft folder
+    lock                 the process that has it
+    failure.json         the error that ended its last start, until it is started again
     summary.json         written last; its presence means the run is finished
 """
 
@@ -21,21 +23,13 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.errors import UsageError
+from bench.errors import Stopped, UsageError, one_line
 from bench.files import write_atomic
+from bench.outcome import FAILURE
+from bench.processes import identity
 from bench.spec import Spec
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "probes.jsonl")
-
-
-def results_root(folder: Path) -> Path:
-    """The folder that runs go to. Raises UsageError if a run folder would lie outside a results folder."""
-    resolved = folder.resolve()
-    if "results" not in (resolved.name, *(p.name for p in resolved.parents)):
-        raise UsageError(f"runs must stay inside a folder named 'results', not {folder}")
-    if resolved.exists() and not resolved.is_dir():
-        raise UsageError(f"{folder} is not a folder")
-    return resolved
 
 
 class Run:
@@ -78,11 +72,20 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 file.seek(0)
-                raise UsageError(f"{self.folder} is being run by process {file.read().strip() or '?'}") from error
+                owner = file.read().split()[:2] or ["?"]
+                raise UsageError(f"{self.folder} is being run by process {' on '.join(owner)}") from error
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(identity())
             file.flush()
-            yield
+            (self.folder / FAILURE).unlink(missing_ok=True)
+            try:
+                yield
+            except Exception as error:
+                if not isinstance(error, Stopped):
+                    write_atomic(self.folder / FAILURE, _json({"error": one_line(error)}))
+                raise
+            finally:
+                file.truncate(0)  # this process may live on with another run
 
     def append(self, log: str, row: dict) -> None:
         """Add one line to metrics.jsonl, evaluations.jsonl or provenance.jsonl."""

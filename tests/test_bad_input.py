@@ -144,5 +144,6 @@ def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path, monkeypatch, ca
         ["run", "--method", "single_task", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys
     )
     assert (code, "corrupt checkpoint" in message) == (2, True), message
-    after = sorted(p.relative_to(root) for p in root.rglob("*") if p.name not in ("lock", "provenance.jsonl"))
+    extra = ("lock", "provenance.jsonl", "failure.json")
+    after = sorted(p.relative_to(root) for p in root.rglob("*") if p.name not in extra)
     assert after == before

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.comparison import launch, overrides_of, parse_axis, settle, teacher_commands, variants
+from bench.comparison import overrides_of, parse_axis, settle, variants
 from bench.errors import MissingError, UsageError
 from bench.probe_command import probe_specs
 from bench.records import Record
-from bench.spec import resolve, teacher_spec
+from bench.spec import resolve
 from bench.standing import standings
 from report.along import along
 from report.load import comparison
@@ -74,16 +74,6 @@ def test_member_command_gives_the_member_spec(spec) -> None:
     assert words[words.index("--seeds") + 1] == "2"
 
 
-def test_one_failure_does_not_stop_the_others(tmp_path: Path) -> None:
-    told = []
-    commands = {"bad": ["run", "--method", "nothing"], "good": ["list", "kernels"]}
-    commands["good"] = ["list", "kernels"]
-    failures = launch({"bad": commands["bad"]}, tmp_path / "results", 2, lambda *a: told.append(a))
-    assert list(failures) == ["bad"]
-    assert "unknown method" in failures["bad"]
-    assert told == [("bad", failures["bad"])]
-
-
 def record(seed: int, score: float, curve: list[float], teachers: bool) -> Record:
     model = lambda value: {"t": {"headline": "m", "strata": [""] * 4, "rows": {"m": [value] * 4}}}
     models = {"student": model(score), "base": model(0.2)} | ({"teacher t": model(0.7)} if teachers else {})
@@ -128,16 +118,6 @@ def test_teachers_trained_seed_by_seed_are_each_their_own_students_scale() -> No
     lines = standings({"opd": opd, "rl": rl}, ("t",), "opd", {"t": 1.0})
     assert [line.gain.value for line in lines] == pytest.approx([1, 0.5])  # 0.2 of the teachers' mean gain of 0.4
     assert (lines[0].gain.low, lines[0].gain.high) == pytest.approx((1, 1))
-
-
-def test_a_missing_teacher_is_trained_once_for_all_runs(tmp_path: Path) -> None:
-    specs = [resolve("opd_analytic", ["ocr"], s, teachers="train", overrides=[f"optimizer.lr={lr}"])
-             for s in (0, 1) for lr in (1e-3, 1e-4)]  # fmt: skip
-    commands = teacher_commands(specs, tmp_path / "results", "f")
-    assert list(commands) == ["teacher for ocr, seed 0", "teacher for ocr, seed 1"]
-    words = commands["teacher for ocr, seed 1"]
-    assert words[words.index("--seeds") + 1] == "1"
-    assert resolve("single_task", ["ocr"], 1, overrides=[words[-3], words[-1]]) == teacher_spec(specs[2], "ocr")
 
 
 @pytest.mark.slow

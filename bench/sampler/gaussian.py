@@ -3,6 +3,7 @@
 import math
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from bench.errors import BenchError
@@ -29,9 +30,9 @@ class Gaussian:
         """
         if self.std == 0:
             raise BenchError("a deterministic transition has no log-probability; use a stochastic kernel with eta > 0")
-        size = x[0].numel()
-        squares = squared_distance(self.mean, x)
-        return -squares / (2 * self.std**2) - size * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
+        dtype = torch.promote_types(self.mean.dtype, torch.float32)
+        squares = ((x.to(dtype) - self.mean.to(dtype)) / self.std).square()
+        return -(0.5 * squares + math.log(self.std) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
 
     def kl(self, other: "Gaussian") -> Tensor:
         """KL(self || other), [B], summed over elements: |mean difference|^2 / (2 std^2).

@@ -1,0 +1,76 @@
+"""What became of jobs: asks Slurm's queue, and the processes of this machine. Works where Slurm's accounting is off."""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from socket import gethostname
+
+from bench.launches import Job, Launch
+from bench.processes import command_line
+
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING", "SPECIAL_EXIT"}
+WORKING = {"RUNNING", "COMPLETING", "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"}
+SEPARATOR = "|"
+
+
+@dataclass(frozen=True)
+class State:
+    """An executor's word on a job, in Slurm's terms; GONE: it is not known any more, so it has ended."""
+
+    name: str
+    reason: str = ""
+    where: str = ""
+
+    @property
+    def waiting(self) -> bool:
+        return self.name in WAITING
+
+    @property
+    def active(self) -> bool:
+        return self.waiting or self.name in WORKING
+
+
+GONE = State("GONE")
+
+
+def states(found: list[Launch]) -> dict[tuple[str, str], State] | None:
+    """(launch's name, job's label) -> State of every submitted job; None if Slurm does not answer just now.
+
+    Slurm's queue shows ended jobs for MinJobAge; what it has forgotten has ended too.
+    """
+    queue: dict[str, State] = {}
+    if any(launch.executor == "slurm" and launch.jobs for launch in found):
+        answer = _squeue()
+        if answer is None:
+            return None
+        queue = answer
+    return {
+        (launch.name, job.label): queue.get(job.id, GONE) if launch.executor == "slurm" else _local(launch, job)
+        for launch in found
+        for job in launch.jobs
+        if job.id
+    }
+
+
+def _squeue() -> dict[str, State] | None:
+    if not shutil.which("squeue"):
+        return {}
+    fields = SEPARATOR.join(f"%{letter}" for letter in "iTrN")
+    command = ["squeue", "--noheader", "--all", "--array", "--states=all", f"--format={fields}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode:
+        return None
+    rows = [line.split(SEPARATOR) for line in done.stdout.splitlines()]
+    return {row[0].strip(): State(*(part.strip() for part in row[1:4])) for row in rows if len(row) >= 4}
+
+
+def _local(launch: Launch, job: Job) -> State:
+    """A local job is its controller's process; its command line holds the launch's folder, so that another process
+    that got the same number since is not taken for it."""
+    if launch.host != gethostname():
+        return State("GONE", where=launch.host)
+    alive = str(launch.job_folder).encode() in command_line(int(job.id))
+    return State("RUNNING", where=f"process {job.id}") if alive else GONE

@@ -1,0 +1,220 @@
+"""`bench status`, `bench cancel`, `bench logs`: what runs are doing, from the files and the queue alone.
+
+Imports neither torch nor a method: it must answer at once, and over thousands of runs.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import UsageError, unknown
+from bench.launches import Job, Launch, launches
+from bench.outcome import failure_of, recorded_failure
+from bench.processes import lives
+from bench.scheduler import State, states
+
+ORDER = ("running", "pending", "failed", "stopped", "done")
+QUIET_S = 900
+"""A run on another machine that has not written for this long does not run any more."""
+TAIL = 65_536
+REFRESH_S = 2.0
+LINES = 100
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run, or one job that makes no run."""
+
+    name: str
+    state: str
+    share: float | None = None
+    """Of its budget, if it has begun."""
+    left_s: float | None = None
+    where: str = ""
+    note: str = ""
+    """The error of a failed one, what a pending one waits for."""
+
+
+def survey(root: Path) -> list[Line]:
+    """Every run and job of a results folder, by state and name. Raises UsageError if the folder is not there."""
+    if not root.is_dir():
+        raise UsageError(f"there is no {root}")
+    known = launches(root)
+    answers = states(known)
+    latest: dict[str, tuple[Launch, Job, State | None]] = {}
+    for launch in known:
+        for job in launch.jobs:
+            if not job.id and (launch.cancelled() or lives(launch.owner) is False):
+                continue  # the command that would have submitted it is gone
+            state = answers.get((launch.name, job.label)) if answers is not None else None
+            latest[job.run or f"{launch.name}: {job.label}"] = (launch, job, state)
+    runs = {path.parent.name for path in root.glob("*/spec.json")}
+    lines = [_line(root, name, latest.get(name), answers is None) for name in runs | latest.keys()]
+    return sorted(lines, key=lambda line: (ORDER.index(line.state), line.name))
+
+
+def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
+    folder = root / name
+    if (folder / "summary.json").is_file():
+        return Line(name, "done", 1.0)
+    share, left = _progress(folder)
+    launch, job, state = handed or (None, None, None)
+    if launch and launch.executor == "slurm" and silent:
+        return Line(name, "running" if share else "pending", share, left, "Slurm", "Slurm does not answer")
+    place = f"{launch.executor} {job.id} {state.where}".strip() if launch and job and state else ""
+    if state and state.waiting:
+        return Line(name, "pending", share, None, place, state.reason)
+    if state and state.active:
+        return Line(name, "running", share, left, place)
+    if owner := _owner(folder):
+        return Line(name, "running", share, left, owner)
+    if launch and job and state:
+        error = failure_of(launch, job, root, state)
+        verdict = {None: "done", "cancelled": "stopped"}.get(error, "failed")
+        return Line(name, verdict, share, None, place, error or "")
+    if launch and job and not job.id:
+        return Line(name, "pending", share, None, launch.executor, "waits for a free place")
+    if error := recorded_failure(folder):
+        return Line(name, "failed", share, None, "", error)
+    return Line(name, "stopped", share, None, "", "the same command goes on")
+
+
+def _owner(folder: Path) -> str:
+    """The process that has a run in hand, if one does."""
+    path = folder / "lock"
+    written = path.read_text() if path.is_file() else ""
+    alive = lives(written)
+    if alive is None:
+        metrics = folder / "metrics.jsonl"
+        alive = metrics.is_file() and time.time() - metrics.stat().st_mtime < QUIET_S
+    return f"process {' on '.join(written.split()[:2])}" if alive else ""
+
+
+def _progress(folder: Path) -> tuple[float | None, float | None]:
+    """Share of the budget and seconds left at the rate until now."""
+    metrics, spec = folder / "metrics.jsonl", folder / "spec.json"
+    if not (metrics.is_file() and spec.is_file()):
+        return None, None
+    with metrics.open("rb") as file:
+        file.seek(max(0, metrics.stat().st_size - TAIL))
+        lines = file.read().split(b"\n")[:-1]  # what follows the last line break is still being written
+    if not lines:
+        return 0.0, None
+    try:
+        row = json.loads(lines[-1])
+    except ValueError:
+        return None, None
+    budget = json.loads(spec.read_text())["spec"]["budget"]
+    clocks = row["seconds"]
+    done = {
+        "updates": row["step"],
+        "evaluations": row["evaluations"].get("training", 0),
+        "seconds": clocks.get("training", 0) + clocks.get("scoring", 0),
+    }
+    share = min(1.0, next(done[name] / whole for name, whole in budget.items() if whole))
+    spent = sum(seconds for name, seconds in clocks.items() if name != "idle")
+    return share, spent * (1 - share) / share if share else None
+
+
+def show(root: Path, watch: bool) -> None:
+    """Print the table; with `watch` again and again until nothing is pending or running."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not watch:
+        console.print(table(survey(root)))
+        return
+    from rich.live import Live
+
+    lines = survey(root)
+    with Live(table(lines), console=console, auto_refresh=False) as live:
+        while any(line.state in ("running", "pending") for line in lines):
+            time.sleep(REFRESH_S)
+            lines = survey(root)
+            live.update(table(lines), refresh=True)
+
+
+def table(lines: list[Line]):
+    """Runs by state, with how many there are of each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = {state: sum(line.state == state for line in lines) for state in ORDER}
+    shown = Table(title=", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs yet")
+    for head in ("run", "state", "progress", "left", "where", "note"):
+        shown.add_column(head, overflow="fold")
+    colours = {"running": "cyan", "pending": "yellow", "failed": "red", "stopped": "magenta", "done": "green"}
+    for line in lines:
+        share = "" if line.share is None else f"{line.share:.0%}"
+        left = "" if line.left_s is None else span(line.left_s)
+        texts = (line.name, line.state, share, left, line.where, line.note)
+        shown.add_row(*(Text(text, style=colours[line.state] if i == 1 else "") for i, text in enumerate(texts)))
+    return shown
+
+
+def span(seconds: float) -> str:
+    """3700 -> "1:01:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def cancel(root: Path, names: list[str]) -> list[str]:
+    """Stop jobs of runs (their folders' names, or beginnings of them), of launches, or 'all'; returns their names.
+
+    What they have checkpointed stays: the same command goes on. Raises UsageError for a name that no job has.
+    """
+    known = launches(root) if root.is_dir() else []
+    answers = states(known)
+    if answers is None:
+        raise UsageError("Slurm does not answer (squeue failed): nothing was cancelled")
+    stopped = []
+    for name in names:
+        chosen = [(launch, job) for launch in known for job in launch.jobs if _meant(name, launch, job)]
+        if not chosen and name != "all":
+            raise unknown("run or launch", name, _names(known))
+        for launch in {id(launch): launch for launch, _ in chosen if name in ("all", launch.name)}.values():
+            launch.mark_cancelled()  # also what it has not submitted yet
+        for launch, job in chosen:
+            state = answers.get((launch.name, job.label))
+            if state and state.active:
+                launch.mark_cancelled(job)
+                _stop(launch, job)
+                stopped.append(job.run or job.label)
+    return stopped
+
+
+def _meant(name: str, launch: Launch, job: Job) -> bool:
+    return name in ("all", launch.name, job.label) or bool(job.run and job.run.startswith(name))
+
+
+def _names(known: list[Launch]) -> Iterable[str]:
+    return {launch.name for launch in known} | {job.run or job.label for launch in known for job in launch.jobs}
+
+
+def _stop(launch: Launch, job: Job) -> None:
+    if launch.executor == "slurm":
+        from submitit import SlurmJob
+
+        SlurmJob(launch.job_folder, job.id).cancel(check=False)
+        return
+    import os
+    import signal
+
+    os.kill(int(job.id), signal.SIGINT)  # as submitit's LocalJob.cancel: the controller stops its processes
+
+
+def logs(root: Path, name: str) -> None:
+    """Print the end of the latest job's output that a name means. Raises UsageError if there is none."""
+    known = launches(root) if root.is_dir() else []
+    chosen = [(launch, job) for launch in known for job in launch.jobs if job.id and _meant(name, launch, job)]
+    if not chosen:
+        raise unknown("run with a job", name, _names(known))
+    launch, job = chosen[-1]
+    for kind in ("out", "err"):
+        path = launch.log(job, kind)
+        print(f"==> {path}")
+        if path.is_file():
+            print("\n".join(path.read_text(errors="replace").splitlines()[-LINES:]))

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# A real Slurm of one node on this machine, for tests: as root, without systemd, cgroups or an accounting database.
+# Needs Debian's slurmctld, slurmd, slurm-client and munge. Prints what sinfo says; leaves a running one alone.
+set -euo pipefail
+if sinfo -h -o %T 2>/dev/null | grep -Eq '^(idle|mixed|allocated)'; then
+  sinfo
+  exit
+fi
+base=${SLURM_TEST_FOLDER:-/tmp/one-node-slurm}
+host=$(hostname -s)
+memory=$(($(awk '/^MemTotal/ {print $2}' /proc/meminfo) / 1024 - 512))
+rm -rf "$base"
+mkdir -p "$base"/{state,spool,log} /run/munge /var/log/munge /etc/slurm
+# cred_expire: a requeued job would wait two minutes for its old credential. MinJobAge: squeue shows ended jobs for an
+# hour, which stands in for accounting. OverSubscribe: four jobs a core, since these tests wait more than they compute.
+cat > /etc/slurm/slurm.conf <<CONF
+ClusterName=onenode
+SlurmctldHost=$host(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=cred_expire=5
+StateSaveLocation=$base/state
+SlurmdSpoolDir=$base/spool
+SlurmctldPidFile=$base/slurmctld.pid
+SlurmdPidFile=$base/slurmd.pid
+SlurmctldLogFile=$base/log/slurmctld.log
+SlurmdLogFile=$base/log/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+JobRequeue=1
+KillWait=3
+MinJobAge=3600
+OverTimeLimit=0
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
+PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+CONF
+if [ ! -s /etc/munge/munge.key ]; then
+  head -c 1024 /dev/urandom > /etc/munge/munge.key
+fi
+chown -R munge: /etc/munge /run/munge /var/log/munge /var/lib/munge
+chmod 400 /etc/munge/munge.key
+chmod 755 /run/munge
+munge -n > /dev/null 2>&1 || runuser -u munge -- /usr/sbin/munged
+slurmctld
+slurmd -N "$host"
+for _ in $(seq 150); do
+  if sinfo -h -o %T 2>/dev/null | grep -q '^idle'; then
+    sinfo
+    exit
+  fi
+  sleep 0.2
+done
+echo "the node did not become idle; see $base/log" >&2
+exit 1

@@ -1,0 +1,256 @@
+"""Jobs in this process and in processes of this machine; their records; status, cancel and logs over them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import dispatch as dispatching
+from bench.dispatch import dispatch
+from bench.errors import MissingError, UsageError
+from bench.launches import Job, Launch, launches, new_launch
+from bench.outcome import failure_of, last_error
+from bench.placement import Placement, placement
+from bench.processes import identity, lives
+from bench.run_jobs import teacher_jobs
+from bench.scheduler import GONE, State
+from bench.spec import resolve, teacher_spec
+from bench.status import cancel, logs, survey
+from bench.store import Run
+
+SHORT = [
+    "run", "--method", "opd_analytic", "--tasks", "ocr", "--set", "budget.updates=2", "--set", "evaluation.steps=1",
+    "--set", "params.trajectories=2", "--set", "evaluation.points=[]",
+]  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    return folder
+
+
+def carried(jobs: list[Job], root: Path, executor: str) -> tuple[dict[str, str], list[tuple]]:
+    told: list[tuple] = []
+    return dispatch(jobs, root, Placement(executor), "cpu", lambda *a: told.append(a)), told
+
+
+@pytest.mark.parametrize("executor", ["inline", "local"])
+def test_one_failure_stops_no_other_job_but_what_needs_it(root: Path, executor: str) -> None:
+    jobs = [
+        Job("bad", ("run", "--method", "nothing")),
+        Job("good", ("list", "kernels")),
+        Job("after good", ("list", "tasks"), needs=("good",)),
+    ]
+    failures, told = carried(jobs, root, executor)
+    assert list(failures) == ["bad"]
+    assert "unknown method 'nothing'" in failures["bad"]
+    assert sorted(label for label, _ in told) == ["after good", "bad", "good"]
+    order = [label for label, _ in told]
+    assert order.index("after good") > order.index("good")
+
+
+def test_what_needs_a_failed_job_is_not_started(root: Path) -> None:
+    jobs = [Job("bad", ("run", "--method", "nothing")), Job("student", ("list", "tasks"), needs=("bad",))]
+    failures, _ = carried(jobs, root, "local")
+    assert failures["student"] == "not started: bad did not end well"
+
+
+@pytest.mark.slow
+def test_local_jobs_make_runs_and_their_records_and_logs(root: Path, capsys) -> None:
+    """Two at a time of three; records, status and logs; again: nothing is left to do."""
+    words = [sys.executable, "-m", "bench", *SHORT, "--seeds", "0-2", "--executor", "local", "--results", str(root)]
+    first = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert first.returncode == 0, first.stderr
+    (launch,) = launches(root)
+    assert len(launch.jobs) == 3
+    assert len({job.id for job in launch.jobs}) == 3
+    assert {line.state for line in survey(root)} == {"done"}
+    name = launch.jobs[0].run
+    logs(root, name)
+    assert "updates" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="did you mean"):
+        logs(root, name.replace("analytic", "analitic"))
+    again = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert again.stdout == first.stdout
+    assert len(launches(root)) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_local_run_is_stopped_or_failed_and_goes_on(root: Path) -> None:
+    """cancel, then the same command; a second command meanwhile waits for the first one's job."""
+    long = [*SHORT, "--set", "budget.updates=400", "--set", "checkpoint_every=1", "--executor", "local"]
+    words = [sys.executable, "-m", "bench", *long, "--results", str(root)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    line = wait_for(lambda: next((x for x in survey(root) if x.state == "running" and x.share), None))
+    assert 0 < line.share < 1
+    assert line.left_s > 0
+    assert line.where.startswith("local ")
+    second = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    time.sleep(6)
+    assert len([job for launch in launches(root) for job in launch.jobs if job.id]) == 1
+    assert cancel(root, [line.name[:14]]) == [line.name]
+    for waiting in (process, second):
+        _, said = waiting.communicate(timeout=120)
+        assert waiting.returncode == 1
+        assert "cancelled" in said
+    line = wait_for(lambda: next((x for x in survey(root) if x.state != "running"), None))  # its process is on its way
+    assert (line.state, line.note) == ("stopped", "cancelled")
+    done = subprocess.run([*words, "--set", "budget.updates=400"], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    starts = (root / line.name / "provenance.jsonl").read_text().splitlines()
+    assert len(starts) == 2
+
+
+def wait_for(found, seconds: float = 120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.2)
+    raise AssertionError("waited in vain")
+
+
+def test_a_failed_start_is_on_record_until_the_next(root: Path) -> None:
+    run = Run(root, resolve("opd_analytic", ["ocr"]), "f")
+    with pytest.raises(ValueError, match="broke"), run.lock():
+        run.open()
+        raise ValueError("it\nbroke")
+    assert [(x.state, x.note) for x in survey(root)] == [("failed", "it broke")]
+    with run.lock():
+        assert [x.state for x in survey(root)] == ["running"]
+    assert [x.state for x in survey(root)] == ["stopped"]
+    with pytest.raises(KeyboardInterrupt), run.lock():
+        raise KeyboardInterrupt
+    assert [x.state for x in survey(root)] == ["stopped"]
+
+
+def test_progress_and_time_left(root: Path) -> None:
+    run = Run(root, resolve("opd_analytic", ["ocr"], overrides=["budget={evaluations: 1000}"]), "f")
+    with run.lock():
+        run.open()
+        row = {"step": 3, "evaluations": {"training": 250}, "seconds": {"training": 8.0, "evaluation": 2.0, "idle": 9}}
+        run.append("metrics.jsonl", row)
+        with (run.folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 4, "evalu')  # being written
+        (line,) = survey(root)
+    assert (line.state, line.share, line.left_s) == ("running", 0.25, pytest.approx(30))
+
+
+def test_processes_are_told_apart() -> None:
+    assert lives(identity())
+    assert lives(f"{os.getpid()} elsewhere 1") is None
+    assert not lives(" ".join([*identity().split()[:2], "1"]))  # the number was given out again
+    assert not lives("")
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("Traceback\n  File x\nbench.errors.MissingError: no GPU: use cpu\nsrun: error: vm: task 0: Exited\n", "no GPU: use cpu"),
+        ("Traceback\nbench.errors.MissingError: no GPU: use cpu\n", "no GPU: use cpu"),
+        ("torch.OutOfMemoryError: full\n", "OutOfMemoryError: full"),
+        ("slurmstepd: error: Detected 1 oom_kill event\n", "Detected 1 oom_kill event"),
+        ("all is well\n", None),
+    ],
+)
+def test_the_last_error_of_a_log(tmp_path: Path, log: str, said: str | None) -> None:
+    (tmp_path / "log").write_text(log)
+    found = last_error(tmp_path / "log")
+    assert (found is None) if said is None else said in found
+
+
+def test_what_slurm_says_of_a_job_without_a_result(root: Path) -> None:
+    launch = new_launch(root, "slurm", [])
+    job = Job("a", ("list",), run="r", id="7")
+    assert "time_out" not in failure_of(launch, job, root, State("TIMEOUT"))
+    assert "(timeout)" in failure_of(launch, job, root, State("TIMEOUT"))
+    assert failure_of(launch, job, root, State("CANCELLED")) == "cancelled"
+    needy = Job("b", ("list",), run="r", needs=("teacher",), id="8")
+    assert failure_of(launch, needy, root, State("CANCELLED")) == "not started: teacher did not end well"
+    launch.mark_cancelled(needy)
+    assert failure_of(launch, needy, root, GONE) == "cancelled"
+
+
+def test_profiles(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "gpu.yaml"
+    file.write_text("partition: gpu\ngpus: 8\nminutes: 600\nsetup: [module load cuda]\nsbatch: {reservation: mine}\n")
+    found = placement("slurm", file, ["partition=big", "cpus=4"]).profile
+    asked = found.parameters("bench", "afterok:3")
+    assert (asked["slurm_partition"], asked["gpus_per_node"], asked["tasks_per_node"]) == ("big", 8, 8)
+    assert asked["slurm_dependency"] == "afterok:3"
+    assert asked["slurm_setup"][-1] == "module load cuda"
+    assert asked["slurm_additional_parameters"]["reservation"] == "mine"
+    with pytest.raises(UsageError, match="did you mean 'partition'"):
+        placement("slurm", None, ["partitoin=gpu"])
+    with pytest.raises(UsageError, match="did you mean 'slurm'"):
+        placement("slrum", None, None)
+    with pytest.raises(UsageError, match="are for --executor slurm"):
+        placement("local", None, ["cpus=2"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingError, match="no Slurm on this machine"):
+        dispatching._submit([Job("a", ("list",))], new_launch(tmp_path, "slurm", []), tmp_path, Placement("slurm"), [])
+
+
+def test_every_launch_has_a_folder_of_its_own(root: Path) -> None:
+    made = [new_launch(root, "local", [Job("a", ("list",))]) for _ in range(5)]
+    assert len({launch.folder for launch in made}) == 5
+    assert sorted(launch.name for launch in launches(root)) == sorted(launch.name for launch in made)
+    known = made[0].submitted(made[0].jobs[0], "12")
+    assert Launch.log(made[0], known).name == "12_0_log.err"
+
+
+def test_a_missing_teacher_is_trained_once_for_all_runs(root: Path) -> None:
+    specs = [resolve("opd_analytic", ["ocr"], s, teachers="train", overrides=[f"optimizer.lr={lr}"])
+             for s in (0, 1) for lr in (1e-3, 1e-4)]  # fmt: skip
+    runs = [Run(root, spec, "f") for spec in [*specs, resolve("multi_reward", ["ocr"])]]
+    jobs, needs = teacher_jobs(runs, root)
+    assert [job.label for job in jobs] == ["teacher for ocr, seed 0", "teacher for ocr, seed 1"]
+    assert [needs[run.folder.name] for run in runs] == [
+        *[("teacher for ocr, seed 0",)] * 2, *[("teacher for ocr, seed 1",)] * 2, ()
+    ]  # fmt: skip
+    words = list(jobs[1].arguments)
+    settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    assert words[words.index("--seeds") + 1] == "1"
+    assert resolve("single_task", ["ocr"], 1, overrides=settings) == teacher_spec(specs[2], "ocr")
+    assert jobs[1].run == Run(root, teacher_spec(specs[2], "ocr"), "f").folder.name
+
+
+def test_a_thousand_runs_are_listed_at_once(root: Path) -> None:
+    spec = json.dumps({"spec": {"budget": {"updates": 10}}})
+    for i in range(1000):
+        folder = root / f"method-{i:010x}-s0"
+        folder.mkdir()
+        (folder / "spec.json").write_text(spec)
+        (folder / "summary.json").write_text("{}")
+    words = [sys.executable, "-m", "bench", "status", "--results", str(root)]
+    started = time.perf_counter()
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout.count("done") == 1001
+    assert time.perf_counter() - started < 6  # under 2 s on an idle machine; tests may share its cores
+
+
+def test_code_that_changed_since_submission_is_refused(monkeypatch) -> None:
+    from bench.job import Command
+
+    with pytest.raises(UsageError, match="has changed since this job was submitted"):
+        Command(("list", "kernels"), None, "other")()
+
+
+def test_a_run_that_gets_no_further_is_not_requeued(tmp_path: Path, monkeypatch) -> None:
+    from bench import job
+    from bench.errors import BenchError
+
+    command = job.Command(("list", "kernels"), tmp_path, job.code_hash())
+    command()
+    assert command.checkpoint()
+    monkeypatch.setattr(job, "GRACE_S", -1)
+    with pytest.raises(BenchError, match="no checkpoint in"):
+        command.checkpoint()
+    (tmp_path / "checkpoint.safetensors").touch()
+    assert command.checkpoint()
