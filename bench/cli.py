@@ -1,12 +1,14 @@
 """The `bench` command. Heavy imports wait until a command needs them."""
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.errors import BenchError, UsageError, one_line
+from bench.errors import BenchError, one_line
+from bench.registry import find, registered
 
 app = typer.Typer(
     name="bench",
@@ -44,21 +46,6 @@ Slurm = Annotated[
 RUNS = Path("results/runs")
 
 
-def parse_seeds(text: str) -> list[int]:
-    """'0-2' or '0,3,5' -> seeds. Raises UsageError for anything else, or a seed named twice."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"--seeds takes 0, 0-2 or 0,3,5, got {text!r}")
-        if dash and int(last) < int(first):
-            raise UsageError(f"--seeds range {part!r} runs backwards")
-        seeds += range(int(first), int(last or first) + 1)
-    if len(set(seeds)) != len(seeds):
-        raise UsageError(f"a seed is named twice in --seeds {text}")
-    return seeds
-
-
 def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -93,6 +80,7 @@ def run(
     """Train one student, resume it, or print its finished summary."""
     from bench.files import results_root
     from bench.placement import placement
+    from bench.settings import parse_seeds
     from bench.spec import resolve
 
     seed_list, root = parse_seeds(seeds), results_root(results)
@@ -126,6 +114,7 @@ def teach(
     """Train one teacher a task by single-task RL; `bench run --teachers train` then uses them."""
     from bench.files import results_root
     from bench.placement import placement
+    from bench.settings import parse_seeds
     from bench.spec import TEACHER_METHOD, preset_tasks, resolve
 
     names = preset_tasks(preset, None if tasks is None else split_names(tasks))
@@ -161,6 +150,7 @@ def compare(
     """Run methods x settings x seeds at one budget, in parallel, and print one table."""
     from bench.comparison import compare_methods
     from bench.placement import placement
+    from bench.settings import parse_seeds
 
     grids, where = [*(grid or []), *(axes or [])], placement(executor, profile, slurm)
     compare_methods(
@@ -325,10 +315,18 @@ def doctor() -> None:
     examine()
 
 
+@cache
+def whole() -> typer.Typer:
+    """`bench` with the commands of other packages (entry points bench.commands): sweeps, reports."""
+    for name in registered("command"):
+        app.command(name=name)(find("command", name))
+    return app
+
+
 def main() -> None:
     """Entry point: one clear line on stderr and an exit code for every error a user can act on."""
     try:
-        code = app(standalone_mode=False)
+        code = whole()(standalone_mode=False)
     except BenchError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)

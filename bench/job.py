@@ -48,7 +48,7 @@ class Command(Checkpointable):
 
 def carry_out(arguments: tuple[str, ...]) -> None:
     """Run a `bench` command in this process. Raises BenchError for its failure."""
-    from bench.cli import app
+    from bench.cli import whole
 
-    if code := app(list(arguments), standalone_mode=False):
+    if code := whole()(list(arguments), standalone_mode=False):
         raise BenchError(f"bench {' '.join(arguments)} ended with exit code {code}")

@@ -18,17 +18,19 @@ from bench.memory import memory
 from bench.method import Method
 from bench.probes.estimates import ProbeLab
 from bench.probes.interference import interference
+from bench.records import score
 from bench.spec import LoraSpec
 from bench.store import Run
 
 
 @dataclass
 class Progress:
-    """What a listener is told after every update."""
+    """What a listener is told after every update and every evaluation."""
 
     step: int
     share: float
-    row: dict
+    scores: dict[str, float] | None = None
+    """After an evaluation instead: task -> held-out score."""
 
 
 class Loop:
@@ -83,14 +85,15 @@ class Loop:
             if self.step and (reached or self.step % self.spec.checkpoint_every == 0):
                 self._save()  # before the evaluation too: it may fail where training did not
             if reached:
-                self._evaluate(reached)
+                scores = self._evaluate(reached)
                 self._save()
+                listen(Progress(self.step, share, scores))
             if share >= 1:
                 return
             with memory("training", self.spec):
                 row = self._update(share)
             self.run.append("metrics.jsonl", row)
-            listen(Progress(self.step, self.share, row))
+            listen(Progress(self.step, self.share))
 
     @torch.no_grad()
     def _prepare(self) -> None:
@@ -187,18 +190,23 @@ class Loop:
             kept = f"the last good checkpoint is {self.run.checkpoint}"
         return BenchError(f"update {self.step + 1}: {cause}; {kept}")
 
-    def _evaluate(self, points: list[float]) -> None:
+    def _evaluate(self, points: list[float]) -> dict[str, float]:
+        """Evaluate every task, and probe if asked; returns the held-out scores."""
+        scores = {}
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
                 keep = self.spec.evaluation.pictures and points[-1] == 1
                 result = self.evaluate(EMA, task, folder=self.run.folder / "pictures" / task if keep else None)
-                self.run.append("evaluations.jsonl", {"step": self.step, "share": points[-1]} | result.record())
+                record = result.record()
+                self.run.append("evaluations.jsonl", {"step": self.step, "share": points[-1]} | record)
+                scores[task] = score(record)
         if self.spec.probes.interference and len(self.spec.tasks) > 1 and self.method.trains:
             with self.lab.backbone.meter.purpose("probes"):
                 lab = ProbeLab.of(self.lab)
                 cosines = interference(self.method, lab, self.spec.tasks, self.spec.probes.interference)
             self.run.append("probes.jsonl", {"step": self.step, "share": points[-1], "interference": cosines})
         self.evaluated += points
+        return scores
 
     def evaluate(
         self, adapter: str | None, task: str, guidance: float | None = None, folder: Path | None = None

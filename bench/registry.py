@@ -1,16 +1,21 @@
-"""Finding methods, tasks and backbones by entry point, so that another package can add its own."""
+"""Finding methods, tasks, backbones and commands by entry point, so that another package can add its own."""
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from bench.errors import MissingError, UsageError, unknown
 
-GROUPS = {"method": "bench.methods", "task": "bench.tasks", "backbone": "bench.backbones"}
+GROUPS = {
+    "method": "bench.methods",
+    "task": "bench.tasks",
+    "backbone": "bench.backbones",
+    "command": "bench.commands",
+}
 
 
 @cache
 def registered(kind: str) -> dict[str, EntryPoint]:
-    """name -> entry point, for kind 'method', 'task' or 'backbone'."""
+    """name -> entry point, for kind 'method', 'task', 'backbone' or 'command'."""
     return {point.name: point for point in sorted(entry_points(group=GROUPS[kind]))}
 
 

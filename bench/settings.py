@@ -29,18 +29,33 @@ def parse_override(text: str) -> dict:
     except yaml.YAMLError as error:
         raise UsageError(f"--set {text!r}: the value is not valid YAML") from error
     if isinstance(parsed, str):
-        parsed = _number(parsed)
+        parsed = as_number(parsed)
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
     return parsed
 
 
-def _number(text: str) -> str | float:
+def as_number(text: str) -> str | float:
     """YAML 1.1 reads 1e-3 as text; people mean the number."""
     try:
         return float(text)
     except ValueError:
         return text
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-2' or '0,3,5' -> seeds. Raises UsageError for anything else, or a seed named twice."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UsageError(f"--seeds takes 0, 0-2 or 0,3,5, got {text!r}")
+        if dash and int(last) < int(first):
+            raise UsageError(f"--seeds range {part!r} runs backwards")
+        seeds += range(int(first), int(last or first) + 1)
+    if len(set(seeds)) != len(seeds):
+        raise UsageError(f"a seed is named twice in --seeds {text}")
+    return seeds
 
 
 def merge(into: dict, new: dict) -> None:

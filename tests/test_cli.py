@@ -6,7 +6,8 @@ import time
 
 import typer
 
-from bench.cli import app, parse_seeds
+from bench.cli import app
+from bench.settings import parse_seeds
 
 PLACED = ["--executor", "--profile", "--slurm"]
 FLAGS = {

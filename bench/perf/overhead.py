@@ -17,7 +17,7 @@ ONLY_TRAINING = ("evaluation.steps=1", "evaluation.points=[]")
 
 def overhead(method: str = "opd_analytic", updates: int = UPDATES) -> dict:
     """Share of a run's wall time, on the CPU, outside model and scorers; the main job's recipe on micro."""
-    from bench.loop import Loop
+    from bench.loop import Loop, Progress
 
     spec = resolve(method, ["all"], overrides=[f"budget.updates={updates}", *ONLY_TRAINING])
     descriptor = describe(spec.backbone)
@@ -32,7 +32,12 @@ def overhead(method: str = "opd_analytic", updates: int = UPDATES) -> dict:
             loop = Loop(run, lab, method_class(method_class.Options.model_validate(spec.params)), descriptor.shift)
             moments: list[tuple[float, float]] = []
             with model_seconds(backbone) as spent:
-                loop.train(lambda _: moments.append((perf_counter(), sum(spent))))
+
+                def listen(progress: Progress) -> None:
+                    if progress.scores is None:
+                        moments.append((perf_counter(), sum(spent)))
+
+                loop.train(listen)
     # From the end of the first update to the end of the last but one: the last is followed by the evaluation.
     (started, model_before), (ended, model_after) = moments[0], moments[-2]
     wall, model = ended - started, model_after - model_before

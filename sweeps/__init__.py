@@ -1,0 +1,1 @@
+"""Optuna studies over runs: `bench sweep sweeps/opd.yaml`."""

@@ -1,0 +1,54 @@
+"""`bench sweep`: make or join a study, and show what it found."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli import Executor, ProfileFile, Slurm
+
+
+def sweep(
+    study: Annotated[Path, typer.Argument(help="A study's YAML file, or the name of one in sweeps/.")],
+    workers: Annotated[int, typer.Option("--workers", min=1, help="How many take trials side by side.")] = 1,
+    storage: Annotated[
+        str | None, typer.Option("--storage", help="URL of an Optuna RDB storage; default: a journal file.")
+    ] = None,
+    results: Annotated[Path, typer.Option("--results", help="Folder for studies; must lie in 'results'.")] = Path(
+        "results/sweeps"
+    ),
+    executor: Executor = "inline",
+    profile: ProfileFile = None,
+    slurm: Slurm = None,
+) -> None:
+    """Run, join or continue a study of settings: the same command again goes on, another terminal's helps."""
+    from bench.errors import PartialError, UsageError
+    from bench.files import results_root
+    from bench.placement import placement
+    from sweeps.study import Place, open_study, read_study
+    from sweeps.summary import show, summarise
+    from sweeps.worker import Claims, work
+
+    spec, where = read_study(study), placement(executor, profile, slurm)
+    place = Place(results_root(results) / spec.name, storage)
+    if where.executor == "inline":
+        if workers > 1:
+            raise UsageError("several workers need --executor local or slurm")
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False)
+        found = work(spec, place, lambda text: console.print(text, soft_wrap=True))
+        show(spec, summarise(spec, found, place), place)
+        return
+    from bench.dispatch import dispatch
+    from bench.launches import Job
+
+    with Claims(place.folder / "trials").alone():
+        found = open_study(spec, place)
+    words = ("sweep", str(study), "--results", str(results), *(("--storage", storage) if storage else ()))
+    jobs = [Job(f"worker {index}", words) for index in range(workers)]
+    device = str(spec.run({}, spec.seed_list[0]).device)
+    failures = dispatch(jobs, place.folder, where, device, lambda label, error: print(f"{label}: {error or 'done'}"))
+    show(spec, summarise(spec, found, place), place)
+    if failures:
+        raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))

@@ -1,0 +1,51 @@
+"""Carry out a trial: one run a seed, ordinary runs in the study's folder, resumed where an earlier try left them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.errors import Stopped
+from bench.loop import Progress
+from bench.records import score
+from bench.runner import Session, execute
+from bench.spec import describe
+from bench.store import Run
+from sweeps.study import Place, Scalar, StudySpec
+
+Reached = Callable[[int, float], bool]
+"""(point of the anytime curve, mean score there) -> whether to stop."""
+
+
+class PrunedError(Stopped):
+    """The trial does badly along its course."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a trial's runs gave."""
+
+    scores: dict[str, list[float]]
+    """task -> held-out score of every seed."""
+    runs: list[str]
+
+
+def measure(spec: StudySpec, place: Place, chosen: dict[str, Scalar], reached: Reached) -> Measured:
+    """Run every seed of a trial; the first one's course is what may end it early. Raises PrunedError then."""
+    fingerprint = describe(spec.backbone).fingerprint()
+    scores: dict[str, list[float]] = {task: [] for task in spec.task_list}
+    runs = []
+    for index, seed in enumerate(spec.seed_list):
+        run = spec.run(chosen, seed)
+
+        def listen(_label: str, progress: Progress, first: bool = index == 0) -> None:
+            if first and progress.scores:
+                mean = sum(progress.scores.values()) / len(progress.scores)
+                point = int(progress.share * spec.points + 1e-3) - 1
+                if reached(point, mean) and progress.share < 1:
+                    raise PrunedError
+
+        place.runs.mkdir(parents=True, exist_ok=True)
+        summary = execute(run, Session(place.runs, listen=listen))
+        runs.append(Run(place.runs, run, fingerprint).folder.name)
+        for task, row in summary["models"]["student"].items():
+            scores[task].append(score(row))
+    return Measured(scores, runs)

@@ -1,0 +1,168 @@
+"""What a study found: best settings or Pareto front, importances, plots, and the command of the best run."""
+
+import json
+import shlex
+import warnings
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from bench.files import write_atomic
+from bench.records import Record
+from bench.standing import against
+from sweeps.study import MEAN, Place, StudySpec, shown
+from sweeps.worker import brief
+
+SHOWN = 5
+
+
+def summarise(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
+    """Write summary.json and the plots into the study's folder; returns the summary. Works on a half-done study."""
+    trials = study.get_trials(deepcopy=False)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
+    summary: dict = {
+        "study": spec.name,
+        "objectives": [MEAN] if spec.objective == MEAN else list(spec.objective),
+        "split": "validation",
+        "budget": spec.budget,
+        "seeds": spec.seed_list,
+        "trials": counts,
+        "first": _as_json(spec, complete[0]) if complete else None,
+        "best": [_as_json(spec, trial) for trial in best(spec, study, complete)],
+        "importances": importances(spec, study, complete),
+    }
+    if complete:
+        leader = best(spec, study, complete)[0]
+        summary["best_minus_first"] = _difference(spec, place, leader, complete[0])
+        summary["command"] = command(spec, leader)
+        plot(spec, study, place.folder, complete)
+    write_atomic(place.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    return summary
+
+
+def best(spec: StudySpec, study: optuna.Study, complete: list[FrozenTrial]) -> list[FrozenTrial]:
+    """One objective: the best trials, best first. Several: the Pareto front, highest mean first."""
+    if spec.objective == MEAN:
+        return sorted(complete, key=lambda trial: -trial.value)[:SHOWN]
+    front = study.best_trials if complete else []
+    return sorted(front, key=lambda trial: -float(np.mean(trial.values)))
+
+
+def _as_json(spec: StudySpec, trial: FrozenTrial) -> dict:
+    settings = trial.user_attrs["settings"]
+    scores = trial.user_attrs["scores"]
+    return {"trial": trial.number, "values": trial.values, "settings": settings, "scores": scores,
+            "runs": trial.user_attrs["runs"]}  # fmt: skip
+
+
+def importances(spec: StudySpec, study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, float]:
+    """Optuna's share of each setting in the spread of the mean score; empty where there is too little to tell."""
+    if len(complete) < 4 or len({float(np.mean(trial.values)) for trial in complete}) < 2:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = optuna.importance.get_param_importances(study, target=lambda trial: float(np.mean(trial.values)))
+        except (ValueError, RuntimeError):  # no setting took two values
+            return {}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _difference(spec: StudySpec, place: Place, leader: FrozenTrial, first: FrozenTrial) -> dict | None:
+    """Mean score of the best trial minus the first one's, paired by seed and prompt. None where a run is gone."""
+    records = []
+    for trial in (leader, first):
+        paths = [place.runs / name / "summary.json" for name in trial.user_attrs["runs"]]
+        if not all(path.is_file() for path in paths):
+            return None
+        records.append([Record(json.loads(path.read_text()), [], {}) for path in paths])
+    found = against(records[0], records[1], tuple(spec.task_list))
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def command(spec: StudySpec, trial: FrozenTrial) -> str:
+    """The `bench run` that makes a trial's runs again."""
+    sets = [part for text in spec.overrides(trial.user_attrs["settings"]) for part in ("--set", text)]
+    words = ["bench", "run", "--method", spec.method, "--tasks", ",".join(spec.task_list), "--backbone", spec.backbone]
+    return shlex.join([*words, "--seeds", ",".join(map(str, spec.seed_list)), *sets])
+
+
+def plot(spec: StudySpec, study: optuna.Study, folder: Path, complete: list[FrozenTrial]) -> None:
+    """history.png and slices.png; pareto.png for several objectives."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def save(figure, name: str) -> None:
+        figure.tight_layout()
+        with (folder / f".{name}.tmp").open("wb") as file:
+            figure.savefig(file, format="png", dpi=120)
+        (folder / f".{name}.tmp").replace(folder / name)
+        plt.close(figure)
+
+    means = np.array([np.mean(trial.values) for trial in complete])
+    figure, axes = plt.subplots(figsize=(6, 3.5))
+    numbers = [trial.number for trial in complete]
+    axes.plot(numbers, means, "o", label="trial")
+    axes.plot(numbers, np.maximum.accumulate(means), "-", label="best until then")
+    axes.set(xlabel="trial", ylabel="mean validation score")
+    axes.legend()
+    save(figure, "history.png")
+
+    names = list(spec.space)
+    figure, grid = plt.subplots(1, len(names), figsize=(2.6 * len(names) + 0.6, 3), squeeze=False, sharey=True)
+    for axes, name in zip(grid[0], names):
+        have = [trial for trial in complete if name in trial.params]
+        axis = spec.space[name]
+        values = [str(trial.params[name]) if axis.choices else trial.params[name] for trial in have]
+        axes.plot(values, [np.mean(trial.values) for trial in have], "o")
+        axes.set(xlabel=name, xscale="log" if axis.log else "linear" if not axis.choices else axes.get_xscale())
+        axes.tick_params(axis="x", rotation=45)
+    grid[0][0].set_ylabel("mean validation score")
+    save(figure, "slices.png")
+    if spec.objective == MEAN:
+        return
+    pairs = [(i, j) for i in range(len(spec.objective)) for j in range(i + 1, len(spec.objective))]
+    figure, grid = plt.subplots(1, len(pairs), figsize=(3.4 * len(pairs), 3.2), squeeze=False)
+    front = {trial.number for trial in study.best_trials}
+    for axes, (i, j) in zip(grid[0], pairs):
+        for on, label in ((False, "trial"), (True, "Pareto front")):
+            points = [trial.values for trial in complete if (trial.number in front) == on]
+            axes.plot([p[i] for p in points], [p[j] for p in points], "o", label=label)
+        axes.set(xlabel=spec.objective[i], ylabel=spec.objective[j])
+    grid[0][0].legend()
+    save(figure, "pareto.png")
+
+
+def show(spec: StudySpec, summary: dict, place: Place) -> None:
+    """The summary as people read it, to stdout."""
+    console = Console(width=max(110, Console().width), highlight=False)
+    counts = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
+    front = "" if spec.objective == MEAN else ", Pareto front"
+    table = Table(title=f"study {spec.name}: {counts}; validation prompts, {spec.budget:,} evaluations a run{front}")
+    for head in ("trial", *summary["objectives"], "settings"):
+        table.add_column(head, overflow="fold")
+    listed = [*summary["best"]]
+    if summary["first"] and summary["first"]["trial"] not in {row["trial"] for row in listed}:
+        listed.append(summary["first"])
+    for row in listed:
+        table.add_row(str(row["trial"]), *(f"{value:.4f}" for value in row["values"]), brief(row["settings"]))
+    console.print(table)
+    if gap := summary.get("best_minus_first"):
+        interval = f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
+        console.print(
+            f"best minus trial {summary['first']['trial']}: {interval}, "
+            "paired by prompt; the best of many flatters: confirm it on other seeds and test prompts"
+        )
+    if summary["importances"]:
+        console.print("importance: " + ", ".join(f"{k} {v:.0%}" for k, v in summary["importances"].items()))
+    if "command" in summary:
+        console.print(f"the best trial again:\n{summary['command']}", soft_wrap=True)
+        console.print(f"as --set values: {' '.join(shown(summary['best'][0]['settings']))}", soft_wrap=True)
+    console.print(f"study folder: {place.folder}", soft_wrap=True)

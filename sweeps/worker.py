@@ -1,0 +1,149 @@
+"""A worker of a study: takes trials, carries them out, tells their values; any number of them join and leave.
+
+Every trial that is under way is held by a lock of its worker's process, which the system gives free when that dies.
+So a trial of a dead worker is seen at once and taken over: same number, same settings, its runs go on from their
+checkpoints. Optuna's own heartbeat would need an RDB storage and forget the half-done run.
+"""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from bench.errors import BenchError, one_line
+from sweeps.measure import Measured, PrunedError, measure
+from sweeps.study import MEAN, Place, Scalar, StudySpec, open_study, sampler
+
+TRIES = 3
+"""A trial whose worker dies this often has failed."""
+WAIT_S = 1.0
+Measure = Callable[..., Measured]
+Say = Callable[[str], None]
+
+
+class Claims:
+    """Who has which trial in hand, by locks in the study's folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold while looking for a trial: two workers must not take the same one, or one too many."""
+        with (self.folder / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def take(self, number: int) -> IO | None:
+        """The trial's lock, held until the file is closed; None if a living worker has it."""
+        file = (self.folder / f"{number}.lock").open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return None
+        return file
+
+
+def work(spec: StudySpec, place: Place, say: Say = lambda _: None, carry_out: Measure = measure) -> optuna.Study:
+    """Carry out trials until the study has all of its own, waiting for those of other workers; returns the study.
+
+    Raises BenchError if every trial failed.
+    """
+    claims = Claims(place.folder / "trials")
+    with claims.alone():
+        study = open_study(spec, place)
+    while True:
+        with claims.alone():
+            taken, busy = _next(spec, study, claims)
+        if taken:
+            trial, chosen, lock = taken
+            with lock:
+                _carry_out(spec, place, study, trial, chosen, say, carry_out)
+        elif busy:
+            time.sleep(WAIT_S)
+        else:
+            break
+    trials = study.get_trials(deepcopy=False)
+    if trials and all(trial.state == TrialState.FAIL for trial in trials):
+        raise BenchError(f"every trial failed; the last: {trials[-1].user_attrs.get('error', 'its worker died')}")
+    return study
+
+
+Taken = tuple[optuna.Trial, dict[str, Scalar], IO]
+
+
+def _next(spec: StudySpec, study: optuna.Study, claims: Claims) -> tuple[Taken | None, bool]:
+    """A trial of a dead worker, else a new one, with its settings and lock; and whether others are under way."""
+    trials = study.get_trials(deepcopy=False)
+    busy = False
+    for trial in trials:
+        if trial.state != TrialState.RUNNING:
+            continue
+        lock = claims.take(trial.number)
+        if lock is None:
+            busy = True
+        elif trial.user_attrs.get("tries", 1) >= TRIES:
+            with lock:
+                study.tell(trial.number, state=TrialState.FAIL)
+        else:
+            return _adopt(spec, study, trial, lock), busy
+    begun = [trial for trial in trials if trial.state != TrialState.WAITING]
+    if len(begun) >= spec.trials:
+        return None, busy
+    study.sampler = sampler(spec, len(begun))
+    trial = study.ask()
+    lock = claims.take(trial.number)
+    if lock is None:
+        raise BenchError(f"trial {trial.number} is new and yet in a worker's hands: is the storage another study's?")
+    return (trial, spec.suggest(trial), lock), busy
+
+
+def _adopt(spec: StudySpec, study: optuna.Study, frozen: FrozenTrial, lock: IO) -> Taken:
+    """A dead worker's trial; what it had been given stays, the rest is drawn now."""
+    study.sampler = sampler(spec, frozen.number)
+    trial = optuna.Trial(study, frozen._trial_id)  # no public way leads to a trial that is RUNNING
+    trial.set_user_attr("tries", frozen.user_attrs.get("tries", 1) + 1)
+    return trial, spec.suggest(trial), lock
+
+
+def _carry_out(
+    spec: StudySpec, place: Place, study: optuna.Study, trial: optuna.Trial, chosen: dict[str, Scalar], say: Say,
+    carry_out: Measure,
+) -> None:  # fmt: skip
+    def reached(point: int, value: float) -> bool:
+        if spec.pruner == "none":
+            return False
+        trial.report(value, point)
+        return trial.should_prune()
+
+    words = brief(chosen)
+    trial.set_user_attr("settings", chosen)
+    try:
+        found = carry_out(spec, place, chosen, reached)
+    except PrunedError:
+        study.tell(trial, state=TrialState.PRUNED)
+        say(f"trial {trial.number} pruned: {words}")
+        return
+    except Exception as error:  # whatever breaks one trial, the others go on
+        trial.set_user_attr("error", one_line(error))
+        study.tell(trial, state=TrialState.FAIL)
+        say(f"trial {trial.number} failed: {words}: {one_line(error)}")
+        return
+    trial.set_user_attr("scores", found.scores)
+    trial.set_user_attr("runs", found.runs)
+    means = {task: sum(values) / len(values) for task, values in found.scores.items()}
+    values = [sum(means.values()) / len(means)] if spec.objective == MEAN else [means[task] for task in spec.objective]
+    study.tell(trial, values)
+    say(f"trial {trial.number}: {', '.join(f'{value:.4f}' for value in values)}: {words}")
+
+
+def brief(chosen: dict[str, Scalar]) -> str:
+    """Settings for people."""
+    return ", ".join(f"{key}={v:.4g}" if isinstance(v, float) else f"{key}={v}" for key, v in chosen.items())
