@@ -158,8 +158,8 @@ def _slurm(jobs: list[Job], root: Path, placement: Placement, report: Report) ->
             time.sleep(POLL_S["slurm"] if watched else 0)
     except KeyboardInterrupt:
         raise DetachedError(
-            f"{len(watched)} jobs go on in Slurm: bench status shows them, bench cancel stops them, and the same "
-            "command waits for them again"
+            f"{len(watched)} of the jobs go on in Slurm: bench status shows them, bench cancel stops them, and the "
+            "same command waits for them again"
         ) from None
     return failures
 

@@ -31,6 +31,14 @@ class Options(BaseModel):
     """Base of a method's own settings (`params` in a spec)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    unsaid: ClassVar[tuple[str, ...]] = ()
+    """Settings that a run's record leaves out where they are at their defaults: those that came later than records."""
+
+    def record(self) -> dict[str, Any]:
+        """What a spec keeps of them."""
+        fields = type(self).model_fields
+        silent = {name for name in self.unsaid if getattr(self, name) == fields[name].default}
+        return self.model_dump(exclude=silent)
 
 
 class Method(ABC, Generic[Experience]):

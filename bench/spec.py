@@ -247,7 +247,7 @@ def resolve(
     settings["scorers"] = words(settings.get("scorers", {}))
     try:
         spec = Spec.model_validate(settings | fixed)
-        spec = spec.model_copy(update={"params": method_class.Options.model_validate(spec.params).model_dump()})
+        spec = spec.model_copy(update={"params": method_class.Options.model_validate(spec.params).record()})
     except ValidationError as error:
         in_params = error.title == method_class.Options.__name__
         whole = (method_class.Options, ("params",)) if in_params else (Spec, ())

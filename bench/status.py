@@ -38,9 +38,7 @@ class Line:
 
 
 def survey(root: Path) -> list[Line]:
-    """Every run and job of a results folder, by state and name. Raises UsageError if the folder is not there."""
-    if not root.is_dir():
-        raise UsageError(f"there is no {root}")
+    """Every run and job of a results folder, by state and name."""
     known = launches(root)
     answers = states(known)
     latest: dict[str, tuple[Launch, Job, State | None]] = {}
@@ -166,7 +164,7 @@ def cancel(root: Path, names: list[str]) -> list[str]:
 
     What they have checkpointed stays: the same command goes on. Raises UsageError for a name that no job has.
     """
-    known = launches(root) if root.is_dir() else []
+    known = launches(root)
     answers = states(known)
     if answers is None:
         raise UsageError("Slurm does not answer (squeue failed): nothing was cancelled")
@@ -208,7 +206,7 @@ def _stop(launch: Launch, job: Job) -> None:
 
 def logs(root: Path, name: str) -> None:
     """Print the end of the latest job's output that a name means. Raises UsageError if there is none."""
-    known = launches(root) if root.is_dir() else []
+    known = launches(root)
     chosen = [(launch, job) for launch in known for job in launch.jobs if job.id and _meant(name, launch, job)]
     if not chosen:
         raise unknown("run with a job", name, _names(known))

@@ -1,12 +1,41 @@
 """Joint multi-reward RL: every update sees every task, one adapter, any engine.
 
 Each task keeps its own prompts and its own reward, as in the multi-task baselines of DiffusionOPD
-(arXiv 2605.15055, Sec. 5); how their advantages compare is `mixing`.
+(arXiv 2605.15055, Sec. 5); how their advantages compare is `mixing`, how much each counts `weights`.
 """
 
-from methods.rl.method import RlMethod
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from bench.errors import unknown
+from bench.lab import Lab
+from methods.rl.method import RlMethod, RlOptions
+
+
+class MultiRewardOptions(RlOptions):
+    """Settings of joint RL."""
+
+    unsaid: ClassVar[tuple[str, ...]] = ("weights",)
+
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+    """task -> how much its gradient counts, 1 where nothing is said; an update's weights add up to 1."""
 
 
 class MultiReward(RlMethod):
     name = "multi_reward"
     source = "joint RL on all tasks (DiffusionNFT, arXiv 2509.16117; GDPO normalisation or raw sum)"
+    Options = MultiRewardOptions
+
+    @classmethod
+    def check(cls, spec, sampler) -> None:
+        super().check(spec, sampler)
+        for task in cls.Options.model_validate(spec.params).weights:
+            if task not in spec.tasks:
+                raise unknown("task in params.weights", task, spec.tasks)
+
+    def plan(self, lab: Lab) -> dict[str, float]:
+        if not self.options.weights:
+            return super().plan(lab)
+        weights = {task: self.options.weights.get(task, 1.0) for task in lab.tasks}
+        return {task: weight / sum(weights.values()) for task, weight in weights.items()}

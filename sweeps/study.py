@@ -1,6 +1,7 @@
 """What a study is: one YAML file, typed and checked, and the Optuna study behind it."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -198,7 +199,9 @@ def open_study(spec: StudySpec, place: Place) -> optuna.Study:
         study.set_user_attr("identity", spec.identity)
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         if spec.objective != MEAN:
-            study.set_metric_names(list(spec.objective))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(spec.objective))
     elif begun != spec.identity:
         raise UsageError(
             f"the study {spec.name!r} in {place.folder} was begun with another method, space, budget or seeds: "

@@ -60,6 +60,15 @@ def test_example_task_runs(register, tmp_path: Path) -> None:
     assert 0 <= summary["models"]["student"]["darkness"]["rows"]["reward"][0] <= 1
 
 
+def test_the_slurm_profile_is_one() -> None:
+    import yaml
+
+    from bench.placement import Profile
+
+    text = re.search(r"```yaml\n# gpu\.yaml.*?\n(.*?)```", README, re.S)[1]
+    assert Profile.model_validate(yaml.safe_load(text)).parameters("bench", None)["slurm_partition"] == "gpu"
+
+
 def commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
     return [line for block in blocks for line in block.splitlines() if line.startswith("bench ")]
@@ -93,6 +102,8 @@ def test_every_command_of_the_readme_runs(line: str, tmp_path: Path, places: dic
     words = shlex.split(line, comments=True)[1:]
     if words[0] == "eval" and "base" not in words:
         pytest.skip("scores the result of another command")
+    if words[0] in ("sweep", "logs") or "slurm" in words:
+        pytest.skip("tests/sweeps and tests/slurm do this on something small")
     if words[0] == "perf":
         pytest.skip("takes minutes; test_perf.py runs a small one")
     arguments = [sys.executable, "-m", "bench", *words, *shlex.split(SHRINK.get(words[0], ""))]

@@ -3,10 +3,12 @@ import pytest
 import torch
 
 from bench.backbones.adapters import Shape
+from bench.errors import UsageError
 from bench.lab import STUDENT
 from bench.sampler.gaussian import Gaussian
+from bench.spec import resolve
 from methods.cascade import PREVIOUS, Cascade, CascadeOptions
-from methods.multi_reward import MultiReward
+from methods.multi_reward import MultiReward, MultiRewardOptions
 from methods.rl.advantages import advantages
 from methods.rl.grpo import Grpo, GrpoOptions, surrogate
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
@@ -161,3 +163,16 @@ def test_cascade_visits_tasks_in_order_and_moves_its_anchor(make_lab) -> None:
         same = all(map(torch.equal, *(lab.backbone.adapters.parameters(n) for n in (PREVIOUS, STUDENT))))
         assert same == (lab.progress >= 0.5)
     assert seen == ["ocr", "ocr", "geneval", "geneval"]
+
+
+def test_weights_of_tasks(make_lab) -> None:
+    lab = make_lab()
+    assert MultiReward(MultiRewardOptions()).plan(lab) == {"geneval": 0.5, "ocr": 0.5}
+    assert MultiReward(MultiRewardOptions(weights={"ocr": 3.0})).plan(lab) == {"geneval": 0.25, "ocr": 0.75}
+    plain = resolve("multi_reward", ["geneval", "ocr"])
+    assert "weights" not in plain.params  # or every older run would have another name
+    weighted = resolve("multi_reward", ["geneval", "ocr"], overrides=["params.weights.ocr=3"])
+    assert weighted.params["weights"] == {"ocr": 3.0}
+    assert weighted.digest("f") != plain.digest("f")
+    with pytest.raises(UsageError, match="did you mean 'ocr'"):
+        resolve("multi_reward", ["geneval", "ocr"], overrides=["params.weights.orc=3"])

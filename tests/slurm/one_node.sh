@@ -51,7 +51,7 @@ fi
 chown -R munge: /etc/munge /run/munge /var/log/munge /var/lib/munge
 chmod 400 /etc/munge/munge.key
 chmod 755 /run/munge
-munge -n > /dev/null 2>&1 || runuser -u munge -- /usr/sbin/munged
+munge -n > /dev/null 2>&1 || runuser -u munge -- /usr/sbin/munged --force
 slurmctld
 slurmd -N "$host"
 for _ in $(seq 150); do

@@ -194,7 +194,7 @@ def test_an_interrupt_leaves_the_jobs_and_the_same_command_waits_for_them(root: 
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "1 jobs go on in Slurm" in said
+    assert "1 of the jobs go on in Slurm" in said
     done = bench(*words, root=root)
     assert done.returncode == 0, done.stderr
     assert the_job(root)  # still the only one

@@ -1,0 +1,27 @@
+"""A worker whose trials take a moment and train nothing; run by test_worker.py. Arguments: study file, folder."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from sweeps.measure import Measured
+from sweeps.study import Place, read_study
+from sweeps.worker import work
+
+
+def value(chosen: dict) -> float:
+    """Best at learning rate 1e-3."""
+    return 1 - abs(chosen["optimizer.lr"] - 1e-3)
+
+
+def fast(spec, place: Place, chosen: dict, reached) -> Measured:
+    time.sleep(0.05)
+    with (place.folder / "carried-out.txt").open("a") as file:
+        file.write(f"{os.getpid()} {chosen['optimizer.lr']!r}\n")
+    time.sleep(0.05)
+    return Measured({"ocr": [value(chosen)]}, [])
+
+
+if __name__ == "__main__":
+    work(read_study(Path(sys.argv[1])), Place(Path(sys.argv[2])), carry_out=fast)

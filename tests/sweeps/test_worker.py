@@ -1,0 +1,254 @@
+"""Workers share a study: nothing is lost or done twice, whoever dies; trials fail, prune and resume as they should."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from bench.errors import BenchError, UsageError
+from sweeps.measure import Measured, PrunedError
+from sweeps.study import Place, StudySpec, open_study, read_study
+from sweeps.summary import summarise
+from sweeps.worker import TRIES, Claims, work
+from tests.sweeps.fast_worker import fast, value
+
+STUDY = {
+    "name": "s", "method": "opd_analytic", "tasks": "ocr", "budget": 300, "trials": 6,
+    "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+}  # fmt: skip
+
+
+def study(**changes) -> StudySpec:
+    return StudySpec.model_validate(STUDY | changes)
+
+
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "results" / "s")
+
+
+def scored(number: float) -> Measured:
+    return Measured({"ocr": [number]}, [])
+
+
+@pytest.mark.slow
+def test_eight_workers_of_which_two_are_killed(tmp_path: Path) -> None:
+    """200 trials: every number once, every trial complete, and only a dead worker's trial was carried out again."""
+    import yaml
+
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | {"trials": 200, "sampler": "random"}))
+    folder = place(tmp_path).folder
+    command = [sys.executable, "-m", "tests.sweeps.fast_worker", str(tmp_path / "study.yaml"), str(folder)]
+    workers = [subprocess.Popen(command) for _ in range(8)]
+    rng = random.Random(0)
+    done = folder / "carried-out.txt"
+    for count in (30, 110):
+        end = time.monotonic() + 200
+        while not (done.exists() and len(done.read_text().splitlines()) >= count):
+            assert time.monotonic() < end, "the workers do not get on"
+            time.sleep(0.05)
+        time.sleep(rng.random() / 5)
+        victim = rng.choice([w for w in workers if w.poll() is None])
+        victim.send_signal(signal.SIGKILL)
+    codes = [worker.wait(timeout=300) for worker in workers]
+    assert sorted(codes) == [-9, -9, 0, 0, 0, 0, 0, 0]
+    found = open_study(study(trials=200, sampler="random"), place(tmp_path))
+    assert [trial.number for trial in found.trials] == list(range(200))
+    assert {trial.state for trial in found.trials} == {TrialState.COMPLETE}
+    assert all(trial.value == value(trial.params) for trial in found.trials)
+    times = Counter(line.split()[1] for line in done.read_text().splitlines())
+    again = {repr(t.params["optimizer.lr"]) for t in found.trials if t.user_attrs.get("tries", 1) > 1}
+    assert len(again) <= 2
+    assert set(times) == {repr(trial.params["optimizer.lr"]) for trial in found.trials}
+    assert {lr for lr, count in times.items() if count > 1} <= again
+
+
+def test_what_a_dead_worker_had_drawn_stays(tmp_path: Path) -> None:
+    """The trial is taken over with its number and settings, and the missing ones are drawn; at last it fails."""
+    space = STUDY["space"] | {"params.trajectories": {"choices": [2, 4]}}
+    spec = study(space=space, trials=1)
+    claims = Claims(place(tmp_path).folder / "trials")
+    begun = open_study(spec, place(tmp_path))
+    trial = begun.ask()
+    drawn = trial.suggest_float("optimizer.lr", 1e-4, 1e-2, log=True)  # and dies here
+    tried = []
+
+    def die(spec, place, chosen, reached):
+        tried.append(chosen)
+        raise KeyboardInterrupt
+
+    for _ in range(TRIES - 1):
+        with pytest.raises(KeyboardInterrupt):
+            work(spec, place(tmp_path), carry_out=die)
+    assert {chosen["optimizer.lr"] for chosen in tried} == {drawn}
+    assert tried[0] == tried[1]
+    held = claims.take(0)
+    assert claims.take(0) is None  # a living worker's is not taken
+    held.close()
+    with pytest.raises(BenchError, match="every trial failed; the last: its worker died"):
+        work(spec, place(tmp_path), carry_out=die)
+    assert len(tried) == TRIES - 1
+
+
+def test_failures_do_not_stop_a_study(tmp_path: Path) -> None:
+    def some(spec, place, chosen, reached):
+        if chosen["optimizer.lr"] > 1e-3:
+            raise BenchError("it\ndiverged")
+        return scored(0.5)
+
+    said = []
+    done = work(study(trials=8), place(tmp_path), said.append, some)
+    states = Counter(trial.state for trial in done.trials)
+    assert set(states) == {TrialState.COMPLETE, TrialState.FAIL}
+    assert sum(states.values()) == 8
+    assert "it diverged" in {trial.user_attrs.get("error") for trial in done.trials}
+    assert any("it diverged" in line for line in said)
+    work(study(trials=10), place(tmp_path), carry_out=some)  # the same study may be given more
+    assert len(open_study(study(trials=10), place(tmp_path)).trials) == 10
+
+
+def test_pruning_is_on_the_course_of_the_mean(tmp_path: Path) -> None:
+    spec = study(pruner="median", trials=12)
+    courses = iter([0.5] * 6 + [0.1] * 6)
+
+    def course(spec, place, chosen, reached):
+        level = next(courses)
+        for point in range(3):
+            if reached(point, level):
+                raise PrunedError
+        return scored(level)
+
+    done = work(spec, place(tmp_path), carry_out=course)
+    states = [trial.state for trial in done.trials]
+    assert states[:6] == [TrialState.COMPLETE] * 6
+    assert states[6:] == [TrialState.PRUNED] * 6
+    assert summarise(spec, done, place(tmp_path))["trials"]["pruned"] == 6
+
+
+def test_several_objectives_have_a_front(tmp_path: Path) -> None:
+    spec = study(tasks=("ocr", "geneval"), objective=("ocr", "geneval"), trials=20, sampler="nsga2")
+
+    def against(spec, place, chosen, reached):
+        share = (chosen["optimizer.lr"] - 1e-4) / 1e-2
+        return Measured({"ocr": [share], "geneval": [1 - share**2]}, [])
+
+    done = work(spec, place(tmp_path), carry_out=against)
+    summary = summarise(spec, done, place(tmp_path))
+    assert summary["objectives"] == ["ocr", "geneval"]
+    assert len(summary["best"]) == 20  # every point of a falling curve is on its front
+    for name in ("history.png", "slices.png", "pareto.png"):
+        assert (place(tmp_path).folder / name).stat().st_size > 1000
+
+
+def test_what_is_enqueued_comes_first_and_seeds_are_means(tmp_path: Path) -> None:
+    spec = study(enqueue=({"optimizer.lr": 1e-3}, {"optimizer.lr": 5e-3}), trials=3, seeds="0-2")
+    taken = []
+
+    def note(spec, place, chosen, reached):
+        taken.append(chosen["optimizer.lr"])
+        return Measured({"ocr": [0.1, 0.2, 0.6]}, [])
+
+    done = work(spec, place(tmp_path), carry_out=note)
+    assert taken[:2] == [1e-3, 5e-3]
+    assert [trial.value for trial in done.trials] == pytest.approx([0.3] * 3)
+    work(spec, place(tmp_path), carry_out=note)
+    assert len(taken) == 3
+
+
+def test_one_worker_draws_the_same_again(tmp_path: Path) -> None:
+    def lrs(folder: str) -> list[float]:
+        spec = study(trials=12)
+        done = work(spec, Place(tmp_path / folder), carry_out=lambda s, p, chosen, r: scored(value(chosen)))
+        return [trial.params["optimizer.lr"] for trial in done.trials]
+
+    assert lrs("a") == lrs("b")
+
+
+def test_another_study_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    work(study(trials=1), place(tmp_path), carry_out=lambda *_: scored(1.0))
+    with pytest.raises(UsageError, match="was begun with another method, space, budget or seeds"):
+        work(study(trials=2, budget=400), place(tmp_path), carry_out=lambda *_: scored(1.0))
+
+
+def test_a_database_does_as_well(tmp_path: Path) -> None:
+    where = Place(tmp_path / "results" / "s", f"sqlite:///{tmp_path}/studies.db")
+    done = work(study(trials=3), where, carry_out=lambda *_: scored(1.0))
+    assert len(done.trials) == 3
+    assert not where.journal.exists()
+    names = optuna.get_all_study_names(storage=where.storage)
+    assert names == ["s"]
+
+
+@pytest.mark.slow
+def test_a_study_end_to_end(tmp_path: Path) -> None:
+    """Two local workers, real runs, one killed with its runs on the way; the summary's command makes the best again."""
+    import json
+
+    import yaml
+
+    tiny = STUDY | {"settings": {"evaluation.steps": 1, "params.trajectories": 2, "checkpoint_every": 1}, "points": 2}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny | {"name": "tiny", "trials": 3}))
+    words = [sys.executable, "-m", "bench", "sweep", "tiny.yaml", "--workers", "2", "--executor", "local"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "results" / "sweeps" / "tiny"
+    end = time.monotonic() + 120
+    while not list(folder.glob("runs/*/metrics.jsonl")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    (folder / "noted").touch()
+    told = subprocess.run(["pgrep", "-f", f"submitit.core._submit {folder}"], capture_output=True, text=True).stdout
+    os.kill(int(told.split()[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode in (0, 4), said
+    done = subprocess.run(words[:-4], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["trials"]["complete"] == 3
+    assert summary["command"].split("\n")[0] in done.stdout
+    assert "best minus trial 0" in done.stdout
+    best = folder / "runs" / summary["best"][0]["runs"][0]
+    again = f"{sys.executable} -m {summary['command']} --results results/again"
+    made = subprocess.run(again, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    models = [json.loads((run / "summary.json").read_text())["models"]["student"]
+              for run in (best, tmp_path / "results" / "again" / best.name)]  # fmt: skip
+    assert models[0] == models[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"space": {"optimizer.lr": {"low": 1}}}, "give either low and high, or choices"),
+        ({"space": {"optimizer.lr": {"low": 2, "high": 1}}}, "not below high"),
+        ({"space": {"optimiser.lr": {"low": 1, "high": 2}}, "enqueue": [{"optimiser.lr": 1}]}, "optimizer"),
+        ({"enqueue": [{"optimizer.rl": 1}]}, "did you mean 'optimizer.lr'"),
+        ({"objective": ["ocr"], "pruner": "median"}, "single objective"),
+        ({"objective": ["orc"]}, "did you mean 'ocr'"),
+        ({"methd": "sft"}, "did you mean 'method'"),
+        ({"method": "sfft"}, "did you mean 'sft'"),
+        ({"settings": {"sampler.kernel": "od"}}, "did you mean 'ode'"),
+        ({"space": {"sampler.eta": {"low": 0, "high": 1, "when": {"sampler.kernel": ["cps"]}}}}, "no dimension before"),
+        ({"name": "../up"}, "name"),
+    ],
+)
+def test_a_bad_file_is_refused_before_the_first_trial(tmp_path: Path, change: dict, said: str) -> None:
+    import yaml
+
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(STUDY | change))
+    with pytest.raises(UsageError, match=said):
+        read_study(tmp_path / "s.yaml")
+    assert fast  # what the workers of the big test run
+
+
+@pytest.mark.parametrize("path", sorted(Path("sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_that_come_with_the_project_are_sound(path: Path) -> None:
+    found = read_study(path)
+    assert found.enqueue
+    assert read_study(Path(path.stem)) == found
