@@ -1,5 +1,6 @@
 """Carry out one spec from start to summary."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from bench.provenance import record
 from bench.registry import find
 from bench.spec import Spec, describe
 from bench.store import Run
-from bench.teachers import Teacher, locate, mount, to_train
+from bench.teachers import Teacher, locate, mount, to_train, training_evaluations
 from bench.workers import ALONE, Workers
 
 NO_GPU = "install a CUDA build of torch where there is one, or use --set device=cpu"
@@ -141,6 +142,7 @@ def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> Non
 def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_guidance: dict[str, float]) -> dict:
     """Base at its best guidance, every teacher and the student on every task, with cost."""
     run, spec = loop.run, loop.spec
+    costs = {task: cost for task, cost in training_evaluations(teachers).items() if not math.isnan(cost)}
     last = [row for row in loop.workers.agreed(run.rows("evaluations.jsonl")) if row["step"] == loop.step]
     models: dict[str, dict[str, dict]] = {"student": {row["task"]: _strip(row) for row in last}}
     references = Reference(loop, session.root / "cache")
@@ -158,7 +160,10 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
         "updates": loop.step,
         "cost": loop.lab.backbone.meter.whole(loop.workers),
         "scorers": {task: loop.lab.tasks[task].scorer_name for task in spec.tasks},
-        "teachers": {task: {"source": spec.teachers[task], "hash": t.hash} for task, t in teachers.items()},
+        "teachers": {
+            task: {"source": spec.teachers[task], "hash": teacher.hash, "evaluations": costs.get(task)}
+            for task, teacher in teachers.items()
+        },
         "models": models,
     }
 

@@ -1,0 +1,88 @@
+"""The report's first words: which line wins on what, by how much, and what must be known to read it."""
+
+from markupsafe import Markup
+
+from report.evidence import Evidence
+from report.lines import Pool
+from report.table import number
+from report.tables import ALPHA, PoolTables
+
+
+def answer(pool: Pool, tables: PoolTables) -> Markup:
+    """A few sentences on one pool; every number is one of its tables'."""
+    if not pool.equal:
+        return Markup("On {}: no two lines have the same budget.").format(pool.title)
+    rows = [row for row in tables.scores.rows if row["line"] in tables.standings]
+    ranked = sorted(rows, key=lambda row: -row["mean"].value)
+    best = ranked[0]
+    budget = number(pool.budget, "count")
+    seeds = sorted({len(line.records) for line in pool.equal})
+    counted = Markup("{}").format(number(seeds[0], "count"))
+    if len(seeds) > 1:
+        counted = Markup("{} to {}").format(counted, number(seeds[-1], "count"))
+    text = Markup("On {}: at about {} training evaluations a run and {} seeds, ").format(pool.title, budget, counted)
+    if len(ranked) == 1:
+        return text + Markup("{} has the mean score {}; there is nothing to compare it with.").format(
+            best["line"], number(best["mean"], "score")
+        )
+    text += Markup("<strong>{}</strong> has the highest mean score, {}. ").format(
+        best["line"], number(best["mean"], "score")
+    )
+    text += _against(ranked, tables, pool)
+    for task in pool.tasks:
+        top = max(ranked, key=lambda row: row[task].value)
+        clear = (tables.scores.rows.index(top), task) in tables.scores.strong
+        text += Markup("On {}: {}, {}{}. ").format(
+            task, top["line"], number(top[task], "score"), "" if clear else " (not told from every other line)"
+        )
+    return text
+
+
+def _against(ranked: list[dict], tables: PoolTables, pool: Pool) -> Markup:
+    """What is told from the reference line, and what is not."""
+    others = [row for row in ranked if row["line"] != tables.reference]
+    below = [row for row in others if row["p"] < ALPHA and row["against"].value < 0]
+    above = [row for row in others if row["p"] < ALPHA and row["against"].value > 0]
+    open_ = [row for row in others if not row["p"] < ALPHA]
+    text = Markup("Against {} (paired, Holm's correction over {} lines): ").format(
+        tables.reference, number(len(others), "count")
+    )
+    parts = []
+    for name, group in (("above", above), ("below", below), ("undecided", open_)):
+        if group:
+            shown = Markup(", ").join(
+                Markup("{} by {}").format(row["line"], number(row["against"], "change")) for row in group
+            )
+            parts.append(Markup("{}: {}").format(name, shown))
+    return text + Markup("; ").join(parts) + ". "
+
+
+def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
+    """What a reader must know: missing seeds, other budgets, failed and unfinished runs, few seeds, damaged files."""
+    texts: list[Markup] = []
+    for pool in found:
+        for label, seeds in pool.missing_seeds.items():
+            texts.append(
+                Markup(
+                    "{} has no finished run of seeds {}: differences are over the seeds that both lines have."
+                ).format(label, ", ".join(map(str, seeds)))
+            )
+        for line in pool.others:
+            texts.append(
+                Markup("{} spent {} training evaluations a run, not about {}: it is shown, not ranked.").format(
+                    line.label, number(line.training_evaluations, "count"), number(pool.budget, "count")
+                )
+            )
+        for run in pool.unfinished:
+            said = f"failed: {run.note}" if run.state == "failed" else "is not finished"
+            texts.append(Markup("{} {}; it is in no table but that of runs.").format(run.name, said))
+        single = [line.label for line in pool.equal if len(line.records) == 1]
+        if single:
+            texts.append(Markup("One seed says little of a method: {}.").format(", ".join(single)))
+        commits = {run.commit for runs in pool.folders.values() for run in runs if run.commit}
+        if len(commits) > 1:
+            texts.append(Markup("The runs were made at {} commits: {}.").format(
+                number(len(commits), "count"), ", ".join(sorted(commits))
+            ))  # fmt: skip
+    texts += [Markup("{}").format(problem) for problem in evidence.problems]
+    return texts

@@ -1,0 +1,318 @@
+"""The figures of a report, drawn from its tables; each is saved for papers and put into the page with exact values."""
+
+import io
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from bench.files import write_atomic
+from report.style import INK, WIDTHS, Look, drawing
+
+SVG = "http://www.w3.org/2000/svg"
+SEPARATOR = "\u241f"
+Draw = Callable[[float], "object"]
+"""Width in inches -> matplotlib Figure."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure by name, with what it says to those who do not see it."""
+
+    name: str
+    title: str
+    alt: str
+    draw: Draw
+
+    def save(self, folder: Path) -> None:
+        """folder/NAME-column|page.pdf|svg|png."""
+        import matplotlib.pyplot as plt
+
+        for size, width in WIDTHS.items():
+            with drawing():
+                figure = self.draw(width)
+                for kind in ("pdf", "svg", "png"):
+                    data = io.BytesIO()
+                    figure.savefig(data, format=kind, dpi=200, metadata=_undated(kind))
+                    content = data.getvalue()
+                    write_atomic(folder / f"{self.name}-{size}.{kind}", _black(content) if kind != "png" else content)
+                plt.close(figure)
+
+    def html(self) -> Markup:
+        """Inline SVG in the reader's colours; markers tell their values when hovered over."""
+        import matplotlib.pyplot as plt
+
+        with drawing():
+            figure = self.draw(WIDTHS["page"])
+            data = io.StringIO()
+            figure.savefig(data, format="svg", metadata=_undated("svg"))
+            plt.close(figure)
+        return Markup('<figure id="figure-{}">{}<figcaption>{}</figcaption></figure>').format(
+            self.name, Markup(_inline(data.getvalue(), self.alt, self.name)), self.title
+        )
+
+
+def _undated(kind: str) -> dict:
+    """The same figure is the same file."""
+    return {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {"Software": None}
+
+
+def _black(content: bytes) -> bytes:
+    return content.replace(INK.encode(), b"#000000")
+
+
+def _inline(svg: str, alt: str, name: str) -> str:
+    """Without XML header, its ids made the page's own, ink that follows the theme, titles on what carries values."""
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    root = ElementTree.fromstring(re.sub(r"<!DOCTYPE[^>]*>", "", svg))
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    for group in root.iter(f"{{{SVG}}}g"):
+        told = group.get("id", "")
+        if not told.startswith("says:"):
+            continue
+        texts = told.removeprefix("says:").split(SEPARATOR)
+        marks = [node for node in group.iter() if node.tag in (f"{{{SVG}}}use", f"{{{SVG}}}path")]
+        marks = [node for node in marks if node.tag == f"{{{SVG}}}use"] or marks
+        for mark, text in zip(marks, texts):
+            ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
+        del group.attrib["id"]
+    root.set("role", "img")
+    root.set("aria-label", alt)
+    for size in ("width", "height"):
+        root.attrib.pop(size, None)
+    text = ElementTree.tostring(root, encoding="unicode")
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
+    return text.replace(INK, "currentColor")
+
+
+def says(artist, texts: list[str]) -> None:
+    """What an artist's markers tell when hovered over, in their order."""
+    artist.set_gid("says:" + SEPARATOR.join(texts))
+
+
+def scores_figure(
+    frame: pd.DataFrame, tasks: list[str], heads: dict[str, str], look: dict[str, Look], name: str
+) -> Figure:
+    """Every line's score and interval by task."""
+    keys = [*tasks, "mean"]
+    rows = frame[frame["line"].isin(look)]
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+
+        narrow = width < 5
+        height = max(1.6, 0.19 * len(rows) + 0.7)
+        shape = (len(keys), 1) if narrow else (1, len(keys))
+        figure, grid = plt.subplots(
+            *shape, figsize=(width, height * len(keys) if narrow else height), sharey=not narrow, squeeze=False
+        )
+        for axes, key in zip(grid.flat, keys):
+            for y, row in enumerate(rows.to_dict("records")):
+                style = look[row["line"]]
+                value, low, high = row[key], row[f"{key}_low"], row[f"{key}_high"]
+                axes.plot([low, high], [y, y], "-", color=style.colour)
+                (mark,) = axes.plot([value], [y], style.marker, color=style.colour)
+                says(mark, [f"{row['line']}, {key}: {value!r} [{low!r}, {high!r}]"])
+            axes.set(title=heads.get(key, "mean score"), yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+            axes.set_yticklabels(rows["line"])
+        return figure
+
+    best = rows.loc[rows["mean"].idxmax()]
+    alt = f"Scores with intervals of {len(rows)} lines. The highest mean score is {best['line']}'s, {best['mean']:.3f}."
+    return Figure(name, "Held-out scores, mean and 95% interval.", alt, draw)
+
+
+def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], name: str) -> Figure:
+    """Scores along training against evaluations and against seconds."""
+    lines = [label for label in look if (frame["line"] == label).any()]
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+
+        narrow = width < 5
+        shape = (2 * len(tasks), 1) if narrow else (2, len(tasks))
+        legend = 0.14 * math.ceil(len(lines) / (1 if narrow else 3)) + 0.2
+        height = (1.7 * 2 * len(tasks) if narrow else 3.6) + legend
+        figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)
+        panels = [(task, axis) for axis in ("evaluations", "seconds") for task in tasks]
+        for axes, (task, axis) in zip(grid.flat, panels):
+            for label in lines:
+                points = frame[(frame["line"] == label) & (frame["task"] == task)]
+                style = look[label]
+                scale = 1000 if axis == "evaluations" else 1
+                (curve,) = axes.plot(
+                    points[axis] / scale, points["score"], marker=style.marker, color=style.colour, label=label
+                )
+                if style.dashes:
+                    curve.set_dashes(style.dashes)
+                said = [f"{label}, {task}: {row.score!r} at {row[axis]!r} {axis}" for _, row in points.iterrows()]
+                says(curve, said)
+            unit = "training evaluations (thousands)" if axis == "evaluations" else "training and scoring (s)"
+            axes.set(title=task, xlabel=unit, ylabel="score")
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1 if narrow else 3)
+        return figure
+
+    return Figure(
+        name, "Anytime curves: held-out score along training, against model evaluations and against seconds.",
+        f"Scores along training of {len(lines)} lines on {', '.join(tasks)}; the numbers are in the table below.", draw,
+    )  # fmt: skip
+
+
+def heat_figure(frame: pd.DataFrame, tasks: list[str], lines: list[str], name: str) -> Figure:
+    """Drop from the best point by line and task."""
+    matrix = np.array([
+        [next(iter(frame[(frame["line"] == line) & (frame["task"] == task)]["drop"]), math.nan) for task in tasks]
+        for line in lines
+    ])  # fmt: skip
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(width, max(1.4, 0.2 * len(lines) + 0.7)))
+        axes.grid(False)
+        top = max(0.05, float(np.nanmax(matrix, initial=0)))
+        image = axes.imshow(matrix, cmap="cividis_r", vmin=0, vmax=top, aspect="auto")
+        for i, row in enumerate(matrix):
+            for j, value in enumerate(row):
+                text = "–" if math.isnan(value) else f"{value:.3f}"
+                dark = not math.isnan(value) and value > top / 2
+                axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black", fontsize=7)
+        axes.set(xticks=range(len(tasks)), yticks=range(len(lines)), xticklabels=tasks, yticklabels=lines)
+        figure.colorbar(image, label="drop from best (score)")
+        return figure
+
+    worst = float(np.nanmax(matrix, initial=0))
+    return Figure(
+        name, "Forgetting: the best recorded score minus the one at the end.",
+        f"Drop from the best recorded point by line and task; the largest is {worst:.3f}.", draw,
+    )  # fmt: skip
+
+
+def course_figure(
+    frame: pd.DataFrame, by: str, value: str, look: dict[str, Look], name: str, title: str, label: str
+) -> Figure:
+    """A value along the budget in one panel a group: cosines by pair of tasks, say."""
+    groups = list(dict.fromkeys(frame[by]))
+    lines = [line for line in look if (frame["line"] == line).any()]
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+
+        columns = 1 if width < 5 else min(3, len(groups))
+        rows = math.ceil(len(groups) / columns)
+        legend = 0.14 * math.ceil(len(lines) / (1 if width < 5 else 3)) + 0.2
+        figure, grid = plt.subplots(rows, columns, figsize=(width, 1.7 * rows + legend), squeeze=False, sharey=True)
+        for axes in grid.flat[len(groups) :]:
+            axes.remove()
+        for axes, group in zip(grid.flat, groups):
+            for line in lines:
+                points = frame[(frame["line"] == line) & (frame[by] == group)]
+                style = look[line]
+                (curve,) = axes.plot(
+                    points["share"], points[value], marker=style.marker, color=style.colour, label=line
+                )
+                if style.dashes:
+                    curve.set_dashes(style.dashes)
+                says(curve, [f"{line}, {group}: {row[value]!r} at {row['share']:.0%}" for _, row in points.iterrows()])
+            axes.set(title=group, xlabel="share of budget", ylabel=label)
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1 if width < 5 else 3)
+        return figure
+
+    return Figure(name, title, f"{title} {len(lines)} lines, {len(groups)} panels.", draw)
+
+
+def gold_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure:
+    """Known utility against the learned reward, a path along training for each line."""
+    lines = [line for line in look if (frame["line"] == line).any()]
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+
+        legend = 0.14 * math.ceil(len(lines) / (1 if width < 5 else 3)) + 0.2
+        figure, axes = plt.subplots(figsize=(width, 2.8 + legend))
+        for line in lines:
+            points, style = frame[frame["line"] == line], look[line]
+            (path,) = axes.plot(points["proxy"], points["gold"], marker=style.marker, color=style.colour, label=line)
+            if style.dashes:
+                path.set_dashes(style.dashes)
+            says(path, [f"{line} at {row['share']:.0%}: reward {row['proxy']!r}, utility {row['gold']!r}"
+                        for _, row in points.iterrows()])  # fmt: skip
+        axes.set(xlabel="reward (held-out score)", ylabel="known utility (score)")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=1 if width < 5 else 3)
+        return figure
+
+    return Figure(
+        name, "Over-optimisation: a path that turns down while it goes right gains reward and loses utility.",
+        f"Known utility against reward along training of {len(lines)} lines.", draw,
+    )  # fmt: skip
+
+
+def gradient_figure(frame: pd.DataFrame, name: str) -> Figure:
+    """Signal-to-noise ratio by estimator; by noise level where it was measured."""
+    whole = frame[frame["sigma"].isna()]
+    levels = frame[frame["sigma"].notna()]
+    labels = list(dict.fromkeys(whole["label"]))
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+        import seaborn
+
+        palette = seaborn.color_palette("colorblind", 10)
+        panels = 2 if len(levels) else 1
+        height = max(1.8, 0.18 * len(whole) + 0.8)
+        narrow = width < 5
+        shape, height = ((panels, 1), height * panels) if narrow else ((1, panels), height)
+        figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)
+        axes = grid.flat[0]
+        for y, row in enumerate(whole.to_dict("records")):
+            axes.plot([row["snr_low"], row["snr_high"]], [y, y], "-", color=palette[0])
+            (mark,) = axes.plot([row["snr"]], [y], "o", color=palette[0])
+            says(mark, [f"{row['label']}: {row['snr']!r} [{row['snr_low']!r}, {row['snr_high']!r}]"])
+        axes.set(yticks=range(len(whole)), xlabel="signal to noise ratio", ylim=(len(whole) - 0.5, -0.5))
+        axes.set_yticklabels(whole["label"])
+        if len(levels):
+            for i, label in enumerate(labels):
+                points = levels[levels["label"] == label]
+                (curve,) = grid.flat[1].plot(
+                    points["sigma"], points["snr"], marker="osD^vPX*"[i % 8], color=palette[i % 10], label=label
+                )
+                says(curve, [f"{label}, sigma {row['sigma']:g}: {row['snr']!r}" for _, row in points.iterrows()])
+            grid.flat[1].set(xlabel="noise level sigma", ylabel="signal to noise ratio", yscale="symlog")
+            grid.flat[1].legend()
+        return figure
+
+    return Figure(
+        name, "Gradient noise at a frozen student: |mean|² over the trace of the covariance, 95% interval over states.",
+        f"Signal-to-noise ratios of {len(whole)} gradient estimators.", draw,
+    )  # fmt: skip
+
+
+def front_figure(frame: pd.DataFrame, objectives: list[str], name: str, title: str) -> Figure:
+    """Trials of a study by pairs of objectives; by trial number where there is one."""
+    pairs = [(a, b) for i, a in enumerate(objectives) for b in objectives[i + 1 :]] or [("trial", objectives[0])]
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+        import seaborn
+
+        palette = seaborn.color_palette("colorblind", 10)
+        rows, columns = (len(pairs), 1) if width < 5 else (1, len(pairs))
+        figure, grid = plt.subplots(rows, columns, figsize=(width, 2.4 * rows), squeeze=False)
+        for axes, (a, b) in zip(grid.flat, pairs):
+            (marks,) = axes.plot(frame[a], frame[b], "o", color=palette[0])
+            says(marks, [f"trial {row['trial']}: {a} {row[a]!r}, {b} {row[b]!r}" for _, row in frame.iterrows()])
+            axes.set(xlabel=a, ylabel=b)
+        return figure
+
+    return Figure(name, title, f"{title}: {len(frame)} trials.", draw)

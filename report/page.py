@@ -1,0 +1,304 @@
+"""The report as one HTML file, and its pieces to paste: tables, figures, report.md."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+from bench.files import write_atomic
+from report.answer import answer, warnings
+from report.claims import gradient_claims, score_claims
+from report.evidence import Evidence
+from report.figures import (
+    Figure,
+    course_figure,
+    curves_figure,
+    front_figure,
+    gold_figure,
+    gradient_figure,
+    heat_figure,
+    scores_figure,
+)
+from report.lines import Pool, pools
+from report.style import looks
+from report.table import Column, Table
+from report.tables import PoolTables, pool_tables
+
+TITLE = "Comparison of multi-task post-training"
+
+
+@dataclass
+class Section:
+    """Part of the page under one heading."""
+
+    title: str
+    parts: list[Markup] = field(default_factory=list)
+    markdown: list[str] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+    def say(self, text: Markup | str, kind: str = "p") -> None:
+        self.parts.append(Markup('<p class="{}">{}</p>').format(kind, text))
+        self.markdown.append(f"{Markup(escape(text)).striptags()}\n")
+
+    def head(self, text: str) -> None:
+        self.parts.append(Markup("<h3>{}</h3>").format(text))
+        self.markdown.append(f"### {text}\n")
+
+
+@dataclass
+class Report:
+    """Everything that is written."""
+
+    sections: list[Section] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+    def show(self, section: Section, *things: Table | Figure | None, folded: bool = False) -> None:
+        """Add tables and figures to a section and to what is written beside the page."""
+        for thing in things:
+            if isinstance(thing, Table) and thing.rows:
+                self.tables.append(thing)
+                note = Markup('<p class="note">{}</p>').format(thing.note)
+                body = thing.html() + note
+                section.parts.append(_folded(thing.title, body) if folded else body)
+                section.markdown.append(f"**{thing.title}**\n\n{thing.markdown()}\n{thing.note}\n")
+            elif isinstance(thing, Figure):
+                self.figures.append(thing)
+                section.parts.append(thing.html())
+                section.markdown.append(f"![{thing.alt}](figures/{thing.name}-page.png)\n\n{thing.title}\n")
+
+
+def _folded(title: str, body: Markup) -> Markup:
+    return Markup("<details><summary>{}</summary>{}</details>").format(title, body)
+
+
+def make(evidence: Evidence) -> Report:
+    """The whole report from what was found."""
+    report, found = Report(), pools(evidence)
+    made = [(pool, pool_tables(pool, _prefix(i))) for i, pool in enumerate(found)]
+    report.sections = [
+        _answers(made, evidence), _scores(report, made), _curves(report, made), _gradients(report, evidence),
+        _forgetting(report, made), _interference(report, made), _gold(report, made), _ablations(report, made),
+        _sweeps(report, evidence), _claims(report, made, evidence), _provenance(report, made),
+    ]  # fmt: skip
+    report.sections = [section for section in report.sections if section.parts]
+    return report
+
+
+def _prefix(index: int) -> str:
+    return "" if index == 0 else f"{index + 1}-"
+
+
+Made = list[tuple[Pool, PoolTables]]
+
+
+def _answers(made: Made, evidence: Evidence) -> Section:
+    section = Section("The answer")
+    if not any(pool.lines for pool, _ in made):
+        section.say("No finished run was found yet. What is under way or failed is named below.", "answer")
+    for pool, tables in made:
+        if pool.lines:
+            section.say(answer(pool, tables), "answer")
+    for text in warnings([pool for pool, _ in made], evidence):
+        section.say(text, "warn")
+    return section
+
+
+def _scores(report: Report, made: Made) -> Section:
+    section = Section("Scores and cost")
+    for pool, tables in made:
+        if not pool.lines:
+            continue
+        if pool.equal:
+            look = _looks(pool.equal)
+            frame = tables.scores.frame()
+            heads = {c.key: c.head for c in tables.scores.columns}
+            name = tables.scores.name
+            report.show(section, tables.scores, scores_figure(frame, list(pool.tasks), heads, look, name))
+        report.show(section, tables.cost)
+    return section
+
+
+def _curves(report: Report, made: Made) -> Section:
+    section = Section("Anytime curves")
+    for pool, tables in made:
+        if tables.curves.rows:
+            figure = curves_figure(tables.curves.frame(), list(pool.tasks), _looks(pool.lines), tables.curves.name)
+            report.show(section, figure)
+            report.show(section, tables.curves, folded=True)
+    return section
+
+
+def _gradients(report: Report, evidence: Evidence) -> Section:
+    section = Section("Gradient noise")
+    for index, (path, probes) in enumerate(evidence.probes):
+        name = f"gradient-{index + 1}"
+        table = Table(
+            name, f"Gradient noise: {path.stem}",
+            "At a frozen student: |mean|² over the trace of the covariance of one update's gradient, 95% interval over "
+            "states. Mean over the first's: the mean along the first method's own; 1 where the two agree.",
+            [Column("label", "estimator"), Column("kernel", "sampler"), Column("sigma", "sigma", "ratio"),
+             Column("snr", "signal to noise", "ratio"), Column("trace", "trace", "ratio"),
+             Column("mean_over_first", "mean over the first's", "ratio")],
+        )  # fmt: skip
+        for probe in probes:
+            sampler = f"{probe['sampler']['kernel']} eta {probe['sampler']['eta']:g}"
+            table.rows.append(_noise(probe["label"], sampler, None, probe["all"], probe.get("mean_over_first")))
+            for noise in probe.get("by_sigma", []):
+                table.rows.append(_noise(probe["label"], sampler, noise["sigma"], noise, None))
+        report.show(section, table, gradient_figure(table.frame(), name))
+    return section
+
+
+def _noise(label: str, sampler: str, sigma: float | None, noise: dict, slope: list | None) -> dict:
+    from bench.stats import Estimate
+
+    return {
+        "label": label, "kernel": sampler, "sigma": sigma, "snr": Estimate(*noise["snr"]), "trace": noise["trace"],
+        "mean_over_first": Estimate(*slope) if slope else None,
+    }  # fmt: skip
+
+
+def _forgetting(report: Report, made: Made) -> Section:
+    section = Section("Forgetting")
+    for pool, tables in made:
+        if tables.forgetting.rows:
+            frame, lines = tables.forgetting.frame(), [line.label for line in pool.lines]
+            report.show(section, heat_figure(frame, list(pool.tasks), lines, tables.forgetting.name))
+            report.show(section, tables.forgetting)
+            report.show(section, tables.course, folded=True)
+    return section
+
+
+def _interference(report: Report, made: Made) -> Section:
+    section = Section("Interference")
+    for pool, tables in made:
+        if tables.interference:
+            frame = tables.interference.frame()
+            title = "Cosine between tasks' gradients along training."
+            name = tables.interference.name
+            report.show(section, course_figure(frame, "pair", "cosine", _looks(pool.lines), name, title, "cosine"))
+            report.show(section, tables.interference, folded=True)
+    return section
+
+
+def _gold(report: Report, made: Made) -> Section:
+    section = Section("Over-optimisation")
+    for pool, tables in made:
+        if tables.over_optimisation:
+            frame, name = tables.over_optimisation.frame(), tables.over_optimisation.name
+            report.show(section, gold_figure(frame, _looks(pool.lines), name))
+            report.show(section, tables.over_optimisation, folded=True)
+    return section
+
+
+def _ablations(report: Report, made: Made) -> Section:
+    section = Section("Ablations")
+    for index, (pool, tables) in enumerate(made):
+        reference = pool.reference()
+        peers = [x for x in pool.equal if reference and x.method == reference.method and x is not reference]
+        if not peers:
+            continue
+        against = f"minus {reference.label}"
+        table = Table(
+            f"{_prefix(index)}ablations", f"{reference.method} with other settings: {pool.title}",
+            f"Mean score minus that of {reference.label}, paired by seed and prompt; Holm's correction over all lines of "
+            "the table of scores.",
+            [Column("line", "line"), Column("against", against, "change"), Column("p", "p (Holm)", "p")],
+        )  # fmt: skip
+        for line in peers:
+            gap = tables.standings[line.label].against_reference
+            table.rows.append({"line": line.label, "against": gap, "p": gap.p})
+        report.show(section, table)
+    return section
+
+
+def _sweeps(report: Report, evidence: Evidence) -> Section:
+    section = Section("Sweeps")
+    for _path, study in evidence.studies:
+        objectives = study["objectives"]
+        table = Table(
+            f"study-{study['study']}", f"Study {study['study']}: best trials" if len(objectives) == 1 else
+            f"Study {study['study']}: Pareto front",
+            f"{study['split']} prompts, {study['budget']:,} training evaluations a run. The best of many trials "
+            "flatters: confirm it on other seeds and test prompts.",
+            [Column("trial", "trial", "count"), *(Column(name, name, "score") for name in objectives),
+             Column("settings", "settings")],
+        )  # fmt: skip
+        for trial in study["best"]:
+            settings = ", ".join(f"{key}={value}" for key, value in trial["settings"].items())
+            row = dict(zip(objectives, trial["values"])) | {"trial": trial["trial"], "settings": settings}
+            table.rows.append(row)
+        if not table.rows:
+            continue
+        report.show(section, table, front_figure(table.frame(), objectives, table.name, f"{table.title}."))
+        if study["importances"]:
+            shares = Table(
+                f"study-{study['study']}-importances", f"Study {study['study']}: what the settings matter",
+                "Optuna's share of each setting in the spread of the mean score.",
+                [Column("setting", "setting"), Column("importance", "importance", "share")],
+                [{"setting": name, "importance": value} for name, value in study["importances"].items()],
+            )  # fmt: skip
+            report.show(section, shares)
+        if command := study.get("command"):
+            section.say(Markup("The best trial again: <code>{}</code>").format(command), "note")
+    return section
+
+
+def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
+    section = Section("Claims of the paper")
+    table = Table(
+        "claims", "Claims of DiffusionOPD (arXiv 2605.15055) in these records",
+        "holds: the whole 95% interval is on the claimed side, and Holm's correction agrees where several are tested; "
+        "does not hold: it is on the other; else undecided.",
+        [Column("where", "where"), Column("claim", "claim"), Column("quantity", "tested quantity"),
+         Column("effect", "effect", "change"), Column("verdict", "verdict")],
+    )  # fmt: skip
+    found = [(pool.title, score_claims(pool.lines, pool.tasks)) for pool, _ in made if pool.lines]
+    found += [(path.stem, gradient_claims(probes)) for path, probes in evidence.probes]
+    for where, verdicts in found:
+        for v in verdicts:
+            table.rows.append({
+                "where": where, "claim": v.claim, "quantity": v.quantity, "effect": v.effect, "verdict": v.verdict,
+            })  # fmt: skip
+    report.show(section, table)
+    return section
+
+
+def _provenance(report: Report, made: Made) -> Section:
+    section = Section("Where every number comes from")
+    for _, tables in made:
+        report.show(section, tables.runs, folded=True)
+    return section
+
+
+def _looks(lines) -> dict:
+    return looks([(line.label, line.method) for line in lines])
+
+
+def write(report: Report, folder: Path) -> Path:
+    """index.html, report.md, tables/ and figures/; returns the page."""
+    from jinja2 import Environment, PackageLoader
+
+    for part in ("tables", "figures"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for table in report.tables:
+        texts = {"csv": table.frame().to_csv(index=False), "md": table.markdown(), "tex": table.latex()}
+        for kind, text in texts.items():
+            write_atomic(folder / "tables" / f"{table.name}.{kind}", text.encode())
+    for figure in report.figures:
+        figure.save(folder / "figures")
+    lines = [f"# {TITLE}\n"]
+    for section in report.sections:
+        lines += [f"## {section.title}\n", *section.markdown]
+    write_atomic(folder / "report.md", "\n".join(lines).encode())
+    environment = Environment(loader=PackageLoader("report"), autoescape=True)
+    page = environment.get_template("report.html.j2").render(title=TITLE, sections=report.sections)
+    write_atomic(folder / "index.html", page.encode())
+    return folder / "index.html"
+
+

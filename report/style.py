@@ -1,0 +1,58 @@
+"""How figures look, once: colours and markers of lines, sizes, number formats."""
+
+import hashlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bench.registry import registered
+
+INK = "#010203"
+"""Stands for the text's colour in SVG files on the page, where it becomes that of the reader's theme."""
+WIDTHS = {"column": 3.35, "page": 6.9}
+"""Inches: one column and the whole width of a two-column paper."""
+MARKERS = "osD^vPX*<>hd"
+DASHES = ((), (4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of one line, the same in every figure: colour by method, marker and dashes by its place among the method's."""
+
+    colour: tuple[float, float, float]
+    marker: str
+    dashes: tuple[float, ...]
+
+
+def looks(lines: list[tuple[str, str]]) -> dict[str, Look]:
+    """(label, method) -> Look. Colours are seaborn's colour-blind palette; markers tell lines apart in grey too."""
+    import seaborn
+
+    palette = seaborn.color_palette("colorblind", 10)
+    methods = list(registered("method"))
+    seen: dict[str, int] = {}
+    found = {}
+    for place, (label, method) in enumerate(lines):
+        # By name where the method of a record is not installed here.
+        named = int(hashlib.sha256(method.encode()).hexdigest(), 16)
+        colour = methods.index(method) if method in methods else named
+        variant = seen[method] = seen.get(method, -1) + 1
+        found[label] = Look(palette[colour % 10], MARKERS[place % len(MARKERS)], DASHES[variant % len(DASHES)])
+    return found
+
+
+@contextmanager
+def drawing():
+    """matplotlib set up for the figures of a report."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    settings = {
+        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+        "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 4,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.grid": True,
+        "grid.linewidth": 0.4, "grid.alpha": 0.35, "figure.constrained_layout.use": True, "svg.hashsalt": "report",
+        "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+        "savefig.transparent": True, "pdf.fonttype": 42,
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        yield

@@ -1,0 +1,177 @@
+"""A table of a report: one set of numbers, shown as HTML, LaTeX (booktabs), Markdown and CSV.
+
+Every number of the page comes from such a table, by `number`, so that what is read is what the CSV holds.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from bench.stats import Difference, Estimate
+
+Kind = Literal["text", "score", "change", "share", "count", "p", "ratio"]
+FORMATS = {
+    "score": "{:.3f}",
+    "change": "{:+.3f}",
+    "share": "{:.0%}",
+    "count": "{:,.0f}",
+    "p": "{:.3f}",
+    "ratio": "{:.3g}",
+}
+NOTHING = "–"
+Value = str | int | float | None | Estimate | Difference
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: a key for machines, a heading for people."""
+
+    key: str
+    head: str
+    kind: Kind = "text"
+    unit: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.head} ({self.unit})" if self.unit else self.head
+
+
+@dataclass
+class Table:
+    """Rows of values by column key; `strong` names the cells that are printed bold."""
+
+    name: str
+    title: str
+    note: str
+    columns: list[Column]
+    rows: list[dict[str, Value]] = field(default_factory=list)
+    strong: set[tuple[int, str]] = field(default_factory=set)
+
+    def frame(self) -> pd.DataFrame:
+        """Plain columns; an interval becomes KEY, KEY_low and KEY_high."""
+        flat = []
+        for row in self.rows:
+            plain: dict = {}
+            for column in self.columns:
+                value = row.get(column.key)
+                if isinstance(value, Estimate | Difference):
+                    plain |= {column.key: value.value, f"{column.key}_low": value.low, f"{column.key}_high": value.high}
+                else:
+                    plain[column.key] = value
+            flat.append(plain)
+        return pd.DataFrame(flat)
+
+    def html(self) -> Markup:
+        """A table that the page's script sorts."""
+        heads = Markup("").join(
+            Markup('<th scope="col"{}><button type="button">{}</button></th>').format(
+                Markup(' class="n"') if c.kind != "text" else "", c.title
+            )
+            for c in self.columns
+        )
+        body = []
+        for index, row in enumerate(self.rows):
+            cells = Markup("")
+            for place, column in enumerate(self.columns):
+                shown = number(row.get(column.key), column.kind)
+                if (index, column.key) in self.strong:
+                    shown = Markup("<strong>{}</strong>").format(shown)
+                tag, scope = ("th", Markup(' scope="row"')) if place == 0 else ("td", "")
+                kind = Markup(' class="n"') if column.kind != "text" else ""
+                key = _sort_key(row.get(column.key))
+                cells += Markup('<{}{}{} data-sort="{}">{}</{}>').format(tag, scope, kind, key, shown, tag)
+            body.append(Markup("<tr>{}</tr>").format(cells))
+        return Markup(
+            '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table class="sortable" data-table="{}">'
+            "<caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
+        ).format(self.title, self.name, self.title, heads, Markup("").join(body))
+
+    def markdown(self) -> str:
+        rows = [[c.title for c in self.columns], ["---:" if c.kind != "text" else "---" for c in self.columns]]
+        for index, row in enumerate(self.rows):
+            cells = []
+            for column in self.columns:
+                text = plain(row.get(column.key), column.kind).replace("|", "\\|").replace("\n", " ")
+                cells.append(f"**{text}**" if (index, column.key) in self.strong else text)
+            rows.append(cells)
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
+
+    def latex(self) -> str:
+        """booktabs; the caption and label are the table's title and name."""
+        shown = pd.DataFrame(
+            [
+                {
+                    _tex(c.title): rf"\textbf{{{_tex(plain(row.get(c.key), c.kind))}}}"
+                    if (i, c.key) in self.strong
+                    else _tex(plain(row.get(c.key), c.kind))
+                    for c in self.columns
+                }
+                for i, row in enumerate(self.rows)
+            ],
+            columns=[_tex(c.title) for c in self.columns],
+        )
+        formats = "".join("r" if c.kind != "text" else "l" for c in self.columns)
+        text = shown.style.hide(axis="index").to_latex(
+            hrules=True, column_format=formats, caption=_tex(self.title), label=f"tab:{self.name}", position="t"
+        )
+        return f"% needs \\usepackage{{booktabs}}\n{text}"
+
+
+def plain(value: Value, kind: Kind) -> str:
+    """A value as text."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return NOTHING
+    if isinstance(value, Estimate | Difference):
+        if math.isnan(value.value):
+            return NOTHING
+        shown = _format(value.value, kind)
+        interval = f" [{_format(value.low, kind)}, {_format(value.high, kind)}]" if value.low == value.low else ""
+        return shown + interval
+    return _format(value, kind) if kind != "text" and not isinstance(value, str) else str(value)
+
+
+def _format(value: float, kind: Kind) -> str:
+    if math.isinf(value):
+        return "never" if value > 0 and kind == "count" else "∞" if value > 0 else "−∞"
+    return FORMATS[kind].format(value)
+
+
+def number(value: Value, kind: Kind) -> Markup:
+    """A value for the page: every number carries its exact value, which hovering shows."""
+    if isinstance(value, Estimate | Difference):
+        if math.isnan(value.value):
+            return Markup(NOTHING)
+        shown = _data(value.value, kind)
+        if value.low == value.low:
+            shown += Markup(' <span class="interval">[{}, {}]</span>').format(
+                _data(value.low, kind), _data(value.high, kind)
+            )
+        return shown
+    if value is None or isinstance(value, str) or kind == "text" or math.isnan(value):
+        return escape(plain(value, kind))
+    return _data(value, kind)
+
+
+def _data(value: float, kind: Kind) -> Markup:
+    return Markup('<data value="{}" title="{}">{}</data>').format(repr(value), repr(value), _format(value, kind))
+
+
+def _sort_key(value: Value) -> str:
+    if isinstance(value, Estimate | Difference):
+        value = value.value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value)
+
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$", "∞": r"$\infty$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_SPECIAL.get(letter, letter) for letter in text)

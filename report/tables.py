@@ -1,0 +1,320 @@
+"""The tables of a pool of lines, each made once from the records; figures and sentences read them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.probes.forgetting import by_share, forgetting
+from bench.probes.overoptimisation import over_optimisation
+from bench.records import model_rows, score
+from bench.standing import Standing, standings
+from bench.stats import Estimate, estimate, holm
+from report.along import cosines
+from report.lines import Pool
+from report.load import Line
+from report.table import Column, Table
+
+ALPHA = 0.05
+
+
+@dataclass
+class PoolTables:
+    """What is said of one pool."""
+
+    scores: Table
+    cost: Table
+    curves: Table
+    forgetting: Table
+    course: Table
+    interference: Table | None
+    over_optimisation: Table | None
+    runs: Table
+    standings: dict[str, Standing]
+    reference: str
+
+    def all(self) -> list[Table]:
+        found = [
+            self.scores, self.cost, self.curves, self.forgetting, self.course, self.interference,
+            self.over_optimisation, self.runs,
+        ]  # fmt: skip
+        return [table for table in found if table is not None and table.rows]
+
+
+def pool_tables(pool: Pool, prefix: str) -> PoolTables:
+    """Every table of a pool; their names begin with `prefix`."""
+    reference = pool.reference()
+    groups = {line.label: line.records for line in pool.equal}
+    found: dict[str, Standing] = {}
+    if reference:
+        found = {s.label: s for s in standings(groups, pool.tasks, reference.label, {})}
+    return PoolTables(
+        scores(pool, found, reference.label if reference else "", prefix),
+        cost(pool, found, prefix),
+        curves(pool, prefix),
+        falls(pool, prefix),
+        course(pool, prefix),
+        interference(pool, prefix),
+        goodhart(pool, prefix),
+        runs(pool, prefix),
+        found,
+        reference.label if reference else "",
+    )
+
+
+def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) -> Table:
+    """Lines x tasks, with base and teachers; bold where a line is best and every other is told from it."""
+    heads = _headlines(pool)
+    columns = [Column("line", "method"), Column("seeds", "seeds", "count")]
+    columns += [Column(task, f"{task}: {heads[task]}", "score") for task in pool.tasks]
+    columns += [
+        Column("mean", "mean score", "score"),
+        Column("gain", "share of teachers' gain", "share"),
+        Column("against", f"mean minus {reference}", "change"),
+        Column("p", "p (Holm)", "p"),
+    ]
+    table = Table(
+        f"{prefix}scores", f"Held-out scores at equal compute: {pool.title}",
+        "Mean and 95% interval: bootstrap over prompts, Student's t over seeds. The mean score is the unweighted mean "
+        "over tasks; the share of the teachers' gain is (mean - base) / (teachers - base), each task's own teacher, "
+        "base at its best guidance. Bold: best, and told from every other line of the column (paired by seed and prompt, "
+        "Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt over the seeds "
+        "that both lines have.",
+        columns,
+    )  # fmt: skip
+    for line in pool.equal:
+        standing = found[line.label]
+        own = line.label == reference
+        row = {"line": line.label, "seeds": len(line.records), "mean": mean_score(line, pool.tasks)}
+        row |= dict(standing.tasks) | {"gain": standing.gain}
+        row |= {} if own else {"against": standing.against_reference, "p": standing.against_reference.p}
+        table.rows.append(row)
+    for key in (*pool.tasks, "mean"):
+        if (index := _clear_winner(pool, key)) is not None:
+            table.strong.add((index, key))
+    for label, summaries, model in _references(pool):
+        row = {"line": label, "seeds": None}
+        row |= {task: estimate(*model_rows(summaries, model, task)) for task in pool.tasks}
+        table.rows.append(row)
+    for line in pool.others:
+        row = {"line": f"{line.label}, at {line.training_evaluations:,.0f} evaluations", "seeds": len(line.records)}
+        summaries = [r.summary for r in line.records]
+        row |= {task: estimate(*model_rows(summaries, "student", task)) for task in pool.tasks}
+        table.rows.append(row | {"mean": mean_score(line, pool.tasks)})
+    return table
+
+
+def _headlines(pool: Pool) -> dict[str, str]:
+    models = pool.lines[0].records[0].summary["models"] if pool.lines else {}
+    return {task: models["student"][task]["headline"] if models else "score" for task in pool.tasks}
+
+
+def mean_score(line: Line, tasks: tuple[str, ...]) -> Estimate:
+    """Unweighted mean over tasks, with its interval over seeds and prompts."""
+    from bench.stats import joined
+
+    rows = {task: model_rows([r.summary for r in line.records], "student", task) for task in tasks}
+    return estimate(*joined(rows))
+
+
+def _clear_winner(pool: Pool, key: str) -> int | None:
+    """Index of the line that is best and told from all others, if there is one."""
+    if len(pool.equal) < 2:
+        return None
+    tasks = pool.tasks if key == "mean" else (key,)
+    means = [float(np.mean([_score(line, task) for task in tasks])) for line in pool.equal]
+    best = int(np.argmax(means))
+    chances = []
+    for index, line in enumerate(pool.equal):
+        if index != best:
+            chances.append(_chance(pool.equal[best], line, tasks))
+    return best if all(p < ALPHA for p in holm(chances)) else None
+
+
+def _score(line: Line, task: str) -> float:
+    return float(np.mean([score(r.summary["models"]["student"][task]) for r in line.records]))
+
+
+def _chance(a: Line, b: Line, tasks: tuple[str, ...]) -> float:
+    """p of the paired difference over common seeds; 1 where a single seed says nothing of the methods."""
+    from bench.standing import against
+
+    p = against(a.records, b.records, tasks).p
+    return 1.0 if math.isnan(p) else p
+
+
+def _references(pool: Pool) -> list[tuple[str, list[dict], str]]:
+    """(label, summaries, model) of the base and the teachers, from the line that shows most of them."""
+    if not pool.lines:
+        return []
+    shows = max(pool.lines, key=lambda line: (len(line.records[0].summary["models"]), len(line.records)))
+    summaries = [r.summary for r in shows.records]
+    models = [m for m in summaries[0]["models"] if m != "student" and all(m in s["models"] for s in summaries)]
+    return [("base at its best guidance" if m == "base" else m, summaries, m) for m in models]
+
+
+def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
+    """What every line spent, with and without its teachers, and when it reached the target."""
+    table = Table(
+        f"{prefix}cost", f"Cost: {pool.title}",
+        "Model evaluations of a run: forward 1, backward 2, guidance doubles. With teachers: theirs added whole, as if "
+        "trained for this student alone; where nobody knows their cost, a dash. To target: training evaluations until "
+        "every task is at 90% of its best teacher, at the recorded points. Seconds depend on the machine and on what "
+        "ran beside it.",
+        [
+            Column("line", "method"), Column("training", "training", "count", "evaluations"),
+            Column("with_teachers", "with teachers", "count", "evaluations"),
+            Column("to_target", "to target", "count", "evaluations"),
+            Column("seconds", "training and scoring", "count", "s"),
+            Column("equal", "compared at equal compute"),
+        ],
+    )  # fmt: skip
+    for line in pool.lines:
+        clocks = [r.summary["cost"]["seconds"] for r in line.records]
+        spent = float(np.mean([c.get("training", 0) + c.get("scoring", 0) for c in clocks]))
+        table.rows.append({
+            "line": line.label, "training": line.training_evaluations, "with_teachers": line.total_evaluations,
+            "to_target": found[line.label].time_to_target if line.label in found else None, "seconds": spent,
+            "equal": "yes" if line in pool.equal else "no: another budget",
+        })  # fmt: skip
+    return table
+
+
+def curves(pool: Pool, prefix: str) -> Table:
+    """Scores along training: by share of the budget, evaluations and seconds."""
+    table = Table(
+        f"{prefix}curves", f"Anytime curves: {pool.title}",
+        "Score at every recorded point that all of a line's seeds have. Seconds: the share of the budget times a run's "
+        "training and scoring seconds.",
+        [
+            Column("line", "method"), Column("task", "task"), Column("share", "share of budget", "share"),
+            Column("evaluations", "training", "count", "evaluations"), Column("seconds", "training", "count", "s"),
+            Column("score", "score", "score"),
+        ],
+    )  # fmt: skip
+    for line in pool.lines:
+        runs_ = [r.evaluations for r in line.records]
+        clocks = [r.summary["cost"]["seconds"] for r in line.records]
+        seconds = float(np.mean([c.get("training", 0) + c.get("scoring", 0) for c in clocks]))
+        for task in pool.tasks:
+            points, strata = by_share(runs_, task)
+            for share, values in sorted(points.items()):
+                table.rows.append({
+                    "line": line.label, "task": task, "share": share, "evaluations": share * line.training_evaluations,
+                    "seconds": share * seconds, "score": estimate(values, strata),
+                })  # fmt: skip
+    return table
+
+
+def falls(pool: Pool, prefix: str) -> Table:
+    """Drop from the best recorded point to the end, and backward transfer of cascades."""
+    table = Table(
+        f"{prefix}forgetting", f"Forgetting: {pool.title}",
+        "Drop from best: best recorded point (of the mean over seeds) minus the end, paired by seed and prompt. Since "
+        "its own stage: the end minus the end of the task's own stage, for cascades. A dash: not evaluated there.",
+        [
+            Column("line", "method"), Column("task", "task"), Column("drop", "drop from best", "change"),
+            Column("since_stage", "change since its own stage", "change"),
+        ],
+    )  # fmt: skip
+    for line in pool.lines:
+        for task in pool.tasks:
+            found = forgetting([r.evaluations for r in line.records], task, _stage_end(line, task, pool.tasks))
+            since = found.change_after_own_stage
+            table.rows.append({"line": line.label, "task": task, "drop": found.drop_from_best, "since_stage": since})
+    return table
+
+
+def _stage_end(line: Line, task: str, tasks: tuple[str, ...]) -> float | None:
+    """Share of the budget at which a cascade's stage of the task ends; None for other methods, and for the last."""
+    if line.method != "cascade":
+        return None
+    order = line.records[0].spec["params"].get("order") or tasks
+    place = list(order).index(task) + 1
+    return place / len(order) if place < len(order) else None
+
+
+def course(pool: Pool, prefix: str) -> Table:
+    """The matrix of checkpoints x tasks of every line: what each task's score was when."""
+    table = Table(
+        f"{prefix}matrix", f"Scores by checkpoint and task: {pool.title}",
+        "Mean over seeds at every recorded point; a dash where a task was not evaluated.",
+        [Column("line", "method"), Column("share", "share of budget", "share"),
+         *(Column(task, task, "score") for task in pool.tasks)],
+    )  # fmt: skip
+    for line in pool.lines:
+        found = {task: by_share([r.evaluations for r in line.records], task) for task in pool.tasks}
+        for share in sorted({share for points, _ in found.values() for share in points}):
+            row = {"line": line.label, "share": share}
+            for task, (points, strata) in found.items():
+                row[task] = estimate(points[share], strata).value if share in points else None
+            table.rows.append(row)
+    return table
+
+
+def interference(pool: Pool, prefix: str) -> Table | None:
+    """Cosines between tasks' gradients along training, where runs recorded them."""
+    table = Table(
+        f"{prefix}interference", f"Interference: {pool.title}",
+        "Cosine between two tasks' gradients (independent halves of the estimates); a task with itself is the ceiling.",
+        [Column("line", "method"), Column("pair", "tasks"), Column("share", "share of budget", "share"),
+         Column("cosine", "cosine", "change")],
+    )  # fmt: skip
+    for line in pool.lines:
+        for pair, points in cosines(line.records).items():
+            for share, value in points.items():
+                table.rows.append({"line": line.label, "pair": pair, "share": share, "cosine": value})
+    return table if table.rows else None
+
+
+def goodhart(pool: Pool, prefix: str) -> Table | None:
+    """Reward against the known utility, for tasks that report one."""
+    table = Table(
+        f"{prefix}over-optimisation", f"Over-optimisation: {pool.title}",
+        "The known utility's fall from its best point to the end, and what the reward did meanwhile: a fall with a rise "
+        "is over-optimisation.",
+        [
+            Column("line", "method"), Column("task", "task"), Column("share", "share of budget", "share"),
+            Column("proxy", "reward", "score"), Column("gold", "known utility", "score"),
+            Column("gold_drop", "utility fell", "change"), Column("meanwhile", "reward rose", "change"),
+        ],
+    )  # fmt: skip
+    for line in pool.lines:
+        for task in pool.tasks:
+            found = over_optimisation([r.evaluations for r in line.records], task)
+            if found is None:
+                continue
+            for share, proxy, gold in zip(found.shares, found.proxy, found.gold):
+                row = {"line": line.label, "task": task, "share": share, "proxy": proxy, "gold": gold}
+                if share == found.shares[-1]:
+                    row |= {"gold_drop": found.gold_drop, "meanwhile": found.proxy_meanwhile}
+                table.rows.append(row)
+    return table if table.rows else None
+
+
+def runs(pool: Pool, prefix: str) -> Table:
+    """Where every number comes from: run, seed, spec hash, commit, machine, command."""
+    table = Table(
+        f"{prefix}runs", f"Runs: {pool.title}",
+        "One folder a run; its spec.json makes it again by the command beside.",
+        [
+            Column("line", "method"), Column("seed", "seed", "count"), Column("run", "run folder"),
+            Column("state", "state"),
+            Column("commit", "commit"), Column("device", "machine"), Column("note", "note"),
+        ],
+    )  # fmt: skip
+    for line in pool.lines:
+        for run in pool.folders[line.label]:
+            table.rows.append(_run_row(line.label, run))
+    for run in pool.unfinished:
+        table.rows.append(_run_row(run.spec["method"], run))
+    return table
+
+
+def _run_row(label: str, run) -> dict:
+    return {
+        "line": label, "seed": run.spec["seed"], "run": run.name, "state": run.state, "commit": run.commit,
+        "device": run.device, "note": run.note,
+    }  # fmt: skip
+
+
