@@ -12,9 +12,20 @@ def report(
         typer.Argument(help="Run, results or study folders, comparison-*.json, bench probe's output; or results/runs."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("results/report"),
+    diff: Annotated[
+        tuple[Path, Path] | None, typer.Option("--diff", help="Two results folders: what moved beyond noise.")
+    ] = None,
 ) -> None:
     """Turn run records, and nothing else, into one page with tables and figures to paste."""
+    from bench.errors import UsageError
     from report.evidence import collect
     from report.page import make, write
 
+    if diff and paths:
+        raise UsageError("--diff takes its two folders itself; leave the others out")
+    if diff:
+        from report.diff import difference
+
+        print(write(difference(*(collect([path]) for path in diff)), output, f"{diff[1].name} against {diff[0].name}"))
+        return
     print(write(make(collect(paths or [Path("results/runs")])), output))

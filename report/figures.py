@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,7 +22,7 @@ Draw = Callable[[float], "object"]
 """Width in inches -> matplotlib Figure."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Figure:
     """A figure by name, with what it says to those who do not see it."""
 
@@ -30,41 +31,40 @@ class Figure:
     alt: str
     draw: Draw
 
-    def save(self, folder: Path) -> None:
-        """folder/NAME-column|page.pdf|svg|png."""
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """NAME-column|page.pdf|svg|png -> content."""
         import matplotlib.pyplot as plt
 
+        made = {}
         for size, width in WIDTHS.items():
             with drawing():
                 figure = self.draw(width)
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # laid out once for all formats
                 for kind in ("pdf", "svg", "png"):
                     data = io.BytesIO()
                     figure.savefig(data, format=kind, dpi=200, metadata=_undated(kind))
-                    content = data.getvalue()
-                    write_atomic(folder / f"{self.name}-{size}.{kind}", _black(content) if kind != "png" else content)
+                    made[f"{self.name}-{size}.{kind}"] = data.getvalue()
                 plt.close(figure)
+        return made
+
+    def save(self, folder: Path) -> None:
+        """Write the files."""
+        for name, content in self.files.items():
+            write_atomic(folder / name, content.replace(INK.encode(), b"#000000") if name.endswith("svg") else content)
 
     def html(self) -> Markup:
         """Inline SVG in the reader's colours; markers tell their values when hovered over."""
-        import matplotlib.pyplot as plt
-
-        with drawing():
-            figure = self.draw(WIDTHS["page"])
-            data = io.StringIO()
-            figure.savefig(data, format="svg", metadata=_undated("svg"))
-            plt.close(figure)
+        svg = _inline(self.files[f"{self.name}-page.svg"].decode(), self.alt, self.name)
         return Markup('<figure id="figure-{}">{}<figcaption>{}</figcaption></figure>').format(
-            self.name, Markup(_inline(data.getvalue(), self.alt, self.name)), self.title
+            self.name, Markup(svg), self.title
         )
 
 
 def _undated(kind: str) -> dict:
     """The same figure is the same file."""
     return {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {"Software": None}
-
-
-def _black(content: bytes) -> bytes:
-    return content.replace(INK.encode(), b"#000000")
 
 
 def _inline(svg: str, alt: str, name: str) -> str:

@@ -32,6 +32,8 @@ class Pool:
     unfinished: list[Found] = field(default_factory=list)
     folders: dict[str, list[Found]] = field(default_factory=dict)
     """Line's label -> its finished runs."""
+    identities: dict[str, str] = field(default_factory=dict)
+    """Line's label -> hash of its settings."""
     missing_seeds: dict[str, list[int]] = field(default_factory=dict)
     """Line's label -> seeds that other equal lines have and it has not."""
 
@@ -70,19 +72,20 @@ def _pool(key: tuple, runs: list[Found], evidence: Evidence) -> Pool:
             identity = text_hash({name: value for name, value in run.spec.items() if name not in NOT_THE_LINE})
             groups[identity].append(run)
     labels = _labels({identity: members[0].spec for identity, members in groups.items()})
-    lines, folders = [], {}
+    lines, folders, identities = [], {}, {}
     for identity, members in groups.items():
         told = {evidence.labels.get(run.name) for run in members}
         label = told.pop() if len(told) == 1 and None not in told else labels[identity]
         label = label if label not in folders else f"{label} ({identity})"
         members = sorted(_each_seed_once(members), key=lambda run: run.spec["seed"])
-        folders[label] = members
+        folders[label], identities[label] = members, identity
         lines.append(_line(label, members, evidence))
     order = list(registered("method"))
     lines.sort(key=lambda line: (order.index(line.method) if line.method in order else len(order), line.label))
     budget = _usual([line.training_evaluations for line in lines for _ in line.records])
     equal = [line for line in lines if _near(line.training_evaluations, budget) or not line.training_evaluations]
     pool = Pool(*key, budget, equal, [line for line in lines if line not in equal], folders=folders)
+    pool.identities = identities
     pool.unfinished = [run for run in runs if not run.record]
     seeds = sorted({r.summary["seed"] for line in equal for r in line.records})
     for line in equal:

@@ -21,7 +21,8 @@ from report.figures import (
     scores_figure,
 )
 from report.lines import Pool, pools
-from report.style import looks
+from report.load import Line
+from report.style import MOST, Look, looks
 from report.table import Column, Table
 from report.tables import PoolTables, pool_tables
 
@@ -110,11 +111,13 @@ def _answers(made: Made, evidence: Evidence) -> Section:
 
 def _scores(report: Report, made: Made) -> Section:
     section = Section("Scores and cost")
+    if any(len(pool.lines) > MOST for pool, _ in made):
+        section.say(f"Figures show the {MOST} best lines by mean score; the tables hold all.", "note")
     for pool, tables in made:
         if not pool.lines:
             continue
         if pool.equal:
-            look = _looks(pool.equal)
+            look = _looks(pool, tables, pool.equal)
             frame = tables.scores.frame()
             heads = {c.key: c.head for c in tables.scores.columns}
             name = tables.scores.name
@@ -127,7 +130,8 @@ def _curves(report: Report, made: Made) -> Section:
     section = Section("Anytime curves")
     for pool, tables in made:
         if tables.curves.rows:
-            figure = curves_figure(tables.curves.frame(), list(pool.tasks), _looks(pool.lines), tables.curves.name)
+            look = _looks(pool, tables, pool.lines)
+            figure = curves_figure(tables.curves.frame(), list(pool.tasks), look, tables.curves.name)
             report.show(section, figure)
             report.show(section, tables.curves, folded=True)
     return section
@@ -167,7 +171,7 @@ def _forgetting(report: Report, made: Made) -> Section:
     section = Section("Forgetting")
     for pool, tables in made:
         if tables.forgetting.rows:
-            frame, lines = tables.forgetting.frame(), [line.label for line in pool.lines]
+            frame, lines = tables.forgetting.frame(), list(_looks(pool, tables, pool.lines))
             report.show(section, heat_figure(frame, list(pool.tasks), lines, tables.forgetting.name))
             report.show(section, tables.forgetting)
             report.show(section, tables.course, folded=True)
@@ -181,7 +185,8 @@ def _interference(report: Report, made: Made) -> Section:
             frame = tables.interference.frame()
             title = "Cosine between tasks' gradients along training."
             name = tables.interference.name
-            report.show(section, course_figure(frame, "pair", "cosine", _looks(pool.lines), name, title, "cosine"))
+            look = _looks(pool, tables, pool.lines)
+            report.show(section, course_figure(frame, "pair", "cosine", look, name, title, "cosine"))
             report.show(section, tables.interference, folded=True)
     return section
 
@@ -191,7 +196,7 @@ def _gold(report: Report, made: Made) -> Section:
     for pool, tables in made:
         if tables.over_optimisation:
             frame, name = tables.over_optimisation.frame(), tables.over_optimisation.name
-            report.show(section, gold_figure(frame, _looks(pool.lines), name))
+            report.show(section, gold_figure(frame, _looks(pool, tables, pool.lines), name))
             report.show(section, tables.over_optimisation, folded=True)
     return section
 
@@ -206,8 +211,8 @@ def _ablations(report: Report, made: Made) -> Section:
         against = f"minus {reference.label}"
         table = Table(
             f"{_prefix(index)}ablations", f"{reference.method} with other settings: {pool.title}",
-            f"Mean score minus that of {reference.label}, paired by seed and prompt; Holm's correction over all lines of "
-            "the table of scores.",
+            f"Mean score minus that of {reference.label}, paired by seed and prompt; Holm's correction over all lines "
+            "of the table of scores.",
             [Column("line", "line"), Column("against", against, "change"), Column("p", "p (Holm)", "p")],
         )  # fmt: skip
         for line in peers:
@@ -276,11 +281,16 @@ def _provenance(report: Report, made: Made) -> Section:
     return section
 
 
-def _looks(lines) -> dict:
-    return looks([(line.label, line.method) for line in lines])
+def _looks(pool: Pool, tables: PoolTables, lines: list[Line]) -> dict[str, Look]:
+    """How lines are drawn, the same in every figure of a pool: looks are given to all, the best MOST are kept."""
+    look = looks([(line.label, line.method) for line in pool.lines])
+    means = {row["line"]: row["mean"].value for row in tables.scores.rows if row.get("mean")}
+    ranked = sorted(lines, key=lambda line: (line.label != tables.reference, -means.get(line.label, 0.0)))
+    kept = {line.label for line in ranked[:MOST]}
+    return {line.label: look[line.label] for line in lines if line.label in kept}
 
 
-def write(report: Report, folder: Path) -> Path:
+def write(report: Report, folder: Path, title: str = TITLE) -> Path:
     """index.html, report.md, tables/ and figures/; returns the page."""
     from jinja2 import Environment, PackageLoader
 
@@ -292,12 +302,12 @@ def write(report: Report, folder: Path) -> Path:
             write_atomic(folder / "tables" / f"{table.name}.{kind}", text.encode())
     for figure in report.figures:
         figure.save(folder / "figures")
-    lines = [f"# {TITLE}\n"]
+    lines = [f"# {title}\n"]
     for section in report.sections:
         lines += [f"## {section.title}\n", *section.markdown]
     write_atomic(folder / "report.md", "\n".join(lines).encode())
     environment = Environment(loader=PackageLoader("report"), autoescape=True)
-    page = environment.get_template("report.html.j2").render(title=TITLE, sections=report.sections)
+    page = environment.get_template("report.html.j2").render(title=title, sections=report.sections)
     write_atomic(folder / "index.html", page.encode())
     return folder / "index.html"
 

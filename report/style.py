@@ -10,6 +10,8 @@ INK = "#010203"
 """Stands for the text's colour in SVG files on the page, where it becomes that of the reader's theme."""
 WIDTHS = {"column": 3.35, "page": 6.9}
 """Inches: one column and the whole width of a two-column paper."""
+MOST = 24
+"""Lines in one figure; of more, the best are drawn and the tables hold them all."""
 MARKERS = "osD^vPX*<>hd"
 DASHES = ((), (4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
 

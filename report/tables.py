@@ -8,8 +8,8 @@ import numpy as np
 from bench.probes.forgetting import by_share, forgetting
 from bench.probes.overoptimisation import over_optimisation
 from bench.records import model_rows, score
-from bench.standing import Standing, standings
-from bench.stats import Estimate, estimate, holm
+from bench.standing import Standing, against, standings
+from bench.stats import Estimate, estimate, holm, joined, stratified_mean
 from report.along import cosines
 from report.lines import Pool
 from report.load import Line
@@ -77,9 +77,9 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         f"{prefix}scores", f"Held-out scores at equal compute: {pool.title}",
         "Mean and 95% interval: bootstrap over prompts, Student's t over seeds. The mean score is the unweighted mean "
         "over tasks; the share of the teachers' gain is (mean - base) / (teachers - base), each task's own teacher, "
-        "base at its best guidance. Bold: best, and told from every other line of the column (paired by seed and prompt, "
-        "Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt over the seeds "
-        "that both lines have.",
+        "base at its best guidance. Bold: best, and told from every other line of the column (paired by seed and "
+        "prompt, Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt over "
+        "the seeds that both lines have.",
         columns,
     )  # fmt: skip
     for line in pool.equal:
@@ -111,8 +111,6 @@ def _headlines(pool: Pool) -> dict[str, str]:
 
 def mean_score(line: Line, tasks: tuple[str, ...]) -> Estimate:
     """Unweighted mean over tasks, with its interval over seeds and prompts."""
-    from bench.stats import joined
-
     rows = {task: model_rows([r.summary for r in line.records], "student", task) for task in tasks}
     return estimate(*joined(rows))
 
@@ -137,8 +135,6 @@ def _score(line: Line, task: str) -> float:
 
 def _chance(a: Line, b: Line, tasks: tuple[str, ...]) -> float:
     """p of the paired difference over common seeds; 1 where a single seed says nothing of the methods."""
-    from bench.standing import against
-
     p = against(a.records, b.records, tasks).p
     return 1.0 if math.isnan(p) else p
 
@@ -247,7 +243,7 @@ def course(pool: Pool, prefix: str) -> Table:
         for share in sorted({share for points, _ in found.values() for share in points}):
             row = {"line": line.label, "share": share}
             for task, (points, strata) in found.items():
-                row[task] = estimate(points[share], strata).value if share in points else None
+                row[task] = stratified_mean(points[share].mean(0), strata) if share in points else None
             table.rows.append(row)
     return table
 
@@ -271,8 +267,8 @@ def goodhart(pool: Pool, prefix: str) -> Table | None:
     """Reward against the known utility, for tasks that report one."""
     table = Table(
         f"{prefix}over-optimisation", f"Over-optimisation: {pool.title}",
-        "The known utility's fall from its best point to the end, and what the reward did meanwhile: a fall with a rise "
-        "is over-optimisation.",
+        "The known utility's fall from its best point to the end, and what the reward did meanwhile: a fall with a "
+        "rise is over-optimisation.",
         [
             Column("line", "method"), Column("task", "task"), Column("share", "share of budget", "share"),
             Column("proxy", "reward", "score"), Column("gold", "known utility", "score"),

@@ -1,0 +1,93 @@
+"""Two sets of runs of the same lines, from two commits or machines: what moved beyond noise."""
+
+import numpy as np
+
+from bench.records import Record, model_rows, score
+from bench.standing import against
+from bench.stats import holm
+from report.evidence import Evidence
+from report.lines import Pool, pools
+from report.load import Line
+from report.page import Report, Section
+from report.table import Column, Table
+
+ALPHA = 0.05
+
+
+def difference(before: Evidence, after: Evidence) -> Report:
+    """The second minus the first, line by line, paired by seed and prompt."""
+    report, section = Report(), Section("What moved")
+    table = Table(
+        "difference", "Second set minus first, by line and task",
+        "Paired by seed and prompt over the seeds that both sets have. Identical: every picture's score is the same. "
+        "Moved: p below 0.05 after Holm's correction over the table. One common seed says nothing of the method.",
+        [
+            Column("line", "line"), Column("task", "task"), Column("seeds", "common seeds", "count"),
+            Column("first", "first", "score"), Column("second", "second", "score"),
+            Column("change", "change", "change"), Column("p", "p (Holm)", "p"), Column("verdict", "verdict"),
+            Column("seconds", "seconds, second over first", "ratio"),
+        ],
+    )  # fmt: skip
+    firsts, seconds = (_by_identity(evidence) for evidence in (before, after))
+    for key, (pool, line) in firsts.items():
+        if key in seconds:
+            table.rows += _rows(pool, line, seconds[key][1])
+    for row, p in zip(table.rows, holm([row["change"].p for row in table.rows])):
+        row["p"] = p
+        row["verdict"] = row["verdict"] or ("moved" if p < ALPHA else "no change told")
+    moved = [row for row in table.rows if row["verdict"] == "moved"]
+    same = [row for row in table.rows if row["verdict"] == "identical"]
+    section.say(
+        f"{len(table.rows)} comparisons of lines and tasks: {len(moved)} moved, {len(same)} identical, "
+        f"{len(table.rows) - len(moved) - len(same)} with no change told.", "answer",
+    )  # fmt: skip
+    for name, mine, theirs in (("first", firsts, seconds), ("second", seconds, firsts)):
+        only = sorted(line.label for key, (_, line) in mine.items() if key not in theirs)
+        if only:
+            section.say(f"Only in the {name} set: {', '.join(only)}.", "warn")
+    for problem in (*before.problems, *after.problems):
+        section.say(problem, "warn")
+    report.show(section, table)
+    report.sections = [section]
+    return report
+
+
+def _by_identity(evidence: Evidence) -> dict[tuple, tuple[Pool, Line]]:
+    """Pool and settings -> line."""
+    return {
+        (pool.backbone, pool.tasks, pool.split, pool.steps, pool.guidance, pool.identities[line.label]): (pool, line)
+        for pool in pools(evidence)
+        for line in pool.lines
+    }
+
+
+def _rows(pool: Pool, first: Line, second: Line) -> list[dict]:
+    common = sorted({_seed(r) for r in first.records} & {_seed(r) for r in second.records})
+    if not common:
+        return []
+    pairs = [[r for r in line.records if _seed(r) in common] for line in (first, second)]
+    clocks = [np.mean([_spent(r) for r in records]) for records in pairs]
+    rows = []
+    for task in pool.tasks:
+        values = [model_rows([r.summary for r in records], "student", task)[0] for records in pairs]
+        change = against(pairs[1], pairs[0], (task,))
+        rows.append({
+            "line": first.label, "task": task, "seeds": len(common), "first": _mean(pairs[0], task),
+            "second": _mean(pairs[1], task), "change": change,
+            "verdict": "identical" if np.array_equal(*values) else "",
+            "seconds": float(clocks[1] / clocks[0]) if clocks[0] else None,
+        })  # fmt: skip
+    return rows
+
+
+def _mean(records: list[Record], task: str) -> float:
+    return float(np.mean([score(r.summary["models"]["student"][task]) for r in records]))
+
+
+def _seed(record: Record) -> int:
+    return record.summary["seed"]
+
+
+def _spent(record: Record) -> float:
+    clocks = record.summary["cost"]["seconds"]
+    return clocks.get("training", 0) + clocks.get("scoring", 0)
