@@ -183,13 +183,15 @@ def probe(
 
     where, grids = placement(executor, profile, slurm), [*(grid or []), *(axes or [])]
     if where.executor != "inline":
+        from bench.probe_command import probe_specs
         from bench.run_jobs import carry_out_command
 
         given = {
             "methods": methods, "tasks": tasks, "student": student, "backbone": backbone, "states": states,
             "draws": draws, "by-sigma": by_sigma, "grid": grids, "set": set_, "output": output,
         }  # fmt: skip
-        carry_out_command("probe", words("probe", given), results_root(results), where)
+        specs = probe_specs(split_names(methods), split_names(tasks), backbone, grids, set_ or [])
+        carry_out_command("probe", words("probe", given), results_root(results), where, specs[0][-1].device)
         return
     from bench.probe_command import probe_methods
 

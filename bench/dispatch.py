@@ -1,29 +1,35 @@
 """Carry out `bench` commands where a placement says: here one after another, in processes of this machine, in Slurm.
 
 Jobs go through submitit. Time-outs and preemption are its checkpoint mechanism (bench/job.py) on top of the store's own
-checkpoints; who needs a teacher waits for its job; a run that another launch already has in hand is waited for, not
-submitted again.
+checkpoints; who needs a teacher waits for its job; what another launch already has in hand is waited for, not submitted
+again.
 """
 
 import os
+import signal
 import time
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from bench.errors import BenchError, DetachedError, MissingError, UsageError, one_line
+from bench.errors import DetachedError, MissingError, UsageError, one_line
 from bench.job import Command, carry_out
 from bench.launches import Job, Launch, launches, new_launch, only_one
-from bench.outcome import failure_of
+from bench.outcome import CANCELLED, NO_RESULT, failure_of, not_started
 from bench.placement import Placement
 from bench.provenance import code_hash
-from bench.scheduler import states
+from bench.scheduler import ELSEWHERE, states
 
 THREADS = 1
 """Of a local job: two single-threaded runs get more done on two cores than one run on both."""
-POLL_S = {"local": 0.1, "slurm": 2.0}
+POLL_S = {"local": 0.2, "slurm": 2.0}
+PATIENCE_S = {"local": 2.0, "slurm": 60.0}
+"""How long the files of a job that has ended may take to show on this machine."""
+BEAT_S = 60.0
+ARRAY = 1000
+"""Jobs of one array: Slurm's default limit (MaxArraySize)."""
 FOREVER_MIN = 10 * 365 * 24 * 60
 TIMEOUTS = 1000
 """How often a job may reach its time limit; bench/job.py ends one that gets no further."""
@@ -33,27 +39,32 @@ Report = Callable[[str, str | None], None]
 def dispatch(jobs: list[Job], root: Path, placement: Placement, device: str, report: Report) -> dict[str, str]:
     """Carry out all jobs; label -> error of those that failed.
 
-    One failure stops no other job. `report(label, error or None)` is called as each ends. Raises MissingError where
-    there is no Slurm, DetachedError on an interrupt while Slurm has the jobs, which go on.
+    One failure stops no other job but those that need it. `report(label, error or None)` is called as each ends. Raises
+    MissingError where there is no Slurm, UsageError where it refuses, DetachedError on an interrupt while Slurm has the
+    jobs, which go on.
     """
     if not jobs:
         return {}
+    if placement.profile.gpus and device == "cpu":
+        raise UsageError("the profile asks for GPUs, but the runs are on the CPU: add --set device=cuda")
     if placement.executor == "inline":
         return _inline(jobs, report)
-    if placement.executor == "slurm":
-        return _slurm(jobs, root, placement, report)
-    return _local(jobs, root, device, report)
+    return _Dispatcher(jobs, root, placement, device, report).carry_out()
 
 
 def _inline(jobs: list[Job], report: Report) -> dict[str, str]:
-    failures = {}
+    failures: dict[str, str] = {}
     for job in jobs:
-        error = None
-        try:
-            with redirect_stdout(StringIO()):  # its own table; the whole is shown in the end
-                carry_out(job.arguments)
-        except BenchError as problem:
-            error = failures[job.label] = one_line(problem)
+        failed = [need for need in job.needs if need in failures]
+        error = not_started(failed) if failed else None
+        if not failed:
+            try:
+                with redirect_stdout(StringIO()):  # its own table; the whole is shown in the end
+                    carry_out(job.arguments)
+            except Exception as problem:  # whatever breaks one run, the others go on
+                error = one_line(problem)
+        if error:
+            failures[job.label] = error
         report(job.label, error)
     return failures
 
@@ -64,63 +75,180 @@ class Watched:
 
     launch: Launch
     job: Job
-    missed: int = 0
-    """How often in a row it was not active when asked."""
+    ended_at: float = 0.0
+    """When it was first seen to have ended."""
 
 
-def _local(jobs: list[Job], root: Path, device: str, report: Report) -> dict[str, str]:
-    from submitit.core.utils import environment_variables
+class _Dispatcher:
+    """Submits what can start, watches what was submitted, until nothing is left."""
 
-    launch, free, queue = new_launch(root, "local", jobs), _places(device), list(jobs)
-    watched: dict[str, Watched] = {}
-    taken: dict[str, int | None] = {}
-    failures: dict[str, str] = {}
-    ended: set[str] = set()
-    names = {job.label for job in jobs}
-    code = code_hash()
-    while queue or watched:
-        if launch.cancelled():
-            for job in queue:
-                failures[job.label] = "cancelled"
-                report(job.label, "cancelled")
-            queue = []
-        with only_one(root):
-            active = _active(root)
-            for job in list(queue):
-                if not free:
-                    break
-                if not ended.issuperset(set(job.needs) & names):
-                    continue
-                queue.remove(job)
-                if failed := [need for need in job.needs if need in failures]:
-                    failures[job.label] = f"not started: {', '.join(failed)} did not end well"
-                    ended.add(job.label)
-                    report(job.label, failures[job.label])
-                    continue
-                if job.run and job.run in active:
-                    watched[job.label] = active[job.run]
-                    continue
-                taken[job.label] = place = free.pop(0)
-                executor = _executor(launch, "local", timeout_min=FOREVER_MIN)
-                if place is not None:
-                    executor.update_parameters(gpus_per_node=1, visible_gpus=(place,))
-                with environment_variables(OMP_NUM_THREADS=THREADS):
-                    handle = executor.submit(_command(job, root, code))
-                _HANDLES.append(handle)
-                watched[job.label] = Watched(launch, launch.submitted(job, handle.job_id))
-        for label, error in _ended(watched, root):
-            ended.add(label)
-            if label in taken:
-                free.append(taken.pop(label))
-            if error:
-                failures[label] = error
-            report(label, error)
-        time.sleep(POLL_S["local"])
-    return failures
+    def __init__(self, jobs: list[Job], root: Path, placement: Placement, device: str, report: Report):
+        self.queue, self.root, self.placement, self.report = list(jobs), root, placement, report
+        self.slurm = placement.executor == "slurm"
+        self.free: list[int | None] = [] if self.slurm else _places(device)
+        self.taken: dict[str, int | None] = {}
+        self.handles: list = []
+        """submitit's handles of local jobs: their processes are children and must be asked after, or stay zombies."""
+        self.watched: dict[str, Watched] = {}
+        self.failures: dict[str, str] = {}
+        self.labels = {job.label for job in jobs}
+        self.code = code_hash()
+        self.launches: list[Launch] = []
+        self.beaten = time.monotonic()
+
+    def carry_out(self) -> dict[str, str]:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # Started in the background of a script: jobs would inherit that, and could not be cancelled.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self.slurm:
+            self.launches = [new_launch(self.root, "local", self.queue)]
+        try:
+            while self.queue or self.watched:
+                self._drop_what_cannot_start()
+                if self.queue and (self.slurm or self.free):
+                    self._submit()
+                for label, error in self._ended():
+                    self._end(label, error)
+                if self.queue or self.watched:
+                    self._beat()
+                    time.sleep(POLL_S[self.placement.executor])
+        except KeyboardInterrupt:
+            if not (self.slurm and self.watched):
+                raise
+            left = f", {len(self.queue)} were not submitted" if self.queue else ""
+            raise DetachedError(
+                f"{len(self.watched)} of the jobs go on in Slurm{left}: bench status shows them, bench cancel stops "
+                "them, and the same command waits for them again"
+            ) from None
+        return self.failures
+
+    def _beat(self) -> None:
+        if time.monotonic() - self.beaten > BEAT_S:
+            self.beaten = time.monotonic()
+            for launch in self.launches:
+                launch.beat()
+
+    def _end(self, label: str, error: str | None) -> None:
+        if label in self.taken:
+            self.free.append(self.taken.pop(label))
+        if error:
+            self.failures[label] = error
+        self.report(label, error)
+
+    def _drop_what_cannot_start(self) -> None:
+        for job in list(self.queue):
+            failed = [need for need in job.needs if need in self.failures]
+            cancelled = any(launch.cancelled(job) for launch in self.launches)
+            if failed or (cancelled and not self.slurm):
+                self.queue.remove(job)
+                self._end(job.label, not_started(failed) if failed else CANCELLED)
+
+    def _open_needs(self, job: Job) -> list[str]:
+        """Jobs that must end before this one and have not; in Slurm those that Slurm can wait for do not count."""
+        pending = {other.label for other in self.queue} | self.watched.keys()
+        needs = [need for need in job.needs if need in self.labels and need in pending]
+        slurms = {label for label, watch in self.watched.items() if watch.launch.executor == "slurm"}
+        return [need for need in needs if not (self.slurm and need in slurms)]
+
+    def _submit(self) -> None:
+        with only_one(self.root):
+            active = _active(self.root)
+            if active is None:  # Slurm does not answer: later
+                return
+            for job in list(self.queue):
+                if found := active.get(_identity(job)):
+                    self.queue.remove(job)
+                    self.watched[job.label] = found
+            ready = [job for job in self.queue if not self._open_needs(job)]
+            if self.slurm:
+                for group in _groups(ready):
+                    self._hand_over(group)
+                    ready = [job for job in self.queue if not self._open_needs(job)]
+                for group in _groups(ready):  # what needs those that were just submitted
+                    self._hand_over(group)
+                return
+            for job in ready[: len(self.free)]:
+                self._start(job)
+
+    def _start(self, job: Job) -> None:
+        """As a process of this machine."""
+        from submitit.core.utils import environment_variables
+
+        (launch,) = self.launches
+        place = self.free.pop(0)
+        executor = _executor(launch, "local", timeout_min=FOREVER_MIN)
+        if place is not None:
+            executor.update_parameters(gpus_per_node=1, visible_gpus=(place,))
+        with undisturbed():
+            with environment_variables(OMP_NUM_THREADS=THREADS):
+                handle = executor.submit(self._command(job))
+            (known,) = launch.submitted({job.label: handle.job_id})
+            self.handles.append(handle)
+            self.taken[job.label] = place
+            self.queue.remove(job)
+            self.watched[job.label] = Watched(launch, known)
+
+    def _hand_over(self, group: list[Job]) -> None:
+        """To Slurm, as one array; it starts when the jobs that it waits for are done."""
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        launch = new_launch(self.root, "slurm", group)
+        waits = [self.watched[need].job.id for need in group[0].needs if need in self.watched]
+        dependency = f"afterok:{':'.join(waits)}" if waits else None
+        parameters = self.placement.profile.parameters(launch.name, launch.job_folder, dependency)
+        executor = _executor(launch, "slurm", **parameters)
+        try:
+            with undisturbed():
+                handles = executor.submit_array([self._command(job) for job in group])
+                known = launch.submitted({job.label: h.job_id for job, h in zip(group, handles, strict=True)})
+        except (FailedJobError, FailedSubmissionError) as error:
+            others = f"; {len(self.watched)} jobs were submitted before and go on" if self.watched else ""
+            raise UsageError(f"Slurm refuses the jobs: {one_line(error)}{others}") from error
+        self.launches.append(launch)
+        for job in known:
+            self.watched[job.label] = Watched(launch, job)
+        self.queue = [job for job in self.queue if job.label not in self.watched]
+
+    def _command(self, job: Job) -> Command:
+        return Command(job.arguments, self.root / job.run if job.run else None, self.code)
+
+    def _ended(self) -> Iterator[tuple[str, str | None]]:
+        """Take jobs that have ended out of `watched`; yields (label, error or None)."""
+        self.handles = [handle for handle in self.handles if not handle.done()]
+        answers = states(list({w.launch.name: w.launch for w in self.watched.values()}.values()))
+        if answers is None:
+            return
+        now = time.monotonic()
+        for label, watch in list(self.watched.items()):
+            state = answers[watch.launch.name, watch.job.label]
+            if state.active or (state.name == ELSEWHERE and not self._is_done(watch)):
+                watch.ended_at = 0.0
+                continue
+            if not watch.ended_at:  # once is not enough: a job that is being requeued may be between two states
+                watch.ended_at = now
+                continue
+            error = failure_of(watch.launch, watch.job, self.root, state)
+            if error and error.startswith(NO_RESULT) and now - watch.ended_at < PATIENCE_S[watch.launch.executor]:
+                continue
+            del self.watched[label]
+            yield label, error
+
+    def _is_done(self, watch: Watched) -> bool:
+        """Whether a job of another machine has left its result."""
+        return bool(watch.job.run) and (self.root / watch.job.run / "summary.json").is_file()
 
 
-_HANDLES: list = []
-"""submitit's handles of local jobs: whose process is a child of this one must be asked after it, or stays a zombie."""
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """An interrupt comes after: what was submitted must be on record. (Jobs would inherit a signal mask.)"""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _places(device: str) -> list[int | None]:
@@ -135,54 +263,12 @@ def _places(device: str) -> list[int | None]:
     return [None] * max(1, len(os.sched_getaffinity(0)) // THREADS)
 
 
-def _slurm(jobs: list[Job], root: Path, placement: Placement, report: Report) -> dict[str, str]:
-    watched: dict[str, Watched] = {}
-    with only_one(root):
-        active = _active(root)
-        for job in jobs:
-            if job.run and job.run in active:
-                watched[job.label] = active[job.run]
-        fresh = [job for job in jobs if job.label not in watched]
-        for needs, group in _in_order(fresh):
-            launch = new_launch(root, "slurm", group)
-            waits = [watched[label].job.id for label in needs if label in watched]
-            for job, handle in zip(group, _submit(group, launch, root, placement, waits), strict=True):
-                watched[job.label] = Watched(launch, launch.submitted(job, handle.job_id))
-    failures: dict[str, str] = {}
-    try:
-        while watched:
-            for label, error in _ended(watched, root):
-                if error:
-                    failures[label] = error
-                report(label, error)
-            time.sleep(POLL_S["slurm"] if watched else 0)
-    except KeyboardInterrupt:
-        raise DetachedError(
-            f"{len(watched)} of the jobs go on in Slurm: bench status shows them, bench cancel stops them, and the "
-            "same command waits for them again"
-        ) from None
-    return failures
-
-
-def _in_order(jobs: list[Job]) -> list[tuple[tuple[str, ...], list[Job]]]:
-    """Jobs in groups of equal needs, those that are needed first."""
+def _groups(jobs: list[Job]) -> list[list[Job]]:
+    """Jobs of equal needs, in portions that one array takes."""
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.needs, []).append(job)
-    return sorted(groups.items(), key=lambda item: len(item[0]) > 0)
-
-
-def _submit(jobs: list[Job], launch: Launch, root: Path, placement: Placement, waits: list[str]) -> list:
-    """Submit as one array; jobs start when those that they wait for are done."""
-    dependency = f"afterok:{':'.join(waits)}" if waits else None
-    executor = _executor(launch, "slurm", **placement.profile.parameters("bench", dependency))
-    code = code_hash()
-    from submitit.core.utils import FailedJobError
-
-    try:
-        return executor.submit_array([_command(job, root, code) for job in jobs])
-    except FailedJobError as error:
-        raise UsageError(f"Slurm refuses the jobs: {one_line(error)}") from error
+    return [group[i : i + ARRAY] for group in groups.values() for i in range(0, len(group), ARRAY)]
 
 
 def _executor(launch: Launch, cluster: str, **parameters):
@@ -196,39 +282,26 @@ def _executor(launch: Launch, cluster: str, **parameters):
     return executor
 
 
-def _command(job: Job, root: Path, code: str) -> Command:
-    return Command(job.arguments, root / job.run if job.run else None, code)
+def _identity(job: Job) -> Hashable:
+    """What two commands that want the same thing have in common."""
+    return job.run or (job.label, job.arguments)
 
 
-def _active(root: Path) -> dict[str, Watched]:
-    """Run folder -> the job that has it in hand."""
-    known = launches(root)
+def _active(root: Path) -> dict[Hashable, Watched] | None:
+    """The jobs that are waiting or running, by what they do; None if Slurm does not answer."""
+    known = [launch for launch in launches(root) if any(_open(root, job) for job in launch.jobs)]
     answers = states(known)
     if answers is None:
-        raise BenchError("Slurm does not answer (squeue failed): nothing was submitted; try again")
+        return None
     return {
-        job.run: Watched(launch, job)
+        _identity(job): Watched(launch, job)
         for launch in known
         for job in launch.jobs
-        if job.run and (state := answers.get((launch.name, job.label))) and state.active
+        if (state := answers.get((launch.name, job.label))) and state.active
     }
 
 
-def _ended(watched: dict[str, Watched], root: Path) -> Iterable[tuple[str, str | None]]:
-    """Take jobs that have ended out of `watched`; yields (label, error or None)."""
-    for handle in list(_HANDLES):
-        if handle.done():
-            _HANDLES.remove(handle)
-    answers = states(list({w.launch.name: w.launch for w in watched.values()}.values()))
-    if answers is None:
-        return
-    for label, watch in list(watched.items()):
-        state = answers.get((watch.launch.name, watch.job.label))
-        if state is None or state.active:
-            watch.missed = 0
-            continue
-        watch.missed += 1
-        if watch.missed < 2:  # a job that is being requeued may be between two states
-            continue
-        del watched[label]
-        yield label, failure_of(watch.launch, watch.job, root, state)
+def _open(root: Path, job: Job) -> bool:
+    return bool(job.id) and not (job.run and (root / job.run / "summary.json").is_file())
+
+

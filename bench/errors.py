@@ -17,6 +17,10 @@ class UsageError(BenchError):
     exit_code = 2
 
 
+class BusyError(UsageError):
+    """Another process has what is asked for in hand; it will be free, or done, later."""
+
+
 class MissingError(BenchError):
     """A weight file, package or device is missing; the message names the cure. Exit code 3."""
 

@@ -3,11 +3,13 @@
 <root>/launches/<when>-<random>/
     launch.json    executor, host, and every job: label, command, run folder, id
     cancelled/     a file a job that a user stopped
+    ended/         a file a job: how the executor said that it ended
     jobs/          submitit's scripts, pickles and logs
 """
 
 import fcntl
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from pathlib import Path
 from socket import gethostname
 
 from bench.files import write_atomic
+from bench.hashing import text_hash
 from bench.processes import identity
 
 
@@ -59,21 +62,46 @@ class Launch:
         """The job's first process's stderr ("err") or stdout ("out"), as submitit names it."""
         return self.job_folder / f"{job.id}_0_log.{kind}"
 
-    def submitted(self, job: Job, identity: str) -> Job:
-        """Record a job's id."""
-        known = replace(job, id=identity)
-        self.jobs = [*(j for j in self.jobs if j.label != job.label), known]
+    def submitted(self, ids: dict[str, str]) -> list[Job]:
+        """Record the ids of jobs by label; returns these jobs."""
+        self.jobs = [replace(job, id=ids.get(job.label, job.id)) for job in self.jobs]
         self.save()
-        return known
+        return [job for job in self.jobs if job.label in ids]
 
-    def mark_cancelled(self, job: Job | None = None) -> None:
-        """Remember that a user stopped a job, or the whole launch with what it has not submitted yet."""
-        (self.folder / "cancelled").mkdir(exist_ok=True)
-        (self.folder / "cancelled" / (job.id if job else "all")).touch()
+    def mark_cancelled(self, job: Job) -> None:
+        """Remember that a user stopped a job, or does not want it submitted."""
+        path = self._cancelled(job)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
 
-    def cancelled(self, job: Job | None = None) -> bool:
-        """Whether a user stopped this job, or the whole launch."""
-        return (self.folder / "cancelled" / (job.id if job else "all")).exists()
+    def cancelled(self, job: Job) -> float:
+        """When a user stopped this job; 0 if nobody did."""
+        path = self._cancelled(job)
+        return path.stat().st_mtime if path.exists() else 0.0
+
+    def _cancelled(self, job: Job) -> Path:
+        return self.folder / "cancelled" / text_hash(job.label)
+
+    def remember(self, job: Job, state: str) -> None:
+        """Note how the executor says that a job ended: it forgets."""
+        path = self.folder / "ended" / text_hash(job.label)
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, state.encode())
+
+    def remembered(self, job: Job) -> str:
+        """How a job ended, as far as anybody saw; empty if nobody did."""
+        path = self.folder / "ended" / text_hash(job.label)
+        return path.read_text() if path.exists() else ""
+
+    def beat(self) -> None:
+        """Show other machines that the command that submits is alive."""
+        os.utime(self.folder / "launch.json")
+
+    @property
+    def beaten(self) -> float:
+        """When the command that submits was last known to be alive."""
+        return (self.folder / "launch.json").stat().st_mtime
 
     def save(self) -> None:
         told = {"executor": self.executor, "host": self.host, "owner": self.owner}

@@ -2,38 +2,53 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.launches import Job, Launch
-from bench.scheduler import State
+from bench.scheduler import GONE, State
 
 FAILURE = "failure.json"
+CANCELLED, NO_RESULT = "cancelled", "ended without a result"
 TAIL = 16_384
 ERROR = re.compile(r"(?:[\w.]*\.)?(\w*(?:Error|Exception|Interrupt)\w*): (.+)|(?:slurmstepd|srun): error: (.+)")
 OURS = ("BenchError", "UsageError", "MissingError")
 
 
-def recorded_failure(folder: Path) -> str | None:
-    """The error that ended a run's last start, if one did."""
+def recorded_failure(folder: Path, since: float = 0.0) -> str | None:
+    """The error that ended a run's last start, if one did, and not before the time `since`."""
     path = folder / FAILURE
-    return json.loads(path.read_text())["error"] if path.is_file() else None
+    if not path.is_file() or path.stat().st_mtime < since:
+        return None
+    return json.loads(path.read_text())["error"]
 
 
 def failure_of(launch: Launch, job: Job, root: Path, state: State) -> str | None:
     """Why an ended job did not do its work; None if it did."""
+    if state.name != GONE.name:
+        launch.remember(job, state.name)
+    name = launch.remembered(job) or state.name
     if job.run and (root / job.run / "summary.json").is_file():
         return None
     if not job.run and succeeded(launch, job):
         return None
-    if state.name == "CANCELLED" and job.needs and not launch.cancelled(job):
-        return f"not started: {', '.join(job.needs)} did not end well"
-    if state.name == "CANCELLED" or launch.cancelled(job):
-        return "cancelled"
-    if job.run and (error := recorded_failure(root / job.run)):
+    cancelled = launch.cancelled(job)
+    if job.run and (error := recorded_failure(root / job.run, cancelled)):
         return error
+    if cancelled:
+        return CANCELLED
+    if job.needs and not launch.log(job).is_file():
+        return not_started(job.needs)
+    if name == "CANCELLED":
+        return CANCELLED
     if error := last_error(launch.log(job)):
         return error
-    return f"ended without a result ({state.name.lower()}); see {launch.log(job)}"
+    return f"{NO_RESULT} ({name.lower()}); see {launch.log(job)}"
+
+
+def not_started(needs: Iterable[str]) -> str:
+    """What is said of a job whose needs failed."""
+    return f"not started: {', '.join(needs)} did not end well"
 
 
 def succeeded(launch: Launch, job: Job) -> bool:

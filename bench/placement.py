@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.errors import UsageError, unknown
 from bench.settings import first_problem, merge, parse_override, read_yaml
@@ -42,8 +42,14 @@ class Profile(BaseModel):
     sbatch: dict[str, str | int | float] = {}
     """Any further option of sbatch: {gres: "gpu:h100:1"}."""
 
-    def parameters(self, name: str, dependency: str | None) -> dict[str, Any]:
-        """As submitit's AutoExecutor takes them."""
+    @model_validator(mode="after")
+    def _warned_in_time(self) -> "Profile":
+        if self.signal_s >= 60 * self.minutes:
+            raise ValueError(f"signal_s {self.signal_s} is not below the time limit of {self.minutes} minutes")
+        return self
+
+    def parameters(self, name: str, folder: Path, dependency: str | None) -> dict[str, Any]:
+        """As submitit's AutoExecutor takes them; `folder` is where it keeps the jobs' files."""
         threads = ("export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK", "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK")
         optional = {
             "slurm_partition": self.partition,
@@ -64,17 +70,24 @@ class Profile(BaseModel):
             "slurm_signal_delay_s": self.signal_s,
             "slurm_array_parallelism": self.array_parallelism,
             "slurm_setup": [*threads, *self.setup],
-            "slurm_teardown": list(REVIVE),
+            "slurm_teardown": REVIVE.format(folder=folder).splitlines(),
+            "slurm_srun_args": ["--kill-on-bad-exit=1"],  # or the other processes of a run would wait for a dead one
             "slurm_additional_parameters": further,
         }
 
 
-REVIVE = (
-    "code=$?",
-    "# Killed outright, as by the kernel or an operator: go on from the last checkpoint, but not for ever.",
-    'if [ "$code" -eq 137 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 5 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
-    'exit "$code"',
-)
+REVIVE = """\
+code=$?
+# Killed outright, as by the kernel or an operator: go on from the last checkpoint, but not for ever. An array's task is
+# named by its place: one of them has the number of the whole array, and that would requeue all.
+if [ "$code" -eq 137 ]; then
+  this=$SLURM_JOB_ID
+  if [ -n "${{SLURM_ARRAY_JOB_ID:-}}" ]; then this="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
+  echo >> "{folder}/$this.killed"
+  if [ "$(wc -l < "{folder}/$this.killed")" -le 5 ]; then scontrol requeue "$this"; fi
+fi
+exit "$code"
+"""
 
 
 @dataclass(frozen=True)

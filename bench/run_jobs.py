@@ -1,7 +1,6 @@
 """Runs as jobs: what is finished is left alone, teachers that are missing come first, each once."""
 
 import json
-import secrets
 from pathlib import Path
 
 from bench.dispatch import dispatch
@@ -48,7 +47,10 @@ def teacher_jobs(runs: list[Run], root: Path) -> tuple[list[Job], dict[str, tupl
         labels = []
         for teacher in to_train(run.spec, root, run.backbone_hash):
             spec, name = teacher.spec, teacher.folder.name
-            labels.append(label := f"teacher for {spec.tasks[0]}, seed {spec.seed}")
+            label = f"teacher for {spec.tasks[0]}, seed {spec.seed}"
+            if any(other.label == label and other.run != name for other in jobs.values()):
+                label = f"{label} ({name})"  # as by another precision
+            labels.append(label)
             jobs[name] = Job(label, (
                 "run", "--method", spec.method, "--tasks", spec.tasks[0], "--backbone", spec.backbone,
                 "--seeds", str(spec.seed), "--set", f"device={spec.device}",
@@ -59,13 +61,14 @@ def teacher_jobs(runs: list[Run], root: Path) -> tuple[list[Job], dict[str, tupl
     return list(jobs.values()), needs
 
 
-def carry_out_command(label: str, arguments: list[str], root: Path, placement: Placement) -> None:
+def carry_out_command(label: str, arguments: list[str], root: Path, placement: Placement, device: str) -> None:
     """Carry out one command that makes no run as a job, and print what it printed. Raises BenchError if it fails."""
-    job = Job(f"{label} {secrets.token_hex(3)}", (*arguments, "--results", str(root)))
-    failures = dispatch([job], root, placement, "cpu", lambda *_: None)
+    job = Job(label, (*arguments, "--results", str(root)))
+    failures = dispatch([job], root, placement, device, lambda *_: None)
     if failures:
         raise BenchError(f"{label}: {failures[job.label]}")
-    launch = next(launch for launch in reversed(launches(root)) if job.label in {j.label for j in launch.jobs})
-    done = next(j for j in launch.jobs if j.label == job.label)
+    same = lambda other: (other.label, other.arguments) == (job.label, job.arguments)  # noqa: E731
+    launch = next(launch for launch in reversed(launches(root)) if any(map(same, launch.jobs)))
+    done = next(filter(same, launch.jobs))
     lines = launch.log(done, "out").read_text().splitlines()
     print("\n".join(line for line in lines if not line.startswith("submitit ")))

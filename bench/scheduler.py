@@ -1,6 +1,5 @@
 """What became of jobs: asks Slurm's queue, and the processes of this machine. Works where Slurm's accounting is off."""
 
-import shutil
 import subprocess
 from dataclasses import dataclass
 from socket import gethostname
@@ -31,46 +30,50 @@ class State:
 
 
 GONE = State("GONE")
+ELSEWHERE = "ELSEWHERE"
+"""State of a local job of another machine, whose processes cannot be seen from here."""
 
 
 def states(found: list[Launch]) -> dict[tuple[str, str], State] | None:
     """(launch's name, job's label) -> State of every submitted job; None if Slurm does not answer just now.
 
-    Slurm's queue shows ended jobs for MinJobAge; what it has forgotten has ended too.
+    Slurm's queue shows ended jobs for MinJobAge; what it has forgotten has ended too. A job's name is its launch's:
+    its number alone may by now be another's, after a reset of Slurm's controller or on another cluster.
     """
-    queue: dict[str, State] = {}
-    if any(launch.executor == "slurm" and launch.jobs for launch in found):
+    queue: dict[tuple[str, str], State] = {}
+    if any(launch.executor == "slurm" and any(job.id for job in launch.jobs) for launch in found):
         answer = _squeue()
         if answer is None:
             return None
         queue = answer
     return {
-        (launch.name, job.label): queue.get(job.id, GONE) if launch.executor == "slurm" else _local(launch, job)
+        (launch.name, job.label): queue.get((launch.name, job.id), GONE)
+        if launch.executor == "slurm"
+        else _local(launch, job)
         for launch in found
         for job in launch.jobs
         if job.id
     }
 
 
-def _squeue() -> dict[str, State] | None:
-    if not shutil.which("squeue"):
-        return {}
-    fields = SEPARATOR.join(f"%{letter}" for letter in "iTrN")
+def _squeue() -> dict[tuple[str, str], State] | None:
+    """(job's name, id) -> State."""
+    fields = SEPARATOR.join(f"%{letter}" for letter in "jiTrN")
     command = ["squeue", "--noheader", "--all", "--array", "--states=all", f"--format={fields}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode:
         return None
-    rows = [line.split(SEPARATOR) for line in done.stdout.splitlines()]
-    return {row[0].strip(): State(*(part.strip() for part in row[1:4])) for row in rows if len(row) >= 4}
+    rows = [[part.strip() for part in line.split(SEPARATOR)] for line in done.stdout.splitlines()]
+    return {(row[0], row[1]): State(*row[2:5]) for row in rows if len(row) >= 5}
 
 
 def _local(launch: Launch, job: Job) -> State:
     """A local job is its controller's process; its command line holds the launch's folder, so that another process
     that got the same number since is not taken for it."""
     if launch.host != gethostname():
-        return State("GONE", where=launch.host)
+        return State(ELSEWHERE, where=launch.host)
     alive = str(launch.job_folder).encode() in command_line(int(job.id))
     return State("RUNNING", where=f"process {job.id}") if alive else GONE

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import UsageError, unknown
+from bench.errors import BenchError, unknown
 from bench.launches import Job, Launch, launches
-from bench.outcome import failure_of, recorded_failure
+from bench.outcome import CANCELLED, failure_of, recorded_failure
 from bench.processes import lives
-from bench.scheduler import State, states
+from bench.scheduler import ELSEWHERE, State, states
 
 ORDER = ("running", "pending", "failed", "stopped", "done")
 QUIET_S = 900
@@ -44,8 +44,8 @@ def survey(root: Path) -> list[Line]:
     latest: dict[str, tuple[Launch, Job, State | None]] = {}
     for launch in known:
         for job in launch.jobs:
-            if not job.id and (launch.cancelled() or lives(launch.owner) is False):
-                continue  # the command that would have submitted it is gone
+            if not job.id and not _will_submit(launch, job):
+                continue
             state = answers.get((launch.name, job.label)) if answers is not None else None
             latest[job.run or f"{launch.name}: {job.label}"] = (launch, job, state)
     runs = {path.parent.name for path in root.glob("*/spec.json")}
@@ -59,18 +59,21 @@ def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None
         return Line(name, "done", 1.0)
     share, left = _progress(folder)
     launch, job, state = handed or (None, None, None)
-    if launch and launch.executor == "slurm" and silent:
+    if launch and job and job.id and launch.executor == "slurm" and silent:
         return Line(name, "running" if share else "pending", share, left, "Slurm", "Slurm does not answer")
     place = f"{launch.executor} {job.id} {state.where}".strip() if launch and job and state else ""
     if state and state.waiting:
         return Line(name, "pending", share, None, place, state.reason)
     if state and state.active:
         return Line(name, "running", share, left, place)
-    if owner := _owner(folder):
+    known = state is not None and state.name != ELSEWHERE
+    if owner := _owner(folder, guess=not known):
         return Line(name, "running", share, left, owner)
+    if launch and job and state and not known:
+        return Line(name, "stopped", share, None, place, f"not seen from here: ask on {state.where}")
     if launch and job and state:
         error = failure_of(launch, job, root, state)
-        verdict = {None: "done", "cancelled": "stopped"}.get(error, "failed")
+        verdict = {None: "done", CANCELLED: "stopped"}.get(error, "failed")
         return Line(name, verdict, share, None, place, error or "")
     if launch and job and not job.id:
         return Line(name, "pending", share, None, launch.executor, "waits for a free place")
@@ -79,12 +82,20 @@ def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None
     return Line(name, "stopped", share, None, "", "the same command goes on")
 
 
-def _owner(folder: Path) -> str:
-    """The process that has a run in hand, if one does."""
+def _will_submit(launch: Launch, job: Job) -> bool:
+    """Whether the command that would submit a job is still there to do it."""
+    alive = lives(launch.owner)
+    if alive is None:  # on another machine
+        alive = time.time() - launch.beaten < QUIET_S
+    return alive and not launch.cancelled(job)
+
+
+def _owner(folder: Path, guess: bool) -> str:
+    """The process that has a run in hand, if one does; with `guess` also one of another machine that wrote lately."""
     path = folder / "lock"
     written = path.read_text() if path.is_file() else ""
     alive = lives(written)
-    if alive is None:
+    if alive is None and guess:
         metrics = folder / "metrics.jsonl"
         alive = metrics.is_file() and time.time() - metrics.stat().st_mtime < QUIET_S
     return f"process {' on '.join(written.split()[:2])}" if alive else ""
@@ -167,21 +178,22 @@ def cancel(root: Path, names: list[str]) -> list[str]:
     known = launches(root)
     answers = states(known)
     if answers is None:
-        raise UsageError("Slurm does not answer (squeue failed): nothing was cancelled")
+        raise BenchError("Slurm does not answer (squeue failed): nothing was cancelled")
     stopped = []
     for name in names:
         chosen = [(launch, job) for launch in known for job in launch.jobs if _meant(name, launch, job)]
         if not chosen and name != "all":
             raise unknown("run or launch", name, _names(known))
-        for launch in {id(launch): launch for launch, _ in chosen if name in ("all", launch.name)}.values():
-            launch.mark_cancelled()  # also what it has not submitted yet
         for launch, job in chosen:
             state = answers.get((launch.name, job.label))
             if state and state.active:
                 launch.mark_cancelled(job)
                 _stop(launch, job)
                 stopped.append(job.run or job.label)
-    return stopped
+            elif not job.id and _will_submit(launch, job):
+                launch.mark_cancelled(job)
+                stopped.append(job.run or job.label)
+    return list(dict.fromkeys(stopped))  # two launches may have named the same run
 
 
 def _meant(name: str, launch: Launch, job: Job) -> bool:

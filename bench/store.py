@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.errors import Stopped, UsageError, one_line
+from bench.errors import BenchError, BusyError, Stopped, UsageError, one_line
 from bench.files import write_atomic
 from bench.outcome import FAILURE
 from bench.processes import identity
@@ -62,7 +62,7 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process. Raises UsageError naming the process that has it."""
+        """Hold the run for this process. Raises BusyError naming the process that has it."""
         if not self.writes:
             yield
             return
@@ -70,10 +70,12 @@ class Run:
         with (self.folder / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 file.seek(0)
                 owner = file.read().split()[:2] or ["?"]
-                raise UsageError(f"{self.folder} is being run by process {' on '.join(owner)}") from error
+                raise BusyError(f"{self.folder} is being run by process {' on '.join(owner)}") from error
+            except OSError as error:
+                raise BenchError(f"the file system of {self.folder} has no locks (flock): {error}") from error
             file.truncate(0)
             file.write(identity())
             file.flush()

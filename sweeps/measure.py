@@ -1,16 +1,18 @@
 """Carry out a trial: one run a seed, ordinary runs in the study's folder, resumed where an earlier try left them."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.errors import Stopped
+from bench.errors import BusyError, Stopped
 from bench.loop import Progress
 from bench.records import score
 from bench.runner import Session, execute
-from bench.spec import describe
+from bench.spec import Spec, describe
 from bench.store import Run
 from sweeps.study import Place, Scalar, StudySpec
 
+BUSY_S = 2.0
 Reached = Callable[[int, float], bool]
 """(point of the anytime curve, mean score there) -> whether to stop."""
 
@@ -36,16 +38,25 @@ def measure(spec: StudySpec, place: Place, chosen: dict[str, Scalar], reached: R
     for index, seed in enumerate(spec.seed_list):
         run = spec.run(chosen, seed)
 
-        def listen(_label: str, progress: Progress, first: bool = index == 0) -> None:
-            if first and progress.scores:
+        def listen(label: str, progress: Progress, first: bool = index == 0) -> None:
+            if first and progress.scores and label.startswith(f"{spec.method} "):  # not a teacher's on the way
                 mean = sum(progress.scores.values()) / len(progress.scores)
                 point = int(progress.share * spec.points + 1e-3) - 1
                 if reached(point, mean) and progress.share < 1:
                     raise PrunedError
 
         place.runs.mkdir(parents=True, exist_ok=True)
-        summary = execute(run, Session(place.runs, listen=listen))
+        summary = _when_free(run, Session(place.runs, listen=listen))
         runs.append(Run(place.runs, run, fingerprint).folder.name)
         for task, row in summary["models"]["student"].items():
             scores[task].append(score(row))
     return Measured(scores, runs)
+
+
+def _when_free(run: Spec, session: Session) -> dict:
+    """Execute a run; while another worker has it, or its teacher, in hand, wait: equal settings are one run."""
+    while True:
+        try:
+            return execute(run, session)
+        except BusyError:
+            time.sleep(BUSY_S)

@@ -1,7 +1,9 @@
 """What a study is: one YAML file, typed and checked, and the Optuna study behind it."""
 
 import json
+import secrets
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +11,8 @@ from typing import Annotated, Any, Literal
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import UsageError, unknown
+from bench.errors import MissingError, UsageError, one_line, unknown
+from bench.files import write_atomic
 from bench.hashing import seed_of, text_hash
 from bench.registry import task_names
 from bench.settings import as_number, first_problem, parse_seeds, read_yaml
@@ -45,6 +48,12 @@ class Axis(Part):
             raise ValueError("log needs a range above 0")
         return self
 
+    def holds(self, value: Scalar) -> bool:
+        """Whether a trial could have this value."""
+        if self.choices is not None:
+            return value in self.choices
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
     def suggest(self, trial: optuna.Trial, name: str) -> Scalar:
         """This trial's value."""
         if self.choices is not None:
@@ -73,7 +82,7 @@ class StudySpec(Part):
     points: Annotated[int, Field(gt=0)] = 3
     """Held-out evaluations along a run, the last at its end."""
     trials: Annotated[int, Field(gt=0)]
-    seeds: str = "0"
+    seeds: Annotated[int, Field(ge=0)] | str = 0
     """Of every trial, as 0 or 0-2: its value is their mean."""
     seed: int = 0
     """Of the study's own draws."""
@@ -86,6 +95,9 @@ class StudySpec(Part):
             raise ValueError("a pruner needs the single objective mean")
         if self.sampler == "nsga2" and self.objective == MEAN:
             raise ValueError("nsga2 is for several objectives")
+        for key in leaves(self.settings) | self.space.keys():
+            if key.partition(".")[0] == "budget" or key in ("evaluation.split", "evaluation.points", "seed"):
+                raise ValueError(f"{key} is the study's own: budget, points and seeds are set beside settings")
         return self
 
     @property
@@ -94,7 +106,7 @@ class StudySpec(Part):
 
     @property
     def seed_list(self) -> list[int]:
-        return parse_seeds(self.seeds)
+        return parse_seeds(str(self.seeds))
 
     @property
     def identity(self) -> str:
@@ -116,11 +128,27 @@ class StudySpec(Part):
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
         """A trial's settings, dimension by dimension."""
+        return self._walk(lambda name, axis: axis.suggest(trial, name))
+
+    def example(self) -> dict[str, Scalar]:
+        """Settings that a trial could have: of every dimension its first value."""
+        return self._walk(lambda _, axis: axis.choices[0] if axis.choices is not None else axis.low)
+
+    def _walk(self, value: Callable[[str, Axis], Scalar]) -> dict[str, Scalar]:
         chosen: dict[str, Scalar] = {}
         for name, axis in self.space.items():
             if all(chosen.get(other) in values for other, values in axis.when.items()):
-                chosen[name] = axis.suggest(trial, name)
+                chosen[name] = value(name, axis)
         return chosen
+
+
+def leaves(settings: dict[str, Any], prefix: str = "") -> set[str]:
+    """Dotted keys of nested settings."""
+    found: set[str] = set()
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        found |= leaves(value, f"{path}.") if isinstance(value, dict) and value else {path}
+    return found
 
 
 def shown(chosen: dict[str, Scalar]) -> list[str]:
@@ -135,7 +163,10 @@ def read_study(path: Path) -> StudySpec:
         if path.name not in shipped:
             raise unknown("study", path.name, shipped)
         path = shipped[path.name]
-    content = numbers(read_yaml(path))
+    content = {
+        key: numbers(value) if key in ("settings", "space", "enqueue") else value
+        for key, value in read_yaml(path).items()
+    }
     try:
         study = StudySpec.model_validate(content)
     except ValidationError as error:
@@ -145,13 +176,16 @@ def read_study(path: Path) -> StudySpec:
         if other := next((key for key in axis.when if key not in names[:index]), None):
             raise UsageError(f"study {path}: space.{name}.when names {other!r}, which no dimension before it is")
     for tried in study.enqueue:
-        if other := next((key for key in tried if key not in study.space), None):
-            raise unknown("key in enqueue", other, study.space)
+        for key, value in tried.items():
+            if key not in study.space:
+                raise unknown("key in enqueue", key, study.space)
+            if not study.space[key].holds(value):
+                raise UsageError(f"study {path}: enqueue has {key} {value!r}, which its dimension does not hold")
     known = study.task_list
     for task in study.objective if study.objective != MEAN else ():
         if task not in known:
             raise unknown("objective", task, [MEAN, *known])
-    for tried in study.enqueue or ({},):
+    for tried in study.enqueue or (study.example(),):
         study.run(dict(tried), study.seed_list[0])  # a key or value that no run takes is refused before the first trial
     return study
 
@@ -194,9 +228,10 @@ def open_study(spec: StudySpec, place: Place) -> optuna.Study:
         storage=_storage(place), study_name=spec.name, directions=directions, load_if_exists=True,
         pruner=_pruner(spec.pruner),
     )  # fmt: skip
-    begun = study.user_attrs.get("identity")
+    begun, home = study.user_attrs.get("identity"), _home(place)
     if begun is None:
         study.set_user_attr("identity", spec.identity)
+        study.set_user_attr("home", home)
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         if spec.objective != MEAN:
             with warnings.catch_warnings():
@@ -207,14 +242,32 @@ def open_study(spec: StudySpec, place: Place) -> optuna.Study:
             f"the study {spec.name!r} in {place.folder} was begun with another method, space, budget or seeds: "
             "give the new one another name"
         )
+    elif study.user_attrs.get("home") != home:
+        raise UsageError(
+            f"the study {spec.name!r} in this storage belongs to another results folder, where its workers share locks "
+            "and runs"
+        )
     for tried in spec.enqueue:
         study.enqueue_trial(dict(tried), skip_if_exists=True)
     return study
 
 
+def _home(place: Place) -> str:
+    """The folder's own mark: workers that do not share it would take each other's trials for dead ones."""
+    path = place.folder / "home"
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(8).encode())
+    return path.read_text()
+
+
 def _storage(place: Place):
     if place.storage:
-        return optuna.storages.get_storage(place.storage)
+        try:
+            return optuna.storages.get_storage(place.storage)
+        except ImportError as error:
+            raise MissingError(f"--storage {place.storage}: install the database's driver ({error})") from error
+        except Exception as error:  # sqlalchemy has many
+            raise UsageError(f"--storage {place.storage}: {one_line(error)}") from error
     from optuna.storages.journal import JournalFileBackend
 
     return optuna.storages.JournalStorage(JournalFileBackend(str(place.journal)))

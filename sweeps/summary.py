@@ -1,5 +1,6 @@
 """What a study found: best settings or Pareto front, importances, plots, and the command of the best run."""
 
+import io
 import json
 import shlex
 import warnings
@@ -101,9 +102,9 @@ def plot(spec: StudySpec, study: optuna.Study, folder: Path, complete: list[Froz
 
     def save(figure, name: str) -> None:
         figure.tight_layout()
-        with (folder / f".{name}.tmp").open("wb") as file:
-            figure.savefig(file, format="png", dpi=120)
-        (folder / f".{name}.tmp").replace(folder / name)
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=120)
+        write_atomic(folder / name, data.getvalue())  # several workers may be at it
         plt.close(figure)
 
     means = np.array([np.mean(trial.values) for trial in complete])

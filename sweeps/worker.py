@@ -45,7 +45,7 @@ class Claims:
         file = (self.folder / f"{number}.lock").open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.close()
             return None
         return file
@@ -76,6 +76,13 @@ def work(spec: StudySpec, place: Place, say: Say = lambda _: None, carry_out: Me
     return study
 
 
+def complete(spec: StudySpec, study: optuna.Study) -> bool:
+    """Whether all trials of the study have ended."""
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    ended = [state for state in states if state not in (TrialState.WAITING, TrialState.RUNNING)]
+    return len(ended) >= spec.trials and TrialState.RUNNING not in states
+
+
 Taken = tuple[optuna.Trial, dict[str, Scalar], IO]
 
 
@@ -89,6 +96,8 @@ def _next(spec: StudySpec, study: optuna.Study, claims: Claims) -> tuple[Taken |
         lock = claims.take(trial.number)
         if lock is None:
             busy = True
+        elif study.get_trials(deepcopy=False)[trial.number].state != TrialState.RUNNING:
+            lock.close()  # its worker was just done with it
         elif trial.user_attrs.get("tries", 1) >= TRIES:
             with lock:
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -127,6 +136,10 @@ def _carry_out(
     trial.set_user_attr("settings", chosen)
     try:
         found = carry_out(spec, place, chosen, reached)
+    except (KeyboardInterrupt, SystemExit):  # an interrupt, a time limit: no death
+        tries = trial.user_attrs.get("tries", 1)
+        trial.set_user_attr("tries", tries - 1 if tries > 1 else 0)
+        raise
     except PrunedError:
         study.tell(trial, state=TrialState.PRUNED)
         say(f"trial {trial.number} pruned: {words}")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import dispatch as dispatching
 from bench.dispatch import dispatch
 from bench.errors import MissingError, UsageError
 from bench.launches import Job, Launch, launches, new_launch
@@ -55,9 +54,10 @@ def test_one_failure_stops_no_other_job_but_what_needs_it(root: Path, executor: 
     assert order.index("after good") > order.index("good")
 
 
-def test_what_needs_a_failed_job_is_not_started(root: Path) -> None:
+@pytest.mark.parametrize("executor", ["inline", "local"])
+def test_what_needs_a_failed_job_is_not_started(root: Path, executor: str) -> None:
     jobs = [Job("bad", ("run", "--method", "nothing")), Job("student", ("list", "tasks"), needs=("bad",))]
-    failures, _ = carried(jobs, root, "local")
+    failures, _ = carried(jobs, root, executor)
     assert failures["student"] == "not started: bad did not end well"
 
 
@@ -168,9 +168,10 @@ def test_the_last_error_of_a_log(tmp_path: Path, log: str, said: str | None) -> 
 def test_what_slurm_says_of_a_job_without_a_result(root: Path) -> None:
     launch = new_launch(root, "slurm", [])
     job = Job("a", ("list",), run="r", id="7")
-    assert "time_out" not in failure_of(launch, job, root, State("TIMEOUT"))
     assert "(timeout)" in failure_of(launch, job, root, State("TIMEOUT"))
-    assert failure_of(launch, job, root, State("CANCELLED")) == "cancelled"
+    assert "(timeout)" in failure_of(launch, job, root, GONE)  # Slurm has forgotten it, we have not
+    stopped = Job("c", ("list",), run="s", id="9")
+    assert failure_of(launch, stopped, root, State("CANCELLED")) == "cancelled"
     needy = Job("b", ("list",), run="r", needs=("teacher",), id="8")
     assert failure_of(launch, needy, root, State("CANCELLED")) == "not started: teacher did not end well"
     launch.mark_cancelled(needy)
@@ -181,7 +182,7 @@ def test_profiles(tmp_path: Path, monkeypatch) -> None:
     file = tmp_path / "gpu.yaml"
     file.write_text("partition: gpu\ngpus: 8\nminutes: 600\nsetup: [module load cuda]\nsbatch: {reservation: mine}\n")
     found = placement("slurm", file, ["partition=big", "cpus=4"]).profile
-    asked = found.parameters("bench", "afterok:3")
+    asked = found.parameters("bench", tmp_path, "afterok:3")
     assert (asked["slurm_partition"], asked["gpus_per_node"], asked["tasks_per_node"]) == ("big", 8, 8)
     assert asked["slurm_dependency"] == "afterok:3"
     assert asked["slurm_setup"][-1] == "module load cuda"
@@ -194,14 +195,19 @@ def test_profiles(tmp_path: Path, monkeypatch) -> None:
         placement("local", None, ["cpus=2"])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingError, match="no Slurm on this machine"):
-        dispatching._submit([Job("a", ("list",))], new_launch(tmp_path, "slurm", []), tmp_path, Placement("slurm"), [])
+        dispatch([Job("a", ("list",))], tmp_path, Placement("slurm"), "cpu", lambda *_: None)
+    with pytest.raises(UsageError, match="asks for GPUs, but the runs are on the CPU"):
+        dispatch([Job("a", ("list",))], tmp_path, Placement("slurm", found), "cpu", lambda *_: None)
+    with pytest.raises(UsageError, match="not below the time limit"):
+        placement("slurm", None, ["minutes=1"])
 
 
 def test_every_launch_has_a_folder_of_its_own(root: Path) -> None:
     made = [new_launch(root, "local", [Job("a", ("list",))]) for _ in range(5)]
     assert len({launch.folder for launch in made}) == 5
     assert sorted(launch.name for launch in launches(root)) == sorted(launch.name for launch in made)
-    known = made[0].submitted(made[0].jobs[0], "12")
+    (known,) = made[0].submitted({"a": "12"})
+    assert launches(root)[sorted(x.name for x in made).index(made[0].name)].jobs == [known]
     assert Launch.log(made[0], known).name == "12_0_log.err"
 
 
@@ -242,15 +248,94 @@ def test_code_that_changed_since_submission_is_refused(monkeypatch) -> None:
         Command(("list", "kernels"), None, "other")()
 
 
-def test_a_run_that_gets_no_further_is_not_requeued(tmp_path: Path, monkeypatch) -> None:
-    from bench import job
+def test_a_run_that_gets_no_further_is_not_requeued(tmp_path: Path) -> None:
     from bench.errors import BenchError
+    from bench.job import STARTS, Command, code_hash
 
-    command = job.Command(("list", "kernels"), tmp_path, job.code_hash())
+    command = Command(("list", "kernels"), tmp_path, code_hash())
+    for _ in range(STARTS - 1):
+        command()
+        command = command.checkpoint().function
     command()
-    assert command.checkpoint()
-    monkeypatch.setattr(job, "GRACE_S", -1)
-    with pytest.raises(BenchError, match="no checkpoint in"):
+    with pytest.raises(BenchError, match=f"nothing new in {STARTS} starts"):
         command.checkpoint()
     (tmp_path / "checkpoint.safetensors").touch()
-    assert command.checkpoint()
+    assert command.checkpoint().function.idle_starts == 0
+
+
+def test_a_number_that_is_another_ones_by_now_is_not_ours(root: Path, monkeypatch) -> None:
+    from bench import scheduler
+
+    launch = new_launch(root, "slurm", [Job("a", ("list",), run="r")])
+    launch.submitted({"a": "7"})
+    monkeypatch.setattr(scheduler, "_squeue", lambda: {("someone", "7"): State("RUNNING")})
+    (line,) = survey(root)
+    assert line.state == "failed"
+    assert cancel(root, ["all"]) == []
+    monkeypatch.setattr(scheduler, "_squeue", lambda: {(launch.name, "7"): State("RUNNING", where="node1")})
+    (line,) = survey(root)
+    assert (line.state, line.where) == ("running", "slurm 7 node1")
+    monkeypatch.setattr(scheduler, "_squeue", lambda: None)
+    assert survey(root)[0].note == "Slurm does not answer"
+
+
+def test_an_ended_job_of_another_machine_is_not_running(root: Path, monkeypatch) -> None:
+    """What it left in the lock is no sign of life where Slurm says that it has ended."""
+    from bench import scheduler
+
+    run = Run(root, resolve("opd_analytic", ["ocr"]), "f")
+    run.open()
+    (run.folder / "lock").write_text("12 node7 345")
+    (run.folder / "metrics.jsonl").touch()
+    assert survey(root)[0].state == "running"  # without a job all there is to go by
+    launch = new_launch(root, "slurm", [Job("a", ("list",), run=run.folder.name)])
+    launch.submitted({"a": "7"})
+    monkeypatch.setattr(scheduler, "_squeue", dict)
+    assert survey(root)[0].state == "failed"
+
+
+def test_a_failure_after_a_cancellation_is_what_counts(root: Path) -> None:
+    launch = new_launch(root, "slurm", [Job("a", ("list",), run="r")])
+    (job,) = launch.submitted({"a": "7"})
+    launch.mark_cancelled(job)
+    assert failure_of(launch, job, root, GONE) == "cancelled"
+    (root / "r").mkdir()
+    (root / "r" / "failure.json").write_text('{"error": "it broke"}')
+    assert failure_of(launch, job, root, GONE) == "it broke"
+
+
+def test_a_waiting_local_run_can_be_cancelled_by_name(root: Path) -> None:
+    launch = new_launch(root, "local", [Job("a", ("list",), run="run-a"), Job("b", ("list",), run="run-b")])
+    assert {line.state for line in survey(root)} == {"pending"}
+    assert cancel(root, ["run-a"]) == ["run-a"]
+    assert [line.name for line in survey(root)] == ["run-b"]
+    assert launch.cancelled(launch.jobs[0])
+    assert not launch.cancelled(launch.jobs[1])
+
+
+def test_teachers_that_differ_have_labels_that_differ(root: Path) -> None:
+    given = {"teachers": "train", "overrides": None}
+    runs = [
+        Run(root, resolve("opd_analytic", ["ocr"], **given | {"overrides": [f"compute.precision={p}"]}), "f")
+        for p in ("float32", "bfloat16")
+    ]
+    jobs, needs = teacher_jobs(runs, root)
+    assert len({job.label for job in jobs}) == len({job.run for job in jobs}) == 2
+    assert needs[runs[0].folder.name] != needs[runs[1].folder.name]
+
+
+def test_a_busy_run_is_waited_for(root: Path, monkeypatch) -> None:
+    from bench import cli, job
+    from bench.errors import BusyError
+
+    tries = []
+
+    def command(words, standalone_mode):
+        tries.append(words)
+        if len(tries) < 3:
+            raise BusyError("in hand")
+
+    monkeypatch.setattr(cli, "whole", lambda: command)
+    monkeypatch.setattr(job, "BUSY_S", 0)
+    job.carry_out(("run",))
+    assert len(tries) == 3

@@ -66,7 +66,7 @@ def test_the_slurm_profile_is_one() -> None:
     from bench.placement import Profile
 
     text = re.search(r"```yaml\n# gpu\.yaml.*?\n(.*?)```", README, re.S)[1]
-    assert Profile.model_validate(yaml.safe_load(text)).parameters("bench", None)["slurm_partition"] == "gpu"
+    assert Profile.model_validate(yaml.safe_load(text)).parameters("a", Path("."), None)["gpus_per_node"] == 1
 
 
 def commands() -> list[str]:

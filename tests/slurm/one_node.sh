@@ -9,6 +9,10 @@ fi
 base=${SLURM_TEST_FOLDER:-/tmp/one-node-slurm}
 host=$(hostname -s)
 memory=$(($(awk '/^MemTotal/ {print $2}' /proc/meminfo) / 1024 - 512))
+if [ -s /etc/slurm/slurm.conf ] && ! grep -q '^ClusterName=onenode' /etc/slurm/slurm.conf; then
+  echo "this machine has a Slurm of its own (/etc/slurm/slurm.conf); it is left alone" >&2
+  exit 1
+fi
 rm -rf "$base"
 mkdir -p "$base"/{state,spool,log} /run/munge /var/log/munge /etc/slurm
 # cred_expire: a requeued job would wait two minutes for its old credential. MinJobAge: squeue shows ended jobs for an

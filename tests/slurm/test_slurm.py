@@ -167,6 +167,16 @@ def test_disturbances_do_not_change_the_result(root: Path, undisturbed, how: str
     assert_same(root / line.name, undisturbed(40))
 
 
+def test_one_killed_job_of_an_array_disturbs_no_other(root: Path) -> None:
+    process = start(*ONE, "--seeds", "0,1", "--set", "budget.updates=40", *SLURM, root=root)
+    wait_for(lambda: len([x for x in survey(root) if (x.share or 0) > 0.05]) == 2 if root.is_dir() else False)
+    os.kill(processes(root)[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    folders = [path.parent for path in root.glob("*/summary.json")]
+    assert sorted(starts(folder) for folder in folders) == [1, 2]
+
+
 def processes(root: Path) -> list[int]:
     """Numbers of the Python processes that carry out jobs of a results folder."""
     told = subprocess.run(["pgrep", "-f", f"submitit.core._submit {root}"], capture_output=True, text=True).stdout
