@@ -9,7 +9,7 @@ from bench.probes.forgetting import by_share, forgetting
 from bench.probes.overoptimisation import over_optimisation
 from bench.records import model_rows, score
 from bench.standing import Standing, against, standings
-from bench.stats import Estimate, estimate, holm, joined, stratified_mean
+from bench.stats import Estimate, estimate, estimates, holm, joined, stratified_mean
 from report.along import cosines
 from report.lines import Pool
 from report.load import Line
@@ -194,10 +194,12 @@ def curves(pool: Pool, prefix: str) -> Table:
         seconds = float(np.mean([c.get("training", 0) + c.get("scoring", 0) for c in clocks]))
         for task in pool.tasks:
             points, strata = by_share(runs_, task)
-            for share, values in sorted(points.items()):
+            shares = sorted(points)
+            scored = estimates([points[share] for share in shares], strata) if shares else []
+            for share, value in zip(shares, scored):
                 table.rows.append({
                     "line": line.label, "task": task, "share": share, "evaluations": share * line.training_evaluations,
-                    "seconds": share * seconds, "score": estimate(values, strata),
+                    "seconds": share * seconds, "score": value,
                 })  # fmt: skip
     return table
 

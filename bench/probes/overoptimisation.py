@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.probes.forgetting import by_share
-from bench.stats import Difference, Estimate, estimate, paired_difference
+from bench.stats import Difference, Estimate, estimates, paired_difference
 
 GOLD = "gold"
 """Metric under which a task reports the known utility."""
@@ -42,12 +42,12 @@ def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | N
     gold, strata = by_share(runs, task, GOLD)
     proxy, _ = by_share(runs, task, rows[0]["headline"])
     shares = sorted(gold)
-    curve = [estimate(gold[share], strata) for share in shares]
+    curve = estimates([gold[share] for share in shares], strata)
     best, end = shares[int(np.argmax([e.value for e in curve]))], shares[-1]
     return OverOptimisation(
         task,
         shares,
-        [estimate(proxy[share], strata) for share in shares],
+        estimates([proxy[share] for share in shares], strata),
         curve,
         paired_difference(gold[best], gold[end], strata),
         paired_difference(proxy[end], proxy[best], strata),
