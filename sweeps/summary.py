@@ -123,7 +123,9 @@ def plot(spec: StudySpec, study: optuna.Study, folder: Path, complete: list[Froz
         axis = spec.space[name]
         values = [str(trial.params[name]) if axis.choices else trial.params[name] for trial in have]
         axes.plot(values, [np.mean(trial.values) for trial in have], "o")
-        axes.set(xlabel=name, xscale="log" if axis.log else "linear" if not axis.choices else axes.get_xscale())
+        axes.set(xlabel=name)
+        if axis.log:
+            axes.set_xscale("log")
         axes.tick_params(axis="x", rotation=45)
     grid[0][0].set_ylabel("mean validation score")
     save(figure, "slices.png")
