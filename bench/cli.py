@@ -29,7 +29,7 @@ BackboneOrPreset = Annotated[
 Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0, 0-2, 0,3,5.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
 Preset = Annotated[
-    Path | None, typer.Option("--preset", help="YAML file of settings, or a name of bench list presets.")
+    Path | None, typer.Option("--preset", help="YAML of settings, a run's spec.json, or one of bench list presets.")
 ]
 Results = Annotated[Path, typer.Option("--results", help="Folder for runs; must lie in a folder named 'results'.")]
 Grid = Annotated[

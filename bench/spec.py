@@ -208,13 +208,12 @@ def resolve(
 ) -> Spec:
     """Build a spec: defaults <- the backbone's recipe <- preset file <- overrides. Raises UsageError.
 
-    `tasks` may be ["all"]. `preset` is a file, or the name of one of bench/backbones/presets; method, tasks and
-    backbone that are None are the preset's, tasks otherwise all, the backbone micro; of a preset's teachers those of
-    the run's tasks are taken. `overrides` are
-    "dotted.key=value" with YAML values. `teachers` is 'shipped', 'train' or a folder that holds one adapter
-    folder a task; it goes before those of a preset.
+    `tasks` may be ["all"]. `preset` is a file, a run's spec.json, or the name of one of bench/backbones/presets;
+    method, tasks and backbone that are None are the preset's, tasks otherwise all, the backbone micro; of a preset's
+    teachers those of the run's tasks are taken. `overrides` are "dotted.key=value" with YAML values. `teachers` is
+    'shipped', 'train' or a folder that holds one adapter folder a task; it goes before those of a preset.
     """
-    asked: dict[str, Any] = read_yaml(_preset_file(preset)) if preset else {}
+    asked = _read_preset(preset) if preset else {}
     method, tasks = _named(asked, "method", method), _tasks(asked, tasks)
     for section in ("teachers", "teacher_guidance"):
         if section in asked:
@@ -313,7 +312,7 @@ def _param(settings: dict, name: str) -> object:
 
 def preset_tasks(preset: Path | None, asked: list[str] | None) -> list[str]:
     """The tasks that were asked for, else a preset's, else all. Raises UsageError as `resolve` does."""
-    return _tasks(read_yaml(_preset_file(preset)) if preset else {}, asked)
+    return _tasks(_read_preset(preset) if preset else {}, asked)
 
 
 def _tasks(preset: dict[str, Any], asked: list[str] | None) -> list[str]:
@@ -327,6 +326,14 @@ def _named(preset: dict[str, Any], key: str, asked: Any) -> Any:
     if None not in (told, asked) and told != asked:
         raise UsageError(f"the preset is for {key} {told}, not {asked}")
     return told if asked is None else asked
+
+
+def _read_preset(preset: Path) -> dict[str, Any]:
+    """A preset's settings; a run's spec.json is one too, of all but its seed."""
+    content = read_yaml(_preset_file(preset))
+    if isinstance(content.get("spec"), dict) and "backbone_hash" in content:
+        return {key: value for key, value in content["spec"].items() if key != "seed"}
+    return content
 
 
 def _preset_file(preset: Path) -> Path:

@@ -28,4 +28,5 @@ def report(
 
         print(write(difference(*(collect([path]) for path in diff)), output, f"{diff[1].name} against {diff[0].name}"))
         return
-    print(write(make(collect(paths or [Path("results/runs")])), output))
+    usual = Path("results/runs")
+    print(write(make(collect(paths or ([usual] if usual.exists() else []))), output))

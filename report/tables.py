@@ -294,11 +294,12 @@ def runs(pool: Pool, prefix: str) -> Table:
     """Where every number comes from: run, seed, spec hash, commit, machine, command."""
     table = Table(
         f"{prefix}runs", f"Runs: {pool.title}",
-        "One folder a run; its spec.json makes it again by the command beside.",
+        "Versions and the rest of a run's settings are in its folder; the command makes it again.",
         [
             Column("line", "method"), Column("seed", "seed", "count"), Column("run", "run folder"),
             Column("state", "state"),
-            Column("commit", "commit"), Column("device", "machine"), Column("note", "note"),
+            Column("spec", "spec hash"), Column("commit", "commit"), Column("device", "machine"),
+            Column("command", "command"), Column("note", "note"),
         ],
     )  # fmt: skip
     for line in pool.lines:
@@ -312,7 +313,8 @@ def runs(pool: Pool, prefix: str) -> Table:
 def _run_row(label: str, run) -> dict:
     return {
         "line": label, "seed": run.spec["seed"], "run": run.name, "state": run.state, "commit": run.commit,
-        "device": run.device, "note": run.note,
+        "spec": run.name.rpartition("-s")[0].rpartition("-")[2], "device": run.device,
+        "command": f"bench run --preset {run.folder / 'spec.json'} --seeds {run.spec['seed']}", "note": run.note,
     }  # fmt: skip
 
 

@@ -102,8 +102,8 @@ def test_every_command_of_the_readme_runs(line: str, tmp_path: Path, places: dic
     words = shlex.split(line, comments=True)[1:]
     if words[0] == "eval" and "base" not in words:
         pytest.skip("scores the result of another command")
-    if words[0] in ("sweep", "logs") or "slurm" in words:
-        pytest.skip("tests/sweeps and tests/slurm do this on something small")
+    if words[0] in ("sweep", "logs", "report") or "slurm" in words:
+        pytest.skip("tests/sweeps, tests/slurm and tests/report do this on something small")
     if words[0] == "perf":
         pytest.skip("takes minutes; test_perf.py runs a small one")
     arguments = [sys.executable, "-m", "bench", *words, *shlex.split(SHRINK.get(words[0], ""))]

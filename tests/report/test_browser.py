@@ -1,0 +1,133 @@
+"""The page in Chromium: opens from disk without errors or requests, sorts, fits, can be read, and shows ugly text safely."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from report.evidence import collect
+from report.page import make, write
+from tests.report.synthetic import make_run
+from tests.report.test_numbers import UGLY
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="no browser: install Debian's chromium and chromium-driver",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("browser") / "results"
+    for seed in range(3):
+        make_run(root, "opd_analytic", seed, 0.8)
+        make_run(root, "sft", seed, 0.4)
+        make_run(root, "multi_reward", seed, 0.6, settings={"engine": UGLY[:60]}, teachers=False)
+    make_run(root, "cascade", 0, 0.5, state="failed", prompt=UGLY)
+    return write(make(collect([root])), root.parent / "report")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = shutil.which("chromium")
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "hide-scrollbars", f"user-data-dir={tmp_path_factory.mktemp('user')}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def opened(browser, page: Path, width: int = 1280, scheme: str = "light"):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    browser.get_log("performance")
+    browser.get(page.as_uri())
+    return browser
+
+
+def test_it_opens_from_disk_without_errors_or_requests(browser, page: Path) -> None:
+    import json
+
+    opened(browser, page)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
+    shown = browser.execute_script(
+        "return Array.from(document.querySelectorAll('figure svg')).map(s => s.getBoundingClientRect().height)"
+    )
+    assert len(shown) >= 4
+    assert min(shown) > 50
+    assert browser.execute_script("return Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)")
+
+
+def test_tables_sort(browser, page: Path) -> None:
+    opened(browser, page)
+    read = (
+        "return Array.from(document.querySelectorAll('table[data-table=scores] tbody tr'))"
+        ".map(r => r.cells[%d].dataset.sort)"
+    )
+    button = "document.querySelectorAll('table[data-table=scores] thead button')[%d].click()"
+    browser.execute_script(button % 2)
+    up = [float(value) for value in browser.execute_script(read % 2) if value]
+    assert up == sorted(up)
+    browser.execute_script(button % 2)
+    down = [float(value) for value in browser.execute_script(read % 2) if value]
+    assert down == sorted(up, reverse=True)
+    browser.execute_script(button % 0)
+    names = browser.execute_script(read % 0)
+    assert names == sorted(names, key=str.lower)
+    heads = browser.execute_script("return document.querySelectorAll('th[aria-sort]').length")
+    assert heads == 1
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_nothing_is_wider_than_the_window(browser, page: Path, width: int) -> None:
+    opened(browser, page, width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script("return window.innerWidth") == width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read(browser, page: Path, scheme: str) -> None:
+    """axe-core finds nothing, contrast among its checks."""
+    from axe_core_python.selenium import Axe
+
+    opened(browser, page, scheme=scheme)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    found = Axe().run(browser)["violations"]
+    assert [(v["id"], [node["target"] for node in v["nodes"]][:3]) for v in found] == []
+
+
+def test_ugly_text_is_text(browser, page: Path) -> None:
+    opened(browser, page)
+    assert browser.execute_script("return document.scripts.length") == 1
+    text = browser.execute_script("return document.body.innerText")
+    assert "<script>alert('x')</script>" in text
+    assert "🦊 עברית" in text
+    assert browser.execute_script("return document.querySelectorAll('main script').length") == 0
+
+
+def test_hovering_tells_exact_values(browser, page: Path) -> None:
+    opened(browser, page)
+    said = browser.execute_script(
+        "return Array.from(document.querySelectorAll('#figure-scores svg title')).map(t => t.textContent)"
+    )
+    assert len(said) >= 9
+    assert any(text.startswith("opd_analytic, geneval: 0.") for text in said)

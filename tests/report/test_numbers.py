@@ -1,0 +1,201 @@
+"""The report says what the records say: every number of the page is in its tables, and pandas finds the same from the raw
+files, also where runs are missing, failed, or had another budget."""
+
+import json
+import re
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.errors import UsageError
+from report.diff import difference
+from report.evidence import collect
+from report.lines import pools
+from report.page import make, write
+from tests.report.synthetic import TASKS, make_run
+
+UGLY = "<script>alert('x')</script> \"quotes\" & 🦊 עברית " + "long " * 400
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three methods with levels .8, .5 and .2; a missing seed, a failed and an unfinished run, another budget."""
+    folder = tmp_path_factory.mktemp("records") / "results"
+    for seed in range(4):
+        make_run(folder, "opd_analytic", seed, 0.8)
+        make_run(folder, "multi_reward", seed, 0.2, teachers=False)
+        if seed:
+            make_run(folder, "sft", seed, 0.5)
+        make_run(folder, "opd_analytic", seed, 0.9, budget=5000, settings={"size": "large"})
+    make_run(folder, "cascade", 0, 0.5, state="failed", prompt=UGLY)
+    make_run(folder, "cascade", 1, 0.5, state="unfinished")
+    broken = make_run(folder, "merge", 0, 0.5, name="merge-broken-s0")
+    (broken / "summary.json").write_text("{")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(make(collect([root])), tmp_path_factory.mktemp("report")).parent
+
+
+def csv(written: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(StringIO((written / "tables" / f"{name}.csv").read_text()))
+
+
+def test_every_number_of_the_page_is_in_its_tables(written: Path) -> None:
+    page = (written / "index.html").read_text()
+    shown = [float(text) for text in re.findall(r'<data value="([^"]+)"', page)]
+    known = {float(budget) for budget in (1000, 3, 4, 2)}  # the pool's budget, seeds and lines are counts of what follows
+    for path in (written / "tables").glob("*.csv"):
+        frame = pd.read_csv(path)
+        known |= {float(v) for column in frame.select_dtypes("number") for v in frame[column].dropna()}
+    assert len(shown) > 200
+    assert not {value for value in shown if value == value} - known
+
+
+def raw(root: Path, method: str, budget: int) -> dict[int, dict]:
+    found = {}
+    for path in root.glob(f"{method}-*/summary.json"):
+        spec = json.loads((path.parent / "spec.json").read_text())["spec"]
+        if spec["budget"]["evaluations"] == budget and path.read_text() != "{":
+            found[spec["seed"]] = json.loads(path.read_text())
+    return found
+
+
+def stratified(row: dict) -> float:
+    frame = pd.DataFrame({"value": row["rows"][row["headline"]], "stratum": row["strata"]})
+    return frame.groupby("stratum")["value"].mean().mean()
+
+
+@pytest.mark.parametrize(("method", "seeds"), [("opd_analytic", 4), ("multi_reward", 4), ("sft", 3)])
+def test_scores_are_what_pandas_finds_in_the_raw_files(root: Path, written: Path, method: str, seeds: int) -> None:
+    scores = csv(written, "scores")
+    (row,) = scores[scores["line"].str.startswith(method) & ~scores["line"].str.contains(", at ")].to_dict("records")
+    summaries = raw(root, method, 1000)
+    assert row["seeds"] == len(summaries) == seeds
+    means = {t: np.mean([stratified(s["models"]["student"][t]) for s in summaries.values()]) for t in TASKS}
+    for task, mean in means.items():
+        assert row[task] == pytest.approx(mean, abs=1e-12)
+        assert row[f"{task}_low"] <= mean <= row[f"{task}_high"]
+    assert row["mean"] == pytest.approx(np.mean(list(means.values())), abs=1e-12)
+    reference = raw(root, "opd_analytic", 1000)
+    common = summaries.keys() & reference.keys()
+    gap = np.mean([
+        stratified(summaries[s]["models"]["student"][t]) - stratified(reference[s]["models"]["student"][t])
+        for s in common for t in TASKS
+    ])  # fmt: skip
+    if method != "opd_analytic":
+        assert row["against"] == pytest.approx(gap, abs=1e-12)
+    base, top = (
+        np.mean([stratified(reference[0]["models"][f"teacher {t}" if own else "base"][t]) for t in TASKS])
+        for own in (False, True)
+    )
+    assert row["gain"] == pytest.approx((row["mean"] - base) / (top - base), abs=1e-9)
+
+
+def test_curves_and_falls_are_what_pandas_finds(root: Path, written: Path) -> None:
+    rows = []
+    for path in root.glob("opd_analytic-*/evaluations.jsonl"):
+        if json.loads((path.parent / "spec.json").read_text())["spec"]["budget"]["evaluations"] == 1000:
+            rows += [json.loads(line) for line in path.read_text().splitlines()]
+    flat = pd.DataFrame([{"task": r["task"], "share": r["share"], "score": stratified(r)} for r in rows])
+    wanted = flat.groupby(["task", "share"])["score"].mean()
+    curves = csv(written, "curves")
+    mine = curves[(curves["line"].str.startswith("opd_analytic")) & (curves["evaluations"] <= 1000)]
+    assert len(mine) == len(wanted) == 4
+    for row in mine.to_dict("records"):
+        assert row["score"] == pytest.approx(wanted[row["task"], row["share"]], abs=1e-12)
+        assert row["evaluations"] == pytest.approx(1000 * row["share"])
+        assert row["seconds"] == pytest.approx(10 * row["share"])
+    falls = csv(written, "forgetting")
+    for task in TASKS:
+        drop = max(wanted[task]) - wanted[task, 1.0]
+        line = falls[(falls["line"] == mine.iloc[0]["line"]) & (falls["task"] == task)].iloc[0]
+        assert line["drop"] == pytest.approx(drop, abs=1e-12)
+
+
+def test_what_is_missing_is_said(written: Path) -> None:
+    page = (written / "report.md").read_text()
+    answer = page.split("## Scores and cost")[0]
+    assert "sft has no finished run of seeds 0" in answer
+    assert "spent 5,000 training evaluations a run, not about 1,000: it is shown, not ranked" in answer
+    assert "failed: it broke" in answer
+    assert "merge-broken-s0: damaged" in answer
+    assert re.search(r"cascade-\S+-s1 is not finished", answer)
+    table = csv(written, "runs")
+    assert set(table["state"]) == {"done", "failed", "unfinished"}
+    assert (table["command"].str.contains("--preset")).all()
+
+
+def test_only_equal_budgets_are_ranked(root: Path, written: Path) -> None:
+    (pool,) = pools(collect([root]))
+    assert {line.method for line in pool.equal} == {"opd_analytic", "multi_reward", "sft"}
+    assert [line.training_evaluations for line in pool.others] == [5000]
+    cost = csv(written, "cost")
+    assert set(cost[cost["training"] == 5000]["equal"]) == {"no: another budget"}
+    assert csv(written, "scores")["p"].notna().sum() == 2  # two rivals of the reference, nobody of another budget
+    assert set(cost[cost["training"] == 1000]["with_teachers"]) == {1000.0, 2000.0}
+
+
+def test_bold_is_for_clear_winners_only(tmp_path: Path) -> None:
+    def strong(levels: dict[str, float]) -> list[str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "results"
+        for method, level in levels.items():
+            for seed in range(5):
+                make_run(folder, method, seed, level)
+        report = make(collect([folder]))
+        table = next(t for t in report.tables if t.name == "scores")
+        return [table.rows[index]["line"] for index, key in table.strong if key == "mean"]
+
+    assert strong({"opd_analytic": 0.95, "sft": 0.1}) == ["opd_analytic"]
+    assert strong({"opd_analytic": 0.5, "sft": 0.5}) == []
+
+
+def test_the_same_records_make_the_same_files(root: Path, written: Path, tmp_path: Path) -> None:
+    again = write(make(collect([root])), tmp_path / "again").parent
+    for path in written.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (again / path.relative_to(written)).read_bytes(), path.name
+
+
+def test_pieces_to_paste(written: Path) -> None:
+    tex = (written / "tables" / "scores.tex").read_text()
+    for word in ("\\toprule", "\\midrule", "\\bottomrule", "opd\\_analytic", "\\label{tab:scores}"):
+        assert word in tex
+    assert "_analytic" not in tex.replace("\\_analytic", "")
+    for size in ("column", "page"):
+        for kind in ("pdf", "svg", "png"):
+            assert (written / "figures" / f"scores-{size}.{kind}").stat().st_size > 500
+    assert (written / "tables" / "scores.md").read_text().count("\n") == 2 + 3 + 3 + 1
+
+
+def test_nothing_yet_is_a_page_too(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    page = write(make(collect([tmp_path / "results"])), tmp_path / "out")
+    assert "No finished run was found yet" in page.read_text()
+    make_run(tmp_path / "half" / "results", "sft", 0, state="unfinished")
+    page = write(make(collect([tmp_path / "half" / "results"])), tmp_path / "out")
+    assert "is not finished" in page.read_text()
+    with pytest.raises(UsageError, match="is not there"):
+        collect([tmp_path / "nowhere"])
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(UsageError, match="neither a comparison nor"):
+        collect([tmp_path / "x.json"])
+
+
+def test_differences_between_two_sets(tmp_path: Path) -> None:
+    for side, level in (("a", 0.1), ("b", 0.95)):
+        for seed in range(5):
+            make_run(tmp_path / side, "sft", seed, 0.5)
+            make_run(tmp_path / side, "opd_analytic", seed, level, name=f"opd_analytic-same-s{seed}")
+    make_run(tmp_path / "b", "merge", 0, 0.5)
+    report = difference(collect([tmp_path / "a"]), collect([tmp_path / "b"]))
+    (table,) = report.tables
+    verdicts = {(row["line"], row["task"]): row["verdict"] for row in table.rows}
+    assert {verdicts["sft", task] for task in TASKS} == {"identical"}
+    assert {verdicts["opd_analytic", task] for task in TASKS} == {"moved"}
+    assert any("Only in the second set: merge" in text for text in report.sections[0].markdown)
