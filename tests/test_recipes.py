@@ -77,3 +77,17 @@ def test_values_of_scorers_are_words() -> None:
     assert spec.scorers == {"ocr": {"prompts": "30"}}
     with pytest.raises(UsageError, match="scorers is a section"):
         resolve("merge", ["ocr"], overrides=["scorers=5"])
+
+
+def test_a_runs_spec_makes_it_again(tmp_path) -> None:
+    """spec.json is a preset of all but the seed."""
+    import json
+
+    from bench.spec import resolve
+
+    made = resolve("opd_analytic", ["ocr"], 3, overrides=["sampler.kernel=cps", "sampler.eta=0.5", "optimizer.lr=1e-4"])
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps({"spec": made.record(), "backbone_hash": "f"}))
+    again = resolve(None, None, 5, preset=path)
+    assert again.seed == 5
+    assert again.with_seed(3) == made
