@@ -2,10 +2,11 @@
 
 from markupsafe import Markup
 
+from report.claims import ALPHA
 from report.evidence import Evidence
 from report.lines import Pool
 from report.table import number
-from report.tables import ALPHA, PoolTables
+from report.tables import PoolTables
 
 
 def answer(pool: Pool, tables: PoolTables) -> Markup:

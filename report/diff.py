@@ -5,13 +5,12 @@ import numpy as np
 from bench.records import Record, model_rows, score
 from bench.standing import against
 from bench.stats import holm
+from report.claims import ALPHA
 from report.evidence import Evidence
 from report.lines import Pool, pools
 from report.load import Line
 from report.page import Report, Section
 from report.table import Column, Table
-
-ALPHA = 0.05
 
 
 def difference(before: Evidence, after: Evidence) -> Report:

@@ -5,13 +5,9 @@ from dataclasses import dataclass, field
 
 from bench.hashing import text_hash
 from bench.registry import registered
+from report.claims import EQUAL, NOT_THE_LINE
 from report.evidence import Evidence, Found
 from report.load import Line
-
-NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
-"""Settings in which runs of one line may differ."""
-EQUAL = 0.05
-"""Relative difference up to which two budgets count as equal: they end on whole updates."""
 
 
 @dataclass

@@ -11,11 +11,10 @@ from bench.records import model_rows, score
 from bench.standing import Standing, against, standings
 from bench.stats import Estimate, estimate, estimates, holm, joined, stratified_mean
 from report.along import cosines
+from report.claims import ALPHA
 from report.lines import Pool
 from report.load import Line
 from report.table import Column, Table
-
-ALPHA = 0.05
 
 
 @dataclass
