@@ -303,5 +303,3 @@ def _active(root: Path) -> dict[Hashable, Watched] | None:
 
 def _open(root: Path, job: Job) -> bool:
     return bool(job.id) and not (job.run and (root / job.run / "summary.json").is_file())
-
-

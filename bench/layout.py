@@ -15,6 +15,9 @@ from bench.errors import UsageError, one_line
 from bench.pictures import from_file, to_bytes
 from bench.task import Prompt
 
+PICTURES = "pictures"
+"""Where runs keep them: RUN/pictures/TASK."""
+
 
 @dataclass(frozen=True)
 class Sample:

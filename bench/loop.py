@@ -14,6 +14,7 @@ from bench.evaluate import Evaluation, euler, evaluate
 from bench.hashing import seed_of
 from bench.hub import adapter_folder
 from bench.lab import EMA, STUDENT, Lab
+from bench.layout import PICTURES
 from bench.memory import memory
 from bench.method import Method
 from bench.probes.estimates import ProbeLab
@@ -196,7 +197,7 @@ class Loop:
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
                 keep = self.spec.evaluation.pictures and points[-1] == 1
-                result = self.evaluate(EMA, task, folder=self.run.folder / "pictures" / task if keep else None)
+                result = self.evaluate(EMA, task, folder=self.run.folder / PICTURES / task if keep else None)
                 record = result.record()
                 self.run.append("evaluations.jsonl", {"step": self.step, "share": points[-1]} | record)
                 scores[task] = score(record)

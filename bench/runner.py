@@ -1,6 +1,7 @@
 """Carry out one spec from start to summary."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from bench.files import write_atomic
 from bench.hashing import text_hash
 from bench.hub import adapter_folder
 from bench.lab import EMA, STUDENT, Lab
+from bench.layout import PICTURES
 from bench.loading import load_tasks
 from bench.loop import Loop, Progress, read_start
 from bench.memory import memory
@@ -147,11 +149,13 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
     models: dict[str, dict[str, dict]] = {"student": {row["task"]: _strip(row) for row in last}}
     references = Reference(loop, session.root / "cache")
     models["base"] = {
-        t: references.of(None, t, "base", base_guidance.get(t, spec.evaluation.guidance)) for t in spec.tasks
+        t: references.of("base", None, t, "base", base_guidance.get(t, spec.evaluation.guidance)) for t in spec.tasks
     }
     for name, teacher in teachers.items():
-        scale = spec.teacher_guidance[name]
-        models[f"teacher {name}"] = {t: references.of(teacher.adapter, t, teacher.hash, scale) for t in spec.tasks}
+        scale, model = spec.teacher_guidance[name], f"teacher {name}"
+        models[model] = {t: references.of(model, teacher.adapter, t, teacher.hash, scale) for t in spec.tasks}
+    if spec.evaluation.pictures:
+        references.pictures["student"] = {task: f"{run.folder.name}/{PICTURES}/{task}" for task in spec.tasks}
     return {
         "method": spec.method,
         "seed": spec.seed,
@@ -165,7 +169,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
             for task, teacher in teachers.items()
         },
         "models": models,
-    }
+    } | ({"pictures": references.pictures} if references.pictures else {})
 
 
 def _strip(row: dict) -> dict:
@@ -173,27 +177,41 @@ def _strip(row: dict) -> dict:
 
 
 class Reference:
-    """Evaluations of models that do not change (base, teachers), kept on disk between runs."""
+    """Evaluations of models that do not change (base, teachers), kept on disk between runs; their pictures too, where
+    the run keeps its own."""
 
     def __init__(self, loop: Loop, folder: Path):
         self.loop, self.folder = loop, folder
+        self.pictures: dict[str, dict[str, str]] = {}
+        """Model -> task -> where its pictures are, from the results folder."""
 
-    def of(self, adapter: str | None, task: str, model: str, guidance: float) -> dict:
-        """Evaluation record of an adapter, from the cache or made now."""
+    def of(self, model: str, adapter: str | None, task: str, weights: str, guidance: float) -> dict:
+        """Evaluation record of an adapter whose weights have this hash, from the cache or made now."""
         import json
 
-        settings, compute = self.loop.spec.evaluation, self.loop.spec.compute
+        spec, workers = self.loop.spec, self.loop.workers
+        settings, compute = spec.evaluation, spec.compute
         key = text_hash([
-            self.loop.run.backbone_hash, model, task, self.loop.lab.tasks[task].scorer_name, guidance, settings.steps,
+            self.loop.run.backbone_hash, weights, task, self.loop.lab.tasks[task].scorer_name, guidance, settings.steps,
             settings.split, *([] if compute == PLAIN else [compute.model_dump()]),
         ])  # fmt: skip
-        path = self.folder / f"evaluation-{key}.json"
-        known = json.loads(path.read_text()) if self.loop.workers.main and path.exists() else None
-        if known := self.loop.workers.agreed(known):
+        path, kept = self.folder / f"evaluation-{key}.json", self.folder / f"{PICTURES}-{key}"
+        if settings.pictures:
+            self.pictures.setdefault(model, {})[task] = f"{self.folder.name}/{kept.name}"
+        known = None
+        if workers.main and path.exists() and (kept.exists() or not settings.pictures):
+            known = json.loads(path.read_text())
+        if known := workers.agreed(known):
             return known
+        # Under a name of the run's own until it is whole: others may be at the same model.
+        half = kept.with_name(f".{kept.name}.{self.loop.run.folder.name}") if settings.pictures else None
         with self.loop.lab.backbone.meter.purpose("references"):
-            result: Evaluation = self.loop.evaluate(adapter, task, guidance)
-        if self.loop.workers.main:
+            result: Evaluation = self.loop.evaluate(adapter, task, guidance, half)
+        if workers.main:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if half and kept.exists():
+                shutil.rmtree(half)
+            elif half:
+                half.rename(kept)
             write_atomic(path, json.dumps(result.record()).encode())
         return result.record()

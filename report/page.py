@@ -310,5 +310,3 @@ def write(report: Report, folder: Path, title: str = TITLE) -> Path:
     page = environment.get_template("report.html.j2").render(title=title, sections=report.sections)
     write_atomic(folder / "index.html", page.encode())
     return folder / "index.html"
-
-

@@ -315,5 +315,3 @@ def _run_row(label: str, run) -> dict:
         "spec": run.name.rpartition("-s")[0].rpartition("-")[2], "device": run.device,
         "command": f"bench run --preset {run.folder / 'spec.json'} --seeds {run.spec['seed']}", "note": run.note,
     }  # fmt: skip
-
-

@@ -152,7 +152,10 @@ def test_processes_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("log", "said"),
     [
-        ("Traceback\n  File x\nbench.errors.MissingError: no GPU: use cpu\nsrun: error: vm: task 0: Exited\n", "no GPU: use cpu"),
+        (
+            "Traceback\n  File x\nbench.errors.MissingError: no GPU: use cpu\nsrun: error: vm: task 0: Exited\n",
+            "no GPU: use cpu",
+        ),
         ("Traceback\nbench.errors.MissingError: no GPU: use cpu\n", "no GPU: use cpu"),
         ("torch.OutOfMemoryError: full\n", "OutOfMemoryError: full"),
         ("slurmstepd: error: Detected 1 oom_kill event\n", "Detected 1 oom_kill event"),

@@ -73,7 +73,7 @@ def test_two_identical_teachers_equal_one(make_lab, gradient) -> None:
 
 @pytest.mark.parametrize(("kernel", "eta"), [("flow_sde", 0.7), ("dance_sde", 0.3), ("ddim", 0.8), ("cps", 0.8)])
 def test_kl_weighting_is_the_kl_of_the_transition(make_lab, kernel, eta) -> None:
-    
+
     lab = make_lab(kernel, eta)
     weights = step_weights(lab.sampler, "kl")
     x, v, w = torch.randn(3, 2, 4, 3, 3, dtype=torch.float64)

@@ -49,7 +49,9 @@ def csv(written: Path, name: str) -> pd.DataFrame:
 def test_every_number_of_the_page_is_in_its_tables(written: Path) -> None:
     page = (written / "index.html").read_text()
     shown = [float(text) for text in re.findall(r'<data value="([^"]+)"', page)]
-    known = {float(budget) for budget in (1000, 3, 4, 2)}  # the pool's budget, seeds and lines are counts of what follows
+    known = {
+        float(budget) for budget in (1000, 3, 4, 2)
+    }  # the pool's budget, seeds and lines are counts of what follows
     for path in (written / "tables").glob("*.csv"):
         frame = pd.read_csv(path)
         known |= {float(v) for column in frame.select_dtypes("number") for v in frame[column].dropna()}

@@ -132,7 +132,9 @@ def test_a_comparison_ends_with_the_same_records(root: Path, tmp_path: Path) -> 
     assert len(runs) == 4
     for run in runs:
         assert_same(run, tmp_path / "inline" / "results" / run.name)
-    tables = [json.loads(next(r.glob("comparison-*.json")).read_text()) for r in (root, tmp_path / "inline" / "results")]
+    tables = [
+        json.loads(next(r.glob("comparison-*.json")).read_text()) for r in (root, tmp_path / "inline" / "results")
+    ]
     assert tables[0] == tables[1]
     assert len({job.id.partition("_")[0] for launch in launches(root) for job in launch.jobs}) == 1  # one array
 
@@ -234,7 +236,9 @@ def test_what_others_need_comes_first_and_once(root: Path) -> None:
         Job("student 1", ("list", "methods"), needs=("teacher",)),
     ]
     told: list[str] = []
-    assert dispatch(jobs, root, Placement("slurm", Profile(minutes=5)), "cpu", lambda label, _: told.append(label)) == {}
+    assert (
+        dispatch(jobs, root, Placement("slurm", Profile(minutes=5)), "cpu", lambda label, _: told.append(label)) == {}
+    )
     assert told[0] == "teacher"
     ids = {job.label: job.id for launch in launches(root) for job in launch.jobs}
     assert ids["student 0"].partition("_")[0] == ids["student 1"].partition("_")[0]
