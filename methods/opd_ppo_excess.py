@@ -1,6 +1,7 @@
 """Extra gradient variance of PPO-style over analytic OPD, measured against its closed form:
 
-    python -m methods.opd_ppo_excess --task TASK [--kernel cps --eta 0.8] [--states N] [--draws N] [--student FOLDER]
+    python -m methods.opd_ppo_excess [--tasks TASK,...] [--kernels cps,flow_sde] [--eta 0.8] [--states N] [--draws N]
+        [--student FOLDER] [--output FILE]
 
 With the state fixed, y = m + c z, delta = (m - q) / c and J = (dm/dtheta) / c, the sampled log-ratio's gradient is
 (|delta|^2 / 2 + delta.z) J^T z / D; its mean is J^T delta / D, the analytic gradient, which has no variance at a fixed
@@ -9,6 +10,7 @@ norm, estimated by |J^T u|^2 with Gaussian u of its own. Measured over predicted
 """
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,9 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError, exit_on_error
+from bench.files import write_atomic
 from bench.lab import STUDENT, Lab
+from bench.registry import task_names
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import rollout
 from bench.stats import Estimate, estimate
@@ -92,30 +96,58 @@ def excess(lab: Lab, task: str, steps: list[int], states: int, draws: int) -> li
     return [excess_at(lab, task, k, visited[k], conditioning, draws, seed=k) for k in steps]
 
 
+def as_json(task: str, kernel: str, eta: float, student: str, draws: int, rows: list[Excess]) -> dict:
+    """Plain numbers, as `bench report` reads them."""
+    numbers = lambda e: [e.value, e.low, e.high]  # noqa: E731
+    levels = [
+        {"sigma": row.sigma, "measured": row.measured, "predicted": row.predicted, "ratio": numbers(row.ratio),
+         "snr": row.snr}
+        for row in rows
+    ]  # fmt: skip
+    whole = over_states(np.mean([row.ratios for row in rows], 0))
+    return {
+        "task": task, "kernel": kernel, "eta": eta, "student": student, "states": len(rows[0].ratios), "draws": draws,
+        "by_sigma": levels, "ratio": numbers(whole),
+    }  # fmt: skip
+
+
+def show(found: dict) -> None:
+    """One task and kernel, to stdout."""
+    print(f"{found['task']}, {found['kernel']} eta {found['eta']:g}, student {found['student']}")
+    print("sigma   measured    predicted   measured/predicted       signal/noise of one draw")
+    for row in found["by_sigma"]:
+        ratio = str(Estimate(*row["ratio"]))
+        print(f"{row['sigma']:<8.3f}{row['measured']:<12.4g}{row['predicted']:<12.4g}{ratio:<25}{row['snr']:.3g}")
+    print(f"{'all':<32}{Estimate(*found['ratio'])}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="ocr")
-    parser.add_argument("--kernel", default="cps")
+    parser.add_argument("--tasks", default="ocr")
+    parser.add_argument("--kernels", default="cps")
     parser.add_argument("--eta", type=float, default=0.8)
     parser.add_argument("--states", type=int, default=16)
     parser.add_argument("--draws", type=int, default=32)
     parser.add_argument("--student", default="base", help="'base' or an adapter folder")
+    parser.add_argument("--output", type=Path, help="JSON that bench report reads")
     arguments = parser.parse_args()
     if min(arguments.states, arguments.draws) < 2:
         raise UsageError("a covariance needs --draws of 2 or more, its interval --states of 2 or more")
     from bench.probe_command import laboratory
     from bench.spec import resolve
 
-    overrides = [f"sampler.kernel={arguments.kernel}", f"sampler.eta={arguments.eta}"]
-    spec = resolve("opd_ppo", [arguments.task], overrides=overrides)
-    lab, _ = laboratory(spec, arguments.student, Path("results/runs"))
-    noisy = [k for k, at in enumerate(lab.sampler.coefficients) if at.c]
-    print(f"{arguments.task}, {arguments.kernel} eta {arguments.eta:g}, student {arguments.student}")
-    print("sigma   measured    predicted   measured/predicted       signal/noise of one draw")
-    rows = excess(lab, arguments.task, noisy, arguments.states, arguments.draws)
-    for row in rows:
-        print(f"{row.sigma:<8.3f}{row.measured:<12.4g}{row.predicted:<12.4g}{row.ratio!s:<25}{row.snr:.3g}")
-    print(f"{'all':<32}{over_states(np.mean([row.ratios for row in rows], 0))}")
+    results = []
+    for kernel in arguments.kernels.split(","):
+        for task in task_names(arguments.tasks.split(",")):
+            overrides = [f"sampler.kernel={kernel}", f"sampler.eta={arguments.eta}"]
+            spec = resolve("opd_ppo", [task], overrides=overrides)
+            lab, _ = laboratory(spec, arguments.student, Path("results/runs"))
+            noisy = [k for k, at in enumerate(lab.sampler.coefficients) if at.c]
+            rows = excess(lab, task, noisy, arguments.states, arguments.draws)
+            results.append(as_json(task, kernel, arguments.eta, arguments.student, arguments.draws, rows))
+            show(results[-1])
+            if arguments.output:
+                write_atomic(arguments.output, (json.dumps(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

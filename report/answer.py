@@ -16,11 +16,11 @@ def answer(pool: Pool, tables: PoolTables) -> Markup:
     rows = [row for row in tables.scores.rows if row["line"] in tables.standings]
     ranked = sorted(rows, key=lambda row: -row["mean"].value)
     best = ranked[0]
-    budget = number(pool.budget, "count")
-    seeds = sorted({len(line.records) for line in pool.equal})
-    counted = Markup("{}").format(number(seeds[0], "count"))
-    if len(seeds) > 1:
-        counted = Markup("{} to {}").format(counted, number(seeds[-1], "count"))
+    counts = tables.overview.rows[0]
+    budget = number(counts["budget"], "count")
+    counted = Markup("{}").format(number(counts["fewest_seeds"], "count"))
+    if counts["most_seeds"] > counts["fewest_seeds"]:
+        counted = Markup("{} to {}").format(counted, number(counts["most_seeds"], "count"))
     text = Markup("On {}: at about {} training evaluations a run and {} seeds, ").format(pool.title, budget, counted)
     if len(ranked) == 1:
         return text + Markup("{} has the mean score {}; there is nothing to compare it with.").format(
@@ -46,7 +46,7 @@ def _against(ranked: list[dict], tables: PoolTables, pool: Pool) -> Markup:
     above = [row for row in others if row["p"] < ALPHA and row["against"].value > 0]
     open_ = [row for row in others if not row["p"] < ALPHA]
     text = Markup("Against {} (paired, Holm's correction over {} lines): ").format(
-        tables.reference, number(len(others), "count")
+        tables.reference, number(tables.overview.rows[0]["rivals"], "count")
     )
     parts = []
     for name, group in (("above", above), ("below", below), ("undecided", open_)):
@@ -74,6 +74,10 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
                     line.label, number(line.training_evaluations, "count"), number(pool.budget, "count")
                 )
             )
+        if pool.repeated:
+            texts.append(Markup("In no mean, because another folder has the same line and seed: {}.").format(
+                ", ".join(run.name for run in pool.repeated)
+            ))  # fmt: skip
         for run in pool.unfinished:
             said = f"failed: {run.note}" if run.state == "failed" else "is not finished"
             texts.append(Markup("{} {}; it is in no table but that of runs.").format(run.name, said))

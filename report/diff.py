@@ -1,6 +1,7 @@
 """Two sets of runs of the same lines, from two commits or machines: what moved beyond noise."""
 
 import numpy as np
+from markupsafe import Markup
 
 from bench.records import Record, model_rows, score
 from bench.standing import against
@@ -10,7 +11,9 @@ from report.evidence import Evidence
 from report.lines import Pool, pools
 from report.load import Line
 from report.page import Report, Section
-from report.table import Column, Table
+from report.table import Column, Table, number
+
+VERDICTS = MOVED, SAME, OPEN = "moved", "identical", "no change told"
 
 
 def difference(before: Evidence, after: Evidence) -> Report:
@@ -33,13 +36,14 @@ def difference(before: Evidence, after: Evidence) -> Report:
             table.rows += _rows(pool, line, seconds[key][1])
     for row, p in zip(table.rows, holm([row["change"].p for row in table.rows])):
         row["p"] = p
-        row["verdict"] = row["verdict"] or ("moved" if p < ALPHA else "no change told")
-    moved = [row for row in table.rows if row["verdict"] == "moved"]
-    same = [row for row in table.rows if row["verdict"] == "identical"]
-    section.say(
-        f"{len(table.rows)} comparisons of lines and tasks: {len(moved)} moved, {len(same)} identical, "
-        f"{len(table.rows) - len(moved) - len(same)} with no change told.", "answer",
+        row["verdict"] = row["verdict"] or (MOVED if p < ALPHA else OPEN)
+    counts = Table(
+        "verdicts", "Verdicts", "Lines and tasks that both sets have.",
+        [Column("verdict", "verdict"), Column("count", "lines and tasks", "count")],
+        [{"verdict": verdict, "count": sum(row["verdict"] == verdict for row in table.rows)} for verdict in VERDICTS],
     )  # fmt: skip
+    said = [Markup("{}: {}").format(row["verdict"], number(row["count"], "count")) for row in counts.rows]
+    section.say(Markup("Of the lines and tasks that both sets have, {}.").format(Markup(", ").join(said)), "answer")
     for name, mine, theirs in (("first", firsts, seconds), ("second", seconds, firsts)):
         only = sorted(line.label for key, (_, line) in mine.items() if key not in theirs)
         if only:
@@ -47,6 +51,7 @@ def difference(before: Evidence, after: Evidence) -> Report:
     for problem in (*before.problems, *after.problems):
         section.say(problem, "warn")
     report.show(section, table)
+    report.show(section, counts, folded=True)
     report.sections = [section]
     return report
 
@@ -73,7 +78,7 @@ def _rows(pool: Pool, first: Line, second: Line) -> list[dict]:
         rows.append({
             "line": first.label, "task": task, "seeds": len(common), "first": _mean(pairs[0], task),
             "second": _mean(pairs[1], task), "change": change,
-            "verdict": "identical" if np.array_equal(*values) else "",
+            "verdict": SAME if np.array_equal(*values) else "",
             "seconds": float(clocks[1] / clocks[0]) if clocks[0] else None,
         })  # fmt: skip
     return rows

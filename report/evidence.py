@@ -38,6 +38,8 @@ class Evidence:
 
     runs: list[Found] = field(default_factory=list)
     probes: list[tuple[Path, list[dict]]] = field(default_factory=list)
+    excess: list[tuple[Path, list[dict]]] = field(default_factory=list)
+    """Measured against predicted variance (methods/opd_ppo_excess.py)."""
     studies: list[tuple[Path, dict]] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     """Run folder's name -> its line's label in a comparison."""
@@ -76,13 +78,17 @@ def collect(paths: list[Path]) -> Evidence:
 def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
     try:
         content = json.loads(path.read_text())
+        if isinstance(content, list) and "ratio" in content[0]:
+            _ = [(row["task"], row["kernel"], row["eta"], row["by_sigma"]) for row in content]
+            evidence.excess.append((path, content))
+            return
         if isinstance(content, list):
-            _ = [(row["method"], row["all"]["snr"], row["sampler"]) for row in content]
+            _ = [(row["method"], row["all"]["snr"], row["sampler"], row["interference"]) for row in content]
             evidence.probes.append((path, content))
             return
         folders = [name for line in content["lines"] for name in line["runs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is neither a comparison nor an output of bench probe: {one_line(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UsageError(f"{path} is neither a comparison nor a probe's output: {one_line(error)}") from error
     _labels(path, evidence)
     for name in folders:
         if "/" not in name and (path.parent / name / "spec.json").is_file():
@@ -107,7 +113,7 @@ def _study(path: Path, evidence: Evidence) -> None:
         return
     try:
         content = json.loads(summary.read_text())
-        _ = content["study"], content["objectives"], content["best"]
+        _ = [content[key] for key in ("study", "objectives", "best", "complete", "settings", "importances", "trials")]
         evidence.studies.append((path, content))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is neither a run, nor a results folder, nor a study: {one_line(error)}") from error

@@ -30,6 +30,10 @@ class Pool:
     """Line's label -> its finished runs."""
     identities: dict[str, str] = field(default_factory=dict)
     """Line's label -> hash of its settings."""
+    pictured: dict[str, list[Found]] = field(default_factory=dict)
+    """Line's label -> its runs that kept pictures, by seed; those among them that are `repeated` too."""
+    repeated: list[Found] = field(default_factory=list)
+    """Finished runs of a line and seed that another folder already gives: in no mean."""
     missing_seeds: dict[str, list[int]] = field(default_factory=dict)
     """Line's label -> seeds that other equal lines have and it has not."""
 
@@ -68,31 +72,29 @@ def _pool(key: tuple, runs: list[Found], evidence: Evidence) -> Pool:
             identity = text_hash({name: value for name, value in run.spec.items() if name not in NOT_THE_LINE})
             groups[identity].append(run)
     labels = _labels({identity: members[0].spec for identity, members in groups.items()})
-    lines, folders, identities = [], {}, {}
+    lines, folders, identities, pictured, repeated = [], {}, {}, {}, []
     for identity, members in groups.items():
         told = {evidence.labels.get(run.name) for run in members}
         label = told.pop() if len(told) == 1 and None not in told else labels[identity]
         label = label if label not in folders else f"{label} ({identity})"
-        members = sorted(_each_seed_once(members), key=lambda run: run.spec["seed"])
-        folders[label], identities[label] = members, identity
-        lines.append(_line(label, members, evidence))
+        members.sort(key=lambda run: run.spec["seed"])
+        pictured[label] = [run for run in members if run.record.summary.get("pictures")]
+        once = list({run.spec["seed"]: run for run in reversed(members)}.values())[::-1]  # of equal seeds the first
+        repeated += [run for run in members if run not in once]
+        folders[label], identities[label] = once, identity
+        lines.append(_line(label, once, evidence))
     order = list(registered("method"))
     lines.sort(key=lambda line: (order.index(line.method) if line.method in order else len(order), line.label))
     budget = _usual([line.training_evaluations for line in lines for _ in line.records])
     equal = [line for line in lines if _near(line.training_evaluations, budget) or not line.training_evaluations]
     pool = Pool(*key, budget, equal, [line for line in lines if line not in equal], folders=folders)
-    pool.identities = identities
+    pool.identities, pool.pictured, pool.repeated = identities, pictured, repeated
     pool.unfinished = [run for run in runs if not run.record]
     seeds = sorted({r.summary["seed"] for line in equal for r in line.records})
     for line in equal:
         if absent := [seed for seed in seeds if seed not in {r.summary["seed"] for r in line.records}]:
             pool.missing_seeds[line.label] = absent
     return pool
-
-
-def _each_seed_once(members: list[Found]) -> list[Found]:
-    """Of one seed found in two folders (a copy of a results folder), the first."""
-    return list({run.spec["seed"]: run for run in reversed(members)}.values())
 
 
 def _line(label: str, members: list[Found], evidence: Evidence) -> Line:

@@ -14,14 +14,14 @@ from report.figures import (
     Figure,
     course_figure,
     curves_figure,
-    front_figure,
     gold_figure,
-    gradient_figure,
     heat_figure,
     scores_figure,
 )
+from report.gradients import excess_parts, noise_parts, pulls_table
 from report.lines import Pool, pools
 from report.load import Line
+from report.studies import study_parts
 from report.style import MOST, Look, looks
 from report.table import Column, Table
 from report.tables import PoolTables, pool_tables
@@ -81,10 +81,11 @@ def make(evidence: Evidence) -> Report:
     """The whole report from what was found."""
     report, found = Report(), pools(evidence)
     made = [(pool, pool_tables(pool, _prefix(i))) for i, pool in enumerate(found)]
+    pictures = _pictures(report, made, evidence)  # first: it finds out what cannot be read
     report.sections = [
         _answers(made, evidence), _scores(report, made), _curves(report, made), _gradients(report, evidence),
-        _forgetting(report, made), _interference(report, made), _gold(report, made), _ablations(report, made),
-        _sweeps(report, evidence), _claims(report, made, evidence), _provenance(report, made),
+        _forgetting(report, made), _interference(report, made, evidence), _gold(report, made), _ablations(report, made),
+        _sweeps(report, evidence), pictures, _claims(report, made, evidence), _provenance(report, made),
     ]  # fmt: skip
     report.sections = [section for section in report.sections if section.parts]
     return report
@@ -140,31 +141,10 @@ def _curves(report: Report, made: Made) -> Section:
 def _gradients(report: Report, evidence: Evidence) -> Section:
     section = Section("Gradient noise")
     for index, (path, probes) in enumerate(evidence.probes):
-        name = f"gradient-{index + 1}"
-        table = Table(
-            name, f"Gradient noise: {path.stem}",
-            "At a frozen student: |mean|² over the trace of the covariance of one update's gradient, 95% interval over "
-            "states. Mean over the first's: the mean along the first method's own; 1 where the two agree.",
-            [Column("label", "estimator"), Column("kernel", "sampler"), Column("sigma", "sigma", "ratio"),
-             Column("snr", "signal to noise", "ratio"), Column("trace", "trace", "ratio"),
-             Column("mean_over_first", "mean over the first's", "ratio")],
-        )  # fmt: skip
-        for probe in probes:
-            sampler = f"{probe['sampler']['kernel']} eta {probe['sampler']['eta']:g}"
-            table.rows.append(_noise(probe["label"], sampler, None, probe["all"], probe.get("mean_over_first")))
-            for noise in probe.get("by_sigma", []):
-                table.rows.append(_noise(probe["label"], sampler, noise["sigma"], noise, None))
-        report.show(section, table, gradient_figure(table.frame(), name))
+        report.show(section, *noise_parts(path.stem, probes, f"gradient-{index + 1}"))
+    for index, (path, rows) in enumerate(evidence.excess):
+        report.show(section, *excess_parts(path.stem, rows, f"excess-{index + 1}"))
     return section
-
-
-def _noise(label: str, sampler: str, sigma: float | None, noise: dict, slope: list | None) -> dict:
-    from bench.stats import Estimate
-
-    return {
-        "label": label, "kernel": sampler, "sigma": sigma, "snr": Estimate(*noise["snr"]), "trace": noise["trace"],
-        "mean_over_first": Estimate(*slope) if slope else None,
-    }  # fmt: skip
 
 
 def _forgetting(report: Report, made: Made) -> Section:
@@ -178,7 +158,7 @@ def _forgetting(report: Report, made: Made) -> Section:
     return section
 
 
-def _interference(report: Report, made: Made) -> Section:
+def _interference(report: Report, made: Made, evidence: Evidence) -> Section:
     section = Section("Interference")
     for pool, tables in made:
         if tables.interference:
@@ -188,6 +168,8 @@ def _interference(report: Report, made: Made) -> Section:
             look = _looks(pool, tables, pool.lines)
             report.show(section, course_figure(frame, "pair", "cosine", look, name, title, "cosine"))
             report.show(section, tables.interference, folded=True)
+    for index, (path, probes) in enumerate(evidence.probes):
+        report.show(section, pulls_table(path.stem, probes, f"interference-{index + 1}"), folded=True)
     return section
 
 
@@ -224,33 +206,25 @@ def _ablations(report: Report, made: Made) -> Section:
 
 def _sweeps(report: Report, evidence: Evidence) -> Section:
     section = Section("Sweeps")
-    for _path, study in evidence.studies:
-        objectives = study["objectives"]
-        table = Table(
-            f"study-{study['study']}", f"Study {study['study']}: best trials" if len(objectives) == 1 else
-            f"Study {study['study']}: Pareto front",
-            f"{study['split']} prompts, {study['budget']:,} training evaluations a run. The best of many trials "
-            "flatters: confirm it on other seeds and test prompts.",
-            [Column("trial", "trial", "count"), *(Column(name, name, "score") for name in objectives),
-             Column("settings", "settings")],
-        )  # fmt: skip
-        for trial in study["best"]:
-            settings = ", ".join(f"{key}={value}" for key, value in trial["settings"].items())
-            row = dict(zip(objectives, trial["values"])) | {"trial": trial["trial"], "settings": settings}
-            table.rows.append(row)
-        if not table.rows:
-            continue
-        report.show(section, table, front_figure(table.frame(), objectives, table.name, f"{table.title}."))
-        if study["importances"]:
-            shares = Table(
-                f"study-{study['study']}-importances", f"Study {study['study']}: what the settings matter",
-                "Optuna's share of each setting in the spread of the mean score.",
-                [Column("setting", "setting"), Column("importance", "importance", "share")],
-                [{"setting": name, "importance": value} for name, value in study["importances"].items()],
-            )  # fmt: skip
-            report.show(section, shares)
+    for _, study in evidence.studies:
+        report.show(section, *study_parts(study))
         if command := study.get("command"):
             section.say(Markup("The best trial again: <code>{}</code>").format(command), "note")
+    return section
+
+
+def _pictures(report: Report, made: Made, evidence: Evidence) -> Section:
+    section = Section("Pictures")
+    pictured = [(i, pool) for i, (pool, _) in enumerate(made) if any(pool.pictured.values())]
+    if pictured:
+        from report.pictures import grids  # reads pictures with torch, which the rest does without
+
+        for i, pool in pictured:
+            for table, grid in grids(pool, _prefix(i), evidence.problems):
+                report.show(section, grid)
+                report.show(section, table, folded=True)
+    if any(pool.lines for pool, _ in made) and not section.parts:
+        section.say("No run kept its pictures; --set evaluation.pictures=true on bench run and compare does.", "note")
     return section
 
 
@@ -277,6 +251,7 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
 def _provenance(report: Report, made: Made) -> Section:
     section = Section("Where every number comes from")
     for _, tables in made:
+        report.show(section, tables.overview)
         report.show(section, tables.runs, folded=True)
     return section
 

@@ -4,6 +4,7 @@ Every number of the page comes from such a table, by `number`, so that what is r
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -118,6 +119,11 @@ class Table:
             hrules=True, column_format=formats, caption=_tex(self.title), label=f"tab:{self.name}", position="t"
         )
         return f"% needs \\usepackage{{booktabs}}\n{text}"
+
+
+def slug(text: str) -> str:
+    """A name from a record as part of a file's name: nothing in it leads out of the folder."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "unnamed"
 
 
 def plain(value: Value, kind: Kind) -> str:

@@ -11,7 +11,7 @@ from bench.records import model_rows, score
 from bench.standing import Standing, against, standings
 from bench.stats import Estimate, estimate, estimates, holm, joined, stratified_mean
 from report.along import cosines
-from report.claims import ALPHA
+from report.claims import ALPHA, EQUAL
 from report.lines import Pool
 from report.load import Line
 from report.table import Column, Table
@@ -21,6 +21,7 @@ from report.table import Column, Table
 class PoolTables:
     """What is said of one pool."""
 
+    overview: Table
     scores: Table
     cost: Table
     curves: Table
@@ -34,7 +35,7 @@ class PoolTables:
 
     def all(self) -> list[Table]:
         found = [
-            self.scores, self.cost, self.curves, self.forgetting, self.course, self.interference,
+            self.overview, self.scores, self.cost, self.curves, self.forgetting, self.course, self.interference,
             self.over_optimisation, self.runs,
         ]  # fmt: skip
         return [table for table in found if table is not None and table.rows]
@@ -48,6 +49,7 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
     if reference:
         found = {s.label: s for s in standings(groups, pool.tasks, reference.label, {})}
     return PoolTables(
+        overview(pool, prefix),
         scores(pool, found, reference.label if reference else "", prefix),
         cost(pool, found, prefix),
         curves(pool, prefix),
@@ -59,6 +61,33 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
         found,
         reference.label if reference else "",
     )
+
+
+def overview(pool: Pool, prefix: str) -> Table:
+    """What is compared, in one row; the page's sentences count by it."""
+    seeds = [len(line.records) for line in pool.equal]
+    runs_ = [run for members in pool.folders.values() for run in members]
+    row = {
+        "budget": pool.budget, "lines": len(pool.equal), "rivals": len(pool.equal) - 1, "runs": len(runs_),
+        "fewest_seeds": min(seeds, default=0), "most_seeds": max(seeds, default=0), "others": len(pool.others),
+        "failed": sum(run.state == "failed" for run in pool.unfinished),
+        "unfinished": sum(run.state == "unfinished" for run in pool.unfinished), "repeated": len(pool.repeated),
+        "commits": len({run.commit for run in runs_ if run.commit}),
+    }  # fmt: skip
+    return Table(
+        f"{prefix}overview", f"What is compared: {pool.title}",
+        f"Equal budgets: to within {EQUAL:.0%}, because budgets end on whole updates.",
+        [
+            Column("budget", "training", "count", "evaluations a run"),
+            Column("lines", "lines at this budget", "count"),
+            Column("rivals", "of them against the reference", "count"), Column("fewest_seeds", "fewest seeds", "count"),
+            Column("most_seeds", "most seeds", "count"), Column("others", "lines at other budgets", "count"),
+            Column("runs", "finished runs", "count"), Column("failed", "failed", "count"),
+            Column("unfinished", "unfinished", "count"), Column("repeated", "repeated", "count"),
+            Column("commits", "commits", "count"),
+        ],
+        [row],
+    )  # fmt: skip
 
 
 def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) -> Table:
@@ -304,6 +333,8 @@ def runs(pool: Pool, prefix: str) -> Table:
     for line in pool.lines:
         for run in pool.folders[line.label]:
             table.rows.append(_run_row(line.label, run))
+    for run in pool.repeated:
+        table.rows.append(_run_row(run.spec["method"], run) | {"note": "its line and seed are above: not counted"})
     for run in pool.unfinished:
         table.rows.append(_run_row(run.spec["method"], run))
     return table

@@ -1,10 +1,8 @@
-"""What a study found: best settings or Pareto front, importances, plots, and the command of the best run."""
+"""What a study found: best settings or Pareto front, importances, and the command of the best run."""
 
-import io
 import json
 import shlex
 import warnings
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -22,7 +20,7 @@ SHOWN = 5
 
 
 def summarise(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
-    """Write summary.json and the plots into the study's folder; returns the summary. Works on a half-done study."""
+    """Write summary.json into the study's folder; returns the summary. Works on a half-done study."""
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
@@ -33,6 +31,11 @@ def summarise(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
         "budget": spec.budget,
         "seeds": spec.seed_list,
         "trials": counts,
+        "settings": {name: "choices" if axis.choices else "range" for name, axis in spec.space.items()},
+        "complete": [
+            {"trial": trial.number, "values": trial.values, "settings": trial.user_attrs["settings"]}
+            for trial in complete
+        ],
         "first": _as_json(spec, complete[0]) if complete else None,
         "best": [_as_json(spec, trial) for trial in best(spec, study, complete)],
         "importances": importances(spec, study, complete),
@@ -41,7 +44,6 @@ def summarise(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
         leader = best(spec, study, complete)[0]
         summary["best_minus_first"] = _difference(spec, place, leader, complete[0])
         summary["command"] = command(spec, leader)
-        plot(spec, study, place.folder, complete)
     write_atomic(place.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
@@ -91,56 +93,6 @@ def command(spec: StudySpec, trial: FrozenTrial) -> str:
     sets = [part for text in spec.overrides(trial.user_attrs["settings"]) for part in ("--set", text)]
     words = ["bench", "run", "--method", spec.method, "--tasks", ",".join(spec.task_list), "--backbone", spec.backbone]
     return shlex.join([*words, "--seeds", ",".join(map(str, spec.seed_list)), *sets])
-
-
-def plot(spec: StudySpec, study: optuna.Study, folder: Path, complete: list[FrozenTrial]) -> None:
-    """history.png and slices.png; pareto.png for several objectives."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    def save(figure, name: str) -> None:
-        figure.tight_layout()
-        data = io.BytesIO()
-        figure.savefig(data, format="png", dpi=120)
-        write_atomic(folder / name, data.getvalue())  # several workers may be at it
-        plt.close(figure)
-
-    means = np.array([np.mean(trial.values) for trial in complete])
-    figure, axes = plt.subplots(figsize=(6, 3.5))
-    numbers = [trial.number for trial in complete]
-    axes.plot(numbers, means, "o", label="trial")
-    axes.plot(numbers, np.maximum.accumulate(means), "-", label="best until then")
-    axes.set(xlabel="trial", ylabel="mean validation score")
-    axes.legend()
-    save(figure, "history.png")
-
-    names = list(spec.space)
-    figure, grid = plt.subplots(1, len(names), figsize=(2.6 * len(names) + 0.6, 3), squeeze=False, sharey=True)
-    for axes, name in zip(grid[0], names):
-        have = [trial for trial in complete if name in trial.params]
-        axis = spec.space[name]
-        values = [str(trial.params[name]) if axis.choices else trial.params[name] for trial in have]
-        axes.plot(values, [np.mean(trial.values) for trial in have], "o")
-        axes.set(xlabel=name)
-        if axis.log:
-            axes.set_xscale("log")
-        axes.tick_params(axis="x", rotation=45)
-    grid[0][0].set_ylabel("mean validation score")
-    save(figure, "slices.png")
-    if spec.objective == MEAN:
-        return
-    pairs = [(i, j) for i in range(len(spec.objective)) for j in range(i + 1, len(spec.objective))]
-    figure, grid = plt.subplots(1, len(pairs), figsize=(3.4 * len(pairs), 3.2), squeeze=False)
-    front = {trial.number for trial in study.best_trials}
-    for axes, (i, j) in zip(grid[0], pairs):
-        for on, label in ((False, "trial"), (True, "Pareto front")):
-            points = [trial.values for trial in complete if (trial.number in front) == on]
-            axes.plot([p[i] for p in points], [p[j] for p in points], "o", label=label)
-        axes.set(xlabel=spec.objective[i], ylabel=spec.objective[j])
-    grid[0][0].legend()
-    save(figure, "pareto.png")
 
 
 def show(spec: StudySpec, summary: dict, place: Place) -> None:

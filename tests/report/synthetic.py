@@ -29,6 +29,7 @@ def make_run(
     points: tuple[float, ...] = (0.5, 1.0),
     name: str = "",
     prompt: str = "",
+    pictures: bool = False,
 ) -> Path:
     """One run whose scores lie around `level`; returns its folder."""
     params = {"order": None} | (settings or {})
@@ -61,6 +62,14 @@ def make_run(
         "cost": {"evaluations": {"training": budget}, "seconds": {"training": 8.0, "scoring": 2.0, "idle": 1.0}},
         "teachers": {t: {"source": "shipped", "hash": "h", "evaluations": 500.0} for t in TASKS} if teachers else {},
     }  # fmt: skip
+    if pictures:
+        summary["pictures"] = {
+            model: {task: f"{folder.name if model == 'student' else 'cache'}/{model}/{task}" for task in TASKS}
+            for model in models
+        }
+        for model, places in summary["pictures"].items():
+            for task, place in places.items():
+                paint(root / place, task, prompt, sum(map(ord, method + model)))
     (folder / "summary.json").write_text(json.dumps(summary))
     with (folder / "evaluations.jsonl").open("w") as file:
         for share in points:
@@ -68,4 +77,59 @@ def make_run(
                 values = final[task] if share == points[-1] else draw(task, level * 0.8)
                 gold = draw(task, level) if task == "ocr" else None
                 file.write(json.dumps({"step": int(10 * share), "share": share} | row(task, values, gold)) + "\n")
+    return folder
+
+
+def paint(folder: Path, task: str, prompt: str, seed: int) -> None:
+    """Noise for every prompt of a task; large pictures for one of the tasks."""
+    import torch
+
+    from bench.layout import places, write
+    from bench.task import Prompt
+
+    count, side = len(STRATA[task]), 8 if task == "geneval" else 300
+    prompts = [Prompt(f"{task} {i} {prompt}", "", {}) for i in range(count)]
+    images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    write(folder, prompts, images, places(prompts))
+
+
+def make_probes(folder: Path, name: str = "") -> list[Path]:
+    """Outputs of bench probe and of methods.opd_ppo_excess; returns their paths."""
+    noise = lambda at: {"snr": [at, at - 0.1, at + 0.1], "trace": 3.25}
+    probes = [
+        {"label": f"{method}{name}", "method": method, "point": [], "backbone": "micro", "student": "base",
+         "sampler": {"kernel": "cps", "eta": 0.7}, "params": {"weighting": "kl", "advantage": "log_ratio"}, "states": 8,
+         "all": noise(at), "by_sigma": [{"sigma": sigma} | noise(at * sigma) for sigma in (1.0, 0.5)],
+         "mean_over_first": [at, at - 0.25, at + 0.25], "interference": {"a | b": {"all": at / 2}}}
+        for method, at in (("opd_analytic", 0.75), ("opd_ppo", 0.125))
+    ]  # fmt: skip
+    level = {"sigma": 0.875, "measured": 4.5, "predicted": 4.25, "ratio": [1.0625, 0.9375, 1.1875], "snr": 0.5}
+    excess = [
+        {"task": "ocr", "kernel": "cps", "eta": 0.7, "student": "base", "states": 8, "draws": 4, "by_sigma": [level],
+         "ratio": [1.03125, 0.984375, 1.078125]}
+    ]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "noise.json", folder / "excess.json"]
+    for path, content in zip(paths, (probes, excess)):
+        path.write_text(json.dumps(content))
+    return paths
+
+
+def make_study(root: Path, name: str = "front", objectives: tuple[str, ...] = TASKS) -> Path:
+    """A finished study's folder."""
+    complete = [
+        {"trial": k, "values": [0.25 + 0.0625 * k, 0.875 - 0.03125 * k][: len(objectives)],
+         "settings": {"optimizer.lr": 10.0**-k, "params.size": ["small", "large"][k % 2], "params.flag": k > 1}}
+        for k in range(4)
+    ]  # fmt: skip
+    summary = {
+        "study": name, "objectives": list(objectives), "split": "validation", "budget": 500, "seeds": [0],
+        "trials": {"complete": 4, "pruned": 1}, "complete": complete, "best": complete[2:], "first": complete[0],
+        "settings": {"optimizer.lr": "range", "params.size": "choices", "params.flag": "choices"},
+        "importances": {"optimizer.lr": 0.65625, "params.size": 0.34375}, "command": "bench run --method opd_analytic",
+    }  # fmt: skip
+    folder = root / "a-study"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "journal.log").write_text("")
     return folder

@@ -7,7 +7,7 @@ import pytest
 
 from report.evidence import collect
 from report.page import make, write
-from tests.report.synthetic import make_run
+from tests.report.synthetic import make_probes, make_run, make_study
 from tests.report.test_numbers import UGLY
 
 pytestmark = [
@@ -23,11 +23,13 @@ pytestmark = [
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("browser") / "results"
     for seed in range(3):
-        make_run(root, "opd_analytic", seed, 0.8)
-        make_run(root, "sft", seed, 0.4)
+        make_run(root, "opd_analytic", seed, 0.8, prompt=UGLY, pictures=True)
+        make_run(root, "sft", seed, 0.4, prompt=UGLY, pictures=True)
         make_run(root, "multi_reward", seed, 0.6, settings={"engine": UGLY[:60]}, teachers=False)
     make_run(root, "cascade", 0, 0.5, state="failed", prompt=UGLY)
-    return write(make(collect([root])), root.parent / "report")
+    beside = root.parent / "beside"
+    evidence = collect([root, *make_probes(beside, UGLY[:40]), make_study(beside)])
+    return write(make(evidence), root.parent / "report")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,13 @@ def test_it_opens_from_disk_without_errors_or_requests(browser, page: Path) -> N
     )
     assert len(shown) >= 4
     assert min(shown) > 50
-    assert browser.execute_script("return Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)")
+    pictures = browser.execute_script(
+        "return Array.from(document.images).map(i => [i.complete, i.naturalWidth, i.alt.length > 0])"
+    )
+    assert {(complete, width) for complete, width, _ in pictures} == {(True, 8), (True, 192)}  # large ones made smaller
+    assert all(alt for *_, alt in pictures)
+    rows = browser.execute_script("return Array.from(document.querySelectorAll('.grid tbody tr')).length")
+    assert len(pictures) == 4 * rows  # base, teacher and two lines
 
 
 def test_tables_sort(browser, page: Path) -> None:
@@ -121,6 +129,11 @@ def test_ugly_text_is_text(browser, page: Path) -> None:
     text = browser.execute_script("return document.body.innerText")
     assert "<script>alert('x')</script>" in text
     assert "🦊 עברית" in text
+    captions = browser.execute_script(
+        "return Array.from(document.querySelectorAll('.grid tbody th span')).map(s => [s.textContent, s.title])"
+    )
+    assert all(shown.endswith("…") and len(shown) == 200 for shown, _ in captions)
+    assert all(whole.endswith(UGLY) for _, whole in captions)
     assert browser.execute_script("return document.querySelectorAll('main script').length") == 0
 
 

@@ -15,7 +15,7 @@ from report.diff import difference
 from report.evidence import collect
 from report.lines import pools
 from report.page import make, write
-from tests.report.synthetic import TASKS, make_run
+from tests.report.synthetic import TASKS, make_probes, make_run, make_study
 
 UGLY = "<script>alert('x')</script> \"quotes\" & 🦊 עברית " + "long " * 400
 
@@ -25,8 +25,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three methods with levels .8, .5 and .2; a missing seed, a failed and an unfinished run, another budget."""
     folder = tmp_path_factory.mktemp("records") / "results"
     for seed in range(4):
-        make_run(folder, "opd_analytic", seed, 0.8)
-        make_run(folder, "multi_reward", seed, 0.2, teachers=False)
+        make_run(folder, "opd_analytic", seed, 0.8, pictures=seed > 1)
+        make_run(folder, "multi_reward", seed, 0.2, teachers=False, pictures=seed > 2)
         if seed:
             make_run(folder, "sft", seed, 0.5)
         make_run(folder, "opd_analytic", seed, 0.9, budget=5000, settings={"size": "large"})
@@ -39,24 +39,43 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def written(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(make(collect([root])), tmp_path_factory.mktemp("report")).parent
+    beside = root.parent / "beside"
+    evidence = collect([root, *make_probes(beside), make_study(beside)])
+    return write(make(evidence), tmp_path_factory.mktemp("report")).parent
 
 
 def csv(written: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(StringIO((written / "tables" / f"{name}.csv").read_text()))
 
 
-def test_every_number_of_the_page_is_in_its_tables(written: Path) -> None:
-    page = (written / "index.html").read_text()
-    shown = [float(text) for text in re.findall(r'<data value="([^"]+)"', page)]
-    known = {
-        float(budget) for budget in (1000, 3, 4, 2)
-    }  # the pool's budget, seeds and lines are counts of what follows
+def known_numbers(written: Path) -> set[float]:
+    """Every number of the tables beside a page."""
+    known: set[float] = set()
     for path in (written / "tables").glob("*.csv"):
         frame = pd.read_csv(path)
-        known |= {float(v) for column in frame.select_dtypes("number") for v in frame[column].dropna()}
-    assert len(shown) > 200
-    assert not {value for value in shown if value == value} - known
+        # Columns of settings mix words and numbers.
+        cells = pd.to_numeric(pd.Series([value for column in frame for value in frame[column]]), errors="coerce")
+        known |= set(cells.dropna().astype(float))
+    return known
+
+
+def shown_numbers(written: Path) -> list[float]:
+    shown = re.findall(r'<data value="([^"]+)"', (written / "index.html").read_text())
+    return [float(text) for text in shown if text != "nan"]
+
+
+def test_every_number_of_the_page_is_in_its_tables(written: Path) -> None:
+    shown = shown_numbers(written)
+    assert len(shown) > 400
+    assert not set(shown) - known_numbers(written)
+
+
+def test_every_point_of_a_figure_is_in_the_tables(written: Path) -> None:
+    """What hovering tells."""
+    told = re.findall(r"<title>([^<]*: [^<]*)</title>", (written / "index.html").read_text())
+    values = {float(number) for text in told for number in re.findall(r"-?\d\.\d{6,}", text)}
+    assert len(values) > 20
+    assert not values - known_numbers(written)
 
 
 def raw(root: Path, method: str, budget: int) -> dict[int, dict]:
@@ -158,7 +177,11 @@ def test_bold_is_for_clear_winners_only(tmp_path: Path) -> None:
 
 
 def test_the_same_records_make_the_same_files(root: Path, written: Path, tmp_path: Path) -> None:
-    again = write(make(collect([root])), tmp_path / "again").parent
+    beside = root.parent / "beside"
+    again = write(
+        make(collect([root, *(beside / n for n in ("noise.json", "excess.json", "a-study"))])), tmp_path / "a"
+    )
+    again = again.parent
     for path in written.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (again / path.relative_to(written)).read_bytes(), path.name
@@ -196,8 +219,14 @@ def test_differences_between_two_sets(tmp_path: Path) -> None:
             make_run(tmp_path / side, "opd_analytic", seed, level, name=f"opd_analytic-same-s{seed}")
     make_run(tmp_path / "b", "merge", 0, 0.5)
     report = difference(collect([tmp_path / "a"]), collect([tmp_path / "b"]))
-    (table,) = report.tables
+    table, _ = report.tables
     verdicts = {(row["line"], row["task"]): row["verdict"] for row in table.rows}
     assert {verdicts["sft", task] for task in TASKS} == {"identical"}
     assert {verdicts["opd_analytic", task] for task in TASKS} == {"moved"}
     assert any("Only in the second set: merge" in text for text in report.sections[0].markdown)
+    written = write(report, tmp_path / "difference").parent
+    shown = shown_numbers(written)
+    assert len(shown) > 10
+    assert not set(shown) - known_numbers(written)
+    counts = csv(written, "verdicts").set_index("verdict")["count"]
+    assert counts.to_dict() == {"moved": 2, "identical": 2, "no change told": 0}

@@ -1,0 +1,136 @@
+"""Gradient noise of estimators: by method, by noise level, measured against predicted, and how tasks pull."""
+
+import pandas as pd
+
+from bench.stats import Estimate
+from report.figures import Figure, says
+from report.style import Look, looks
+from report.table import Column, Table
+
+
+def noise_parts(title: str, probes: list[dict], name: str) -> list[Table | Figure]:
+    """Of one output of `bench probe`: the figure and the table."""
+    table = Table(
+        name, f"Gradient noise: {title}",
+        "At a frozen student: |mean|² over the trace of the covariance of one update's gradient, 95% interval over "
+        "states. Mean over the first's: the mean along the first method's own; 1 where the two agree.",
+        [Column("label", "estimator"), Column("kernel", "sampler"), Column("sigma", "sigma", "ratio"),
+         Column("snr", "signal to noise", "ratio"), Column("trace", "trace", "ratio"),
+         Column("mean_over_first", "mean over the first's", "ratio")],
+    )  # fmt: skip
+    for probe in probes:
+        sampler = f"{probe['sampler']['kernel']} eta {probe['sampler']['eta']:g}"
+        table.rows.append(_noise(probe["label"], sampler, "all", probe["all"], probe.get("mean_over_first")))
+        for noise in probe.get("by_sigma", []):
+            table.rows.append(_noise(probe["label"], sampler, noise["sigma"], noise, None))
+    look = looks([(probe["label"], probe["method"]) for probe in probes])
+    return [_noise_figure(table.frame(), look, name), table]
+
+
+def _noise(label: str, sampler: str, sigma: float | str, noise: dict, slope: list | None) -> dict:
+    return {
+        "label": label, "kernel": sampler, "sigma": sigma, "snr": Estimate(*noise["snr"]), "trace": noise["trace"],
+        "mean_over_first": Estimate(*slope) if slope else None,
+    }  # fmt: skip
+
+
+def pulls_table(title: str, probes: list[dict], name: str) -> Table:
+    """Cosines between the tasks' mean gradients at the frozen student."""
+    pairs = list(probes[0]["interference"])
+    columns = [Column("label", "estimator"), *(Column(f"pair_{i}", pair, "change") for i, pair in enumerate(pairs))]
+    rows = [
+        {"label": probe["label"]}
+        | {f"pair_{i}": probe["interference"].get(pair, {}).get("all") for i, pair in enumerate(pairs)}
+        for probe in probes
+    ]
+    note = "Cosine between tasks' mean gradients; a task with itself: two independent halves, the ceiling."
+    return Table(name, f"Interference at a frozen student: {title}", note, columns, rows)
+
+
+def excess_parts(title: str, results: list[dict], name: str) -> list[Table | Figure]:
+    """Of one output of methods.opd_ppo_excess: measured variance against the closed form's."""
+    table = Table(
+        name, f"Extra variance of PPO-style over analytic OPD, measured against predicted: {title}",
+        "At a fixed state the analytic gradient has no variance and the sampled log-ratio's is known in closed form "
+        "(methods/opd_ppo_excess.py). Measured over predicted: mean of the states' ratios, 95% interval; must be 1.",
+        [Column("task", "task"), Column("kernel", "sampler"), Column("sigma", "sigma", "ratio"),
+         Column("measured", "measured", "ratio"), Column("predicted", "predicted", "ratio"),
+         Column("ratio", "measured over predicted", "score"), Column("states", "states", "count")],
+    )  # fmt: skip
+    for found in results:
+        where = {"task": found["task"], "kernel": f"{found['kernel']} eta {found['eta']:g}", "states": found["states"]}
+        for level in found["by_sigma"]:
+            values = {key: level[key] for key in ("sigma", "measured", "predicted")}
+            table.rows.append(where | values | {"ratio": Estimate(*level["ratio"])})
+        table.rows.append(where | {"sigma": "all", "ratio": Estimate(*found["ratio"])})
+    return [_excess_figure(table.frame(), name), table]
+
+
+def _excess_figure(frame: pd.DataFrame, name: str) -> Figure:
+    levels = frame[frame["sigma"] != "all"]
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+        import seaborn
+
+        palette = seaborn.color_palette("colorblind", 10)
+        figure, axes = plt.subplots(figsize=(width, min(width, 3.4)))
+        ends = [min(levels["predicted"].min(), levels["measured"].min()), levels["predicted"].max()]
+        axes.plot(ends, ends, ":", color="0.5", label="measured = predicted")
+        for i, ((task, kernel), points) in enumerate(levels.groupby(["task", "kernel"], sort=False)):
+            (marks,) = axes.plot(
+                points["predicted"], points["measured"], "osD^vP"[i % 6], color=palette[i % 10], fillstyle="none",
+                label=f"{task}, {kernel}",
+            )  # fmt: skip
+            said = [
+                f"{task}, {kernel}, sigma {row.sigma:g}: {row.measured!r} measured, {row.predicted!r} predicted"
+                for row in points.itertuples()
+            ]
+            says(marks, said)
+        axes.set(xscale="log", yscale="log", xlabel="predicted trace", ylabel="measured trace")
+        axes.legend()
+        return figure
+
+    return Figure(
+        name, "Variance of the sampled log-ratio's gradient at fixed states, by noise level: measured and predicted.",
+        f"Measured against predicted traces of {len(levels)} noise levels; on the diagonal they agree.", draw,
+    )  # fmt: skip
+
+
+def _noise_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure:
+    """Signal-to-noise ratio by estimator; by noise level where it was measured."""
+    whole, levels = frame[frame["sigma"] == "all"], frame[frame["sigma"] != "all"]
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+
+        panels = 2 if len(levels) else 1
+        height = max(1.8, 0.18 * len(whole) + 0.8)
+        narrow = width < 5
+        shape, height = ((panels, 1), height * panels) if narrow else ((1, panels), height)
+        figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)
+        axes = grid.flat[0]
+        for y, row in enumerate(whole.to_dict("records")):
+            style = look[row["label"]]
+            axes.plot([row["snr_low"], row["snr_high"]], [y, y], "-", color=style.colour)
+            (mark,) = axes.plot([row["snr"]], [y], style.marker, color=style.colour)
+            says(mark, [f"{row['label']}: {row['snr']!r} [{row['snr_low']!r}, {row['snr_high']!r}]"])
+        axes.set(yticks=range(len(whole)), xlabel="signal to noise ratio", ylim=(len(whole) - 0.5, -0.5))
+        axes.set_yticklabels(whole["label"])
+        if len(levels):
+            for label in whole["label"]:
+                points, style = levels[levels["label"] == label], look[label]
+                sigmas = points["sigma"].astype(float)
+                (curve,) = grid.flat[1].plot(sigmas, points["snr"], marker=style.marker, color=style.colour)
+                if style.dashes:
+                    curve.set_dashes(style.dashes)
+                says(curve, [f"{label}, sigma {row['sigma']:g}: {row['snr']!r}" for _, row in points.iterrows()])
+            grid.flat[1].set(xlabel="noise level sigma", ylabel="signal to noise ratio")
+        return figure
+
+    return Figure(
+        name,
+        "Gradient noise at a frozen student: |mean|² over the trace of the covariance, 95% interval over states; by "
+        "noise level with the same marks.",
+        f"Signal-to-noise ratios of {len(whole)} gradient estimators; the numbers are in the table.", draw,
+    )  # fmt: skip

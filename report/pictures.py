@@ -1,0 +1,233 @@
+"""Grids of pictures: the same prompt and initial noise across base, teacher and lines, rows chosen by rule."""
+
+import base64
+import io
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from bench.errors import UsageError
+from bench.layout import Sample, load, read
+from bench.pictures import to_bytes
+from bench.records import headline
+from report.evidence import Found
+from report.figures import Figure
+from report.lines import Pool
+from report.load import Line
+from report.table import Column, Table, number, plain, slug
+
+SPACED, LINES = 4, 8
+"""Prompts at equal distances; most lines that one grid shows."""
+SIDE = 192
+"""Pixels: larger pictures are made smaller for the page."""
+CAPTION = 200
+"""Characters of a prompt that the page shows; the table has it whole."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One column of a grid: a model, its pictures in the order of its scores, and those."""
+
+    label: str
+    samples: list[Sample]
+    scores_N: np.ndarray
+
+    def same_prompts(self, other: "Shown") -> bool:
+        return [s.prompt.text for s in self.samples] == [s.prompt.text for s in other.samples]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a grid."""
+
+    index: int
+    why: str
+    prompt: str
+
+
+@dataclass
+class Grid(Figure):
+    """A figure that the page shows as a table of pictures with their scores."""
+
+    rows: list[Row]
+    columns: list[Shown]
+    pictures: dict[tuple[int, str], np.ndarray | None]
+    """Row's index and column's label -> uint8 [H, W, 3]; None where the file is no picture."""
+
+    def html(self) -> Markup:
+        heads = Markup("").join(Markup('<th scope="col">{}</th>').format(column.label) for column in self.columns)
+        body = Markup("").join(
+            Markup('<tr><th scope="row"><span dir="auto" title="{}">{}</span> <small>{}</small></th>{}</tr>').format(
+                row.prompt, _short(row.prompt), row.why, Markup("").join(self._cell(row, c) for c in self.columns)
+            )
+            for row in self.rows
+        )
+        return Markup(
+            '<figure id="figure-{}"><div class="scroll" tabindex="0" role="region" aria-label="{}">'
+            '<table class="grid"><thead><tr><th scope="col">prompt</th>{}</tr></thead><tbody>{}</tbody></table></div>'
+            "<figcaption>{}</figcaption></figure>"
+        ).format(self.name, self.alt, heads, body, self.title)
+
+    def _cell(self, row: Row, column: Shown) -> Markup:
+        score, picture = float(column.scores_N[row.index]), self.pictures[row.index, column.label]
+        if picture is None:
+            return Markup("<td>no picture<br>{}</td>").format(number(score, "score"))
+        alt = f"{column.label}: {_short(row.prompt)}; score {plain(score, 'score')}"
+        return Markup('<td><img src="{}" alt="{}" width="96" height="96"><br>{}</td>').format(
+            _address(picture), alt, number(score, "score")
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= CAPTION else text[: CAPTION - 1] + "…"
+
+
+def _address(pixels: np.ndarray) -> str:
+    """A picture as a data URI, encoded anew: PNG as it is where it is small, else a JPEG of SIDE."""
+    picture = Image.fromarray(pixels)
+    kind = "jpeg" if max(picture.size) > SIDE else "png"
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, kind, quality=88, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def grids(pool: Pool, prefix: str, problems: list[str]) -> list[tuple[Table, Grid]]:
+    """A grid and the table of its rows and scores per task; empty where no run kept pictures.
+
+    What cannot be read is named in `problems`.
+    """
+    found = []
+    for task in pool.tasks:
+        lines, references = _columns(pool, task, problems)
+        if lines:
+            found.append(_grid(pool, task, lines, references, prefix, problems))
+    return found
+
+
+def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tuple[Line, Shown]], list[Shown]]:
+    """Lines that kept pictures, best first, and the base and the task's own teacher."""
+    ranked = sorted(pool.lines, key=lambda line: (line not in pool.equal, -_mean(line, task)))
+    lines: dict[str, tuple[Line, Shown]] = {}
+    references: dict[str, Shown] = {}
+    for line in ranked:
+        for run in pool.pictured.get(line.label, [])[:1]:
+            if len(lines) == LINES:
+                break
+            try:
+                label = line.label if line in pool.equal else f"{line.label}, {line.training_evaluations:,.0f}"
+                shown = _shown(run, "student", task, label)
+                if lines and not shown.same_prompts(next(iter(lines.values()))[1]):
+                    raise UsageError("they are of other prompts than the first line's")
+                lines[line.label] = line, shown
+                for model in ("base", f"teacher {task}"):
+                    if model not in references and model in run.record.summary["pictures"]:
+                        references[model] = _shown(run, model, task, model)
+            except (OSError, UsageError) as error:
+                lines.pop(line.label, None)
+                problems.append(f"pictures of {run.name}: {error}")
+    return lines, list(references.values())
+
+
+def _mean(line: Line, task: str) -> float:
+    return float(np.mean([headline(r.summary["models"]["student"][task])[0].mean() for r in line.records]))
+
+
+def _shown(run: Found, model: str, task: str, label: str) -> Shown:
+    """Raises UsageError for pictures outside the results folder, or that are not those of the scores."""
+    root = run.folder.parent.resolve()
+    place = run.record.summary["pictures"][model][task]
+    folder = (root / place).resolve()
+    if root not in folder.parents:
+        raise UsageError(f"{place} is outside the results folder")
+    if not folder.is_dir():
+        raise UsageError(f"{place} is not there")
+    samples, (scores_N, _) = read(folder), headline(run.record.summary["models"][model][task])
+    if len(samples) != len(scores_N):
+        raise UsageError(f"{len(samples)} pictures of {model} for {len(scores_N)} scores")
+    return Shown(label, samples, scores_N)
+
+
+def _grid(
+    pool: Pool,
+    task: str,
+    lines: dict[str, tuple[Line, Shown]],
+    references: list[Shown],
+    prefix: str,
+    problems: list[str],
+) -> tuple[Table, Grid]:
+    columns = [*references, *(shown for _, shown in lines.values())]
+    samples, yardstick = columns[0].samples, references[-1] if references else None
+    count = len(samples)
+    why: dict[int, list[str]] = {}
+    for k in range(min(SPACED, count)):
+        why.setdefault(k * count // min(SPACED, count), []).append("by number")
+    for label, (line, shown) in lines.items():
+        if yardstick:
+            why.setdefault(_worst(line, shown, yardstick, task), []).append(f"worst of {label}")
+    rows = [Row(index, ", ".join(reasons), samples[index].prompt.text) for index, reasons in why.items()]
+    name = f"{prefix}pictures-{slug(task)}"
+    table = Table(
+        name, f"Pictures, {task}: {pool.title}",
+        f"Same prompt and initial noise in a row; of the lines with kept pictures at most the {LINES} best, each by "
+        "its first seed that kept them. By number: prompts at equal distances. Worst: where a line's score is furthest "
+        "below that of the column before the lines; of equals, the one whose mean over seeds is, then the first.",
+        [Column("index", "number", "count"), Column("prompt", "prompt"), Column("why", "chosen"),
+         *(Column(f"score_{i}", column.label, "score") for i, column in enumerate(columns))],
+    )  # fmt: skip
+    for row in rows:
+        scores = {f"score_{i}": float(column.scores_N[row.index]) for i, column in enumerate(columns)}
+        table.rows.append({"index": row.index, "prompt": row.prompt, "why": row.why} | scores)
+    title = f"{task}: {pool.title}. Under each picture its score."
+    alt = f"Pictures of {len(rows)} prompts of {task} by {', '.join(column.label for column in columns)}."
+    pictures = {(row.index, c.label): _picture(c.samples[row.index].path, problems) for row in rows for c in columns}
+    draw = lambda width: _draw(width, rows, columns, pictures)  # noqa: E731
+    return table, Grid(name, title, alt, draw, rows, columns, pictures)
+
+
+def _picture(path: Path, problems: list[str]) -> np.ndarray | None:
+    try:
+        return to_bytes(load(path))
+    except UsageError as error:
+        problems.append(str(error))
+        return None
+
+
+def _worst(line: Line, shown: Shown, yardstick: Shown, task: str) -> int:
+    """Number of the picture that is furthest below the yardstick's."""
+    seeds_SN = np.stack([headline(r.summary["models"]["student"][task])[0] for r in line.records])
+    here, usually = shown.scores_N - yardstick.scores_N, seeds_SN.mean(0) - yardstick.scores_N
+    return int(np.lexsort((np.arange(len(here)), usually, here))[0])
+
+
+def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tuple[int, str], np.ndarray | None]):
+    """The grid for papers: one axes in units of a picture's side, a caption above each row."""
+    import matplotlib.pyplot as plt
+
+    caption, head = 0.34, 0.5
+    side = width / len(columns)
+    tall = head + len(rows) * (1 + caption)
+    figure = plt.figure(figsize=(width, side * tall))
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, len(columns)), ylim=(tall, 0))
+    axes.set_axis_off()
+    points = min(7.0, 8.5 * side)
+    for j, column in enumerate(columns):
+        label = "\n".join(textwrap.wrap(column.label, 16))
+        axes.text(j + 0.5, head - 0.05, label, ha="center", va="bottom", fontsize=points, parse_math=False)
+    for i, row in enumerate(rows):
+        top = head + i * (1 + caption) + caption
+        text = textwrap.shorten(f"{row.prompt} ({row.why})", int(len(columns) * 14), placeholder="…")
+        axes.text(0.03, top - 0.06, text, ha="left", va="bottom", fontsize=points, parse_math=False)
+        for j, column in enumerate(columns):
+            picture = pictures[row.index, column.label]
+            place = (j + 0.03, j + 0.97, top + 0.97, top + 0.03)
+            if picture is not None:
+                axes.imshow(picture, extent=place, interpolation="nearest", aspect="auto")
+    axes.set(xlim=(0, len(columns)), ylim=(tall, 0))
+    return figure

@@ -1,0 +1,100 @@
+"""What a sweep found: its trials, the best or the Pareto front, and what each setting does."""
+
+import math
+
+import pandas as pd
+
+from report.figures import Figure, says
+from report.table import Column, Kind, Table, slug
+
+
+def study_parts(study: dict) -> list[Table | Figure]:
+    """Tables and figures of one study's summary.json; a study without a finished trial has none."""
+    if not study["complete"]:
+        return []
+    objectives, name = study["objectives"], f"study-{slug(study['study'])}"
+    chosen = {trial["trial"] for trial in (study["best"] if len(objectives) > 1 else study["best"][:1])}
+    trials = _trials(study, name, chosen)
+    frame = trials.frame().sort_values("trial")
+    best = frame["trial"].isin(chosen)
+    parts: list[Table | Figure] = [trials]
+    if len(objectives) > 1:
+        pairs = [(a, b) for i, a in enumerate(objectives) for b in objectives[i + 1 :]]
+        title = f"Study {study['study']}: every trial, the Pareto front as triangles."
+        parts.append(_scatter(f"{name}-front", title, frame, best, pairs))
+    pairs = [(key, "mean") for key in ("trial", *(c.key for c in trials.columns if c.key in study["settings"]))]
+    title = f"Study {study['study']}: mean score of every trial, by its number and by each setting."
+    parts.append(_scatter(f"{name}-settings", title, frame, best, pairs))
+    if study["importances"]:
+        parts.append(Table(
+            f"{name}-importances", f"Study {study['study']}: what the settings matter",
+            "Optuna's share of each setting in the spread of the mean score.",
+            [Column("setting", "setting"), Column("importance", "importance", "share")],
+            [{"setting": key, "importance": value} for key, value in study["importances"].items()],
+        ))  # fmt: skip
+    return parts
+
+
+def _trials(study: dict, name: str, chosen: set[int]) -> Table:
+    """Finished trials, highest mean first."""
+    objectives = study["objectives"] if len(study["objectives"]) > 1 else []
+    counts = ", ".join(f"{count} {state}" for state, count in study["trials"].items() if count)
+    table = Table(
+        name, f"Study {study['study']}: trials, {'Pareto front' if objectives else 'best'} in bold",
+        f"{counts}; {study['split']} prompts, {study['budget']:,} training evaluations a run. The best of many trials "
+        "flatters: confirm it on other seeds and test prompts.",
+        [Column("trial", "trial", "count"), Column("mean", "mean score", "score"),
+         *(Column(key, key, "score") for key in objectives),
+         *(Column(key, key.rpartition(".")[2], _kind(study, key)) for key in study["settings"])],
+    )  # fmt: skip
+    for trial in sorted(study["complete"], key=lambda trial: (-sum(trial["values"]), trial["trial"])):
+        mean = sum(trial["values"]) / len(trial["values"])
+        row = {"trial": trial["trial"], "mean": mean} | dict(zip(objectives, trial["values"]))
+        table.rows.append(row | {key: trial["settings"].get(key) for key in study["settings"]})
+        if trial["trial"] in chosen:
+            table.strong |= {(len(table.rows) - 1, key) for key in ("trial", "mean", *objectives)}
+    return table
+
+
+def _kind(study: dict, key: str) -> Kind:
+    return "text" if study["settings"][key] == "choices" else "ratio"
+
+
+def _scatter(name: str, title: str, frame: pd.DataFrame, best: pd.Series, pairs: list[tuple[str, str]]) -> Figure:
+    """One panel a pair of columns; what was chosen has a mark of its own."""
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+        import seaborn
+
+        palette = seaborn.color_palette("colorblind", 10)
+        columns = min(len(pairs), 1 if width < 5 else 3)
+        rows = math.ceil(len(pairs) / columns)
+        figure, grid = plt.subplots(rows, columns, figsize=(width, 2.1 * rows), squeeze=False)
+        for axes in grid.flat[len(pairs) :]:
+            axes.remove()
+        for axes, (a, b) in zip(grid.flat, pairs):
+            for kept, marker, colour in ((~best, "o", palette[0]), (best, "^", palette[3])):
+                points = frame[kept & frame[a].notna()]
+                text = points[a] if _numeric(frame[a]) else points[a].map(str)
+                (marks,) = axes.plot(text, points[b], marker, color=colour)
+                says(marks, [f"trial {row['trial']}: {a} {row[a]}, {b} {row[b]!r}" for _, row in points.iterrows()])
+            if _wide(frame[a]):
+                axes.set_xscale("log")
+            axes.set(xlabel=_label(a), ylabel=_label(b))
+        return figure
+
+    return Figure(name, title, f"{title} {len(frame)} trials; the numbers are in the table.", draw)
+
+
+def _numeric(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _wide(values: pd.Series) -> bool:
+    """Whether numbers above 0 span more than a factor of 10."""
+    return _numeric(values) and values.name != "trial" and 0 < 10 * values.min() < values.max()
+
+
+def _label(key: str) -> str:
+    return "trial number" if key == "trial" else "mean score" if key == "mean" else key.rpartition(".")[2]
