@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
+from bench.closing import write_report
 from bench.errors import PartialError, UsageError, unknown
 from bench.files import results_root, write_atomic
 from bench.hashing import text_hash
@@ -185,6 +186,7 @@ def compare_methods(
         write_atomic(path, (json.dumps(as_json(table, reference, budget, runs), indent=1) + "\n").encode())
         split = next(iter(members.values()))[0].evaluation.split
         print_standings(table, reference, tuple(tasks), budget, split, path)
+        write_report(path, root / f"report-{identity}")
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
 
@@ -203,8 +205,9 @@ def as_json(table: list[Standing], reference: str, budget: int, runs: dict[tuple
     folders: dict[str, list[str]] = {}
     for (label, _), run in runs.items():
         folders.setdefault(label, []).append(run.folder.name)
-    lines = [asdict(line) | {"runs": folders[line.label]} for line in table]
-    return {"budget": budget, "reference": reference, "lines": lines}
+    lines = [asdict(line) | {"runs": folders.pop(line.label)} for line in table]
+    without = [name for names in folders.values() for name in names]
+    return {"budget": budget, "reference": reference, "lines": lines, "lines_without_result": without}
 
 
 def print_standings(

@@ -4,24 +4,27 @@ from markupsafe import Markup
 
 from report.claims import ALPHA
 from report.evidence import Evidence
-from report.lines import Pool
+from report.lines import Pool, World
 from report.table import number
 from report.tables import PoolTables
+
+NAMED = 5
+"""Lines that a sentence names."""
 
 
 def answer(pool: Pool, tables: PoolTables) -> Markup:
     """A few sentences on one pool; every number is one of its tables'."""
-    if not pool.equal:
-        return Markup("On {}: no two lines have the same budget.").format(pool.title)
     rows = [row for row in tables.scores.rows if row["line"] in tables.standings]
     ranked = sorted(rows, key=lambda row: -row["mean"].value)
     best = ranked[0]
     counts = tables.overview.rows[0]
-    budget = number(counts["budget"], "count")
     counted = Markup("{}").format(number(counts["fewest_seeds"], "count"))
     if counts["most_seeds"] > counts["fewest_seeds"]:
         counted = Markup("{} to {}").format(counted, number(counts["most_seeds"], "count"))
-    text = Markup("On {}: at about {} training evaluations a run and {} seeds, ").format(pool.title, budget, counted)
+    spent = "with the teachers' training counted" if pool.whole else "of training"
+    text = Markup("At about {} evaluations a run {}, {} seeds: ").format(
+        number(counts["budget"], "count"), spent, counted
+    )
     if len(ranked) == 1:
         return text + Markup("{} has the mean score {}; there is nothing to compare it with.").format(
             best["line"], number(best["mean"], "score")
@@ -61,19 +64,19 @@ def _against(ranked: list[dict], tables: PoolTables, pool: Pool) -> Markup:
 def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
     """What a reader must know: missing seeds, other budgets, failed and unfinished runs, few seeds, damaged files."""
     texts: list[Markup] = []
+    first: dict[World, Pool] = {}
     for pool in found:
-        for label, seeds in pool.missing_seeds.items():
-            texts.append(
-                Markup(
-                    "{} has no finished run of seeds {}: differences are over the seeds that both lines have."
-                ).format(label, ", ".join(map(str, seeds)))
-            )
-        for line in pool.others:
-            texts.append(
-                Markup("{} spent {} training evaluations a run, not about {}: it is shown, not ranked.").format(
-                    line.label, number(line.training_evaluations, "count"), number(pool.budget, "count")
-                )
-            )
+        if pool.whole:
+            continue
+        if (main := first.setdefault(pool.world, pool)) is not pool:
+            texts.append(Markup("{} spent about {} training evaluations a run, not {}: compared apart.").format(
+                _some([line.label for line in pool.lines]), number(pool.budget, "count"), number(main.budget, "count")
+            ))  # fmt: skip
+        absent = pool.missing_seeds
+        for seeds in dict.fromkeys(map(tuple, absent.values())):
+            without = _some([label for label, own in absent.items() if tuple(own) == seeds])
+            said = "No finished run of seeds {}: {}. Differences are over the seeds that both lines have."
+            texts.append(Markup(said).format(", ".join(map(str, seeds)), without))
         if pool.repeated:
             texts.append(Markup("In no mean, because another folder has the same line and seed: {}.").format(
                 ", ".join(run.name for run in pool.repeated)
@@ -81,9 +84,9 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
         for run in pool.unfinished:
             said = f"failed: {run.note}" if run.state == "failed" else "is not finished"
             texts.append(Markup("{} {}; it is in no table but that of runs.").format(run.name, said))
-        single = [line.label for line in pool.equal if len(line.records) == 1]
+        single = [line.label for line in pool.lines if len(line.records) == 1]
         if single:
-            texts.append(Markup("One seed says little of a method: {}.").format(", ".join(single)))
+            texts.append(Markup("One seed says little of a method: {}.").format(_some(single)))
         commits = {run.commit for runs in pool.folders.values() for run in runs if run.commit}
         if len(commits) > 1:
             texts.append(Markup("The runs were made at {} commits: {}.").format(
@@ -91,3 +94,8 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
             ))  # fmt: skip
     texts += [Markup("{}").format(problem) for problem in evidence.problems]
     return texts
+
+
+def _some(labels: list[str]) -> str:
+    """Names, or the first of many."""
+    return ", ".join(labels) if len(labels) <= NAMED else f"{', '.join(labels[:NAMED])} and {len(labels) - NAMED} more"

@@ -1,4 +1,4 @@
-"""The paper's claims against records: python -m report.claims COMPARISON.json... [--probe PROBE.json...]
+"""The paper's claims against records.
 
 Each claim of DiffusionOPD (arXiv 2605.15055) becomes one tested quantity with a 95% interval and a verdict: "holds"
 when the whole interval is on the claimed side of the line, "does not hold" when it is on the other, else "undecided".
@@ -6,33 +6,24 @@ Where rivals or gradients are compared, Holm's correction over all of them must 
 is, it is printed.
 """
 
-import argparse
-import json
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from bench.errors import UsageError, exit_on_error, one_line
-from bench.hashing import text_hash
 from bench.probes.forgetting import forgetting
 from bench.records import model_rows, recovered
 from bench.standing import against
 from bench.stats import Difference, Estimate, holm, paired_difference
-from report.load import Comparison, Line, comparison
+from report.lines import Line, near
 
 SAME = 0.1
 """Relative difference below which two means count as the same."""
 MATCHED = 0.9
 """Share of a teacher's gain over the base at which a student counts as matching it."""
-EQUAL = 0.05
-"""Relative difference up to which two costs count as equal: budgets end on whole updates."""
 ALPHA = 0.05
 RIVALS = ("multi_reward", "cascade", "opd_ppo", "sft")
 """Methods that the paper reports analytic OPD to beat."""
-NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
-"""Settings in which runs of one line may differ."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +110,6 @@ def same_objective(analytic: dict, ppo: dict) -> bool:
     return analytic["weighting"] == "kl" and all(analytic[key] == ppo[key] for key in shared)
 
 
-def probe_records(path: Path) -> tuple[str, list[dict]]:
-    """What `bench probe --output` wrote, and where it measured. Raises UsageError for anything else."""
-    try:
-        probes = json.loads(path.read_text())
-        return f"backbone {probes[0]['backbone']}, student {probes[0]['student']}", probes
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UsageError(f"{path} is not an output of bench probe: {one_line(error)}") from error
-
-
 def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
     """The claim says that the effect is 1: to within SAME with the whole interval, or not with all of it."""
     inside, outside = judge(claim, quantity, effect, 1 - SAME), judge(claim, quantity, effect, 1 + SAME, above=False)
@@ -144,11 +126,10 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
     for line in lines:
         if line.method not in RIVALS:
             continue
-        own = abs(line.training_evaluations / opd.training_evaluations - 1)
-        whole = abs(line.total_evaluations / opd.total_evaluations - 1)
-        if min(own, whole) > EQUAL:
+        own = near(line.training_evaluations, opd.training_evaluations)
+        if not own and not near(line.total_evaluations, opd.total_evaluations):
             continue
-        counted = "teachers' cost not counted" if own <= EQUAL else "teachers' cost counted"
+        counted = "teachers' cost not counted" if own else "teachers' cost counted"
         found.append((f"analytic OPD beats {line.label} at equal compute ({counted})", line))
     effects = [against(opd.records, line.records, tasks) for _, line in found]
     verdicts = []
@@ -214,59 +195,3 @@ def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
         if line.method == "cascade":
             verdicts += cascade_claims(line, tasks)
     return verdicts + (sampler_claims(opd, lines) if opd else [])
-
-
-def pools(comparisons: list[Comparison]) -> dict[str, list[Line]]:
-    """Lines whose scores compare, by what they share: backbone, tasks and evaluation.
-
-    Of one line found in several files, the one with the most runs; a line that only shares its label with an earlier
-    one is told apart by its file.
-    """
-    found: dict[str, dict[str, Line]] = {}
-    for c in comparisons:
-        for line in c.lines:
-            spec = line.records[0].spec
-            held_out = "{split} prompts, {steps} steps, guidance {guidance:g}".format(**spec["evaluation"])
-            pool = found.setdefault(f"backbone {c.backbone}, tasks {', '.join(c.tasks)}, {held_out}", {})
-            key = text_hash({name: value for name, value in spec.items() if name not in NOT_THE_LINE})
-            if key in pool:
-                pool[key] = max(pool[key], replace(line, label=pool[key].label), key=lambda one: len(one.records))
-            elif any(line.label == other.label for other in pool.values()):
-                pool[key] = replace(line, label=f"{line.label} ({c.path.stem})")
-            else:
-                pool[key] = line
-    return {key: list(pool.values()) for key, pool in found.items()}
-
-
-def main() -> None:
-    from rich.console import Console
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "comparisons", type=Path, nargs="+", help="comparison-*.json of bench compare; its runs lie beside it"
-    )
-    parser.add_argument("--probe", type=Path, nargs="+", default=[], help="--output of bench probe")
-    arguments = parser.parse_args()
-    found = pools([comparison(path) for path in arguments.comparisons])
-    verdicts = {where: score_claims(lines, lines[0].tasks) for where, lines in found.items()}
-    for path in arguments.probe:
-        where, probes = probe_records(path)
-        verdicts[f"{path.name}, {where}"] = gradient_claims(probes)
-    terminal = Console(width=160, highlight=False)
-    for where, found in verdicts.items():
-        terminal.print(_table(where, found) if found else f"{where}: no claim is tested by these records")
-
-
-def _table(where: str, verdicts: list[Verdict]):
-    from rich.table import Table
-
-    table = Table(title=f"claims of DiffusionOPD (arXiv 2605.15055): {where}")
-    for head in ("claim", "tested quantity", "effect [95% interval]", "verdict"):
-        table.add_column(head, overflow="fold")
-    for v in verdicts:
-        table.add_row(v.claim, v.quantity, str(v.effect), v.verdict)
-    return table
-
-
-if __name__ == "__main__":
-    exit_on_error(main)

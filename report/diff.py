@@ -8,10 +8,10 @@ from bench.standing import against
 from bench.stats import holm
 from report.claims import ALPHA
 from report.evidence import Evidence
-from report.lines import Pool, pools
-from report.load import Line
+from report.lines import Line, Pool, pools
 from report.page import Report, Section
 from report.table import Column, Table, number
+from report.tables import seconds
 
 VERDICTS = MOVED, SAME, OPEN = "moved", "identical", "no change told"
 
@@ -59,9 +59,7 @@ def difference(before: Evidence, after: Evidence) -> Report:
 def _by_identity(evidence: Evidence) -> dict[tuple, tuple[Pool, Line]]:
     """Pool and settings -> line."""
     return {
-        (pool.backbone, pool.tasks, pool.split, pool.steps, pool.guidance, pool.identities[line.label]): (pool, line)
-        for pool in pools(evidence)
-        for line in pool.lines
+        (pool.world, line.identity): (pool, line) for pool in pools(evidence) if not pool.whole for line in pool.lines
     }
 
 
@@ -70,7 +68,7 @@ def _rows(pool: Pool, first: Line, second: Line) -> list[dict]:
     if not common:
         return []
     pairs = [[r for r in line.records if _seed(r) in common] for line in (first, second)]
-    clocks = [np.mean([_spent(r) for r in records]) for records in pairs]
+    clocks = [seconds(records) for records in pairs]
     rows = []
     for task in pool.tasks:
         values = [model_rows([r.summary for r in records], "student", task)[0] for records in pairs]
@@ -79,7 +77,7 @@ def _rows(pool: Pool, first: Line, second: Line) -> list[dict]:
             "line": first.label, "task": task, "seeds": len(common), "first": _mean(pairs[0], task),
             "second": _mean(pairs[1], task), "change": change,
             "verdict": SAME if np.array_equal(*values) else "",
-            "seconds": float(clocks[1] / clocks[0]) if clocks[0] else None,
+            "seconds": clocks[1] / clocks[0] if clocks[0] else None,
         })  # fmt: skip
     return rows
 
@@ -90,8 +88,3 @@ def _mean(records: list[Record], task: str) -> float:
 
 def _seed(record: Record) -> int:
     return record.summary["seed"]
-
-
-def _spent(record: Record) -> float:
-    clocks = record.summary["cost"]["seconds"]
-    return clocks.get("training", 0) + clocks.get("scoring", 0)

@@ -41,10 +41,10 @@ class Evidence:
     excess: list[tuple[Path, list[dict]]] = field(default_factory=list)
     """Measured against predicted variance (methods/opd_ppo_excess.py)."""
     studies: list[tuple[Path, dict]] = field(default_factory=list)
-    labels: dict[str, str] = field(default_factory=dict)
-    """Run folder's name -> its line's label in a comparison."""
+    labels: dict[str, set[str]] = field(default_factory=dict)
+    """Run folder's name -> its line's labels in comparisons."""
     teacher_costs: dict[str, float] = field(default_factory=dict)
-    """Line's label in a comparison -> what its teachers cost."""
+    """Run folder's name -> what its teachers cost, by a comparison."""
     problems: list[str] = field(default_factory=list)
     """Files that could not be read."""
 
@@ -87,6 +87,7 @@ def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
             evidence.probes.append((path, content))
             return
         folders = [name for line in content["lines"] for name in line["runs"]]
+        folders += content.get("lines_without_result", [])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(f"{path} is neither a comparison nor a probe's output: {one_line(error)}") from error
     _labels(path, evidence)
@@ -100,8 +101,9 @@ def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
 def _labels(path: Path, evidence: Evidence) -> None:
     try:
         for line in json.loads(path.read_text())["lines"]:
-            evidence.labels |= {name: line["label"] for name in line["runs"]}
-            evidence.teacher_costs[line["label"]] = line["teacher_evaluations"]
+            for name in line["runs"]:
+                evidence.labels.setdefault(name, set()).add(line["label"])
+                evidence.teacher_costs[name] = line["teacher_evaluations"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         evidence.problems.append(f"{path}: not a record of bench compare ({one_line(error)})")
 

@@ -14,13 +14,13 @@ from report.figures import (
     Figure,
     course_figure,
     curves_figure,
+    draw_all,
     gold_figure,
     heat_figure,
     scores_figure,
 )
 from report.gradients import excess_parts, noise_parts, pulls_table
-from report.lines import Pool, pools
-from report.load import Line
+from report.lines import Line, Pool, apart, pools, world_title
 from report.studies import study_parts
 from report.style import MOST, Look, looks
 from report.table import Column, Table
@@ -34,7 +34,7 @@ class Section:
     """Part of the page under one heading."""
 
     title: str
-    parts: list[Markup] = field(default_factory=list)
+    parts: list[Markup | Figure] = field(default_factory=list)
     markdown: list[str] = field(default_factory=list)
 
     @property
@@ -69,7 +69,7 @@ class Report:
                 section.markdown.append(f"**{thing.title}**\n\n{thing.markdown()}\n{thing.note}\n")
             elif isinstance(thing, Figure):
                 self.figures.append(thing)
-                section.parts.append(thing.html())
+                section.parts.append(thing)  # drawn in write, with all others
                 section.markdown.append(f"![{thing.alt}](figures/{thing.name}-page.png)\n\n{thing.title}\n")
 
 
@@ -102,9 +102,11 @@ def _answers(made: Made, evidence: Evidence) -> Section:
     section = Section("The answer")
     if not any(pool.lines for pool, _ in made):
         section.say("No finished run was found yet. What is under way or failed is named below.", "answer")
-    for pool, tables in made:
-        if pool.lines:
-            section.say(answer(pool, tables), "answer")
+    for world in dict.fromkeys(pool.world for pool, _ in made if pool.lines):
+        section.head(f"On {world_title(world)}")
+        for pool, tables in made:
+            if pool.world == world and pool.lines:
+                section.say(answer(pool, tables), "answer")
     for text in warnings([pool for pool, _ in made], evidence):
         section.say(text, "warn")
     return section
@@ -117,13 +119,10 @@ def _scores(report: Report, made: Made) -> Section:
     for pool, tables in made:
         if not pool.lines:
             continue
-        if pool.equal:
-            look = _looks(pool, tables, pool.equal)
-            frame = tables.scores.frame()
-            heads = {c.key: c.head for c in tables.scores.columns}
-            name = tables.scores.name
-            report.show(section, tables.scores, scores_figure(frame, list(pool.tasks), heads, look, name))
-        report.show(section, tables.cost)
+        frame, look = tables.scores.frame(), _looks(pool, tables, pool.lines)
+        heads = {c.key: c.head for c in tables.scores.columns}
+        figure = scores_figure(frame, list(pool.tasks), heads, look, tables.scores.name)
+        report.show(section, tables.scores, figure, tables.cost)
     return section
 
 
@@ -187,8 +186,8 @@ def _ablations(report: Report, made: Made) -> Section:
     section = Section("Ablations")
     for index, (pool, tables) in enumerate(made):
         reference = pool.reference()
-        peers = [x for x in pool.equal if reference and x.method == reference.method and x is not reference]
-        if not peers:
+        peers = [x for x in pool.lines if reference and x.method == reference.method and x is not reference]
+        if not peers or pool.whole:
             continue
         against = f"minus {reference.label}"
         table = Table(
@@ -237,7 +236,11 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
         [Column("where", "where"), Column("claim", "claim"), Column("quantity", "tested quantity"),
          Column("effect", "effect", "change"), Column("verdict", "verdict")],
     )  # fmt: skip
-    found = [(pool.title, score_claims(pool.lines, pool.tasks)) for pool, _ in made if pool.lines]
+    worlds = {pool.world: [other for other, _ in made if other.world == pool.world] for pool, _ in made if pool.lines}
+    found = [
+        (world_title(world), score_claims([line for line, _ in apart(members)], members[0].tasks))
+        for world, members in worlds.items()
+    ]
     found += [(path.stem, gradient_claims(probes)) for path, probes in evidence.probes]
     for where, verdicts in found:
         for v in verdicts:
@@ -275,6 +278,7 @@ def write(report: Report, folder: Path, title: str = TITLE) -> Path:
         texts = {"csv": table.frame().to_csv(index=False), "md": table.markdown(), "tex": table.latex()}
         for kind, text in texts.items():
             write_atomic(folder / "tables" / f"{table.name}.{kind}", text.encode())
+    draw_all(report.figures)
     for figure in report.figures:
         figure.save(folder / "figures")
     lines = [f"# {title}\n"]
@@ -282,6 +286,10 @@ def write(report: Report, folder: Path, title: str = TITLE) -> Path:
         lines += [f"## {section.title}\n", *section.markdown]
     write_atomic(folder / "report.md", "\n".join(lines).encode())
     environment = Environment(loader=PackageLoader("report"), autoescape=True)
-    page = environment.get_template("report.html.j2").render(title=title, sections=report.sections)
+    page = environment.get_template("report.html.j2").render(title=title, sections=report.sections, shown=_shown)
     write_atomic(folder / "index.html", page.encode())
     return folder / "index.html"
+
+
+def _shown(part: Markup | Figure) -> Markup:
+    return part.html() if isinstance(part, Figure) else part

@@ -16,8 +16,7 @@ from bench.pictures import to_bytes
 from bench.records import headline
 from report.evidence import Found
 from report.figures import Figure
-from report.lines import Pool
-from report.load import Line
+from report.lines import Line, Pool
 from report.table import Column, Table, number, plain, slug
 
 SPACED, LINES = 4, 8
@@ -111,7 +110,7 @@ def grids(pool: Pool, prefix: str, problems: list[str]) -> list[tuple[Table, Gri
 
 def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tuple[Line, Shown]], list[Shown]]:
     """Lines that kept pictures, best first, and the base and the task's own teacher."""
-    ranked = sorted(pool.lines, key=lambda line: (line not in pool.equal, -_mean(line, task)))
+    ranked = sorted(pool.lines, key=lambda line: -_mean(line, task))
     lines: dict[str, tuple[Line, Shown]] = {}
     references: dict[str, Shown] = {}
     for line in ranked:
@@ -119,8 +118,7 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
             if len(lines) == LINES:
                 break
             try:
-                label = line.label if line in pool.equal else f"{line.label}, {line.training_evaluations:,.0f}"
-                shown = _shown(run, "student", task, label)
+                shown = _shown(run, "student", task, line.label)
                 if lines and not shown.same_prompts(next(iter(lines.values()))[1]):
                     raise UsageError("they are of other prompts than the first line's")
                 lines[line.label] = line, shown

@@ -1,19 +1,17 @@
 """The tables of a pool of lines, each made once from the records; figures and sentences read them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bench.probes.forgetting import by_share, forgetting
 from bench.probes.overoptimisation import over_optimisation
-from bench.records import model_rows, score
+from bench.records import Record, model_rows, score
 from bench.standing import Standing, against, standings
 from bench.stats import Estimate, estimate, estimates, holm, joined, stratified_mean
-from report.along import cosines
-from report.claims import ALPHA, EQUAL
-from report.lines import Pool
-from report.load import Line
+from report.claims import ALPHA
+from report.lines import EQUAL, Line, Pool
 from report.table import Column, Table
 
 
@@ -44,20 +42,21 @@ class PoolTables:
 def pool_tables(pool: Pool, prefix: str) -> PoolTables:
     """Every table of a pool; their names begin with `prefix`."""
     reference = pool.reference()
-    groups = {line.label: line.records for line in pool.equal}
+    groups = {line.label: line.records for line in pool.lines}
     found: dict[str, Standing] = {}
     if reference:
         found = {s.label: s for s in standings(groups, pool.tasks, reference.label, {})}
+    along = replace(pool, lines=[]) if pool.whole else pool  # its lines' courses are shown with their own budgets
     return PoolTables(
         overview(pool, prefix),
         scores(pool, found, reference.label if reference else "", prefix),
         cost(pool, found, prefix),
-        curves(pool, prefix),
-        falls(pool, prefix),
-        course(pool, prefix),
-        interference(pool, prefix),
-        goodhart(pool, prefix),
-        runs(pool, prefix),
+        curves(along, prefix),
+        falls(along, prefix),
+        course(along, prefix),
+        interference(along, prefix),
+        goodhart(along, prefix),
+        runs(along, prefix),
         found,
         reference.label if reference else "",
     )
@@ -65,11 +64,11 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
 
 def overview(pool: Pool, prefix: str) -> Table:
     """What is compared, in one row; the page's sentences count by it."""
-    seeds = [len(line.records) for line in pool.equal]
+    seeds = [len(line.records) for line in pool.lines]
     runs_ = [run for members in pool.folders.values() for run in members]
     row = {
-        "budget": pool.budget, "lines": len(pool.equal), "rivals": len(pool.equal) - 1, "runs": len(runs_),
-        "fewest_seeds": min(seeds, default=0), "most_seeds": max(seeds, default=0), "others": len(pool.others),
+        "budget": pool.budget, "lines": len(pool.lines), "rivals": len(pool.lines) - 1, "runs": len(runs_),
+        "fewest_seeds": min(seeds, default=0), "most_seeds": max(seeds, default=0),
         "failed": sum(run.state == "failed" for run in pool.unfinished),
         "unfinished": sum(run.state == "unfinished" for run in pool.unfinished), "repeated": len(pool.repeated),
         "commits": len({run.commit for run in runs_ if run.commit}),
@@ -79,9 +78,9 @@ def overview(pool: Pool, prefix: str) -> Table:
         f"Equal budgets: to within {EQUAL:.0%}, because budgets end on whole updates.",
         [
             Column("budget", "training", "count", "evaluations a run"),
-            Column("lines", "lines at this budget", "count"),
+            Column("lines", "lines", "count"),
             Column("rivals", "of them against the reference", "count"), Column("fewest_seeds", "fewest seeds", "count"),
-            Column("most_seeds", "most seeds", "count"), Column("others", "lines at other budgets", "count"),
+            Column("most_seeds", "most seeds", "count"),
             Column("runs", "finished runs", "count"), Column("failed", "failed", "count"),
             Column("unfinished", "unfinished", "count"), Column("repeated", "repeated", "count"),
             Column("commits", "commits", "count"),
@@ -110,7 +109,7 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         "the seeds that both lines have.",
         columns,
     )  # fmt: skip
-    for line in pool.equal:
+    for line in pool.lines:
         standing = found[line.label]
         own = line.label == reference
         row = {"line": line.label, "seeds": len(line.records), "mean": mean_score(line, pool.tasks)}
@@ -124,11 +123,6 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         row = {"line": label, "seeds": None}
         row |= {task: estimate(*model_rows(summaries, model, task)) for task in pool.tasks}
         table.rows.append(row)
-    for line in pool.others:
-        row = {"line": f"{line.label}, at {line.training_evaluations:,.0f} evaluations", "seeds": len(line.records)}
-        summaries = [r.summary for r in line.records]
-        row |= {task: estimate(*model_rows(summaries, "student", task)) for task in pool.tasks}
-        table.rows.append(row | {"mean": mean_score(line, pool.tasks)})
     return table
 
 
@@ -145,15 +139,15 @@ def mean_score(line: Line, tasks: tuple[str, ...]) -> Estimate:
 
 def _clear_winner(pool: Pool, key: str) -> int | None:
     """Index of the line that is best and told from all others, if there is one."""
-    if len(pool.equal) < 2:
+    if len(pool.lines) < 2:
         return None
     tasks = pool.tasks if key == "mean" else (key,)
-    means = [float(np.mean([_score(line, task) for task in tasks])) for line in pool.equal]
+    means = [float(np.mean([_score(line, task) for task in tasks])) for line in pool.lines]
     best = int(np.argmax(means))
     chances = []
-    for index, line in enumerate(pool.equal):
+    for index, line in enumerate(pool.lines):
         if index != best:
-            chances.append(_chance(pool.equal[best], line, tasks))
+            chances.append(_chance(pool.lines[best], line, tasks))
     return best if all(p < ALPHA for p in holm(chances)) else None
 
 
@@ -190,18 +184,20 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
             Column("with_teachers", "with teachers", "count", "evaluations"),
             Column("to_target", "to target", "count", "evaluations"),
             Column("seconds", "training and scoring", "count", "s"),
-            Column("equal", "compared at equal compute"),
         ],
     )  # fmt: skip
     for line in pool.lines:
-        clocks = [r.summary["cost"]["seconds"] for r in line.records]
-        spent = float(np.mean([c.get("training", 0) + c.get("scoring", 0) for c in clocks]))
         table.rows.append({
             "line": line.label, "training": line.training_evaluations, "with_teachers": line.total_evaluations,
-            "to_target": found[line.label].time_to_target if line.label in found else None, "seconds": spent,
-            "equal": "yes" if line in pool.equal else "no: another budget",
+            "to_target": found[line.label].time_to_target, "seconds": seconds(line.records),
         })  # fmt: skip
     return table
+
+
+def seconds(records: list[Record]) -> float:
+    """Of training and scoring, mean over runs."""
+    clocks = [r.summary["cost"]["seconds"] for r in records]
+    return float(np.mean([clock.get("training", 0) + clock.get("scoring", 0) for clock in clocks]))
 
 
 def curves(pool: Pool, prefix: str) -> Table:
@@ -218,8 +214,7 @@ def curves(pool: Pool, prefix: str) -> Table:
     )  # fmt: skip
     for line in pool.lines:
         runs_ = [r.evaluations for r in line.records]
-        clocks = [r.summary["cost"]["seconds"] for r in line.records]
-        seconds = float(np.mean([c.get("training", 0) + c.get("scoring", 0) for c in clocks]))
+        spent = seconds(line.records)
         for task in pool.tasks:
             points, strata = by_share(runs_, task)
             shares = sorted(points)
@@ -227,7 +222,7 @@ def curves(pool: Pool, prefix: str) -> Table:
             for share, value in zip(shares, scored):
                 table.rows.append({
                     "line": line.label, "task": task, "share": share, "evaluations": share * line.training_evaluations,
-                    "seconds": share * seconds, "score": value,
+                    "seconds": share * spent, "score": value,
                 })  # fmt: skip
     return table
 
@@ -276,6 +271,19 @@ def course(pool: Pool, prefix: str) -> Table:
                 row[task] = stratified_mean(points[share].mean(0), strata) if share in points else None
             table.rows.append(row)
     return table
+
+
+def cosines(records: list[Record]) -> dict[str, dict[float, Estimate]]:
+    """Interference over all weights by pair of tasks and point of the budget; empty where no run recorded it."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for record in records:
+        for row in record.probes:
+            for pair, by_group in row["interference"].items():
+                found.setdefault(pair, {}).setdefault(row["share"], []).append(by_group["all"])
+    return {
+        pair: {share: estimate(np.array(values)[:, None], np.zeros(1)) for share, values in sorted(points.items())}
+        for pair, points in found.items()
+    }
 
 
 def interference(pool: Pool, prefix: str) -> Table | None:

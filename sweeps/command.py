@@ -22,6 +22,7 @@ def sweep(
     slurm: Slurm = None,
 ) -> None:
     """Run, join or continue a study of settings: the same command again goes on, another terminal's helps."""
+    from bench.closing import write_report
     from bench.errors import PartialError, UsageError
     from bench.files import results_root
     from bench.placement import placement
@@ -39,6 +40,7 @@ def sweep(
         console = Console(stderr=True, highlight=False)
         found = work(spec, place, lambda text: console.print(text, soft_wrap=True))
         show(spec, summarise(spec, found, place), place)
+        write_report(place.folder, place.folder / "report")
         return
     from bench.dispatch import dispatch
     from bench.launches import Job
@@ -50,5 +52,6 @@ def sweep(
     device = spec.run(spec.example(), spec.seed_list[0]).device
     failures = dispatch(jobs, place.folder, where, device, lambda label, error: print(f"{label}: {error or 'done'}"))
     show(spec, summarise(spec, found, place), place)
+    write_report(place.folder, place.folder / "report")
     if failures and not complete(spec, found):  # one worker's death is nothing where the others did the work
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))

@@ -1,15 +1,13 @@
 """Verdicts follow from intervals alone."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from bench.errors import UsageError
 from bench.records import Record
 from bench.stats import Estimate
-from report.claims import chance, gradient_claims, judge, judge_same, pools, probe_records, score_claims
-from report.load import Comparison, Line
+from report.claims import chance, gradient_claims, judge, judge_same, score_claims
+from report.lines import Line
 from tests.test_compare import record
 from tests.test_forgetting import SEEDS
 
@@ -130,27 +128,6 @@ def test_samplers_compare_only_where_all_else_is_equal() -> None:
     }
 
 
-def test_of_one_line_in_several_files_the_longest_counts() -> None:
-    short, long = (line("sft", [record(s, 0.5, [0.5], True) for s in range(n)]) for n in (1, 3))
-    files = [Comparison(Path("a"), "micro", ("t",), 1000, [found]) for found in (short, long, short)]
-    assert list(pools(files).values()) == [[long]]
-    assert len(pools([*files, Comparison(Path("b"), "sd35m", ("t",), 1000, [short])])) == 2
-
-
-def test_lines_are_one_by_their_settings_and_compare_where_evaluated_alike() -> None:
-    runs = [record(s, 0.5, [0.5], True) for s in range(2)]
-
-    def with_settings(**changes) -> Comparison:
-        found = line("sft", [replace(r, spec=r.spec | changes) for r in runs])
-        return Comparison(Path("results/comparison-b.json"), "micro", ("t",), 1000, [found])
-
-    files = [with_settings(), with_settings(optimizer={"lr": 9.0})]
-    (pool,) = pools(files).values()
-    assert [one.label for one in pool] == ["sft", "sft (comparison-b)"]
-    validation = {"split": "validation", "steps": 10, "guidance": 1.0}
-    assert len(pools([*files, with_settings(evaluation=validation)])) == 2
-
-
 @pytest.mark.parametrize(("order", "first", "verdict"), [(None, "a", "holds"), (("b", "a"), "b", "does not hold")])
 def test_cascade_forgetting_follows_the_order_of_training(order, first: str, verdict: str) -> None:
     model = {task: SEEDS[0][-2 + i] for i, task in enumerate("ab")}
@@ -159,11 +136,3 @@ def test_cascade_forgetting_follows_the_order_of_training(order, first: str, ver
     (claim,) = score_claims([line("cascade", runs)], ("a", "b"))
     assert claim.claim == f"cascade forgets: {first}, trained in stage 1"
     assert claim.verdict == verdict
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '[{"method": "sft"}]'])
-def test_a_file_that_is_no_probe_is_said_to_be(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "probe.json"
-    path.write_text(text)
-    with pytest.raises(UsageError, match="not an output of bench probe"):
-        probe_records(path)

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from bench.comparison import overrides_of, parse_axis, settle, variants
-from bench.errors import MissingError, UsageError
+from bench.errors import UsageError
 from bench.probe_command import probe_specs
 from bench.records import Record
 from bench.spec import resolve
 from bench.standing import standings
-from report.along import along
-from report.load import comparison
+from report.tables import cosines
 
 
 @pytest.fixture(scope="module")
@@ -135,36 +134,20 @@ def test_small_comparison_end_to_end(tmp_path: Path) -> None:
     lines = json.loads(path.read_text())["lines"]
     assert [line["label"] for line in lines] == ["opd_analytic", "multi_reward", "merge"]
     assert all(line["seeds"] == 2 for line in lines)
-    for module, said in (("report.claims", "one student matches every teacher"), ("report.along", "over-optimisation")):
-        done = subprocess.run([sys.executable, "-m", module, str(path)], capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
-        assert said in done.stdout
-
-
-def test_along_training_by_hand() -> None:
-    falling = [record(s, 0.5, [0.3, 0.7, 0.5], False) for s in range(3)]
-    found = along("rl", falling, ("t",))
-    assert list(found.course["t"].values()) == pytest.approx([0.3, 0.7, 0.5])
-    assert found.forgetting["t"].drop_from_best.value == pytest.approx(0.2)
-    assert found.over_optimisation == {}
-    assert found.interference == {}
+    (page,) = (tmp_path / "results" / "c").glob("report-*/index.html")
+    assert str(page) in done.stdout
+    assert all(line["label"] in page.read_text() for line in lines)
+    tables = {table.name for table in (page.parent / "tables").glob("*.csv")}
+    assert {"scores.csv", "cost.csv", "curves.csv", "claims.csv", "runs.csv"} <= tables
 
 
 def test_interference_is_averaged_over_runs() -> None:
     rows = lambda value: [{"share": 0.5, "interference": {"a | b": {"all": value, "block 0": 9.0}}}]
     runs = [replace(record(s, 0.5, [0.5], False), probes=rows(v)) for s, v in enumerate((0.2, 0.4))]
-    (point,) = along("rl", runs, ("t",)).interference["a | b"].values()
+    (point,) = cosines(runs)["a | b"].values()
     assert point.value == pytest.approx(0.3)
     half = 12.706 * 0.1  # Student's t with one degree of freedom times the standard error
     assert (point.low, point.high) == pytest.approx((0.3 - half, 0.3 + half), rel=0.2)
-
-
-def test_a_comparison_whose_runs_are_gone_is_said_to_be(tmp_path: Path) -> None:
-    path = tmp_path / "comparison-x.json"
-    line = {"label": "opd_analytic", "runs": ["opd_analytic-0-s0"], "training_evaluations": 1, "teacher_evaluations": 0}
-    path.write_text(json.dumps({"budget": 1, "lines": [line]}))
-    with pytest.raises(MissingError, match="no finished run"):
-        comparison(path)
 
 
 def test_what_is_set_need_only_fit_the_grids_kernels() -> None:

@@ -1,16 +1,16 @@
 """The stored comparison's tables follow from its stored runs, and the README shows the same figures."""
 
 import json
-import re
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from bench.comparison import print_standings
 from bench.standing import Standing, standings
-from report import along, claims
-from report.load import Comparison, comparison
+from report.evidence import collect
+from report.lines import Line, pools
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "reference" / "micro"
@@ -36,23 +36,40 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A comparison's record and its lines, in its order."""
+
+    path: Path
+    budget: int
+    lines: list[Line]
+    tasks: tuple[str, ...]
+
+
+def read(path: Path) -> Compared:
+    content = json.loads(path.read_text())
+    pool = pools(collect([path]))[0]
+    lines = {line.label: line for line in pool.lines}
+    return Compared(path, content["budget"], [lines[line["label"]] for line in content["lines"]], pool.tasks)
+
+
 @pytest.fixture(scope="module")
-def compared(unpacked: Path) -> Comparison:
-    return comparison(unpacked / "compare" / "comparison-664564c704.json")
+def compared(unpacked: Path) -> Compared:
+    return read(unpacked / "compare" / "comparison-664564c704.json")
 
 
-def standings_of(compared: Comparison, reference: str) -> list[Standing]:
+def standings_of(compared: Compared, reference: str) -> list[Standing]:
     cost = max(line.teacher_evaluations for line in compared.lines) / len(compared.tasks)
     groups = {line.label: line.records for line in compared.lines}
     return standings(groups, compared.tasks, reference, dict.fromkeys(compared.tasks, cost))
 
 
 @pytest.fixture(scope="module")
-def table(compared: Comparison) -> list[Standing]:
+def table(compared: Compared) -> list[Standing]:
     return standings_of(compared, "opd_analytic")
 
 
-def test_every_line_has_five_seeds_and_equal_compute(compared: Comparison) -> None:
+def test_every_line_has_five_seeds_and_equal_compute(compared: Compared) -> None:
     assert len({line.label.partition(" ")[0] for line in compared.lines}) >= 8
     for line in compared.lines:
         assert sorted(r.summary["seed"] for r in line.records) == [0, 1, 2, 3, 4]
@@ -60,7 +77,7 @@ def test_every_line_has_five_seeds_and_equal_compute(compared: Comparison) -> No
             assert line.training_evaluations == pytest.approx(compared.budget, rel=0.02)
 
 
-def test_table_follows_from_the_runs(compared: Comparison, table: list[Standing], capsys) -> None:
+def test_table_follows_from_the_runs(compared: Compared, table: list[Standing], capsys) -> None:
     path = Path("results/compare") / compared.path.name
     print_standings(table, "opd_analytic", compared.tasks, compared.budget, "test", path)
     assert capsys.readouterr().out == (STORED / "compare" / "table.txt").read_text()
@@ -69,30 +86,13 @@ def test_table_follows_from_the_runs(compared: Comparison, table: list[Standing]
 @pytest.mark.parametrize(("name", "folder", "comparisons"), ABLATIONS)
 def test_tables_of_ablations_follow_from_the_runs(unpacked: Path, capsys, name, folder, comparisons) -> None:
     for number in comparisons.split():
-        found = comparison(unpacked / folder / f"comparison-{number}.json")
+        found = read(unpacked / folder / f"comparison-{number}.json")
         reference, path = found.lines[0].label, Path("results") / folder / found.path.name
         print_standings(standings_of(found, reference), reference, found.tasks, found.budget, "test", path)
     assert capsys.readouterr().out == (STORED / "ablations" / name).read_text()
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "folder"),
-    [(claims, "claims", "compare"), (along, "along", "compare"), (along, "along", "interference")],
-)
-def test_reports_follow_from_the_runs(unpacked: Path, monkeypatch, capsys, module, name: str, folder: str) -> None:
-    """The command beside each stored report prints it again."""
-    readme = (ROOT / "results" / "reference" / "README.md").read_text()
-    (command,) = re.findall(rf"python -m report\.{name} (results/{folder}/[^`\n]+)", readme)
-    words = []
-    for word in command.split():
-        home = unpacked.parent if word.startswith(("results/compare", "results/long", "results/interference")) else ROOT
-        words += [str(path) for path in sorted(home.glob(word))] if "/" in word else [word]
-    monkeypatch.setattr("sys.argv", [name, *words])
-    module.main()
-    assert capsys.readouterr().out == (STORED / folder / f"{name}.txt").read_text()
-
-
-def test_readme_shows_the_stored_comparison(compared: Comparison, table: list[Standing]) -> None:
+def test_readme_shows_the_stored_comparison(compared: Compared, table: list[Standing]) -> None:
     readme = (ROOT / "README.md").read_text()
     for line in table:
         own = line.label == "opd_analytic"

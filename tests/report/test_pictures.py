@@ -59,7 +59,7 @@ def test_the_best_lines_are_shown(tmp_path: Path) -> None:
     table, grid = found(root)[0]["geneval"]
     pool = pools(collect([root]))[0]
     mean = lambda line: np.mean(line.records[0].summary["models"]["student"]["geneval"]["rows"]["official"])
-    best = sorted(pool.equal, key=lambda line: -mean(line))[:LINES]
+    best = sorted(pool.lines, key=lambda line: -mean(line))[:LINES]
     assert [column.label for column in grid.columns[2:]] == [line.label for line in best]
     assert len(table.columns) == 3 + 2 + LINES
 
