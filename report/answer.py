@@ -16,15 +16,12 @@ def answer(pool: Pool, tables: PoolTables) -> Markup:
     """A few sentences on one pool; every number is one of its tables'."""
     rows = [row for row in tables.scores.rows if row["line"] in tables.standings]
     ranked = sorted(rows, key=lambda row: -row["mean"].value)
-    best = ranked[0]
-    counts = tables.overview.rows[0]
-    counted = Markup("{}").format(number(counts["fewest_seeds"], "count"))
+    best, counts = ranked[0], tables.overview.rows[0]
+    seeds = number(counts["fewest_seeds"], "count")
     if counts["most_seeds"] > counts["fewest_seeds"]:
-        counted = Markup("{} to {}").format(counted, number(counts["most_seeds"], "count"))
-    spent = "with the teachers' training counted" if pool.whole else "of training"
-    text = Markup("At about {} evaluations a run {}, {} seeds: ").format(
-        number(counts["budget"], "count"), spent, counted
-    )
+        seeds = Markup("{} to {}").format(seeds, number(counts["most_seeds"], "count"))
+    spent = "evaluations a run, the teachers' training counted" if pool.whole else "training evaluations a run"
+    text = Markup("At about {} {}, {} seeds: ").format(number(counts["budget"], "count"), spent, seeds)
     if len(ranked) == 1:
         return text + Markup("{} has the mean score {}; there is nothing to compare it with.").format(
             best["line"], number(best["mean"], "score")
@@ -32,33 +29,42 @@ def answer(pool: Pool, tables: PoolTables) -> Markup:
     text += Markup("<strong>{}</strong> has the highest mean score, {}. ").format(
         best["line"], number(best["mean"], "score")
     )
-    text += _against(ranked, tables, pool)
-    for task in pool.tasks:
-        top = max(ranked, key=lambda row: row[task].value)
-        clear = (tables.scores.rows.index(top), task) in tables.scores.strong
-        text += Markup("On {}: {}, {}{}. ").format(
-            task, top["line"], number(top[task], "score"), "" if clear else " (not told from every other line)"
-        )
-    return text
+    return text + _against(ranked, tables) + _by_task(ranked, pool, tables)
 
 
-def _against(ranked: list[dict], tables: PoolTables, pool: Pool) -> Markup:
+def _against(ranked: list[dict], tables: PoolTables) -> Markup:
     """What is told from the reference line, and what is not."""
     others = [row for row in ranked if row["line"] != tables.reference]
-    below = [row for row in others if row["p"] < ALPHA and row["against"].value < 0]
-    above = [row for row in others if row["p"] < ALPHA and row["against"].value > 0]
-    open_ = [row for row in others if not row["p"] < ALPHA]
-    text = Markup("Against {} (paired, Holm's correction over {} lines): ").format(
+    told = [row for row in others if row["p"] < ALPHA]
+    text = Markup("Against {}, paired by seed and prompt, with Holm's correction over {}: ").format(
         tables.reference, number(tables.overview.rows[0]["rivals"], "count")
     )
     parts = []
-    for name, group in (("above", above), ("below", below), ("undecided", open_)):
-        if group:
-            shown = Markup(", ").join(
-                Markup("{} by {}").format(row["line"], number(row["against"], "change")) for row in group
-            )
-            parts.append(Markup("{}: {}").format(name, shown))
+    for name, group in (
+        ("above it:", [row for row in told if row["against"].value > 0]),
+        ("below it:", [row for row in told if row["against"].value < 0]),
+    ):
+        shown = [Markup("{} {}").format(row["line"], number(row["against"], "change")) for row in group]
+        if shown:
+            parts.append(Markup("{} {}").format(name, Markup(", ").join(shown)))
+    if undecided := [row["line"] for row in others if row not in told]:
+        parts.append(Markup("not told from it: {}").format(_some(undecided)))
     return text + Markup("; ").join(parts) + ". "
+
+
+def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> Markup:
+    """The highest line of every task, and whether it is told from all others."""
+    parts = {True: [], False: []}
+    for task in pool.tasks:
+        top = max(ranked, key=lambda row: row[task].value)
+        clear = (tables.scores.rows.index(top), task) in tables.scores.strong
+        parts[clear].append(Markup("{} {} ({})").format(top["line"], number(top[task], "score"), task))
+    text = Markup("")
+    if parts[True]:
+        text += Markup("Told from every other line: {}. ").format(Markup(", ").join(parts[True]))
+    if parts[False]:
+        text += Markup("Highest but not told from every other: {}. ").format(Markup(", ").join(parts[False]))
+    return text
 
 
 def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
@@ -87,12 +93,10 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
         single = [line.label for line in pool.lines if len(line.records) == 1]
         if single:
             texts.append(Markup("One seed says little of a method: {}.").format(_some(single)))
-        commits = {run.commit for runs in pool.folders.values() for run in runs if run.commit}
-        if len(commits) > 1:
-            texts.append(Markup("The runs were made at {} commits: {}.").format(
-                number(len(commits), "count"), ", ".join(sorted(commits))
-            ))  # fmt: skip
-    texts += [Markup("{}").format(problem) for problem in evidence.problems]
+    commits = sorted({run.commit for run in evidence.runs if run.record and run.commit})
+    if len(commits) > 1:
+        texts.append(Markup("The runs were made at several commits: {}.").format(", ".join(commits)))
+    texts += [Markup("{}").format(problem) for problem in dict.fromkeys(evidence.problems)]
     return texts
 
 

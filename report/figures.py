@@ -60,9 +60,10 @@ class Figure:
     def html(self) -> Markup:
         """Inline SVG in the reader's colours; markers tell their values when hovered over."""
         svg = _inline(self.files[f"{self.name}-page.svg"].decode(), self.alt, self.name)
-        return Markup('<figure id="figure-{}">{}<figcaption>{}</figcaption></figure>').format(
-            self.name, Markup(svg), self.title
-        )
+        return Markup(
+            '<figure id="figure-{}"><div class="scroll" tabindex="0" role="region" aria-label="{}">{}</div>'
+            "<figcaption>{}</figcaption></figure>"
+        ).format(self.name, self.title, Markup(svg), self.title)
 
 
 _WAITING: list[Figure] = []

@@ -61,8 +61,8 @@ class Pool:
 
     @property
     def title(self) -> str:
-        spent = "with the teachers' training counted" if self.whole else "training"
-        return f"{world_title(self.world)}; about {self.budget:,.0f} evaluations a run, {spent}"
+        spent = "evaluations a run, the teachers' training counted" if self.whole else "training evaluations a run"
+        return f"{world_title(self.world)}; about {self.budget:,.0f} {spent}"
 
     @property
     def missing_seeds(self) -> dict[str, list[int]]:
@@ -201,7 +201,7 @@ def _folders(line: Line, pool: Pool) -> list[Found]:
 def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
     """Every line of a world's budgets and its pool; those beyond the first budget are labelled with theirs."""
     return [
-        (line if pool is made[0] else replace(line, label=f"{line.label}, {line.training_evaluations:,.0f}"), pool)
+        (line if pool is made[0] else replace(line, label=f"{line.label} at {line.training_evaluations:,.0f}"), pool)
         for pool in made if not pool.whole
         for line in pool.lines
     ]  # fmt: skip

@@ -45,6 +45,13 @@ class Section:
         self.parts.append(Markup('<p class="{}">{}</p>').format(kind, text))
         self.markdown.append(f"{Markup(escape(text)).striptags()}\n")
 
+    def list(self, texts: "list[Markup]") -> None:
+        """What must be known to read the rest."""
+        if texts:
+            items = Markup("").join(Markup("<li>{}</li>").format(text) for text in texts)
+            self.parts.append(Markup('<ul class="warn">{}</ul>').format(items))
+            self.markdown += [*(f"- {Markup(text).striptags()}" for text in texts), ""]
+
     def head(self, text: str) -> None:
         self.parts.append(Markup("<h3>{}</h3>").format(text))
         self.markdown.append(f"### {text}\n")
@@ -107,8 +114,7 @@ def _answers(made: Made, evidence: Evidence) -> Section:
         for pool, tables in made:
             if pool.world == world and pool.lines:
                 section.say(answer(pool, tables), "answer")
-    for text in warnings([pool for pool, _ in made], evidence):
-        section.say(text, "warn")
+    section.list(warnings([pool for pool, _ in made], evidence))
     return section
 
 

@@ -87,7 +87,7 @@ class Table:
             body.append(Markup("<tr>{}</tr>").format(cells))
         return Markup(
             '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table class="sortable" data-table="{}">'
-            "<caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
+            "<caption><span>{}</span></caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
         ).format(self.title, self.name, self.title, heads, Markup("").join(body))
 
     def markdown(self) -> str:

@@ -38,8 +38,8 @@ def test_what_spent_on_rl_what_others_spent_with_teachers_is_compared_with_them(
     assert [line.label for line in short.lines] == ["multi_reward", "opd_analytic", "sft"]
     assert [line.label for line in long.lines] == ["multi_reward"]
     assert whole.whole
-    assert [line.label for line in whole.lines] == ["opd_analytic", "sft", "multi_reward, 1,960"]
-    assert whole.folders["multi_reward, 1,960"] == long.folders["multi_reward"]
+    assert [line.label for line in whole.lines] == ["opd_analytic", "sft", "multi_reward at 1,960"]
+    assert whole.folders["multi_reward at 1,960"] == long.folders["multi_reward"]
 
 
 def test_labels_say_what_is_not_usual(tmp_path: Path) -> None:
