@@ -31,15 +31,22 @@ def stratified_mean(values: np.ndarray, strata: np.ndarray) -> float:
     """Unweighted mean over strata of the mean within (GenEval's overall score when strata are tags)."""
     if not len(values):
         return float("nan")
-    strata = np.asarray(strata)
-    return float(np.mean([values[rows].mean() for rows in _rows(strata.tobytes(), strata.dtype.str)]))
+    return float(stratified_means(np.asarray(values, np.float64), strata))
+
+
+def stratified_means(values_XN: np.ndarray, strata_N: np.ndarray) -> np.ndarray:
+    """`stratified_mean` of every row of values [..., N], [...]."""
+    strata_N = np.ascontiguousarray(strata_N)
+    order, starts, counts = _groups(strata_N.tobytes(), strata_N.dtype.str)
+    return (np.add.reduceat(values_XN[..., order], starts, axis=-1) / counts).mean(-1)
 
 
 @lru_cache(maxsize=64)
-def _rows(strata: bytes, dtype: str) -> list[np.ndarray]:
-    """Indices of every stratum's rows."""
+def _groups(strata: bytes, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order that puts a stratum's rows together, where each stratum starts in it, and its size."""
     names = np.frombuffer(strata, dtype)
-    return [np.flatnonzero(names == name) for name in np.unique(names)]
+    _, starts, counts = np.unique(np.sort(names), return_index=True, return_counts=True)
+    return np.argsort(names, kind="stable"), starts, counts
 
 
 @lru_cache(maxsize=8)
@@ -78,7 +85,7 @@ def _resampled(values_KSN: np.ndarray, strata_N: np.ndarray, seed: int) -> np.nd
     drawn_RK = rows_RN @ row_KN.T
     if seeds == 1:
         return drawn_RK
-    own_KS = np.array([[stratified_mean(values, codes) for values in values_SN] for values_SN in values_KSN])
+    own_KS = stratified_means(values_KSN, codes)
     mean_K = own_KS.mean(1)
     kept_K = np.empty(len(values_KSN))
     for k, values_SN in enumerate(values_KSN):
@@ -110,8 +117,8 @@ def estimates(sets: list[np.ndarray], strata_N: np.ndarray, seed: int = 0) -> li
     if values_KSN[0].size == 1:
         return [Estimate(float(values.item()), float("nan"), float("nan")) for values in values_KSN]
     low_K, high_K = np.quantile(_resampled(values_KSN, strata_N, seed), [0.025, 0.975], axis=0)
-    means = [float(np.mean([stratified_mean(v, strata_N) for v in values])) for values in values_KSN]
-    return [Estimate(mean, float(low), float(high)) for mean, low, high in zip(means, low_K, high_K)]
+    means_K = stratified_means(values_KSN, strata_N).mean(1)
+    return [Estimate(*map(float, three)) for three in zip(means_K, low_K, high_K)]
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ def paired_difference(a_SN: np.ndarray, b_SN: np.ndarray, strata_N: np.ndarray, 
         return Difference.unknown()
     draws = resampled_means(a_SN - b_SN, strata_N, seed)
     low, high = np.quantile(draws, [0.025, 0.975])
-    value = float(np.mean([stratified_mean(v, strata_N) for v in a_SN - b_SN]))
+    value = float(stratified_means(a_SN - b_SN, strata_N).mean())
     # Share of the bootstrap distribution on the other side of zero, twice; never below what the resamples can tell.
     tail = min((draws <= 0).mean(), (draws >= 0).mean())
     return Difference(value, float(low), float(high), float(np.clip(2 * tail, 1 / len(draws), 1)))
@@ -164,7 +171,7 @@ def ratio(a_SN: np.ndarray, b_SN: np.ndarray, strata_N: np.ndarray, seed: int = 
     Shapes as in `paired_difference`. Resamples whose B is not above 0 count as an unbounded ratio.
     """
     a_SN, b_SN = np.broadcast_arrays(np.atleast_2d(a_SN), np.atleast_2d(b_SN))
-    whole = [float(np.mean([stratified_mean(row, strata_N) for row in x])) for x in (a_SN, b_SN)]
+    whole = [float(stratified_means(x, strata_N).mean()) for x in (a_SN, b_SN)]
     if not whole[1] > 0:
         return Estimate.unknown()
     a, b = (resampled_means(x, strata_N, seed) for x in (a_SN, b_SN))

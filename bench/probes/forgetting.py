@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.records import headline, score
-from bench.stats import Difference, paired_difference, stratified_mean
+from bench.stats import Difference, paired_difference, stratified_means
 
 STAGE_TOLERANCE = 0.01
 """Share of the budget by which a recorded point may miss a stage's end: points are written with few digits."""
@@ -59,7 +59,7 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
     if not complete:
         return Forgetting(task, nothing, None)
     end = complete[max(complete)]
-    best = max(complete, key=lambda share: np.mean([stratified_mean(v, strata) for v in complete[share] - end]))
+    best = max(complete, key=lambda share: stratified_means(complete[share] - end, strata).mean())
     stage = min(complete, key=lambda share: abs(share - own_stage_end)) if own_stage_end else None
     if stage is not None and abs(stage - own_stage_end) > STAGE_TOLERANCE:
         stage = None
