@@ -16,6 +16,7 @@ from bench.records import model_rows, recovered
 from bench.standing import against
 from bench.stats import Difference, Estimate, holm, paired_difference
 from report.lines import Line, near
+from report.table import plain
 
 SAME = 0.1
 """Relative difference below which two means count as the same."""
@@ -99,7 +100,7 @@ def corrected(verdict: Verdict, p: float) -> Verdict:
     decided = p < ALPHA or verdict.verdict == "not measured"
     return replace(
         verdict,
-        quantity=f"{verdict.quantity}; Holm p {p:.3f}",
+        quantity=f"{verdict.quantity}; Holm p {plain(p, 'p')}",
         verdict=verdict.verdict if decided else "undecided",
     )
 

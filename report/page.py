@@ -136,9 +136,13 @@ def _curves(report: Report, made: Made) -> Section:
     section = Section("Anytime curves")
     for pool, tables in made:
         if tables.curves.rows:
-            look = _looks(pool, tables, pool.lines)
-            figure = curves_figure(tables.curves.frame(), list(pool.tasks), look, tables.curves.name)
-            report.show(section, figure)
+            frame = tables.curves.frame()
+            # A line evaluated at its end only has no course; one that trains nothing is a point to compare with.
+            points = frame.groupby("line")["share"].nunique()
+            drawn = [line for line in pool.lines if points.get(line.label, 0) > 1 or not line.training_evaluations]
+            if any(line.training_evaluations for line in drawn):
+                look = _looks(pool, tables, drawn)
+                report.show(section, curves_figure(frame, list(pool.tasks), look, tables.curves.name))
             report.show(section, tables.curves, folded=True)
     return section
 
@@ -158,7 +162,7 @@ def _forgetting(report: Report, made: Made) -> Section:
         if tables.forgetting.rows:
             frame, lines = tables.forgetting.frame(), list(_looks(pool, tables, pool.lines))
             report.show(section, heat_figure(frame, list(pool.tasks), lines, tables.forgetting.name))
-            report.show(section, tables.forgetting)
+            report.show(section, tables.forgetting, folded=True)
             report.show(section, tables.course, folded=True)
     return section
 

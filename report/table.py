@@ -142,6 +142,8 @@ def plain(value: Value, kind: Kind) -> str:
 def _format(value: float, kind: Kind) -> str:
     if math.isinf(value):
         return "never" if value > 0 and kind == "count" else "∞" if value > 0 else "−∞"
+    if kind == "p" and value < 0.001:
+        return "<0.001"
     return FORMATS[kind].format(value)
 
 
