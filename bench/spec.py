@@ -112,7 +112,8 @@ class EvaluationSpec(Part):
     split: Literal["validation", "test"] = "test"
     """Settings are chosen on validation prompts and reported on test prompts, which no choice has seen."""
     pictures: bool = False
-    """Whether the result's pictures are kept, in GenEval's official layout under pictures/<task>."""
+    """Whether the result's pictures are kept, in GenEval's official layout under pictures/<task>, and the base's and
+    teachers' in the results folder's cache."""
 
 
 class ProbesSpec(Part):

@@ -122,9 +122,9 @@ def _study(path: Path, evidence: Evidence) -> None:
 
 
 def _run(folder: Path, evidence: Evidence, reader: "_Reader") -> None:
-    if any(run.folder.resolve() == folder.resolve() for run in evidence.runs[-1:]) or folder in reader.seen:
+    if (place := folder.resolve()) in reader.seen:
         return
-    reader.seen.add(folder)
+    reader.seen.add(place)
     try:
         evidence.runs.append(reader.read(folder))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
