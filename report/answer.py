@@ -12,8 +12,8 @@ NAMED = 5
 """Lines that a sentence names."""
 
 
-def answer(pool: Pool, tables: PoolTables) -> Markup:
-    """A few sentences on one pool; every number is one of its tables'."""
+def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
+    """A sentence on one pool and what it rests on; every number is one of its tables'."""
     rows = [row for row in tables.scores.rows if row["line"] in tables.standings]
     ranked = sorted(rows, key=lambda row: -row["mean"].value)
     best, counts = ranked[0], tables.overview.rows[0]
@@ -23,48 +23,44 @@ def answer(pool: Pool, tables: PoolTables) -> Markup:
     spent = "evaluations a run, the teachers' training counted" if pool.whole else "training evaluations a run"
     text = Markup("At about {} {}, {} seeds: ").format(number(counts["budget"], "count"), spent, seeds)
     if len(ranked) == 1:
-        return text + Markup("{} has the mean score {}; there is nothing to compare it with.").format(
-            best["line"], number(best["mean"], "score")
-        )
+        alone = Markup("{} has the mean score {}; there is nothing to compare it with.")
+        return text + alone.format(best["line"], number(best["mean"], "score")), []
     text += Markup("<strong>{}</strong> has the highest mean score, {}. ").format(
         best["line"], number(best["mean"], "score")
     )
-    return text + _against(ranked, tables) + _by_task(ranked, pool, tables)
+    text += Markup("Against {}, paired by seed and prompt, with Holm's correction over {} comparisons:").format(
+        tables.reference, number(counts["rivals"], "count")
+    )
+    return text, [*_against(ranked, tables), *_by_task(ranked, pool, tables)]
 
 
-def _against(ranked: list[dict], tables: PoolTables) -> Markup:
-    """What is told from the reference line, and what is not."""
+def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
+    """What is distinguished from the reference line, and what is not."""
     others = [row for row in ranked if row["line"] != tables.reference]
     told = [row for row in others if row["p"] < ALPHA]
-    text = Markup("Against {}, paired by seed and prompt, with Holm's correction over {}: ").format(
-        tables.reference, number(tables.overview.rows[0]["rivals"], "count")
-    )
     parts = []
     for name, group in (
-        ("above it:", [row for row in told if row["against"].value > 0]),
-        ("below it:", [row for row in told if row["against"].value < 0]),
+        ("Above", [row for row in told if row["against"].value > 0]),
+        ("Below", [row for row in told if row["against"].value < 0]),
     ):
         shown = [Markup("{} {}").format(row["line"], number(row["against"], "change")) for row in group]
         if shown:
-            parts.append(Markup("{} {}").format(name, Markup(", ").join(shown)))
+            parts.append(Markup("{}: {}.").format(name, Markup("; ").join(shown)))
     if undecided := [row["line"] for row in others if row not in told]:
-        parts.append(Markup("not told from it: {}").format(_some(undecided)))
-    return text + Markup("; ").join(parts) + ". "
+        parts.append(Markup("Not distinguished from it: {}.").format(_some(undecided)))
+    return parts
 
 
-def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> Markup:
-    """The highest line of every task, and whether it is told from all others."""
-    parts = {True: [], False: []}
+def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> list[Markup]:
+    """The highest line of every task, and whether it is distinguished from all others."""
+    found: dict[bool, list[Markup]] = {True: [], False: []}
     for task in pool.tasks:
         top = max(ranked, key=lambda row: row[task].value)
         clear = (tables.scores.rows.index(top), task) in tables.scores.strong
-        parts[clear].append(Markup("{} {} ({})").format(top["line"], number(top[task], "score"), task))
-    text = Markup("")
-    if parts[True]:
-        text += Markup("Told from every other line: {}. ").format(Markup(", ").join(parts[True]))
-    if parts[False]:
-        text += Markup("Highest but not told from every other: {}. ").format(Markup(", ").join(parts[False]))
-    return text
+        found[clear].append(Markup("{}: {} {}").format(task, top["line"], number(top[task], "score")))
+    said = {True: "Highest by task, and distinguished from every other line: {}.",
+            False: "Highest by task, but not distinguished from every other line: {}."}  # fmt: skip
+    return [Markup(said[clear]).format(Markup("; ").join(parts)) for clear, parts in found.items() if parts]
 
 
 def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:

@@ -13,7 +13,7 @@ from report.page import Report, Section
 from report.table import Column, Table, number
 from report.tables import seconds
 
-VERDICTS = MOVED, SAME, OPEN = "moved", "identical", "no change told"
+VERDICTS = MOVED, SAME, OPEN = "moved", "identical", "no clear change"
 
 
 def difference(before: Evidence, after: Evidence) -> Report:

@@ -45,12 +45,12 @@ class Section:
         self.parts.append(Markup('<p class="{}">{}</p>').format(kind, text))
         self.markdown.append(f"{Markup(escape(text)).striptags()}\n")
 
-    def list(self, texts: "list[Markup]") -> None:
-        """What must be known to read the rest."""
-        if texts:
-            items = Markup("").join(Markup("<li>{}</li>").format(text) for text in texts)
-            self.parts.append(Markup('<ul class="warn">{}</ul>').format(items))
-            self.markdown += [*(f"- {Markup(text).striptags()}" for text in texts), ""]
+    def list(self, lead: Markup, texts: "list[Markup]", kind: str = "answer") -> None:
+        """A sentence and what belongs to it."""
+        items = Markup("").join(Markup("<li>{}</li>").format(text) for text in texts)
+        whole = Markup('<div class="{}"><p>{}</p>{}</div>')
+        self.parts.append(whole.format(kind, lead, Markup("<ul>{}</ul>").format(items) if texts else ""))
+        self.markdown += [f"{lead.striptags()}\n", *(f"- {Markup(text).striptags()}" for text in texts), ""]
 
     def head(self, text: str) -> None:
         self.parts.append(Markup("<h3>{}</h3>").format(text))
@@ -113,8 +113,9 @@ def _answers(made: Made, evidence: Evidence) -> Section:
         section.head(f"On {world_title(world)}")
         for pool, tables in made:
             if pool.world == world and pool.lines:
-                section.say(answer(pool, tables), "answer")
-    section.list(warnings([pool for pool, _ in made], evidence))
+                section.list(*answer(pool, tables))
+    if texts := warnings([pool for pool, _ in made], evidence):
+        section.list(Markup("To know before reading on:"), texts, "warn")
     return section
 
 

@@ -90,7 +90,7 @@ def overview(pool: Pool, prefix: str) -> Table:
 
 
 def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) -> Table:
-    """Lines x tasks, with base and teachers; bold where a line is best and every other is told from it."""
+    """Lines x tasks, with base and teachers; bold where a line is best and distinguished from every other."""
     heads = _headlines(pool)
     columns = [Column("line", "method"), Column("seeds", "seeds", "count")]
     columns += [Column(task, f"{task}: {heads[task]}", "score") for task in pool.tasks]
@@ -104,9 +104,9 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         f"{prefix}scores", f"Held-out scores at equal compute: {pool.title}",
         "Mean and 95% interval: bootstrap over prompts, Student's t over seeds. The mean score is the unweighted mean "
         "over tasks; the share of the teachers' gain is (mean - base) / (teachers - base), each task's own teacher, "
-        "base at its best guidance. Bold: best, and told from every other line of the column (paired by seed and "
-        "prompt, Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt over "
-        "the seeds that both lines have.",
+        "base at its best guidance. Bold: best, and distinguished from every other line of the column (paired by seed "
+        "and prompt, Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt "
+        "over the seeds that both lines have.",
         columns,
     )  # fmt: skip
     for line in pool.lines:
@@ -138,7 +138,7 @@ def mean_score(line: Line, tasks: tuple[str, ...]) -> Estimate:
 
 
 def _clear_winner(pool: Pool, key: str) -> int | None:
-    """Index of the line that is best and told from all others, if there is one."""
+    """Index of the line that is best and distinguished from all others, if there is one."""
     if len(pool.lines) < 2:
         return None
     tasks = pool.tasks if key == "mean" else (key,)

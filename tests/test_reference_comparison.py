@@ -1,16 +1,20 @@
 """The stored comparison's tables follow from its stored runs, and the README shows the same figures."""
 
 import json
+import re
 import tarfile
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bench.comparison import print_standings
 from bench.standing import Standing, standings
 from report.evidence import collect
 from report.lines import Line, pools
+from report.page import make
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "reference" / "micro"
@@ -30,7 +34,7 @@ ABLATIONS = [
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "results"
-    for name in ("compare", "ablations", "interference"):
+    for name in ("compare", "ablations", "interference", "pictures"):
         with tarfile.open(STORED / name / "runs.tar.xz") as archive:
             archive.extractall(folder, filter="data")
     return folder
@@ -90,6 +94,30 @@ def test_tables_of_ablations_follow_from_the_runs(unpacked: Path, capsys, name, 
         reference, path = found.lines[0].label, Path("results") / folder / found.path.name
         print_standings(standings_of(found, reference), reference, found.tasks, found.budget, "test", path)
     assert capsys.readouterr().out == (STORED / "ablations" / name).read_text()
+
+
+def test_the_stored_report_follows_from_the_records(unpacked: Path, monkeypatch) -> None:
+    """The command beside it makes every table again; those of pictures need the pictures, which are not stored."""
+    readme = (ROOT / "results" / "reference" / "README.md").read_text()
+    (command,) = re.findall(r"^bench report (.*) -o results/reference/micro/report$", readme, re.M)
+    monkeypatch.chdir(unpacked.parent)
+    (unpacked / "reference").symlink_to(ROOT / "results" / "reference")
+    found = {table.name: table for table in make(collect([Path(word) for word in command.split()])).tables}
+    stored = {path.stem: path for path in (STORED / "report" / "tables").glob("*.csv")}
+    assert {name for name in stored if name not in found} == {f"pictures-{t}" for t in ("geneval", "ocr", "pickscore")}
+    assert found.keys() <= stored.keys()
+    for name, table in found.items():
+        assert table.markdown() == stored[name].with_suffix(".md").read_text(), name
+        pd.testing.assert_frame_equal(
+            pd.read_csv(StringIO(table.frame().to_csv(index=False))), pd.read_csv(stored[name]), rtol=1e-9
+        )
+
+
+def test_the_stored_page_names_no_place_of_a_machine() -> None:
+    for name in ("index.html", "report.md"):
+        text = (STORED / "report" / name).read_text()
+        assert not re.search(r"(?<![\w.])/(tmp|home|root|work|Users|mnt)/", text)
+        assert "excess" in text
 
 
 def test_readme_shows_the_stored_comparison(compared: Compared, table: list[Standing]) -> None:

@@ -231,4 +231,4 @@ def test_differences_between_two_sets(tmp_path: Path) -> None:
     assert len(shown) > 10
     assert not set(shown) - known_numbers(written)
     counts = csv(written, "verdicts").set_index("verdict")["count"]
-    assert counts.to_dict() == {"moved": 2, "identical": 2, "no change told": 0}
+    assert counts.to_dict() == {"moved": 2, "identical": 2, "no clear change": 0}

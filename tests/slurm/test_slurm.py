@@ -140,20 +140,20 @@ def test_a_comparison_ends_with_the_same_records(root: Path, tmp_path: Path) -> 
 
 
 def test_time_limits_do_not_change_the_result(root: Path, undisturbed) -> None:
-    updates = ["--set", "budget.updates=260"]
-    done = bench(*ONE, *updates, "--executor", "slurm", "--slurm", "minutes=1", "--slurm", "signal_s=25", root=root)
+    updates = ["--set", "budget.updates=200"]
+    done = bench(*ONE, *updates, "--executor", "slurm", "--slurm", "minutes=1", "--slurm", "signal_s=40", root=root)
     assert done.returncode == 0, done.stderr
     run = next(root.glob("*/summary.json")).parent
     (launch,) = launches(root)
     log = launch.log(the_job(root)).read_text() + launch.log(the_job(root), "out").read_text()
     assert "this job is timed-out" in log
     assert starts(run) > 1
-    assert_same(run, undisturbed(260))
+    assert_same(run, undisturbed(200))
 
 
 @pytest.mark.parametrize("how", ["requeue", "preempt", "kill"])
 def test_disturbances_do_not_change_the_result(root: Path, undisturbed, how: str) -> None:
-    process = start(*ONE, "--set", "budget.updates=40", *SLURM, root=root)
+    process = start(*ONE, "--set", "budget.updates=24", *SLURM, root=root)
     line = wait_for(lambda: running(root, 0.1))
     job = the_job(root)
     if how == "requeue":  # no signal comes with it
@@ -166,11 +166,11 @@ def test_disturbances_do_not_change_the_result(root: Path, undisturbed, how: str
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert starts(root / line.name) == 2
-    assert_same(root / line.name, undisturbed(40))
+    assert_same(root / line.name, undisturbed(24))
 
 
 def test_one_killed_job_of_an_array_disturbs_no_other(root: Path) -> None:
-    process = start(*ONE, "--seeds", "0,1", "--set", "budget.updates=40", *SLURM, root=root)
+    process = start(*ONE, "--seeds", "0,1", "--set", "budget.updates=24", *SLURM, root=root)
     wait_for(lambda: len([x for x in survey(root) if (x.share or 0) > 0.05]) == 2 if root.is_dir() else False)
     os.kill(processes(root)[0], signal.SIGKILL)
     _, said = process.communicate(timeout=300)
@@ -187,20 +187,20 @@ def processes(root: Path) -> list[int]:
 
 
 def test_a_cancelled_job_leaves_a_run_that_goes_on(root: Path, undisturbed) -> None:
-    process = start(*ONE, "--set", "budget.updates=40", *SLURM, root=root)
+    process = start(*ONE, "--set", "budget.updates=24", *SLURM, root=root)
     line = wait_for(lambda: running(root, 0.1))
     assert cancel(root, [line.name]) == [line.name]
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "cancelled" in said
     assert [(x.state, x.note) for x in survey(root)] == [("stopped", "cancelled")]
-    done = bench(*ONE, "--set", "budget.updates=40", root=root)
+    done = bench(*ONE, "--set", "budget.updates=24", root=root)
     assert done.returncode == 0, done.stderr
-    assert_same(root / line.name, undisturbed(40))
+    assert_same(root / line.name, undisturbed(24))
 
 
 def test_an_interrupt_leaves_the_jobs_and_the_same_command_waits_for_them(root: Path) -> None:
-    words = [*ONE, "--set", "budget.updates=40", *SLURM]
+    words = [*ONE, "--set", "budget.updates=24", *SLURM]
     process = start(*words, root=root)
     wait_for(lambda: running(root))
     process.send_signal(signal.SIGINT)
