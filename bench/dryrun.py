@@ -29,7 +29,7 @@ def explain(spec: Spec) -> None:
     print(f"\n# predicted: {per_update:,} model evaluations an update", end="")
     if spec.budget.updates:
         print(f", {per_update * spec.budget.updates:,} in all", end="")
-    elif spec.budget.evaluations:
+    elif spec.budget.evaluations and per_update:
         print(f", about {-(-spec.budget.evaluations // per_update)} updates in all", end="")
     print(" (forward 1, backward 2, guidance doubles)")
     if descriptor.size and (size := descriptor.size(spec.compute)) is None:

@@ -33,8 +33,8 @@ class Goal:
     """The best of all tasks' teachers."""
 
     def share(self, score: np.ndarray | float):
-        """Score -> share of the teacher's gain over the base."""
-        return (score - self.base) / (self.teacher - self.base)
+        """Score -> share of the teacher's gain over the base; NaN where that is nothing."""
+        return (score - self.base) / (self.teacher - self.base or np.nan)
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,10 @@ def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[s
     if any(np.isnan(goal.best) for goal in scale.values()):
         return float("nan")
     curves = [score_matrix(r.evaluations, tasks) for r in records]
-    shares = curves[0][0]
-    mean = np.mean([matrix for _, matrix in curves], 0)
+    shares = sorted(set.intersection(*(set(points) for points, _ in curves)))
+    if not shares:
+        return float("nan")
+    mean = np.mean([matrix[[points.index(share) for share in shares]] for points, matrix in curves], 0)
     reached = [all(mean[k, i] >= TARGET * scale[t].best for i, t in enumerate(tasks)) for k in range(len(shares))]
     if not any(reached):
         return float("inf")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench.probes.forgetting import forgetting
-from bench.records import model_rows, recovered
+from bench.records import model_rows, recovered, shows_teachers
 from bench.standing import against
 from bench.stats import Difference, Estimate, holm, paired_difference
 from report.lines import Line, near
@@ -60,7 +60,7 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         twin = points.get(tuple(ppo["point"]))
         if twin is None:
             continue
-        analytic, sampler, advantage = twin["all"]["snr"], ppo["sampler"], ppo["params"]["advantage"]
+        analytic, sampler, advantage = twin["all"]["snr"], ppo["sampler"], ppo["params"].get("advantage")
         where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}"
         noisy = ppo["all"]["snr"]
         if not same_objective(twin["params"], ppo["params"]):
@@ -90,6 +90,8 @@ def chance(effect: Estimate, line: float, states: int) -> float:
     from scipy.stats import t
 
     error = (effect.high - effect.low) / 2 / t.ppf(0.975, states - 1)
+    if not error > 0:
+        return float("nan")
     return float(2 * t.sf(abs(effect.value - line) / error, states - 1))
 
 
@@ -108,7 +110,7 @@ def corrected(verdict: Verdict, p: float) -> Verdict:
 def same_objective(analytic: dict, ppo: dict) -> bool:
     """Whether two methods' settings make the expected gradients comparable: the KL's weights, all else equal."""
     shared = analytic.keys() & ppo.keys()
-    return analytic["weighting"] == "kl" and all(analytic[key] == ppo[key] for key in shared)
+    return analytic.get("weighting") == "kl" and all(analytic[key] == ppo[key] for key in shared)
 
 
 def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
@@ -123,7 +125,7 @@ def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
 
 def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     """OPD against every rival that spent as much as it did, without or with its teachers' cost."""
-    found = []
+    found, name = [], "analytic OPD" if opd.label == opd.method else f"analytic OPD ({opd.label})"
     for line in lines:
         if line.method not in RIVALS:
             continue
@@ -131,7 +133,7 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
         if not own and not near(line.total_evaluations, opd.total_evaluations):
             continue
         counted = "teachers' cost not counted" if own else "teachers' cost counted"
-        found.append((f"analytic OPD beats {line.label} at equal compute ({counted})", line))
+        found.append((f"{name} beats {line.label} at equal compute ({counted})", line))
     effects = [against(opd.records, line.records, tasks) for _, line in found]
     verdicts = []
     for (claim, _), effect, p in zip(found, effects, holm([effect.p for effect in effects])):
@@ -144,25 +146,36 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
 def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
     """The student is as good as each task's teacher."""
     verdicts, summaries = [], [r.summary for r in opd.records]
+    if not all(map(shows_teachers, summaries)):
+        return []
     for task in tasks:
         values, strata = model_rows(summaries, "student", task)
         base, teacher = (model_rows(summaries, model, task)[0] for model in ("base", f"teacher {task}"))
         effect = paired_difference(values, base + MATCHED * (teacher - base), strata)
         claim = f"one student matches every teacher: {task}"
-        verdicts.append(judge(claim, f"student minus ({MATCHED:.0%} of the teacher's gain), above 0", effect))
+        quantity = f"student minus (base plus {MATCHED:.0%} of the teacher's gain), above 0"
+        verdicts.append(_of_seeds(judge(claim, quantity, effect), opd))
     return verdicts
+
+
+def _of_seeds(verdict: Verdict, line: Line) -> Verdict:
+    """The verdict, if it is more than one seed's."""
+    if len(line.records) > 1:
+        return verdict
+    return replace(verdict, verdict="undecided", quantity=f"{verdict.quantity}; one seed decides nothing")
 
 
 def cascade_claims(cascade: Line, tasks: tuple[str, ...]) -> list[Verdict]:
     """Earlier stages' tasks fall while later ones are trained."""
     verdicts = []
-    order = cascade.records[0].spec["params"]["order"] or tasks
+    order = cascade.records[0].spec["params"].get("order") or tasks
     runs = [r.evaluations for r in cascade.records]
     for i, task in enumerate(order[:-1]):
         change = forgetting(runs, task, own_stage_end=(i + 1) / len(order)).change_after_own_stage
         if change is not None:
             claim = f"{cascade.label} forgets: {task}, trained in stage {i + 1}"
-            verdicts.append(judge(claim, "end minus end of its own stage, below 0", change, above=False))
+            verdict = judge(claim, "end minus end of its own stage, below 0", change, above=False)
+            verdicts.append(_of_seeds(verdict, cascade))
     return verdicts
 
 
@@ -173,9 +186,12 @@ def sampler_claims(opd: Line, lines: list[Line]) -> list[Verdict]:
         if line.method != opd.method or _but_kernel(line) != asked:
             continue
         sampler = line.records[0].spec["sampler"]
-        effect = recovered([r.summary for r in line.records])["mean"]
+        effect = recovered([r.summary for r in line.records]).get("mean")
+        if effect is None:
+            continue
         claim = f"SDE and ODE samplers are both served: {sampler['kernel']} eta {sampler['eta']:g}"
-        verdicts.append(judge(claim, f"share of the teachers' mean gain, above {MATCHED:.0%}", effect, MATCHED))
+        quantity = f"share of the teachers' mean gain, above {MATCHED:.0%}"
+        verdicts.append(_of_seeds(judge(claim, quantity, effect, MATCHED), line))
     return verdicts
 
 
@@ -189,7 +205,8 @@ def _but_kernel(line: Line) -> dict:
 def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     """Claims about final scores, from the lines of comparisons on one backbone and set of tasks."""
     verdicts = []
-    opd = next((line for line in lines if line.label == "opd_analytic"), None)
+    mine = [line for line in lines if line.method == "opd_analytic"]
+    opd = next((line for line in mine if line.label == "opd_analytic"), mine[0] if mine else None)
     if opd:
         verdicts += rival_claims(opd, lines, tasks) + match_claims(opd, tasks)
     for line in lines:

@@ -26,7 +26,8 @@ def report(
     if diff:
         from report.diff import difference
 
-        print(write(difference(*(collect([path]) for path in diff)), output, f"{diff[1].name} against {diff[0].name}"))
+        first, second = (path.resolve().name for path in diff)
+        print(write(difference(*(collect([path]) for path in diff)), output, f"{second} against {first}"))
         return
     usual = Path("results/runs")
     print(write(make(collect(paths or ([usual] if usual.exists() else []))), output))

@@ -31,9 +31,12 @@ def difference(before: Evidence, after: Evidence) -> Report:
         ],
     )  # fmt: skip
     firsts, seconds = (_by_identity(evidence) for evidence in (before, after))
+    apart = []
     for key, (pool, line) in firsts.items():
-        if key in seconds:
-            table.rows += _rows(pool, line, seconds[key][1])
+        if key in seconds and not (rows := _rows(pool, line, seconds[key][1])):
+            apart.append(line.label)
+        elif key in seconds:
+            table.rows += rows
     for row, p in zip(table.rows, holm([row["change"].p for row in table.rows])):
         row["p"] = p
         row["verdict"] = row["verdict"] or (MOVED if p < ALPHA else OPEN)
@@ -48,8 +51,11 @@ def difference(before: Evidence, after: Evidence) -> Report:
         only = sorted(line.label for key, (_, line) in mine.items() if key not in theirs)
         if only:
             section.say(f"Only in the {name} set: {', '.join(only)}.", "warn")
-    for problem in (*before.problems, *after.problems):
-        section.say(problem, "warn")
+    if apart:
+        section.say(f"In both sets, but without a common seed: {', '.join(apart)}.", "warn")
+    for name, evidence in (("first", before), ("second", after)):
+        for said in (*evidence.unfinished(), *evidence.problems):
+            section.say(f"In the {name} set: {said}.", "warn")
     report.show(section, table)
     report.show(section, counts, folded=True)
     report.sections = [section]

@@ -10,6 +10,7 @@ from bench.errors import UsageError, one_line
 from bench.outcome import recorded_failure
 from bench.probes.overoptimisation import GOLD
 from bench.records import Record
+from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_legible, checked
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Found:
 
     folder: Path
     spec: dict
+    weights: str
+    """Hash of the backbone's."""
     state: str
     """done, failed or unfinished."""
     note: str = ""
@@ -30,6 +33,11 @@ class Found:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def spent(self) -> float:
+        """Training evaluations of a finished one."""
+        return self.record.summary["cost"]["evaluations"].get("training", 0)
 
 
 @dataclass
@@ -46,13 +54,19 @@ class Evidence:
     teacher_costs: dict[str, float] = field(default_factory=dict)
     """Run folder's name -> what its teachers cost, by a comparison."""
     problems: list[str] = field(default_factory=list)
-    """Files that could not be read."""
+    """Files that could not be read, and folders with nothing to read."""
+
+    def unfinished(self) -> list[str]:
+        """What became of the runs that have no result."""
+        said = {"failed": "failed: ", "unfinished": "is not finished"}
+        return [f"{run.name} {said[run.state]}{run.note}" for run in self.runs if not run.record]
 
 
 def collect(paths: list[Path]) -> Evidence:
-    """Read run folders, results folders, comparison-*.json, outputs of bench probe and study folders.
+    """Read run folders, results folders, comparison-*.json, outputs of probes and study folders.
 
-    Raises UsageError for a path that is none of these. A damaged run among others is named, not fatal.
+    Raises UsageError for a path that is not there, and for a file or study named itself that cannot be read. What is
+    damaged among others is named in `problems`, not fatal.
     """
     evidence = Evidence()
     reader = _Reader()
@@ -63,34 +77,56 @@ def collect(paths: list[Path]) -> Evidence:
             _file(path, evidence, reader)
         elif (path / "spec.json").is_file():
             _run(path, evidence, reader)
-        elif (path / "journal.log").is_file() or (path / "summary.json").is_file():
-            _study(path, evidence)
+        elif _is_study(path):
+            try:
+                _study(path, evidence)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"the study {path} cannot be read: {one_line(error)}") from error
         else:
-            for comparison in sorted(path.glob("comparison-*.json")):
-                _labels(comparison, evidence)
-            for spec in sorted(path.glob("*/spec.json")):
-                _run(spec.parent, evidence, reader)
-            for study in sorted(path.glob("*/journal.log")):
-                _study(study.parent, evidence)
+            _folder(path, evidence, reader)
     return evidence
+
+
+def _folder(path: Path, evidence: Evidence, reader: "_Reader") -> None:
+    comparisons = sorted(path.glob("comparison-*.json"))
+    specs = sorted(path.glob("*/spec.json"))
+    studies = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _is_study(folder)]
+    if not (comparisons or specs or studies):
+        evidence.problems.append(f"{path}: no run, comparison or study is in it")
+    for comparison in comparisons:
+        try:
+            _labels(_json(comparison), evidence)
+        except (OSError, ValueError) as error:
+            evidence.problems.append(f"{comparison.name}: damaged ({one_line(error)})")
+    for spec in specs:
+        _run(spec.parent, evidence, reader)
+    for study in studies:
+        try:
+            _study(study, evidence)
+        except (OSError, ValueError) as error:
+            evidence.problems.append(f"study {study.name}: damaged ({one_line(error)})")
+
+
+def _is_study(folder: Path) -> bool:
+    return (folder / "journal.log").is_file() or ((folder / "summary.json").is_file() and not _is_run(folder))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "spec.json").is_file()
 
 
 def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
     try:
-        content = json.loads(path.read_text())
-        if isinstance(content, list) and "ratio" in content[0]:
-            _ = [(row["task"], row["kernel"], row["eta"], row["by_sigma"]) for row in content]
-            evidence.excess.append((path, content))
+        content = _json(path)
+        if isinstance(content, list) and content and isinstance(content[0], dict) and "ratio" in content[0]:
+            evidence.excess.append((path, all_legible(checked(EXCESS, content))))
             return
         if isinstance(content, list):
-            _ = [(row["method"], row["all"]["snr"], row["sampler"], row["interference"]) for row in content]
-            evidence.probes.append((path, content))
+            evidence.probes.append((path, all_legible(checked(PROBES, content))))
             return
-        folders = [name for line in content["lines"] for name in line["runs"]]
-        folders += content.get("lines_without_result", [])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        folders = _labels(content, evidence)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} is neither a comparison nor a probe's output: {one_line(error)}") from error
-    _labels(path, evidence)
     for name in folders:
         if "/" not in name and (path.parent / name / "spec.json").is_file():
             _run(path.parent / name, evidence, reader)
@@ -98,27 +134,23 @@ def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
             evidence.problems.append(f"{name}: named by {path.name}, but it is not beside it")
 
 
-def _labels(path: Path, evidence: Evidence) -> None:
-    try:
-        for line in json.loads(path.read_text())["lines"]:
-            for name in line["runs"]:
-                evidence.labels.setdefault(name, set()).add(line["label"])
+def _labels(content: dict, evidence: Evidence) -> list[str]:
+    """Take a comparison's labels and costs; returns the names of all its runs."""
+    lines = checked(COMPARED, content)["lines"]
+    for line in lines:
+        for name in line["runs"]:
+            evidence.labels.setdefault(name, set()).add(line["label"])
+            if line["teacher_evaluations"] is not None:
                 evidence.teacher_costs[name] = line["teacher_evaluations"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        evidence.problems.append(f"{path}: not a record of bench compare ({one_line(error)})")
+    return [name for line in lines for name in line["runs"]] + content.get("lines_without_result", [])
 
 
 def _study(path: Path, evidence: Evidence) -> None:
     summary = path / "summary.json"
-    if not summary.is_file():
+    if summary.is_file():
+        evidence.studies.append((path, all_legible(checked(STUDY, _json(summary)))))
+    else:
         evidence.problems.append(f"study {path.name}: not finished; bench sweep goes on with it")
-        return
-    try:
-        content = json.loads(summary.read_text())
-        _ = [content[key] for key in ("study", "objectives", "best", "complete", "settings", "importances", "trials")]
-        evidence.studies.append((path, content))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is neither a run, nor a results folder, nor a study: {one_line(error)}") from error
 
 
 def _run(folder: Path, evidence: Evidence, reader: "_Reader") -> None:
@@ -127,7 +159,7 @@ def _run(folder: Path, evidence: Evidence, reader: "_Reader") -> None:
     reader.seen.add(place)
     try:
         evidence.runs.append(reader.read(folder))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         evidence.problems.append(f"{folder.name}: damaged ({one_line(error)})")
 
 
@@ -139,19 +171,29 @@ class _Reader:
         self._arrays: dict[bytes, np.ndarray] = {}
 
     def read(self, folder: Path) -> Found:
-        spec = json.loads((folder / "spec.json").read_text())["spec"]
-        starts = _lines(folder / "provenance.jsonl")
-        made = {"commit": starts[-1].get("commit", "")[:10], "device": starts[-1].get("device", "")} if starts else {}
+        """Raises OSError or ValueError for what is damaged."""
+        kept = checked(KEPT, _json(folder / "spec.json"))
+        spec, weights = kept["spec"], kept["backbone_hash"]
+        starts = checked(STARTS, _lines(folder / "provenance.jsonl"))
+        last = starts[-1] if starts else {}
+        made = {"commit": (last.get("commit") or "")[:10], "device": last.get("device") or ""}
         if not (folder / "summary.json").is_file():
             error = recorded_failure(folder)
-            return Found(folder, spec, "failed" if error else "unfinished", error or "", **made)
-        summary = json.loads((folder / "summary.json").read_text())
+            return Found(folder, spec, weights, "failed" if error else "unfinished", str(error or ""), **made)
+        summary = checked(SUMMARY, _json(folder / "summary.json"))
+        points = checked(POINTS, _lines(folder / "evaluations.jsonl"))
+        if summary["models"]["student"].keys() != set(spec["tasks"]):
+            raise ValueError("its summary is not of its spec's tasks")
+        shown, what = summary["models"]["student"], ("headline", "strata")
+        if any(row["task"] not in shown or any(row[k] != shown[row["task"]][k] for k in what) for row in points):
+            raise ValueError("its evaluations are of other tasks, prompts or headlines than its summary's")
         for models in summary["models"].values():
             for task, row in models.items():
                 models[task] = self._compact(row)
-        evaluations = [self._compact(row) for row in _lines(folder / "evaluations.jsonl")]
-        record = Record(summary, evaluations, spec, _lines(folder / "probes.jsonl"))
-        return Found(folder, spec, "done", "", record, **made)
+        record = Record(
+            summary, [self._compact(row) for row in points], spec, checked(PULLS, _lines(folder / "probes.jsonl"))
+        )
+        return Found(folder, spec, weights, "done", "", record, **made)
 
     def _compact(self, row: dict) -> dict:
         kept = {name: row["rows"][name] for name in {row["headline"], GOLD} & row["rows"].keys()}
@@ -162,7 +204,19 @@ class _Reader:
         return self._arrays.setdefault(array.dtype.str.encode() + array.tobytes(), array)
 
 
-def _lines(path: Path) -> list[dict]:
+def _json(path: Path):
+    """Raises OSError or ValueError."""
+    return _loads(path.read_text())
+
+
+def _lines(path: Path) -> list:
     """Rows of a log; a last line that is still being written is left out."""
     text = path.read_text() if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    return [_loads(line) for line in text.split("\n")[:-1]]
+
+
+def _loads(text: str):
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

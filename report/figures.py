@@ -9,14 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from bench.files import write_atomic
 from report.style import INK, WIDTHS, Look, drawing
 
 SVG = "http://www.w3.org/2000/svg"
@@ -52,10 +50,12 @@ class Figure:
                 plt.close(figure)
         return made
 
-    def save(self, folder: Path) -> None:
-        """Write the files."""
-        for name, content in self.files.items():
-            write_atomic(folder / name, content.replace(INK.encode(), b"#000000") if name.endswith("svg") else content)
+    def saved(self) -> dict[str, bytes]:
+        """The files as they are written, in black."""
+        return {
+            name: content.replace(INK.encode(), b"#000000") if name.endswith("svg") else content
+            for name, content in self.files.items()
+        }
 
     def html(self) -> Markup:
         """Inline SVG in the reader's colours; markers tell their values when hovered over."""
@@ -126,6 +126,12 @@ def says(artist, texts: list[str]) -> None:
     artist.set_gid("says:" + SEPARATOR.join(texts))
 
 
+def _legend(figure, axes, lines: list[str], narrow: bool) -> None:
+    """Below the panels; the lines' curves are the first of the axes, in their order."""
+    labels = [f" {line}" if line.startswith("_") else line for line in lines]  # matplotlib leaves those out
+    figure.legend(axes.get_lines()[: len(lines)], labels, loc="outside lower center", ncols=1 if narrow else 3)
+
+
 def scores_figure(
     frame: pd.DataFrame, tasks: list[str], heads: dict[str, str], look: dict[str, Look], name: str
 ) -> Figure:
@@ -166,11 +172,12 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
         import matplotlib.pyplot as plt
 
         narrow = width < 5
-        shape = (2 * len(tasks), 1) if narrow else (2, len(tasks))
+        shape = (len(tasks), 1) if narrow else (2, len(tasks))
         legend = 0.14 * math.ceil(len(lines) / (1 if narrow else 3)) + 0.2
-        height = (1.7 * 2 * len(tasks) if narrow else 3.6) + legend
+        height = (1.7 * len(tasks) if narrow else 3.6) + legend
         figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)
-        panels = [(task, axis) for axis in ("evaluations", "seconds") for task in tasks]
+        axes_of = ("evaluations",) if narrow else ("evaluations", "seconds")  # a column has no room for both
+        panels = [(task, axis) for axis in axes_of for task in tasks]
         for axes, (task, axis) in zip(grid.flat, panels):
             for label in lines:
                 points = frame[(frame["line"] == label) & (frame["task"] == task)]
@@ -185,8 +192,7 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
                 says(curve, said)
             unit = "training evaluations (thousands)" if axis == "evaluations" else "training and scoring (s)"
             axes.set(title=task, xlabel=unit, ylabel="score")
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=1 if narrow else 3)
+        _legend(figure, grid.flat[0], lines, narrow)
         return figure
 
     return Figure(
@@ -252,8 +258,7 @@ def course_figure(
                     curve.set_dashes(style.dashes)
                 says(curve, [f"{line}, {group}: {row[value]!r} at {row['share']:.0%}" for _, row in points.iterrows()])
             axes.set(title=group, xlabel="share of budget", ylabel=label)
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=1 if width < 5 else 3)
+        _legend(figure, grid.flat[0], lines, width < 5)
         return figure
 
     return Figure(name, title, f"{title} {len(lines)} lines, {len(groups)} panels.", draw)
@@ -276,7 +281,7 @@ def gold_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure
             says(path, [f"{line} at {row['share']:.0%}: reward {row['proxy']!r}, utility {row['gold']!r}"
                         for _, row in points.iterrows()])  # fmt: skip
         axes.set(xlabel="reward (held-out score)", ylabel="known utility (score)")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=1 if width < 5 else 3)
+        _legend(figure, axes, lines, width < 5)
         return figure
 
     return Figure(

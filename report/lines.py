@@ -2,18 +2,33 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from bench.hashing import text_hash
 from bench.records import Record
 from bench.registry import registered
+from report.checks import legible
 from report.evidence import Evidence, Found
 
 EQUAL = 0.05
 """Relative difference up to which two costs count as equal: budgets end on whole updates."""
 NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
 """Settings in which runs of one line may differ."""
-World = tuple[str, tuple[str, ...], str, int, float]
-"""Backbone, tasks, split, steps and guidance of the evaluation: scores of two worlds never compare."""
+
+
+class World(NamedTuple):
+    """What two runs must share for their scores to compare."""
+
+    backbone: str
+    weights: str
+    """Hash of the backbone's."""
+    tasks: tuple[str, ...]
+    """In alphabetical order: a cascade's order is a setting."""
+    split: str
+    steps: int
+    guidance: float
+    prompts: str
+    """Hash of every task's headline and strata."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,10 @@ class Pool:
     """Lines of one world at one budget: they are compared."""
 
     world: World
+    place: str
+    """The world in words."""
+    tasks: tuple[str, ...]
+    """In the order of its first run."""
     budget: float
     """Training evaluations of a run, as most of its runs have them."""
     lines: list[Line]
@@ -54,15 +73,13 @@ class Pool:
     """Line's label -> its runs that kept pictures, by seed; those among them that are `repeated` too."""
     repeated: list[Found] = field(default_factory=list)
     """Finished runs of a line and seed that another folder already gives: in no mean."""
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return self.world[1]
+    odd: list[Found] = field(default_factory=list)
+    """Finished runs that spent something else than most of their line: in no mean."""
 
     @property
     def title(self) -> str:
         spent = "evaluations a run, the teachers' training counted" if self.whole else "training evaluations a run"
-        return f"{world_title(self.world)}; about {self.budget:,.0f} {spent}"
+        return f"{self.place}; about {self.budget:,.0f} {spent}"
 
     @property
     def missing_seeds(self) -> dict[str, list[int]]:
@@ -77,44 +94,80 @@ class Pool:
         return (named or self.lines or [None])[0]
 
 
-def world_title(world: World) -> str:
-    """For people; the drawn world is never taken for real pictures."""
-    backbone, _, split, steps, guidance = world
-    name = "micro, a drawn world (not GenEval, OCR or PickScore of real pictures)" if backbone == "micro" else backbone
-    return f"{name}; {split} prompts, {steps} steps, guidance {guidance:g}"
+def _words(worlds: list[World]) -> dict[World, str]:
+    """Every world in words; hashes only where nothing else tells two apart. The drawn world is never taken for
+    real pictures."""
+    plain = {}
+    for world in worlds:
+        drawn = "micro, a drawn world (not GenEval, OCR or PickScore of real pictures)"
+        name = drawn if world.backbone == "micro" else world.backbone
+        where = f"{name}; {', '.join(world.tasks)}; {world.split} prompts, {world.steps} steps"
+        plain[world] = legible(f"{where}, guidance {world.guidance:g}")
+    for world, text in list(plain.items()):
+        twins = [other for other in worlds if other is not world and plain[other].startswith(text)]
+        if any(other.weights != world.weights for other in twins):
+            plain[world] += f", weights {world.weights[:10]}"
+        if any(other.prompts != world.prompts for other in twins):
+            plain[world] += f", prompts {world.prompts}"
+    return plain
 
 
 def pools(evidence: Evidence) -> list[Pool]:
     """Pools of equal budget, world by world, those with the most runs first; then those that count the teachers."""
     worlds: dict[World, list[Found]] = defaultdict(list)
     for run in evidence.runs:
-        held_out = run.spec["evaluation"]
-        world = (run.spec["backbone"], tuple(run.spec["tasks"]), *(held_out[k] for k in ("split", "steps", "guidance")))
-        worlds[world].append(run)
-    found = [_world(world, runs, evidence) for world, runs in worlds.items()]
+        worlds[_world_of(run)].append(run)
+    # A run without a result tells no prompts: it is with those that share all else, if there are any.
+    for world in [world for world in worlds if not world.prompts]:
+        kin = [other for other in worlds if other.prompts and other._replace(prompts="") == world]
+        if kin:
+            worlds[kin[0]] += worlds.pop(world)
+    words = _words(list(worlds))
+    found = [_world(world, words[world], runs, evidence) for world, runs in worlds.items()]
     return [pool for pools_ in sorted(found, key=lambda pools_: -_size(pools_)) for pool in pools_]
+
+
+def _world_of(run: Found) -> World:
+    held_out, prompts = run.spec["evaluation"], ""
+    if run.record:
+        shown = run.record.summary["models"]["student"]
+        prompts = text_hash([[task, row["headline"], row["strata"].tolist()] for task, row in sorted(shown.items())])
+    return World(
+        run.spec["backbone"], run.weights, tuple(sorted(run.spec["tasks"])), held_out["split"], held_out["steps"],
+        held_out["guidance"], prompts,
+    )  # fmt: skip
 
 
 def _size(pools_: list[Pool]) -> int:
     return sum(len(line.records) for pool in pools_ for line in pool.lines)
 
 
-def _world(world: World, runs: list[Found], evidence: Evidence) -> list[Pool]:
+def _world(world: World, place: str, runs: list[Found], evidence: Evidence) -> list[Pool]:
     groups: dict[str, list[Found]] = defaultdict(list)
     for run in runs:
         if run.record:
             settings = {name: value for name, value in run.spec.items() if name not in NOT_THE_LINE}
             groups[text_hash(settings)].append(run)
-    spent = {identity: _training(members) for identity, members in groups.items()}
-    made = [_pool(world, budget, identities, groups, evidence) for budget, identities in _budgets(spent, groups)]
-    made = made or [Pool(world, 0.0, [])]
-    made[0].unfinished = [run for run in runs if not run.record]
-    return made + _whole(world, made)
+    odd: list[Found] = []
+    for identity, members in groups.items():
+        usual = _usual([run.spent for run in members])
+        strangers = [run for run in members if run.spent != usual and not near(run.spent, usual)]
+        odd += strangers
+        groups[identity] = [run for run in members if run not in strangers]
+    spent = {identity: _usual([run.spent for run in members]) for identity, members in groups.items()}
+    start = Pool(world, place, tuple(runs[0].spec["tasks"]), 0.0, [])
+    made = [
+        _pool(replace(start, budget=budget), identities, groups, evidence)
+        for budget, identities in _budgets(spent, groups)
+    ] or [start]
+    made[0] = replace(made[0], unfinished=[run for run in runs if not run.record], odd=odd)
+    return made + _whole(made)
 
 
-def _training(members: list[Found]) -> float:
-    spent = [run.record.summary["cost"]["evaluations"].get("training", 0) for run in members]
-    return sum(spent) / len(spent)
+def _usual(budgets: list[float]) -> float:
+    """The most frequent budget, of several the largest."""
+    counts = Counter(budgets)
+    return max(counts, key=lambda b: (counts[b], b))
 
 
 def _budgets(spent: dict[str, float], groups: dict[str, list[Found]]) -> list[tuple[float, list[str]]]:
@@ -133,8 +186,7 @@ def _budgets(spent: dict[str, float], groups: dict[str, list[Found]]) -> list[tu
     while left:
         around = {b: [identity for identity, other in left.items() if near(other, b)] for b in left.values()}
         identities = around[max(around, key=lambda b: (weight(around[b]), b))]
-        usual = Counter({b: sum(len(groups[i]) for i in identities if left[i] == b) for b in around})
-        found.append((max(usual, key=lambda b: (usual[b], b)), identities))
+        found.append((_usual([left[i] for i in identities for _ in groups[i]]), identities))
         left = {identity: other for identity, other in left.items() if identity not in identities}
     if idle and not found:
         return [(0.0, idle)]
@@ -146,25 +198,26 @@ def near(a: float, b: float) -> bool:
     return bool(b) and abs(a / b - 1) <= EQUAL
 
 
-def _pool(
-    world: World, budget: float, identities: list[str], groups: dict[str, list[Found]], evidence: Evidence
-) -> Pool:
-    pool, order = Pool(world, budget, []), list(registered("method"))
+def _pool(start: Pool, identities: list[str], groups: dict[str, list[Found]], evidence: Evidence) -> Pool:
+    lines: list[Line] = []
+    folders: dict[str, list[Found]] = {}
+    pictured: dict[str, list[Found]] = {}
+    repeated: list[Found] = []
     labels = _labels({identity: groups[identity][0].spec for identity in identities})
     for identity in identities:
         members = sorted(groups[identity], key=lambda run: run.spec["seed"])
         told = {label for run in members for label in evidence.labels.get(run.name, [None])}
-        label = told.pop() if len(told) == 1 and None not in told else labels[identity]
-        label = label if label not in pool.folders else f"{label} ({identity})"
+        label = legible(told.pop() if len(told) == 1 and None not in told else labels[identity])
+        label = label if label not in folders else f"{label} ({identity})"
         once = list({run.spec["seed"]: run for run in reversed(members)}.values())[::-1]  # of equal seeds the first
-        pool.folders[label] = once
-        pool.pictured[label] = [run for run in members if run.record.summary.get("pictures")]
-        pool.repeated += [run for run in members if run not in once]
-        records = [run.record for run in once]
-        pool.lines.append(Line(label, records, _training(once), _teachers(once, evidence), identity))
-    rank = {name: place for place, name in enumerate(order)}
-    pool.lines.sort(key=lambda line: (rank.get(line.method, len(rank)), line.label))
-    return pool
+        folders[label] = once
+        pictured[label] = [run for run in members if run.record.summary.get("pictures")]
+        repeated += [run for run in members if run not in once]
+        records, spent = [run.record for run in once], sum(run.spent for run in once) / len(once)
+        lines.append(Line(label, records, spent, _teachers(once, evidence), identity))
+    rank = {name: place for place, name in enumerate(registered("method"))}
+    lines.sort(key=lambda line: (rank.get(line.method, len(rank)), line.label))
+    return replace(start, lines=lines, folders=folders, pictured=pictured, repeated=repeated)
 
 
 def _teachers(members: list[Found], evidence: Evidence) -> float:
@@ -178,7 +231,7 @@ def _teachers(members: list[Found], evidence: Evidence) -> float:
     return float("nan") if None in costs else float(sum(costs))
 
 
-def _whole(world: World, made: list[Pool]) -> list[Pool]:
+def _whole(made: list[Pool]) -> list[Pool]:
     """Lines without teachers that spent what others spent with theirs, and those others."""
     lines = apart(made)
     found: list[Pool] = []
@@ -190,7 +243,11 @@ def _whole(world: World, made: list[Pool]) -> list[Pool]:
             continue
         members = [(other, home) for other, home in lines if near(other.total_evaluations, budget)]
         folders = {other.label: _folders(other, home) for other, home in members}
-        found.append(Pool(world, budget, [other for other, _ in members], whole=True, folders=folders))
+        found.append(
+            Pool(
+                pool.world, pool.place, pool.tasks, budget, [other for other, _ in members], whole=True, folders=folders
+            )
+        )
     return found
 
 
@@ -213,13 +270,13 @@ def _labels(specs: dict[str, dict]) -> dict[str, str]:
     labels = {}
     for identity, settings in flat.items():
         peers = [other for other in flat.values() if other["method"] == settings["method"]]
-        own = [key for key in settings if _usual([str(peer.get(key)) for peer in peers]) != str(settings[key])]
+        own = [key for key in settings if _common([str(peer.get(key)) for peer in peers]) != str(settings[key])]
         shown = ",".join(f"{k.removeprefix('params.').removeprefix('sampler.')}={settings[k]}" for k in own)
         labels[identity] = f"{settings['method']} {shown}" if shown else settings["method"]
     return labels
 
 
-def _usual(values: list[str]) -> str | None:
+def _common(values: list[str]) -> str | None:
     """The most frequent value; None where two are."""
     (first, count), *others = Counter(values).most_common(2)
     return None if others and others[0][1] == count else first

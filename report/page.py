@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from bench.errors import BenchError, UsageError, one_line
 from bench.files import write_atomic
 from report.answer import answer, warnings
 from report.claims import gradient_claims, score_claims
@@ -20,13 +21,14 @@ from report.figures import (
     scores_figure,
 )
 from report.gradients import excess_parts, noise_parts, pulls_table
-from report.lines import Line, Pool, apart, pools, world_title
+from report.lines import Line, Pool, apart, pools
 from report.studies import study_parts
 from report.style import MOST, Look, looks
-from report.table import Column, Table
+from report.table import Column, Table, unmarked
 from report.tables import PoolTables, pool_tables
 
 TITLE = "Comparison of multi-task post-training"
+PARTS = ("tables", "figures")
 
 
 @dataclass
@@ -43,18 +45,18 @@ class Section:
 
     def say(self, text: Markup | str, kind: str = "p") -> None:
         self.parts.append(Markup('<p class="{}">{}</p>').format(kind, text))
-        self.markdown.append(f"{Markup(escape(text)).striptags()}\n")
+        self.markdown.append(f"{unmarked(text)}\n")
 
     def list(self, lead: Markup, texts: "list[Markup]", kind: str = "answer") -> None:
         """A sentence and what belongs to it."""
         items = Markup("").join(Markup("<li>{}</li>").format(text) for text in texts)
         whole = Markup('<div class="{}"><p>{}</p>{}</div>')
         self.parts.append(whole.format(kind, lead, Markup("<ul>{}</ul>").format(items) if texts else ""))
-        self.markdown += [f"{lead.striptags()}\n", *(f"- {Markup(text).striptags()}" for text in texts), ""]
+        self.markdown += [f"{unmarked(lead)}\n", *(f"- {unmarked(text)}" for text in texts), ""]
 
     def head(self, text: str) -> None:
         self.parts.append(Markup("<h3>{}</h3>").format(text))
-        self.markdown.append(f"### {text}\n")
+        self.markdown.append(f"### {unmarked(text)}\n")
 
 
 @dataclass
@@ -73,11 +75,12 @@ class Report:
                 note = Markup('<p class="note">{}</p>').format(thing.note)
                 body = thing.html() + note
                 section.parts.append(_folded(thing.title, body) if folded else body)
-                section.markdown.append(f"**{thing.title}**\n\n{thing.markdown()}\n{thing.note}\n")
+                section.markdown.append(f"**{unmarked(thing.title)}**\n\n{thing.markdown()}\n{unmarked(thing.note)}\n")
             elif isinstance(thing, Figure):
                 self.figures.append(thing)
                 section.parts.append(thing)  # drawn in write, with all others
-                section.markdown.append(f"![{thing.alt}](figures/{thing.name}-page.png)\n\n{thing.title}\n")
+                alt, title = unmarked(thing.alt).replace("]", "\\]"), unmarked(thing.title)
+                section.markdown.append(f"![{alt}](figures/{thing.name}-page.png)\n\n{title}\n")
 
 
 def _folded(title: str, body: Markup) -> Markup:
@@ -109,10 +112,10 @@ def _answers(made: Made, evidence: Evidence) -> Section:
     section = Section("The answer")
     if not any(pool.lines for pool, _ in made):
         section.say("No finished run was found yet. What is under way or failed is named below.", "answer")
-    for world in dict.fromkeys(pool.world for pool, _ in made if pool.lines):
-        section.head(f"On {world_title(world)}")
+    for place in dict.fromkeys(pool.place for pool, _ in made if pool.lines):
+        section.head(f"On {place}")
         for pool, tables in made:
-            if pool.world == world and pool.lines:
+            if pool.place == place and pool.lines:
                 section.list(*answer(pool, tables))
     if texts := warnings([pool for pool, _ in made], evidence):
         section.list(Markup("To know before reading on:"), texts, "warn")
@@ -242,15 +245,16 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
     section = Section("Claims of the paper")
     table = Table(
         "claims", "Claims of DiffusionOPD (arXiv 2605.15055) in these records",
-        "holds: the whole 95% interval is on the claimed side, and Holm's correction agrees where several are tested; "
-        "does not hold: it is on the other; else undecided.",
+        "holds: the whole 95% interval is on the claimed side; does not hold: it is on the other; else undecided. "
+        "Where rivals or gradients are compared, Holm's correction over all of them must agree; the other claims are "
+        "tested one by one.",
         [Column("where", "where"), Column("claim", "claim"), Column("quantity", "tested quantity"),
          Column("effect", "effect", "change"), Column("verdict", "verdict")],
     )  # fmt: skip
-    worlds = {pool.world: [other for other, _ in made if other.world == pool.world] for pool, _ in made if pool.lines}
+    places = {pool.place: [other for other, _ in made if other.place == pool.place] for pool, _ in made if pool.lines}
     found = [
-        (world_title(world), score_claims([line for line, _ in apart(members)], members[0].tasks))
-        for world, members in worlds.items()
+        (place, score_claims([line for line, _ in apart(members)], members[0].tasks))
+        for place, members in places.items()
     ]
     found += [(path.stem, gradient_claims(probes)) for path, probes in evidence.probes]
     for where, verdicts in found:
@@ -280,26 +284,56 @@ def _looks(pool: Pool, tables: PoolTables, lines: list[Line]) -> dict[str, Look]
 
 
 def write(report: Report, folder: Path, title: str = TITLE) -> Path:
-    """index.html, report.md, tables/ and figures/; returns the page."""
+    """index.html, report.md, tables/ and figures/; returns the page.
+
+    What an earlier report left in the folder and this one has not is removed. Raises UsageError for a folder that
+    cannot be one, BenchError where writing fails.
+    """
+    try:
+        for part in PARTS:
+            (folder / part).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the report cannot go to {folder}: {one_line(error)}") from error
+    if link := next((part for part in PARTS if (folder / part).is_symlink()), None):
+        raise UsageError(f"the report cannot go to {folder}: {link} leads elsewhere")
+    try:
+        _write(folder, _files(report, title))
+    except OSError as error:
+        raise BenchError(f"the report could not be written: {one_line(error)}") from error
+    return folder / "index.html"
+
+
+def _files(report: Report, title: str) -> dict[str, bytes]:
+    """Place in the report's folder -> content."""
     from jinja2 import Environment, PackageLoader
 
-    for part in ("tables", "figures"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    found: dict[str, bytes] = {}
     for table in report.tables:
         texts = {"csv": table.frame().to_csv(index=False), "md": table.markdown(), "tex": table.latex()}
-        for kind, text in texts.items():
-            write_atomic(folder / "tables" / f"{table.name}.{kind}", text.encode())
+        found |= {f"tables/{table.name}.{kind}": text.encode(errors="replace") for kind, text in texts.items()}
     draw_all(report.figures)
     for figure in report.figures:
-        figure.save(folder / "figures")
-    lines = [f"# {title}\n"]
+        found |= {f"figures/{name}": content for name, content in figure.saved().items()}
+    lines = [f"# {unmarked(title)}\n"]
     for section in report.sections:
         lines += [f"## {section.title}\n", *section.markdown]
-    write_atomic(folder / "report.md", "\n".join(lines).encode())
+    found["report.md"] = "\n".join(lines).encode(errors="replace")
     environment = Environment(loader=PackageLoader("report"), autoescape=True)
     page = environment.get_template("report.html.j2").render(title=title, sections=report.sections, shown=_shown)
-    write_atomic(folder / "index.html", page.encode())
-    return folder / "index.html"
+    return found | {"index.html": page.encode(errors="replace")}
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write, and remove what the list of an earlier report names and this one has not."""
+    listed = folder / "files.txt"
+    before = listed.read_text().splitlines() if listed.is_file() else []
+    for name in before:
+        if name not in files and re.fullmatch(r"(tables|figures)/[A-Za-z0-9_.-]+", name):
+            (folder / name).unlink(missing_ok=True)
+    write_atomic(listed, ("\n".join(sorted({*before, *files} if before else files)) + "\n").encode())
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    write_atomic(listed, ("\n".join(sorted(files)) + "\n").encode())
 
 
 def _shown(part: Markup | Figure) -> Markup:

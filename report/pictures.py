@@ -14,6 +14,7 @@ from bench.errors import UsageError
 from bench.layout import Sample, load, read
 from bench.pictures import to_bytes
 from bench.records import headline
+from report.checks import legible
 from report.evidence import Found
 from report.figures import Figure
 from report.lines import Line, Pool
@@ -145,6 +146,8 @@ def _shown(run: Found, model: str, task: str, label: str) -> Shown:
     if not folder.is_dir():
         raise UsageError(f"{place} is not there")
     samples, (scores_N, _) = read(folder), headline(run.record.summary["models"][model][task])
+    if any(root not in sample.path.resolve().parents for sample in samples):
+        raise UsageError(f"{place} has links out of the results folder")
     if len(samples) != len(scores_N):
         raise UsageError(f"{len(samples)} pictures of {model} for {len(scores_N)} scores")
     return Shown(label, samples, scores_N)
@@ -217,11 +220,11 @@ def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tu
     points = min(7.0, 8.5 * side)
     for j, column in enumerate(columns):
         label = "\n".join(textwrap.wrap(column.label, 16))
-        axes.text(j + 0.5, head - 0.05, label, ha="center", va="bottom", fontsize=points, parse_math=False)
+        axes.text(j + 0.5, head - 0.05, label, ha="center", va="bottom", fontsize=points)
     for i, row in enumerate(rows):
         top = head + i * (1 + caption) + caption
-        text = textwrap.shorten(f"{row.prompt} ({row.why})", int(len(columns) * 14), placeholder="…")
-        axes.text(0.03, top - 0.06, text, ha="left", va="bottom", fontsize=points, parse_math=False)
+        text = textwrap.shorten(legible(f"{row.prompt} ({row.why})"), int(len(columns) * 14), placeholder="…")
+        axes.text(0.03, top - 0.06, text, ha="left", va="bottom", fontsize=points)
         for j, column in enumerate(columns):
             picture = pictures[row.index, column.label]
             place = (j + 0.03, j + 0.97, top + 0.97, top + 0.03)

@@ -57,7 +57,7 @@ def drawing():
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.grid": True,
         "grid.linewidth": 0.4, "grid.alpha": 0.35, "figure.constrained_layout.use": True, "svg.hashsalt": "report",
         "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "savefig.transparent": True, "pdf.fonttype": 42, "image.composite_image": False,
+        "savefig.transparent": True, "pdf.fonttype": 42, "image.composite_image": False, "text.parse_math": False,
     }  # fmt: skip
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # scripts and emoji that the font has not are drawn as boxes

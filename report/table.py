@@ -95,7 +95,7 @@ class Table:
         for index, row in enumerate(self.rows):
             cells = []
             for column in self.columns:
-                text = plain(row.get(column.key), column.kind).replace("|", "\\|").replace("\n", " ")
+                text = unmarked(plain(row.get(column.key), column.kind)).replace("|", "\\|")
                 cells.append(f"**{text}**" if (index, column.key) in self.strong else text)
             rows.append(cells)
         return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
@@ -119,6 +119,12 @@ class Table:
             hrules=True, column_format=formats, caption=_tex(self.title), label=f"tab:{self.name}", position="t"
         )
         return f"% needs \\usepackage{{booktabs}}\n{text}"
+
+
+def unmarked(text: Markup | str) -> str:
+    """A text for Markdown: one line, without tags, and nothing that a browser would take for one."""
+    raw = text.striptags() if isinstance(text, Markup) else text
+    return " ".join(raw.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def slug(text: str) -> str:
@@ -182,4 +188,6 @@ _SPECIAL = {
 
 
 def _tex(text: str) -> str:
-    return "".join(_SPECIAL.get(letter, letter) for letter in text)
+    """One line; what no LaTeX font has (emoji and the like) is a question mark."""
+    kept = (letter if ord(letter) < 0x10000 and letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return "".join(_SPECIAL.get(letter, letter) for letter in kept)

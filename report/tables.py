@@ -1,6 +1,7 @@
 """The tables of a pool of lines, each made once from the records; figures and sentences read them."""
 
 import math
+import shlex
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from bench.stats import Estimate, estimate, estimates, holm, joined, stratified_
 from report.claims import ALPHA
 from report.lines import EQUAL, Line, Pool
 from report.table import Column, Table
+
+BASE = "base at its best guidance"
 
 
 @dataclass
@@ -71,6 +74,7 @@ def overview(pool: Pool, prefix: str) -> Table:
         "fewest_seeds": min(seeds, default=0), "most_seeds": max(seeds, default=0),
         "failed": sum(run.state == "failed" for run in pool.unfinished),
         "unfinished": sum(run.state == "unfinished" for run in pool.unfinished), "repeated": len(pool.repeated),
+        "odd": len(pool.odd),
         "commits": len({run.commit for run in runs_ if run.commit}),
     }  # fmt: skip
     return Table(
@@ -83,6 +87,7 @@ def overview(pool: Pool, prefix: str) -> Table:
             Column("most_seeds", "most seeds", "count"),
             Column("runs", "finished runs", "count"), Column("failed", "failed", "count"),
             Column("unfinished", "unfinished", "count"), Column("repeated", "repeated", "count"),
+            Column("odd", "of another cost than their line", "count"),
             Column("commits", "commits", "count"),
         ],
         [row],
@@ -106,7 +111,7 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         "over tasks; the share of the teachers' gain is (mean - base) / (teachers - base), each task's own teacher, "
         "base at its best guidance. Bold: best, and distinguished from every other line of the column (paired by seed "
         "and prompt, Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt "
-        "over the seeds that both lines have.",
+        "over the seeds that both lines have. With few seeds an interval may leave the range of the score.",
         columns,
     )  # fmt: skip
     for line in pool.lines:
@@ -144,21 +149,14 @@ def _clear_winner(pool: Pool, key: str) -> int | None:
     tasks = pool.tasks if key == "mean" else (key,)
     means = [float(np.mean([_score(line, task) for task in tasks])) for line in pool.lines]
     best = int(np.argmax(means))
-    chances = []
-    for index, line in enumerate(pool.lines):
-        if index != best:
-            chances.append(_chance(pool.lines[best], line, tasks))
-    return best if all(p < ALPHA for p in holm(chances)) else None
+    gaps = [against(pool.lines[best].records, line.records, tasks) for i, line in enumerate(pool.lines) if i != best]
+    # One common seed says nothing of the methods: its p is NaN. Common seeds may also tell the other way round.
+    clear = all(p < ALPHA for p in holm([1.0 if math.isnan(gap.p) else gap.p for gap in gaps]))
+    return best if clear and all(gap.value > 0 for gap in gaps) else None
 
 
 def _score(line: Line, task: str) -> float:
     return float(np.mean([score(r.summary["models"]["student"][task]) for r in line.records]))
-
-
-def _chance(a: Line, b: Line, tasks: tuple[str, ...]) -> float:
-    """p of the paired difference over common seeds; 1 where a single seed says nothing of the methods."""
-    p = against(a.records, b.records, tasks).p
-    return 1.0 if math.isnan(p) else p
 
 
 def _references(pool: Pool) -> list[tuple[str, list[dict], str]]:
@@ -168,7 +166,7 @@ def _references(pool: Pool) -> list[tuple[str, list[dict], str]]:
     shows = max(pool.lines, key=lambda line: (len(line.records[0].summary["models"]), len(line.records)))
     summaries = [r.summary for r in shows.records]
     models = [m for m in summaries[0]["models"] if m != "student" and all(m in s["models"] for s in summaries)]
-    return [("base at its best guidance" if m == "base" else m, summaries, m) for m in models]
+    return [(BASE if m == "base" else m, summaries, m) for m in models]
 
 
 def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
@@ -240,17 +238,19 @@ def falls(pool: Pool, prefix: str) -> Table:
     )  # fmt: skip
     for line in pool.lines:
         for task in pool.tasks:
-            found = forgetting([r.evaluations for r in line.records], task, _stage_end(line, task, pool.tasks))
+            found = forgetting([r.evaluations for r in line.records], task, _stage_end(line, task))
             since = found.change_after_own_stage
             table.rows.append({"line": line.label, "task": task, "drop": found.drop_from_best, "since_stage": since})
     return table
 
 
-def _stage_end(line: Line, task: str, tasks: tuple[str, ...]) -> float | None:
+def _stage_end(line: Line, task: str) -> float | None:
     """Share of the budget at which a cascade's stage of the task ends; None for other methods, and for the last."""
     if line.method != "cascade":
         return None
-    order = line.records[0].spec["params"].get("order") or tasks
+    order = line.records[0].spec["params"].get("order") or line.records[0].spec["tasks"]
+    if task not in order:
+        return None
     place = list(order).index(task) + 1
     return place / len(order) if place < len(order) else None
 
@@ -343,14 +343,18 @@ def runs(pool: Pool, prefix: str) -> Table:
             table.rows.append(_run_row(line.label, run))
     for run in pool.repeated:
         table.rows.append(_run_row(run.spec["method"], run) | {"note": "its line and seed are above: not counted"})
+    for run in pool.odd:
+        note = f"spent {run.spent:,.0f}, unlike most of its line: not counted"
+        table.rows.append(_run_row(run.spec["method"], run) | {"note": note})
     for run in pool.unfinished:
         table.rows.append(_run_row(run.spec["method"], run))
     return table
 
 
 def _run_row(label: str, run) -> dict:
+    again = ["bench", "run", "--preset", str(run.folder / "spec.json"), "--seeds", str(run.spec["seed"])]
     return {
         "line": label, "seed": run.spec["seed"], "run": run.name, "state": run.state, "commit": run.commit,
         "spec": run.name.rpartition("-s")[0].rpartition("-")[2], "device": run.device,
-        "command": f"bench run --preset {run.folder / 'spec.json'} --seeds {run.spec['seed']}", "note": run.note,
+        "command": shlex.join(again), "note": run.note,
     }  # fmt: skip

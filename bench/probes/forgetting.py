@@ -42,7 +42,7 @@ def by_share(
     strata = np.array([])
     for rows in runs:
         for row in rows:
-            if row["task"] == task:
+            if row["task"] == task and (metric is None or metric in row["rows"]):
                 values, strata = headline(row) if metric is None else (np.array(row["rows"][metric]), headline(row)[1])
                 found.setdefault(row["share"], []).append(values)
     return {share: np.stack(seeds) for share, seeds in found.items() if len(seeds) == len(runs)}, strata

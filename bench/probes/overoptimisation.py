@@ -32,16 +32,18 @@ class OverOptimisation:
 
 
 def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | None:
-    """Compare proxy and gold of a task; None where no gold score was recorded. `runs` are evaluation records.
+    """Compare proxy and gold of a task; None where no point of all runs has a gold score.
 
-    The best point is that of the mean over seeds, as in `forgetting`.
+    `runs` are evaluation records. The best point is that of the mean over seeds, as in `forgetting`.
     """
     rows = [row for run in runs for row in run if row["task"] == task and GOLD in row["rows"]]
     if not rows:
         return None
     gold, strata = by_share(runs, task, GOLD)
     proxy, _ = by_share(runs, task, rows[0]["headline"])
-    shares = sorted(gold)
+    shares = sorted(gold.keys() & proxy.keys())
+    if not shares:
+        return None
     curve = estimates([gold[share] for share in shares], strata)
     best, end = shares[int(np.argmax([e.value for e in curve]))], shares[-1]
     return OverOptimisation(

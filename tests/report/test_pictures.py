@@ -76,6 +76,17 @@ def test_pictures_outside_the_results_folder_are_refused(tmp_path: Path, place: 
     assert all("outside the results folder" in problem for problem in problems)
 
 
+def test_links_out_of_the_results_folder_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "results", "sft", 0, pictures=True)
+    paint(tmp_path / "outside", "ocr", "", 0)
+    sample = next((run / "student" / "ocr").glob("00003/samples/*.png"))
+    sample.unlink()
+    sample.symlink_to(next((tmp_path / "outside").glob("00003/samples/*.png")).resolve())
+    tables, problems = found(tmp_path / "results")
+    assert [column.label for column in tables["geneval"][1].columns] == ["base", "teacher geneval", "sft"]
+    assert any("links out of the results folder" in problem for problem in problems)
+
+
 def test_what_cannot_be_shown_is_said_on_the_page(tmp_path: Path) -> None:
     root = tmp_path / "results"
     good = make_run(root, "opd_analytic", 0, 0.9, pictures=True)

@@ -1,0 +1,254 @@
+"""What a record must be for the report to read it; anything else is a damaged file, and said to be one."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from bench.probes.overoptimisation import GOLD
+
+Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Interval = Annotated[list[float], Field(min_length=3, max_length=3)]
+Text = Annotated[str, Field(max_length=100_000)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=True)
+
+
+class Row(Part):
+    """Scores of one model on one task."""
+
+    task: Text
+    headline: Text
+    strata: Annotated[list, Field(min_length=1)]
+    rows: dict[str, list]
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Row":
+        # Value by value in numpy: a results folder has millions of them.
+        if set(map(type, self.strata)) != {str}:
+            raise ValueError(f"{self.task} has strata that are no texts")
+        if self.headline not in self.rows:
+            raise ValueError(f"{self.task} has no rows of its headline {self.headline}")
+        for name in {self.headline, GOLD} & self.rows.keys():
+            values = self.rows[name]
+            if len(values) != len(self.strata):
+                raise ValueError(f"{self.task} has {len(values)} values of {name} for {len(self.strata)} prompts")
+            if not set(map(type, values)) <= {int, float} or not np.isfinite(np.array(values, np.float64)).all():
+                raise ValueError(f"{self.task} has values of {name} that are no numbers")
+        return self
+
+
+class Point(Row):
+    """One held-out evaluation along training."""
+
+    share: Annotated[float, Field(ge=0, le=1)]
+
+
+class Cost(Part):
+    evaluations: dict[str, Count]
+    seconds: dict[str, Count]
+
+
+class Teacher(Part):
+    evaluations: Count | None = None
+
+
+class Summary(Part):
+    """summary.json of a run."""
+
+    method: Text
+    seed: int
+    cost: Cost
+    teachers: dict[str, Teacher]
+    models: dict[str, dict[str, Row]]
+    pictures: dict[str, dict[str, Text]] = {}
+
+    @model_validator(mode="after")
+    def _shows(self) -> "Summary":
+        student = self.models.get("student")
+        if not student:
+            raise ValueError("models has no student")
+        for name, rows in self.models.items():
+            if rows.keys() != student.keys():
+                raise ValueError(f"models.{name} is not of the student's tasks")
+            for task, row in rows.items():
+                if row.strata != student[task].strata or row.headline != student[task].headline:
+                    raise ValueError(f"models.{name} has other prompts or another headline for {task} than the student")
+        return self
+
+
+class HeldOut(Part):
+    split: Text
+    steps: int
+    guidance: Number
+
+
+class Sampler(Part):
+    kernel: Text
+    eta: Number
+
+
+class Spec(Part):
+    """The settings of a run that the report looks at."""
+
+    method: Text
+    backbone: Text
+    tasks: Annotated[list[Text], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)]
+    evaluation: HeldOut
+    sampler: Sampler
+    params: dict[str, Any]
+    budget: dict[str, Any]
+    optimizer: dict[str, Any]
+    lora: dict[str, Any]
+    ema: dict[str, Any]
+
+
+class Kept(Part):
+    """spec.json."""
+
+    spec: Spec
+    backbone_hash: Text
+
+
+class Start(Part):
+    """A line of provenance.jsonl."""
+
+    commit: Text | None = ""
+    device: Text | None = ""
+
+
+class Overall(Part):
+    """A cosine by group of weights; over all of them for sure."""
+
+    all: Number
+
+
+class Pulls(Part):
+    """A line of probes.jsonl."""
+
+    share: Number
+    interference: dict[str, Overall]
+
+
+class Noise(Part):
+    snr: Interval
+    trace: float
+
+
+class AtSigma(Noise):
+    sigma: Number
+
+
+class Probe(Part):
+    """One entry of bench probe's output."""
+
+    label: Text
+    method: Text
+    point: list[Text]
+    sampler: Sampler
+    params: dict[str, Any]
+    states: Annotated[int, Field(gt=1)]
+    all: Noise
+    by_sigma: list[AtSigma] = []
+    mean_over_first: Interval
+    interference: dict[str, dict[str, float]]
+
+
+class Level(Part):
+    sigma: Number
+    measured: Number
+    predicted: Number
+    ratio: Interval
+
+
+class Excess(Part):
+    """One entry of methods.opd_ppo_excess's output."""
+
+    task: Text
+    kernel: Text
+    eta: Number
+    states: int
+    by_sigma: Annotated[list[Level], Field(min_length=1)]
+    ratio: Interval
+
+
+class ComparedLine(Part):
+    label: Text
+    runs: list[Text]
+    teacher_evaluations: Count | None
+
+
+class Compared(Part):
+    """comparison-*.json."""
+
+    lines: list[ComparedLine]
+    lines_without_result: list[Text] = []
+
+
+class Trial(Part):
+    trial: int
+    values: Annotated[list[Number], Field(min_length=1)]
+    settings: dict[str, bool | int | float | Text | None]
+
+
+class Chosen(Part):
+    trial: int
+
+
+class Study(Part):
+    """summary.json of a study."""
+
+    study: Text
+    objectives: Annotated[list[Text], Field(min_length=1)]
+    split: Text
+    budget: int
+    trials: dict[str, int]
+    complete: list[Trial]
+    best: list[Chosen]
+    settings: dict[str, Text]
+    importances: dict[str, Number]
+    command: Text = ""
+
+    @model_validator(mode="after")
+    def _one_value_an_objective(self) -> "Study":
+        if any(len(trial.values) != len(self.objectives) for trial in self.complete):
+            raise ValueError("a trial has not one value for each objective")
+        return self
+
+
+SUMMARY, KEPT = TypeAdapter(Summary), TypeAdapter(Kept)
+STARTS, POINTS, PULLS = TypeAdapter(list[Start]), TypeAdapter(list[Point]), TypeAdapter(list[Pulls])
+PROBES = TypeAdapter(Annotated[list[Probe], Field(min_length=1)])
+EXCESS = TypeAdapter(Annotated[list[Excess], Field(min_length=1)])
+COMPARED, STUDY = TypeAdapter(Compared), TypeAdapter(Study)
+
+
+def checked(kind: TypeAdapter, content: Any) -> Any:
+    """The content itself. Raises ValueError naming the first thing that is not as it must be."""
+    try:
+        kind.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+    return content
+
+
+def legible(text: str) -> str:
+    """A text from a record for labels: control characters and halves of surrogate pairs are replaced."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+def all_legible(content: Any) -> Any:
+    """`legible` for every text of a JSON value, keys among them."""
+    if isinstance(content, str):
+        return legible(content)
+    if isinstance(content, list):
+        return [all_legible(part) for part in content]
+    if isinstance(content, dict):
+        return {legible(key): all_legible(part) for key, part in content.items()}
+    return content

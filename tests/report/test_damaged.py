@@ -1,0 +1,193 @@
+"""Whatever a record holds, the report is made: what is damaged is named, and nothing of it is in a mean."""
+
+import copy
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UsageError
+from report.evidence import collect
+from report.page import make, write
+from tests.report.synthetic import make_probes, make_run, make_study
+
+UGLY = [
+    None, True, -1, 0, 3.5, 10**30, float("nan"), float("inf"), "", "x", "../../x", "<script>", "a\nb", "\x00\x1b", "\ud800",
+    "a$x_{$b", "_hidden", [], {}, [1], ["x"], {"a": 1}, [[]], {"a": {"b": None}},
+]  # fmt: skip
+
+
+def places(content, prefix: tuple = ()) -> list[tuple]:
+    """Every place of a JSON value, with one item of each list."""
+    found = [prefix] if prefix else []
+    if isinstance(content, dict):
+        parts = content.items()
+    elif isinstance(content, list) and content:
+        parts = [(0, content[0])]
+    else:
+        parts = []
+    return found + [place for key, part in parts for place in places(part, (*prefix, key))]
+
+
+def changed(content, place: tuple, value):
+    """A copy with another value at a place; KeyError takes it away."""
+    whole = copy.deepcopy(content)
+    parent = whole
+    for key in place[:-1]:
+        parent = parent[key]
+    if value is KeyError:
+        del parent[place[-1]]
+    else:
+        parent[place[-1]] = value
+    return whole
+
+
+def mutations(content, count: int, seed: int) -> list:
+    """As many changes of one place as asked for, drawn from all."""
+    every = [(place, value) for place in places(content) for value in (*UGLY, KeyError)]
+    return [
+        changed(content, place, value) for place, value in random.Random(seed).sample(every, min(count, len(every)))
+    ]
+
+
+def read(path: Path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return json.loads(path.read_text())
+
+
+def put(path: Path, content) -> None:
+    if path.suffix == ".jsonl" and isinstance(content, list):
+        path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    else:
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["spec.json", "summary.json", "evaluations.jsonl", "provenance.jsonl", "probes.jsonl"])
+def test_a_changed_run_is_read_or_named(tmp_path: Path, name: str) -> None:
+    for seed in range(2):
+        run = make_run(tmp_path, "opd_analytic", seed)
+        make_run(tmp_path, "cascade", seed, 0.3)
+    put(run / "probes.jsonl", [{"share": 0.5, "interference": {"geneval | ocr": {"all": 0.25}}}])
+    good = read(run / name)
+    named = 0
+    for content in mutations(good, 150, seed=1):
+        put(run / name, content)
+        evidence = collect([tmp_path])
+        named += any(run.name in problem for problem in evidence.problems)
+        assert len(evidence.runs) + len(evidence.problems) == 4
+        report = make(evidence)  # raises nothing
+        assert next(table for table in report.tables if table.name == "runs").rows
+    assert named > 20
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "1", '"x"', "[" * 50_000, "\ud800".encode(errors="surrogatepass")]
+)
+@pytest.mark.parametrize("name", ["spec.json", "summary.json", "evaluations.jsonl", "provenance.jsonl", "probes.jsonl"])
+def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str, text: str | bytes) -> None:
+    run = make_run(tmp_path, "sft", 0)
+    make_run(tmp_path, "merge", 0)
+    (run / name).write_bytes(text if isinstance(text, bytes) else f"{text}\n".encode())
+    evidence = collect([tmp_path])
+    (problem,) = evidence.problems or [""]
+    whole = name.endswith("jsonl") and text in ("", "[]")
+    assert problem.startswith(f"{run.name}: damaged") or (whole and not problem), problem
+    make(evidence)
+
+
+@pytest.mark.parametrize("kind", ["noise.json", "excess.json", "study", "comparison-x.json"])
+def test_other_changed_records_are_read_or_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    make_probes(tmp_path)
+    run = make_run(tmp_path / "results", "sft", 0)
+    if kind == "study":
+        path = make_study(tmp_path) / "summary.json"
+    elif kind.startswith("comparison"):
+        path = tmp_path / "results" / kind
+        put(
+            path,
+            {"lines": [{"label": "a", "runs": [run.name], "teacher_evaluations": 5.0}], "lines_without_result": []},
+        )
+    else:
+        path = tmp_path / kind
+    named = path.parent if kind == "study" else path
+    good, refused = read(path), 0
+    for content in mutations(good, 200, seed=2):
+        put(path, content)
+        try:
+            evidence = collect([named])
+        except UsageError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            continue
+        make(evidence)
+    assert refused > 20
+
+
+def test_ugly_labels_are_drawn_and_written(tmp_path: Path) -> None:
+    labels = [value for value in UGLY if isinstance(value, str) and value != "\ud800"] + [
+        "base at its best guidance",
+        "| & % # \\ ~ ^",
+        "🦊 עברית",
+    ]
+    lines = []
+    for k, label in enumerate(labels):
+        runs = [make_run(tmp_path, "opd_analytic", seed, 0.05 * k, settings={"k": k}).name for seed in range(2)]
+        lines.append({"label": label, "runs": runs, "teacher_evaluations": 5.0})
+    put(tmp_path / "comparison-x.json", {"lines": lines})
+    page = write(make(collect([tmp_path])), tmp_path / "out")
+    scores = (page.parent / "tables" / "scores.md").read_text()
+    assert "<script>" not in scores
+    assert "<script>" not in (page.parent / "report.md").read_text()
+    assert {line.count(" | ") for line in scores.replace("\\|", "").splitlines()} == {
+        scores.splitlines()[1].count(" | ")
+    }
+    assert "_hidden" in (page.parent / "figures" / "curves-page.svg").read_text()
+    body = (page.parent / "tables" / "scores.tex").read_text().split("\\midrule")[1].split("\\bottomrule")[0]
+    rows = [row for row in body.strip().splitlines()]
+    assert len(rows) == len(labels) + 3  # base and two teachers
+    assert all(row.endswith("\\\\") and "🦊" not in row for row in rows)
+
+
+def test_a_damaged_study_or_comparison_among_runs_is_named(tmp_path: Path) -> None:
+    make_run(tmp_path, "sft", 0)
+    (make_study(tmp_path) / "summary.json").write_text("{")
+    (tmp_path / "comparison-x.json").write_text("[]")
+    problems = collect([tmp_path]).problems
+    assert any(problem.startswith("study a-study: damaged") for problem in problems)
+    assert any(problem.startswith("comparison-x.json: damaged") for problem in problems)
+
+
+@pytest.mark.parametrize("how", ["file", "below a file", "a folder in the way", "a link"])
+def test_an_output_that_cannot_be_is_refused(tmp_path: Path, how: str) -> None:
+    report = make(collect([make_run(tmp_path, "sft", 0)]))
+    out = tmp_path / "out"
+    if how == "a link":
+        out.mkdir()
+        (tmp_path / "outside").mkdir()
+        (out / "tables").symlink_to(tmp_path / "outside")
+    elif how == "a folder in the way":
+        (out / "index.html").mkdir(parents=True)
+    else:
+        out.write_text("")
+        out = out if how == "file" else out / "deeper"
+    with pytest.raises(Exception, match="report c") as caught:
+        write(report, out)
+    assert caught.type.__name__ in ("UsageError", "BenchError")
+    assert not (tmp_path / "outside" / "scores.csv").exists()
+
+
+def test_what_an_earlier_report_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for method in ("opd_analytic", "sft"):
+        make_run(tmp_path / "a", method, 0)
+        make_run(tmp_path / "a", method, 0, budget=9000)
+    make_run(tmp_path / "b", "sft", 0)
+    out = tmp_path / "out"
+    write(make(collect([tmp_path / "a"])), out)
+    assert (out / "tables" / "2-scores.csv").exists()
+    for kept in ("tables/mine.csv", "notes.txt"):
+        (out / kept).write_text("mine")
+    write(make(collect([tmp_path / "b"])), out)
+    assert not list(out.glob("*/2-*"))
+    assert (out / "tables" / "mine.csv").read_text() == (out / "notes.txt").read_text() == "mine"
