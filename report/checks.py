@@ -179,7 +179,8 @@ class Excess(Part):
 class ComparedLine(Part):
     label: Text
     runs: list[Text]
-    teacher_evaluations: Count | None
+    teacher_evaluations: float
+    """NaN where nobody knows."""
 
 
 class Compared(Part):

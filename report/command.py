@@ -19,7 +19,8 @@ def report(
     """Turn run records, and nothing else, into one page with tables and figures to paste."""
     from bench.errors import UsageError
     from report.evidence import collect
-    from report.page import make, write
+    from report.page import write
+    from report.sections import make
 
     if diff and paths:
         raise UsageError("--diff takes its two folders itself; leave the others out")

@@ -140,7 +140,7 @@ def _labels(content: dict, evidence: Evidence) -> list[str]:
     for line in lines:
         for name in line["runs"]:
             evidence.labels.setdefault(name, set()).add(line["label"])
-            if line["teacher_evaluations"] is not None:
+            if line["teacher_evaluations"] >= 0:  # and not NaN
                 evidence.teacher_costs[name] = line["teacher_evaluations"]
     return [name for line in lines for name in line["runs"]] + content.get("lines_without_result", [])
 

@@ -8,24 +8,8 @@ from markupsafe import Markup
 
 from bench.errors import BenchError, UsageError, one_line
 from bench.files import write_atomic
-from report.answer import answer, warnings
-from report.claims import gradient_claims, score_claims
-from report.evidence import Evidence
-from report.figures import (
-    Figure,
-    course_figure,
-    curves_figure,
-    draw_all,
-    gold_figure,
-    heat_figure,
-    scores_figure,
-)
-from report.gradients import excess_parts, noise_parts, pulls_table
-from report.lines import Line, Pool, apart, pools
-from report.studies import study_parts
-from report.style import MOST, Look, looks
-from report.table import Column, Table, unmarked
-from report.tables import PoolTables, pool_tables
+from report.figures import Figure, draw_all
+from report.table import Table, unmarked
 
 TITLE = "Comparison of multi-task post-training"
 PARTS = ("tables", "figures")
@@ -47,7 +31,7 @@ class Section:
         self.parts.append(Markup('<p class="{}">{}</p>').format(kind, text))
         self.markdown.append(f"{unmarked(text)}\n")
 
-    def list(self, lead: Markup, texts: "list[Markup]", kind: str = "answer") -> None:
+    def points(self, lead: Markup, texts: list[Markup], kind: str = "answer") -> None:
         """A sentence and what belongs to it."""
         items = Markup("").join(Markup("<li>{}</li>").format(text) for text in texts)
         whole = Markup('<div class="{}"><p>{}</p>{}</div>')
@@ -85,202 +69,6 @@ class Report:
 
 def _folded(title: str, body: Markup) -> Markup:
     return Markup("<details><summary>{}</summary>{}</details>").format(title, body)
-
-
-def make(evidence: Evidence) -> Report:
-    """The whole report from what was found."""
-    report, found = Report(), pools(evidence)
-    made = [(pool, pool_tables(pool, _prefix(i))) for i, pool in enumerate(found)]
-    pictures = _pictures(report, made, evidence)  # first: it finds out what cannot be read
-    report.sections = [
-        _answers(made, evidence), _scores(report, made), _curves(report, made), _gradients(report, evidence),
-        _forgetting(report, made), _interference(report, made, evidence), _gold(report, made), _ablations(report, made),
-        _sweeps(report, evidence), pictures, _claims(report, made, evidence), _provenance(report, made),
-    ]  # fmt: skip
-    report.sections = [section for section in report.sections if section.parts]
-    return report
-
-
-def _prefix(index: int) -> str:
-    return "" if index == 0 else f"{index + 1}-"
-
-
-Made = list[tuple[Pool, PoolTables]]
-
-
-def _answers(made: Made, evidence: Evidence) -> Section:
-    section = Section("The answer")
-    if not any(pool.lines for pool, _ in made):
-        section.say("No finished run was found yet. What is under way or failed is named below.", "answer")
-    for place in dict.fromkeys(pool.place for pool, _ in made if pool.lines):
-        section.head(f"On {place}")
-        for pool, tables in made:
-            if pool.place == place and pool.lines:
-                section.list(*answer(pool, tables))
-    if texts := warnings([pool for pool, _ in made], evidence):
-        section.list(Markup("To know before reading on:"), texts, "warn")
-    return section
-
-
-def _scores(report: Report, made: Made) -> Section:
-    section = Section("Scores and cost")
-    if any(len(pool.lines) > MOST for pool, _ in made):
-        section.say(f"Figures show the {MOST} best lines by mean score; the tables hold all.", "note")
-    for pool, tables in made:
-        if not pool.lines:
-            continue
-        frame, look = tables.scores.frame(), _looks(pool, tables, pool.lines)
-        heads = {c.key: c.head for c in tables.scores.columns}
-        figure = scores_figure(frame, list(pool.tasks), heads, look, tables.scores.name)
-        report.show(section, tables.scores, figure, tables.cost)
-    return section
-
-
-def _curves(report: Report, made: Made) -> Section:
-    section = Section("Anytime curves")
-    for pool, tables in made:
-        if tables.curves.rows:
-            frame = tables.curves.frame()
-            # A line evaluated at its end only has no course; one that trains nothing is a point to compare with.
-            points = frame.groupby("line")["share"].nunique()
-            drawn = [line for line in pool.lines if points.get(line.label, 0) > 1 or not line.training_evaluations]
-            if any(line.training_evaluations for line in drawn):
-                look = _looks(pool, tables, drawn)
-                report.show(section, curves_figure(frame, list(pool.tasks), look, tables.curves.name))
-            report.show(section, tables.curves, folded=True)
-    return section
-
-
-def _gradients(report: Report, evidence: Evidence) -> Section:
-    section = Section("Gradient noise")
-    for index, (path, probes) in enumerate(evidence.probes):
-        report.show(section, *noise_parts(path.stem, probes, f"gradient-{index + 1}"))
-    for index, (path, rows) in enumerate(evidence.excess):
-        report.show(section, *excess_parts(path.stem, rows, f"excess-{index + 1}"))
-    return section
-
-
-def _forgetting(report: Report, made: Made) -> Section:
-    section = Section("Forgetting")
-    for pool, tables in made:
-        if tables.forgetting.rows:
-            frame, lines = tables.forgetting.frame(), list(_looks(pool, tables, pool.lines))
-            report.show(section, heat_figure(frame, list(pool.tasks), lines, tables.forgetting.name))
-            report.show(section, tables.forgetting, folded=True)
-            report.show(section, tables.course, folded=True)
-    return section
-
-
-def _interference(report: Report, made: Made, evidence: Evidence) -> Section:
-    section = Section("Interference")
-    for pool, tables in made:
-        if tables.interference:
-            frame = tables.interference.frame()
-            title = "Cosine between tasks' gradients along training."
-            name = tables.interference.name
-            look = _looks(pool, tables, pool.lines)
-            report.show(section, course_figure(frame, "pair", "cosine", look, name, title, "cosine"))
-            report.show(section, tables.interference, folded=True)
-    for index, (path, probes) in enumerate(evidence.probes):
-        report.show(section, pulls_table(path.stem, probes, f"interference-{index + 1}"), folded=True)
-    return section
-
-
-def _gold(report: Report, made: Made) -> Section:
-    section = Section("Over-optimisation")
-    for pool, tables in made:
-        if tables.over_optimisation:
-            frame, name = tables.over_optimisation.frame(), tables.over_optimisation.name
-            report.show(section, gold_figure(frame, _looks(pool, tables, pool.lines), name))
-            report.show(section, tables.over_optimisation, folded=True)
-    return section
-
-
-def _ablations(report: Report, made: Made) -> Section:
-    section = Section("Ablations")
-    for index, (pool, tables) in enumerate(made):
-        reference = pool.reference()
-        peers = [x for x in pool.lines if reference and x.method == reference.method and x is not reference]
-        if not peers or pool.whole:
-            continue
-        against = f"minus {reference.label}"
-        table = Table(
-            f"{_prefix(index)}ablations", f"{reference.method} with other settings: {pool.title}",
-            f"Mean score minus that of {reference.label}, paired by seed and prompt; Holm's correction over all lines "
-            "of the table of scores.",
-            [Column("line", "line"), Column("against", against, "change"), Column("p", "p (Holm)", "p")],
-        )  # fmt: skip
-        for line in peers:
-            gap = tables.standings[line.label].against_reference
-            table.rows.append({"line": line.label, "against": gap, "p": gap.p})
-        report.show(section, table)
-    return section
-
-
-def _sweeps(report: Report, evidence: Evidence) -> Section:
-    section = Section("Sweeps")
-    for _, study in evidence.studies:
-        report.show(section, *study_parts(study))
-        if command := study.get("command"):
-            section.say(Markup("The best trial again: <code>{}</code>").format(command), "note")
-    return section
-
-
-def _pictures(report: Report, made: Made, evidence: Evidence) -> Section:
-    section = Section("Pictures")
-    pictured = [(i, pool) for i, (pool, _) in enumerate(made) if any(pool.pictured.values())]
-    if pictured:
-        from report.pictures import grids  # reads pictures with torch, which the rest does without
-
-        for i, pool in pictured:
-            for table, grid in grids(pool, _prefix(i), evidence.problems):
-                report.show(section, grid)
-                report.show(section, table, folded=True)
-    if any(pool.lines for pool, _ in made) and not section.parts:
-        section.say("No run kept its pictures; --set evaluation.pictures=true on bench run and compare does.", "note")
-    return section
-
-
-def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
-    section = Section("Claims of the paper")
-    table = Table(
-        "claims", "Claims of DiffusionOPD (arXiv 2605.15055) in these records",
-        "holds: the whole 95% interval is on the claimed side; does not hold: it is on the other; else undecided. "
-        "Where rivals or gradients are compared, Holm's correction over all of them must agree; the other claims are "
-        "tested one by one.",
-        [Column("where", "where"), Column("claim", "claim"), Column("quantity", "tested quantity"),
-         Column("effect", "effect", "change"), Column("verdict", "verdict")],
-    )  # fmt: skip
-    places = {pool.place: [other for other, _ in made if other.place == pool.place] for pool, _ in made if pool.lines}
-    found = [
-        (place, score_claims([line for line, _ in apart(members)], members[0].tasks))
-        for place, members in places.items()
-    ]
-    found += [(path.stem, gradient_claims(probes)) for path, probes in evidence.probes]
-    for where, verdicts in found:
-        for v in verdicts:
-            table.rows.append({
-                "where": where, "claim": v.claim, "quantity": v.quantity, "effect": v.effect, "verdict": v.verdict,
-            })  # fmt: skip
-    report.show(section, table)
-    return section
-
-
-def _provenance(report: Report, made: Made) -> Section:
-    section = Section("Where every number comes from")
-    for _, tables in made:
-        report.show(section, tables.overview)
-        report.show(section, tables.runs, folded=True)
-    return section
-
-
-def _looks(pool: Pool, tables: PoolTables, lines: list[Line]) -> dict[str, Look]:
-    """How lines are drawn, the same in every figure of a pool: looks are given to all, the best MOST are kept."""
-    look = looks([(line.label, line.method) for line in pool.lines])
-    means = {row["line"]: row["mean"].value for row in tables.scores.rows if row.get("mean")}
-    ranked = sorted(lines, key=lambda line: (line.label != tables.reference, -means.get(line.label, 0.0)))
-    kept = {line.label for line in ranked[:MOST]}
-    return {line.label: look[line.label] for line in lines if line.label in kept}
 
 
 def write(report: Report, folder: Path, title: str = TITLE) -> Path:

@@ -5,14 +5,14 @@ import math
 import pandas as pd
 
 from report.figures import Figure, says
-from report.table import Column, Kind, Table, slug
+from report.table import Column, Kind, Table
 
 
-def study_parts(study: dict) -> list[Table | Figure]:
-    """Tables and figures of one study's summary.json; a study without a finished trial has none."""
+def study_parts(study: dict, name: str) -> list[Table | Figure]:
+    """Tables and figures of one study's summary.json, named after `name`; a study without a finished trial has none."""
     if not study["complete"]:
         return []
-    objectives, name = study["objectives"], f"study-{slug(study['study'])}"
+    objectives = study["objectives"]
     chosen = {trial["trial"] for trial in (study["best"] if len(objectives) > 1 else study["best"][:1])}
     trials = _trials(study, name, chosen)
     frame = trials.frame().sort_values("trial")

@@ -14,7 +14,7 @@ from bench.comparison import print_standings
 from bench.standing import Standing, standings
 from report.evidence import collect
 from report.lines import Line, pools
-from report.page import make
+from report.sections import make
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "reference" / "micro"

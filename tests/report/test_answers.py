@@ -9,7 +9,7 @@ import pytest
 from report.diff import difference
 from report.evidence import collect
 from report.lines import pools
-from report.page import make
+from report.sections import make
 from tests.report.synthetic import STRATA, TASKS, make_run
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from report.evidence import collect
-from report.page import make, write
+from report.page import write
+from report.sections import make
 from tests.report.synthetic import make_probes, make_run, make_study
 from tests.report.test_numbers import UGLY
 

@@ -9,7 +9,8 @@ import pytest
 
 from bench.errors import UsageError
 from report.evidence import collect
-from report.page import make, write
+from report.page import write
+from report.sections import make
 from tests.report.synthetic import make_probes, make_run, make_study
 
 UGLY = [
@@ -191,3 +192,10 @@ def test_what_an_earlier_report_left_is_removed_and_nothing_else(tmp_path: Path)
     write(make(collect([tmp_path / "b"])), out)
     assert not list(out.glob("*/2-*"))
     assert (out / "tables" / "mine.csv").read_text() == (out / "notes.txt").read_text() == "mine"
+
+
+def test_two_studies_of_one_name_keep_apart(tmp_path: Path) -> None:
+    folders = [make_study(tmp_path / side, "same", objectives=("ocr",)) for side in "ab"]
+    page = write(make(collect(folders)), tmp_path / "out")
+    tables = {path.stem for path in (page.parent / "tables").glob("*.csv")}
+    assert {"study-same", "study-same-2"} <= tables

@@ -64,6 +64,15 @@ def test_a_comparisons_label_holds_unless_two_disagree(tmp_path: Path) -> None:
     assert [line.label for line in pool.lines] == ["sft lr=2", "short"]
 
 
+def test_what_teachers_cost_may_be_unknown(tmp_path: Path) -> None:
+    name = make_run(tmp_path, "sft", 0).name
+    line = {"label": "sft", "runs": [name], "teacher_evaluations": float("nan")}
+    (tmp_path / "comparison-a.json").write_text(json.dumps({"lines": [line]}))
+    evidence = collect([tmp_path / "comparison-a.json"])
+    assert evidence.problems == []
+    assert pools(evidence)[0].lines[0].teacher_evaluations == 1000  # the run's own record knows
+
+
 def test_a_seed_found_twice_counts_once_and_is_named(tmp_path: Path) -> None:
     for side in ("a", "b"):
         make_run(tmp_path / side, "sft", 0)

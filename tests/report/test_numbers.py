@@ -14,7 +14,8 @@ from bench.errors import UsageError
 from report.diff import difference
 from report.evidence import collect
 from report.lines import pools
-from report.page import make, write
+from report.page import write
+from report.sections import make
 from tests.report.synthetic import TASKS, make_probes, make_run, make_study
 
 UGLY = "<script>alert('x')</script> \"quotes\" & 🦊 עברית " + "long " * 400

@@ -9,8 +9,9 @@ import pytest
 
 from report.evidence import collect
 from report.lines import pools
-from report.page import make, write
+from report.page import write
 from report.pictures import LINES, grids
+from report.sections import make
 from tests.report.synthetic import TASKS, make_run, paint
 
 
