@@ -187,7 +187,14 @@ _SPECIAL = {
 }  # fmt: skip
 
 
+_LATIN = 0x250
+"""What pdflatex sets without further packages ends here, but for some punctuation."""
+
+
 def _tex(text: str) -> str:
-    """One line; what no LaTeX font has (emoji and the like) is a question mark."""
-    kept = (letter if ord(letter) < 0x10000 and letter.isprintable() else "?" for letter in " ".join(text.split()))
-    return "".join(_SPECIAL.get(letter, letter) for letter in kept)
+    """One line; what pdflatex cannot set (emoji, other scripts) is a question mark."""
+    shown = ""
+    for letter in " ".join(text.split()):
+        known = (ord(letter) < _LATIN and letter.isprintable()) or letter in _SPECIAL or letter in "—‘’“”…"
+        shown += _SPECIAL.get(letter, letter) if known else "?"
+    return "{}" + shown if shown.startswith("[") else shown  # after a row's end it would be the end's own argument
