@@ -144,14 +144,14 @@ def as_json(probe: Probe, student: str) -> dict:
         "all": _numbers(probe.noise),
         "by_sigma": [{"sigma": sigma} | _numbers(noise) for sigma, noise in probe.by_sigma.items()],
         "cosine_to_reference": probe.cosine,
-        "mean_over_first": [probe.slope.value, probe.slope.low, probe.slope.high],
+        "mean_over_first": probe.slope.numbers(),
         "interference": probe.interference,
     }
 
 
 def _numbers(noise: GradientNoise) -> dict:
     return {
-        "snr": [noise.snr.value, noise.snr.low, noise.snr.high],
+        "snr": noise.snr.numbers(),
         "signal": noise.moments.signal,
         "trace": noise.moments.trace,
         "trace_from_states": noise.moments.from_states,

@@ -22,6 +22,10 @@ class Estimate:
         """Nothing was measured."""
         return cls(*[float("nan")] * 3)
 
+    def numbers(self) -> list[float]:
+        """As records hold it: value, low, high."""
+        return [self.value, self.low, self.high]
+
     def __str__(self) -> str:
         interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.low == self.low else ""
         return f"{self.value:.3f}{interval}"

@@ -98,16 +98,15 @@ def excess(lab: Lab, task: str, steps: list[int], states: int, draws: int) -> li
 
 def as_json(task: str, kernel: str, eta: float, student: str, draws: int, rows: list[Excess]) -> dict:
     """Plain numbers, as `bench report` reads them."""
-    numbers = lambda e: [e.value, e.low, e.high]  # noqa: E731
     levels = [
-        {"sigma": row.sigma, "measured": row.measured, "predicted": row.predicted, "ratio": numbers(row.ratio),
+        {"sigma": row.sigma, "measured": row.measured, "predicted": row.predicted, "ratio": row.ratio.numbers(),
          "snr": row.snr}
         for row in rows
     ]  # fmt: skip
     whole = over_states(np.mean([row.ratios for row in rows], 0))
     return {
         "task": task, "kernel": kernel, "eta": eta, "student": student, "states": len(rows[0].ratios), "draws": draws,
-        "by_sigma": levels, "ratio": numbers(whole),
+        "by_sigma": levels, "ratio": whole.numbers(),
     }  # fmt: skip
 
 

@@ -138,8 +138,7 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
     verdicts = []
     for (claim, _), effect, p in zip(found, effects, holm([effect.p for effect in effects])):
         verdict = judge(claim, "mean score over tasks, OPD minus rival, above 0", effect)
-        one_seed = replace(verdict, verdict="undecided", quantity=f"{verdict.quantity}; one seed decides nothing")
-        verdicts.append(one_seed if np.isnan(p) else corrected(verdict, p))
+        verdicts.append(_of_one_seed(verdict) if np.isnan(p) else corrected(verdict, p))
     return verdicts
 
 
@@ -160,20 +159,21 @@ def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
 
 def _of_seeds(verdict: Verdict, line: Line) -> Verdict:
     """The verdict, if it is more than one seed's."""
-    if len(line.records) > 1:
-        return verdict
+    return verdict if len(line.records) > 1 else _of_one_seed(verdict)
+
+
+def _of_one_seed(verdict: Verdict) -> Verdict:
     return replace(verdict, verdict="undecided", quantity=f"{verdict.quantity}; one seed decides nothing")
 
 
-def cascade_claims(cascade: Line, tasks: tuple[str, ...]) -> list[Verdict]:
+def cascade_claims(cascade: Line) -> list[Verdict]:
     """Earlier stages' tasks fall while later ones are trained."""
     verdicts = []
-    order = cascade.records[0].spec["params"].get("order") or tasks
     runs = [r.evaluations for r in cascade.records]
-    for i, task in enumerate(order[:-1]):
-        change = forgetting(runs, task, own_stage_end=(i + 1) / len(order)).change_after_own_stage
+    for stage, (task, end) in enumerate(cascade.stage_ends.items(), 1):
+        change = forgetting(runs, task, own_stage_end=end).change_after_own_stage
         if change is not None:
-            claim = f"{cascade.label} forgets: {task}, trained in stage {i + 1}"
+            claim = f"{cascade.label} forgets: {task}, trained in stage {stage}"
             verdict = judge(claim, "end minus end of its own stage, below 0", change, above=False)
             verdicts.append(_of_seeds(verdict, cascade))
     return verdicts
@@ -210,6 +210,5 @@ def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     if opd:
         verdicts += rival_claims(opd, lines, tasks) + match_claims(opd, tasks)
     for line in lines:
-        if line.method == "cascade":
-            verdicts += cascade_claims(line, tasks)
+        verdicts += cascade_claims(line)
     return verdicts + (sampler_claims(opd, lines) if opd else [])

@@ -3,7 +3,7 @@
 import numpy as np
 from markupsafe import Markup
 
-from bench.records import Record, model_rows, score
+from bench.records import Record, model_rows
 from bench.standing import against
 from bench.stats import holm
 from report.claims import ALPHA
@@ -11,7 +11,7 @@ from report.evidence import Evidence
 from report.lines import Line, Pool, pools
 from report.page import Report, Section
 from report.table import Column, Table, number
-from report.tables import seconds
+from report.tables import seconds, student_score
 
 VERDICTS = MOVED, SAME, OPEN = "moved", "identical", "no clear change"
 
@@ -30,13 +30,13 @@ def difference(before: Evidence, after: Evidence) -> Report:
             Column("seconds", "seconds, second over first", "ratio"),
         ],
     )  # fmt: skip
-    firsts, seconds = (_by_identity(evidence) for evidence in (before, after))
+    firsts, others = (_by_identity(evidence) for evidence in (before, after))
     apart = []
     for key, (pool, line) in firsts.items():
-        if key in seconds and not (rows := _rows(pool, line, seconds[key][1])):
-            apart.append(line.label)
-        elif key in seconds:
+        if key in others:
+            rows = _rows(pool, line, others[key][1])
             table.rows += rows
+            apart += [] if rows else [line.label]
     for row, p in zip(table.rows, holm([row["change"].p for row in table.rows])):
         row["p"] = p
         row["verdict"] = row["verdict"] or (MOVED if p < ALPHA else OPEN)
@@ -47,7 +47,7 @@ def difference(before: Evidence, after: Evidence) -> Report:
     )  # fmt: skip
     said = [Markup("{}: {}").format(row["verdict"], number(row["count"], "count")) for row in counts.rows]
     section.say(Markup("Of the lines and tasks that both sets have, {}.").format(Markup(", ").join(said)), "answer")
-    for name, mine, theirs in (("first", firsts, seconds), ("second", seconds, firsts)):
+    for name, mine, theirs in (("first", firsts, others), ("second", others, firsts)):
         only = sorted(line.label for key, (_, line) in mine.items() if key not in theirs)
         if only:
             section.say(f"Only in the {name} set: {', '.join(only)}.", "warn")
@@ -80,16 +80,12 @@ def _rows(pool: Pool, first: Line, second: Line) -> list[dict]:
         values = [model_rows([r.summary for r in records], "student", task)[0] for records in pairs]
         change = against(pairs[1], pairs[0], (task,))
         rows.append({
-            "line": first.label, "task": task, "seeds": len(common), "first": _mean(pairs[0], task),
-            "second": _mean(pairs[1], task), "change": change,
+            "line": first.label, "task": task, "seeds": len(common), "first": student_score(pairs[0], task),
+            "second": student_score(pairs[1], task), "change": change,
             "verdict": SAME if np.array_equal(*values) else "",
             "seconds": clocks[1] / clocks[0] if clocks[0] else None,
         })  # fmt: skip
     return rows
-
-
-def _mean(records: list[Record], task: str) -> float:
-    return float(np.mean([score(r.summary["models"]["student"][task]) for r in records]))
 
 
 def _seed(record: Record) -> int:

@@ -75,7 +75,7 @@ def collect(paths: list[Path]) -> Evidence:
             raise UsageError(f"{path} is not there")
         if path.is_file():
             _file(path, evidence, reader)
-        elif (path / "spec.json").is_file():
+        elif _is_run(path):
             _run(path, evidence, reader)
         elif _is_study(path):
             try:

@@ -126,10 +126,39 @@ def says(artist, texts: list[str]) -> None:
     artist.set_gid("says:" + SEPARATOR.join(texts))
 
 
+def draw_curve(axes, x, y, style: Look, texts: list[str]) -> None:
+    """A line's course, its points with what they tell."""
+    (curve,) = axes.plot(x, y, marker=style.marker, color=style.colour)
+    if style.dashes:
+        curve.set_dashes(style.dashes)
+    says(curve, texts)
+
+
+def draw_intervals(axes, frame: pd.DataFrame, by: str, key: str, look: dict[str, Look], called: str = "") -> None:
+    """A row of the axes for each of the frame: the value of a column with its interval, named by another column."""
+    for y, row in enumerate(frame.to_dict("records")):
+        style, value, low, high = look[row[by]], row[key], row[f"{key}_low"], row[f"{key}_high"]
+        axes.plot([low, high], [y, y], "-", color=style.colour)
+        (mark,) = axes.plot([value], [y], style.marker, color=style.colour)
+        says(mark, [f"{row[by]}{called}: {value!r} [{low!r}, {high!r}]"])
+    axes.set(yticks=range(len(frame)), ylim=(len(frame) - 0.5, -0.5))
+    axes.set_yticklabels(frame[by])
+
+
+def _columns(narrow: bool) -> int:
+    """Of a legend."""
+    return 1 if narrow else 3
+
+
+def _room(lines: list[str], narrow: bool) -> float:
+    """Inches that the legend takes."""
+    return 0.14 * math.ceil(len(lines) / _columns(narrow)) + 0.2
+
+
 def _legend(figure, axes, lines: list[str], narrow: bool) -> None:
     """Below the panels; the lines' curves are the first of the axes, in their order."""
     labels = [f" {line}" if line.startswith("_") else line for line in lines]  # matplotlib leaves those out
-    figure.legend(axes.get_lines()[: len(lines)], labels, loc="outside lower center", ncols=1 if narrow else 3)
+    figure.legend(axes.get_lines()[: len(lines)], labels, loc="outside lower center", ncols=_columns(narrow))
 
 
 def scores_figure(
@@ -149,14 +178,8 @@ def scores_figure(
             *shape, figsize=(width, height * len(keys) if narrow else height), sharey=not narrow, squeeze=False
         )
         for axes, key in zip(grid.flat, keys):
-            for y, row in enumerate(rows.to_dict("records")):
-                style = look[row["line"]]
-                value, low, high = row[key], row[f"{key}_low"], row[f"{key}_high"]
-                axes.plot([low, high], [y, y], "-", color=style.colour)
-                (mark,) = axes.plot([value], [y], style.marker, color=style.colour)
-                says(mark, [f"{row['line']}, {key}: {value!r} [{low!r}, {high!r}]"])
-            axes.set(title=heads.get(key, "mean score"), yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
-            axes.set_yticklabels(rows["line"])
+            draw_intervals(axes, rows, "line", key, look, f", {key}")
+            axes.set(title=heads.get(key, "mean score"))
         return figure
 
     best = rows.loc[rows["mean"].idxmax()]
@@ -173,23 +196,16 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
 
         narrow = width < 5
         shape = (len(tasks), 1) if narrow else (2, len(tasks))
-        legend = 0.14 * math.ceil(len(lines) / (1 if narrow else 3)) + 0.2
-        height = (1.7 * len(tasks) if narrow else 3.6) + legend
+        height = (1.7 * len(tasks) if narrow else 3.6) + _room(lines, narrow)
         figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)
         axes_of = ("evaluations",) if narrow else ("evaluations", "seconds")  # a column has no room for both
         panels = [(task, axis) for axis in axes_of for task in tasks]
         for axes, (task, axis) in zip(grid.flat, panels):
             for label in lines:
                 points = frame[(frame["line"] == label) & (frame["task"] == task)]
-                style = look[label]
                 scale = 1000 if axis == "evaluations" else 1
-                (curve,) = axes.plot(
-                    points[axis] / scale, points["score"], marker=style.marker, color=style.colour, label=label
-                )
-                if style.dashes:
-                    curve.set_dashes(style.dashes)
                 said = [f"{label}, {task}: {row.score!r} at {row[axis]!r} {axis}" for _, row in points.iterrows()]
-                says(curve, said)
+                draw_curve(axes, points[axis] / scale, points["score"], look[label], said)
             unit = "training evaluations (thousands)" if axis == "evaluations" else "training and scoring (s)"
             axes.set(title=task, xlabel=unit, ylabel="score")
         _legend(figure, grid.flat[0], lines, narrow)
@@ -241,24 +257,20 @@ def course_figure(
     def draw(width: float):
         import matplotlib.pyplot as plt
 
-        columns = 1 if width < 5 else min(3, len(groups))
+        narrow = width < 5
+        columns = 1 if narrow else min(3, len(groups))
         rows = math.ceil(len(groups) / columns)
-        legend = 0.14 * math.ceil(len(lines) / (1 if width < 5 else 3)) + 0.2
-        figure, grid = plt.subplots(rows, columns, figsize=(width, 1.7 * rows + legend), squeeze=False, sharey=True)
+        size = (width, 1.7 * rows + _room(lines, narrow))
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
         for axes in grid.flat[len(groups) :]:
             axes.remove()
         for axes, group in zip(grid.flat, groups):
             for line in lines:
                 points = frame[(frame["line"] == line) & (frame[by] == group)]
-                style = look[line]
-                (curve,) = axes.plot(
-                    points["share"], points[value], marker=style.marker, color=style.colour, label=line
-                )
-                if style.dashes:
-                    curve.set_dashes(style.dashes)
-                says(curve, [f"{line}, {group}: {row[value]!r} at {row['share']:.0%}" for _, row in points.iterrows()])
+                said = [f"{line}, {group}: {row[value]!r} at {row['share']:.0%}" for _, row in points.iterrows()]
+                draw_curve(axes, points["share"], points[value], look[line], said)
             axes.set(title=group, xlabel="share of budget", ylabel=label)
-        _legend(figure, grid.flat[0], lines, width < 5)
+        _legend(figure, grid.flat[0], lines, narrow)
         return figure
 
     return Figure(name, title, f"{title} {len(lines)} lines, {len(groups)} panels.", draw)
@@ -271,17 +283,17 @@ def gold_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure
     def draw(width: float):
         import matplotlib.pyplot as plt
 
-        legend = 0.14 * math.ceil(len(lines) / (1 if width < 5 else 3)) + 0.2
-        figure, axes = plt.subplots(figsize=(width, 2.8 + legend))
+        narrow = width < 5
+        figure, axes = plt.subplots(figsize=(width, 2.8 + _room(lines, narrow)))
         for line in lines:
-            points, style = frame[frame["line"] == line], look[line]
-            (path,) = axes.plot(points["proxy"], points["gold"], marker=style.marker, color=style.colour, label=line)
-            if style.dashes:
-                path.set_dashes(style.dashes)
-            says(path, [f"{line} at {row['share']:.0%}: reward {row['proxy']!r}, utility {row['gold']!r}"
-                        for _, row in points.iterrows()])  # fmt: skip
+            points = frame[frame["line"] == line]
+            said = [
+                f"{line} at {row['share']:.0%}: reward {row['proxy']!r}, utility {row['gold']!r}"
+                for _, row in points.iterrows()
+            ]
+            draw_curve(axes, points["proxy"], points["gold"], look[line], said)
         axes.set(xlabel="reward (held-out score)", ylabel="known utility (score)")
-        _legend(figure, axes, lines, width < 5)
+        _legend(figure, axes, lines, narrow)
         return figure
 
     return Figure(

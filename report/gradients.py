@@ -3,7 +3,7 @@
 import pandas as pd
 
 from bench.stats import Estimate
-from report.figures import Figure, says
+from report.figures import Figure, draw_curve, draw_intervals, says
 from report.style import Look, looks
 from report.table import Column, Table
 
@@ -110,21 +110,13 @@ def _noise_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figu
         shape, height = ((panels, 1), height * panels) if narrow else ((1, panels), height)
         figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)
         axes = grid.flat[0]
-        for y, row in enumerate(whole.to_dict("records")):
-            style = look[row["label"]]
-            axes.plot([row["snr_low"], row["snr_high"]], [y, y], "-", color=style.colour)
-            (mark,) = axes.plot([row["snr"]], [y], style.marker, color=style.colour)
-            says(mark, [f"{row['label']}: {row['snr']!r} [{row['snr_low']!r}, {row['snr_high']!r}]"])
-        axes.set(yticks=range(len(whole)), xlabel="signal to noise ratio", ylim=(len(whole) - 0.5, -0.5))
-        axes.set_yticklabels(whole["label"])
+        draw_intervals(axes, whole, "label", "snr", look)
+        axes.set(xlabel="signal to noise ratio")
         if len(levels):
             for label in whole["label"]:
-                points, style = levels[levels["label"] == label], look[label]
-                sigmas = points["sigma"].astype(float)
-                (curve,) = grid.flat[1].plot(sigmas, points["snr"], marker=style.marker, color=style.colour)
-                if style.dashes:
-                    curve.set_dashes(style.dashes)
-                says(curve, [f"{label}, sigma {row['sigma']:g}: {row['snr']!r}" for _, row in points.iterrows()])
+                points = levels[levels["label"] == label]
+                said = [f"{label}, sigma {row['sigma']:g}: {row['snr']!r}" for _, row in points.iterrows()]
+                draw_curve(grid.flat[1], points["sigma"].astype(float), points["snr"], look[label], said)
             grid.flat[1].set(xlabel="noise level sigma", ylabel="signal to noise ratio")
         return figure
 

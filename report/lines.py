@@ -51,6 +51,15 @@ class Line:
     def total_evaluations(self) -> float:
         return self.training_evaluations + self.teacher_evaluations
 
+    @property
+    def stage_ends(self) -> dict[str, float]:
+        """Task -> share of the budget at which its stage of a cascade ends; without the last, and empty for others."""
+        if self.method != "cascade":
+            return {}
+        first = self.records[0]
+        order = first.spec["params"].get("order") or tuple(first.summary["models"]["student"])
+        return {task: (place + 1) / len(order) for place, task in enumerate(order[:-1])}
+
 
 @dataclass
 class Pool:

@@ -118,7 +118,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
     for name in before:
         if name not in files and re.fullmatch(r"(tables|figures)/[A-Za-z0-9_.-]+", name):
             (folder / name).unlink(missing_ok=True)
-    write_atomic(listed, ("\n".join(sorted({*before, *files} if before else files)) + "\n").encode())
+    write_atomic(listed, ("\n".join(sorted({*before, *files})) + "\n").encode())
     for name, content in files.items():
         write_atomic(folder / name, content)
     write_atomic(listed, ("\n".join(sorted(files)) + "\n").encode())

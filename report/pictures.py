@@ -215,7 +215,6 @@ def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tu
     figure = plt.figure(figsize=(width, side * tall))
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, len(columns)), ylim=(tall, 0))
     axes.set_axis_off()
     points = min(7.0, 8.5 * side)
     for j, column in enumerate(columns):
@@ -230,5 +229,5 @@ def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tu
             place = (j + 0.03, j + 0.97, top + 0.97, top + 0.03)
             if picture is not None:
                 axes.imshow(picture, extent=place, interpolation="nearest", aspect="auto")
-    axes.set(xlim=(0, len(columns)), ylim=(tall, 0))
+    axes.set(xlim=(0, len(columns)), ylim=(tall, 0))  # at last: every picture moves the limits
     return figure

@@ -34,13 +34,6 @@ class PoolTables:
     standings: dict[str, Standing]
     reference: str
 
-    def all(self) -> list[Table]:
-        found = [
-            self.overview, self.scores, self.cost, self.curves, self.forgetting, self.course, self.interference,
-            self.over_optimisation, self.runs,
-        ]  # fmt: skip
-        return [table for table in found if table is not None and table.rows]
-
 
 def pool_tables(pool: Pool, prefix: str) -> PoolTables:
     """Every table of a pool; their names begin with `prefix`."""
@@ -147,7 +140,7 @@ def _clear_winner(pool: Pool, key: str) -> int | None:
     if len(pool.lines) < 2:
         return None
     tasks = pool.tasks if key == "mean" else (key,)
-    means = [float(np.mean([_score(line, task) for task in tasks])) for line in pool.lines]
+    means = [float(np.mean([student_score(line.records, task) for task in tasks])) for line in pool.lines]
     best = int(np.argmax(means))
     gaps = [against(pool.lines[best].records, line.records, tasks) for i, line in enumerate(pool.lines) if i != best]
     # One common seed says nothing of the methods: its p is NaN. Common seeds may also tell the other way round.
@@ -155,8 +148,9 @@ def _clear_winner(pool: Pool, key: str) -> int | None:
     return best if clear and all(gap.value > 0 for gap in gaps) else None
 
 
-def _score(line: Line, task: str) -> float:
-    return float(np.mean([score(r.summary["models"]["student"][task]) for r in line.records]))
+def student_score(records: list[Record], task: str) -> float:
+    """The student's score at the end, mean over runs."""
+    return float(np.mean([score(r.summary["models"]["student"][task]) for r in records]))
 
 
 def _references(pool: Pool) -> list[tuple[str, list[dict], str]]:
@@ -238,21 +232,10 @@ def falls(pool: Pool, prefix: str) -> Table:
     )  # fmt: skip
     for line in pool.lines:
         for task in pool.tasks:
-            found = forgetting([r.evaluations for r in line.records], task, _stage_end(line, task))
+            found = forgetting([r.evaluations for r in line.records], task, line.stage_ends.get(task))
             since = found.change_after_own_stage
             table.rows.append({"line": line.label, "task": task, "drop": found.drop_from_best, "since_stage": since})
     return table
-
-
-def _stage_end(line: Line, task: str) -> float | None:
-    """Share of the budget at which a cascade's stage of the task ends; None for other methods, and for the last."""
-    if line.method != "cascade":
-        return None
-    order = line.records[0].spec["params"].get("order") or line.records[0].spec["tasks"]
-    if task not in order:
-        return None
-    place = list(order).index(task) + 1
-    return place / len(order) if place < len(order) else None
 
 
 def course(pool: Pool, prefix: str) -> Table:

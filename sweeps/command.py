@@ -32,6 +32,11 @@ def sweep(
 
     spec, where = read_study(study), placement(executor, profile, slurm)
     place = Place(results_root(results) / spec.name, storage)
+
+    def close(found) -> None:
+        show(spec, summarise(spec, found, place), place)
+        write_report(place.folder, place.folder / "report")
+
     if where.executor == "inline":
         if workers > 1:
             raise UsageError("several workers need --executor local or slurm")
@@ -39,8 +44,7 @@ def sweep(
 
         console = Console(stderr=True, highlight=False)
         found = work(spec, place, lambda text: console.print(text, soft_wrap=True))
-        show(spec, summarise(spec, found, place), place)
-        write_report(place.folder, place.folder / "report")
+        close(found)
         return
     from bench.dispatch import dispatch
     from bench.launches import Job
@@ -51,7 +55,6 @@ def sweep(
     jobs = [Job(f"worker {index}", words) for index in range(workers)]
     device = spec.run(spec.example(), spec.seed_list[0]).device
     failures = dispatch(jobs, place.folder, where, device, lambda label, error: print(f"{label}: {error or 'done'}"))
-    show(spec, summarise(spec, found, place), place)
-    write_report(place.folder, place.folder / "report")
+    close(found)
     if failures and not complete(spec, found):  # one worker's death is nothing where the others did the work
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
