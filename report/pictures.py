@@ -18,7 +18,8 @@ from report.checks import legible
 from report.evidence import Found
 from report.figures import Figure
 from report.lines import Line, Pool
-from report.table import Column, Table, number, plain, slug
+from report.table import Column, Table, number, plain, slugs
+from report.tables import student_score
 
 SPACED, LINES = 4, 8
 """Prompts at equal distances; most lines that one grid shows."""
@@ -102,16 +103,16 @@ def grids(pool: Pool, prefix: str, problems: list[str]) -> list[tuple[Table, Gri
     What cannot be read is named in `problems`.
     """
     found = []
-    for task in pool.tasks:
+    for name, task in zip(slugs(pool.tasks), pool.tasks):
         lines, references = _columns(pool, task, problems)
         if lines:
-            found.append(_grid(pool, task, lines, references, prefix, problems))
+            found.append(_grid(pool, task, lines, references, f"{prefix}pictures-{name}", problems))
     return found
 
 
 def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tuple[Line, Shown]], list[Shown]]:
     """Lines that kept pictures, best first, and the base and the task's own teacher."""
-    ranked = sorted(pool.lines, key=lambda line: -_mean(line, task))
+    ranked = sorted(pool.lines, key=lambda line: -student_score(line.records, task))
     lines: dict[str, tuple[Line, Shown]] = {}
     references: dict[str, Shown] = {}
     for line in ranked:
@@ -130,10 +131,6 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
                 lines.pop(line.label, None)
                 problems.append(f"pictures of {run.name}: {error}")
     return lines, list(references.values())
-
-
-def _mean(line: Line, task: str) -> float:
-    return float(np.mean([headline(r.summary["models"]["student"][task])[0].mean() for r in line.records]))
 
 
 def _shown(run: Found, model: str, task: str, label: str) -> Shown:
@@ -158,7 +155,7 @@ def _grid(
     task: str,
     lines: dict[str, tuple[Line, Shown]],
     references: list[Shown],
-    prefix: str,
+    name: str,
     problems: list[str],
 ) -> tuple[Table, Grid]:
     columns = [*references, *(shown for _, shown in lines.values())]
@@ -171,7 +168,6 @@ def _grid(
         if yardstick:
             why.setdefault(_worst(line, shown, yardstick, task), []).append(f"worst of {label}")
     rows = [Row(index, ", ".join(reasons), samples[index].prompt.text) for index, reasons in why.items()]
-    name = f"{prefix}pictures-{slug(task)}"
     table = Table(
         name, f"Pictures, {task}: {pool.title}",
         f"Same prompt and initial noise in a row; of the lines with kept pictures at most the {LINES} best, each by "

@@ -11,7 +11,7 @@ from report.lines import Line, Pool, apart, pools
 from report.page import Report, Section
 from report.studies import study_parts
 from report.style import MOST, Look, looks
-from report.table import Column, Table, slug
+from report.table import Column, Table, slugs
 from report.tables import PoolTables, pool_tables
 
 
@@ -147,10 +147,9 @@ def _ablations(report: Report, made: Made) -> Section:
 
 def _sweeps(report: Report, evidence: Evidence) -> Section:
     section = Section("Sweeps")
-    names = [slug(study["study"]) for _, study in evidence.studies]
-    for index, (_, study) in enumerate(evidence.studies):
-        again = names[:index].count(names[index])
-        report.show(section, *study_parts(study, f"study-{names[index]}" + (f"-{again + 1}" if again else "")))
+    names = slugs(study["study"] for _, study in evidence.studies)
+    for name, (_, study) in zip(names, evidence.studies):
+        report.show(section, *study_parts(study, f"study-{name}"))
         if command := study.get("command"):
             section.say(Markup("The best trial again: <code>{}</code>").format(command), "note")
     return section

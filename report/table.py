@@ -3,8 +3,10 @@
 Every number of the page comes from such a table, by `number`, so that what is read is what the CSV holds.
 """
 
+import itertools
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -127,9 +129,16 @@ def unmarked(text: Markup | str) -> str:
     return " ".join(raw.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def slug(text: str) -> str:
-    """A name from a record as part of a file's name: nothing in it leads out of the folder."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "unnamed"
+def slugs(texts: Iterable[str]) -> list[str]:
+    """Names from records as parts of files' names: nothing in them leads out of the folder, no two are one file."""
+    found: list[str] = []
+    for text in texts:
+        name = first = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "unnamed"
+        again = itertools.count(2)
+        while name.casefold() in {other.casefold() for other in found}:
+            name = f"{first}-{next(again)}"
+        found.append(name)
+    return found
 
 
 def plain(value: Value, kind: Kind) -> str:

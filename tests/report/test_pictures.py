@@ -12,6 +12,7 @@ from report.lines import pools
 from report.page import write
 from report.pictures import LINES, grids
 from report.sections import make
+from report.table import slugs
 from tests.report.synthetic import TASKS, make_run, paint
 
 
@@ -59,8 +60,13 @@ def test_the_best_lines_are_shown(tmp_path: Path) -> None:
         make_run(root, "sft", 0, 0.1 * k, settings={"k": k}, pictures=True)
     table, grid = found(root)[0]["geneval"]
     pool = pools(collect([root]))[0]
-    mean = lambda line: np.mean(line.records[0].summary["models"]["student"]["geneval"]["rows"]["official"])
-    best = sorted(pool.lines, key=lambda line: -mean(line))[:LINES]
+    # 6 prompts of one template and 4 of another: the mean over templates, as in the tables.
+    rows = {
+        line.label: line.records[0].summary["models"]["student"]["geneval"]["rows"]["official"] for line in pool.lines
+    }
+    mean = {label: np.mean([np.mean(values[:6]), np.mean(values[6:])]) for label, values in rows.items()}
+    best = sorted(pool.lines, key=lambda line: -mean[line.label])[:LINES]
+    assert best != sorted(pool.lines, key=lambda line: -np.mean(rows[line.label]))[:LINES]
     assert [column.label for column in grid.columns[2:]] == [line.label for line in best]
     assert len(table.columns) == 3 + 2 + LINES
 
@@ -111,3 +117,14 @@ def test_without_pictures_the_page_says_how_to_keep_them(tmp_path: Path) -> None
     make_run(tmp_path / "results", "sft", 0)
     text = write(make(collect([tmp_path / "results"])), tmp_path / "report").read_text()
     assert "--set evaluation.pictures=true" in text
+
+
+def test_names_that_differ_in_signs_are_different_files() -> None:
+    assert slugs(["a b", "a-b", "A.b", "a-b-2", "../..", ""]) == [
+        "a-b",
+        "a-b-2",
+        "A-b-3",
+        "a-b-2-2",
+        "unnamed",
+        "unnamed-2",
+    ]
