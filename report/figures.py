@@ -5,7 +5,8 @@ import math
 import multiprocessing
 import os
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,7 +135,33 @@ def draw_curve(axes, x, y, style: Look, texts: list[str]) -> None:
     says(curve, texts)
 
 
-def draw_intervals(axes, frame: pd.DataFrame, by: str, key: str, look: dict[str, Look], called: str = "") -> None:
+Levels = dict[str, dict[str, float]]
+"""Task -> name of a model that is no line (base, teacher) -> its score."""
+LEVELS = {"base": ":", "teacher": "--"}
+LEVELS_SAID = "Dotted: base at its best guidance; dashed: the task's own teacher."
+
+
+def draw_levels(line, task: str, levels: Levels) -> None:
+    """Scores to compare with, as lines across the axes; `line` is its axhline or axvline."""
+    for name, value in levels.get(task, {}).items():
+        says(line(value, linestyle=LEVELS[name], color="0.5", linewidth=1.0, zorder=1), [f"{name}, {task}: {value!r}"])
+
+
+def wrapped(labels: Iterable[str], narrow: bool) -> list[str]:
+    """Labels beside a figure's rows; in a narrow one they take several lines, broken between settings."""
+    if not narrow:
+        return list(labels)
+    return ["\n".join(textwrap.wrap(label.replace(",", ", "), 28)).replace(", ", ",") for label in labels]
+
+
+def row_height(labels: Iterable[str], narrow: bool) -> float:
+    """Inches that a row beside the tallest of the labels takes."""
+    return 0.06 + 0.13 * max(label.count("\n") + 1 for label in wrapped(labels, narrow))
+
+
+def draw_intervals(
+    axes, frame: pd.DataFrame, by: str, key: str, look: dict[str, Look], narrow: bool, called: str = ""
+) -> None:
     """A row of the axes for each of the frame: the value of a column with its interval, named by another column."""
     for y, row in enumerate(frame.to_dict("records")):
         style, value, low, high = look[row[by]], row[key], row[f"{key}_low"], row[f"{key}_high"]
@@ -142,7 +169,7 @@ def draw_intervals(axes, frame: pd.DataFrame, by: str, key: str, look: dict[str,
         (mark,) = axes.plot([value], [y], style.marker, color=style.colour)
         says(mark, [f"{row[by]}{called}: {value!r} [{low!r}, {high!r}]"])
     axes.set(yticks=range(len(frame)), ylim=(len(frame) - 0.5, -0.5))
-    axes.set_yticklabels(frame[by])
+    axes.set_yticklabels(wrapped(frame[by], narrow))
 
 
 def _columns(narrow: bool) -> int:
@@ -161,8 +188,12 @@ def _legend(figure, axes, lines: list[str], narrow: bool) -> None:
     figure.legend(axes.get_lines()[: len(lines)], labels, loc="outside lower center", ncols=_columns(narrow))
 
 
+def _said(title: str, levels: Levels) -> str:
+    return f"{title} {LEVELS_SAID}" if levels else title
+
+
 def scores_figure(
-    frame: pd.DataFrame, tasks: list[str], heads: dict[str, str], look: dict[str, Look], name: str
+    frame: pd.DataFrame, tasks: list[str], heads: dict[str, str], look: dict[str, Look], levels: Levels, name: str
 ) -> Figure:
     """Every line's score and interval by task."""
     keys = [*tasks, "mean"]
@@ -172,22 +203,23 @@ def scores_figure(
         import matplotlib.pyplot as plt
 
         narrow = width < 5
-        height = max(1.6, 0.19 * len(rows) + 0.7)
+        height = max(1.6, row_height(rows["line"], narrow) * len(rows) + 0.7)
         shape = (len(keys), 1) if narrow else (1, len(keys))
         figure, grid = plt.subplots(
             *shape, figsize=(width, height * len(keys) if narrow else height), sharey=not narrow, squeeze=False
         )
         for axes, key in zip(grid.flat, keys):
-            draw_intervals(axes, rows, "line", key, look, f", {key}")
-            axes.set(title=heads.get(key, "mean score"))
+            draw_intervals(axes, rows, "line", key, look, narrow, f", {key}")
+            draw_levels(axes.axvline, key, levels)
+            axes.set(title=heads.get(key, "mean score"), xlabel="score")
         return figure
 
     best = rows.loc[rows["mean"].idxmax()]
     alt = f"Scores with intervals of {len(rows)} lines. The highest mean score is {best['line']}'s, {best['mean']:.3f}."
-    return Figure(name, "Held-out scores, mean and 95% interval.", alt, draw)
+    return Figure(name, _said("Held-out scores, mean and 95% interval.", levels), alt, draw)
 
 
-def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], name: str) -> Figure:
+def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], levels: Levels, name: str) -> Figure:
     """Scores along training against evaluations and against seconds."""
     lines = [label for label in look if (frame["line"] == label).any()]
 
@@ -206,13 +238,15 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
                 scale = 1000 if axis == "evaluations" else 1
                 said = [f"{label}, {task}: {row.score!r} at {row[axis]!r} {axis}" for _, row in points.iterrows()]
                 draw_curve(axes, points[axis] / scale, points["score"], look[label], said)
+            draw_levels(axes.axhline, task, levels)
             unit = "training evaluations (thousands)" if axis == "evaluations" else "training and scoring (s)"
             axes.set(title=task, xlabel=unit, ylabel="score")
         _legend(figure, grid.flat[0], lines, narrow)
         return figure
 
     return Figure(
-        name, "Anytime curves: held-out score along training, against model evaluations and against seconds.",
+        name,
+        _said("Anytime curves: held-out score along training, against model evaluations and against seconds.", levels),
         f"Scores along training of {len(lines)} lines on {', '.join(tasks)}; the numbers are in the table below.", draw,
     )  # fmt: skip
 
@@ -227,17 +261,19 @@ def heat_figure(frame: pd.DataFrame, tasks: list[str], lines: list[str], name: s
     def draw(width: float):
         import matplotlib.pyplot as plt
 
-        figure, axes = plt.subplots(figsize=(width, max(1.4, 0.2 * len(lines) + 0.7)))
+        narrow = width < 5
+        figure, axes = plt.subplots(figsize=(width, max(1.4, row_height(lines, narrow) * len(lines) + 0.9)))
         axes.grid(False)
         top = max(0.05, float(np.nanmax(matrix, initial=0)))
-        image = axes.imshow(matrix, cmap="cividis_r", vmin=0, vmax=top, aspect="auto")
+        axes.imshow(matrix, cmap="cividis_r", vmin=0, vmax=top, aspect="auto")
         for i, row in enumerate(matrix):
             for j, value in enumerate(row):
                 text = "–" if math.isnan(value) else f"{value:.3f}"
                 dark = not math.isnan(value) and value > top / 2
                 axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black", fontsize=7)
-        axes.set(xticks=range(len(tasks)), yticks=range(len(lines)), xticklabels=tasks, yticklabels=lines)
-        figure.colorbar(image, label="drop from best (score)")
+        axes.set(xticks=range(len(tasks)), yticks=range(len(lines)), yticklabels=wrapped(lines, narrow))
+        axes.set_title("drop from best (score)")
+        axes.set_xticklabels(tasks, rotation=30, ha="right", rotation_mode="anchor")
         return figure
 
     worst = float(np.nanmax(matrix, initial=0))

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from bench.stats import Estimate
-from report.figures import Figure, draw_curve, draw_intervals, says
-from report.style import Look, looks
+from report.figures import Figure, draw_curve, draw_intervals, row_height, says
+from report.style import Look, logarithmic, looks
 from report.table import Column, Table
 
 
@@ -87,7 +87,9 @@ def _excess_figure(frame: pd.DataFrame, name: str) -> Figure:
                 for row in points.itertuples()
             ]
             says(marks, said)
-        axes.set(xscale="log", yscale="log", xlabel="predicted trace", ylabel="measured trace")
+        axes.set(xlabel="predicted trace", ylabel="measured trace")
+        logarithmic(axes, "x")
+        logarithmic(axes, "y")
         axes.legend()
         return figure
 
@@ -105,12 +107,12 @@ def _noise_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figu
         import matplotlib.pyplot as plt
 
         panels = 2 if len(levels) else 1
-        height = max(1.8, 0.18 * len(whole) + 0.8)
         narrow = width < 5
+        height = max(1.8, row_height(whole["label"], narrow) * len(whole) + 0.8)
         shape, height = ((panels, 1), height * panels) if narrow else ((1, panels), height)
         figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)
         axes = grid.flat[0]
-        draw_intervals(axes, whole, "label", "snr", look)
+        draw_intervals(axes, whole, "label", "snr", look, narrow)
         axes.set(xlabel="signal to noise ratio")
         if len(levels):
             for label in whole["label"]:

@@ -12,7 +12,7 @@ from report.page import Report, Section
 from report.studies import study_parts
 from report.style import MOST, Look, looks
 from report.table import Column, Table, slugs
-from report.tables import PoolTables, pool_tables
+from report.tables import PoolTables, levels, pool_tables
 
 
 def make(evidence: Evidence) -> Report:
@@ -59,7 +59,8 @@ def _scores(report: Report, made: Made) -> Section:
             continue
         frame, look = tables.scores.frame(), _looks(pool, tables, pool.lines)
         heads = {c.key: c.head for c in tables.scores.columns}
-        figure = scores_figure(frame, list(pool.tasks), heads, look, tables.scores.name)
+        beside = levels(tables.scores, pool.tasks)
+        figure = scores_figure(frame, list(pool.tasks), heads, look, beside, tables.scores.name)
         report.show(section, tables.scores, figure, tables.cost)
     return section
 
@@ -73,8 +74,8 @@ def _curves(report: Report, made: Made) -> Section:
             points = frame.groupby("line")["share"].nunique()
             drawn = [line for line in pool.lines if points.get(line.label, 0) > 1 or not line.training_evaluations]
             if any(line.training_evaluations for line in drawn):
-                look = _looks(pool, tables, drawn)
-                report.show(section, curves_figure(frame, list(pool.tasks), look, tables.curves.name))
+                look, beside = _looks(pool, tables, drawn), levels(tables.scores, pool.tasks)
+                report.show(section, curves_figure(frame, list(pool.tasks), look, beside, tables.curves.name))
             report.show(section, tables.curves, folded=True)
     return section
 
@@ -92,7 +93,8 @@ def _forgetting(report: Report, made: Made) -> Section:
     section = Section("Forgetting")
     for pool, tables in made:
         if tables.forgetting.rows:
-            frame, lines = tables.forgetting.frame(), list(_looks(pool, tables, pool.lines))
+            frame = tables.forgetting.frame()
+            lines = [line for line in _looks(pool, tables, pool.lines) if (frame["line"] == line).any()]
             report.show(section, heat_figure(frame, list(pool.tasks), lines, tables.forgetting.name))
             report.show(section, tables.forgetting, folded=True)
             report.show(section, tables.course, folded=True)

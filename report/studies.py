@@ -5,6 +5,7 @@ import math
 import pandas as pd
 
 from report.figures import Figure, says
+from report.style import logarithmic
 from report.table import Column, Kind, Table
 
 
@@ -80,7 +81,7 @@ def _scatter(name: str, title: str, frame: pd.DataFrame, best: pd.Series, pairs:
                 (marks,) = axes.plot(text, points[b], marker, color=colour)
                 says(marks, [f"trial {row['trial']}: {a} {row[a]}, {b} {row[b]!r}" for _, row in points.iterrows()])
             if _wide(frame[a]):
-                axes.set_xscale("log")
+                logarithmic(axes, "x")
             axes.set(xlabel=_label(a), ylabel=_label(b))
         return figure
 

@@ -45,6 +45,14 @@ def looks(lines: list[tuple[str, str]]) -> dict[str, Look]:
     return found
 
 
+def logarithmic(axes, which: str) -> None:
+    """Give an axis ("x" or "y") powers of ten in plain text: matplotlib's own are formulas, which `drawing` forbids."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
+
+
 @contextmanager
 def drawing():
     """matplotlib set up for the figures of a report."""

@@ -163,6 +163,17 @@ def _references(pool: Pool) -> list[tuple[str, list[dict], str]]:
     return [(BASE if m == "base" else m, summaries, m) for m in models]
 
 
+def levels(scores: Table, tasks: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Task -> score of the base and of the task's own teacher, of those that the table of scores has."""
+    references = {row["line"]: row for row in scores.rows if row["seeds"] is None}
+    named = {task: {"base": BASE, "teacher": f"teacher {task}"} for task in tasks}
+    return {
+        task: {name: references[label][task].value for name, label in names.items() if label in references}
+        for task, names in named.items()
+        if references
+    }
+
+
 def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
     """What every line spent, with and without its teachers, and when it reached the target."""
     table = Table(
@@ -224,17 +235,20 @@ def falls(pool: Pool, prefix: str) -> Table:
     table = Table(
         f"{prefix}forgetting", f"Forgetting: {pool.title}",
         "Drop from best: best recorded point (of the mean over seeds) minus the end, paired by seed and prompt. Since "
-        "its own stage: the end minus the end of the task's own stage, for cascades. A dash: not evaluated there.",
+        "its own stage: the end minus the end of the task's own stage, for cascades. A dash: not evaluated there. "
+        "Lines evaluated at their end only are left out.",
         [
             Column("line", "method"), Column("task", "task"), Column("drop", "drop from best", "change"),
             Column("since_stage", "change since its own stage", "change"),
         ],
     )  # fmt: skip
     for line in pool.lines:
+        rows = []
         for task in pool.tasks:
             found = forgetting([r.evaluations for r in line.records], task, line.stage_ends.get(task))
             since = found.change_after_own_stage
-            table.rows.append({"line": line.label, "task": task, "drop": found.drop_from_best, "since_stage": since})
+            rows.append({"line": line.label, "task": task, "drop": found.drop_from_best, "since_stage": since})
+        table.rows += rows if any(not math.isnan(row["drop"].value) for row in rows) else []
     return table
 
 

@@ -34,6 +34,17 @@ def test_what_was_not_evaluated_is_nan() -> None:
     assert np.isnan(forgetting([[], []], "a").drop_from_best.value)
 
 
+def test_one_point_says_nothing_of_a_course() -> None:
+    ends = [rows[2:] for rows in SEEDS]
+    assert len({row["share"] for rows in ends for row in rows}) == 1
+    found = forgetting(ends, "a", own_stage_end=1.0)
+    assert np.isnan(found.drop_from_best.value)
+    assert found.change_after_own_stage is None
+    gold = over_optimisation([with_gold([(1.0, 0.8, 0.6)])], "p")
+    assert gold.gold[0].value == pytest.approx(0.6)
+    assert np.isnan(gold.gold_drop.value) and np.isnan(gold.proxy_meanwhile.value)
+
+
 def test_forgetting_by_hand() -> None:
     a, b = forgetting(SEEDS, "a", own_stage_end=0.5), forgetting(SEEDS, "b", own_stage_end=1.0)
     assert a.drop_from_best.value == pytest.approx(0.5)

@@ -13,7 +13,7 @@ STAGE_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Forgetting:
-    """One task over one method's runs (NaN where it was not evaluated)."""
+    """One task over one method's runs (NaN where it was not evaluated at two points at least)."""
 
     task: str
     drop_from_best: Difference
@@ -55,9 +55,8 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
     best point is chosen on the mean over seeds, so that it is one point, not the luckiest of each seed.
     """
     complete, strata = by_share(runs, task)
-    nothing = Difference.unknown()
-    if not complete:
-        return Forgetting(task, nothing, None)
+    if len(complete) < 2:
+        return Forgetting(task, Difference.unknown(), None)
     end = complete[max(complete)]
     best = max(complete, key=lambda share: stratified_means(complete[share] - end, strata).mean())
     stage = min(complete, key=lambda share: abs(share - own_stage_end)) if own_stage_end else None

@@ -26,7 +26,7 @@ class OverOptimisation:
     """The headline, which the reward or the teachers were trained for, at each point."""
     gold: list[Estimate]
     gold_drop: Difference
-    """Best point of the gold score minus its end (at least 0)."""
+    """Best point of the gold score minus its end (at least 0); NaN where there is one point only."""
     proxy_meanwhile: Difference
     """What the proxy did over the same stretch: end minus that point. Positive with a gold drop: over-optimised."""
 
@@ -46,11 +46,8 @@ def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | N
         return None
     curve = estimates([gold[share] for share in shares], strata)
     best, end = shares[int(np.argmax([e.value for e in curve]))], shares[-1]
-    return OverOptimisation(
-        task,
-        shares,
-        estimates([proxy[share] for share in shares], strata),
-        curve,
-        paired_difference(gold[best], gold[end], strata),
-        paired_difference(proxy[end], proxy[best], strata),
-    )
+    fell = rose = Difference.unknown()
+    if len(shares) > 1:
+        fell = paired_difference(gold[best], gold[end], strata)
+        rose = paired_difference(proxy[end], proxy[best], strata)
+    return OverOptimisation(task, shares, estimates([proxy[share] for share in shares], strata), curve, fell, rose)

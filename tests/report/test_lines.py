@@ -7,6 +7,7 @@ import pytest
 
 from report.evidence import collect
 from report.lines import pools
+from report.tables import pool_tables
 from tests.report.synthetic import TASKS, make_run
 
 
@@ -106,3 +107,11 @@ def test_missing_seeds_are_those_of_the_same_budget(tmp_path: Path) -> None:
     assert first.missing_seeds == {"sft": [0, 2]}
     assert other.missing_seeds == {}
     assert first.tasks == TASKS
+
+
+def test_a_line_evaluated_at_its_end_only_has_nothing_to_forget(tmp_path: Path) -> None:
+    for seed in range(2):
+        make_run(tmp_path, "opd_analytic", seed)
+        make_run(tmp_path, "sft", seed, points=(1.0,))
+    table = pool_tables(found(tmp_path)[0], "").forgetting
+    assert {row["line"] for row in table.rows} == {"opd_analytic"}
