@@ -14,6 +14,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, which reads it then
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: the tests of Slurm and of killed jobs wait more than they compute."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.fixture
 def micro():
     """A fresh micro backbone (adapters are added to it in place)."""

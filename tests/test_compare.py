@@ -1,8 +1,6 @@
 """`bench compare`: axes, members, failures, and one small comparison from end to end."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from bench.records import Record
 from bench.spec import resolve
 from bench.standing import standings
 from report.tables import cosines
+from tests.commands import bench
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +124,8 @@ def test_small_comparison_end_to_end(tmp_path: Path) -> None:
         "compare", "--methods", "opd_analytic,multi_reward,merge", "--tasks", "ocr", "--seeds", "0,1", "--budget", "400",
         "--set", "evaluation.steps=1", "--results", "results/c",
     ]  # fmt: skip
-    words = [sys.executable, "-m", "bench", *arguments]
     for _ in range(2):  # the second time everything is there already
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+        done = bench(arguments, tmp_path)
         assert done.returncode == 0, done.stderr
         assert "multi_reward" in done.stdout
     (path,) = (tmp_path / "results" / "c").glob("comparison-*.json")

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench.registry
+import bench.registry as registry
 from bench.layout import write
 from bench.runner import Session, execute
 from bench.spec import resolve
 from bench.task import Prompt
+from tests.commands import bench
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -28,7 +29,7 @@ def example(name: str) -> str:
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch):
     """register(kind, name, object): as if an installed package had the entry point."""
-    real_find, real_registered = bench.registry.find, bench.registry.registered
+    real_find, real_registered = registry.find, registry.registered
     added: dict[tuple[str, str], object] = {}
     find = lambda kind, name: added[kind, name] if (kind, name) in added else real_find(kind, name)
     registered = lambda kind: real_registered(kind) | {n: None for k, n in added if k == kind}
@@ -79,7 +80,7 @@ SHRINK = {
     "run": "--set budget.updates=1 --set evaluation.steps=1 --set evaluation.points=[]",
     "teach": "--set budget.updates=1 --set evaluation.steps=1 --set params.groups=1 --set evaluation.points=[]",
     "eval": "--steps 1 --tasks geneval,pickscore",  # the held-out sign reader takes two minutes
-    "compare": "--methods opd_analytic --tasks ocr --budget 100 --seeds 0 --set evaluation.steps=1",
+    "compare": "--methods opd_analytic --tasks ocr --budget 100 --seeds 0 --set evaluation.steps=1 --executor inline",
     "probe": "--states 2 --draws 1 --set params.trajectories=2 --tasks ocr,geneval",
 }
 
@@ -106,13 +107,14 @@ def test_every_command_of_the_readme_runs(line: str, tmp_path: Path, places: dic
         pytest.skip("tests/sweeps, tests/slurm and tests/report do this on something small")
     if words[0] == "perf":
         pytest.skip("takes minutes; test_perf.py runs a small one")
-    arguments = [sys.executable, "-m", "bench", *words, *shlex.split(SHRINK.get(words[0], ""))]
+    words += shlex.split(SHRINK.get(words[0], ""))
     if words[0] == "serve":
-        with subprocess.Popen([*arguments, "--port", "0"], stdout=subprocess.PIPE, text=True) as served:
+        command = [sys.executable, "-m", "bench", *words, "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
             told = [served.stdout.readline(), served.stdout.readline()]
             served.terminate()
         assert told[1].startswith("use it: --set scorers.clipscore.url=http://127.0.0.1:")
         return
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = bench(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -1,14 +1,15 @@
 """Kill -9 at chosen moments, run the same command again: the records are bit-identical to an uninterrupted run's."""
 
 import json
+import os
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bench.registry import find, registered
+from tests.commands import bench
 
 RL = ["params.groups=2", "params.group_size=4", "params.nft.timesteps=1"]
 SETTINGS = {
@@ -25,52 +26,58 @@ SETTINGS = {
 COMMON = ["evaluation.steps=2"]
 TRAINING = ["budget.updates=6", "checkpoint_every=2", "evaluation.points=[0.5]", "ema.every=2"]
 
-# Runs the command with one function replaced by a version that dies at its n-th call.
-KILLER = """
-import os, signal, sys
-import bench.backbones.adapters as adapters
-import bench.store as store
-moment, count = sys.argv[1], int(sys.argv[2])
-watched = "evaluations.jsonl" if moment == "torn_evaluation" else "metrics.jsonl"
-seen = 0
-def due():
-    global seen
-    seen += 1
-    return seen == count
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-write, append, replace = store.write_atomic, store.Run.append, os.replace
-def half_written(path, data):
-    if path.name == "checkpoint.safetensors" and due():
-        path.with_name(".checkpoint.safetensors.tmp").write_bytes(data[: len(data) // 2])
+
+def dies(moment: str, count: int) -> None:
+    """Let this process kill itself at a moment, the count-th time that it comes."""
+    import bench.backbones.adapters as adapters
+    import bench.store as store
+
+    watched = "evaluations.jsonl" if moment == "torn_evaluation" else "metrics.jsonl"
+    write, append = store.write_atomic, store.Run.append
+    seen = 0
+
+    def due() -> bool:
+        nonlocal seen
+        seen += 1
+        return seen == count
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def half_written(path: Path, data: bytes) -> None:
+        if path.name == "checkpoint.safetensors" and due():
+            path.with_name(".checkpoint.safetensors.tmp").write_bytes(data[: len(data) // 2])
+            die()
+        write(path, data)
+
+    def after_checkpoint(path: Path, data: bytes) -> None:
+        write(path, data)
+        if path.name == "checkpoint.safetensors" and due():
+            die()
+
+    def half_adapter(path: Path, data: bytes) -> None:
+        path.with_name(f".{path.name}.tmp").write_bytes(data[: len(data) // 2])
         die()
-    write(path, data)
-def after_checkpoint(path, data):
-    write(path, data)
-    if path.name == "checkpoint.safetensors" and due():
-        die()
-def half_adapter(path, data):
-    path.with_name(f".{path.name}.tmp").write_bytes(data[: len(data) // 2])
-    die()
-def torn_line(self, log, row):
-    if log == watched and due():
-        with (self.folder / log).open("a") as file:
-            file.write('{"step": 99, "lo')
-        die()
-    append(self, log, row)
-def before_summary(path, data):
-    if path.name == "summary.json":
-        die()
-    write(path, data)
-if moment in ("torn_line", "torn_evaluation"):
-    store.Run.append = torn_line
-elif moment == "half_adapter":
-    adapters.write_atomic = half_adapter
-elif moment != "never":
-    store.write_atomic = {"half_written": half_written, "after_checkpoint": after_checkpoint, "before_summary": before_summary}[moment]
-from bench.cli import main
-sys.argv = ["bench", *sys.argv[3:]]
-main()
-"""
+
+    def torn(self: store.Run, log: str, row: dict) -> None:
+        if log == watched and due():
+            with (self.folder / log).open("a") as file:
+                file.write('{"step": 99, "lo')
+            die()
+        append(self, log, row)
+
+    def before_summary(path: Path, data: bytes) -> None:
+        if path.name == "summary.json":
+            die()
+        write(path, data)
+
+    if moment in ("torn_line", "torn_evaluation"):
+        store.Run.append = torn
+    elif moment == "half_adapter":
+        adapters.write_atomic = half_adapter
+    else:
+        moments = {"half_written": half_written, "after_checkpoint": after_checkpoint, "before_summary": before_summary}
+        store.write_atomic = moments[moment]
 
 
 def command(method: str, root: Path) -> list[str]:
@@ -78,11 +85,6 @@ def command(method: str, root: Path) -> list[str]:
     sets = [part for setting in settings for part in ("--set", setting)]
     tasks = "ocr,geneval" if method in ("cascade", "merge") else "ocr"
     return ["run", "--method", method, "--tasks", tasks, "--results", str(root), *sets]
-
-
-def start(moment: str, count: int, method: str, root: Path) -> subprocess.CompletedProcess:
-    arguments = [sys.executable, "-c", KILLER, moment, str(count), *command(method, root)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
 
 
 def records(root: Path) -> dict:
@@ -106,16 +108,15 @@ def records(root: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
-    """method -> records of a run that nobody disturbed."""
-    cache: dict[str, dict] = {}
+    """method -> results folder of a run that nobody disturbed."""
+    made: dict[str, Path] = {}
 
-    def get(method: str) -> dict:
-        if method not in cache:
-            root = tmp_path_factory.mktemp(method) / "results"
-            done = start("never", 0, method, root)
+    def get(method: str) -> Path:
+        if method not in made:
+            made[method] = tmp_path_factory.mktemp(method) / "results"
+            done = bench(command(method, made[method]))
             assert done.returncode == 0, done.stderr
-            cache[method] = records(root)
-        return cache[method]
+        return made[method]
 
     return get
 
@@ -141,12 +142,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
 def test_killed_run_resumes_bit_identically(
     uninterrupted, tmp_path: Path, method: str, moment: str, count: int
 ) -> None:
-    root = tmp_path / "results"
-    killed = start(moment, count, method, root)
+    root, whole = tmp_path / "results", uninterrupted(method)
+    if method != "opd_analytic":  # whose base and teachers are evaluated again in every run; others share the results
+        shutil.copytree(whole / "cache", root / "cache")
+    killed = bench(command(method, root), before=dies, arguments=(moment, count))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = start("never", 0, method, root)
+    done = bench(command(method, root))
     assert done.returncode == 0, done.stderr
-    assert records(root) == uninterrupted(method)
+    assert records(root) == records(whole)
 
 
 def test_every_method_is_resumed_here() -> None:

@@ -1,8 +1,6 @@
 """Training, resuming and scoring on a tiny random SD3 pipeline with every photographic scorer, all from disk."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from bench.runner import Session, execute
 from bench.spec import describe, resolve
 from methods.opd_analytic import OpdAnalytic
 from tasks.geneval.task import GenEval
+from tests.commands import bench
 from tests.methods.conftest import shake
 
 TASKS = ("geneval", "ocr", "pickscore")
@@ -142,9 +141,3 @@ def test_the_published_recipe_from_the_command_line(settings: dict, clip_folder:
 def no_geneval(settings: dict) -> dict:
     """Scorers without GenEval's: its 2,212 official test pictures are too many here."""
     return {task: sources for task, sources in settings["scorers"].items() if task != "geneval"}
-
-
-def bench(words: list[str], folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *words], cwd=folder, capture_output=True, text=True, timeout=300
-    )
