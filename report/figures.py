@@ -136,7 +136,7 @@ def draw_curve(axes, x, y, style: Look, texts: list[str]) -> None:
 
 
 Levels = dict[str, dict[str, float]]
-"""Task -> name of a model that is no line (base, teacher) -> its score."""
+"""Task or "mean" -> name of a model that is no line (base, teacher) -> its score."""
 LEVELS = {"base": ":", "teacher": "--"}
 LEVELS_SAID = "Dotted: base at its best guidance; dashed: the task's own teacher."
 

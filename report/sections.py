@@ -59,7 +59,7 @@ def _scores(report: Report, made: Made) -> Section:
             continue
         frame, look = tables.scores.frame(), _looks(pool, tables, pool.lines)
         heads = {c.key: c.head for c in tables.scores.columns}
-        beside = levels(tables.scores, pool.tasks)
+        beside = levels(tables.scores, (*pool.tasks, "mean"))
         figure = scores_figure(frame, list(pool.tasks), heads, look, beside, tables.scores.name)
         report.show(section, tables.scores, figure, tables.cost)
     return section

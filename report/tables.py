@@ -12,10 +12,12 @@ from bench.records import Record, model_rows, score
 from bench.standing import Standing, against, standings
 from bench.stats import Estimate, estimate, estimates, holm, joined, stratified_mean
 from report.claims import ALPHA
-from report.lines import EQUAL, Line, Pool
+from report.lines import EQUAL, Pool
 from report.table import Column, Table
 
 BASE = "base at its best guidance"
+TEACHERS = "each task's own teacher"
+REFERENCES = {"base": BASE, "teacher": TEACHERS}
 
 
 @dataclass
@@ -110,16 +112,18 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
     for line in pool.lines:
         standing = found[line.label]
         own = line.label == reference
-        row = {"line": line.label, "seeds": len(line.records), "mean": mean_score(line, pool.tasks)}
+        summaries = [r.summary for r in line.records]
+        row = {"line": line.label, "seeds": len(line.records)}
+        row["mean"] = mean_score(summaries, dict.fromkeys(pool.tasks, "student"))
         row |= dict(standing.tasks) | {"gain": standing.gain}
         row |= {} if own else {"against": standing.against_reference, "p": standing.against_reference.p}
         table.rows.append(row)
     for key in (*pool.tasks, "mean"):
         if (index := _clear_winner(pool, key)) is not None:
             table.strong.add((index, key))
-    for label, summaries, model in _references(pool):
-        row = {"line": label, "seeds": None}
-        row |= {task: estimate(*model_rows(summaries, model, task)) for task in pool.tasks}
+    for label, summaries, models in _references(pool):
+        row = {"line": label, "seeds": None, "mean": mean_score(summaries, models)}
+        row |= {task: estimate(*model_rows(summaries, model, task)) for task, model in models.items()}
         table.rows.append(row)
     return table
 
@@ -129,10 +133,11 @@ def _headlines(pool: Pool) -> dict[str, str]:
     return {task: models["student"][task]["headline"] if models else "score" for task in pool.tasks}
 
 
-def mean_score(line: Line, tasks: tuple[str, ...]) -> Estimate:
-    """Unweighted mean over tasks, with its interval over seeds and prompts."""
-    rows = {task: model_rows([r.summary for r in line.records], "student", task) for task in tasks}
-    return estimate(*joined(rows))
+def mean_score(summaries: list[dict], models: dict[str, str]) -> Estimate:
+    """Unweighted mean over tasks, each of the model given for it, with its interval over seeds and prompts."""
+    rows = {task: model_rows(summaries, model, task) for task, model in models.items()}
+    seeds = max(len(values) for values, _ in rows.values())  # a model that all runs share is one row
+    return estimate(*joined({t: (np.broadcast_to(v, (seeds, v.shape[1])), strata) for t, (v, strata) in rows.items()}))
 
 
 def _clear_winner(pool: Pool, key: str) -> int | None:
@@ -153,25 +158,22 @@ def student_score(records: list[Record], task: str) -> float:
     return float(np.mean([score(r.summary["models"]["student"][task]) for r in records]))
 
 
-def _references(pool: Pool) -> list[tuple[str, list[dict], str]]:
-    """(label, summaries, model) of the base and the teachers, from the line that shows most of them."""
+def _references(pool: Pool) -> list[tuple[str, list[dict], dict[str, str]]]:
+    """(label, summaries, task -> model) of the base and the teachers, from the line that shows most of them."""
     if not pool.lines:
         return []
     shows = max(pool.lines, key=lambda line: (len(line.records[0].summary["models"]), len(line.records)))
     summaries = [r.summary for r in shows.records]
     models = [m for m in summaries[0]["models"] if m != "student" and all(m in s["models"] for s in summaries)]
-    return [(BASE if m == "base" else m, summaries, m) for m in models]
+    found = [(BASE if m == "base" else m, summaries, dict.fromkeys(pool.tasks, m)) for m in models]
+    own = {task: f"teacher {task}" for task in pool.tasks}
+    return [*found, (TEACHERS, summaries, own)] if set(own.values()) <= set(models) else found
 
 
-def levels(scores: Table, tasks: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Task -> score of the base and of the task's own teacher, of those that the table of scores has."""
-    references = {row["line"]: row for row in scores.rows if row["seeds"] is None}
-    named = {task: {"base": BASE, "teacher": f"teacher {task}"} for task in tasks}
-    return {
-        task: {name: references[label][task].value for name, label in names.items() if label in references}
-        for task, names in named.items()
-        if references
-    }
+def levels(scores: Table, keys: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Column of the table of scores -> the base's and the own teacher's value, of those that it has."""
+    rows = {name: row for name in ("base", "teacher") for row in scores.rows if row["line"] == REFERENCES[name]}
+    return {key: {name: row[key].value for name, row in rows.items()} for key in keys if rows}
 
 
 def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:

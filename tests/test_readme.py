@@ -96,9 +96,15 @@ def places(detector_folder: Path, clip_folder: Path, tmp_path_factory: pytest.Te
     return {"PICTURES": str(pictures), "DETECTOR": str(detector_folder), "CLIP": str(clip_folder), "PROMPTS": "prompts"}
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all commands are run, as by a user: what one evaluated another finds."""
+    return tmp_path_factory.mktemp("project")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("line", commands())
-def test_every_command_of_the_readme_runs(line: str, tmp_path: Path, places: dict[str, str]) -> None:
+def test_every_command_of_the_readme_runs(line: str, folder: Path, places: dict[str, str]) -> None:
     line = re.sub(rf"\b({'|'.join(places)})\b", lambda found: places[found[0]], line)
     words = shlex.split(line, comments=True)[1:]
     if words[0] == "eval" and "base" not in words:
@@ -115,6 +121,6 @@ def test_every_command_of_the_readme_runs(line: str, tmp_path: Path, places: dic
             served.terminate()
         assert told[1].startswith("use it: --set scorers.clipscore.url=http://127.0.0.1:")
         return
-    done = bench(words, tmp_path)
+    done = bench(words, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -16,6 +16,7 @@ from report.evidence import collect
 from report.lines import pools
 from report.page import write
 from report.sections import make
+from report.tables import BASE, TEACHERS
 from tests.report.synthetic import TASKS, make_probes, make_run, make_study
 
 UGLY = "<script>alert('x')</script> \"quotes\" & 🦊 עברית " + "long " * 400
@@ -117,6 +118,9 @@ def test_scores_are_what_pandas_finds_in_the_raw_files(root: Path, written: Path
         for own in (False, True)
     )
     assert row["gain"] == pytest.approx((row["mean"] - base) / (top - base), abs=1e-9)
+    means = dict(zip(scores["line"], scores["mean"]))
+    assert means[BASE] == pytest.approx(base, abs=1e-12)
+    assert means[TEACHERS] == pytest.approx(top, abs=1e-12)
 
 
 def test_curves_and_falls_are_what_pandas_finds(root: Path, written: Path) -> None:
@@ -198,7 +202,7 @@ def test_pieces_to_paste(written: Path) -> None:
     for size in ("column", "page"):
         for kind in ("pdf", "svg", "png"):
             assert (written / "figures" / f"scores-{size}.{kind}").stat().st_size > 500
-    assert (written / "tables" / "scores.md").read_text().count("\n") == 2 + 3 + 3
+    assert (written / "tables" / "scores.md").read_text().count("\n") == 2 + 3 + 4
 
 
 def test_nothing_yet_is_a_page_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ import pytest
 
 from tests.report import synthetic
 
-LIMIT_S = 20 if "PYTEST_XDIST_WORKER" not in os.environ else 60  # there other tests share the cores
+LIMIT_S = 20
+ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+"""Else other tests share the cores, and what the clock says is theirs too."""
 
 
 def _family(process: int) -> list[int]:
@@ -39,6 +42,12 @@ def _memory(process: int) -> int:
     return total
 
 
+def _computed() -> float:
+    """Seconds that the processes which this one has waited for spent on all cores."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """100 lines of 10 seeds, with as many prompts and points as micro has."""
@@ -59,7 +68,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_thousand_runs_are_quick_and_small(runs: Path, tmp_path: Path) -> None:
     assert len(list(runs.glob("*/spec.json"))) == 1000
     words = [Path(sys.executable).with_name("bench"), "report", runs, "-o", tmp_path / "out"]
-    began, peak = time.monotonic(), 0
+    began, computed, peak = time.monotonic(), _computed(), 0
     with (tmp_path / "said").open("w") as said, subprocess.Popen(words, stdout=said, stderr=said) as process:
         while process.poll() is None:
             peak = max(peak, _memory(process.pid))
@@ -68,10 +77,11 @@ def test_a_thousand_runs_are_quick_and_small(runs: Path, tmp_path: Path) -> None
     # Nothing but the page's path: no warning of matplotlib's either.
     assert (tmp_path / "said").read_text() == f"{tmp_path / 'out' / 'index.html'}\n"
     assert process.returncode == 0
-    assert seconds < LIMIT_S
+    assert _computed() - computed < 2 * LIMIT_S
+    assert seconds < LIMIT_S or not ALONE
     assert 1e5 < peak < 1e6  # kB
     scores = (tmp_path / "out" / "tables" / "scores.csv").read_text().splitlines()
-    assert len(scores) == 1 + 100 + 3  # lines; base and two teachers
+    assert len(scores) == 1 + 100 + 4  # lines; base, two teachers, each on its own
     text = (tmp_path / "out" / "report.md").read_text()
     failed = next(p.parent.name for p in runs.glob("*/failure.json") if json.loads(p.read_text()))
     assert f"{failed} failed: it broke" in text
