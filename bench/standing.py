@@ -46,7 +46,7 @@ class Standing:
     tasks: dict[str, Estimate]
     gain: Estimate
     """Share of the teachers' mean gain over the base; interval over seeds and prompts."""
-    gain_iqm: float
+    gain_iqm: Estimate
     """Interquartile mean of the share over tasks and seeds."""
     above_reference: Estimate
     """Probability that a run of this variant has a higher mean score than one of the reference."""

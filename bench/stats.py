@@ -184,11 +184,29 @@ def ratio(a_SN: np.ndarray, b_SN: np.ndarray, strata_N: np.ndarray, seed: int = 
     return Estimate(whole[0] / whole[1], float(low), float(high))
 
 
-def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half of the values (Agarwal et al., arXiv 2108.13264); NaN for none."""
+def interquartile_mean(values_ST: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of the middle half of the values of S runs on T tasks (Agarwal et al., arXiv 2108.13264); NaN for none.
+
+    The interval is the paper's: runs are drawn with replacement within every task. Few runs make it too narrow, and
+    one run has none.
+    """
+    values_ST = np.atleast_2d(values_ST)
+    if not values_ST.size or np.isnan(values_ST).any():
+        return Estimate.unknown()
+    runs, tasks = values_ST.shape
+    value = float(_middle(values_ST.reshape(1, -1))[0])
+    if runs == 1:
+        return Estimate(value, float("nan"), float("nan"))
+    drawn_RST = np.random.default_rng(seed).integers(runs, size=(RESAMPLES, runs, tasks))
+    low, high = np.quantile(_middle(values_ST[drawn_RST, np.arange(tasks)].reshape(RESAMPLES, -1)), [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+def _middle(values_XN: np.ndarray) -> np.ndarray:
+    """Mean of each row without its lowest and highest quarter."""
     from scipy.stats import trim_mean
 
-    return float(trim_mean(values, 0.25, axis=None)) if np.size(values) else float("nan")
+    return trim_mean(values_XN, 0.25, axis=1)
 
 
 def probability_of_improvement(a_S: np.ndarray, b_S: np.ndarray) -> Estimate:

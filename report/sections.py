@@ -61,7 +61,9 @@ def _scores(report: Report, made: Made) -> Section:
         heads = {c.key: c.head for c in tables.scores.columns}
         beside = levels(tables.scores, (*pool.tasks, "mean"))
         figure = scores_figure(frame, list(pool.tasks), heads, look, beside, tables.scores.name)
-        report.show(section, tables.scores, figure, tables.cost)
+        report.show(section, tables.scores, figure)
+        report.show(section, tables.aggregates, folded=True)
+        report.show(section, tables.cost)
     return section
 
 

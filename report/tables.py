@@ -26,6 +26,7 @@ class PoolTables:
 
     overview: Table
     scores: Table
+    aggregates: Table
     cost: Table
     curves: Table
     forgetting: Table
@@ -41,13 +42,15 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
     """Every table of a pool; their names begin with `prefix`."""
     reference = pool.reference()
     groups = {line.label: line.records for line in pool.lines}
+    label = reference.label if reference else ""
     found: dict[str, Standing] = {}
     if reference:
         found = {s.label: s for s in standings(groups, pool.tasks, reference.label, {})}
     along = replace(pool, lines=[]) if pool.whole else pool  # its lines' courses are shown with their own budgets
     return PoolTables(
         overview(pool, prefix),
-        scores(pool, found, reference.label if reference else "", prefix),
+        scores(pool, found, label, prefix),
+        aggregates(pool, found, label, prefix),
         cost(pool, found, prefix),
         curves(along, prefix),
         falls(along, prefix),
@@ -56,7 +59,7 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
         goodhart(along, prefix),
         runs(along, prefix),
         found,
-        reference.label if reference else "",
+        label,
     )
 
 
@@ -168,6 +171,24 @@ def _references(pool: Pool) -> list[tuple[str, list[dict], dict[str, str]]]:
     found = [(BASE if m == "base" else m, summaries, dict.fromkeys(pool.tasks, m)) for m in models]
     own = {task: f"teacher {task}" for task in pool.tasks}
     return [*found, (TEACHERS, summaries, own)] if set(own.values()) <= set(models) else found
+
+
+def aggregates(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) -> Table:
+    """What outliers among few runs move less than a mean: the ideas of rliable (arXiv 2108.13264)."""
+    table = Table(
+        f"{prefix}aggregates", f"Robust aggregates: {pool.title}",
+        "Interquartile mean of the share of each teacher's gain, over all tasks and seeds; interval: bootstrap of runs "
+        "within tasks, too narrow with few seeds. Chance that a run has a higher mean score than a run of "
+        f"{reference}; interval: Newcombe's.",
+        [Column("line", "method"), Column("seeds", "seeds", "count"),
+         Column("iqm", "interquartile mean of the share", "share"),
+         Column("chance", f"chance to be above {reference}", "share")],
+    )  # fmt: skip
+    for line in pool.lines:
+        standing = found[line.label]
+        row = {"line": line.label, "seeds": standing.seeds, "iqm": standing.gain_iqm}
+        table.rows.append(row | ({} if line.label == reference else {"chance": standing.above_reference}))
+    return table
 
 
 def levels(scores: Table, keys: tuple[str, ...]) -> dict[str, dict[str, float]]:

@@ -94,7 +94,7 @@ def test_standings_by_hand() -> None:
     opd, rl = standings(groups, ("t",), "opd", {"t": 5000.0})
     assert opd.gain.value == pytest.approx(1)
     assert rl.gain.value == pytest.approx(0.5)
-    assert rl.gain_iqm == pytest.approx(0.5)
+    assert rl.gain_iqm.value == pytest.approx(0.5)
     assert opd.time_to_target == 500  # 0.66 is 94% of 0.7, at half of 1000 evaluations
     assert np.isinf(rl.time_to_target)
     assert (opd.teacher_evaluations, rl.teacher_evaluations) == (5000, 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import trim_mean
 
 from bench.errors import UsageError
 from report.diff import difference
@@ -121,6 +122,23 @@ def test_scores_are_what_pandas_finds_in_the_raw_files(root: Path, written: Path
     means = dict(zip(scores["line"], scores["mean"]))
     assert means[BASE] == pytest.approx(base, abs=1e-12)
     assert means[TEACHERS] == pytest.approx(top, abs=1e-12)
+
+
+def test_aggregates_are_what_scipy_and_counting_find(root: Path, written: Path) -> None:
+    rows = csv(written, "aggregates").set_index("line")
+    summaries = {method: raw(root, method, 1000) for method in ("opd_analytic", "multi_reward", "sft")}
+    scores = {m: np.array([[stratified(s["models"]["student"][t]) for t in TASKS] for s in found.values()])
+              for m, found in summaries.items()}  # fmt: skip
+    models = summaries["opd_analytic"][0]["models"]
+    base = np.array([stratified(models["base"][t]) for t in TASKS])
+    top = np.array([stratified(models[f"teacher {t}"][t]) for t in TASKS])
+    for method, found in scores.items():
+        (row,) = [row for label, row in rows.iterrows() if label.startswith(method) and ", at " not in label]
+        assert row["iqm"] == pytest.approx(trim_mean(((found - base) / (top - base)).ravel(), 0.25), abs=1e-12)
+        assert row["iqm_low"] <= row["iqm"] <= row["iqm_high"]
+        if method != "opd_analytic":
+            gaps = found.mean(1)[:, None] - scores["opd_analytic"].mean(1)[None]
+            assert row["chance"] == pytest.approx(((gaps > 0) + (gaps == 0) / 2).mean(), abs=1e-12)
 
 
 def test_curves_and_falls_are_what_pandas_finds(root: Path, written: Path) -> None:
