@@ -20,6 +20,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slurm's first, all with one worker: while they wait the others compute, and at the end nobody waits for them."""
+    items.sort(key=lambda item: "slurm" not in item.path.parts)
+
+
 @pytest.fixture
 def micro():
     """A fresh micro backbone (adapters are added to it in place)."""
