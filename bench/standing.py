@@ -33,8 +33,14 @@ class Goal:
     """The best of all tasks' teachers."""
 
     def share(self, score: np.ndarray | float):
-        """Score -> share of the teacher's gain over the base; NaN where that is nothing."""
-        return (score - self.base) / (self.teacher - self.base or np.nan)
+        """Score -> share of the teacher's gain over the base; NaN where the teacher gains nothing."""
+        gain = self.teacher - self.base
+        return (score - self.base) / (gain if gain > 0 else np.nan)
+
+    @property
+    def target(self) -> float:
+        """What counts as reaching the best teacher, whatever the sign of scores."""
+        return self.best - (1 - TARGET) * abs(self.best)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> S
     scores = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in records])
     shares = np.stack([scale[t].share(scores[:, i]) for i, t in enumerate(tasks)], 1)
     other = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in reference])
+    if (scores == scores[0]).all():  # what draws nothing at random has one result, however many seeds
+        scores, shares = scores[:1], shares[:1]
     has_teachers = bool(records[0].summary["teachers"])
     return Standing(
         label=label,
@@ -120,7 +128,8 @@ def against(records: list[Record], reference: list[Record], tasks: tuple[str, ..
         gaps[task] = (a - b, strata)
     values, strata = joined(gaps)
     difference = paired_difference(values, np.zeros(strata.shape), strata)
-    return difference if len(seeds) > 1 else replace(difference, p=float("nan"))
+    tested = len(seeds) > 1 and values.any()  # the same results to the last bit are no test
+    return difference if tested else replace(difference, p=float("nan"))
 
 
 def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[str, Goal]) -> float:
@@ -131,7 +140,7 @@ def _time_to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[s
     if not shares:
         return float("nan")
     mean = np.mean([matrix[[points.index(share) for share in shares]] for points, matrix in curves], 0)
-    reached = [all(mean[k, i] >= TARGET * scale[t].best for i, t in enumerate(tasks)) for k in range(len(shares))]
+    reached = [all(mean[k, i] >= scale[t].target for i, t in enumerate(tasks)) for k in range(len(shares))]
     if not any(reached):
         return float("inf")
     budget = np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])

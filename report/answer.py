@@ -1,13 +1,18 @@
 """The report's first words: which line wins on what, by how much, and what must be known to read it."""
 
+import math
+
 from markupsafe import Markup
 
+from bench.records import score
 from report.claims import ALPHA
 from report.evidence import Evidence
 from report.lines import Pool, World
 from report.table import number
 from report.tables import BASE, PoolTables
 
+NOTICED = 5e-4
+"""Difference of two scores that tables show."""
 NAMED = 5
 """Lines that a sentence names."""
 
@@ -26,10 +31,13 @@ def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
     if len(ranked) == 1:
         alone = Markup("{} has the mean score {}; there is nothing to compare it with.")
         return text + alone.format(best["line"], number(best["mean"], "score")), []
-    text += Markup("<strong>{}</strong> has the highest mean score, {}. ").format(
-        best["line"], number(best["mean"], "score")
-    )
-    text += Markup("Against {}, paired by seed and prompt, with Holm's correction over {} {}:").format(
+    equal = [row["line"] for row in ranked if row["mean"].value == best["mean"].value]
+    text += Markup("{} {} the highest mean score, {}. ").format(
+        Markup(", ").join(Markup("<strong>{}</strong>").format(name) for name in equal),
+        "has" if len(equal) == 1 else "share", number(best["mean"], "score"),
+    )  # fmt: skip
+    against = "Against {}, paired by seed and prompt, with Holm's correction over {} {} (intervals: each for itself):"
+    text += Markup(against).format(
         tables.reference, number(counts["rivals"], "count"), "comparison" if counts["rivals"] == 1 else "comparisons"
     )
     return text, [*_against(ranked, tables), *_by_task(ranked, pool, tables)]
@@ -38,6 +46,8 @@ def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
 def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
     """What is distinguished from the reference line, and what is not."""
     others = [row for row in ranked if row["line"] != tables.reference]
+    same = [row for row in others if row["against"].low == row["against"].high == 0]
+    untested = [row for row in others if math.isnan(row["p"]) and row not in same]
     told = [row for row in others if row["p"] < ALPHA]
     parts = []
     for name, group in (
@@ -47,8 +57,13 @@ def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
         shown = [Markup("{} {}").format(row["line"], number(row["against"], "change")) for row in group]
         if shown:
             parts.append(Markup("{}: {}.").format(name, Markup("; ").join(shown)))
-    if undecided := [row["line"] for row in others if row not in told]:
-        parts.append(Markup("Not distinguished from it: {}.").format(_some(undecided)))
+    for said, group in (
+        ("Not distinguished from it", [row for row in others if row not in (*told, *same, *untested)]),
+        ("The same as it, bit for bit", same),
+        ("Not tested, for want of two common seeds", untested),
+    ):
+        if group:
+            parts.append(Markup("{}: {}.").format(said, _some([row["line"] for row in group])))
     return parts
 
 
@@ -73,17 +88,15 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
     texts: list[Markup] = []
     first: dict[World, Pool] = {}
     for pool in found:
+        where = Markup("At about {} evaluations: ").format(number(pool.budget, "count")) if len(found) > 1 else ""
         if pool.whole:
+            texts += _missing(pool, where)
             continue
         if (main := first.setdefault(pool.world, pool)) is not pool:
             texts.append(Markup("{} spent about {} training evaluations a run, not {}: compared apart.").format(
                 _some([line.label for line in pool.lines]), number(pool.budget, "count"), number(main.budget, "count")
             ))  # fmt: skip
-        absent = pool.missing_seeds
-        for seeds in dict.fromkeys(map(tuple, absent.values())):
-            without = _some([label for label, own in absent.items() if tuple(own) == seeds])
-            said = "No finished run of seeds {}: {}. Differences are over the seeds that both lines have."
-            texts.append(Markup(said).format(", ".join(map(str, seeds)), without))
+        texts += _missing(pool, where)
         if idle := [line.label for line in pool.lines if not line.training_evaluations and pool.budget]:
             texts.append(
                 Markup("{}: trains nothing, so it is beside the others, not at their cost.").format(_some(idle))
@@ -92,18 +105,20 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
             texts.append(Markup("{} spent {:,.0f} training evaluations, unlike most of its line: in no mean.").format(
                 run.name, run.spent
             ))  # fmt: skip
-        if differ := [task for task in pool.tasks if len(_bases(pool, task)) > 1]:
-            texts.append(Markup("The base's scores differ between runs on {}: shares of gain mix them.").format(
-                ", ".join(differ)
-            ))  # fmt: skip
+        for line, (least, most) in pool.spread().items():
+            said = "{}{}: its runs spent {:,.0f} to {:,.0f} training evaluations; the budget is their mean."
+            texts.append(Markup(said).format(where, line, least, most))
+        scale = "{}The {} has other scores on {} in some runs; shares of gain are on one line's scale."
+        for model, task in _unequal(pool):
+            texts.append(Markup(scale).format(where, model, task))
         if pool.repeated:
-            texts.append(Markup("In no mean, because another folder has the same line and seed: {}.").format(
-                ", ".join(run.name for run in pool.repeated)
+            texts.append(Markup("{}In no mean, because another folder has the same line and seed: {}.").format(
+                where, ", ".join(run.name for run in pool.repeated)
             ))  # fmt: skip
         single = [line.label for line in pool.lines if len(line.records) == 1]
         if single:
             texts.append(Markup("One seed says little of a method: {}.").format(_some(single)))
-    texts += [Markup("{}; it is in no table but that of runs.").format(said) for said in evidence.unfinished()]
+    texts += [Markup("{}; it has no scores.").format(said) for said in evidence.unfinished()]
     commits = sorted({run.commit for run in evidence.runs if run.record and run.commit})
     if len(commits) > 1:
         texts.append(Markup("The runs were made at several commits: {}.").format(", ".join(commits)))
@@ -111,10 +126,29 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
     return texts
 
 
-def _bases(pool: Pool, task: str) -> set[bytes]:
-    """The different scores of the base that the pool's runs show."""
-    shown = [r.summary["models"].get("base") for line in pool.lines for r in line.records]
-    return {row[task]["rows"][row[task]["headline"]].tobytes() for row in shown if row}
+def _missing(pool: Pool, where: Markup | str) -> list[Markup]:
+    """Which lines lack seeds that others have."""
+    absent, texts = pool.missing_seeds, []
+    for seeds in dict.fromkeys(map(tuple, absent.values())):
+        without = _some([label for label, own in absent.items() if tuple(own) == seeds])
+        said = "{}No finished run of seeds {}: {}. Differences are over the seeds that both lines have."
+        texts.append(Markup(said).format(where, ", ".join(map(str, seeds)), without))
+    return texts
+
+
+def _unequal(pool: Pool) -> list[tuple[str, str]]:
+    """(model, task) whose scores differ between runs: of the base, and of a seed's teacher between lines."""
+    found: list[tuple[str, str]] = []
+    shown = [r.summary for line in pool.lines for r in line.records]
+    for task in pool.tasks:
+        for model in ("base", f"teacher {task}"):
+            by_seed: dict[int, list[float]] = {}
+            for summary in (s for s in shown if model in s["models"]):
+                key = 0 if model == "base" else summary["seed"]  # teachers may be trained seed by seed
+                by_seed.setdefault(key, []).append(score(summary["models"][model][task]))
+            if any(max(scores) - min(scores) > NOTICED for scores in by_seed.values()):
+                found.append((model, task))
+    return found
 
 
 def _some(labels: list[str]) -> str:

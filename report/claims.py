@@ -2,8 +2,8 @@
 
 Each claim of DiffusionOPD (arXiv 2605.15055) becomes one tested quantity with a 95% interval and a verdict: "holds"
 when the whole interval is on the claimed side of the line, "does not hold" when it is on the other, else "undecided".
-Where rivals or gradients are compared, Holm's correction over all of them must agree, else "undecided". Whatever it
-is, it is printed.
+Where rivals or gradients are compared, Holm's correction over all rivals of a place, or all gradients of a probe's
+output, must agree, else "undecided". Whatever it is, it is printed.
 """
 
 import math
@@ -73,7 +73,7 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         # A difference: a ratio has no sense where the signal is not told from zero.
         value, half = analytic[0] - noisy[0], math.hypot(*((x[2] - x[1]) / 2 for x in (analytic, noisy)))
         effect = Estimate(value, value - half, value + half)
-        claim = f"the analytic gradient is less noisy than the PPO-style one: {where}"
+        claim = f"the analytic gradient has more signal to noise than the PPO-style one: {where}"
         quantity = f"signal-to-noise ratio, analytic ({analytic[0]:.3g}) minus PPO-style ({noisy[0]:.2g}), above 0"
         verdicts.append(judge(claim, quantity, effect))
         same = Estimate(*ppo["mean_over_first"])
@@ -180,7 +180,7 @@ def cascade_claims(cascade: Line) -> list[Verdict]:
 
 
 def sampler_claims(opd: Line, lines: list[Line]) -> list[Verdict]:
-    """Deterministic and stochastic kernels are both served: OPD reaches the teachers on each, all else equal."""
+    """Deterministic and stochastic kernels are served: OPD reaches the teachers on each, all else equal."""
     verdicts, asked = [], _but_kernel(opd)
     for line in lines:
         if line.method != opd.method or _but_kernel(line) != asked:
@@ -189,7 +189,7 @@ def sampler_claims(opd: Line, lines: list[Line]) -> list[Verdict]:
         effect = recovered([r.summary for r in line.records]).get("mean")
         if effect is None:
             continue
-        claim = f"SDE and ODE samplers are both served: {sampler['kernel']} eta {sampler['eta']:g}"
+        claim = f"mean matching serves the sampler {sampler['kernel']} eta {sampler['eta']:g}"
         quantity = f"share of the teachers' mean gain, above {MATCHED:.0%}"
         verdicts.append(_of_seeds(judge(claim, quantity, effect, MATCHED), line))
     return verdicts

@@ -97,6 +97,11 @@ class Pool:
         every = sorted(set().union(*have.values()))
         return {label: absent for label, own in have.items() if (absent := [s for s in every if s not in own])}
 
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """Line's label -> least and most that its runs spent, of lines whose runs spent unequally."""
+        costs = {label: [run.spent for run in members] for label, members in self.folders.items()}
+        return {label: (min(c), max(c)) for label, c in costs.items() if min(c) and not near(min(c), max(c))}
+
     def reference(self) -> Line | None:
         """Whom the others are compared with: analytic OPD where there is one, else the first."""
         named = [line for line in self.lines if line.method == "opd_analytic"]
@@ -161,9 +166,11 @@ def _world(world: World, place: str, runs: list[Found], evidence: Evidence) -> l
     for identity, members in groups.items():
         usual = _usual([run.spent for run in members])
         strangers = [run for run in members if run.spent != usual and not near(run.spent, usual)]
+        if 2 * len(strangers) >= len(members):  # no cost is usual: a budget in seconds, say
+            strangers = []
         odd += strangers
         groups[identity] = [run for run in members if run not in strangers]
-    spent = {identity: _usual([run.spent for run in members]) for identity, members in groups.items()}
+    spent = {identity: sum(run.spent for run in members) / len(members) for identity, members in groups.items()}
     start = Pool(world, place, tuple(runs[0].spec["tasks"]), 0.0, [])
     made = [
         _pool(replace(start, budget=budget), identities, groups, evidence)
@@ -251,6 +258,7 @@ def _whole(made: list[Pool]) -> list[Pool]:
         if line.teacher_evaluations or not same or any(near(budget, known.budget) for known in found):
             continue
         members = [(other, home) for other, home in lines if near(other.total_evaluations, budget)]
+        budget = _usual([round(other.total_evaluations) for other, _ in members for _ in other.records])
         folders = {other.label: _folders(other, home) for other, home in members}
         found.append(
             Pool(

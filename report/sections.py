@@ -53,7 +53,9 @@ def _answers(made: Made, evidence: Evidence) -> Section:
 def _scores(report: Report, made: Made) -> Section:
     section = Section("Scores and cost")
     if any(len(pool.lines) > MOST for pool, _ in made):
-        section.say(f"Figures show the {MOST} best lines by mean score; the tables hold all.", "note")
+        section.say(
+            f"Figures show {MOST} lines, the reference and the best by mean score; the tables hold all.", "note"
+        )
     for pool, tables in made:
         if not pool.lines:
             continue
@@ -179,8 +181,8 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
     table = Table(
         "claims", "Claims of DiffusionOPD (arXiv 2605.15055) in these records",
         "holds: the whole 95% interval is on the claimed side; does not hold: it is on the other; else undecided. "
-        "Where rivals or gradients are compared, Holm's correction over all of them must agree; the other claims are "
-        "tested one by one.",
+        "Where rivals are compared, Holm's correction over all rivals of the place must agree; where gradients are, "
+        "over all of one probe's output; the other claims are tested one by one. Effects have intervals of 95%.",
         [Column("where", "where"), Column("claim", "claim"), Column("quantity", "tested quantity"),
          Column("effect", "effect", "change"), Column("verdict", "verdict")],
     )  # fmt: skip

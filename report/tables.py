@@ -48,7 +48,7 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
         found = {s.label: s for s in standings(groups, pool.tasks, reference.label, {})}
     along = replace(pool, lines=[]) if pool.whole else pool  # its lines' courses are shown with their own budgets
     return PoolTables(
-        overview(pool, prefix),
+        overview(pool, found, prefix),
         scores(pool, found, label, prefix),
         aggregates(pool, found, label, prefix),
         cost(pool, found, prefix),
@@ -63,12 +63,13 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
     )
 
 
-def overview(pool: Pool, prefix: str) -> Table:
+def overview(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
     """What is compared, in one row; the page's sentences count by it."""
     seeds = [len(line.records) for line in pool.lines]
     runs_ = [run for members in pool.folders.values() for run in members]
     row = {
-        "budget": pool.budget, "lines": len(pool.lines), "rivals": len(pool.lines) - 1, "runs": len(runs_),
+        "budget": pool.budget, "lines": len(pool.lines), "runs": len(runs_),
+        "rivals": sum(not math.isnan(s.against_reference.p) for s in found.values()),
         "fewest_seeds": min(seeds, default=0), "most_seeds": max(seeds, default=0),
         "failed": sum(run.state == "failed" for run in pool.unfinished),
         "unfinished": sum(run.state == "unfinished" for run in pool.unfinished), "repeated": len(pool.repeated),
@@ -77,11 +78,13 @@ def overview(pool: Pool, prefix: str) -> Table:
     }  # fmt: skip
     return Table(
         f"{prefix}overview", f"What is compared: {pool.title}",
-        f"Equal budgets: to within {EQUAL:.0%}, because budgets end on whole updates.",
+        f"Equal budgets: each within {EQUAL:.0%} of the one around which most methods and runs are, because budgets "
+        "end on whole updates. Damaged runs are in no column; the page names them.",
         [
             Column("budget", "training", "count", "evaluations a run"),
             Column("lines", "lines", "count"),
-            Column("rivals", "of them against the reference", "count"), Column("fewest_seeds", "fewest seeds", "count"),
+            Column("rivals", "of them tested against the reference", "count"),
+            Column("fewest_seeds", "fewest seeds", "count"),
             Column("most_seeds", "most seeds", "count"),
             Column("runs", "finished runs", "count"), Column("failed", "failed", "count"),
             Column("unfinished", "unfinished", "count"), Column("repeated", "repeated", "count"),
@@ -109,7 +112,9 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         "over tasks; the share of the teachers' gain is (mean - base) / (teachers - base), each task's own teacher, "
         "base at its best guidance. Bold: best, and distinguished from every other line of the column (paired by seed "
         "and prompt, Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt "
-        "over the seeds that both lines have. With few seeds an interval may leave the range of the score.",
+        "over the seeds that both lines have; their intervals are not corrected for the number of lines, p is. With "
+        "few seeds an interval may leave the range of the score. The base is at each task's own best guidance. A dash: "
+        "not measured, no teachers among these runs, or no two common seeds that differ.",
         columns,
     )  # fmt: skip
     for line in pool.lines:
@@ -177,9 +182,10 @@ def aggregates(pool: Pool, found: dict[str, Standing], reference: str, prefix: s
     """What outliers among few runs move less than a mean: the ideas of rliable (arXiv 2108.13264)."""
     table = Table(
         f"{prefix}aggregates", f"Robust aggregates: {pool.title}",
-        "Interquartile mean of the share of each teacher's gain, over all tasks and seeds; interval: bootstrap of runs "
-        "within tasks, too narrow with few seeds. Chance that a run has a higher mean score than a run of "
-        f"{reference}; interval: Newcombe's.",
+        "Interquartile mean: of the shares of the teachers' gains of all tasks and seeds, without the lowest and "
+        "highest quarter (rounded down); a task that is apart in every run is left out too. Interval: 95%, bootstrap "
+        f"of whole runs, too narrow with few seeds. Chance that a run has a higher mean score than one of {reference}; "
+        "interval: Newcombe's 95%. Seeds with the same results to the last bit count once in both.",
         [Column("line", "method"), Column("seeds", "seeds", "count"),
          Column("iqm", "interquartile mean of the share", "share"),
          Column("chance", f"chance to be above {reference}", "share")],
@@ -203,8 +209,8 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
         f"{prefix}cost", f"Cost: {pool.title}",
         "Model evaluations of a run: forward 1, backward 2, guidance doubles. With teachers: theirs added whole, as if "
         "trained for this student alone; where nobody knows their cost, a dash. To target: training evaluations until "
-        "every task is at 90% of its best teacher, at the recorded points. Seconds depend on the machine and on what "
-        "ran beside it.",
+        "every task is at 90% of its best teacher, at the recorded points; a dash: no teachers among these runs. Where "
+        "the budget counts the teachers, so does this. Seconds depend on the machine and on what ran beside it.",
         [
             Column("line", "method"), Column("training", "training", "count", "evaluations"),
             Column("with_teachers", "with teachers", "count", "evaluations"),
@@ -213,9 +219,10 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
         ],
     )  # fmt: skip
     for line in pool.lines:
+        taught = line.teacher_evaluations if pool.whole else 0.0
         table.rows.append({
             "line": line.label, "training": line.training_evaluations, "with_teachers": line.total_evaluations,
-            "to_target": found[line.label].time_to_target, "seconds": seconds(line.records),
+            "to_target": found[line.label].time_to_target + taught, "seconds": seconds(line.records),
         })  # fmt: skip
     return table
 
@@ -231,10 +238,11 @@ def curves(pool: Pool, prefix: str) -> Table:
     table = Table(
         f"{prefix}curves", f"Anytime curves: {pool.title}",
         "Score at every recorded point that all of a line's seeds have. Seconds: the share of the budget times a run's "
-        "training and scoring seconds.",
+        "training and scoring seconds. Intervals: 95%, as in the table of scores.",
         [
             Column("line", "method"), Column("task", "task"), Column("share", "share of budget", "share"),
-            Column("evaluations", "training", "count", "evaluations"), Column("seconds", "training", "count", "s"),
+            Column("evaluations", "training", "count", "evaluations"),
+            Column("seconds", "training and scoring", "count", "s"),
             Column("score", "score", "score"),
         ],
     )  # fmt: skip
@@ -258,8 +266,9 @@ def falls(pool: Pool, prefix: str) -> Table:
     table = Table(
         f"{prefix}forgetting", f"Forgetting: {pool.title}",
         "Drop from best: best recorded point (of the mean over seeds) minus the end, paired by seed and prompt. Since "
-        "its own stage: the end minus the end of the task's own stage, for cascades. A dash: not evaluated there. "
-        "Lines evaluated at their end only are left out.",
+        "its own stage: the end minus the end of the task's own stage, for cascades. Intervals: 95%. The best point "
+        "is chosen by the same scores, so a drop is too large by chance; no interval: the end is the best. A dash: "
+        "not evaluated there. Lines not evaluated both at the end and before are left out.",
         [
             Column("line", "method"), Column("task", "task"), Column("drop", "drop from best", "change"),
             Column("since_stage", "change since its own stage", "change"),
@@ -310,7 +319,8 @@ def interference(pool: Pool, prefix: str) -> Table | None:
     """Cosines between tasks' gradients along training, where runs recorded them."""
     table = Table(
         f"{prefix}interference", f"Interference: {pool.title}",
-        "Cosine between two tasks' gradients (independent halves of the estimates); a task with itself is the ceiling.",
+        "Cosine between two tasks' gradients (independent halves of the estimates); a task with itself is the ceiling. "
+        "Interval: 95%, Student's t over seeds.",
         [Column("line", "method"), Column("pair", "tasks"), Column("share", "share of budget", "share"),
          Column("cosine", "cosine", "change")],
     )  # fmt: skip
@@ -326,7 +336,8 @@ def goodhart(pool: Pool, prefix: str) -> Table | None:
     table = Table(
         f"{prefix}over-optimisation", f"Over-optimisation: {pool.title}",
         "The known utility's fall from its best point to the end, and what the reward did meanwhile: a fall with a "
-        "rise is over-optimisation.",
+        "rise is over-optimisation. Intervals: 95%. The best point is chosen by the same scores, so a fall is too "
+        "large by chance; without an interval: the end is the best.",
         [
             Column("line", "method"), Column("task", "task"), Column("share", "share of budget", "share"),
             Column("proxy", "reward", "score"), Column("gold", "known utility", "score"),

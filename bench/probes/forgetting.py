@@ -13,11 +13,12 @@ STAGE_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Forgetting:
-    """One task over one method's runs (NaN where it was not evaluated at two points at least)."""
+    """One task over one method's runs (NaN where it was not evaluated at the end and before)."""
 
     task: str
     drop_from_best: Difference
-    """Best recorded point minus the end (at least 0): what early stopping on this task would have kept."""
+    """Best recorded point minus the end: what early stopping on this task would have kept. At least 0, and chosen by
+    the same scores: too large by chance. 0 without an interval where the end is the best."""
     change_after_own_stage: Difference | None
     """End minus the end of the task's own stage: backward transfer, negative when later stages undo it (cascade)."""
 
@@ -55,7 +56,7 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
     best point is chosen on the mean over seeds, so that it is one point, not the luckiest of each seed.
     """
     complete, strata = by_share(runs, task)
-    if len(complete) < 2:
+    if len(complete) < 2 or max(complete) < 1 - STAGE_TOLERANCE:
         return Forgetting(task, Difference.unknown(), None)
     end = complete[max(complete)]
     best = max(complete, key=lambda share: stratified_means(complete[share] - end, strata).mean())
@@ -64,6 +65,13 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
         stage = None
     return Forgetting(
         task,
-        paired_difference(complete[best], end, strata),
+        fall(complete[best], end, strata),
         paired_difference(end, complete[stage], strata) if stage is not None else None,
     )
+
+
+def fall(best_SN: np.ndarray, end_SN: np.ndarray, strata_N: np.ndarray) -> Difference:
+    """The best point minus the end; where they are one point there is nothing to test."""
+    if best_SN is end_SN:
+        return Difference(0.0, *[float("nan")] * 3)
+    return paired_difference(best_SN, end_SN, strata_N)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.probes.forgetting import by_share
-from bench.stats import Difference, Estimate, estimates, paired_difference
+from bench.probes.forgetting import STAGE_TOLERANCE, by_share, fall
+from bench.stats import Difference, Estimate, estimates
 
 GOLD = "gold"
 """Metric under which a task reports the known utility."""
@@ -26,7 +26,7 @@ class OverOptimisation:
     """The headline, which the reward or the teachers were trained for, at each point."""
     gold: list[Estimate]
     gold_drop: Difference
-    """Best point of the gold score minus its end (at least 0); NaN where there is one point only."""
+    """Best point of the gold score minus its end, as in `Forgetting`; NaN where only one was evaluated."""
     proxy_meanwhile: Difference
     """What the proxy did over the same stretch: end minus that point. Positive with a gold drop: over-optimised."""
 
@@ -47,7 +47,6 @@ def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | N
     curve = estimates([gold[share] for share in shares], strata)
     best, end = shares[int(np.argmax([e.value for e in curve]))], shares[-1]
     fell = rose = Difference.unknown()
-    if len(shares) > 1:
-        fell = paired_difference(gold[best], gold[end], strata)
-        rose = paired_difference(proxy[end], proxy[best], strata)
+    if len(shares) > 1 and end >= 1 - STAGE_TOLERANCE:
+        fell, rose = fall(gold[best], gold[end], strata), fall(proxy[end], proxy[best], strata)
     return OverOptimisation(task, shares, estimates([proxy[share] for share in shares], strata), curve, fell, rose)
