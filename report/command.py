@@ -1,5 +1,6 @@
 """`bench report`: run records to tables, figures and one page."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +23,8 @@ def report(
     from report.page import write
     from report.sections import make
 
-    if diff and paths:
-        raise UsageError("--diff takes its two folders itself; leave the others out")
+    if diff and (paths or str(diff[1]).startswith("-")):
+        raise UsageError("--diff takes two results folders, and no other: --diff BEFORE AFTER")
     if diff:
         from report.diff import difference
 
@@ -31,4 +32,8 @@ def report(
         print(write(difference(*(collect([path]) for path in diff)), output, f"{second} against {first}"))
         return
     usual = Path("results/runs")
-    print(write(make(collect(paths or ([usual] if usual.exists() else []))), output))
+    evidence = collect(paths or ([usual] if usual.exists() else []))
+    if not evidence:
+        where = ", ".join(map(str, paths or [usual]))
+        print(f"nothing to report in {where}: no run, comparison, study or probe's output", file=sys.stderr)
+    print(write(make(evidence), output))

@@ -48,9 +48,12 @@ def difference(before: Evidence, after: Evidence) -> Report:
     said = [Markup("{}: {}").format(row["verdict"], number(row["count"], "count")) for row in counts.rows]
     section.say(Markup("Of the lines and tasks that both sets have, {}.").format(Markup(", ").join(said)), "answer")
     for name, mine, theirs in (("first", firsts, others), ("second", others, firsts)):
-        only = sorted(line.label for key, (_, line) in mine.items() if key not in theirs)
+        only = sorted(
+            f"{line.label} at {line.training_evaluations:,.0f} training evaluations"
+            for key, (_, line) in mine.items() if key not in theirs
+        )  # fmt: skip
         if only:
-            section.say(f"Only in the {name} set: {', '.join(only)}.", "warn")
+            section.say(f"Only in the {name} set: {'; '.join(only)}.", "warn")
     if apart:
         section.say(f"In both sets, but without a common seed: {', '.join(apart)}.", "warn")
     for name, evidence in (("first", before), ("second", after)):

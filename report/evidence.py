@@ -1,6 +1,7 @@
 """What a report is made of: runs, probes, studies and comparisons at the given paths, and what is wrong with them."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,10 @@ class Evidence:
     problems: list[str] = field(default_factory=list)
     """Files that could not be read, and folders with nothing to read."""
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to report on."""
+        return bool(self.runs or self.probes or self.excess or self.studies)
+
     def unfinished(self) -> list[str]:
         """What became of the runs that have no result."""
         said = {"failed": "failed: ", "unfinished": "is not finished"}
@@ -100,6 +105,9 @@ def _folder(path: Path, evidence: Evidence, reader: "_Reader") -> None:
             evidence.problems.append(f"{comparison.name}: damaged ({one_line(error)})")
     for spec in specs:
         _run(spec.parent, evidence, reader)
+    for started in sorted(path.glob("*/provenance.jsonl")):
+        if not _is_run(started.parent):
+            evidence.problems.append(f"{started.parent.name}: damaged (its spec.json is gone)")
     for study in studies:
         try:
             _study(study, evidence)
@@ -108,7 +116,8 @@ def _folder(path: Path, evidence: Evidence, reader: "_Reader") -> None:
 
 
 def _is_study(folder: Path) -> bool:
-    return (folder / "journal.log").is_file() or ((folder / "summary.json").is_file() and not _is_run(folder))
+    ended = (folder / "summary.json").is_file() and not _is_run(folder) and not (folder / "provenance.jsonl").is_file()
+    return (folder / "journal.log").is_file() or ended
 
 
 def _is_run(folder: Path) -> bool:
@@ -172,16 +181,16 @@ class _Reader:
 
     def read(self, folder: Path) -> Found:
         """Raises OSError or ValueError for what is damaged."""
-        kept = checked(KEPT, _json(folder / "spec.json"))
+        kept = _of(folder / "spec.json", KEPT, _json)
         spec, weights = kept["spec"], kept["backbone_hash"]
-        starts = checked(STARTS, _lines(folder / "provenance.jsonl"))
+        starts = _of(folder / "provenance.jsonl", STARTS, _lines)
         last = starts[-1] if starts else {}
         made = {"commit": (last.get("commit") or "")[:10], "device": last.get("device") or ""}
         if not (folder / "summary.json").is_file():
             error = recorded_failure(folder)
             return Found(folder, spec, weights, "failed" if error else "unfinished", str(error or ""), **made)
-        summary = checked(SUMMARY, _json(folder / "summary.json"))
-        points = checked(POINTS, _lines(folder / "evaluations.jsonl"))
+        summary = _of(folder / "summary.json", SUMMARY, _json)
+        points = _of(folder / "evaluations.jsonl", POINTS, _lines)
         if summary["models"]["student"].keys() != set(spec["tasks"]):
             raise ValueError("its summary is not of its spec's tasks")
         shown, what = summary["models"]["student"], ("headline", "strata")
@@ -191,7 +200,7 @@ class _Reader:
             for task, row in models.items():
                 models[task] = self._compact(row)
         record = Record(
-            summary, [self._compact(row) for row in points], spec, checked(PULLS, _lines(folder / "probes.jsonl"))
+            summary, [self._compact(row) for row in points], spec, _of(folder / "probes.jsonl", PULLS, _lines)
         )
         return Found(folder, spec, weights, "done", "", record, **made)
 
@@ -202,6 +211,14 @@ class _Reader:
 
     def _once(self, array: np.ndarray) -> np.ndarray:
         return self._arrays.setdefault(array.dtype.str.encode() + array.tobytes(), array)
+
+
+def _of(path: Path, schema, read: Callable):
+    """What a file holds, by its schema; what is wrong is said with the file's name."""
+    try:
+        return checked(schema, read(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name}: {one_line(error)}") from error
 
 
 def _json(path: Path):
@@ -220,3 +237,5 @@ def _loads(text: str):
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error.msg}, character {error.pos}") from error

@@ -46,7 +46,7 @@ class Figure:
                 figure.set_layout_engine("none")  # laid out once for all formats
                 for kind in ("pdf", "svg", "png"):
                     data = io.BytesIO()
-                    figure.savefig(data, format=kind, dpi=200, metadata=_undated(kind))
+                    figure.savefig(data, format=kind, dpi=200, metadata=_undated(kind), transparent=kind != "png")
                     made[f"{self.name}-{size}.{kind}"] = data.getvalue()
                 plt.close(figure)
         return made
@@ -138,7 +138,7 @@ def draw_curve(axes, x, y, style: Look, texts: list[str]) -> None:
 Levels = dict[str, dict[str, float]]
 """Task or "mean" -> name of a model that is no line (base, teacher) -> its score."""
 LEVELS = {"base": ":", "teacher": "--"}
-LEVELS_SAID = "Dotted: base at its best guidance; dashed: the task's own teacher."
+LEVELS_SAID = {"base": "Dotted: base at its best guidance.", "teacher": "Dashed: each task's own teacher."}
 
 
 def draw_levels(line, task: str, levels: Levels) -> None:
@@ -189,7 +189,8 @@ def _legend(figure, axes, lines: list[str], narrow: bool) -> None:
 
 
 def _said(title: str, levels: Levels) -> str:
-    return f"{title} {LEVELS_SAID}" if levels else title
+    drawn = [name for name in LEVELS if any(name in values for values in levels.values())]
+    return " ".join([title, *(LEVELS_SAID[name] for name in drawn)])
 
 
 def scores_figure(
@@ -203,12 +204,14 @@ def scores_figure(
         import matplotlib.pyplot as plt
 
         narrow = width < 5
+        shown = keys[-1:] if narrow else keys  # a column has room for one panel beside the names
+        columns = min(4, len(shown))
+        down = math.ceil(len(shown) / columns)
         height = max(1.6, row_height(rows["line"], narrow) * len(rows) + 0.7)
-        shape = (len(keys), 1) if narrow else (1, len(keys))
-        figure, grid = plt.subplots(
-            *shape, figsize=(width, height * len(keys) if narrow else height), sharey=not narrow, squeeze=False
-        )
-        for axes, key in zip(grid.flat, keys):
+        figure, grid = plt.subplots(down, columns, figsize=(width, height * down), sharey=True, squeeze=False)
+        for axes in grid.flat[len(shown) :]:
+            axes.remove()
+        for axes, key in zip(grid.flat, shown):
             draw_intervals(axes, rows, "line", key, look, narrow, f", {key}")
             draw_levels(axes.axvline, key, levels)
             axes.set(title=heads.get(key, "mean score"), xlabel="score")
@@ -216,7 +219,9 @@ def scores_figure(
 
     best = rows.loc[rows["mean"].idxmax()]
     alt = f"Scores with intervals of {len(rows)} lines. The highest mean score is {best['line']}'s, {best['mean']:.3f}."
-    return Figure(name, _said("Held-out scores, mean and 95% interval.", levels), alt, draw)
+    return Figure(
+        name, _said("Held-out scores, mean and 95% interval; at column width the mean score only.", levels), alt, draw
+    )
 
 
 def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], levels: Levels, name: str) -> Figure:
@@ -227,12 +232,20 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
         import matplotlib.pyplot as plt
 
         narrow = width < 5
-        shape = (len(tasks), 1) if narrow else (2, len(tasks))
-        height = (1.7 * len(tasks) if narrow else 3.6) + _room(lines, narrow)
-        figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)
         axes_of = ("evaluations",) if narrow else ("evaluations", "seconds")  # a column has no room for both
-        panels = [(task, axis) for axis in axes_of for task in tasks]
-        for axes, (task, axis) in zip(grid.flat, panels):
+        columns = 1 if narrow else min(3, len(tasks))
+        panels = [
+            (task, axis) for k in range(0, len(tasks), columns) for axis in axes_of for task in tasks[k : k + columns]
+        ]
+        places = [place for place in range(math.ceil(len(tasks) / columns) * len(axes_of) * columns)]
+        last = len(tasks) % columns or columns  # panels in the last rows
+        used = [p for p in places if p // columns < len(places) // columns - len(axes_of) or p % columns < last]
+        size = (width, 1.75 * len(places) / columns + _room(lines, narrow))
+        figure, grid = plt.subplots(len(places) // columns, columns, figsize=size, squeeze=False)
+        for place in set(places) - set(used):
+            grid.flat[place].remove()
+        for place, (task, axis) in zip(used, panels):
+            axes = grid.flat[place]
             for label in lines:
                 points = frame[(frame["line"] == label) & (frame["task"] == task)]
                 scale = 1000 if axis == "evaluations" else 1
@@ -244,9 +257,9 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
         _legend(figure, grid.flat[0], lines, narrow)
         return figure
 
+    title = "Anytime curves: held-out score along training, against model evaluations and, at page width, seconds."
     return Figure(
-        name,
-        _said("Anytime curves: held-out score along training, against model evaluations and against seconds.", levels),
+        name, _said(title, levels),
         f"Scores along training of {len(lines)} lines on {', '.join(tasks)}; the numbers are in the table below.", draw,
     )  # fmt: skip
 
@@ -294,7 +307,7 @@ def course_figure(
         import matplotlib.pyplot as plt
 
         narrow = width < 5
-        columns = 1 if narrow else min(3, len(groups))
+        columns = min(2 if narrow else 3, len(groups))
         rows = math.ceil(len(groups) / columns)
         size = (width, 1.7 * rows + _room(lines, narrow))
         figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
@@ -305,7 +318,8 @@ def course_figure(
                 points = frame[(frame["line"] == line) & (frame[by] == group)]
                 said = [f"{line}, {group}: {row[value]!r} at {row['share']:.0%}" for _, row in points.iterrows()]
                 draw_curve(axes, points["share"], points[value], look[line], said)
-            axes.set(title=group, xlabel="share of budget", ylabel=label)
+            axes.set(title=group, xlabel="share of budget", ylabel=label, xlim=(-0.04, 1.04))
+            axes.label_outer(remove_inner_ticks=False)
         _legend(figure, grid.flat[0], lines, narrow)
         return figure
 

@@ -87,6 +87,8 @@ class Pool:
 
     @property
     def title(self) -> str:
+        if not self.lines:
+            return f"{self.place}; no finished run"
         spent = "evaluations a run, the teachers' training counted" if self.whole else "training evaluations a run"
         return f"{self.place}; about {self.budget:,.0f} {spent}"
 

@@ -77,6 +77,8 @@ def write(report: Report, folder: Path, title: str = TITLE) -> Path:
     What an earlier report left in the folder and this one has not is removed. Raises UsageError for a folder that
     cannot be one, BenchError where writing fails.
     """
+    if (folder / "spec.json").is_file():
+        raise UsageError(f"{folder} is a run's folder; give the report another one")
     try:
         for part in PARTS:
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -97,7 +99,11 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
 
     found: dict[str, bytes] = {}
     for table in report.tables:
-        texts = {"csv": table.frame().to_csv(index=False), "md": table.markdown(), "tex": table.latex()}
+        texts = {
+            "csv": table.frame().to_csv(index=False),
+            "md": f"{table.markdown()}\n{unmarked(table.note)}\n",
+            "tex": table.latex(),
+        }
         found |= {f"tables/{table.name}.{kind}": text.encode(errors="replace") for kind, text in texts.items()}
     draw_all(report.figures)
     for figure in report.figures:
@@ -115,6 +121,8 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
     """Write, and remove what the list of an earlier report names and this one has not."""
     listed = folder / "files.txt"
     before = listed.read_text().splitlines() if listed.is_file() else []
+    if not before and (taken := next((name for name in files if (folder / name).exists()), None)):
+        raise UsageError(f"{folder}/{taken} is not an earlier report's; give the report another folder")
     for name in before:
         if name not in files and re.fullmatch(r"(tables|figures)/[A-Za-z0-9_.-]+", name):
             (folder / name).unlink(missing_ok=True)

@@ -2,12 +2,13 @@
 
 import base64
 import io
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from bench.errors import UsageError
@@ -25,6 +26,8 @@ SPACED, LINES = 4, 8
 """Prompts at equal distances; most lines that one grid shows."""
 SIDE = 192
 """Pixels: larger pictures are made smaller for the page."""
+LARGEST = 0.9
+"""Inches of a picture in figures for papers."""
 CAPTION = 200
 """Characters of a prompt that the page shows; the table has it whole."""
 
@@ -60,7 +63,9 @@ class Grid(Figure):
     """Row's index and column's label -> uint8 [H, W, 3]; None where the file is no picture."""
 
     def html(self) -> Markup:
-        heads = Markup("").join(Markup('<th scope="col">{}</th>').format(column.label) for column in self.columns)
+        heads = Markup("").join(
+            Markup('<th scope="col">{}</th>').format(_breakable(column.label)) for column in self.columns
+        )
         body = Markup("").join(
             Markup('<tr><th scope="row"><span dir="auto" title="{}">{}</span> <small>{}</small></th>{}</tr>').format(
                 row.prompt, _short(row.prompt), row.why, Markup("").join(self._cell(row, c) for c in self.columns)
@@ -81,6 +86,11 @@ class Grid(Figure):
         return Markup('<td><img src="{}" alt="{}" width="96" height="96"><br>{}</td>').format(
             _address(picture), alt, number(score, "score")
         )
+
+
+def _breakable(label: str) -> Markup:
+    """A name that may be broken between its words."""
+    return Markup(re.sub(r"([_=,])", r"\1<wbr>", str(escape(label))))
 
 
 def _short(text: str) -> str:
@@ -115,6 +125,7 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
     ranked = sorted(pool.lines, key=lambda line: -student_score(line.records, task))
     lines: dict[str, tuple[Line, Shown]] = {}
     references: dict[str, Shown] = {}
+    gone: list[str] = []
     for line in ranked:
         for run in pool.pictured.get(line.label, [])[:1]:
             if len(lines) == LINES:
@@ -127,9 +138,15 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
                 for model in ("base", f"teacher {task}"):
                     if model not in references and model in run.record.summary["pictures"]:
                         references[model] = _shown(run, model, task, model)
+            except FileNotFoundError as error:
+                lines.pop(line.label, None)
+                gone.append(str(error))
             except (OSError, UsageError) as error:
                 lines.pop(line.label, None)
                 problems.append(f"pictures of {run.name}: {error}")
+    if gone:
+        others = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        problems.append(f"pictures of {task} are not there: {gone[0]}{others}")
     return lines, list(references.values())
 
 
@@ -141,7 +158,7 @@ def _shown(run: Found, model: str, task: str, label: str) -> Shown:
     if root not in folder.parents:
         raise UsageError(f"{place} is outside the results folder")
     if not folder.is_dir():
-        raise UsageError(f"{place} is not there")
+        raise FileNotFoundError(place)
     samples, (scores_N, _) = read(folder), headline(run.record.summary["models"][model][task])
     if any(root not in sample.path.resolve().parents for sample in samples):
         raise UsageError(f"{place} has links out of the results folder")
@@ -201,29 +218,37 @@ def _worst(line: Line, shown: Shown, yardstick: Shown, task: str) -> int:
     return int(np.lexsort((np.arange(len(here)), usually, here))[0])
 
 
+def _broken(label: str, letters: int) -> str:
+    """A column's name in lines of so many letters, broken between words and settings."""
+    spaced = re.sub(r"([_=,])", r"\1 ", label)
+    return re.sub(r"([_=,]) ", r"\1", "\n".join(textwrap.wrap(spaced, max(letters, 4))))
+
+
 def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tuple[int, str], np.ndarray | None]):
     """The grid for papers: one axes in units of a picture's side, a caption above each row."""
     import matplotlib.pyplot as plt
 
-    caption, head = 0.34, 0.5
-    side = width / len(columns)
+    side = min(width / len(columns), LARGEST)
+    points = min(7.0, 8.5 * side)
+    letters = 125 / points  # an inch, about
+    labels = [_broken(column.label, int(side * letters)) for column in columns]
+    line = 1.25 * points / 72 / side
+    caption, head = 1.5 * line, line * (0.5 + max(label.count("\n") + 1 for label in labels))
     tall = head + len(rows) * (1 + caption)
     figure = plt.figure(figsize=(width, side * tall))
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    points = min(7.0, 8.5 * side)
-    for j, column in enumerate(columns):
-        label = "\n".join(textwrap.wrap(column.label, 16))
+    for j, label in enumerate(labels):
         axes.text(j + 0.5, head - 0.05, label, ha="center", va="bottom", fontsize=points)
     for i, row in enumerate(rows):
         top = head + i * (1 + caption) + caption
-        text = textwrap.shorten(legible(f"{row.prompt} ({row.why})"), int(len(columns) * 14), placeholder="…")
+        text = textwrap.shorten(legible(f"{row.prompt} ({row.why})"), int(width * letters), placeholder="…")
         axes.text(0.03, top - 0.06, text, ha="left", va="bottom", fontsize=points)
         for j, column in enumerate(columns):
             picture = pictures[row.index, column.label]
             place = (j + 0.03, j + 0.97, top + 0.97, top + 0.03)
             if picture is not None:
                 axes.imshow(picture, extent=place, interpolation="nearest", aspect="auto")
-    axes.set(xlim=(0, len(columns)), ylim=(tall, 0))  # at last: every picture moves the limits
+    axes.set(xlim=(0, width / side), ylim=(tall, 0))  # at last: every picture moves the limits
     return figure

@@ -38,8 +38,10 @@ Made = list[tuple[Pool, PoolTables]]
 
 def _answers(made: Made, evidence: Evidence) -> Section:
     section = Section("The answer")
-    if not any(pool.lines for pool, _ in made):
-        section.say("No finished run was found yet. What is under way or failed is named below.", "answer")
+    if not any(pool.lines for pool, _ in made) and (evidence.runs or not evidence):
+        section.say(
+            "No finished run was found yet. What is under way, failed or cannot be read is named below.", "answer"
+        )
     for place in dict.fromkeys(pool.place for pool, _ in made if pool.lines):
         section.head(f"On {place}")
         for pool, tables in made:

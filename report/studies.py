@@ -71,7 +71,7 @@ def _scatter(name: str, title: str, frame: pd.DataFrame, best: pd.Series, pairs:
         palette = seaborn.color_palette("colorblind", 10)
         columns = min(len(pairs), 1 if width < 5 else 3)
         rows = math.ceil(len(pairs) / columns)
-        figure, grid = plt.subplots(rows, columns, figsize=(width, 2.1 * rows), squeeze=False)
+        figure, grid = plt.subplots(rows, columns, figsize=(width, (1.5 if width < 5 else 2.1) * rows), squeeze=False)
         for axes in grid.flat[len(pairs) :]:
             axes.remove()
         for axes, (a, b) in zip(grid.flat, pairs):
@@ -82,6 +82,8 @@ def _scatter(name: str, title: str, frame: pd.DataFrame, best: pd.Series, pairs:
                 says(marks, [f"trial {row['trial']}: {a} {row[a]}, {b} {row[b]!r}" for _, row in points.iterrows()])
             if _wide(frame[a]):
                 logarithmic(axes, "x")
+            elif _numeric(frame[a]):
+                axes.locator_params(axis="x", nbins=4, integer=pd.api.types.is_integer_dtype(frame[a]))
             axes.set(xlabel=_label(a), ylabel=_label(b))
         return figure
 

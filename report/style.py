@@ -41,7 +41,8 @@ def looks(lines: list[tuple[str, str]]) -> dict[str, Look]:
         named = int(hashlib.sha256(method.encode()).hexdigest(), 16)
         colour = methods.index(method) if method in methods else named
         variant = seen[method] = seen.get(method, -1) + 1
-        found[label] = Look(palette[COLOURS[colour % 10]], MARKERS[place % len(MARKERS)], DASHES[variant % len(DASHES)])
+        turn = variant + place // len(MARKERS)  # markers repeat, with other dashes
+        found[label] = Look(palette[COLOURS[colour % 10]], MARKERS[place % len(MARKERS)], DASHES[turn % len(DASHES)])
     return found
 
 
@@ -65,7 +66,8 @@ def drawing():
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.grid": True,
         "grid.linewidth": 0.4, "grid.alpha": 0.35, "figure.constrained_layout.use": True, "svg.hashsalt": "report",
         "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "savefig.transparent": True, "pdf.fonttype": 42, "image.composite_image": False, "text.parse_math": False,
+        "legend.handlelength": 2.8, "legend.columnspacing": 1.0, "savefig.facecolor": "white", "pdf.fonttype": 42,
+        "image.composite_image": False, "text.parse_math": False,
     }  # fmt: skip
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # scripts and emoji that the font has not are drawn as boxes

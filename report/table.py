@@ -25,6 +25,8 @@ FORMATS = {
     "ratio": "{:.3g}",
 }
 NOTHING = "–"
+LONG = 45
+"""Rows that a page of a paper holds."""
 Value = str | int | float | None | Estimate | Difference
 
 
@@ -93,7 +95,10 @@ class Table:
         ).format(self.title, self.name, self.title, heads, Markup("").join(body))
 
     def markdown(self) -> str:
-        rows = [[c.title for c in self.columns], ["---:" if c.kind != "text" else "---" for c in self.columns]]
+        rows = [
+            [c.title.replace("|", "\\|") for c in self.columns],
+            ["---:" if c.kind != "text" else "---" for c in self.columns],
+        ]
         for index, row in enumerate(self.rows):
             cells = []
             for column in self.columns:
@@ -103,7 +108,7 @@ class Table:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
     def latex(self) -> str:
-        """booktabs; the caption and label are the table's title and name."""
+        """booktabs, no wider than the line; long ones as longtable. Caption: title and note; label: name."""
         shown = pd.DataFrame(
             [
                 {
@@ -117,10 +122,17 @@ class Table:
             columns=[_tex(c.title) for c in self.columns],
         )
         formats = "".join("r" if c.kind != "text" else "l" for c in self.columns)
+        long = len(self.rows) > LONG
         text = shown.style.hide(axis="index").to_latex(
-            hrules=True, column_format=formats, caption=_tex(self.title), label=f"tab:{self.name}", position="t"
-        )
-        return f"% needs \\usepackage{{booktabs}}\n{text}"
+            hrules=True, column_format=formats, caption=_tex(f"{self.title}. {self.note}"), label=f"tab:{self.name}",
+            position=None if long else "t", environment="longtable" if long else None,
+        )  # fmt: skip
+        if long:
+            return f"% needs \\usepackage{{booktabs,longtable}}\n{{\\scriptsize\n{text}}}\n"
+        begin, end = r"\begin{tabular}", r"\end{tabular}"
+        fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%" + "\n"
+        text = text.replace(begin, fit + begin).replace(end, end + "}")
+        return f"% needs \\usepackage{{booktabs,graphicx}}\n{text}"
 
 
 def unmarked(text: Markup | str) -> str:
@@ -193,6 +205,7 @@ def _sort_key(value: Value) -> str:
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$", "∞": r"$\infty$",
+    "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", "-": "-{}",
 }  # fmt: skip
 
 

@@ -220,7 +220,7 @@ def test_pieces_to_paste(written: Path) -> None:
     for size in ("column", "page"):
         for kind in ("pdf", "svg", "png"):
             assert (written / "figures" / f"scores-{size}.{kind}").stat().st_size > 500
-    assert (written / "tables" / "scores.md").read_text().count("\n") == 2 + 3 + 4
+    assert (written / "tables" / "scores.md").read_text().count("\n") == 2 + 3 + 4 + 2  # and the note
 
 
 def test_nothing_yet_is_a_page_too(tmp_path: Path) -> None:
