@@ -247,7 +247,7 @@ def print_standings(
 
 
 def _chance(p: float) -> str:
-    return "-" if p != p else f"{p:.3f}"
+    return "-" if p != p else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _evaluations(count: float) -> str:

@@ -81,25 +81,25 @@ def resampled_means(values_SN: np.ndarray, strata_N: np.ndarray, seed: int = 0) 
 
 
 def _resampled(values_KSN: np.ndarray, strata_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `resampled_means` for K sets of values of the same rows at once, [resamples, K]; and those before the seeds'
-    spread is added."""
+    """As `resampled_means` for K sets of values of the same rows at once, [resamples, K]; and the standard errors [K]
+    that come from the rows alone (of several seeds)."""
     _, seeds, _ = values_KSN.shape
     _, codes = np.unique(strata_N, return_inverse=True)
     rows_RN, seeds_RS = _chances(codes.astype(np.int64).tobytes(), seeds, seed)
     row_KN = values_KSN.mean(1)
     drawn_RK = rows_RN @ row_KN.T
     if seeds == 1:
-        return drawn_RK, drawn_RK
+        return drawn_RK, np.zeros(len(values_KSN))
     own_KS = stratified_means(values_KSN, codes)
     mean_K = own_KS.mean(1)
-    kept_K = np.empty(len(values_KSN))
+    kept_K, errors_K = np.empty(len(values_KSN)), np.empty(len(values_KSN))
     for k, values_SN in enumerate(values_KSN):
         pictures = values_SN - row_KN[k] - own_KS[k][:, None] + mean_K[k]
         noise = _error_square((pictures**2).sum(0) / (seeds - 1) / seeds, codes, squares=True)
         spread = _error_square(row_KN[k], codes)
         kept_K[k] = np.sqrt(max(0.0, 1 - noise / spread)) if spread > 0 else 0.0
-    rows_RK = mean_K + kept_K * (drawn_RK - mean_K)
-    return rows_RK + seeds_RS @ (own_KS - mean_K[:, None]).T, rows_RK
+        errors_K[k] = np.sqrt(max(0.0, spread - noise))
+    return mean_K + kept_K * (drawn_RK - mean_K) + seeds_RS @ (own_KS - mean_K[:, None]).T, errors_K
 
 
 def _error_square(row_N: np.ndarray, codes_N: np.ndarray, squares: bool = False) -> float:
@@ -154,28 +154,30 @@ def paired_difference(a_SN: np.ndarray, b_SN: np.ndarray, strata_N: np.ndarray, 
     if a_SN.size == 0:
         return Difference.unknown()
     gaps_SN = a_SN - b_SN
-    draws_RK, rows_RK = _resampled(gaps_SN[None], strata_N, seed)
+    draws_RK, (rows_error,) = _resampled(gaps_SN[None], strata_N, seed)
     low, high = np.quantile(draws_RK, [0.025, 0.975])
     own_S = stratified_means(gaps_SN, strata_N)
-    return Difference(float(own_S.mean()), float(low), float(high), _tails(rows_RK[:, 0], own_S))
+    value, seeds = float(own_S.mean()), len(own_S)
+    seeds_error = own_S.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
+    if seeds_error > 0:
+        p = _tails(value, rows_error, seeds_error, seeds)
+    else:  # counted, and never below what the draws can tell
+        tail = min((draws_RK <= 0).mean(), (draws_RK >= 0).mean())
+        p = float(np.clip(2 * tail, 1 / len(draws_RK), 1))
+    return Difference(value, float(low), float(high), p)
 
 
-def _tails(rows_R: np.ndarray, own_S: np.ndarray) -> float:
+def _tails(value: float, rows_error: float, seeds_error: float, seeds: int) -> float:
     """Share of the distribution on the other side of zero, twice.
 
-    Student's t over seeds is integrated for every draw of the rows, not drawn: what is compared with a level after
-    Holm's correction would else hang on a handful of draws. Without a spread of seeds the draws are counted, and the
-    share is never below what they can tell.
+    Integrated, not counted: what is compared with a level after Holm's correction would else hang on a handful of
+    draws. The rows' part is taken as normal, the seeds' is Student's t.
     """
-    from scipy.stats import t
+    from scipy.stats import norm, t
 
-    seeds = len(own_S)
-    error = own_S.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
-    if error > 0:
-        tail = min(t.cdf(sign * rows_R / error, seeds - 1).mean() for sign in (-1, 1))
-        return float(min(2 * tail, 1.0))
-    tail = min((rows_R <= 0).mean(), (rows_R >= 0).mean())
-    return float(np.clip(2 * tail, 1 / len(rows_R), 1))
+    normal = norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
+    tail = t.sf((abs(value) + rows_error * normal) / seeds_error, seeds - 1).mean()
+    return float(min(2 * tail, 1.0))
 
 
 def joined(per_task: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

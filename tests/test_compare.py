@@ -12,7 +12,7 @@ from bench.errors import UsageError
 from bench.probe_command import probe_specs
 from bench.records import Record
 from bench.spec import resolve
-from bench.standing import standings
+from bench.standing import Goal, standings
 from report.tables import cosines
 from tests.commands import bench
 
@@ -103,6 +103,25 @@ def test_standings_by_hand() -> None:
     assert rl.against_reference.p <= 0.001
     alone = standings({label: rs[:1] for label, rs in groups.items()}, ("t",), "opd", {"t": 5000.0})
     assert np.isnan(alone[1].against_reference.p)  # one run of each says nothing of the methods
+
+
+def test_what_is_the_same_counts_once_and_is_no_test() -> None:
+    opd = [record(s, 0.7, [0.7], True) for s in range(5)]
+    merge = [record(s, 0.5, [0.5], False) for s in range(5)]
+    same = [record(s, 0.7, [0.7], True) for s in range(5)]
+    lines = standings({"opd": opd, "merge": merge, "same": same}, ("t",), "opd", {"t": 1.0})
+    once = standings({"opd": opd, "merge": merge[:1], "same": same[:1]}, ("t",), "opd", {"t": 1.0})
+    assert [line.above_reference for line in lines] == [line.above_reference for line in once]
+    assert np.isnan(lines[1].gain_iqm.low)
+    assert np.isnan(lines[2].against_reference.p) and lines[2].against_reference.value == 0
+    assert lines[1].against_reference.p < 0.01  # one test, not two
+
+
+def test_a_teacher_below_the_base_has_no_share_and_targets_may_be_negative() -> None:
+    assert np.isnan(Goal(base=0.5, teacher=0.4, best=0.5).share(0.45))
+    assert Goal(0.5, 0.7, 0.7).share(0.6) == pytest.approx(0.5)
+    assert Goal(0.5, 0.7, 0.7).target == pytest.approx(0.63)
+    assert Goal(-2.0, -1.0, -1.0).target == pytest.approx(-1.1)
 
 
 def test_teachers_trained_seed_by_seed_are_each_their_own_students_scale() -> None:

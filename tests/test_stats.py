@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from bench.stats import (
     Estimate,
@@ -12,6 +13,7 @@ from bench.stats import (
     paired_difference,
     probability_of_improvement,
     ratio,
+    resampled_means,
     stratified_mean,
 )
 
@@ -123,3 +125,20 @@ def test_probability_of_improvement_by_hand() -> None:
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, float("nan"), 0.9])[0] == 1.0
+
+
+def test_p_hangs_on_no_draw_and_has_no_floor() -> None:
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(0.05, 0.4, 200) + rng.normal(0, 0.01, (3, 1)) + rng.normal(0, 0.3, (3, 200))
+    found = [paired_difference(gaps, np.zeros(200), np.zeros(200), seed=seed).p for seed in range(8)]
+    assert max(found) == min(found)
+    draws = resampled_means(gaps, np.zeros(200))
+    assert found[0] == pytest.approx(2 * min((draws < 0).mean(), (draws > 0).mean()), abs=0.03)
+    sure = paired_difference(gaps / 100 + np.array([[1.0], [1.01], [0.99]]), np.zeros(200), np.zeros(200))
+    assert 0 < sure.p < 1e-4  # Student's t with two degrees of freedom
+
+
+def test_p_is_the_t_tests_where_rows_say_nothing() -> None:
+    seeds = np.array([0.3, 0.1, 0.25, 0.4])
+    found = paired_difference(np.repeat(seeds[:, None], 5, 1), np.zeros(5), np.zeros(5))
+    assert found.p == pytest.approx(ttest_1samp(seeds, 0).pvalue, rel=1e-6)

@@ -201,3 +201,39 @@ def test_commands_are_for_a_shell(tmp_path: Path) -> None:
     make_run(root, "sft", 0)
     table = next(t for t in make(collect([root])).tables if t.name == "runs")
     assert f"--preset '{root}/" in table.rows[0]["command"]
+
+
+def test_what_was_not_tested_is_not_called_undistinguished(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path, "opd_analytic", seed, 0.9)
+    make_run(tmp_path, "sft", 0, 0.1)
+    text = answers(tmp_path)
+    assert "Holm's correction over 0 comparisons" in text
+    assert "Not tested, for want of two common seeds: sft." in text
+    assert "Not distinguished" not in text.partition("Highest")[0]
+
+
+def test_equal_lines_share_the_first_place(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for method in ("opd_analytic", "sft"):
+            edit(make_run(tmp_path, method, seed), everything_right)
+    text = answers(tmp_path)
+    assert "opd_analytic, sft share the highest mean score, 1.000" in text
+    assert "The same as it, bit for bit: sft." in text
+
+
+def everything_right(summary: dict) -> None:
+    for row in summary["models"]["student"].values():
+        row["rows"][row["headline"]] = [1.0] * len(row["strata"])
+
+
+def test_a_budget_in_seconds_keeps_its_runs(tmp_path: Path) -> None:
+    for seed in range(4):
+        edit(
+            make_run(tmp_path, "opd_analytic", seed),
+            lambda s, k=seed: s["cost"]["evaluations"].update(training=1000 + 100 * k),
+        )
+    (pool,) = pools(collect([tmp_path]))
+    assert len(pool.lines[0].records) == 4
+    assert pool.lines[0].training_evaluations == 1150
+    assert "its runs spent 1,000 to 1,300 training evaluations" in answers(tmp_path)
