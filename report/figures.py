@@ -172,20 +172,25 @@ def draw_intervals(
     axes.set_yticklabels(wrapped(frame[by], narrow))
 
 
-def _columns(narrow: bool) -> int:
-    """Of a legend."""
-    return 1 if narrow else 3
+def _columns(lines: list[str], narrow: bool) -> int:
+    """Of a legend: as many, up to three, as there is room for."""
+    for columns in () if narrow else (3, 2):
+        rows = math.ceil(len(lines) / columns)
+        letters = sum(max(map(len, lines[k : k + rows])) for k in range(0, len(lines), rows))
+        if 0.05 * letters + 0.45 * columns < WIDTHS["page"] - 0.1:  # inches of a letter and of a line's sample
+            return columns
+    return 1
 
 
 def _room(lines: list[str], narrow: bool) -> float:
     """Inches that the legend takes."""
-    return 0.14 * math.ceil(len(lines) / _columns(narrow)) + 0.2
+    return 0.14 * math.ceil(len(lines) / _columns(lines, narrow)) + 0.2
 
 
 def _legend(figure, axes, lines: list[str], narrow: bool) -> None:
     """Below the panels; the lines' curves are the first of the axes, in their order."""
     labels = [f" {line}" if line.startswith("_") else line for line in lines]  # matplotlib leaves those out
-    figure.legend(axes.get_lines()[: len(lines)], labels, loc="outside lower center", ncols=_columns(narrow))
+    figure.legend(axes.get_lines()[: len(lines)], labels, loc="outside lower center", ncols=_columns(lines, narrow))
 
 
 def _said(title: str, levels: Levels) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
+from report.command import report as command
 from report.evidence import collect
 from report.page import write
 from report.sections import make
+from report.table import Column, Table
 from tests.report.synthetic import make_probes, make_run, make_study
 
 UGLY = [
@@ -199,3 +201,43 @@ def test_two_studies_of_one_name_keep_apart(tmp_path: Path) -> None:
     page = write(make(collect(folders)), tmp_path / "out")
     tables = {path.stem for path in (page.parent / "tables").glob("*.csv")}
     assert {"study-same", "study-same-2"} <= tables
+
+
+def test_a_report_overwrites_no_run_and_no_file_of_another(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sft", 0)
+    report = make(collect([run]))
+    with pytest.raises(UsageError, match="is a run's folder"):
+        write(report, run)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.md").write_text("mine")
+    with pytest.raises(UsageError, match="not an earlier report's"):
+        write(report, tmp_path / "mine")
+    assert (tmp_path / "mine" / "report.md").read_text() == "mine"
+
+
+def test_what_is_damaged_is_named_with_its_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sft", 0)
+    (run / "summary.json").write_text('{"a": ')
+    lost = make_run(tmp_path, "sft", 1)
+    (lost / "spec.json").unlink()
+    problems = collect([tmp_path]).problems
+    assert any(f"{run.name}: damaged (summary.json: it is not JSON" in problem for problem in problems)
+    assert f"{lost.name}: damaged (its spec.json is gone)" in problems
+
+
+def test_wrong_words_are_answered_in_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "results" / "a", "sft", 0)
+    with pytest.raises(UsageError, match="--diff takes two results folders"):
+        command(None, Path("out"), (Path("results/a"), Path("-o")))
+    command([], Path("results/report"), None)
+    assert "nothing to report in results/runs" in capsys.readouterr().err
+
+
+def test_an_upright_stroke_in_a_head_is_no_cell() -> None:
+    lines = (
+        Table("t", "t", "", [Column("a", "x | y"), Column("b", "b")], [{"a": "1 | 2", "b": "3"}])
+        .markdown()
+        .splitlines()
+    )
+    assert [line.replace("\\|", "").count("|") for line in lines] == [3, 3, 3]

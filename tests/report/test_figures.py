@@ -5,13 +5,14 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from report.evidence import collect
-from report.figures import Figure
+from report.figures import Figure, curves_figure, scores_figure
 from report.pictures import Grid
 from report.sections import make
-from report.style import WIDTHS, drawing
+from report.style import MOST, WIDTHS, drawing, looks
 from tests.report.synthetic import make_probes, make_run, make_study
 
 
@@ -74,6 +75,36 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> list[Figure]:
 def test_every_label_can_be_read(figures: list[Figure], width: float) -> None:
     assert len(figures) >= 8
     assert [fault for figure in figures for fault in faults(figure, width)] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_many_tasks_and_lines_can_be_read(width: float) -> None:
+    tasks = ["geneval", "ocr", "pickscore", "aesthetic", "clipscore", "drawbench"]
+    labels = [f"opd_ppo advantage=log_ratio_centred,eta=0.{i}" for i in range(12)]
+    look = looks([(label, "opd_ppo") for label in labels])
+    values = {key: 0.1 for task in (*tasks, "mean") for key in (task, f"{task}_low", f"{task}_high")}
+    scores = pd.DataFrame([{"line": label} | values for label in labels])
+    heads = {task: f"{task}: reward" for task in tasks}
+    levels = {task: {"base": 0.05, "teacher": 0.2} for task in tasks}
+    points = pd.DataFrame(
+        [{"line": label, "task": task, "evaluations": 1000.0 * k, "seconds": 10.0 * k, "score": 0.1 * k}
+         for label in labels for task in tasks for k in (1, 2, 3)]
+    )  # fmt: skip
+    figures = [
+        scores_figure(scores, tasks, heads, look, levels, "scores"),
+        curves_figure(points, tasks, look, levels, "c"),
+    ]
+    assert [fault for figure in figures for fault in faults(figure, width)] == []
+
+
+def test_no_two_lines_of_a_figure_look_the_same() -> None:
+    for methods in (
+        ["opd_analytic"] * MOST,
+        ["multi_reward"] + ["opd_analytic"] * (MOST - 1),
+        ["a", "b"] * (MOST // 2),
+    ):
+        found = looks([(f"{method} {i}", method) for i, method in enumerate(methods)])
+        assert len(set(found.values())) == len(methods)
 
 
 def test_a_label_that_cannot_be_read_is_found() -> None:
