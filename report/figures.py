@@ -239,18 +239,16 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
         narrow = width < 5
         axes_of = ("evaluations",) if narrow else ("evaluations", "seconds")  # a column has no room for both
         columns = 1 if narrow else min(3, len(tasks))
-        panels = [
-            (task, axis) for k in range(0, len(tasks), columns) for axis in axes_of for task in tasks[k : k + columns]
-        ]
-        places = [place for place in range(math.ceil(len(tasks) / columns) * len(axes_of) * columns)]
-        last = len(tasks) % columns or columns  # panels in the last rows
-        used = [p for p in places if p // columns < len(places) // columns - len(axes_of) or p % columns < last]
-        size = (width, 1.75 * len(places) / columns + _room(lines, narrow))
-        figure, grid = plt.subplots(len(places) // columns, columns, figsize=size, squeeze=False)
-        for place in set(places) - set(used):
-            grid.flat[place].remove()
-        for place, (task, axis) in zip(used, panels):
-            axes = grid.flat[place]
+        rows = math.ceil(len(tasks) / columns) * len(axes_of)
+        size = (width, 1.75 * rows + _room(lines, narrow))
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        for place, axes in enumerate(grid.flat):
+            row, column = divmod(place, columns)
+            block, kind = divmod(row, len(axes_of))
+            if (index := block * columns + column) >= len(tasks):
+                axes.remove()
+                continue
+            task, axis = tasks[index], axes_of[kind]
             for label in lines:
                 points = frame[(frame["line"] == label) & (frame["task"] == task)]
                 scale = 1000 if axis == "evaluations" else 1
