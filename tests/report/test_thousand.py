@@ -77,7 +77,7 @@ def test_a_thousand_runs_are_quick_and_small(runs: Path, tmp_path: Path) -> None
     # Nothing but the page's path: no warning of matplotlib's either.
     assert (tmp_path / "said").read_text() == f"{tmp_path / 'out' / 'index.html'}\n"
     assert process.returncode == 0
-    assert _computed() - computed < 2 * LIMIT_S
+    assert _computed() - computed < (2 if ALONE else 3) * LIMIT_S  # shared cores also compute more slowly
     assert seconds < LIMIT_S or not ALONE
     assert 1e5 < peak < 1e6  # kB
     scores = (tmp_path / "out" / "tables" / "scores.csv").read_text().splitlines()
