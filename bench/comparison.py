@@ -15,6 +15,7 @@ from bench.registry import find, registered, task_names
 from bench.run_jobs import carry_out_runs
 from bench.spec import Spec, describe, resolve
 from bench.standing import TARGET, Standing, standings
+from bench.stats import p_text
 from bench.store import Run
 from bench.teachers import locate, training_evaluations
 
@@ -247,7 +248,7 @@ def print_standings(
 
 
 def _chance(p: float) -> str:
-    return "-" if p != p else "<0.001" if p < 0.001 else f"{p:.3f}"
+    return "-" if p != p else p_text(p)
 
 
 def _evaluations(count: float) -> str:

@@ -1,7 +1,7 @@
 """Means over strata and their intervals: bootstrap over prompts, Student's t over seeds, explicit generators."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -173,11 +173,23 @@ def _tails(value: float, rows_error: float, seeds_error: float, seeds: int) -> f
     Integrated, not counted: what is compared with a level after Holm's correction would else hang on a handful of
     draws. The rows' part is taken as normal, the seeds' is Student's t.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
-    normal = norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
-    tail = t.sf((abs(value) + rows_error * normal) / seeds_error, seeds - 1).mean()
+    tail = t.sf((abs(value) + rows_error * _normal()) / seeds_error, seeds - 1).mean()
     return float(min(2 * tail, 1.0))
+
+
+@cache
+def _normal() -> np.ndarray:
+    """Equally likely values [RESAMPLES] of a standard normal."""
+    from scipy.stats import norm
+
+    return norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
+
+
+def p_text(p: float) -> str:
+    """A p-value as tables show it."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def joined(per_task: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from report.style import INK, WIDTHS, Look, drawing
+from report.style import INK, WIDTHS, Look, drawing, is_column
 
 SVG = "http://www.w3.org/2000/svg"
 SEPARATOR = "\u241f"
@@ -149,9 +149,13 @@ def draw_levels(line, task: str, levels: Levels) -> None:
 
 def wrapped(labels: Iterable[str], narrow: bool) -> list[str]:
     """Labels beside a figure's rows; in a narrow one they take several lines, broken between settings."""
-    if not narrow:
-        return list(labels)
-    return ["\n".join(textwrap.wrap(label.replace(",", ", "), 28)).replace(", ", ",") for label in labels]
+    return [broken(label, 28, ",") if narrow else label for label in labels]
+
+
+def broken(label: str, letters: int, after: str) -> str:
+    """A name in lines of so many letters, broken at spaces and after these signs."""
+    spaced = re.sub(f"([{after}])", r"\1 ", label)
+    return re.sub(f"([{after}]) ", r"\1", "\n".join(textwrap.wrap(spaced, letters)))
 
 
 def row_height(labels: Iterable[str], narrow: bool) -> float:
@@ -208,7 +212,7 @@ def scores_figure(
     def draw(width: float):
         import matplotlib.pyplot as plt
 
-        narrow = width < 5
+        narrow = is_column(width)
         shown = keys[-1:] if narrow else keys  # a column has room for one panel beside the names
         columns = min(4, len(shown))
         down = math.ceil(len(shown) / columns)
@@ -236,7 +240,7 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
     def draw(width: float):
         import matplotlib.pyplot as plt
 
-        narrow = width < 5
+        narrow = is_column(width)
         axes_of = ("evaluations",) if narrow else ("evaluations", "seconds")  # a column has no room for both
         columns = 1 if narrow else min(3, len(tasks))
         rows = math.ceil(len(tasks) / columns) * len(axes_of)
@@ -277,7 +281,7 @@ def heat_figure(frame: pd.DataFrame, tasks: list[str], lines: list[str], name: s
     def draw(width: float):
         import matplotlib.pyplot as plt
 
-        narrow = width < 5
+        narrow = is_column(width)
         figure, axes = plt.subplots(figsize=(width, max(1.4, row_height(lines, narrow) * len(lines) + 0.9)))
         axes.grid(False)
         top = max(0.05, float(np.nanmax(matrix, initial=0)))
@@ -309,7 +313,7 @@ def course_figure(
     def draw(width: float):
         import matplotlib.pyplot as plt
 
-        narrow = width < 5
+        narrow = is_column(width)
         columns = min(2 if narrow else 3, len(groups))
         rows = math.ceil(len(groups) / columns)
         size = (width, 1.7 * rows + _room(lines, narrow))
@@ -336,7 +340,7 @@ def gold_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure
     def draw(width: float):
         import matplotlib.pyplot as plt
 
-        narrow = width < 5
+        narrow = is_column(width)
         figure, axes = plt.subplots(figsize=(width, 2.8 + _room(lines, narrow)))
         for line in lines:
             points = frame[frame["line"] == line]

@@ -4,7 +4,7 @@ import pandas as pd
 
 from bench.stats import Estimate
 from report.figures import Figure, draw_curve, draw_intervals, row_height, says
-from report.style import Look, logarithmic, looks
+from report.style import Look, is_column, logarithmic, looks
 from report.table import Column, Table
 
 
@@ -107,7 +107,7 @@ def _noise_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figu
         import matplotlib.pyplot as plt
 
         panels = 2 if len(levels) else 1
-        narrow = width < 5
+        narrow = is_column(width)
         height = max(1.8, row_height(whole["label"], narrow) * len(whole) + 0.8)
         shape, height = ((panels, 1), height * panels) if narrow else ((1, panels), height)
         figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)

@@ -59,12 +59,17 @@ class Report:
                 note = Markup('<p class="note">{}</p>').format(thing.note)
                 body = thing.html() + note
                 section.parts.append(_folded(thing.title, body) if folded else body)
-                section.markdown.append(f"**{unmarked(thing.title)}**\n\n{thing.markdown()}\n{unmarked(thing.note)}\n")
+                section.markdown.append(f"**{unmarked(thing.title)}**\n\n{_noted(thing)}")
             elif isinstance(thing, Figure):
                 self.figures.append(thing)
                 section.parts.append(thing)  # drawn in write, with all others
                 alt, title = unmarked(thing.alt).replace("]", "\\]"), unmarked(thing.title)
                 section.markdown.append(f"![{alt}](figures/{thing.name}-page.png)\n\n{title}\n")
+
+
+def _noted(table: Table) -> str:
+    """A table in Markdown and what its columns mean."""
+    return f"{table.markdown()}\n{unmarked(table.note)}\n"
 
 
 def _folded(title: str, body: Markup) -> Markup:
@@ -101,7 +106,7 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
     for table in report.tables:
         texts = {
             "csv": table.frame().to_csv(index=False),
-            "md": f"{table.markdown()}\n{unmarked(table.note)}\n",
+            "md": _noted(table),
             "tex": table.latex(),
         }
         found |= {f"tables/{table.name}.{kind}": text.encode(errors="replace") for kind, text in texts.items()}

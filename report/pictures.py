@@ -17,7 +17,7 @@ from bench.pictures import to_bytes
 from bench.records import headline
 from report.checks import legible
 from report.evidence import Found
-from report.figures import Figure
+from report.figures import Figure, broken
 from report.lines import Line, Pool
 from report.table import Column, Table, number, plain, slugs
 from report.tables import student_score
@@ -28,6 +28,8 @@ SIDE = 192
 """Pixels: larger pictures are made smaller for the page."""
 LARGEST = 0.9
 """Inches of a picture in figures for papers."""
+SIGNS = "_=,"
+"""A line's name may be broken after these."""
 CAPTION = 200
 """Characters of a prompt that the page shows; the table has it whole."""
 
@@ -90,7 +92,7 @@ class Grid(Figure):
 
 def _breakable(label: str) -> Markup:
     """A name that may be broken between its words."""
-    return Markup(re.sub(r"([_=,])", r"\1<wbr>", str(escape(label))))
+    return Markup(re.sub(f"([{SIGNS}])", r"\1<wbr>", str(escape(label))))
 
 
 def _short(text: str) -> str:
@@ -218,12 +220,6 @@ def _worst(line: Line, shown: Shown, yardstick: Shown, task: str) -> int:
     return int(np.lexsort((np.arange(len(here)), usually, here))[0])
 
 
-def _broken(label: str, letters: int) -> str:
-    """A column's name in lines of so many letters, broken between words and settings."""
-    spaced = re.sub(r"([_=,])", r"\1 ", label)
-    return re.sub(r"([_=,]) ", r"\1", "\n".join(textwrap.wrap(spaced, max(letters, 4))))
-
-
 def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tuple[int, str], np.ndarray | None]):
     """The grid for papers: one axes in units of a picture's side, a caption above each row."""
     import matplotlib.pyplot as plt
@@ -231,7 +227,7 @@ def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tu
     side = min(width / len(columns), LARGEST)
     points = min(7.0, 8.5 * side)
     letters = 125 / points  # an inch, about
-    labels = [_broken(column.label, int(side * letters)) for column in columns]
+    labels = [broken(column.label, max(int(side * letters), 4), SIGNS) for column in columns]
     line = 1.25 * points / 72 / side
     caption, head = 1.5 * line, line * (0.5 + max(label.count("\n") + 1 for label in labels))
     tall = head + len(rows) * (1 + caption)

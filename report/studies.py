@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from report.figures import Figure, says
-from report.style import logarithmic
+from report.style import is_column, logarithmic
 from report.table import Column, Kind, Table
 
 
@@ -69,9 +69,10 @@ def _scatter(name: str, title: str, frame: pd.DataFrame, best: pd.Series, pairs:
         import seaborn
 
         palette = seaborn.color_palette("colorblind", 10)
-        columns = min(len(pairs), 1 if width < 5 else 3)
+        most, height = (1, 1.5) if is_column(width) else (3, 2.1)
+        columns = min(len(pairs), most)
         rows = math.ceil(len(pairs) / columns)
-        figure, grid = plt.subplots(rows, columns, figsize=(width, (1.5 if width < 5 else 2.1) * rows), squeeze=False)
+        figure, grid = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False)
         for axes in grid.flat[len(pairs) :]:
             axes.remove()
         for axes, (a, b) in zip(grid.flat, pairs):

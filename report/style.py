@@ -28,6 +28,11 @@ class Look:
     dashes: tuple[float, ...]
 
 
+def is_column(width: float) -> bool:
+    """Whether a figure is of one column: it has no room for panels beside each other."""
+    return width == WIDTHS["column"]
+
+
 def looks(lines: list[tuple[str, str]]) -> dict[str, Look]:
     """(label, method) -> Look. Colours are seaborn's colour-blind palette; markers tell lines apart in grey too."""
     import seaborn

@@ -13,7 +13,7 @@ from typing import Literal
 import pandas as pd
 from markupsafe import Markup, escape
 
-from bench.stats import Difference, Estimate
+from bench.stats import Difference, Estimate, p_text
 
 Kind = Literal["text", "score", "change", "share", "count", "p", "ratio"]
 FORMATS = {
@@ -21,7 +21,6 @@ FORMATS = {
     "change": "{:+.3f}",
     "share": "{:.0%}",
     "count": "{:,.0f}",
-    "p": "{:.3f}",
     "ratio": "{:.3g}",
 }
 NOTHING = "–"
@@ -169,8 +168,8 @@ def plain(value: Value, kind: Kind) -> str:
 def _format(value: float, kind: Kind) -> str:
     if math.isinf(value):
         return "never" if value > 0 and kind == "count" else "∞" if value > 0 else "−∞"
-    if kind == "p" and value < 0.001:
-        return "<0.001"
+    if kind == "p":
+        return p_text(value)
     return FORMATS[kind].format(value)
 
 

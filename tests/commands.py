@@ -6,47 +6,44 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["torch", "peft", "diffusers.models.transformers.transformer_sd3", "scipy.stats", "bench.runner", "bench.cli"]
 )
+TIMEOUT_S = 300
 
 
 def bench(
     words: list[str],
     folder: Path | None = None,
-    environment: Mapping[str, str] | None = None,
     before: Callable[..., None] | None = None,
     arguments: tuple = (),
-    timeout: float = 300,
 ) -> subprocess.CompletedProcess:
     """Run `bench WORDS` in a folder; `before(*arguments)` is called in its process first (a function of a module)."""
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place) / name for name in ("stdout", "stderr")]
-        process = SERVER.Process(target=_command, args=(words, folder, environment or {}, before, arguments, *paths))
+        process = SERVER.Process(target=_command, args=(words, folder, before, arguments, *paths))
         process.start()
-        process.join(timeout)
+        process.join(TIMEOUT_S)
         if process.exitcode is None:
             process.kill()
             process.join()
-            raise subprocess.TimeoutExpired(words, timeout)
+            raise subprocess.TimeoutExpired(words, TIMEOUT_S)
         texts = [path.read_text() if path.exists() else "" for path in paths]
     return subprocess.CompletedProcess(words, process.exitcode, *texts)
 
 
 def _command(
-    words: list[str], folder: Path | None, environment: Mapping[str, str], before: Callable[..., None] | None,
-    arguments: tuple, *paths: Path,
-) -> None:  # fmt: skip
+    words: list[str], folder: Path | None, before: Callable[..., None] | None, arguments: tuple, *paths: Path
+) -> None:
     for stream, path in zip((sys.stdout, sys.stderr), paths):
         stream.flush()
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     if folder:
         os.chdir(folder)
-    os.environ.update(environment)
     if before:
         before(*arguments)
     from bench.cli import main

@@ -1,5 +1,6 @@
 """Forgetting, from the scores that every run records along training: one definition for joint and cascade alike."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,7 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
     best point is chosen on the mean over seeds, so that it is one point, not the luckiest of each seed.
     """
     complete, strata = by_share(runs, task)
-    if len(complete) < 2 or max(complete) < 1 - STAGE_TOLERANCE:
+    if not to_the_end(complete):
         return Forgetting(task, Difference.unknown(), None)
     end = complete[max(complete)]
     best = max(complete, key=lambda share: stratified_means(complete[share] - end, strata).mean())
@@ -68,6 +69,11 @@ def forgetting(runs: list[list[dict]], task: str, own_stage_end: float | None = 
         fall(complete[best], end, strata),
         paired_difference(end, complete[stage], strata) if stage is not None else None,
     )
+
+
+def to_the_end(shares: Collection[float]) -> bool:
+    """Whether points of a course are of the end and of something before."""
+    return len(shares) > 1 and max(shares) >= 1 - STAGE_TOLERANCE
 
 
 def fall(best_SN: np.ndarray, end_SN: np.ndarray, strata_N: np.ndarray) -> Difference:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.probes.forgetting import STAGE_TOLERANCE, by_share, fall
+from bench.probes.forgetting import by_share, fall, to_the_end
 from bench.stats import Difference, Estimate, estimates
 
 GOLD = "gold"
@@ -47,6 +47,6 @@ def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | N
     curve = estimates([gold[share] for share in shares], strata)
     best, end = shares[int(np.argmax([e.value for e in curve]))], shares[-1]
     fell = rose = Difference.unknown()
-    if len(shares) > 1 and end >= 1 - STAGE_TOLERANCE:
+    if to_the_end(shares):
         fell, rose = fall(gold[best], gold[end], strata), fall(proxy[end], proxy[best], strata)
     return OverOptimisation(task, shares, estimates([proxy[share] for share in shares], strata), curve, fell, rose)
