@@ -17,6 +17,10 @@ class UsageError(BenchError):
     exit_code = 2
 
 
+class DamagedError(UsageError):
+    """A file does not hold what it should; the message names the file, what is wrong and, where there is one, the line."""
+
+
 class BusyError(UsageError):
     """Another process has what is asked for in hand; it will be free, or done, later."""
 
