@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.backbones.adapters import TARGETS, Shape, read_adapter
 from bench.ema import averages_at, decay_at
 from bench.errors import BenchError, UsageError
-from bench.evaluate import Evaluation, euler, evaluate
+from bench.evaluate import Evaluation, evaluate
 from bench.hashing import seed_of
 from bench.hub import adapter_folder
 from bench.lab import EMA, STUDENT, Lab
@@ -48,7 +48,7 @@ class Loop:
         self.saved = (0, 0)
         """Step and evaluations of the last checkpoint."""
         backbone, spec = lab.backbone, run.spec
-        self.evaluation_sampler = euler(spec.evaluation.steps, shift)
+        self.evaluation_sampler = spec.evaluation.build(shift)
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)
