@@ -14,9 +14,10 @@ from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
+from bench.backbones.pipeline_files import variant_of, weight_files
 from bench.backbones.size import Size
 from bench.devices import best_device
-from bench.errors import MissingError, UsageError, one_line
+from bench.errors import BenchError, MissingError, UsageError, one_line
 from bench.files import read_record
 from bench.hashing import sampled_hash, text_hash
 from bench.hub import PREFIX, require
@@ -39,6 +40,7 @@ FROZEN_PARAMETERS = {
 """Of CLIP-L, CLIP-G, T5-XXL's encoder and the VAE in SD3.5."""
 SINGLE_FILE = ".safetensors"
 PIPELINE = "StableDiffusion3Pipeline"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 PUBLISHED = {
     "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 64, "decode": "sliced",
 }  # fmt: skip
@@ -72,8 +74,7 @@ class Sd3Backbone(FlowBackbone):
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
         if self._text is None:
             self._text = load_text_encoders(self.source, self.dtype, self.transformer)
-        encoders = [self._text.text_encoder, self._text.text_encoder_2, self._text.text_encoder_3]
-        encoders = [encoder for encoder in encoders if encoder is not None]
+        encoders = [encoder for name in TEXT_ENCODERS if (encoder := getattr(self._text, name)) is not None]
         for encoder in encoders:
             encoder.to(self.device)
         for prompt in prompts:
@@ -117,14 +118,22 @@ def load_models(source: str, dtype: torch.dtype):
             transformer = SD3Transformer2DModel.from_single_file(source, subfolder="transformer", dtype=dtype, **parts)
             vae_source = partial(AutoencoderKL.from_single_file, source, **parts) if has_vae(source) else None
         else:
-            transformer = SD3Transformer2DModel.from_pretrained(home, subfolder="transformer", dtype=dtype)
+            transformer = part_of(SD3Transformer2DModel, home, "transformer", dtype=dtype)
             vae_source = None
-        vae_source = vae_source or partial(AutoencoderKL.from_pretrained, home)
+        vae_source = vae_source or partial(part_of, AutoencoderKL, home)
         return transformer, vae_source(subfolder="vae", dtype=torch.float32)
+    except BenchError:
+        raise
     except Exception as error:  # diffusers raises whatever odd files lead it to
         if source.endswith(SINGLE_FILE):
             raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {one_line(error)}") from error
         raise MissingError(f"cannot load {source!r}: {one_line(error)}; {CURE}") from error
+
+
+def part_of(model_class, home: str, subfolder: str, **how):
+    """A model of a pipeline, from its plain files or, where there are no others, from a variant's."""
+    variant = variant_of(Path(home) / subfolder)
+    return model_class.from_pretrained(home, subfolder=subfolder, variant=variant, use_safetensors=True, **how)
 
 
 def load_text_encoders(source: str, dtype: torch.dtype, transformer):
@@ -133,17 +142,22 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
     Raises MissingError.
     """
     from diffusers import StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
     home = folder_of(source)
     parts = {"transformer": transformer, "vae": None}
     if Path(home).is_dir() and not (Path(home) / "text_encoder_3").is_dir():
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
     try:
+        kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
+        for name, kind in zip(TEXT_ENCODERS, kinds, strict=True):
+            if name not in parts:
+                parts[name] = part_of(kind, home, name, dtype=dtype)
         pipeline = StableDiffusion3Pipeline.from_pretrained(home, dtype=dtype, **parts)
     except (OSError, ValueError) as error:
         raise MissingError(f"cannot load the text encoders of {source!r}: {one_line(error)}; {CURE}") from error
-    for module in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
-        if module is not None:
+    for name in TEXT_ENCODERS:
+        if module := getattr(pipeline, name):
             module.requires_grad_(False).eval()
     return pipeline
 
@@ -213,13 +227,13 @@ def configuration(home: Path) -> tuple[dict, int]:
 
 
 def stored_parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, half-precision copies left out; only their headers are read."""
+    """Numbers in the files that are loaded from a model's folder; only their headers are read."""
     from math import prod
 
     from safetensors import safe_open
 
     total = 0
-    for path in (p for p in folder.glob("*.safetensors") if ".fp16" not in p.name):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return total
