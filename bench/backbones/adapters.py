@@ -169,11 +169,11 @@ class Adapters:
         record = config_record(self.configs[name])
         config = record | {"base_model_name_or_path": base, "inference_mode": True}
         write_atomic(folder / CONFIG_FILE, json_bytes(config))
-        header = {METADATA_KEY: json.dumps({DIFFUSERS_PREFIX + key: value for key, value in record.items()})}
         state = {key: value.contiguous() for key, value in self.state(name).items()}
-        for file, prefix, more in ((WEIGHTS_FILE, PEFT_PREFIX, {}), (DIFFUSERS_FILE, DIFFUSERS_PREFIX, header)):
-            tensors = {prefix + key: value for key, value in state.items()}
-            write_atomic(folder / file, save(tensors, {"format": "pt"} | more))
+        write_atomic(folder / WEIGHTS_FILE, save({PEFT_PREFIX + k: v for k, v in state.items()}, {"format": "pt"}))
+        # one entry: safetensors writes several in an order that changes from one time to the next
+        header = {METADATA_KEY: json.dumps({DIFFUSERS_PREFIX + key: value for key, value in record.items()})}
+        write_atomic(folder / DIFFUSERS_FILE, save({DIFFUSERS_PREFIX + k: v for k, v in state.items()}, header))
 
     def load(self, name: str, folder: Path, trainable: bool = False) -> None:
         """Add an adapter from a folder or file that peft or diffusers wrote.
