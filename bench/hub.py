@@ -24,7 +24,7 @@ def adapter_folder(source: str) -> Path:
     if not source.startswith(PREFIX):
         return Path(source)
     owner, _, rest = source.removeprefix(PREFIX).partition("/")
-    repository, _, place = rest.partition("/")
+    repository, _, place = rest.rstrip("/").partition("/")
     if not owner or not repository:
         raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO or {PREFIX}OWNER/REPO/FOLDER")
     if place.endswith(SAFETENSORS):

@@ -159,8 +159,11 @@ def refuse_foreign(names: list[str], file: Path) -> None:
 
 def refuse_stand_in(file: Path) -> None:
     """Raise DamagedError for what is often found in a file's place: an LFS pointer, a web page, nothing."""
-    with file.open("rb") as opened:
-        start = opened.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    except OSError as error:
+        raise DamagedError(f"cannot read {file}: {one_line(error)}") from error
     if not start:
         raise DamagedError(f"{file} is empty")
     if start.startswith(POINTER):

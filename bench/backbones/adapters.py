@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
@@ -184,7 +185,8 @@ class Adapters:
         try:
             self.add(name, config, trainable=trainable)
         except (ValueError, TypeError, RuntimeError, re.error) as error:  # peft: layers not found, or no such layers
-            raise UsageError(f"adapter {folder} does not fit this backbone: {one_line(error)}") from error
+            cause = shorten(one_line(error), 300, placeholder=" ...")  # peft lists every layer that it looked for
+            raise UsageError(f"adapter {folder} does not fit this backbone: {cause}") from error
         self.load_state(name, state, str(folder))
 
     @torch.no_grad()
