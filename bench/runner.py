@@ -17,7 +17,7 @@ from bench.errors import BenchError, UsageError
 from bench.evaluate import Evaluation
 from bench.files import write_atomic
 from bench.hashing import text_hash
-from bench.hub import adapter_folder
+from bench.hub import adapter_folder, model_name
 from bench.lab import EMA, STUDENT, Lab
 from bench.layout import PICTURES
 from bench.loading import load_tasks
@@ -92,7 +92,7 @@ def execute(spec: Spec, session: Session) -> dict:
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
         loop.train(lambda progress: session.listen(label, progress))
         if workers.main:
-            backbone.adapters.save(EMA, run.folder / "adapter", base=f"{spec.backbone}:{fingerprint}")
+            backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
         summary = workers.agreed(_summarise(loop, teachers, session, descriptor.base_guidance or {}))
         run.finish(summary)
     workers.agreed(None)  # nobody looks for the summary before it is there

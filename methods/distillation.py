@@ -89,7 +89,8 @@ def merge_teachers(lab: Lab, factor: float) -> None:
     """
     adapters = lab.backbone.adapters
     deltas = [adapters.deltas(name) for name in lab.teachers.values()]
-    merged = {layer: factor * sum(delta[layer] for delta in deltas) for layer in deltas[0]}
+    layers = dict.fromkeys(layer for delta in deltas for layer in delta)  # a teacher may leave some as the base's
+    merged = {layer: factor * sum(delta[layer] for delta in deltas if layer in delta) for layer in layers}
     lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
 
 
