@@ -7,7 +7,7 @@ from tasks.clip import devices, placed
 from tasks.geneval.colours import ClipColourJudge, ColourJudge
 from tasks.geneval.detector import Detection, Detector, Mask2FormerDetector
 from tasks.geneval.prompts import COCO
-from tasks.geneval.rules import THRESHOLD, Found, Objects
+from tasks.geneval.rules import THRESHOLD, Found, Objects, ranked
 
 ENGINES = {"converted": "hf-converted", "facebook": "hf-facebook"}
 """Source of the detector's weights -> engine in the score's name. Only the converted official checkpoint gives figures
@@ -43,7 +43,7 @@ class PhotoReader:
 
     def _read(self, image_CHW: Tensor, record: dict, detections: list[Detection]) -> Objects:
         by_name: dict[str, list[Detection]] = {}
-        for detection in sorted(detections, key=lambda d: -d.score):
+        for detection in sorted(detections, key=lambda d: d.label):  # a class keeps its order
             by_name.setdefault(COCO.names[detection.label], []).append(detection)
         asked: dict[str, int] = {}
         for clause in record.get("include", []):
@@ -51,9 +51,9 @@ class PhotoReader:
                 asked[clause["class"]] = max(clause["count"], asked.get(clause["class"], 0))
         objects: Objects = {}
         for name, mine in by_name.items():
-            seen = self.judge.judge(image_CHW, mine[: asked.get(name, 0)], name)
-            colours = seen + [""] * (len(mine) - len(seen))
-            objects[name] = [Found(d.box, d.score, colour) for d, colour in zip(mine, colours)]
+            best = ranked([d.score for d in mine], THRESHOLD)[: asked.get(name, 0)]
+            seen = dict(zip(best, self.judge.judge(image_CHW, [mine[i] for i in best], name)))
+            objects[name] = [Found(d.box, d.score, seen.get(i, "")) for i, d in enumerate(mine)]
         return objects
 
 
