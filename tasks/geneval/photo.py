@@ -1,5 +1,6 @@
 """Reading photographs for GenEval: a COCO detector, and a colour judge for the objects whose colour is asked."""
 
+import numpy as np
 from torch import Tensor
 
 from bench.errors import MissingError
@@ -7,7 +8,7 @@ from tasks.clip import devices, placed
 from tasks.geneval.colours import ClipColourJudge, ColourJudge
 from tasks.geneval.detector import Detection, Detector, Mask2FormerDetector
 from tasks.geneval.prompts import COCO
-from tasks.geneval.rules import THRESHOLD, Found, Objects, ranked
+from tasks.geneval.rules import THRESHOLD, Found, Objects
 
 ENGINES = {"converted": "hf-converted", "facebook": "hf-facebook"}
 """Source of the detector's weights -> engine in the score's name. Only the converted official checkpoint gives figures
@@ -43,7 +44,8 @@ class PhotoReader:
 
     def _read(self, image_CHW: Tensor, record: dict, detections: list[Detection]) -> Objects:
         by_name: dict[str, list[Detection]] = {}
-        for detection in sorted(detections, key=lambda d: d.label):  # a class keeps its order
+        # Of equally confident ones the later comes first: the official order is an ascending sort read backwards.
+        for detection in sorted(sorted(detections, key=lambda d: np.float32(d.score))[::-1], key=lambda d: d.label):
             by_name.setdefault(COCO.names[detection.label], []).append(detection)
         asked: dict[str, int] = {}
         for clause in record.get("include", []):
@@ -51,9 +53,9 @@ class PhotoReader:
                 asked[clause["class"]] = max(clause["count"], asked.get(clause["class"], 0))
         objects: Objects = {}
         for name, mine in by_name.items():
-            best = ranked([d.score for d in mine], THRESHOLD)[: asked.get(name, 0)]
-            seen = dict(zip(best, self.judge.judge(image_CHW, [mine[i] for i in best], name)))
-            objects[name] = [Found(d.box, d.score, seen.get(i, "")) for i, d in enumerate(mine)]
+            seen = self.judge.judge(image_CHW, mine[: asked.get(name, 0)], name)
+            colours = seen + [""] * (len(mine) - len(seen))
+            objects[name] = [Found(d.box, d.score, colour) for d, colour in zip(mine, colours)]
         return objects
 
 

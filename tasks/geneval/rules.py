@@ -4,7 +4,6 @@ The rules know no detector: they read objects by class, each with a box, a confi
 is float32, as there: a confidence of float32's 0.3, which is a little more than 0.3, is not above the threshold.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,20 +27,17 @@ class Found:
 Objects = dict[str, list[Found]]
 
 
-def ranked(scores: Sequence[float], floor: float) -> list[int]:
-    """Places of the scores above `floor`, best first; of equal ones the later comes first, as officially (an ascending
-    sort, read backwards)."""
-    scores_N = np.array(scores, np.float32)
-    order = np.argsort(scores_N, kind="stable")[::-1]
-    return order[scores_N[order] > np.float32(floor)].tolist()
-
-
 def select(objects: Objects, tag: str) -> Objects:
-    """Keep what the official evaluator keeps: by confidence, strictly above the threshold, at most 16 a class."""
-    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
+    """Keep what the official evaluator keeps: by confidence, strictly above the threshold, at most 16 a class.
+
+    Of equally confident objects the first comes first.
+    """
+    threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
     kept = {}
     for name, found in objects.items():
-        if best := ranked([o.score for o in found], threshold)[:MAX_OBJECTS]:
+        scores_N = np.array([o.score for o in found], np.float32)
+        order = np.argsort(-scores_N, kind="stable")
+        if best := order[scores_N[order] > threshold][:MAX_OBJECTS].tolist():
             kept[name] = [found[i] for i in best]
     return kept
 

@@ -23,11 +23,10 @@ HELD_OUT_PER_TAG = 16
 
 
 def _micro_reader(images_BCHW: Tensor, _: list[dict]) -> list[Objects]:
-    """Marks weakest first: of equally confident ones the rules take the later first, which is the reader's first."""
     pictures = []
     for marks in find_shapes(images_BCHW):
         objects: Objects = {}
-        for mark in reversed(marks):
+        for mark in marks:
             objects.setdefault(mark.shape, []).append(Found(mark.box, mark.score, mark.colour))
         pictures.append(objects)
     return pictures
