@@ -54,6 +54,10 @@ def server_for(task: Task, host: str, port: int) -> ThreadingHTTPServer:
                 images = [decode(text) for text in asked["images"]]
                 if len(images) != len(prompts) or not images:
                     raise ValueError(f"{len(images)} pictures and {len(prompts)} prompts")
+                check_prompts(task, prompts)
+            except UsageError as error:
+                self._answer(400, {"error": one_line(error)})
+                return
             except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 self._answer(400, {"error": f"no request of this protocol: {one_line(error)}"})
                 return
@@ -78,6 +82,15 @@ def server_for(task: Task, host: str, port: int) -> ThreadingHTTPServer:
             """Say nothing: a line a batch is noise."""
 
     return ThreadingHTTPServer((host, port), Handler)
+
+
+def check_prompts(task: Task, prompts: list[Prompt]) -> None:
+    """Raise UsageError, saying which, for a prompt that the task cannot score."""
+    for place, prompt in enumerate(prompts):
+        try:
+            task.check(prompt)
+        except UsageError as error:
+            raise UsageError(f"prompts[{place}]: {one_line(error)}") from error
 
 
 def score_sizes(task: Task, images: list[torch.Tensor], prompts: list[Prompt]) -> Scores:
