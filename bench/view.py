@@ -8,6 +8,7 @@ from bench.backbones.compute import Compute
 from bench.errors import UsageError, unknown
 from bench.loading import URL
 from bench.registry import find
+from bench.remote import check_url
 from bench.settings import first_problem, merge, parse_override
 
 
@@ -57,3 +58,5 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str]) -> None:
             known = [*find("task", task).sources, URL]
             if key not in known:
                 raise unknown(f"key in scorers.{task}", key, known)
+        if URL in sources:
+            check_url(sources[URL], task)
