@@ -26,11 +26,15 @@ def to_bytes(images: Tensor) -> np.ndarray:
     return (images.movedim(-3, -1).float().cpu().numpy() * 255).round().astype(np.uint8)
 
 
-def from_file(file: Path | BinaryIO) -> Tensor:
+class TooLargeError(ValueError):
+    """A picture has more pixels than are read."""
+
+
+def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
     """A picture file as [3, H, W] in [0, 1], RGB, upright by its EXIF, on white where it is transparent.
 
-    Grey of 16 bits and of floats keeps its depth. Raises OSError or ValueError for what is no picture, has more than
-    LARGEST pixels, or does not say what white is.
+    Grey of 16 bits and of floats keeps its depth. Raises TooLargeError for more than `most` pixels, OSError or
+    ValueError for what is no picture or does not say what white is.
     """
     from PIL import Image, ImageOps
 
@@ -39,8 +43,8 @@ def from_file(file: Path | BinaryIO) -> Tensor:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            if width * height > LARGEST:
-                raise ValueError(f"it has {width * height:,} pixels; at most {LARGEST:,} are read")
+            if width * height > most:
+                raise TooLargeError(f"it has {width * height:,} pixels; at most {most:,} are read")
             kind = image.format
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I") or upright.mode == "F":

@@ -192,9 +192,10 @@ def encode(images_BCHW: Tensor) -> list[str]:
     return found
 
 
-def decode(text: str) -> Tensor:
-    """A base64 picture as [3, H, W] in [0, 1]. Raises ValueError or OSError for anything else."""
-    return from_file(io.BytesIO(base64.b64decode(text, validate=True)))
+def decode(text: str, most: int = LARGEST) -> Tensor:
+    """A base64 picture as [3, H, W] in [0, 1]. Raises TooLargeError for more than `most` pixels, ValueError or OSError
+    for anything else."""
+    return from_file(io.BytesIO(base64.b64decode(text, validate=True)), most)
 
 
 def as_numbers(values: list, count: int) -> np.ndarray:

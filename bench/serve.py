@@ -1,7 +1,7 @@
 """`bench serve`: a task's scorer behind HTTP (protocol: bench/remote.py).
 
-Whoever reaches the port may send anything: what a request may hold, what all of them hold together, and how long a client
-may take are limited, and what is refused is refused with a JSON error.
+Whoever reaches the port may send anything: what a request may hold, what all of them hold together, and how long a
+client may take are limited, and what is refused is refused with a JSON error.
 """
 
 import json
@@ -22,6 +22,8 @@ from bench.devices import best_device
 from bench.errors import DamagedError, UsageError, one_line
 from bench.files import parse_json
 from bench.loading import load_task
+from bench.pictures import LARGEST as MOST_PIXELS
+from bench.pictures import TooLargeError
 from bench.registry import task_names
 from bench.remote import PIXELS, PROTOCOL, decode, plain
 from bench.scoring import score_each, stacked
@@ -264,12 +266,12 @@ def _decoded(pictures: list[str]) -> list[torch.Tensor]:
     left = PIXELS
     for i, text in enumerate(pictures):
         try:
-            images.append(decode(text))
+            images.append(decode(text, min(left, MOST_PIXELS)))
+        except TooLargeError as error:
+            raise Refusal(413, f"picture {i}: {error}; at most {PIXELS:,} in one request") from error
         except (ValueError, OSError) as error:
             raise Refusal(400, f"picture {i} is none that can be scored: {one_line(error)}") from error
         left -= images[-1][0].numel()
-        if left < 0:
-            raise Refusal(413, f"at most {PIXELS:,} pixels a request")
     return images
 
 
