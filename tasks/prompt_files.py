@@ -80,7 +80,7 @@ def _another_kind(lines: list[str]) -> str | None:
     if lines and lines[0][0] in "[{" and _holds("\n".join(lines), dict | list):
         return "a JSON file"
     columns = re.split(r"[,;\t]", lines[0].lower()) if lines else []
-    if HEADS & {name.strip(' "') for name in columns} and all(re.fullmatch(r'[ "\w]+', name) for name in columns):
+    if HEADS & {name.strip(' "') for name in columns} and all(re.fullmatch(r' *"?\w+"? *', n) for n in columns):
         return f"a table with a line of column names, {lines[0]!r}"
     rows = [_fields(line) for line in lines if line[0] == '"' and '""' in line]
     if rows and all(len(_fields(line)) == 1 for line in lines) and any('"' in row[0] for row in rows):
