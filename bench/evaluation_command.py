@@ -14,7 +14,7 @@ from rich.text import Text
 
 from bench.devices import best_device
 from bench.errors import BenchError, UsageError, one_line, unknown
-from bench.evaluate import Evaluation, euler, evaluate
+from bench.evaluate import Evaluation, evaluate
 from bench.files import write_atomic
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
@@ -22,6 +22,7 @@ from bench.memory import memory_of
 from bench.outputs import ready_file, ready_folder
 from bench.registry import task_names
 from bench.runner import load_backbone
+from bench.sampler.rollout import euler
 from bench.spec import EvaluationSpec, describe
 from bench.task import SPLITS
 from bench.view import view_settings
@@ -52,9 +53,9 @@ def score_adapter(
         raise unknown("split", split, SPLITS)
     names = tuple(task_names(tasks))
     scales = _scales(guidance)
-    view = view_settings(overrides, names, ("scorers", "compute"))
     descriptor = describe(backbone_name)
-    sampler = euler(steps, descriptor.shift)
+    view = view_settings(overrides, names, ("scorers", "compute", "sampler"), descriptor.world)
+    sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
     device = best_device()
     backbone = load_backbone(backbone_name, device, view.compute, KEPT)
     if adapter != "base":

@@ -37,7 +37,8 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
         raise UsageError(f"no folder {source}")
     if (made_as := world_of(source) or world) != world:
         raise UsageError(f"the pictures in {source} are of the world {made_as!r}: add --world {made_as}")
-    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name), best_device())
+    view = view_settings(overrides, (name,), ("scorers",), world)
+    task = load_task(name, world, view.scorers.get(name), best_device())
     samples = read(source)
     task = RememberingTask(task, source / CACHE)
     result, lines, failed = scored(task, samples, batch)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from bench import scoring
-from bench.evaluate import euler, evaluate
+from bench.evaluate import evaluate
 from bench.lab import Lab
 from bench.layout import read
 from bench.loading import load_task
+from bench.sampler.rollout import euler
 from bench.scoring import parts_of, stacked
 from bench.task import Prompt, Scores, Task
 

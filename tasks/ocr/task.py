@@ -47,6 +47,7 @@ class Ocr(Task):
     version = "1"
     headline = "exact"
     sources: ClassVar[dict[str, str]] = SOURCE
+    sources_in = ("photo",)
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)

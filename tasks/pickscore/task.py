@@ -49,6 +49,7 @@ class PickScore(Task):
     version = "1"
     headline = "reward"
     sources = SOURCES
+    sources_in = ("photo",)
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
