@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +14,22 @@ from bench.devices import best_device
 from bench.errors import BenchError, DamagedError, UsageError, one_line
 from bench.evaluate import Evaluation
 from bench.files import read_lines, read_rows, write_atomic
-from bench.layout import Sample, load, read
+from bench.layout import CACHE, RESULTS, Sample, left_out, load, read, world_of
 from bench.loading import load_task
+from bench.pictures import LARGEST
 from bench.registry import task_names
 from bench.score_cache import RememberingTask
-from bench.scoring import stacked, unscored
-from bench.task import Scores, Task
+from bench.scoring import Collected
+from bench.task import Task
 from bench.view import view_settings
-
-RESULTS, CACHE = "results.jsonl", "scores.sqlite"
 
 
 def score_folder(task_name: str, source: Path, overrides: list[str], world: str, batch: int) -> None:
     """Score DIR in GenEval's layout, write a line a picture beside them, print the summary.
 
     GenEval's own lines are the official evaluator's results.jsonl, other tasks' results-<task>.jsonl. A results.jsonl
-    instead of a folder is summarised as it is. Raises UsageError for what does not exist.
+    instead of a folder is summarised as it is. Raises UsageError for what does not exist, and, once the summary is
+    printed, where nothing can be stored.
     """
     (name,) = task_names([task_name])
     if source.is_file():
@@ -36,6 +37,8 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
         return
     if not source.is_dir():
         raise UsageError(f"no folder {source}")
+    if (made_as := world_of(source) or world) != world:
+        raise UsageError(f"the pictures in {source} are of the world {made_as!r}: add --world {made_as}")
     view = view_settings(overrides, (name,), ("scorers",), world)
     task = load_task(name, world, view.scorers.get(name), best_device())
     samples = read(source)
@@ -46,13 +49,32 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
     verdicts = [line for line in lines if "correct" in line]
     target = source / (RESULTS if verdicts else f"results-{name}.jsonl")
     lines = verdicts or lines
-    write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    unstored = None
+    try:
+        write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    except OSError as error:
+        unstored = error.strerror or one_line(error)
     print_summary(result, f"{source}, {task.scorer_name}")
-    if failed:
-        raise BenchError(
-            f"{len(failed)} of {len(samples)} pictures could not be scored; they count in no mean: "
-            + "; ".join(failed[:3])
+    say_what_is_missing(left_out(source), task)
+    problem = f"{len(failed)} of {len(samples)} pictures could not be scored; they count in no mean: "
+    problem = problem + "; ".join(failed[:3]) if failed else ""
+    if unstored:
+        raise UsageError(f"the scores above could not be stored in {target}: {unstored}. {problem}".rstrip(". "))
+    if problem:
+        raise BenchError(problem)
+
+
+def say_what_is_missing(others: list[Path], task: RememberingTask) -> None:
+    """On stderr: what the folder has and the score has not, and that scores will not be remembered."""
+    if others:
+        first = ", ".join(str(path) for path in others[:3]) + (", ..." if len(others) > 3 else "")
+        print(
+            f"note: {len(others)} left out, as GenEval's evaluator does: {first}; it takes DIR/00000/samples/0000.png "
+            "(numbered folders, numbered names, .png)",
+            file=sys.stderr,
         )
+    if task.forgets:
+        print(f"note: scores are not remembered: {task.forgets}", file=sys.stderr)
 
 
 def check_prompts(task: Task, samples: list[Sample]) -> None:
@@ -67,25 +89,28 @@ def check_prompts(task: Task, samples: list[Sample]) -> None:
 def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], list[str]]:
     """Every picture's metrics, the official evaluator's line for each, and which failed (NaN)."""
     lines: list[dict] = []
-    unreadable: dict[Path, str] = {}
-    parts: list[tuple[list[Sample], Scores | None]] = []
-    for chunk, images in batches(samples, batch, unreadable):
-        prompts = [sample.prompt for sample in chunk]
-        parts.append((chunk, task.score(images, prompts) if images is not None else None))
-    good = next((scores for _, scores in parts if scores), None)
-    if good is None:
-        raise BenchError(f"no picture could be scored: {next(iter(unreadable.values()))}")
-    scores = stacked([scores or unscored(good) for _, scores in parts])
+    ordered: list[Sample] = []
+    causes: dict[Path, str] = {}
+    found = Collected()
+    for chunk, images in batches(samples, batch, causes):
+        ordered += chunk
+        if images is None:
+            found.lose(len(chunk), BenchError(causes[chunk[0].path]))
+        elif cause := found.add(len(chunk), partial(task.score, images, [sample.prompt for sample in chunk])):
+            causes |= {sample.path: f"{sample.path}: {cause}" for sample in chunk}
+    try:
+        scores = found.whole()
+    except BenchError as error:
+        raise BenchError(f"no picture could be scored: {one_line(error)}") from error
     metrics = {"reward": scores.rewards} | scores.metrics
-    lost = np.isnan(scores.rewards)
-    ordered = [sample for chunk, _ in parts for sample in chunk]
+    if task.headline not in metrics:
+        raise BenchError(f"the scorer of {task.name!r} gives {', '.join(metrics)}, not its headline {task.headline!r}")
     for i, sample in enumerate(ordered):
         detail = scores.details[i] if scores.details else {}
         lines.append(official_line(sample, detail, {name: float(values[i]) for name, values in metrics.items()}))
+    lost = np.isnan(scores.rewards)
     failed = [
-        unreadable.get(sample.path, f"{sample.path}: the scorer fails on it")
-        for sample, gone in zip(ordered, lost)
-        if gone
+        causes.get(sample.path, f"{sample.path}: the scorer fails on it") for sample, gone in zip(ordered, lost) if gone
     ]
     strata = np.array([sample.prompt.stratum for sample in ordered])
     return Evaluation(task.name, task.headline, strata, metrics), lines, failed
@@ -94,8 +119,8 @@ def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Ev
 def batches(
     samples: list[Sample], batch: int, unreadable: dict[Path, str]
 ) -> Iterator[tuple[list[Sample], torch.Tensor | None]]:
-    """Pictures of one size that follow each other, at most `batch` together; None, and a reason in `unreadable`, for a
-    file that is no picture."""
+    """Pictures of one size that follow each other, at most `batch` together, and no more pixels than one picture may
+    have; None, and a reason in `unreadable`, for a file that is no picture."""
     chunk: list[Sample] = []
     images: list[torch.Tensor] = []
     for sample in samples:
@@ -104,7 +129,7 @@ def batches(
         except UsageError as error:
             unreadable[sample.path] = one_line(error)
             image = None
-        if chunk and (image is None or len(chunk) == batch or image.shape != images[0].shape):
+        if chunk and (image is None or image.shape != images[0].shape or len(chunk) == _most(batch, image)):
             yield chunk, torch.stack(images)
             chunk, images = [], []
         if image is None:
@@ -113,6 +138,11 @@ def batches(
             chunk, images = [*chunk, sample], [*images, image]
     if chunk:
         yield chunk, torch.stack(images)
+
+
+def _most(batch: int, image_CHW: torch.Tensor) -> int:
+    """Pictures of this size to score together."""
+    return max(1, min(batch, LARGEST // image_CHW[0].numel()))
 
 
 def official_line(sample: Sample, detail: dict, metrics: dict[str, float]) -> dict:

@@ -156,7 +156,7 @@ def test_a_server_refuses_wrong_records_by_place() -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(urllib.request.Request(f"{url}/score", body))
     assert refused.value.code == 400
-    assert "prompts[1]: unknown include[0].class 'mouse'" in json.load(refused.value)["error"]
+    assert "prompt 1: unknown include[0].class 'mouse'" in json.load(refused.value)["error"]
     away = RemoteTask(GenEval("photo"), url)
     with pytest.raises(UsageError, match="did you mean 'computer mouse'"):  # the client knows it without asking
         away.check(Prompt("a mouse", "", told[1]["metadata"]))
