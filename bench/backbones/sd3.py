@@ -16,6 +16,7 @@ from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
 from bench.backbones.pipeline_files import variant_of, weight_files
 from bench.backbones.size import Size
+from bench.checkpoints import refuse_stand_ins, require_weights
 from bench.devices import best_device
 from bench.errors import BenchError, MissingError, UsageError, one_line
 from bench.files import read_record
@@ -112,6 +113,8 @@ def load_models(source: str, dtype: torch.dtype):
     if not Path(home).is_dir():
         require(home, "model_index.json")
         require(home, SCHEDULER)
+    if source.endswith(SINGLE_FILE):
+        require_weights(Path(source), "SD3 checkpoint")
     try:
         if source.endswith(SINGLE_FILE):
             parts = {"config": home}
@@ -132,7 +135,10 @@ def load_models(source: str, dtype: torch.dtype):
 
 def part_of(model_class, home: str, subfolder: str, **how):
     """A model of a pipeline, from its plain files or, where there are no others, from a variant's."""
-    variant = variant_of(Path(home) / subfolder)
+    folder = Path(home) / subfolder
+    variant = variant_of(folder)
+    for path in weight_files(folder):
+        require_weights(path, f"weights file of the {subfolder}")
     return model_class.from_pretrained(home, subfolder=subfolder, variant=variant, use_safetensors=True, **how)
 
 
@@ -148,6 +154,9 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
     parts = {"transformer": transformer, "vae": None}
     if Path(home).is_dir() and not (Path(home) / "text_encoder_3").is_dir():
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        if (folder := Path(home) / name).is_dir():
+            refuse_stand_ins(folder, name)
     try:
         kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
         for name, kind in zip(TEXT_ENCODERS, kinds, strict=True):
