@@ -69,7 +69,7 @@ class Task(ABC):
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         """Score pictures [B, 3, H, W] in [0, 1]. Deterministic; never raises on an ugly picture."""
 
-    def check(self, prompt: Prompt) -> None:  # noqa: B027
+    def check(self, prompt: Prompt) -> None:  # noqa: B027 - plain text has nothing to check
         """Raise UsageError, naming the field and the nearest valid value, for a prompt that this task cannot score.
 
         Called for every prompt that comes from outside, before any network is loaded. Default: nothing is refused.
