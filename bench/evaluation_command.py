@@ -57,14 +57,14 @@ def score_adapter(
     view = view_settings(overrides, names, ("scorers", "compute", "sampler"), descriptor.world)
     sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
     device = best_device()
-    backbone = load_backbone(backbone_name, device, view.compute, KEPT)
-    if adapter != "base":
-        backbone.adapters.load("scored", adapter_folder(adapter))
     loaded = load_tasks(names, descriptor.world, view.scorers, device)
     work = [(task, scale) for task in loaded.values() for scale in scales]
     sizes = {name: len(task.prompts(split)) for name, task in loaded.items()}
     for task in loaded.values():
         _ = task.scorer_name  # a scorer that is not there is missed now
+    backbone = load_backbone(backbone_name, device, view.compute, KEPT)
+    if adapter != "base":
+        backbone.adapters.load("scored", adapter_folder(adapter))
     label = lambda name, scale: name if len(scales) == 1 else f"{name}-{scale:g}"  # noqa: E731
     folders = {(t.name, s): pictures / label(t.name, s) if pictures else None for t, s in work}
     for folder in filter(None, folders.values()):
