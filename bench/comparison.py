@@ -215,8 +215,9 @@ def print_standings(
     table: list[Standing], reference: str, tasks: tuple[str, ...], budget: int, split: str, path: Path
 ) -> None:
     """The table, to stdout."""
-    from rich.console import Console
     from rich.table import Table
+
+    from bench.printing import terminal
 
     shown = Table(title=f"{budget:,} training evaluations each; {split} prompts, mean [95% interval] over seeds")
     heads = (
@@ -242,9 +243,9 @@ def print_standings(
             _evaluations(line.training_evaluations + line.teacher_evaluations),
             style="bold" if own else None,
         )
-    terminal = Console(width=max(190, Console().width), highlight=False)
-    terminal.print(shown)
-    terminal.print(f"to target: evaluations until every task is at {TARGET:.0%} of its best teacher; record: {path}")
+    out = terminal(190)
+    out.print(shown)
+    out.print(f"to target: evaluations until every task is at {TARGET:.0%} of its best teacher; record: {path}", soft_wrap=True)
 
 
 def _chance(p: float) -> str:

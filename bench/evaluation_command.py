@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from bench.devices import best_device
@@ -14,6 +13,7 @@ from bench.files import write_atomic
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
 from bench.memory import memory_of
+from bench.printing import terminal
 from bench.registry import task_names
 from bench.runner import load_backbone
 from bench.spec import EvaluationSpec, describe
@@ -74,7 +74,7 @@ def score_adapter(
                 split_up = ", ".join(f"{stratum} {mean:.2f}" for stratum, mean in means.items())
                 shown = f"{metric} *" if metric == result.headline else metric
                 table.add_row(name, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
-    Console(width=max(130, Console().width)).print(table)
+    terminal(130).print(table)
     if len(scales) > 1:
         best = {
             task: max((r for r in results if r[1].task == task), key=lambda r: r[1].estimate().value)[0]

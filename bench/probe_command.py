@@ -161,8 +161,9 @@ def _numbers(noise: GradientNoise) -> dict:
 
 def print_probes(probes: list[Probe], first: str, student: str) -> None:
     """Two tables to stdout."""
-    from rich.console import Console
     from rich.table import Table
+
+    from bench.printing import terminal
 
     table = Table(title=f"gradient noise at student {student}: one update's gradient, mean over tasks")
     heads = (
@@ -175,15 +176,15 @@ def print_probes(probes: list[Probe], first: str, student: str) -> None:
         table.add_row(p.label, "all", *_cells(p.noise), f"{p.cosine:.3f}", str(p.slope))
         for sigma, noise in p.by_sigma.items():
             table.add_row("", f"{sigma:.3f}", *_cells(noise), style="dim")
-    terminal = Console(width=max(150, Console().width), highlight=False)
-    terminal.print(table)
+    out = terminal(150)
+    out.print(table)
     pulls = Table(title="cosine between tasks' mean gradients (a task with itself: two independent halves)")
     pulls.add_column("method")
     for pair in probes[0].interference:
         pulls.add_column(pair)
     for p in probes:
         pulls.add_row(p.label, *(f"{cosines['all']:+.3f}" for cosines in p.interference.values()))
-    terminal.print(pulls)
+    out.print(pulls)
 
 
 def _cells(noise: GradientNoise) -> tuple[str, ...]:

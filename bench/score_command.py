@@ -132,12 +132,13 @@ def imported(path: Path, task: str) -> Evaluation:
 
 def print_summary(found: Evaluation, title: str) -> None:
     """Per stratum, the mean over strata (GenEval's overall) and the mean over pictures, each with its interval."""
-    from rich.console import Console
     from rich.table import Table
 
+    from bench.printing import terminal
+
     strata = list(dict.fromkeys(found.strata.tolist()))
-    terminal = Console(width=max(150, Console().width), highlight=False)
-    terminal.print(f"{found.task}: {title}, {len(found.strata) - found.failed} pictures", soft_wrap=True)
+    out = terminal(150)
+    out.print(f"{found.task}: {title}, {len(found.strata) - found.failed} pictures", soft_wrap=True)
     table = Table()
     heads = ("metric", *(strata if len(strata) > 1 else []), "mean over tags" if len(strata) > 1 else "mean")
     for head in (*heads, *(["mean over pictures"] if len(strata) > 1 else [])):
@@ -147,4 +148,4 @@ def print_summary(found: Evaluation, title: str) -> None:
         whole = [f"{np.nanmean(values):.4f}"] if len(strata) > 1 else []
         shown = f"{metric} *" if metric == found.headline else metric
         table.add_row(shown, *cells, str(found.estimate(metric)), *whole)
-    terminal.print(table)
+    out.print(table)

@@ -40,9 +40,9 @@ def sweep(
     if where.executor == "inline":
         if workers > 1:
             raise UsageError("several workers need --executor local or slurm")
-        from rich.console import Console
+        from bench.printing import terminal
 
-        console = Console(stderr=True, highlight=False)
+        console = terminal(stderr=True)
         found = work(spec, place, lambda text: console.print(text, soft_wrap=True))
         close(found)
         return

@@ -7,10 +7,10 @@ import warnings
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 from rich.table import Table
 
 from bench.files import write_atomic
+from bench.printing import terminal
 from bench.records import Record
 from bench.standing import against
 from sweeps.study import MEAN, Place, StudySpec, shown
@@ -97,7 +97,7 @@ def command(spec: StudySpec, trial: FrozenTrial) -> str:
 
 def show(spec: StudySpec, summary: dict, place: Place) -> None:
     """The summary as people read it, to stdout."""
-    console = Console(width=max(110, Console().width), highlight=False)
+    console = terminal(110)
     counts = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
     front = "" if spec.objective == MEAN else ", Pareto front"
     table = Table(title=f"study {spec.name}: {counts}; validation prompts, {spec.budget:,} evaluations a run{front}")
