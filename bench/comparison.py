@@ -245,7 +245,10 @@ def print_standings(
         )
     out = terminal(190)
     out.print(shown)
-    out.print(f"to target: evaluations until every task is at {TARGET:.0%} of its best teacher; record: {path}", soft_wrap=True)
+    out.print(
+        f"to target: evaluations until every task is at {TARGET:.0%} of its best teacher; record: {path}",
+        soft_wrap=True,
+    )
 
 
 def _chance(p: float) -> str:

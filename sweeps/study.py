@@ -4,19 +4,19 @@ import json
 import secrets
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import MissingError, UsageError, one_line, unknown
-from bench.files import write_atomic
+from bench.errors import UsageError, unknown
+from bench.files import read_text, write_atomic
 from bench.hashing import seed_of, text_hash
 from bench.registry import task_names
 from bench.settings import as_number, first_problem, parse_seeds, read_yaml
 from bench.spec import Spec, resolve
+from sweeps.storage import Place, make_folder, open_storage, storage_errors
 
 Scalar = bool | int | float | str
 MEAN = "mean"
@@ -199,35 +199,25 @@ def numbers(value: Any) -> Any:
     return as_number(value) if isinstance(value, str) else value
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a study is kept."""
-
-    folder: Path
-    storage: str | None = None
-    """URL of an Optuna RDB storage; None: a journal file in the folder."""
-
-    @property
-    def runs(self) -> Path:
-        return self.folder / "runs"
-
-    @property
-    def journal(self) -> Path:
-        return self.folder / "journal.log"
-
-
 def open_study(spec: StudySpec, place: Place) -> optuna.Study:
-    """The Optuna study, made if need be. Raises UsageError if the one there was begun with another file.
+    """The Optuna study, made if need be. Raises UsageError if the one there was begun with another file, StorageError
+    if its storage cannot be used.
 
     Call it under the study's lock: two processes that make one RDB schema at once trip over each other.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place.folder.mkdir(parents=True, exist_ok=True)
+    # Optuna's warnings about databases may repeat addresses.
+    optuna.logging.set_verbosity(optuna.logging.ERROR if place.storage else optuna.logging.WARNING)
+    make_folder(place.folder)
+    storage = open_storage(place)
+    with storage_errors(place):
+        return _begun(spec, place, storage)
+
+
+def _begun(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage) -> optuna.Study:
     directions = ["maximize"] * (1 if spec.objective == MEAN else len(spec.objective))
     study = optuna.create_study(
-        storage=_storage(place), study_name=spec.name, directions=directions, load_if_exists=True,
-        pruner=_pruner(spec.pruner),
-    )  # fmt: skip
+        storage=storage, study_name=spec.name, directions=directions, load_if_exists=True, pruner=_pruner(spec.pruner)
+    )
     begun, home = study.user_attrs.get("identity"), _home(place)
     if begun is None:
         study.set_user_attr("identity", spec.identity)
@@ -257,20 +247,7 @@ def _home(place: Place) -> str:
     path = place.folder / "home"
     if not path.exists():
         write_atomic(path, secrets.token_hex(8).encode())
-    return path.read_text()
-
-
-def _storage(place: Place):
-    if place.storage:
-        try:
-            return optuna.storages.get_storage(place.storage)
-        except ImportError as error:
-            raise MissingError(f"--storage {place.storage}: install the database's driver ({error})") from error
-        except Exception as error:  # sqlalchemy has many
-            raise UsageError(f"--storage {place.storage}: {one_line(error)}") from error
-    from optuna.storages.journal import JournalFileBackend
-
-    return optuna.storages.JournalStorage(JournalFileBackend(str(place.journal)))
+    return read_text(path)
 
 
 def _pruner(name: str) -> optuna.pruners.BasePruner:

@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 
 from bench.errors import BenchError, UsageError
 from sweeps.measure import Measured, PrunedError
-from sweeps.study import Place, StudySpec, open_study, read_study
+from sweeps.storage import Place
+from sweeps.study import StudySpec, open_study, read_study
 from sweeps.summary import summarise
 from sweeps.worker import TRIES, Claims, work
 from tests.sweeps.fast_worker import value
