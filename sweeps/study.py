@@ -220,13 +220,13 @@ def _begun(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage) 
     )
     begun, home = study.user_attrs.get("identity"), _home(place)
     if begun is None:
-        study.set_user_attr("identity", spec.identity)
         study.set_user_attr("home", home)
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         if spec.objective != MEAN:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(spec.objective))
+        study.set_user_attr("identity", spec.identity)  # last: a worker that dies before has begun nothing
     elif begun != spec.identity:
         raise UsageError(
             f"the study {spec.name!r} in {place.folder} was begun with another method, space, budget or seeds: "
