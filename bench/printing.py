@@ -1,8 +1,12 @@
 """Terminals and progress bars of rich that print text as it is.
 
-Prompts, labels, paths and errors hold square brackets and colons, which rich would read as styles, links and emoji: "[/]"
-would end the command, "[ocr, geneval]" would vanish. So nothing is ever read as markup; styles are given as arguments.
+Prompts, labels, paths and errors hold square brackets and colons, which rich would read as styles, links and emoji:
+"[/]" would end the command, "[ocr, geneval]" would vanish. So nothing is ever read as markup; styles are given as
+arguments.
 """
+
+import os
+import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -19,3 +23,10 @@ def progress_bar(*columns: ProgressColumn, quiet: bool = False) -> Progress:
     shown = columns or (TimeRemainingColumn(),)
     label = TextColumn("{task.description}", markup=False)
     return Progress(label, BarColumn(), TaskProgressColumn(), *shown, console=terminal(stderr=True, quiet=quiet))
+
+
+def note(lines: list[str]) -> None:
+    """Tell the user something before it happens, once where several processes share a run."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        for line in lines:
+            print(f"note: {line}", file=sys.stderr)

@@ -95,7 +95,7 @@ def probe_specs(
             raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
     own = {method: overrides_of(method, methods, overrides) for method in methods}
     found = []
-    for v in variants(axes, recipes(methods, tasks, backbone)):
+    for v in variants(axes, recipes(methods, tasks, backbone), overrides):
         first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
         shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
         spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *own[v.method], *v.overrides])

@@ -46,6 +46,7 @@ class Ocr(Task):
     name = "ocr"
     version = "1"
     headline = "exact"
+    in_all = True
     sources: ClassVar[dict[str, str]] = SOURCE
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
