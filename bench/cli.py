@@ -98,25 +98,23 @@ def run(
     """Train one student, resume it, or print its finished summary."""
     from bench.files import results_root
     from bench.placement import placement
+    from bench.printing import note
     from bench.settings import parse_seeds
     from bench.spec import resolve
+    from bench.teacher_sets import check_teachers, taught_otherwise
 
     seed_list, root = parse_seeds(seeds), results_root(results)
     names = None if tasks is None else split_names(tasks)
     where = placement(executor, profile, slurm)
     spec = resolve(method, names, seed_list[0], backbone, preset, set_, teachers)
-    from bench.teacher_sets import check_teachers, taught_otherwise
-
     check_teachers([spec])
+    note(taught_otherwise([spec.with_seed(s) for s in seed_list], root))
     if dry_run:
         from bench.dryrun import explain
 
         explain(spec)
         return
-    from bench.printing import note
     from bench.run_command import run_seeds
-
-    note(taught_otherwise([spec.with_seed(s) for s in seed_list], root))
 
     given = {"method": method, "tasks": tasks, "backbone": backbone, "preset": preset, "set": set_}
     given["teachers"] = teachers

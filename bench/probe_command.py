@@ -17,6 +17,7 @@ from bench.registry import find
 from bench.runner import equip, load_backbone
 from bench.spec import Spec, describe, resolve
 from bench.stats import Estimate
+from bench.teacher_sets import check_teachers
 from bench.teachers import locate
 
 HELD_APART = 10_000
@@ -55,6 +56,7 @@ def probe_methods(
 ) -> None:
     """Measure, print, and write JSON if asked. Raises UsageError before anything loads where a method cannot run."""
     specs = probe_specs(methods, tasks, backbone, axes, overrides)
+    check_teachers([spec for _, _, spec in specs])
     root = results_root(results)
     probes: list[Probe] = []
     firsts: dict[tuple[str, ...], tuple[GradientNoise, GradientNoise]] = {}  # by point: its reference and first method

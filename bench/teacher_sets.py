@@ -135,7 +135,11 @@ def _keep(run: Run, folder: Path) -> None:
         (whole / TRAINING).write_bytes(json_bytes(told))
         if folder.exists():
             folder.rename(Path(place) / "old")
-        whole.rename(folder)
+        try:
+            whole.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another command was as far with the same
+                raise
 
 
 def _by_recipe(spec: Spec) -> bool:

@@ -31,6 +31,7 @@ def sweep(
     from bench.errors import PartialError, UsageError
     from bench.files import results_root
     from bench.placement import placement
+    from bench.teacher_sets import check_teachers
     from sweeps.storage import Place, check_storage, for_jobs, storage_url
     from sweeps.study import open_study, read_study
     from sweeps.summary import show, summarise
@@ -38,6 +39,7 @@ def sweep(
 
     spec, where = read_study(study), placement(executor, profile, slurm)
     place = Place(results_root(results) / spec.name, storage_url(storage))
+    check_teachers([spec.run(spec.example(), spec.seed_list[0])])
     check_storage(place)
 
     def close(found) -> None:

@@ -170,7 +170,7 @@ def test_a_journal_that_breaks_under_a_worker_loses_no_trial(tmp_path: Path, los
                 file.write(b"?\n" if loss == "damaged" else b"")
         return fast(spec, place, chosen, reached)
 
-    with pytest.raises(UsageError, match="journal.log"):
+    with pytest.raises(UsageError, match=r"journal\.log"):
         work(study(), place, carry_out=breaks)
     shutil.copy(kept, place.journal)
     done = work(study(), place, carry_out=breaks)
@@ -267,7 +267,7 @@ def test_a_database_that_breaks_in_a_trials_course_fails_no_trial(tmp_path: Path
         reached(0, 0.5)
         raise AssertionError("not reached")
 
-    with pytest.raises(StorageError, match="studies.db"):
+    with pytest.raises(StorageError, match=r"studies\.db"):
         work(spec, place, carry_out=breaks)
     shutil.copy(tmp_path / "kept", path)
     assert [trial.state for trial in work(spec, place, carry_out=fast).trials] == [TrialState.COMPLETE]
