@@ -12,8 +12,6 @@ from bench.hashing import seed_of
 from bench.layout import places, write
 from bench.remote import plain
 from bench.sampler.rollout import Sampler, rollout
-from bench.sampler.schedule import make_schedule
-from bench.sampler.transitions import KERNELS
 from bench.scoring import score_each
 from bench.stats import Estimate, estimate
 from bench.task import Prompt, Task
@@ -51,11 +49,6 @@ class Evaluation:
     def from_record(record: dict) -> "Evaluation":
         rows = {name: np.array(values, np.float64) for name, values in record["rows"].items()}
         return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows)
-
-
-def euler(steps: int, shift: float) -> Sampler:
-    """The sampler of every evaluation: deterministic Euler on the backbone's schedule."""
-    return Sampler(make_schedule(steps, shift), KERNELS["ode"])
 
 
 def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: range) -> torch.Tensor:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from bench.devices import best_device
 from bench.errors import BenchError, UsageError, unknown
-from bench.evaluate import Evaluation, euler, evaluate
+from bench.evaluate import Evaluation, evaluate
 from bench.files import write_atomic
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
@@ -16,6 +16,7 @@ from bench.memory import memory_of
 from bench.printing import terminal
 from bench.registry import task_names
 from bench.runner import load_backbone
+from bench.sampler.rollout import euler
 from bench.spec import EvaluationSpec, describe
 from bench.task import SPLITS
 from bench.view import view_settings
@@ -48,9 +49,9 @@ def score_adapter(
         raise UsageError(f"--guidance takes numbers, got {guidance!r}") from error
     if any(not 0 <= scale < float("inf") for scale in scales):
         raise UsageError(f"--guidance must be finite and at least 0, got {guidance}")
-    view = view_settings(overrides, names, ("scorers", "compute"))
     descriptor = describe(backbone_name)
-    sampler = euler(steps, descriptor.shift)
+    view = view_settings(overrides, names, ("scorers", "compute", "sampler"), descriptor.world)
+    sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
     device = best_device()
     backbone = load_backbone(backbone_name, device, view.compute, KEPT)
     if adapter != "base":

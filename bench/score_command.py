@@ -34,7 +34,8 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
         return
     if not source.is_dir():
         raise UsageError(f"no folder {source}")
-    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name), best_device())
+    view = view_settings(overrides, (name,), ("scorers",), world)
+    task = load_task(name, world, view.scorers.get(name), best_device())
     samples = read(source)
     task = RememberingTask(task, source / CACHE)
     result, lines, failed = scored(task, samples, batch)

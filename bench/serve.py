@@ -23,7 +23,8 @@ LARGEST = 2**30
 def serve(task_name: str, overrides: list[str], world: str, host: str, port: int) -> None:
     """Answer until interrupted. Raises UsageError for what does not exist or an address that cannot be had."""
     (name,) = task_names([task_name])
-    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name), best_device())
+    view = view_settings(overrides, (name,), ("scorers",), world)
+    task = load_task(name, world, view.scorers.get(name), best_device())
     print(f"{task.scorer_name}", flush=True)
     try:
         server = server_for(task, host, port)

@@ -48,6 +48,8 @@ class Task(ABC):
     what `all` means must not depend on the packages that are installed. Any other task is named."""
     sources: ClassVar[dict[str, str]] = {}
     """What a user may say of the scorer (--set scorers.<task>.<key>=VALUE): key -> meaning."""
+    sources_in: ClassVar[tuple[str, ...]] = ()
+    """Worlds whose pictures those sources serve; elsewhere the task has all it needs. Empty: every world."""
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         self.world, self.given = world, sources or {}

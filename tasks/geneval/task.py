@@ -107,6 +107,7 @@ class GenEval(Task):
     }  # fmt: skip
 
     sources = SOURCES
+    sources_in = ("photo",)
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)

@@ -48,6 +48,7 @@ class Ocr(Task):
     headline = "exact"
     in_all = True
     sources: ClassVar[dict[str, str]] = SOURCE
+    sources_in = ("photo",)
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)

@@ -50,6 +50,7 @@ class PickScore(Task):
     headline = "reward"
     in_all = True
     sources = SOURCES
+    sources_in = ("photo",)
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)

@@ -101,5 +101,5 @@ def test_a_path_is_a_backbone_and_missing_weights_name_the_cure(sd3_folder, tmp_
     broken = tmp_path / "broken"
     shutil.copytree(sd3_folder, broken)
     (broken / "transformer" / "config.json").write_text("{")
-    with pytest.raises(MissingError, match="cannot load"):
+    with pytest.raises(UsageError, match=r"transformer/config\.json is not JSON"):
         descriptor(str(broken)).load("cpu")

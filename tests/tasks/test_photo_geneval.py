@@ -147,7 +147,7 @@ def test_results_made_elsewhere_are_summarised_as_the_official_script_does(tmp_p
 
 
 def test_settings_of_the_scorer_are_checked() -> None:
-    assert view_settings(["scorers.geneval.facebook=x"], ("geneval",), ("scorers",)).scorers == {
+    assert view_settings(["scorers.geneval.facebook=x"], ("geneval",), ("scorers",), "photo").scorers == {
         "geneval": {"facebook": "x"}
     }
     for wrong, said in (
@@ -157,7 +157,7 @@ def test_settings_of_the_scorer_are_checked() -> None:
         ("scorers.geneval=x", "scorers.geneval"),
     ):
         with pytest.raises(UsageError, match=said):
-            view_settings([wrong], ("geneval",), ("scorers",))
+            view_settings([wrong], ("geneval",), ("scorers",), "photo")
 
 
 def test_a_picture_that_cannot_be_scored_is_counted_not_zero(folder: Path, monkeypatch, capsys) -> None:

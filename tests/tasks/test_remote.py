@@ -14,10 +14,11 @@ import torch
 
 from bench import remote
 from bench.errors import BenchError, MissingError, UsageError
-from bench.evaluate import euler, evaluate
+from bench.evaluate import evaluate
 from bench.layout import write
 from bench.loading import load_task
 from bench.runner import Session, execute
+from bench.sampler.rollout import euler
 from bench.score_cache import RememberingTask
 from bench.score_command import score_folder
 from bench.scoring import score_each
