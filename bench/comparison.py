@@ -337,9 +337,9 @@ def _spent(table: list[Standing], budget: int) -> str:
     """What the lines spent: the budget each, or how far they are from it and which are beyond it."""
     spent = {line.label: line.training_evaluations for line in table if line.training_evaluations}
     if over := beyond_budget(budget, spent):
-        low, high = min(spent.values()), max(spent.values())
+        counts = " to ".join(dict.fromkeys(f"{count:,.0f}" for count in (min(spent.values()), max(spent.values()))))
         return (
-            f"budget {budget:,} training evaluations, spent {low:,.0f} to {high:,.0f}; more than {EQUAL:.0%} beyond it "
+            f"budget {budget:,} training evaluations, spent {counts}; more than {EQUAL:.0%} beyond it "
             f"and not comparable: {', '.join(over)}"
         )
     return f"{budget:,} training evaluations each"

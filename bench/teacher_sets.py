@@ -97,7 +97,7 @@ def _finished_teachers(root: Path, backbones: set[str]) -> dict[str, list[Path]]
 
 
 def keep_teachers(specs: list[Spec], root: Path) -> list[str]:
-    """Make one folder a seed of finished teachers, as --teachers takes it; returns what to tell the user, a line each.
+    """Make one folder a seed of finished teachers, as --teachers takes it; returns what to tell the user.
 
     Runs are told apart by their settings, so that the same teachers have the same folder, and others another.
     """
@@ -111,7 +111,8 @@ def keep_teachers(specs: list[Spec], root: Path) -> list[str]:
         usual = " (the recipe's: --teachers train means them too)" if all(map(_by_recipe, mine)) else ""
         folder = _near(root / name)
         sets = " ".join(f"--set teachers.{task}={folder / task}" for task in runs)
-        lines.append(f"teachers of seed {seed}: bench run --teachers {folder}, bench compare {sets}{usual}")
+        lines.append(f"teachers of seed {seed}{usual} for bench run: --teachers {folder}")
+        lines.append(f"and for bench compare: {sets}")
     return lines
 
 
