@@ -7,10 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from bench.devices import best_device
 from bench.errors import BenchError, UsageError, one_line, unknown
@@ -20,6 +18,7 @@ from bench.hub import adapter_folder
 from bench.loading import load_tasks
 from bench.memory import memory_of
 from bench.outputs import ready_file, ready_folder
+from bench.printing import progress_bar, terminal
 from bench.registry import task_names
 from bench.runner import load_backbone
 from bench.sampler.rollout import euler
@@ -108,11 +107,7 @@ def _keep(output: Path, records: list[dict]) -> None:
 
 def _progress() -> Progress:
     """Bars on stderr, a line for each task and scale."""
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True))
+    return progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
 def _advance(bars: Progress, line: int, done: int, _of: int) -> None:
@@ -130,7 +125,7 @@ def _printed(title: str, results: Results) -> Iterator[None]:
 
 
 def _print(title: str, results: Results) -> None:
-    table = Table(title=Text(title))
+    table = Table(title=title)
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     for scale, result in results:
@@ -140,9 +135,8 @@ def _print(title: str, results: Results) -> None:
             means = {s: values[kept & (result.strata == s)].mean() for s in strata}
             split_up = ", ".join(f"{stratum} {mean:.2f}" for stratum, mean in means.items())
             shown = f"{metric} *" if metric == result.headline else metric
-            cells = (result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
-            table.add_row(*(Text(cell) for cell in cells))
-    Console(width=max(130, Console().width)).print(table)
+            table.add_row(result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
+    terminal(130).print(table)
     if len({scale for scale, _ in results}) > 1:
         best: dict[str, tuple[float, Evaluation]] = {}
         for scale, result in results:

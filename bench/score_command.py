@@ -219,22 +219,20 @@ def print_summary(found: Evaluation, title: str) -> None:
 
     A metric that has a value a prompt is averaged over prompts.
     """
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    printable = lambda text: Text("".join(c if c.isprintable() else "\ufffd" for c in text))  # noqa: E731
+    from bench.printing import terminal
+
     strata = list(dict.fromkeys(found.strata.tolist()))
-    terminal = Console(width=max(150, Console().width), highlight=False)
-    heading = f"{found.task}: {title}, {len(found.strata) - found.failed} pictures"
-    terminal.print(printable(heading), soft_wrap=True)
+    out = terminal(150)
+    out.print(f"{found.task}: {title}, {len(found.strata) - found.failed} pictures", soft_wrap=True)
     table = Table()
     heads = ("metric", *(strata if len(strata) > 1 else []), "mean over tags" if len(strata) > 1 else "mean")
     for head in (*heads, *(["mean over all"] if len(strata) > 1 else [])):
-        table.add_column(printable(head))
+        table.add_column(head)
     for metric, values in found.rows.items():
         cells = [f"{np.nanmean(values[found.strata == s]):.4f}" for s in strata] if len(strata) > 1 else []
         whole = [f"{np.nanmean(values):.4f}"] if len(strata) > 1 else []
         shown = f"{metric} *" if metric == found.headline else metric
-        table.add_row(printable(shown), *cells, str(found.estimate(metric)), *whole)
-    terminal.print(table)
+        table.add_row(shown, *cells, str(found.estimate(metric)), *whole)
+    out.print(table)

@@ -46,8 +46,9 @@ class Task(ABC):
     training_shares: ClassVar[dict[str, float]] = {}
     """Relative share of strata among training prompts; 1 where nothing is said."""
 
-    in_all: ClassVar[bool] = True
-    """Whether --tasks all names it; False for one that serves some worlds only, or is only measured."""
+    in_all: ClassVar[bool] = False
+    """Whether --tasks all names it. True for the tasks of this benchmark's own comparison, which every world serves:
+    what `all` means must not depend on the packages that are installed. Any other task is named."""
     sources: ClassVar[dict[str, str]] = {}
     """What a user may say of the scorer (--set scorers.<task>.<key>=VALUE): key -> meaning."""
     sources_in: ClassVar[tuple[str, ...]] = ()

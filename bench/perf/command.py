@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bench.backbones.compute import Compute
@@ -21,6 +20,7 @@ from bench.perf import kernels, updates
 from bench.perf.ceilings import copy_bandwidth, matrix_rate
 from bench.perf.overhead import overhead
 from bench.perf.timing import measure
+from bench.printing import terminal
 
 GPU_COMPUTE = Compute(resolution=512, precision="bfloat16")
 GUIDANCE = {"micro": 1.0, "sd35_shape": 4.5}
@@ -29,7 +29,7 @@ SCORED = 96
 
 def perf(output: Path | None, compare: tuple[Path, Path] | None) -> None:
     """Print tables; write the numbers to `output`. Raises UsageError for files that are no measurements."""
-    console = Console(width=max(130, Console().width), highlight=False)
+    console = terminal(130)
     if compare:
         console.print(comparison(*compare))
         return
