@@ -7,8 +7,10 @@ from bench.dispatch import dispatch
 from bench.errors import BenchError
 from bench.launches import Job, launches
 from bench.placement import Placement
+from bench.status import log_lines
 from bench.store import Run
 from bench.teachers import to_train
+from bench.terminal import legible
 
 
 def carry_out_runs(members: dict[str, tuple[Run, list[str]]], placement: Placement) -> dict[str, str]:
@@ -16,6 +18,7 @@ def carry_out_runs(members: dict[str, tuple[Run, list[str]]], placement: Placeme
     on stderr. Returns label -> error of those that failed."""
     from rich.console import Console
     from rich.progress import Progress
+    from rich.text import Text
 
     if not members:
         return {}
@@ -33,7 +36,7 @@ def carry_out_runs(members: dict[str, tuple[Run, list[str]]], placement: Placeme
 
         def report(label: str, error: str | None) -> None:
             progress.update(bar, advance=1)
-            progress.console.print(f"{label}: {error or 'done'}", highlight=False)
+            progress.console.print(Text(legible(f"{label}: {error or 'done'}")))
 
         failures = dispatch(jobs, root, placement, device, report)
     return {label: error for label, error in failures.items() if label in members}
@@ -70,5 +73,4 @@ def carry_out_command(label: str, arguments: list[str], root: Path, placement: P
     same = lambda other: (other.label, other.arguments) == (job.label, job.arguments)  # noqa: E731
     launch = next(launch for launch in reversed(launches(root)) if any(map(same, launch.jobs)))
     done = next(filter(same, launch.jobs))
-    lines = launch.log(done, "out").read_text().splitlines()
-    print("\n".join(line for line in lines if not line.startswith("submitit ")))
+    print("\n".join(line for line in log_lines(launch.log(done, "out")) if not line.startswith("submitit ")))
