@@ -36,6 +36,11 @@ def check_resumable(folder: Path) -> None:
     """Raise DamagedError, OSError if unreadable, if the run of a folder could not go on from what is there."""
     if (starts := folder / "provenance.jsonl").exists():
         read_starts(starts)
+    check_checkpoint(folder)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise DamagedError if a run's checkpoint, if it has one, or the logs that go with it are not whole."""
     if (checkpoint := folder / "checkpoint.safetensors").exists():
         for path, length in log_lengths(folder, checkpoint_state(checkpoint)).items():
             _check_end(path, length)

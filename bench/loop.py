@@ -48,7 +48,7 @@ class Loop:
         self.saved = (0, 0)
         """Step and evaluations of the last checkpoint."""
         self.stop_requested: Callable[[], bool] = lambda: False
-        """Asked once an update."""
+        """Asked once an update, and before each task's evaluation."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = euler(spec.evaluation.steps, shift)
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
@@ -213,6 +213,7 @@ class Loop:
         scores = {}
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
+                self._stop_if_asked()
                 keep = self.spec.evaluation.pictures and points[-1] == 1
                 result = self.evaluate(EMA, task, folder=self.run.folder / PICTURES / task if keep else None)
                 record = result.record()

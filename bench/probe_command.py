@@ -6,10 +6,11 @@ from pathlib import Path
 
 from bench.comparison import overrides_of, recipes, variants
 from bench.errors import UsageError
-from bench.files import results_root, write_atomic
+from bench.files import json_bytes, results_root, write_output
 from bench.hub import adapter_folder
 from bench.lab import STUDENT
 from bench.method import Method
+from bench.places import check_output, check_writable
 from bench.probes.estimates import ProbeLab, nested
 from bench.probes.gradient import GradientNoise, Moments, gradient_noise
 from bench.probes.interference import interference
@@ -18,6 +19,7 @@ from bench.runner import equip, load_backbone
 from bench.spec import Spec, describe, resolve
 from bench.stats import Estimate
 from bench.teachers import locate
+from bench.terminal import legible
 
 HELD_APART = 10_000
 """First state of the reference gradient: far from those of the estimates, so that the cosine is not flattered."""
@@ -56,6 +58,8 @@ def probe_methods(
     """Measure, print, and write JSON if asked. Raises UsageError before anything loads where a method cannot run."""
     specs = probe_specs(methods, tasks, backbone, axes, overrides)
     root = results_root(results)
+    check_output(output)
+    check_writable(root / "cache")
     probes: list[Probe] = []
     firsts: dict[tuple[str, ...], tuple[GradientNoise, GradientNoise]] = {}  # by point: its reference and first method
     for label, point, spec in specs:
@@ -78,7 +82,7 @@ def probe_methods(
         )
     print_probes(probes, methods[0], student)
     if output:
-        write_atomic(output, (json.dumps([as_json(p, student) for p in probes], indent=1) + "\n").encode())
+        write_output(output, json_bytes([as_json(p, student) for p in probes]))
 
 
 def probe_specs(
@@ -164,7 +168,7 @@ def print_probes(probes: list[Probe], first: str, student: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"gradient noise at student {student}: one update's gradient, mean over tasks")
+    table = Table(title=f"gradient noise at student {legible(student)}: one update's gradient, mean over tasks")
     heads = (
         "method", "sigma", "signal / noise", "|mean|", "trace", "from states", "from estimator", f"cosine to {first}",
         f"mean over {first}'s",
@@ -172,17 +176,17 @@ def print_probes(probes: list[Probe], first: str, student: str) -> None:
     for head in heads:
         table.add_column(head)
     for p in probes:
-        table.add_row(p.label, "all", *_cells(p.noise), f"{p.cosine:.3f}", str(p.slope))
+        table.add_row(legible(p.label), "all", *_cells(p.noise), f"{p.cosine:.3f}", str(p.slope))
         for sigma, noise in p.by_sigma.items():
             table.add_row("", f"{sigma:.3f}", *_cells(noise), style="dim")
-    terminal = Console(width=max(150, Console().width), highlight=False)
+    terminal = Console(width=max(150, Console().width), highlight=False, markup=False, emoji=False)
     terminal.print(table)
     pulls = Table(title="cosine between tasks' mean gradients (a task with itself: two independent halves)")
     pulls.add_column("method")
     for pair in probes[0].interference:
         pulls.add_column(pair)
     for p in probes:
-        pulls.add_row(p.label, *(f"{cosines['all']:+.3f}" for cosines in p.interference.values()))
+        pulls.add_row(legible(p.label), *(f"{cosines['all']:+.3f}" for cosines in p.interference.values()))
     terminal.print(pulls)
 
 

@@ -223,9 +223,10 @@ class Reference:
 
     def _kept(self, path: Path, task: str) -> dict | None:
         """A stored evaluation; None, which has it made again, for one that is damaged."""
+        prompts = self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)
         try:
             record = read_record(path)
-            check_evaluation(path, record, task, len(self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)))
+            check_evaluation(path, record, task, len(prompts))
         except (DamagedError, OSError) as error:
             self.say(f"{one_line(error)}: it is made again")
             return None

@@ -160,8 +160,8 @@ class Run:
     def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last checkpoint, with the logs cut back to it; None (and empty logs) when there is none.
 
-        Raises UsageError for a checkpoint of another spec, DamagedError for one, or for logs, from which training cannot
-        go on: nothing is changed then.
+        Raises UsageError for a checkpoint of another spec, DamagedError for a checkpoint or logs from which training
+        cannot go on: nothing is changed then.
         """
         if not self.checkpoint.exists():
             for log in LOGS if self.writes else ():
