@@ -21,10 +21,13 @@ TEMPORARY = ".tmp"
 def read_text(path: Path, length: int = -1) -> str:
     """A UTF-8 text file, or its first bytes, without its byte order mark.
 
-    Raises DamagedError if it is not UTF-8, OSError if it cannot be read.
+    Raises DamagedError if it is a folder or not UTF-8, OSError if it cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(length)
+    try:
+        with path.open("rb") as file:
+            content = file.read(length)
+    except IsADirectoryError as error:
+        raise DamagedError(f"{path} is a folder, not a file") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -67,6 +67,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[IO[str]]:
     file system without locks.
     """
     while True:
+        made = missing_folders(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+", encoding="utf-8", errors="replace") as file:
             try:
@@ -76,6 +77,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[IO[str]]:
                 owner = file.read().split()[:2] or ["?"]
                 raise BusyError(f"{path.parent} is being run by process {' on '.join(owner)}") from error
             except OSError as error:
+                if made:
+                    path.unlink()
+                    remove_empty(made)
                 cause = f"the file system of {path.parent} has no locks (flock): {error.strerror}"
                 raise BenchError(f"{cause}; choose another place") from error
             if not _is_still(file, path):  # who had it before has taken it away

@@ -40,7 +40,8 @@ from bench.processes import identity
 from bench.shapes import check_points, check_state, check_summary
 from bench.spec import Spec
 
-LOGS = ("metrics.jsonl", "evaluations.jsonl", "probes.jsonl")
+EVALUATIONS = "evaluations.jsonl"
+LOGS = ("metrics.jsonl", EVALUATIONS, "probes.jsonl")
 
 
 class Run:
@@ -133,8 +134,13 @@ class Run:
     def rows(self, log: str) -> list[dict]:
         """The lines of a log; none if it is not there. Raises DamagedError."""
         path = self.folder / log
+        if not path.exists():
+            return []
         with self._advised():
-            return read_rows(path) if path.exists() else []
+            rows = read_rows(path)
+            if log == EVALUATIONS:
+                check_points(path, rows)
+            return rows
 
     def starts(self) -> list[dict]:
         """The lines of provenance.jsonl, each with the hashes of the run's "teachers". Raises DamagedError."""
@@ -176,6 +182,7 @@ class Run:
             for path, length in lengths.items():
                 _check_rows(path, length)
         for path, length in lengths.items() if self.writes else ():
+            path.touch()  # an empty log may have been lost
             os.truncate(path, length)
         return tensors, state
 
@@ -222,5 +229,5 @@ def _check_rows(path: Path, length: int) -> None:
     rows = read_rows(path, length) if length else []
     if length and not read_text(path, length).endswith("\n"):
         raise DamagedError(f"{path} is cut in the middle of a line at its checkpoint")
-    if path.name == "evaluations.jsonl":
+    if path.name == EVALUATIONS:
         check_points(path, rows)
