@@ -76,11 +76,15 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(disk: Path) -> None:
     assert "checkpoint.safetensors: No space left on device; free some space, and the same command goes on" in line
     assert "Traceback" not in full.stderr
     assert not [path for path in disk.rglob("*") if path.name.endswith(".tmp")]
-    said = bench(["status"], disk, before=os.environ.update, arguments=({"COLUMNS": "300"},)).stdout
+    said = bench(["status"], disk, before=on_a_wide_terminal).stdout
     assert "failed" in said
     assert "No space left on device" in said
     remount(disk, "size=64m")
     assert bench(words, disk).returncode == 0
+
+
+def on_a_wide_terminal() -> None:
+    os.environ["COLUMNS"] = "300"
 
 
 def without_locks() -> None:
