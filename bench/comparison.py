@@ -1,6 +1,5 @@
 """`bench compare`: methods, settings and seeds at one budget, as independent resumable runs on the cores there are."""
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -9,7 +8,7 @@ from pathlib import Path
 from bench.closing import write_report
 from bench.contradictions import leaves, refuse_contradictions
 from bench.errors import PartialError, UsageError, unknown
-from bench.files import results_root, write_atomic
+from bench.files import json_bytes, results_root, write_atomic
 from bench.hashing import text_hash
 from bench.placement import Placement
 from bench.printing import note, terminal
@@ -257,9 +256,9 @@ def compare_methods(
         table = standings(done, tuple(tasks), reference, cost)
         identity = text_hash([backbone, fingerprint, tasks, seeds, budget, [v.label for v in lines], overrides])
         path = root / f"comparison-{identity}.json"
-        write_atomic(path, (json.dumps(as_json(table, reference, budget, runs), indent=1) + "\n").encode())
         split = next(iter(members.values()))[0].evaluation.split
-        print_standings(table, reference, tuple(tasks), budget, split, path)
+        print_standings(table, reference, tuple(tasks), budget, split, path)  # first: the file may not be writable
+        write_atomic(path, json_bytes(as_json(table, reference, budget, runs)))
         write_report(path, root / f"report-{identity}")
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))

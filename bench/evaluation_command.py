@@ -13,11 +13,11 @@ from rich.table import Table
 from bench.devices import best_device
 from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.evaluate import Evaluation, evaluate
-from bench.files import write_atomic
+from bench.files import write_output
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
 from bench.memory import memory_of
-from bench.outputs import ready_file, ready_folder
+from bench.places import check_empty, check_output
 from bench.printing import progress_bar, terminal
 from bench.registry import task_names
 from bench.runner import load_backbone
@@ -55,6 +55,7 @@ def score_adapter(
     descriptor = describe(backbone_name)
     view = view_settings(overrides, names, ("scorers", "compute", "sampler"), descriptor.world)
     sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
+    check_output(output)
     device = best_device()
     loaded = load_tasks(names, descriptor.world, view.scorers, device)
     work = [(task, scale) for task in loaded.values() for scale in scales]
@@ -67,9 +68,7 @@ def score_adapter(
     label = lambda name, scale: name if len(scales) == 1 else f"{name}-{scale:g}"  # noqa: E731
     folders = {(t.name, s): pictures / label(t.name, s) if pictures else None for t, s in work}
     for folder in filter(None, folders.values()):
-        ready_folder(folder)
-    if output:
-        ready_file(output)
+        check_empty(folder)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
@@ -100,7 +99,7 @@ def _scales(guidance: str) -> list[float]:
 
 def _keep(output: Path, records: list[dict]) -> None:
     try:
-        write_atomic(output, (json.dumps(records) + "\n").encode())
+        write_output(output, (json.dumps(records) + "\n").encode())
     except OSError as error:
         raise BenchError(f"the scores could not be stored in {output}: {error.strerror or one_line(error)}") from error
 

@@ -1,6 +1,5 @@
 """`bench perf`: measure this machine, or compare two measurements."""
 
-import json
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,12 +13,13 @@ from rich.table import Table
 from bench.backbones.compute import Compute
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.size import Size
-from bench.errors import UsageError, one_line
-from bench.files import write_atomic
+from bench.errors import DamagedError, UsageError, one_line
+from bench.files import json_bytes, read_record, write_output
 from bench.perf import kernels, updates
 from bench.perf.ceilings import copy_bandwidth, matrix_rate
 from bench.perf.overhead import overhead
 from bench.perf.timing import measure
+from bench.places import check_output
 from bench.printing import terminal
 
 GPU_COMPUTE = Compute(resolution=512, precision="bfloat16")
@@ -33,11 +33,12 @@ def perf(output: Path | None, compare: tuple[Path, Path] | None) -> None:
     if compare:
         console.print(comparison(*compare))
         return
+    check_output(output)
     found = measured(torch.device("cuda" if torch.cuda.is_available() else "cpu"), console.print)
     for table in tables(found):
         console.print(table)
     if output:
-        write_atomic(output, (json.dumps(found, indent=1) + "\n").encode())
+        write_output(output, json_bytes(found))
 
 
 def measured(device: torch.device, say: Callable[[str], None] = lambda _: None) -> dict:
@@ -211,8 +212,8 @@ def speeds(found: dict) -> dict[str, float]:
 def read(path: Path) -> dict:
     """A measurement. Raises UsageError for another file."""
     try:
-        found = json.loads(path.read_text())
+        found = read_record(path)
         speeds(found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DamagedError) as error:
         raise UsageError(f"{path} is no measurement of bench perf: {one_line(error)}") from error
     return found
