@@ -40,6 +40,8 @@ class Lab:
     workers: Workers = ALONE
     rows: dict[str, Rows] = field(default_factory=dict)
     """task -> which prompts of this update are this process's; empty where one process has them all."""
+    given: list[Draws] = field(default_factory=list)
+    """Generators handed out in this update, where several processes share it (bench/sharing.py)."""
     notes: dict[str, float] = field(default_factory=dict)
     """What a method wants logged with this update."""
 
@@ -55,6 +57,9 @@ class Lab:
         generator = Draws()
         generator.manual_seed(self.seed_for(purpose, task))
         generator.rows = self.rows.get(task)
+        if self.workers.count > 1:
+            generator.settle()
+            self.given.append(generator)
         return generator
 
     def numpy_generator(self, purpose: str, task: str = "") -> np.random.Generator:

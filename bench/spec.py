@@ -94,10 +94,12 @@ class LoraSpec(Part):
 
 
 class EmaSpec(Part):
-    """Average of the student used for evaluation and as the result: decay min((1+k)/(10+k), decay)."""
+    """Average of the student's weights, used for evaluation and as the result (bench/ema.py)."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """The largest; the warm-up begins at 0.1."""
     every: Annotated[int, Field(gt=0)] = 8
+    """Optimiser steps between averages."""
 
 
 class EvaluationSpec(Part):
@@ -154,7 +156,16 @@ class Spec(Part):
     def digest(self, backbone_hash: str) -> str:
         """Identity of the run apart from its seed: settings and the backbone's weights."""
         settings = {name: value for name, value in self.without_placement().record().items() if name != "seed"}
+        if self._averages_rarely:
+            settings["ema"]["every_counts"] = "optimiser steps"  # once it counted updates: these are other runs
         return text_hash({"spec": settings, "backbone": backbone_hash})
+
+    @property
+    def _averages_rarely(self) -> bool:
+        """Whether averages of weights are further apart than one update of one optimiser step."""
+        method = find("method", self.method)
+        inner = method(method.Options.model_validate(self.params)).inner_updates
+        return method.trains and (self.ema.every > 1 or inner > 1)
 
     def without_placement(self) -> "Spec":
         """With settings at their defaults that only say where and in what portions to compute.

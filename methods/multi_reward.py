@@ -24,7 +24,7 @@ class MultiRewardOptions(RlOptions):
 
 class MultiReward(RlMethod):
     name = "multi_reward"
-    source = "joint RL on all tasks (DiffusionNFT, arXiv 2509.16117; GDPO normalisation or raw sum)"
+    source = "joint RL on all tasks (DiffusionNFT, arXiv 2509.16117), each task in its own deviation or all in one"
     Options = MultiRewardOptions
 
     @classmethod
