@@ -27,6 +27,12 @@ MEDIUM = {
     "dual_attention_layers": list(range(13)),
 }  # fmt: skip
 """The transformer's configuration of SD3.5-Medium."""
+VAE = {
+    "sample_size": 1024, "latent_channels": 16, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+"""The VAE's configuration of SD3.5."""
 FROZEN_PARAMETERS = {
     "text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656, "vae": 83_819_683,
 }  # fmt: skip
@@ -173,17 +179,18 @@ def size(source: str, compute: Compute) -> Size | None:
     if home.is_dir():
         try:
             config = json.loads((home / "transformer" / "config.json").read_text())
-            blocks = json.loads((home / "vae" / "config.json").read_text())["block_out_channels"]
+            vae = json.loads((home / "vae" / "config.json").read_text())
+            blocks = vae["block_out_channels"]
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(f"{home} is no SD3 pipeline: {one_line(error)}") from error
         frozen = {part: stored_parameters(home / part) for part in FROZEN_PARAMETERS if (home / part).is_dir()}
         downsampling = 2 ** (len(blocks) - 1)
     elif source == DEFAULT:
-        config, frozen, downsampling = MEDIUM, FROZEN_PARAMETERS, 8
+        config, frozen, downsampling, vae = MEDIUM, FROZEN_PARAMETERS, 8, VAE
     else:
         return None
     side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling)
-    return Size(config, side, CLIP_TOKENS + MAX_TEXT_TOKENS, frozen)
+    return Size(config, side, CLIP_TOKENS + MAX_TEXT_TOKENS, frozen, vae)
 
 
 def stored_parameters(folder: Path) -> int:

@@ -1,13 +1,13 @@
-"""A training pass that never runs: PyTorch carries it out on tensors that have a shape and no content, and what it would
-compute, keep for its backward pass and need at most is counted on the way.
+"""A pass through a model that never runs: PyTorch carries it out on tensors that have a shape and no content.
 
-Nothing is assumed of the model: which layers need a gradient follows from where the adapters are, what is kept from
-what autograd saves, what is recomputed from gradient checkpointing itself. Tensors are of the CPU's kind, which every
-build of torch has; where CUDA's kernels differ in what they keep, they are followed (`OnGpu`).
+What it would compute, keep for a backward pass and need at most is counted on the way. Nothing is assumed of the model:
+which layers need a gradient follows from where the adapters are, what is kept from what autograd saves, what is
+recomputed from gradient checkpointing itself. The tensors are of the CPU's kind, which every build of torch has; where
+CUDA's autocast keeps other tensors than the CPU's, it is followed (`in_float32`).
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -93,10 +93,12 @@ def training_pass(
 ) -> Pass:  # fmt: skip
     """Forward and backward pass of `latents` latents of `side` x `side` to an adapter, under autocast at `precision`.
 
-    `config` is SD3Transformer2DModel's. Raises ValueError, as peft does, for adapter targets that it does not have.
+    `config` is SD3Transformer2DModel's. `cuda`: what CUDA's autocast would keep. Raises ValueError as `adapted`.
     """
     dtype, fake = getattr(torch, precision), FakeTensorMode()
-    model = shapes_of(config, dtype, adapter, fake, cuda)
+    model = transformer(config, dtype)
+    adapted(model, adapter)
+    filled(model, fake, cuda)
     if checkpointed:
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         model.enable_gradient_checkpointing(again)
@@ -111,7 +113,7 @@ def training_pass(
 def sampling_pass(config: dict, latents: int, side: int, text_tokens: int, precision: str, cuda: bool = True) -> Pass:
     """As `training_pass`, without adapter and gradients."""
     dtype, fake = getattr(torch, precision), FakeTensorMode()
-    model = shapes_of(config, dtype, None, fake, cuda)
+    model = filled(transformer(config, dtype), fake, cuda)
     with torch.no_grad(), fake, Count(model) as count:
         v = predicted(model, inputs(model.config, latents, side, text_tokens, dtype), dtype)
         kept = count.live
@@ -126,7 +128,7 @@ def decoding_pass(config: dict, pictures: int, side: int) -> Pass:
     with torch.device("meta"):
         model = AutoencoderKL.from_config(config).requires_grad_(False).eval()
     fake = FakeTensorMode()
-    fill(model, fake)
+    filled(model, fake)
     with torch.no_grad(), fake, Count(model) as count:
         made = model.decode(torch.empty(pictures, model.config.latent_channels, side, side), return_dict=False)[0]
         kept = count.live
@@ -134,38 +136,32 @@ def decoding_pass(config: dict, pictures: int, side: int) -> Pass:
     return Pass(count.flops, 0, kept, count.peak)
 
 
-def shapes_of(config: dict, dtype: torch.dtype, adapter: Shape | None, fake: FakeTensorMode, cuda: bool) -> nn.Module:
-    """The transformer without content, frozen at a precision, with the adapter that is trained."""
+def transformer(config: dict, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The transformer without content, frozen, at a precision."""
     from diffusers import SD3Transformer2DModel
 
     with torch.device("meta"):
         model = SD3Transformer2DModel.from_config(config)
-    for (
-        parameter
-    ) in model.parameters():  # not .to(): it warns of modules to be kept in float32, of which there are none
+    for parameter in model.parameters():  # .to() warns of modules to be kept in float32, of which there are none
         parameter.data = parameter.data.to(dtype)
-    model.requires_grad_(False).eval()
-    if adapter:
-        adapters = Adapters(model)
-        adapters.add(ADAPTER, adapter, trainable=True)
-        adapters.use(ADAPTER)
-    for module in model.modules():
-        if cuda and isinstance(module, nn.LayerNorm):
-            module.forward = partial(in_float32, module.forward)
-    fill(model, fake)
-    return model
+    return model.requires_grad_(False).eval()
 
 
-def in_float32(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A layer norm as CUDA's autocast has it: in float32, whatever comes."""
-    with torch.autocast("cpu", enabled=False):
-        return norm(x.float())
+def adapted(model: nn.Module, shape: Shape) -> list[nn.Parameter]:
+    """Give the transformer an adapter that is trained, and make it current; its parameters. Raises ValueError, as peft
+    does, for targets that the model does not have."""
+    adapters = Adapters(model)
+    adapters.add(ADAPTER, shape, trainable=True)
+    adapters.use(ADAPTER)
+    return adapters.parameters(ADAPTER)
 
 
-def fill(model: nn.Module, fake: FakeTensorMode) -> None:
+def filled(model: nn.Module, fake: FakeTensorMode, cuda: bool = False) -> nn.Module:
     """Replace a model's tensors on the meta device by those of `fake`, which know a device."""
     cpu = torch.device("cpu")
     for module in model.modules():
+        if cuda and isinstance(module, nn.LayerNorm):
+            module.forward = partial(in_float32, module.forward)
         for name, found in module._parameters.items():
             if found is not None:
                 made = FakeTensor(fake, found.data, cpu)
@@ -173,6 +169,13 @@ def fill(model: nn.Module, fake: FakeTensorMode) -> None:
         for name, found in module._buffers.items():
             if found is not None:
                 module._buffers[name] = FakeTensor(fake, found, cpu)
+    return model
+
+
+def in_float32(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A layer norm as CUDA's autocast has it: in float32, whatever comes."""
+    with torch.autocast("cpu", enabled=False):
+        return norm(x.float())
 
 
 def inputs(config, latents: int, side: int, text_tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
