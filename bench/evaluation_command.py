@@ -64,7 +64,7 @@ def score_adapter(
         for scale in scales:
             folder = pictures / (name if len(scales) == 1 else f"{name}-{scale:g}") if pictures else None
             scored = None if adapter == "base" else "scored"
-            with memory_of(view.compute, batch, device):
+            with memory_of(view.compute, batch, device, backbone_name):
                 result = evaluate(backbone, task, scored, sampler, scale, split, batch, audit=True, folder=folder)
             results.append((scale, result))
             kept = ~np.isnan(result.rows[result.headline])
