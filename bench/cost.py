@@ -127,8 +127,8 @@ def lines(spec: Spec, descriptor: Descriptor, size: Size, sampler) -> Iterator[s
     yield from evaluation_lines(spec, descriptor, size, count)
     low, high = UTILISATION[spec.compute.precision]
     yield (
-        f"hours are of one {GPU} that reaches {low:.0%} to {high:.0%} of its {PEAK[spec.compute.precision] / 1e12:,.0f} "
-        "TFLOP/s: an estimate, bench perf measures it"
+        f"hours are of one {GPU} that reaches {low:.0%} to {high:.0%} of its "
+        f"{PEAK[spec.compute.precision] / 1e12:,.0f} TFLOP/s: an estimate, bench perf measures it"
     )
     yield UNCOUNTED
 
@@ -142,7 +142,7 @@ def training_lines(spec: Spec, size: Size, work: Work | None, per_update: int, c
         again = " with what gradient checkpointing computes again" if spec.compute.gradient_checkpointing else ""
         yield (
             f"predicted: {one.forward / 1e12:.2f} TFLOP a model evaluation that is a forward pass of one latent; a "
-            f"backward pass to the adapter takes {one.backward / one.forward:.2f} forward passes{again} (counted on shapes)"
+            f"backward pass to the adapter takes {one.backward / one.forward:.2f} forward passes{again}"
         )
         yield training_hours(spec, size, work, per_update, count)
     for task, source in spec.teachers.items():

@@ -22,14 +22,16 @@ def check_device(device: str, what: str, cure: str) -> None:
     if named[1] and int(named[1]) >= (count := torch.cuda.device_count()):
         there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise MissingError(
-            f"the {what} is to be on {device!r} but torch sees {there}{hidden()}: name one of these, or cuda for the first"
+            f"the {what} is to be on {device!r} but torch sees {there}{hidden()}: name one of these, or cuda"
         )
 
 
 def hidden() -> str:
     """What CUDA_VISIBLE_DEVICES leaves to be seen, where it is set."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "" if shown is None else f" (CUDA_VISIBLE_DEVICES is {shown!r}; GPUs are counted from 0 among those it shows)"
+    return (
+        "" if shown is None else f" (CUDA_VISIBLE_DEVICES is {shown!r}; GPUs are counted from 0 among those it shows)"
+    )
 
 
 def best_device() -> str:
