@@ -16,7 +16,7 @@ from bench.errors import BenchError, one_line
 from bench.loading import load_task
 from bench.method import Work
 from bench.registry import find
-from bench.spec import TRAINED_HERE, Spec, teacher_spec
+from bench.spec import TRAINED_HERE, LoraSpec, Spec, teacher_spec
 
 GPU = "H100 SXM"
 PEAK = {"float32": 67e12, "tf32": 494.7e12, "bfloat16": 989.4e12, "float16": 989.4e12}
@@ -60,12 +60,12 @@ def hours(cost: Cost, compute: Compute) -> str:
     return f"{low:,.2g} to {high:,.2g} {unit}" if high < 10 else f"{low:,.0f} to {high:,.0f} {unit}"
 
 
-def of_passes(passes: Passes, size: Size, spec: Spec) -> float:
+def of_passes(passes: Passes, size: Size, lora: LoraSpec, compute: Compute) -> float:
     """Operations of so many passes."""
-    forward = size.sampling(1, spec.compute).forward
+    forward = size.sampling(1, compute).forward
     if not passes.trained:
         return passes.forward * forward
-    one = size.training(1, spec.lora.rank, spec.lora.targets, spec.compute)
+    one = size.training(1, lora.rank, lora.targets, compute)
     return passes.forward * forward + passes.trained * (one.forward + one.backward)
 
 
@@ -76,7 +76,7 @@ def of_pictures(count: int, size: Size, compute: Compute) -> float:
 
 
 def of_update(work: Work, size: Size, spec: Spec) -> Cost:
-    return Cost(of_passes(work.passes, size, spec), of_pictures(work.pictures, size, spec.compute))
+    return Cost(of_passes(work.passes, size, spec.lora, spec.compute), of_pictures(work.pictures, size, spec.compute))
 
 
 def updates(spec: Spec, per_update: int) -> int | None:
@@ -115,7 +115,10 @@ def branches(guidance: float) -> int:
 def of_evaluation(spec: Spec, size: Size, pictures: dict[str, int], guidance: dict[str, float]) -> Cost:
     """Drawing and decoding one model's held-out pictures, each task at its guidance."""
     passes = sum(n * spec.evaluation.steps * branches(guidance[task]) for task, n in pictures.items())
-    return Cost(of_passes(Passes(forward=passes), size, spec), of_pictures(sum(pictures.values()), size, spec.compute))
+    return Cost(
+        of_passes(Passes(forward=passes), size, spec.lora, spec.compute),
+        of_pictures(sum(pictures.values()), size, spec.compute),
+    )
 
 
 def lines(spec: Spec, descriptor: Descriptor, size: Size, sampler) -> Iterator[str]:
@@ -157,7 +160,10 @@ def training_hours(spec: Spec, size: Size, work: Work | None, per_update: int, c
     if work is None:
         units = spec.budget.evaluations or per_update * count
         either = Passes(trained=units // Passes(trained=1).evaluations), Passes(forward=units)
-        low, high = (hours(Cost(flop), spec.compute) for flop in sorted(of_passes(p, size, spec) for p in either))
+        low, high = (
+            hours(Cost(flop), spec.compute)
+            for flop in sorted(of_passes(p, size, spec.lora, spec.compute) for p in either)
+        )
         return f"training: between {low} and {high}; the method does not say how many of its passes have gradients"
     one = of_update(work, size, spec)
     # a budget in evaluations is overshot by part of an update at most

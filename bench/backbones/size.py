@@ -1,4 +1,4 @@
-"""How large an SD3 transformer is and what passes through it cost, counted on shapes alone (bench/backbones/trial.py)."""
+"""How large an SD3 transformer is and what passes through it cost, counted on shapes (bench/backbones/trial.py)."""
 
 import json
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ class Size:
 
     @cached_property
     def _key(self) -> str:
-        return json.dumps(self.config, sort_keys=True)
+        told = {name: value for name, value in self.config.items() if not name.startswith("_")}  # not where it was read
+        return json.dumps(told, sort_keys=True)
 
     @property
     def _known(self):
