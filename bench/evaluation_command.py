@@ -72,7 +72,7 @@ def score_adapter(
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
-    with _printed(title, results), _progress() as bars, memory_of(view.compute, batch, device):
+    with _printed(title, results), _progress() as bars, memory_of(view.compute, batch, device, backbone_name):
         lines = [bars.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
         for line, (task, scale) in zip(lines, work):
             bars.start_task(line)
