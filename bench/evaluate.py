@@ -15,7 +15,7 @@ from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
 from bench.scoring import score_each
-from bench.stats import Estimate, estimate
+from bench.stats import Design, Estimate, codes, estimate
 from bench.task import Prompt, Task
 from bench.workers import ALONE, Workers
 
@@ -31,11 +31,13 @@ class Evaluation:
     strata: np.ndarray
     rows: Rows
     """metric (and 'reward') -> float64 [N]."""
+    prompts: np.ndarray | None = None
+    """Number of each picture's prompt, [N]: pictures of one prompt are one cluster. None: not known."""
 
     def estimate(self, metric: str | None = None) -> Estimate:
         """Mean over strata with its interval; the headline unless a metric is named. Failed pictures do not count."""
         kept = ~np.isnan(self.rows[self.headline])
-        return estimate(self.rows[metric or self.headline][kept], self.strata[kept])
+        return estimate(self.rows[metric or self.headline][kept], Design(self.strata, self.prompts).kept(kept))
 
     @property
     def failed(self) -> int:
@@ -45,12 +47,14 @@ class Evaluation:
     def record(self) -> dict:
         """A JSON form that `from_record` reads back exactly."""
         rows = {name: plain(values) for name, values in self.rows.items()}
-        return {"task": self.task, "headline": self.headline, "strata": self.strata.tolist(), "rows": rows}
+        known = {} if self.prompts is None else {"prompts": self.prompts.tolist()}
+        return {"task": self.task, "headline": self.headline, "strata": self.strata.tolist(), "rows": rows} | known
 
     @staticmethod
     def from_record(record: dict) -> "Evaluation":
         rows = {name: np.array(values, np.float64) for name, values in record["rows"].items()}
-        return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows)
+        prompts = np.array(record["prompts"]) if "prompts" in record else None
+        return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows, prompts)
 
 
 def euler(steps: int, shift: float) -> Sampler:
@@ -113,4 +117,5 @@ def evaluate(
             metrics.append(scores.metrics | (task.audit(images, chunk) if audit else {}))
     rewards, metrics = (list(chain(*parts)) for parts in zip(*workers.gather((rewards, metrics))))
     rows = {"reward": np.concatenate(rewards)} | {m: np.concatenate([x[m] for x in metrics]) for m in metrics[0]}
-    return Evaluation(task.name, task.headline, np.array([p.stratum for p in prompts]), rows)
+    strata, texts = np.array([p.stratum for p in prompts]), codes([p.text for p in prompts])
+    return Evaluation(task.name, task.headline, strata, rows, texts)

@@ -340,14 +340,19 @@ def p_text(p: float) -> str:
 
 
 def joined(per_task: dict[str, tuple[np.ndarray, Rows]]) -> tuple[np.ndarray, Design]:
-    """Values [S, N] of several tasks, and their design, as one set whose stratified mean is the mean over tasks."""
+    """Values [S, N] of several tasks, and their design, as one set whose stratified mean is the mean over tasks.
+
+    Values of one seed are shared by all where another task has several (a model that is the same in every run).
+    """
+    seeds = max(len(np.atleast_2d(values)) for values, _ in per_task.values())
     plans = {task: _plan(design) for task, (_, design) in per_task.items()}
     # The stratified mean weighs strata equally: scale so that every task, not every stratum, counts the same.
     scale = sum(len(plan.counts_H) for plan in plans.values()) / len(plans)
     values, strata, clusters, before = [], [], [], np.zeros(2, np.int64)
     for task, (values_SN, _) in per_task.items():
         plan = plans[task]
-        values.append(np.atleast_2d(values_SN) * scale / len(plan.counts_H))
+        shared_SN = np.broadcast_to(values_SN, (seeds, np.shape(values_SN)[-1]))
+        values.append(shared_SN * scale / len(plan.counts_H))
         strata.append(plan.stratum_N + before[0])
         clusters.append(plan.cluster_N + before[1])
         before += len(plan.counts_H), len(plan.stratum_C)
@@ -432,4 +437,14 @@ def holm(p_values: list[float]) -> list[float]:
     for rank, i in enumerate(order):
         highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
         adjusted[i] = highest
+    return adjusted
+
+
+def holm_within(p_values: list[float], families: Sequence) -> list[float]:
+    """`holm` within each family; `families` names that of each p-value."""
+    adjusted = list(p_values)
+    for family in set(families):
+        members = [i for i, other in enumerate(families) if other == family]
+        for i, p in zip(members, holm([p_values[i] for i in members])):
+            adjusted[i] = p
     return adjusted
