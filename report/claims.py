@@ -9,6 +9,7 @@ gradients of a probe's output. Whatever it is, it is printed.
 
 import math
 from dataclasses import dataclass, replace
+from itertools import combinations, product
 
 import numpy as np
 
@@ -25,6 +26,8 @@ MATCHED = 1 - MARGIN
 ALPHA = 0.05
 RIVALS = ("multi_reward", "cascade", "opd_ppo", "sft")
 """Methods that the paper reports analytic OPD to beat."""
+ORDER = (("cascade", "nft"), ("multi_reward", "grpo_guard"), ("multi_reward", "nft"))
+"""The paper's order of the RL rivals by its average of all metrics (Table 1), best first: method and engine."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,24 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
     return sorted(families_corrected(verdicts, chances), key=lambda v: not v.family.startswith(PRIMARY_FAMILY))
 
 
+def order_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
+    """The RL rivals stand to each other as in the paper, pair by pair, where they spent the same."""
+    named = [
+        [x for x in lines if x.method == method and x.records[0].spec.get("params", {}).get("engine") == engine]
+        for method, engine in ORDER
+    ]
+    verdicts, chances = [], []
+    pairs = [pair for groups in combinations(named, 2) for pair in product(*groups)]
+    for above, below in pairs:
+        if near(above.training_evaluations, below.training_evaluations):
+            effect = against(above.records, below.records, tasks)
+            claim = f"the paper's order of rivals: {above.label} above {below.label}"
+            verdict = judge(claim, "difference of mean scores over tasks, above 0", effect)
+            verdicts.append(replace(verdict, family="order of rivals"))
+            chances.append(effect.p)
+    return families_corrected(verdicts, chances)
+
+
 def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
     """The student reaches MATCHED of each teacher's gain in its task."""
     verdicts, summaries = [], [r.summary for r in opd.records]
@@ -222,6 +243,7 @@ def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     opd = next((line for line in mine if line.label == "opd_analytic"), mine[0] if mine else None)
     if opd:
         verdicts += rival_claims(opd, lines, tasks) + match_claims(opd, tasks)
+    verdicts += order_claims(lines, tasks)
     for line in lines:
         verdicts += cascade_claims(line)
     return verdicts + (sampler_claims(opd, lines) if opd else [])
