@@ -20,6 +20,7 @@ from bench.pictures import LARGEST
 from bench.registry import task_names
 from bench.score_cache import RememberingTask
 from bench.scoring import Collected
+from bench.stats import codes
 from bench.task import Task
 from bench.view import view_settings
 
@@ -113,7 +114,8 @@ def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Ev
         causes.get(sample.path, f"{sample.path}: the scorer fails on it") for sample, gone in zip(ordered, lost) if gone
     ]
     strata = np.array([sample.prompt.stratum for sample in ordered])
-    return Evaluation(task.name, task.headline, strata, metrics), lines, failed
+    homes = codes([str(sample.path.parent.parent) for sample in ordered])  # one folder is one prompt
+    return Evaluation(task.name, task.headline, strata, metrics, homes), lines, failed
 
 
 def batches(
@@ -172,7 +174,8 @@ def imported(path: Path, task: str) -> Evaluation:
         place = first.setdefault((row["tag"], row["metadata"]), i)
         any_picture[place] = np.fmax(any_picture[place], correct[i])
     strata = np.array([row["tag"] for row in rows])
-    return Evaluation(task, "official", strata, {"official": correct, "any picture of the prompt": any_picture})
+    found = {"official": correct, "any picture of the prompt": any_picture}
+    return Evaluation(task, "official", strata, found, codes([f"{row['tag']} {row['metadata']}" for row in rows]))
 
 
 def verdicts(path: Path) -> list[dict]:
