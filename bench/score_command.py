@@ -166,7 +166,7 @@ def imported(path: Path, task: str) -> Evaluation:
     "any picture of the prompt" is a value a prompt, as in the official summary: it stands at the prompt's first
     picture, NaN at the others. Raises UsageError for another file, naming the line.
     """
-    rows = verdicts(path)
+    rows = verdicts_of(path)
     first: dict[tuple[str, str], int] = {}
     any_picture = np.full(len(rows), np.nan)
     correct = np.array([row["correct"] for row in rows], np.float64)
@@ -178,7 +178,7 @@ def imported(path: Path, task: str) -> Evaluation:
     return Evaluation(task, "official", strata, found, codes([f"{row['tag']} {row['metadata']}" for row in rows]))
 
 
-def verdicts(path: Path) -> list[dict]:
+def verdicts_of(path: Path) -> list[dict]:
     """{tag, metadata, correct} of every picture in a results.jsonl. Raises UsageError, naming the line.
 
     A line that is there again is left out, and said to be; two verdicts on one picture are refused.
