@@ -18,7 +18,7 @@ class UsageError(BenchError):
 
 
 class DamagedError(UsageError):
-    """A file does not hold what it should; the message names the file, what is wrong and, where there is one, the line."""
+    """A file does not hold what it should; the message names the file, the line if there is one, and what is wrong."""
 
 
 class BusyError(UsageError):

@@ -11,6 +11,7 @@ from bench.errors import BenchError, UsageError
 from bench.hashing import seed_of
 from bench.sampler.draws import Draws, Rows
 from bench.sampler.rollout import Sampler, Velocity
+from bench.scoring import parts_of, stacked
 from bench.task import Prompt, Scores, Task
 from bench.workers import ALONE, Workers
 
@@ -40,6 +41,8 @@ class Lab:
     workers: Workers = ALONE
     rows: dict[str, Rows] = field(default_factory=dict)
     """task -> which prompts of this update are this process's; empty where one process has them all."""
+    given: list[Draws] = field(default_factory=list)
+    """Generators handed out in this update, where several processes share it (bench/sharing.py)."""
     notes: dict[str, float] = field(default_factory=dict)
     """What a method wants logged with this update."""
 
@@ -55,6 +58,9 @@ class Lab:
         generator = Draws()
         generator.manual_seed(self.seed_for(purpose, task))
         generator.rows = self.rows.get(task)
+        if self.workers.count > 1:
+            generator.settle()
+            self.given.append(generator)
         return generator
 
     def numpy_generator(self, purpose: str, task: str = "") -> np.random.Generator:
@@ -93,9 +99,11 @@ class Lab:
         return self.velocity(conditioning, self.teachers[task], self.teacher_guidance[task])
 
     def score(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:
-        """Decode and score. Raises BenchError if a reward is not finite: a failed scorer must not train anything."""
+        """Decode and score, part by part. Raises BenchError if a reward is not finite: a failed scorer must not train
+        anything."""
         with self.backbone.meter.purpose("scoring"):
-            scores = self.tasks[task].score(self.backbone.decode(latents), prompts)
+            scorer, decode = self.tasks[task], self.backbone.decode
+            scores = stacked([scorer.score(decode(latents[rows]), prompts[rows]) for rows in parts_of(latents)])
         if not np.isfinite(scores.rewards).all():
             raise BenchError(f"update {self.step}: task {task!r} gave a reward that is not finite")
         return scores

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bench.backbones.adapters import TARGETS, Shape
+from bench.ema import averages_at, decay_at
 from bench.errors import BenchError, UsageError
-from bench.evaluate import Evaluation, euler, evaluate
+from bench.evaluate import Evaluation, evaluate
 from bench.hashing import seed_of
 from bench.lab import EMA, STUDENT, Lab
 from bench.layout import PICTURES
@@ -19,6 +20,7 @@ from bench.method import Method
 from bench.probes.estimates import ProbeLab
 from bench.probes.interference import interference
 from bench.records import score
+from bench.sharing import Watch
 from bench.spec import LoraSpec
 from bench.start import layer_of, read_start, targets_of
 from bench.store import Run
@@ -40,13 +42,13 @@ class Loop:
     def __init__(self, run: Run, lab: Lab, method: Method, shift: float):
         self.run, self.lab, self.method, self.spec = run, lab, method, run.spec
         self.workers = lab.workers
-        self.step = self.ema_updates = 0
+        self.step = 0
         self.last_share = 0.0
         self.evaluated: list[float] = []
         self.saved = (0, 0)
         """Step and evaluations of the last checkpoint."""
         backbone, spec = lab.backbone, run.spec
-        self.evaluation_sampler = euler(spec.evaluation.steps, shift)
+        self.evaluation_sampler = spec.evaluation.build(shift)
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)
@@ -126,12 +128,16 @@ class Loop:
             group["lr"] = spec.optimizer.lr * decayed
         with meter.purpose("training"):
             plan = self.method.plan(lab)
+            watch = Watch(lab, self.method.name)
             with torch.no_grad():
                 experiences = self.method.mix(lab, {task: self.method.collect(lab, task) for task in plan})
+            watch.check(plan)
             for lab.inner in range(self.method.inner_updates):
                 for task, weight in plan.items():
                     row[f"loss/{task}"] = self._backward(task, weight, experiences[task])
+                watch.check(plan)
                 norm = self._descend()
+                self._average()
                 if norm is None:
                     lab.note("skipped_steps", lab.notes.get("skipped_steps", 0.0) + 1)
                 else:
@@ -139,8 +145,6 @@ class Loop:
             with torch.no_grad():
                 self.method.after_update(lab)
                 self.step += 1
-                if self.step % spec.ema.every == 0:
-                    self._average()
         self.last_share = share
         rate = {"lr": spec.optimizer.lr * decayed}
         return {"step": self.step} | self._pooled(row) | rate | self._pooled(lab.notes) | meter.whole(self.workers)
@@ -185,10 +189,13 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return None if overflowed else norm
 
+    @torch.no_grad()
     def _average(self) -> None:
-        decay = min((1 + self.ema_updates) / (10 + self.ema_updates), self.spec.ema.decay)
-        self.ema_updates += 1
-        torch._foreach_lerp_(self.lab.backbone.adapters.parameters(EMA), self.parameters, 1 - decay)
+        """Average the weights, if it is time, after the optimiser step that was just taken."""
+        taken = self.step * self.method.inner_updates + self.lab.inner
+        if averages_at(taken, self.spec.ema.every):
+            decay = decay_at(taken, self.spec.ema.decay)
+            torch._foreach_lerp_(self.lab.backbone.adapters.parameters(EMA), self.parameters, 1 - decay)
 
     def _diverged(self, cause: str) -> BenchError:
         if not self.run.checkpoint.exists():
@@ -249,7 +256,6 @@ class Loop:
             tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
         state = {
             "step": self.step,
-            "ema_updates": self.ema_updates,
             "last_share": self.last_share,
             "evaluated": self.evaluated,
             "meter": self.lab.backbone.meter.whole(self.workers),
@@ -268,7 +274,7 @@ class Loop:
                 _, index, field = key.split("/")
                 moments.setdefault(int(index), {})[field] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        self.step, self.ema_updates, self.evaluated = state["step"], state["ema_updates"], state["evaluated"]
+        self.step, self.evaluated = state["step"], state["evaluated"]
         self.last_share = state["last_share"]
         self.saved = (self.step, len(self.evaluated))
         if self.scaler.is_enabled():

@@ -35,10 +35,12 @@ class Options(BaseModel):
     """Settings that a run's record leaves out where they are at their defaults: those that came later than records."""
 
     def record(self) -> dict[str, Any]:
-        """What a spec keeps of them."""
+        """What a spec keeps of them, and of sections of further Options within."""
         fields = type(self).model_fields
         silent = {name for name in self.unsaid if getattr(self, name) == fields[name].default}
-        return self.model_dump(exclude=silent)
+        sections = {name: value for name in fields if isinstance(value := getattr(self, name), Options)}
+        whole = self.model_dump(exclude=silent)
+        return {name: sections[name].record() if name in sections else value for name, value in whole.items()}
 
 
 class Method(ABC, Generic[Experience]):

@@ -193,7 +193,8 @@ class Reference:
         settings, compute = spec.evaluation, spec.compute
         key = text_hash([
             self.loop.run.backbone_hash, weights, task, self.loop.lab.tasks[task].scorer_name, guidance, settings.steps,
-            settings.split, *([] if compute == PLAIN else [compute.model_dump()]),
+            settings.split, *([] if compute == PLAIN else [compute.record()]),
+            *([] if (settings.shift, settings.table) == (None, None) else [settings.shift, settings.table]),
         ])  # fmt: skip
         path, kept = self.folder / f"evaluation-{key}.json", self.folder / f"{PICTURES}-{key}"
         if settings.pictures:

@@ -141,6 +141,49 @@ def test_the_command_resumes_and_only_one_process_speaks(tmp_path: Path) -> None
     assert all(done.returncode == 2 and "2 processes cannot share 1 prompts" in done.stderr for done in refused)
 
 
+FORGETFUL = {
+    "prompts": (
+        "conditioning = lab.encode(lab.tasks[task].sample(4, lab.numpy_generator('prompts', task)))",
+        "",
+        "without lab.prompts",
+    ),
+    "rows": (
+        "conditioning = lab.encode(lab.prompts(task, 4))",
+        "torch.randn(len(start.noise), generator=lab.generator('mine', task))",
+        "draws from lab.generator by itself",
+    ),
+    "global": ("conditioning = lab.encode(lab.prompts(task, 4))", "torch.rand(1)", "global random generator"),
+    "numpy": ("conditioning = lab.encode(lab.prompts(task, 4))", "np.random.rand()", "global random generator"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORGETFUL)
+def test_a_method_that_forgets_the_other_processes_is_refused(tmp_path: Path, kind: str) -> None:
+    """In silence its gradient would be twice too large, or another one than one process's."""
+    collected, drawn, told = FORGETFUL[kind]
+    settings = [w for s in (*COMMON, "params.trajectories=4") for w in ("--set", s)]
+    code = f"""
+import sys
+import numpy as np, torch
+from methods import opd_analytic
+honest = opd_analytic.OpdAnalytic.losses
+def collect(self, lab, task):
+    {collected}
+    return opd_analytic.Start(lab.backbone.noise(len(conditioning), lab.generator("noise", task)), conditioning)
+def losses(self, lab, task, start):
+    {drawn or "pass"}
+    yield from honest(self, lab, task, start)
+opd_analytic.OpdAnalytic.collect, opd_analytic.OpdAnalytic.losses = collect, losses
+sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", *{settings!r}]
+from bench.cli import main
+main()
+"""
+    ended = launch(["-c", code], tmp_path)
+    assert [done.returncode for done in ended] == [2, 2], ended[0].stderr[-2000:]
+    assert all(told in done.stderr and "Traceback" not in done.stderr for done in ended)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("total", [1, 7, 8, 553])
 def test_shares_cover_everything_once(count: int, total: int) -> None:

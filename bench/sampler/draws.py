@@ -33,12 +33,34 @@ class Draws(torch.Generator):
     """A generator that knows which rows it draws for; None: all of a batch."""
 
     rows: Rows | None = None
+    _settled: Tensor | None = None
+    """Its state when `draw` last used it; None where nobody asks whether it is used otherwise."""
+
+    def settle(self) -> None:
+        """Take the present state as one that `draw` left behind."""
+        self._settled = self.get_state()
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody asks how it was used."""
+        return self._settled is not None
+
+    @property
+    def used_directly(self) -> bool:
+        """Whether numbers were drawn past `draw`, which would be those of the first rows in every process."""
+        return self._settled is not None and not torch.equal(self._settled, self.get_state())
 
 
 def draw(make: Callable[[int], Tensor], count: int, generator: torch.Generator, axis: int = 0) -> Tensor:
     """`make(n)` draws for a batch of n from `generator` along `axis`; returns the `count` entries of its rows."""
     rows = getattr(generator, "rows", None)
-    return rows.draw(make, count, axis) if rows else make(count)
+    if rows is None:
+        return make(count)
+    honest = isinstance(generator, Draws) and generator.watched and not generator.used_directly
+    drawn = rows.draw(make, count, axis)
+    if honest:
+        generator.settle()
+    return drawn
 
 
 def normal(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -1,0 +1,88 @@
+"""The average of weights is the released one: an independent copy of its rule, fed with every optimiser step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.ema import averages_at, decay_at
+from bench.lab import EMA
+from bench.loop import Loop
+from bench.runner import Session, execute
+from bench.spec import resolve
+from bench.store import read_checkpoint
+
+
+class Released:
+    """flow_grpo's EMAModuleWrapper, written down again: it is told the index of every optimiser step."""
+
+    def __init__(self, weights: list[torch.Tensor], decay: float, every: int):
+        self.average = [w.detach().clone() for w in weights]
+        self.decay, self.every = decay, every
+
+    def step(self, weights: list[torch.Tensor], index: int) -> None:
+        decay = min((1 + index) / (10 + index), self.decay)
+        if (index + 1) % self.every == 0:
+            for mine, theirs in zip(self.average, weights):
+                mine.add_((1 - decay) * (theirs.detach() - mine))
+
+
+def test_the_published_figures_of_the_warm_up() -> None:
+    assert averages_at(79, 8)
+    assert decay_at(79, 0.9) == pytest.approx(80 / 89)  # the 80th step: .899, however rarely one averages
+    assert decay_at(0, 0.9) == 0.1
+    assert decay_at(10_000, 0.9) == 0.9
+    assert [k for k in range(20) if averages_at(k, 8)] == [7, 15]
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+@pytest.mark.parametrize("every", [1, 8])
+def test_a_run_averages_as_the_released_code_does(tmp_path: Path, monkeypatch, every: int, inner: int) -> None:
+    seen: dict[str, Released] = {}
+    descend, start = Loop._descend, Loop._prepare
+
+    def begun(self) -> None:
+        start(self)
+        seen["rule"], seen["steps"] = Released(self.parameters, 0.9, every), 0
+
+    def stepped(self) -> float | None:
+        norm = descend(self)
+        seen["rule"].step(self.parameters, seen["steps"])
+        seen["steps"] += 1
+        return norm
+
+    monkeypatch.setattr(Loop, "_prepare", begun)
+    monkeypatch.setattr(Loop, "_descend", stepped)
+    spec = resolve(
+        "opd_ppo", ["ocr"],
+        overrides=[
+            "budget={updates: 18}", f"ema.every={every}", f"params.inner_updates={inner}", "params.trajectories=1",
+            "evaluation.steps=1", "evaluation.points=[]", "evaluation.split=validation", "optimizer.lr=1e-2",
+            "lora.rank=4", "lora.alpha=8", "sampler.steps=3",
+        ],
+    )  # fmt: skip
+    summary = execute(spec, Session(tmp_path / "results"))
+    assert seen["steps"] == 18 * inner
+    tensors, _ = read_checkpoint(tmp_path / "results" / summary["folder"] / "checkpoint.safetensors")
+    prefix = f"adapter/{EMA}/"
+    mine = [tensors[name] for name in sorted(tensors) if name.startswith(prefix)]
+    live = [tensors[name] for name in sorted(tensors) if name.startswith("adapter/student/")]
+    assert any((a - b).abs().max() > 1e-4 for a, b in zip(mine, live))  # the average is another thing than the student
+    for ours, theirs in zip(mine, seen["rule"].average, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_runs_whose_average_changed_are_other_runs() -> None:
+    """Digests of specs as they were before the rule counted optimiser steps."""
+    from bench.hashing import text_hash
+
+    def old(spec) -> str:
+        settings = {name: value for name, value in spec.without_placement().record().items() if name != "seed"}
+        return text_hash({"spec": settings, "backbone": "x"})
+
+    plain = resolve("opd_analytic", ["ocr"])  # micro's recipes average at every step
+    rare = resolve("opd_analytic", ["ocr"], overrides=["ema.every=8"])
+    inner = resolve("opd_ppo", ["ocr"], overrides=["params.inner_updates=2"])
+    assert plain.digest("x") == old(plain)
+    assert rare.digest("x") != old(rare)
+    assert inner.digest("x") != old(inner)

@@ -1,0 +1,32 @@
+"""What a run is called does not move: every stored reference run still has the folder name that its spec gives today."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.spec import Spec
+
+REFERENCE = Path(__file__).parent.parent / "results" / "reference"
+
+
+def stored() -> Iterator[tuple[str, dict]]:
+    """(folder name, content of spec.json) of every stored run."""
+    for path in sorted(REFERENCE.rglob("spec.json")):
+        yield path.parent.name, json.loads(path.read_text(encoding="utf-8"))
+    for archive in sorted(REFERENCE.rglob("*.tar.xz")):
+        with tarfile.open(archive) as files:
+            for member in files:
+                if Path(member.name).name == "spec.json":
+                    yield Path(member.name).parent.name, json.load(files.extractfile(member))
+
+
+def test_stored_runs_have_the_names_that_their_specs_give_today() -> None:
+    moved, count = [], 0
+    for name, content in stored():
+        spec = Spec.model_validate(content["spec"])
+        count += 1
+        if name != (now := f"{spec.method}-{spec.digest(content['backbone_hash'])}-s{spec.seed}"):
+            moved.append(f"{name} is now {now}")
+    assert count > 100
+    assert not moved, moved
