@@ -157,4 +157,3 @@ def refuse_foreign(names: list[str], file: Path) -> None:
             )
         if ".lokr_" in key or ".hada_" in key or "dora_scale" in key:
             raise UsageError(f"{file} holds {key}: only LoRA, and DoRA as peft saves it, is taken")
-
