@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.backbones.adapters import TARGETS, Shape
 from bench.ema import averages_at, decay_at
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, Interrupted, UsageError
 from bench.evaluate import Evaluation, evaluate
 from bench.hashing import seed_of
 from bench.lab import EMA, STUDENT, Lab
@@ -47,6 +47,8 @@ class Loop:
         self.evaluated: list[float] = []
         self.saved = (0, 0)
         """Step and evaluations of the last checkpoint."""
+        self.stop_requested: Callable[[], bool] = lambda: False
+        """Asked once an update, and before each task's evaluation."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = spec.evaluation.build(shift)
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
@@ -91,12 +93,20 @@ class Loop:
                 scores = self._evaluate(reached)
                 self._save()
                 listen(Progress(self.step, share, scores))
+            self._stop_if_asked()
             if share >= 1:
                 return
             with memory("training", self.spec):
                 row = self._update(share)
             self.run.append("metrics.jsonl", row)
             listen(Progress(self.step, self.share))
+
+    def _stop_if_asked(self) -> None:
+        """Raises Interrupted, with everything saved, once somebody has asked one of the processes to stop."""
+        if any(self.workers.gather(self.stop_requested())):
+            if self.step:
+                self._save()
+            raise Interrupted(f"stopped after update {self.step}: the same command goes on from there")
 
     @torch.no_grad()
     def _prepare(self) -> None:
@@ -209,6 +219,7 @@ class Loop:
         scores = {}
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
+                self._stop_if_asked()
                 keep = self.spec.evaluation.pictures and points[-1] == 1
                 result = self.evaluate(EMA, task, folder=self.run.folder / PICTURES / task if keep else None)
                 record = result.record()
