@@ -46,7 +46,8 @@ def adapter_files(place: Path) -> tuple[Path, ...]:
 def read_adapter(place: Path) -> tuple["LoraConfig", dict[str, Tensor]]:
     """peft's configuration of an adapter and its tensors in float32, keyed as peft keys them without a model prefix.
 
-    Raises UsageError with the file at fault, or the field that cannot be carried out.
+    Raises UsageError with the file at fault, or the field that cannot be carried out, MissingError for the Git-LFS
+    pointer to a file.
     """
     files = adapter_files(place)
     require_weights(files[-1], "adapter")
