@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from bench.bars import bars
 from bench.devices import best_device
 from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.evaluate import Evaluation, evaluate
@@ -74,13 +75,13 @@ def score_adapter(
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
-    with _printed(title, results), _progress() as bars, memory_of(view.compute, batch, device):
-        lines = [bars.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
+    with _printed(title, results), bars() as shown, memory_of(view.compute, batch, device):
+        lines = [shown.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
         for line, (task, scale) in zip(lines, work):
-            bars.start_task(line)
+            shown.start_task(line)
             result = evaluate(
                 backbone, task, None if adapter == "base" else "scored", sampler, scale, split, batch, audit=True,
-                folder=folders[task.name, scale], listener=partial(_advance, bars, line),
+                folder=folders[task.name, scale], listener=partial(_advance, shown, line),
             )  # fmt: skip
             results.append((scale, result))
             if output:
@@ -106,17 +107,8 @@ def _keep(output: Path, records: list[dict]) -> None:
         raise BenchError(f"the scores could not be stored in {output}: {error.strerror or one_line(error)}") from error
 
 
-def _progress() -> Progress:
-    """Bars on stderr, a line for each task and scale."""
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True))
-
-
-def _advance(bars: Progress, line: int, done: int, _of: int) -> None:
-    bars.update(line, completed=done)
+def _advance(shown: Progress, line: int, done: int, _of: int) -> None:
+    shown.update(line, completed=done)
 
 
 @contextmanager
@@ -137,8 +129,8 @@ def _print(title: str, results: Results) -> None:
         kept = ~np.isnan(result.rows[result.headline])
         strata = dict.fromkeys(result.strata.tolist() if len(set(result.strata.tolist())) > 1 else [])
         for metric, values in result.rows.items():
-            means = {s: values[kept & (result.strata == s)].mean() for s in strata}
-            split_up = ", ".join(f"{stratum} {mean:.2f}" for stratum, mean in means.items())
+            parts = {s: values[kept & (result.strata == s)] for s in strata}
+            split_up = ", ".join(f"{s} {part.mean():.2f}" if len(part) else f"{s} none" for s, part in parts.items())
             shown = f"{metric} *" if metric == result.headline else metric
             cells = (result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
             table.add_row(*(Text(cell) for cell in cells))
