@@ -33,6 +33,8 @@ class Collected:
     def __init__(self) -> None:
         self.parts: list[Scores | tuple[int, BenchError]] = []
         """Scores, or how many pictures have none and why."""
+        self.failed = 0
+        """Pictures that the scorer could not take."""
 
     def add(self, count: int, score: Callable[[], Scores]) -> None:
         """Score a part of `count` pictures. Raises Unscorable once the first PATIENCE of all have failed."""
@@ -40,7 +42,8 @@ class Collected:
             self.parts.append(score())
         except Unscorable as error:
             self.lose(count, error)
-            if self._good() is None and sum(count for count, _ in self.parts) >= PATIENCE:
+            self.failed += count
+            if self._good() is None and self.failed >= PATIENCE:
                 raise
 
     def lose(self, count: int, cause: BenchError) -> None:
