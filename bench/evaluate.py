@@ -33,9 +33,11 @@ class Evaluation:
     """metric (and 'reward') -> float64 [N]."""
 
     def estimate(self, metric: str | None = None) -> Estimate:
-        """Mean over strata with its interval; the headline unless a metric is named. Failed pictures do not count."""
-        kept = ~np.isnan(self.rows[self.headline])
-        return estimate(self.rows[metric or self.headline][kept], self.strata[kept])
+        """Mean over strata with its interval; the headline unless a metric is named. Failed pictures, and those without
+        a value of the metric, do not count."""
+        values = self.rows[metric or self.headline]
+        kept = ~np.isnan(self.rows[self.headline]) & ~np.isnan(values)
+        return estimate(values[kept], self.strata[kept])
 
     @property
     def failed(self) -> int:

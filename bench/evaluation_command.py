@@ -7,20 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
-from bench.bars import bars
 from bench.devices import best_device
 from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.evaluate import Evaluation, evaluate
-from bench.files import write_atomic
+from bench.files import write_output
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
 from bench.memory import memory_of
-from bench.outputs import ready_file, ready_folder
+from bench.places import check_empty, check_output
+from bench.printing import progress_bar, terminal
 from bench.registry import task_names
 from bench.runner import load_backbone
 from bench.sampler.rollout import euler
@@ -57,6 +55,7 @@ def score_adapter(
     descriptor = describe(backbone_name)
     view = view_settings(overrides, names, ("scorers", "compute", "sampler"), descriptor.world)
     sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
+    check_output(output)
     device = best_device()
     loaded = load_tasks(names, descriptor.world, view.scorers, device)
     work = [(task, scale) for task in loaded.values() for scale in scales]
@@ -69,13 +68,11 @@ def score_adapter(
     label = lambda name, scale: name if len(scales) == 1 else f"{name}-{scale:g}"  # noqa: E731
     folders = {(t.name, s): pictures / label(t.name, s) if pictures else None for t, s in work}
     for folder in filter(None, folders.values()):
-        ready_folder(folder)
-    if output:
-        ready_file(output)
+        check_empty(folder)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
-    with _printed(title, results), bars() as shown, memory_of(view.compute, batch, device):
+    with _printed(title, results), _progress() as shown, memory_of(view.compute, batch, device, backbone_name):
         lines = [shown.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
         for line, (task, scale) in zip(lines, work):
             shown.start_task(line)
@@ -102,9 +99,14 @@ def _scales(guidance: str) -> list[float]:
 
 def _keep(output: Path, records: list[dict]) -> None:
     try:
-        write_atomic(output, (json.dumps(records) + "\n").encode())
+        write_output(output, (json.dumps(records) + "\n").encode())
     except OSError as error:
         raise BenchError(f"the scores could not be stored in {output}: {error.strerror or one_line(error)}") from error
+
+
+def _progress() -> Progress:
+    """Bars on stderr, a line for each task and scale."""
+    return progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
 def _advance(shown: Progress, line: int, done: int, _of: int) -> None:
@@ -122,7 +124,7 @@ def _printed(title: str, results: Results) -> Iterator[None]:
 
 
 def _print(title: str, results: Results) -> None:
-    table = Table(title=Text(title))
+    table = Table(title=title)
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     for scale, result in results:
@@ -132,9 +134,8 @@ def _print(title: str, results: Results) -> None:
             parts = {s: values[kept & (result.strata == s)] for s in strata}
             split_up = ", ".join(f"{s} {part.mean():.2f}" if len(part) else f"{s} none" for s, part in parts.items())
             shown = f"{metric} *" if metric == result.headline else metric
-            cells = (result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
-            table.add_row(*(Text(cell) for cell in cells))
-    Console(width=max(130, Console().width)).print(table)
+            table.add_row(result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
+    terminal(130).print(table)
     if len({scale for scale, _ in results}) > 1:
         best: dict[str, tuple[float, Evaluation]] = {}
         for scale, result in results:

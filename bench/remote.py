@@ -3,7 +3,8 @@
 GET URL/ answers {"protocol": 1, "scorer": NAME}, NAME being the engine, version and weights. POST URL/score takes
 {"images": [base64 PNG, ...], "prompts": [{"text": ..., "stratum": ..., "metadata": {...}}, ...]} and answers
 {"rewards": [...], "metrics": {NAME: [...], ...}, "details": [{...}, ...]}, one entry a picture; rewards lie in [0, 1],
-null stands for a picture that could not be scored, metrics and details may be left out. Everything is JSON.
+or below it where the task's published reward does, null stands for a picture that could not be scored, metrics and
+details may be left out. Everything is JSON.
 """
 
 import base64
@@ -93,8 +94,8 @@ class RemoteTask(TaskAround):
             details = as_details(answer.get("details", []), len(prompts))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BenchError(f"{self.url}/score answered what is no score: {one_line(error)}") from error
-        if ((rewards < 0) | (rewards > 1)).any():
-            raise BenchError(f"{self.url}/score answered a reward outside [0, 1]")
+        if ((rewards < self.lowest_reward) | (rewards > 1)).any():
+            raise BenchError(f"{self.url}/score answered a reward outside [{self.lowest_reward:g}, 1]")
         return Scores(rewards, metrics, details)
 
     def _ask(self, path: str, content: dict | None) -> dict:

@@ -167,6 +167,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self._body(length_of(self.headers), memory)
         with self.server.turn:  # one at a time in memory as pictures, too
             images, prompts = understood(body)
+            check_prompts(self.server.task, prompts)
             scores = score_sizes(self.server.task, images, prompts)
         metrics = {name: plain(values) for name, values in scores.metrics.items()}
         return {"rewards": plain(scores.rewards), "metrics": metrics, "details": scores.details}
@@ -251,6 +252,15 @@ def understood(body: bytes | bytearray) -> tuple[list[torch.Tensor], list[Prompt
     if len(pictures) > MOST:
         raise Refusal(413, f"at most {MOST} pictures a request")
     return _decoded(pictures), [_prompt(i, one) for i, one in enumerate(told)]
+
+
+def check_prompts(task: Task, prompts: list[Prompt]) -> None:
+    """Raise Refusal, saying which, for a prompt that the task cannot score."""
+    for place, prompt in enumerate(prompts):
+        try:
+            task.check(prompt)
+        except UsageError as error:
+            raise Refusal(400, f"prompt {place}: {one_line(error)}") from error
 
 
 def _prompt(i: int, told: Any) -> Prompt:

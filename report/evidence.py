@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.errors import UsageError, one_line
+from bench.damage import check_checkpoint
+from bench.errors import DamagedError, UsageError, one_line
+from bench.files import read_text
 from bench.outcome import recorded_failure
 from bench.probes.overoptimisation import GOLD
 from bench.records import Record
@@ -168,7 +170,7 @@ def _run(folder: Path, evidence: Evidence, reader: "_Reader") -> None:
     reader.seen.add(place)
     try:
         evidence.runs.append(reader.read(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DamagedError) as error:
         evidence.problems.append(f"{folder.name}: damaged ({one_line(error)})")
 
 
@@ -180,7 +182,7 @@ class _Reader:
         self._arrays: dict[bytes, np.ndarray] = {}
 
     def read(self, folder: Path) -> Found:
-        """Raises OSError or ValueError for what is damaged."""
+        """Raises OSError, ValueError or DamagedError for what is damaged."""
         kept = _of(folder / "spec.json", KEPT, _json)
         spec, weights = kept["spec"], kept["backbone_hash"]
         starts = _of(folder / "provenance.jsonl", STARTS, _lines)
@@ -188,6 +190,7 @@ class _Reader:
         made = {"commit": (last.get("commit") or "")[:10], "device": last.get("device") or ""}
         if not (folder / "summary.json").is_file():
             error = recorded_failure(folder)
+            check_checkpoint(folder)
             return Found(folder, spec, weights, "failed" if error else "unfinished", str(error or ""), **made)
         summary = _of(folder / "summary.json", SUMMARY, _json)
         points = _of(folder / "evaluations.jsonl", POINTS, _lines)
@@ -223,13 +226,20 @@ def _of(path: Path, schema, read: Callable):
 
 def _json(path: Path):
     """Raises OSError or ValueError."""
-    return _loads(path.read_text())
+    return _loads(_text(path))
 
 
 def _lines(path: Path) -> list:
     """Rows of a log; a last line that is still being written is left out."""
-    text = path.read_text() if path.is_file() else ""
+    text = _text(path) if path.exists() else ""
     return [_loads(line) for line in text.split("\n")[:-1]]
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except DamagedError as error:
+        raise ValueError("it is not UTF-8 text") from error
 
 
 def _loads(text: str):

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.comparison import overrides_of, parse_axis, settle, variants
+from bench.comparison import EQUAL, beyond_budget, overrides_of, parse_axis, settle, variants
 from bench.errors import UsageError
 from bench.probe_command import probe_specs
 from bench.records import Record
 from bench.spec import resolve
 from bench.standing import Goal, standings
+from report import lines as report_lines
 from report.tables import cosines
 from tests.commands import bench
 
@@ -61,6 +62,95 @@ def test_settings_of_one_method_among_several() -> None:
     methods, given = ["sft", "merge"], ["optimizer.lr=1", "sft.params.levels=2", "merge.lora.rank=4"]
     assert overrides_of("sft", methods, given) == ["optimizer.lr=1", "params.levels=2"]
     assert overrides_of("merge", methods, given) == ["optimizer.lr=1", "lora.rank=4"]
+
+
+def test_settings_of_teachers_are_for_methods_that_have_them() -> None:
+    methods, given = ["opd_analytic", "multi_reward"], ["teachers.ocr=train", "teacher_guidance={ocr: 2}"]
+    assert overrides_of("opd_analytic", methods, given) == given
+    assert overrides_of("multi_reward", methods, given) == []
+    with pytest.raises(UsageError, match="takes no teachers"):
+        resolve("multi_reward", ["ocr"], overrides=overrides_of("multi_reward", ["multi_reward"], given))
+
+
+CONTRADICTIONS = {
+    "an axis twice": (["--grid", "steps=3", "--grid", "steps=5"], ["--grid steps=3", "--grid steps=5"]),
+    "an axis in two spellings": (["--grid", "steps=3", "sampler.steps=5"], ["steps=3", "sampler.steps=5"]),
+    "an axis of one method and of all": (["--grid", "opd_analytic.steps=3", "steps=5"], ["opd_analytic.steps=3"]),
+    "an axis and a setting": (["--grid", "steps=3,5", "--set", "sampler.steps=3"], ["--set sampler.steps=3"]),
+    "an axis and a section": (["--grid", "steps=3,5", "--set", "sampler={steps: 3}"], ["sampler.steps"]),
+    "an axis of one method and a setting": (
+        ["--grid", "opd_analytic.lr=1e-3,1e-4", "--set", "optimizer.lr=1e-3"], ["opd_analytic.lr=1e-3,1e-4"],
+    ),
+    "a setting twice": (["--set", "optimizer.lr=1", "--set", "optimizer.lr=2"], ["lr=1 and --set optimizer.lr=2"]),
+    "a setting and its section": (["--set", "sampler.steps=3", "--set", "sampler={steps: 5}"], ["sampler.steps"]),
+    "a setting of one method and of all": (
+        ["--set", "optimizer.lr=1", "--set", "opd_analytic.optimizer.lr=2"], ["opd_analytic.optimizer.lr=2"],
+    ),
+    "one value in two spellings": (["--grid", "lr=1e-3,0.001"], ["lr=1e-3'", "lr=0.001'", "same runs"]),
+    "one run on two portions": (["--grid", "evaluation.batch=8,16"], ["same runs"]),
+    "a budget in settings": (["--set", "budget.updates=3"], ["--budget"]),
+    "a budget as an axis": (["--grid", "budget.evaluations=1000,2000"], ["--budget"]),
+    "a method twice": (["--methods", "merge,sft,merge"], ["a method is named twice"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_settings_that_contradict_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    given, expected = CONTRADICTIONS[name]
+    done = bench(["compare", "--methods", "opd_analytic,merge", "--tasks", "ocr", *given], tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert all(text in done.stderr for text in expected), done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["optimizer.lr=1e-3", "optimizer.lr=1e-4"],
+        ["budget.updates=3", "budget.evaluations=300"],
+        ["params.trajectories=4", "params={trajectories: 8}"],
+    ],
+)
+@pytest.mark.parametrize("command", ["run --method", "probe --methods"])
+def test_a_setting_given_twice_is_refused_by_every_command(command: str, sets: list[str], tmp_path: Path) -> None:
+    given = [word for text in sets for word in ("--set", text)]
+    done = bench([*command.split(), "opd_analytic", "--tasks", "ocr", *given], tmp_path)
+    assert done.returncode == 2 and "contradict one another" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_setting_given_twice_with_one_value_is_no_contradiction() -> None:
+    given = ["optimizer.lr=1e-3", "opd_analytic.optimizer.lr=0.001"]
+    assert len(overrides_of("opd_analytic", ["opd_analytic"], given)) == 2
+
+
+def test_points_of_the_users_own_take_the_place_of_the_comparisons(spec) -> None:
+    line = variants([], {"opd_analytic": spec})[0]
+    member, words = settle(line, ["ocr"], 0, "micro", 5000, ["evaluation.points=[0.5]"])
+    assert member.evaluation.points == (0.5,)
+    assert sum(word.startswith("evaluation.points") for word in words) == 1  # `bench run` would refuse it twice
+
+
+def test_budgets_are_equal_as_in_the_report() -> None:
+    assert report_lines.EQUAL == EQUAL
+    spent = {"at": 1000.0, "near": 1050.0, "beyond": 1051.0, "idle": 0.0}
+    assert beyond_budget(1000, spent) == {"beyond": 1051.0}
+    assert [report_lines.near(count, 1000) for count in (1050.0, 1051.0)] == [True, False]
+
+
+def test_what_is_spent_beyond_the_budget_is_said_before_and_after(tmp_path: Path) -> None:
+    words = ["compare", "--methods", "opd_analytic,merge", "--tasks", "ocr", "--seeds", "0", "--executor", "inline"]
+    words += ["--set", "evaluation.steps=1", "--set", "evaluation.split=validation", "--set", "evaluation.points=[]"]
+    done = bench([*words, "--budget", "400"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    told, _, after = done.stderr.partition("\n")
+    assert told.startswith("note: opd_analytic will spend 480 training evaluations of --budget 400")
+    assert "opd_analytic, seed 0: done" in after
+    assert "budget 400 training evaluations, spent 480; more than 5% beyond it" in " ".join(done.stdout.split())
+    done = bench([*words, "--budget", "480"], tmp_path)
+    assert "note:" not in done.stderr
+    assert "480 training evaluations each" in done.stdout
 
 
 def test_member_command_gives_the_member_spec(spec) -> None:

@@ -170,13 +170,11 @@ def test_what_a_pipeline_drew_scores_to_the_last_digit(sd3_folder: Path, clip_fo
     assert files.read_json(tmp_path / "elsewhere" / "o.json") == [record]
 
 
-@pytest.mark.parametrize("place", ["/proc/nowhere/o.json", "file/o.json", "folder", "x" * 250])
+@pytest.mark.parametrize("place", ["/proc/nowhere/o.json", "file/o.json", "folder", "x" * 256])
 @pytest.mark.parametrize("option", ["--output", "--pictures"])
 def test_places_that_cannot_be_written_are_found_out_first(option: str, place: str, tmp_path: Path) -> None:
     if option == "--pictures" and place == "folder":
         place = "file"
-    elif option == "--pictures":
-        place = place.replace("x" * 250, "x" * 256)
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     done = bench([*EVAL, "--tasks", "ocr", option, place], tmp_path)
@@ -246,21 +244,39 @@ def test_a_score_that_cannot_be_stored_is_printed(tmp_path: Path) -> None:
     assert (tmp_path / "made" / "results-ocr.jsonl").is_file()
 
 
+def _no_black_pictures() -> None:
+    from tasks.ocr import engine, task
+
+    def read(images):
+        if (images.mean((1, 2, 3)) == 0).any():
+            raise RuntimeError("too dark to read")
+        return engine.read_with_rapidocr(images)
+
+    task.WORLDS["photo"] = (task.WORLDS["photo"][0], read)
+
+
 def test_why_a_picture_has_no_score_is_said(tmp_path: Path) -> None:
-    for number, image in enumerate([sign(), Image.new("1", (13_000, 13_000)), Image.new("RGB", (300, 100)), sign()]):
+    black = Image.new("RGB", (256, 128))
+    for number, image in enumerate([sign(), Image.new("1", (13_000, 13_000)), black, black.resize((64, 64)), sign()]):
         add(tmp_path, f"{number:05d}", image=image)
-    for number in (2, 3):
-        record = {"tag": "sign", "prompt": 'a 5" wide sign that says "hello"'}
-        (tmp_path / f"{number:05d}" / "metadata.jsonl").write_text(json.dumps(record))
-    done = bench(["score", "ocr", "."], tmp_path)
+    done = bench(["score", "ocr", "."], tmp_path, before=_no_black_pictures)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "3 of 4 pictures could not be scored" in done.stderr
-    for said in (
-        "00001/samples/0000.png is no picture that can be scored: it has 169,000,000",
-        "00002/samples/0000.png: ",
-    ):
-        assert said in done.stderr
-    assert done.stderr.count("(inches)") == 2
+    assert "3 of 5 pictures could not be scored" in done.stderr
+    assert "00001/samples/0000.png is no picture that can be scored: it has 169,000,000 pixels" in done.stderr
+    assert "00002/samples/0000.png: the scorer of task 'ocr' fails: too dark to read" in done.stderr
+    rows = files.read_rows(tmp_path / "results-ocr.jsonl")
+    assert [row["exact"] for row in rows] == [1, None, None, None, 1]
+
+
+def test_a_folder_whose_target_is_not_certain_is_refused_with_the_file(tmp_path: Path) -> None:
+    add(tmp_path)
+    record = {"tag": "sign", "prompt": 'a 5" wide sign that says "hello"'}
+    (tmp_path / "00000" / "metadata.jsonl").write_text(json.dumps(record))
+    done = bench(["score", "ocr", "."], tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "error: 00000/metadata.jsonl: an OCR prompt needs text in double quotes, and no other"
+    )
 
 
 def test_scores_of_a_read_only_database_are_used(tmp_path: Path) -> None:

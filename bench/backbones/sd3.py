@@ -16,6 +16,7 @@ from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
 from bench.backbones.pipeline_files import variant_of, weight_files
 from bench.backbones.size import Size
+from bench.checkpoints import refuse_stand_ins, require_weights
 from bench.devices import best_device
 from bench.errors import BenchError, MissingError, UsageError, one_line
 from bench.files import read_record
@@ -34,6 +35,12 @@ MEDIUM = {
     "dual_attention_layers": list(range(13)),
 }  # fmt: skip
 """The transformer's configuration of SD3.5-Medium."""
+VAE = {
+    "sample_size": 1024, "latent_channels": 16, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+"""The VAE's configuration of SD3.5."""
 FROZEN_PARAMETERS = {
     "text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656, "vae": 83_819_683,
 }  # fmt: skip
@@ -112,6 +119,8 @@ def load_models(source: str, dtype: torch.dtype):
     if not Path(home).is_dir():
         require(home, "model_index.json")
         require(home, SCHEDULER)
+    if source.endswith(SINGLE_FILE):
+        require_weights(Path(source), "SD3 checkpoint")
     try:
         if source.endswith(SINGLE_FILE):
             parts = {"config": home}
@@ -132,7 +141,10 @@ def load_models(source: str, dtype: torch.dtype):
 
 def part_of(model_class, home: str, subfolder: str, **how):
     """A model of a pipeline, from its plain files or, where there are no others, from a variant's."""
-    variant = variant_of(Path(home) / subfolder)
+    folder = Path(home) / subfolder
+    variant = variant_of(folder)
+    for path in weight_files(folder):
+        require_weights(path, f"weights file of the {subfolder}")
     return model_class.from_pretrained(home, subfolder=subfolder, variant=variant, use_safetensors=True, **how)
 
 
@@ -148,6 +160,9 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
     parts = {"transformer": transformer, "vae": None}
     if Path(home).is_dir() and not (Path(home) / "text_encoder_3").is_dir():
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        if (folder := Path(home) / name).is_dir():
+            refuse_stand_ins(folder, name)
     try:
         kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
         for name, kind in zip(TEXT_ENCODERS, kinds, strict=True):
@@ -201,18 +216,19 @@ def size(source: str, compute: Compute) -> Size | None:
     before it is fetched. Raises UsageError for a resolution that it cannot draw or a folder that is no pipeline."""
     home = Path(folder_of(source))
     if home.is_dir():
-        config, downsampling = configuration(home)
+        config, vae = configuration(home)
         frozen = {part: stored_parameters(home / part) for part in FROZEN_PARAMETERS if (home / part).is_dir()}
     elif source == DEFAULT:
-        config, frozen, downsampling = MEDIUM, FROZEN_PARAMETERS, 8
+        config, frozen, vae = MEDIUM, FROZEN_PARAMETERS, VAE
     else:
         return None
-    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling)
-    return Size(config, side, CLIP_TOKENS + (compute.max_sequence_length or MAX_TEXT_TOKENS), frozen)
+    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling_of(vae))
+    tokens = CLIP_TOKENS + (compute.max_sequence_length or MAX_TEXT_TOKENS)
+    return Size(config, side, tokens, frozen, vae)
 
 
-def configuration(home: Path) -> tuple[dict, int]:
-    """The transformer's configuration in a pipeline's folder, and how many pixels a latent's side stands for.
+def configuration(home: Path) -> tuple[dict, dict]:
+    """The configurations of the transformer and the VAE in a pipeline's folder.
 
     Raises UsageError for a folder that is no SD3 pipeline, naming the pipeline that it is.
     """
@@ -221,9 +237,15 @@ def configuration(home: Path) -> tuple[dict, int]:
         raise UsageError(f"{home} holds a {kind}; pipelines of the class {PIPELINE} alone are implemented")
     try:
         config, vae = (read_record(home / part / "config.json") for part in ("transformer", "vae"))
-        return config, 2 ** (len(vae["block_out_channels"]) - 1)
+        downsampling_of(vae)
     except (OSError, KeyError, TypeError) as error:
         raise UsageError(f"{home} is no whole SD3 pipeline: {one_line(error)}") from error
+    return config, vae
+
+
+def downsampling_of(vae: dict) -> int:
+    """How many pixels a side of a latent pixel stands for, by a VAE's configuration."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def stored_parameters(folder: Path) -> int:
@@ -272,8 +294,8 @@ def draws_large(source: str) -> bool:
     home = Path(folder_of(source))
     if not home.is_dir():
         return True
-    config, downsampling = configuration(home)
-    return config.get("sample_size", 0) * downsampling > PUBLISHED["resolution"]
+    config, vae = configuration(home)
+    return config.get("sample_size", 0) * downsampling_of(vae) > PUBLISHED["resolution"]
 
 
 def descriptor(source: str = DEFAULT) -> Descriptor:

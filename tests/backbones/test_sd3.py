@@ -140,3 +140,23 @@ def test_variants_and_pickles_that_cannot_be_told_apart_are_named(sd3_folder, tm
     (weights.parent / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(MissingError, match=r"pickled weights \(\.bin\) alone"):
         descriptor(str(folder)).load("cpu")
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git-LFS pointer"),
+        (b"<!DOCTYPE html><html>log in</html>", "web page"),
+    ],
+)
+def test_what_stands_in_for_a_file_is_called_what_it_is(sd3_folder, tmp_path, part, content, said) -> None:
+    folder = tmp_path / "p"
+    shutil.copytree(sd3_folder, folder)
+    pattern = "*.json" if part == "tokenizer" else "*.safetensors"
+    for path in (folder / part).glob(pattern):
+        path.write_bytes(content)
+    with pytest.raises((MissingError, UsageError), match=said) as refused:
+        descriptor(str(folder)).load("cpu").encode(["a cat"])
+    assert "weights_only" not in str(refused.value)
+    assert "licence" not in str(refused.value)
