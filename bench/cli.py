@@ -165,8 +165,8 @@ def probe(
     tasks: Tasks = "all",
     student: Annotated[str, typer.Option("--student", help="'base', or a peft adapter folder.")] = "base",
     backbone: Backbone = "micro",
-    states: Annotated[int, typer.Option("--states", min=2, help="Draws of prompts and initial noise.")] = 16,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Estimates at each of them.")] = 2,
+    states: Annotated[int, typer.Option("--states", min=2, max=10_000, help="Draws of prompts and noise.")] = 16,
+    draws: Annotated[int, typer.Option("--draws", min=1, max=100_000, help="Estimates at each of them.")] = 2,
     by_sigma: Annotated[bool, typer.Option("--by-sigma", help="Also at every noise level by itself.")] = False,
     grid: Grid = None,
     axes: Axes = None,
@@ -229,7 +229,7 @@ def score(
     source: Annotated[Path, typer.Argument(help="Folder in GenEval's layout, or a results.jsonl of its evaluator.")],
     set_: Set = None,
     world: Annotated[str, typer.Option("--world", help="Kind of pictures: photo or micro.")] = "photo",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures scored together.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=100_000, help="Pictures scored together.")] = 8,
 ) -> None:
     """Score pictures that any tool made, in the official GenEval layout."""
     from bench.score_command import score_folder

@@ -126,7 +126,7 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     method_class = find("method", spec.method)
     method = method_class(method_class.Options.model_validate(spec.params))
     for name in method.adapters:
-        backbone.adapters.add(name, backbone.adapters.shapes[STUDENT])
+        backbone.adapters.add(name, backbone.adapters.configs[STUDENT])
         backbone.adapters.load_state(name, backbone.adapters.state(STUDENT))
     teachers = locate(spec, descriptor, root, descriptor.fingerprint())
     return ProbeLab.of(equip(spec, descriptor, backbone, teachers)), method

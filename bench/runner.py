@@ -18,7 +18,7 @@ from bench.errors import BenchError, DamagedError, UsageError, one_line
 from bench.evaluate import Evaluation
 from bench.files import read_record, write_atomic
 from bench.hashing import text_hash
-from bench.hub import adapter_folder
+from bench.hub import adapter_folder, model_name
 from bench.interrupts import stopping
 from bench.lab import EMA, STUDENT, Lab
 from bench.layout import PICTURES
@@ -99,7 +99,7 @@ def execute(spec: Spec, session: Session) -> dict:
         with stopping() as loop.stop_requested:
             loop.train(lambda progress: session.listen(label, progress))
         if workers.main:
-            backbone.adapters.save(EMA, run.folder / "adapter", base=f"{spec.backbone}:{fingerprint}")
+            backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
         summary = workers.agreed(_summarise(loop, teachers, session, descriptor.base_guidance or {}))
         run.finish(summary)
     workers.agreed(None)  # nobody looks for the summary before it is there
@@ -198,7 +198,8 @@ class Reference:
         settings, compute = spec.evaluation, spec.compute
         key = text_hash([
             self.loop.run.backbone_hash, weights, task, self.loop.lab.tasks[task].scorer_name, guidance, settings.steps,
-            settings.split, *([] if compute == PLAIN else [compute.model_dump()]),
+            settings.split, *([] if compute == PLAIN else [compute.record()]),
+            *([] if (settings.shift, settings.table) == (None, None) else [settings.shift, settings.table]),
         ])  # fmt: skip
         path, kept = self.folder / f"evaluation-{key}.json", self.folder / f"{PICTURES}-{key}"
         if settings.pictures:

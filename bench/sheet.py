@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.backbones.flow import FlowBackbone
 from bench.drawing import own_settings
 from bench.errors import explained
-from bench.evaluate import euler, initial_noise, pictures
+from bench.evaluate import initial_noise, pictures
 from bench.files import write_atomic
 from bench.lab import STUDENT
 from bench.loading import load_tasks
@@ -60,7 +60,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     backbone.adapters.load(STUDENT, root / summary["folder"] / "adapter")
     teachers = mount(locate(spec, descriptor, root, descriptor.fingerprint()), backbone)
-    sampler = euler(spec.evaluation.steps, descriptor.shift)
+    sampler = spec.evaluation.build(descriptor.shift)
     groups = []
     for name, task in load_tasks(spec.tasks, descriptor.world, spec.scorers, spec.device).items():
         base_guidance = (descriptor.base_guidance or {}).get(name, spec.evaluation.guidance)

@@ -1,42 +1,50 @@
 """Flow-GRPO (arXiv 2505.05470): clipped policy gradient on the per-step log-probabilities of an SDE sampler.
 
-Log-probabilities are those of the kernel's Gaussian, as a mean over elements. On cps that is not what Flow-CPS's
-released code takes (minus the squared distance to the mean, without 2 std^2): its clip range does not carry over.
+Log-probabilities are those of the kernel's Gaussian, as a mean over elements. Flow-CPS and the released fast presets
+take minus the mean squared distance to the mean instead, without 2 std^2 (`log_prob` squared_error). A clip range
+belongs to one of the two.
 """
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.bounds import Count, Fraction, Positive, Weight
 from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
 from bench.method import Options
+from bench.sampler.distance import squared_distance
 from bench.sampler.draws import Rows
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from bench.sampler.weighting import released_kl_factor
 from methods.rl.engine import Engine, Samples
+from methods.rl.ratios import Ratios
 from methods.trained_steps import trained_steps
 
 
 class GrpoOptions(Options):
     """Settings of Flow-GRPO; defaults as in the released SD3.5-M GenEval configuration."""
 
-    clip: Annotated[float, Field(gt=0)] = 1e-4
+    unsaid: ClassVar[tuple[str, ...]] = ("log_prob",)
+
+    clip: Positive = 1e-4
     """The ratio is clipped to 1 +- this (log-probabilities are means over elements)."""
-    advantage_clip: Annotated[float, Field(gt=0)] = 5.0
-    kl: Annotated[float, Field(ge=0)] = 0.04
+    log_prob: Literal["gaussian", "squared_error"] = "gaussian"
+    """Log-probability of a drawn state x' with mean m, a mean over elements. gaussian: the kernel's density.
+    squared_error: -(x' - m)^2, as released code has it for Flow-CPS (arXiv 2509.05952) and fast presets (clip 1e-5)."""
+    advantage_clip: Positive = 5.0
+    kl: Weight = 0.04
     """Weight of the per-step KL to the reference, a mean over elements, as released code takes it: on flow_sde h times
     the true one."""
-    timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
+    timestep_fraction: Fraction = 0.99
     """The first int(steps * this) steps are trained."""
-    inner_updates: Annotated[int, Field(gt=0)] = 1
+    inner_updates: Count = 1
     """Optimiser steps on the same trajectories, each on its share of the prompts (published: 2)."""
-    chunk: Annotated[int, Field(gt=0)] = 96
+    chunk: Count = 96
     """Latents per forward in training."""
 
 
@@ -94,6 +102,7 @@ class Grpo(Engine):
         steps = self.trained(lab.sampler)
         mine, whole = inner_rows(len(trajectory.final), lab.rows.get(task), o.inner_updates, lab.inner)
         scale = 1 / (whole * len(steps) * lab.share(task))  # the loop weights what comes by this process's share
+        ratios = Ratios(o.clip)
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:
             at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
@@ -102,16 +111,26 @@ class Grpo(Engine):
                 new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
                 old = Transition(x, trajectory.velocities[k][part], at)
                 drawn = trajectory.states[k + 1][part]
-                loss = self.policy(new, old, drawn, advantage[part], lab.sampler.schedule.h(k))
+                log_ratio = self.log_ratio(new, old, drawn)
+                ratios.add(log_ratio)
+                loss = self.policy(log_ratio, advantage[part], lab.sampler.schedule.h(k))
                 if o.kl:
                     with torch.no_grad():
                         anchor = Transition(x, lab.velocity(cond, reference)(x, sigma), at)
                     loss = loss + o.kl * released_kl_factor(lab.sampler, k) * new.kl(anchor) / x[0].numel()
                 yield loss.sum() * scale
+        ratios.note(lab, task, scale)
 
-    def policy(self, new: Gaussian, old: Gaussian, drawn: Tensor, advantage: Tensor, h: float) -> Tensor:
-        """Clipped loss [B] of one step; log-probabilities are means over elements, as in the released code."""
-        log_ratio = (new.log_prob(drawn) - old.log_prob(drawn)) / drawn[0].numel()
+    def log_ratio(self, new: Gaussian, old: Gaussian, drawn: Tensor) -> Tensor:
+        """Log-ratio [B] of one step's policies at the drawn states, a mean over elements as in the released code."""
+        if self.options.log_prob == "squared_error":
+            gap = squared_distance(drawn, old.mean) - squared_distance(drawn, new.mean)
+        else:
+            gap = new.log_prob(drawn) - old.log_prob(drawn)
+        return gap / drawn[0].numel()
+
+    def policy(self, log_ratio: Tensor, advantage: Tensor, h: float) -> Tensor:
+        """Clipped loss [B] of one step of length h."""
         return surrogate(log_ratio, advantage, self.options.clip)
 
     def evaluations(self, sampler: Sampler, branches: int) -> int:

@@ -1,19 +1,20 @@
 """GRPO-Guard (arXiv 2510.22319): Flow-GRPO with a normalised ratio and per-step gradients of equal scale."""
 
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
+from bench.bounds import Positive, Weight
+from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
+from bench.sampler.rollout import Sampler
 from methods.rl.grpo import Grpo, GrpoOptions, surrogate
 
 
 class GrpoGuardOptions(GrpoOptions):
     """Settings of GRPO-Guard; defaults as in the released configuration."""
 
-    clip: Annotated[float, Field(gt=0)] = 2e-6
-    kl: Annotated[float, Field(ge=0)] = 0.0
+    clip: Positive = 2e-6
+    kl: Weight = 0.0
 
 
 class GrpoGuard(Grpo):
@@ -21,13 +22,19 @@ class GrpoGuard(Grpo):
     Options = GrpoGuardOptions
     source = "GRPO-Guard, arXiv 2510.22319, Eq. 8-10 and released code"
 
-    def policy(self, new: Gaussian, old: Gaussian, drawn: Tensor, advantage: Tensor, h: float) -> Tensor:
-        """Adds the mean's shift back to the log-ratio, scales it by the std, and divides the loss by the step size.
+    def check(self, sampler: Sampler, groups: int) -> None:
+        super().check(sampler, groups)
+        if self.options.log_prob != "gaussian":
+            raise UsageError("params.grpo_guard.log_prob: the guard corrects the Gaussian's log-ratio, and no other")
+
+    def log_ratio(self, new: Gaussian, old: Gaussian, drawn: Tensor) -> Tensor:
+        """Adds the mean's shift back to the log-ratio, and scales it by the std.
 
         E[log ratio] under the old policy is -|mean shift|^2 / (2 std^2): without the correction the ratio is biased
         below 1; multiplied by std its spread no longer depends on the step.
         """
-        size = drawn[0].numel()
-        log_ratio = (new.log_prob(drawn) - old.log_prob(drawn)) / size
-        shift = new.kl(old) / size
-        return surrogate(new.std * (log_ratio + shift), advantage, self.options.clip) / h
+        return new.std * (super().log_ratio(new, old, drawn) + new.kl(old) / drawn[0].numel())
+
+    def policy(self, log_ratio: Tensor, advantage: Tensor, h: float) -> Tensor:
+        """Divided by the step's length: gradients of all steps have equal scale."""
+        return surrogate(log_ratio, advantage, self.options.clip) / h

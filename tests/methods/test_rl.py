@@ -115,10 +115,47 @@ def test_grpo_raises_the_probability_of_rewarded_draws() -> None:
     drawn = old.sample(noise)
     for engine in (Grpo(GrpoOptions()), GrpoGuard(GrpoGuardOptions())):
         moving = mean.clone().requires_grad_()
-        engine.policy(Gaussian(moving, std), old, drawn, torch.tensor([1.0, -1.0, 0.0]), 0.1).sum().backward()
+        log_ratio = engine.log_ratio(Gaussian(moving, std), old, drawn)
+        engine.policy(log_ratio, torch.tensor([1.0, -1.0, 0.0]), 0.1).sum().backward()
         towards = (moving.grad * (drawn - mean)).sum(1)
         assert towards[0] < 0 < towards[1]
         assert towards[2] == 0
+
+
+def test_squared_error_is_the_released_log_probability_of_cps() -> None:
+    """log p = -mean (x' - mean)^2 over elements, not divided by 2 std^2 and without constants."""
+    generator = torch.Generator().manual_seed(0)
+    means, noise = torch.randn(2, 5, 4, 3, 3, generator=generator), torch.randn(5, 4, 3, 3, generator=generator)
+    std = 0.2
+    drawn = means[0] + std * noise
+    engine = Grpo(GrpoOptions(log_prob="squared_error"))
+    measured = engine.log_ratio(Gaussian(means[1], std), Gaussian(means[0], std), drawn)
+    new, old = (-((drawn - mean) ** 2).mean(dim=(1, 2, 3)) for mean in (means[1], means[0]))
+    torch.testing.assert_close(measured, new - old)
+    gaussian = Grpo(GrpoOptions()).log_ratio(Gaussian(means[1], std), Gaussian(means[0], std), drawn)
+    torch.testing.assert_close(gaussian, measured / (2 * std**2))
+    noisy = ["sampler.kernel=cps", "sampler.eta=0.8"]
+    with pytest.raises(UsageError, match="log_prob"):
+        settings = [*noisy, "params.engine=grpo_guard", "params.grpo_guard.log_prob=squared_error"]
+        resolve("single_task", ["ocr"], overrides=settings)
+    plain, released = (
+        resolve("single_task", ["ocr"], overrides=[*noisy, "params.engine=grpo", *more])
+        for more in ([], ["params.grpo.log_prob=squared_error"])
+    )
+    assert "log_prob" not in plain.params["grpo"]  # or every older run would have another name
+    assert released.params["grpo"]["log_prob"] == "squared_error"
+
+
+def test_clipped_share_and_mean_ratio_are_those_of_the_ratios(make_lab) -> None:
+    from methods.rl.ratios import Ratios
+
+    lab, log_ratios = make_lab(), torch.tensor([[0.0, 0.3, -0.3], [0.05, -0.05, 0.2]])
+    ratios = Ratios(0.1)
+    for row in log_ratios:
+        ratios.add(row)
+    ratios.note(lab, "ocr", 1 / 6)
+    assert lab.notes["ratio/ocr"] == pytest.approx(float(log_ratios.exp().mean()))
+    assert lab.notes["clipped/ocr"] == pytest.approx(3 / 6)
 
 
 def test_guard_removes_the_bias_of_the_ratio() -> None:
