@@ -13,13 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.devices import best_device
-from bench.errors import BenchError, UsageError, one_line, unknown
+from bench.errors import BenchError, UsageError, explained, unknown
 from bench.evaluate import Evaluation, evaluate
-from bench.files import write_atomic
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
 from bench.memory import memory_of
-from bench.outputs import ready_file, ready_folder
+from bench.outputs import check_folder, check_output, write_output
 from bench.registry import task_names
 from bench.runner import load_backbone
 from bench.sampler.rollout import euler
@@ -68,9 +67,8 @@ def score_adapter(
     label = lambda name, scale: name if len(scales) == 1 else f"{name}-{scale:g}"  # noqa: E731
     folders = {(t.name, s): pictures / label(t.name, s) if pictures else None for t, s in work}
     for folder in filter(None, folders.values()):
-        ready_folder(folder)
-    if output:
-        ready_file(output)
+        check_folder(folder)
+    check_output(output)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
@@ -101,9 +99,9 @@ def _scales(guidance: str) -> list[float]:
 
 def _keep(output: Path, records: list[dict]) -> None:
     try:
-        write_atomic(output, (json.dumps(records) + "\n").encode())
+        write_output(output, (json.dumps(records) + "\n").encode())
     except OSError as error:
-        raise BenchError(f"the scores could not be stored in {output}: {error.strerror or one_line(error)}") from error
+        raise BenchError(f"the scores could not be stored in {explained(error)}") from error
 
 
 def _progress() -> Progress:

@@ -15,12 +15,12 @@ from bench.backbones.compute import Compute
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.size import Size
 from bench.errors import DamagedError, UsageError, one_line
-from bench.files import json_bytes, read_record, write_output
+from bench.files import json_bytes, read_record
+from bench.outputs import check_output, write_output
 from bench.perf import kernels, updates
 from bench.perf.ceilings import copy_bandwidth, matrix_rate
 from bench.perf.overhead import overhead
 from bench.perf.timing import measure
-from bench.places import check_output
 
 GPU_COMPUTE = Compute(resolution=512, precision="bfloat16")
 GUIDANCE = {"micro": 1.0, "sd35_shape": 4.5}
