@@ -11,13 +11,12 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeR
 from rich.table import Table
 
 from bench.devices import best_device
-from bench.errors import BenchError, UsageError, one_line, unknown
+from bench.errors import BenchError, UsageError, explained, unknown
 from bench.evaluate import Evaluation, evaluate
-from bench.files import write_output
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
 from bench.memory import memory_of
-from bench.places import check_empty, check_output
+from bench.outputs import check_folder, check_output, write_output
 from bench.printing import progress_bar, terminal
 from bench.registry import task_names
 from bench.runner import load_backbone
@@ -68,7 +67,7 @@ def score_adapter(
     label = lambda name, scale: name if len(scales) == 1 else f"{name}-{scale:g}"  # noqa: E731
     folders = {(t.name, s): pictures / label(t.name, s) if pictures else None for t, s in work}
     for folder in filter(None, folders.values()):
-        check_empty(folder)
+        check_folder(folder)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
@@ -101,7 +100,7 @@ def _keep(output: Path, records: list[dict]) -> None:
     try:
         write_output(output, (json.dumps(records) + "\n").encode())
     except OSError as error:
-        raise BenchError(f"the scores could not be stored in {output}: {error.strerror or one_line(error)}") from error
+        raise BenchError(f"the scores could not be stored in {explained(error)}") from error
 
 
 def _progress() -> Progress:
