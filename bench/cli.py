@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.errors import BenchError, one_line
+from bench.errors import exit_on_error
 from bench.registry import find, registered
 
 app = typer.Typer(
@@ -320,9 +320,10 @@ def cancel(
     """Stop jobs; what they have checkpointed stays, and the same command goes on."""
     from bench.files import results_root
     from bench.status import cancel as stop
+    from bench.terminal import legible
 
     stopped = stop(results_root(results), names)
-    print("\n".join(f"cancelled {name}" for name in stopped) or "nothing of that was pending or running")
+    print("\n".join(f"cancelled {legible(name)}" for name in stopped) or "nothing of that was pending or running")
 
 
 @app.command()
@@ -353,20 +354,18 @@ def whole() -> typer.Typer:
     return app
 
 
-def main() -> None:
-    """Entry point: one clear line on stderr and an exit code for every error a user can act on."""
+def invoke(arguments: list[str]) -> int | None:
+    """Carry out one command; returns its exit code. Raises whatever the command raises, interrupts as they are."""
+    command = typer.main.get_command(whole())
     try:
-        code = whole()(standalone_mode=False)
-    except BenchError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        # The command-line parser's own errors; their class is private to typer.
-        if not hasattr(error, "format_message"):
-            raise
-        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(code or 0)
+        with command.make_context("bench", list(arguments)) as context:
+            return command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort as end:
+        raise KeyboardInterrupt from end
+
+
+def main() -> None:
+    """Entry point: one clear line on stderr and an exit code for everything that a user or the system causes."""
+    exit_on_error(lambda: invoke(sys.argv[1:]))

@@ -1,6 +1,5 @@
 """`bench compare`: methods, settings and seeds at one budget, as independent resumable runs on the cores there are."""
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -9,10 +8,10 @@ from pathlib import Path
 from bench.closing import write_report
 from bench.contradictions import leaves, refuse_contradictions
 from bench.errors import PartialError, UsageError, unknown
-from bench.files import results_root, write_atomic
+from bench.files import json_bytes, results_root, write_atomic
 from bench.hashing import text_hash
 from bench.placement import Placement
-from bench.printing import note, terminal
+from bench.printing import Plain, note, terminal
 from bench.records import Record
 from bench.registry import find, registered, task_names
 from bench.run_jobs import carry_out_runs
@@ -257,9 +256,9 @@ def compare_methods(
         table = standings(done, tuple(tasks), reference, cost)
         identity = text_hash([backbone, fingerprint, tasks, seeds, budget, [v.label for v in lines], overrides])
         path = root / f"comparison-{identity}.json"
-        write_atomic(path, (json.dumps(as_json(table, reference, budget, runs), indent=1) + "\n").encode())
         split = next(iter(members.values()))[0].evaluation.split
-        print_standings(table, reference, tuple(tasks), budget, split, path)
+        print_standings(table, reference, tuple(tasks), budget, split, path)  # first: the file may not be writable
+        write_atomic(path, json_bytes(as_json(table, reference, budget, runs)))
         write_report(path, root / f"report-{identity}")
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
@@ -308,7 +307,8 @@ def print_standings(
         "share of teachers' gain",
         f"minus {reference}",
         "p (Holm)",
-        "to target",
+        "family",
+        "to target (seeds)",
         "with teachers",
     )
     for head in heads:
@@ -321,14 +321,19 @@ def print_standings(
             str(line.gain),
             "" if own else str(line.against_reference),
             "" if own else _chance(line.against_reference.p),
-            _evaluations(line.time_to_target),
+            line.family,
+            target_text(line),
             _evaluations(line.training_evaluations + line.teacher_evaluations),
             style="bold" if own else None,
         )
-    out = terminal(190)
+    out = terminal(220)
     out.print(shown)
+    _print_beside(out, table, reference)
     out.print(
-        f"to target: evaluations until every task is at {TARGET:.0%} of its best teacher; record: {path}",
+        "p: Holm's correction within the family. primary: the paper's claims, joint RL, cascade and PPO-style OPD, "
+        "each at its recipe; exploratory: all others.\n"
+        f"to target: evaluations until the mean over seeds is at {TARGET:.0%} of the best teacher in every task; in "
+        f"brackets the seeds that reach it themselves.\nrecord: {path}",
         soft_wrap=True,
     )
 
@@ -343,6 +348,36 @@ def _spent(table: list[Standing], budget: int) -> str:
             f"and not comparable: {', '.join(over)}"
         )
     return f"{budget:,} training evaluations each"
+
+
+def _print_beside(out: Plain, table: list[Standing], reference: str) -> None:
+    """What a headline's mean can hide, and whether a line is equivalent to the reference."""
+    from rich.table import Table
+
+    metrics = list(dict.fromkeys(metric for line in table for metric in line.beside))
+    margin = next((line.margin for line in table if line.margin == line.margin), None)
+    if not metrics and margin is None:
+        return
+    shown = Table(title="beside the headlines, mean [95% interval]")
+    within = [] if margin is None else ["worst task's share", f"p, equivalent within ±{margin:.3f} (TOST, Holm)"]
+    for head in ("method", *metrics, *within):
+        shown.add_column(head, overflow="fold")
+    for line in table:
+        share = f"{line.worst_task} {line.worst}" if line.worst_task else "-"
+        chance = "" if line.label == reference else _chance(line.p_equivalent)
+        shown.add_row(
+            line.label,
+            *(str(line.beside.get(metric, "-")) for metric in metrics),
+            *([share, chance] if within else []),
+            style="bold" if line.label == reference else None,
+        )
+    out.print(shown)
+
+
+def target_text(line: Standing) -> str:
+    """When a line's mean reaches the target, and how many of its seeds do; a dash without teachers."""
+    when = _evaluations(line.time_to_target)
+    return when if when == "-" else f"{when} ({line.seeds_at_target} of {line.seeds})"
 
 
 def _chance(p: float) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from bench.comparison import overrides_of, recipes, variants
 from bench.errors import UsageError
-from bench.files import results_root, write_atomic
+from bench.files import json_bytes, results_root, write_output
 from bench.hub import adapter_folder
 from bench.lab import STUDENT
 from bench.method import Method
+from bench.places import check_output, check_writable
 from bench.probes.estimates import ProbeLab, nested
 from bench.probes.gradient import GradientNoise, Moments, gradient_noise
 from bench.probes.interference import interference
@@ -58,6 +59,8 @@ def probe_methods(
     specs = probe_specs(methods, tasks, backbone, axes, overrides)
     check_teachers([spec for _, _, spec in specs])
     root = results_root(results)
+    check_output(output)
+    check_writable(root / "cache")
     probes: list[Probe] = []
     firsts: dict[tuple[str, ...], tuple[GradientNoise, GradientNoise]] = {}  # by point: its reference and first method
     for label, point, spec in specs:
@@ -80,7 +83,7 @@ def probe_methods(
         )
     print_probes(probes, methods[0], student)
     if output:
-        write_atomic(output, (json.dumps([as_json(p, student) for p in probes], indent=1) + "\n").encode())
+        write_output(output, json_bytes([as_json(p, student) for p in probes]))
 
 
 def probe_specs(
@@ -124,7 +127,7 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     method_class = find("method", spec.method)
     method = method_class(method_class.Options.model_validate(spec.params))
     for name in method.adapters:
-        backbone.adapters.add(name, backbone.adapters.shapes[STUDENT])
+        backbone.adapters.add(name, backbone.adapters.configs[STUDENT])
         backbone.adapters.load_state(name, backbone.adapters.state(STUDENT))
     teachers = locate(spec, descriptor, root, descriptor.fingerprint())
     return ProbeLab.of(equip(spec, descriptor, backbone, teachers)), method

@@ -7,6 +7,7 @@ from bench.dispatch import dispatch
 from bench.errors import BenchError
 from bench.launches import Job, launches
 from bench.placement import Placement
+from bench.status import log_lines
 from bench.store import Run
 from bench.teachers import to_train
 
@@ -69,5 +70,4 @@ def carry_out_command(label: str, arguments: list[str], root: Path, placement: P
     same = lambda other: (other.label, other.arguments) == (job.label, job.arguments)  # noqa: E731
     launch = next(launch for launch in reversed(launches(root)) if any(map(same, launch.jobs)))
     done = next(filter(same, launch.jobs))
-    lines = launch.log(done, "out").read_text().splitlines()
-    print("\n".join(line for line in lines if not line.startswith("submitit ")))
+    print("\n".join(line for line in log_lines(launch.log(done, "out")) if not line.startswith("submitit ")))

@@ -116,7 +116,8 @@ class EvaluationSpec(Part):
     """Shares of the budget at which to evaluate; the end always is."""
     batch: Annotated[int, Field(gt=0)] = 96
     split: Literal["validation", "test"] = "test"
-    """Settings are chosen on validation prompts and reported on test prompts, which no choice has seen."""
+    """Choose settings on validation prompts, report on test prompts. (Micro's recipes and shipped teachers were chosen
+    before there was a validation split.)"""
     pictures: bool = False
     """Whether the result's pictures are kept, in GenEval's official layout under pictures/<task>, and the base's and
     teachers' in the results folder's cache."""

@@ -9,6 +9,7 @@ from bench.bounds import Shift
 from bench.errors import UsageError, unknown
 from bench.loading import URL
 from bench.registry import find
+from bench.remote import check_url
 from bench.settings import first_problem, merge, parse_override
 
 
@@ -76,3 +77,5 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: s
                 raise unknown(f"key in scorers.{name}", key, known)
             if key != URL and task.sources_in and world not in task.sources_in:
                 raise UsageError(f"scorers.{name}.{key} does nothing in the world {world!r}: leave it out")
+        if URL in sources:
+            check_url(sources[URL], name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.comparison import EQUAL, beyond_budget, overrides_of, parse_axis, settle, variants
+from bench.comparison import EQUAL, beyond_budget, overrides_of, parse_axis, settle, target_text, variants
 from bench.errors import UsageError
 from bench.probe_command import probe_specs
 from bench.records import Record
@@ -193,6 +193,75 @@ def test_standings_by_hand() -> None:
     assert rl.against_reference.p <= 0.001
     alone = standings({label: rs[:1] for label, rs in groups.items()}, ("t",), "opd", {"t": 5000.0})
     assert np.isnan(alone[1].against_reference.p)  # one run of each says nothing of the methods
+
+
+def named(records: list[Record], method: str, **params) -> list[Record]:
+    return [replace(r, summary=r.summary | {"method": method}, spec=r.spec | {"params": params}) for r in records]
+
+
+def test_the_papers_comparisons_are_a_family_whatever_else_a_table_holds() -> None:
+    scores = {"cascade": [0.5, 0.52, 0.58], "multi_reward": [0.6, 0.65, 0.66]}
+    groups = {"opd": named([record(s, 0.7, [0.7], True) for s in range(3)], "opd_analytic")}
+    for method, values in scores.items():
+        runs = [record(s, value, [value], False) for s, value in enumerate(values)]
+        groups[method] = named(runs, method, engine="nft")
+    before = {s.label: s for s in standings(groups, ("t",), "opd", {"t": 1.0})}
+    noise = [record(s, 0.7 + 0.1 * (s - 1), [0.7], True) for s in range(3)]
+    more = groups | {f"sft {k}": named(noise, "sft") for k in range(20)}
+    more["multi_reward engine=grpo"] = named(noise, "multi_reward", engine="grpo")
+    after = {s.label: s for s in standings(more, ("t",), "opd", {"t": 1.0})}
+    for label in scores:
+        assert after[label].family == "primary"
+        assert after[label].against_reference.p == before[label].against_reference.p
+    assert after["sft 3"].family == after["multi_reward engine=grpo"].family == "exploratory"
+    assert before["opd"].family == ""
+    turned = standings(more, ("t",), "sft 0", {"t": 1.0})
+    assert {s.family for s in turned} == {"", "exploratory"}  # they are comparisons with analytic OPD
+
+
+def test_never_of_the_mean_says_how_many_seeds_get_there() -> None:
+    curves = [[0.3, 0.66, 0.3], [0.3, 0.3, 0.64], [0.3, 0.3, 0.3]]
+    groups = {
+        "opd": [record(s, 0.7, [0.3, 0.7, 0.7], True) for s in range(3)],
+        "rl": [record(s, curve[-1], curve, False) for s, curve in enumerate(curves)],
+    }
+    opd, rl = standings(groups, ("t",), "opd", {"t": 1.0})
+    assert (opd.seeds_at_target, rl.seeds_at_target) == (3, 2)
+    assert np.isinf(rl.time_to_target)
+    assert target_text(rl) == "never (2 of 3)"
+    assert target_text(opd) == "1k (3 of 3)"
+    (untaught,) = standings({"rl": groups["rl"]}, ("t",), "rl", {})
+    assert target_text(untaught) == "-"
+
+
+def test_what_a_headline_hides_stands_beside_it() -> None:
+    def seen(seed: int, strict: float) -> Record:
+        found = record(seed, 0.6, [0.6], True)
+        for model in found.summary["models"].values():
+            model["t"]["rows"]["strict"] = [strict] * 4
+            model["u"] = {"headline": "m", "strata": [""] * 4, "rows": {"m": [0.5] * 4}}
+        found.summary["models"]["student"]["u"]["rows"]["m"] = [0.3] * 4
+        found.summary["models"]["teacher u"] = found.summary["models"]["teacher t"] | {
+            "u": {"headline": "m", "strata": [""] * 4, "rows": {"m": [0.9] * 4}}
+        }
+        return found
+
+    (line,) = standings({"opd": [seen(0, 0.25), seen(1, 0.75)]}, ("t", "u"), "opd", {})
+    assert line.beside["t: strict"].value == pytest.approx(0.5)
+    assert set(line.beside) == {"t: strict"}
+    assert line.worst_task == "u"
+    assert line.worst.value == pytest.approx((0.3 - 0.5) / (0.9 - 0.5))
+
+
+def test_equivalence_has_a_margin_of_a_tenth_of_the_gain() -> None:
+    near = [record(s, 0.7 + value, [0.7], True) for s, value in enumerate((0.001, -0.002, 0.001, 0.0))]
+    wide = [record(s, 0.7 + value, [0.7], True) for s, value in enumerate((0.2, -0.2, 0.1, -0.1))]
+    opd = [record(s, 0.7, [0.7], True) for s in range(4)]
+    _, near_, wide_, same = standings({"opd": opd, "near": near, "wide": wide, "same": opd[:]}, ("t",), "opd", {})
+    assert near_.margin == pytest.approx(0.05)
+    assert near_.p_equivalent < 0.05 < wide_.p_equivalent
+    assert wide_.against_reference.p > 0.05
+    assert np.isnan(same.p_equivalent)
 
 
 def test_what_is_the_same_counts_once_and_is_no_test() -> None:

@@ -14,9 +14,11 @@ from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
+from bench.backbones.pipeline_files import variant_of, weight_files
 from bench.backbones.size import Size
+from bench.checkpoints import refuse_stand_ins, require_weights
 from bench.devices import best_device
-from bench.errors import MissingError, UsageError, one_line
+from bench.errors import BenchError, MissingError, UsageError, one_line
 from bench.files import read_record
 from bench.hashing import sampled_hash, text_hash
 from bench.hub import PREFIX, require
@@ -33,12 +35,19 @@ MEDIUM = {
     "dual_attention_layers": list(range(13)),
 }  # fmt: skip
 """The transformer's configuration of SD3.5-Medium."""
+VAE = {
+    "sample_size": 1024, "latent_channels": 16, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+"""The VAE's configuration of SD3.5."""
 FROZEN_PARAMETERS = {
     "text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656, "vae": 83_819_683,
 }  # fmt: skip
 """Of CLIP-L, CLIP-G, T5-XXL's encoder and the VAE in SD3.5."""
 SINGLE_FILE = ".safetensors"
 PIPELINE = "StableDiffusion3Pipeline"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 PUBLISHED = {
     "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 64, "decode": "sliced",
 }  # fmt: skip
@@ -72,8 +81,7 @@ class Sd3Backbone(FlowBackbone):
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
         if self._text is None:
             self._text = load_text_encoders(self.source, self.dtype, self.transformer)
-        encoders = [self._text.text_encoder, self._text.text_encoder_2, self._text.text_encoder_3]
-        encoders = [encoder for encoder in encoders if encoder is not None]
+        encoders = [encoder for name in TEXT_ENCODERS if (encoder := getattr(self._text, name)) is not None]
         for encoder in encoders:
             encoder.to(self.device)
         for prompt in prompts:
@@ -111,20 +119,33 @@ def load_models(source: str, dtype: torch.dtype):
     if not Path(home).is_dir():
         require(home, "model_index.json")
         require(home, SCHEDULER)
+    if source.endswith(SINGLE_FILE):
+        require_weights(Path(source), "SD3 checkpoint")
     try:
         if source.endswith(SINGLE_FILE):
             parts = {"config": home}
             transformer = SD3Transformer2DModel.from_single_file(source, subfolder="transformer", dtype=dtype, **parts)
             vae_source = partial(AutoencoderKL.from_single_file, source, **parts) if has_vae(source) else None
         else:
-            transformer = SD3Transformer2DModel.from_pretrained(home, subfolder="transformer", dtype=dtype)
+            transformer = part_of(SD3Transformer2DModel, home, "transformer", dtype=dtype)
             vae_source = None
-        vae_source = vae_source or partial(AutoencoderKL.from_pretrained, home)
+        vae_source = vae_source or partial(part_of, AutoencoderKL, home)
         return transformer, vae_source(subfolder="vae", dtype=torch.float32)
+    except BenchError:
+        raise
     except Exception as error:  # diffusers raises whatever odd files lead it to
         if source.endswith(SINGLE_FILE):
             raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {one_line(error)}") from error
         raise MissingError(f"cannot load {source!r}: {one_line(error)}; {CURE}") from error
+
+
+def part_of(model_class, home: str, subfolder: str, **how):
+    """A model of a pipeline, from its plain files or, where there are no others, from a variant's."""
+    folder = Path(home) / subfolder
+    variant = variant_of(folder)
+    for path in weight_files(folder):
+        require_weights(path, f"weights file of the {subfolder}")
+    return model_class.from_pretrained(home, subfolder=subfolder, variant=variant, use_safetensors=True, **how)
 
 
 def load_text_encoders(source: str, dtype: torch.dtype, transformer):
@@ -133,17 +154,25 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
     Raises MissingError.
     """
     from diffusers import StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
     home = folder_of(source)
     parts = {"transformer": transformer, "vae": None}
     if Path(home).is_dir() and not (Path(home) / "text_encoder_3").is_dir():
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        if (folder := Path(home) / name).is_dir():
+            refuse_stand_ins(folder, name)
     try:
+        kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
+        for name, kind in zip(TEXT_ENCODERS, kinds, strict=True):
+            if name not in parts:
+                parts[name] = part_of(kind, home, name, dtype=dtype)
         pipeline = StableDiffusion3Pipeline.from_pretrained(home, dtype=dtype, **parts)
     except (OSError, ValueError) as error:
         raise MissingError(f"cannot load the text encoders of {source!r}: {one_line(error)}; {CURE}") from error
-    for module in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
-        if module is not None:
+    for name in TEXT_ENCODERS:
+        if module := getattr(pipeline, name):
             module.requires_grad_(False).eval()
     return pipeline
 
@@ -187,18 +216,19 @@ def size(source: str, compute: Compute) -> Size | None:
     before it is fetched. Raises UsageError for a resolution that it cannot draw or a folder that is no pipeline."""
     home = Path(folder_of(source))
     if home.is_dir():
-        config, downsampling = configuration(home)
+        config, vae = configuration(home)
         frozen = {part: stored_parameters(home / part) for part in FROZEN_PARAMETERS if (home / part).is_dir()}
     elif source == DEFAULT:
-        config, frozen, downsampling = MEDIUM, FROZEN_PARAMETERS, 8
+        config, frozen, vae = MEDIUM, FROZEN_PARAMETERS, VAE
     else:
         return None
-    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling)
-    return Size(config, side, CLIP_TOKENS + (compute.max_sequence_length or MAX_TEXT_TOKENS), frozen)
+    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling_of(vae))
+    tokens = CLIP_TOKENS + (compute.max_sequence_length or MAX_TEXT_TOKENS)
+    return Size(config, side, tokens, frozen, vae)
 
 
-def configuration(home: Path) -> tuple[dict, int]:
-    """The transformer's configuration in a pipeline's folder, and how many pixels a latent's side stands for.
+def configuration(home: Path) -> tuple[dict, dict]:
+    """The configurations of the transformer and the VAE in a pipeline's folder.
 
     Raises UsageError for a folder that is no SD3 pipeline, naming the pipeline that it is.
     """
@@ -207,19 +237,25 @@ def configuration(home: Path) -> tuple[dict, int]:
         raise UsageError(f"{home} holds a {kind}; pipelines of the class {PIPELINE} alone are implemented")
     try:
         config, vae = (read_record(home / part / "config.json") for part in ("transformer", "vae"))
-        return config, 2 ** (len(vae["block_out_channels"]) - 1)
+        downsampling_of(vae)
     except (OSError, KeyError, TypeError) as error:
         raise UsageError(f"{home} is no whole SD3 pipeline: {one_line(error)}") from error
+    return config, vae
+
+
+def downsampling_of(vae: dict) -> int:
+    """How many pixels a side of a latent pixel stands for, by a VAE's configuration."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def stored_parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, half-precision copies left out; only their headers are read."""
+    """Numbers in the files that are loaded from a model's folder; only their headers are read."""
     from math import prod
 
     from safetensors import safe_open
 
     total = 0
-    for path in (p for p in folder.glob("*.safetensors") if ".fp16" not in p.name):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return total
@@ -258,8 +294,8 @@ def draws_large(source: str) -> bool:
     home = Path(folder_of(source))
     if not home.is_dir():
         return True
-    config, downsampling = configuration(home)
-    return config.get("sample_size", 0) * downsampling > PUBLISHED["resolution"]
+    config, vae = configuration(home)
+    return config.get("sample_size", 0) * downsampling_of(vae) > PUBLISHED["resolution"]
 
 
 def descriptor(source: str = DEFAULT) -> Descriptor:

@@ -21,6 +21,7 @@ from bench.backbones.micro.captions import MISTAKES, caption, draw_brief, draw_s
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
 from bench.backbones.micro.text import MAX_TOKENS, WIDTH, TextEncoder, Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL, draw
+from bench.checkpoints import load_checkpoint
 
 CAPTION_DROPOUT = 0.1
 BATCH = 128
@@ -164,7 +165,7 @@ class Trainer:
         os.replace(path.with_suffix(".tmp"), path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = load_checkpoint(path, "checkpoint of pretraining")
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.ema = {name: state["ema"][name] for name in self.ema}
