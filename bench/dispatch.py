@@ -6,19 +6,24 @@ again.
 """
 
 import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import NoReturn
 
-from bench.errors import DetachedError, MissingError, UsageError, one_line
+from bench.errors import BenchError, DetachedError, Interrupted, MissingError, UsageError, explained, one_line
+from bench.interrupts import held_back, terminated_is_interrupted
 from bench.job import Command, carry_out
 from bench.launches import Job, Launch, launches, new_launch, only_one
 from bench.outcome import CANCELLED, NO_RESULT, failure_of, not_started
 from bench.placement import Placement
+from bench.places import check_writable, missing_folders, remove_empty
 from bench.provenance import code_hash
 from bench.scheduler import ELSEWHERE, states
 
@@ -27,6 +32,8 @@ THREADS = 1
 POLL_S = {"local": 0.2, "slurm": 2.0}
 PATIENCE_S = {"local": 2.0, "slurm": 60.0}
 """How long the files of a job that has ended may take to show on this machine."""
+AT_ONCE_S = 10.0
+"""How long jobs that are to stop at once may take."""
 BEAT_S = 60.0
 ARRAY = 1000
 """Jobs of one array: Slurm's default limit (MaxArraySize)."""
@@ -41,7 +48,7 @@ def dispatch(jobs: list[Job], root: Path, placement: Placement, device: str, rep
 
     One failure stops no other job but those that need it. `report(label, error or None)` is called as each ends. Raises
     MissingError where there is no Slurm, UsageError where it refuses, DetachedError on an interrupt while Slurm has the
-    jobs, which go on.
+    jobs, which go on, Interrupted once local jobs have been stopped.
     """
     if not jobs:
         return {}
@@ -49,7 +56,18 @@ def dispatch(jobs: list[Job], root: Path, placement: Placement, device: str, rep
         raise UsageError("the profile asks for GPUs, but the runs are on the CPU: add --set device=cuda")
     if placement.executor == "inline":
         return _inline(jobs, report)
-    return _Dispatcher(jobs, root, placement, device, report).carry_out()
+    if placement.executor == "slurm" and not shutil.which("srun"):
+        raise MissingError("there is no Slurm on this machine (srun is not on PATH): use --executor local")
+    dispatcher = _Dispatcher(jobs, root, placement, device, report)
+    check_writable(root / "launches")
+    made = missing_folders(root / "launches")
+    try:
+        return dispatcher.carry_out()
+    except BenchError:
+        if made and not any(path.is_dir() for path in (root / "launches").glob("*")):  # nothing was handed over
+            (root / "launches" / "lock").unlink(missing_ok=True)
+            remove_empty(made)
+        raise
 
 
 def _inline(jobs: list[Job], report: Report) -> dict[str, str]:
@@ -62,7 +80,7 @@ def _inline(jobs: list[Job], report: Report) -> dict[str, str]:
                 with redirect_stdout(StringIO()):  # its own table; the whole is shown in the end
                     carry_out(job.arguments)
             except Exception as problem:  # whatever breaks one run, the others go on
-                error = one_line(problem)
+                error = explained(problem)
         if error:
             failures[job.label] = error
         report(job.label, error)
@@ -97,30 +115,64 @@ class _Dispatcher:
         self.beaten = time.monotonic()
 
     def carry_out(self) -> dict[str, str]:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            # Started in the background of a script: jobs would inherit that, and could not be cancelled.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        with only_one(self.root):
+            pass  # a file system without locks says so before there is anything to clean up
         if not self.slurm:
             self.launches = [new_launch(self.root, "local", self.queue)]
-        try:
-            while self.queue or self.watched:
-                self._drop_what_cannot_start()
-                if self.queue and (self.slurm or self.free):
-                    self._submit()
-                for label, error in self._ended():
-                    self._end(label, error)
-                if self.queue or self.watched:
-                    self._beat()
-                    time.sleep(POLL_S[self.placement.executor])
-        except KeyboardInterrupt:
-            if not (self.slurm and self.watched):
+        with terminated_is_interrupted():
+            try:
+                self._watch()
+            except KeyboardInterrupt:
+                if not self.slurm:
+                    self._stop_jobs()
+                elif self.watched:
+                    self._leave_jobs()
                 raise
-            left = f", {len(self.queue)} were not submitted" if self.queue else ""
-            raise DetachedError(
-                f"{len(self.watched)} of the jobs go on in Slurm{left}: bench status shows them, bench cancel stops "
-                "them, and the same command waits for them again"
-            ) from None
         return self.failures
+
+    def _watch(self) -> None:
+        """Until nothing is left."""
+        while self.queue or self.watched:
+            self._drop_what_cannot_start()
+            if self.queue and (self.slurm or self.free):
+                self._submit()
+            for label, error in self._ended():
+                self._end(label, error)
+            if self.queue or self.watched:
+                self._beat()
+                time.sleep(POLL_S[self.placement.executor])
+
+    def _leave_jobs(self) -> NoReturn:
+        left = f", {len(self.queue)} were not submitted" if self.queue else ""
+        raise DetachedError(
+            f"{len(self.watched)} of the jobs go on in Slurm{left}: bench status shows them, bench cancel stops them, "
+            "and the same command waits for them again"
+        ) from None
+
+    def _stop_jobs(self) -> NoReturn:
+        """Stop the processes that this command has started: runs after their update, at a second interrupt at once."""
+        (launch,) = self.launches
+        mine = [watch.job for watch in self.watched.values() if watch.launch is launch]
+        for job in mine:
+            launch.mark_cancelled(job)
+        if mine:
+            print(f"stopping {len(mine)} jobs after their updates; once more stops them at once", file=sys.stderr)
+        try:
+            self._end_processes(mine, None)
+        except KeyboardInterrupt:
+            self._end_processes(mine, AT_ONCE_S)
+        raise Interrupted(f"{len(mine)} jobs were stopped: the same command goes on with them") from None
+
+    def _end_processes(self, jobs: list[Job], patience_s: float | None) -> None:
+        """Ask jobs of this machine to end, and wait until they have, but not for ever if there is a limit."""
+        for job in jobs:
+            with suppress(ProcessLookupError):
+                os.kill(int(job.id), signal.SIGTERM)  # to its controller, which hands it on
+        begun = time.monotonic()
+        while any(not handle.done() for handle in self.handles):
+            if patience_s is not None and time.monotonic() - begun > patience_s:
+                return
+            time.sleep(POLL_S["local"])
 
     def _beat(self) -> None:
         if time.monotonic() - self.beaten > BEAT_S:
@@ -179,9 +231,9 @@ class _Dispatcher:
         executor = _executor(launch, "local", timeout_min=FOREVER_MIN)
         if place is not None:
             executor.update_parameters(gpus_per_node=1, visible_gpus=(place,))
-        with undisturbed():
+        with held_back():
             with environment_variables(OMP_NUM_THREADS=THREADS):
-                handle = executor.submit(self._command(job))
+                handle = executor.submit(self._command(job, launch))
             (known,) = launch.submitted({job.label: handle.job_id})
             self.handles.append(handle)
             self.taken[job.label] = place
@@ -199,9 +251,10 @@ class _Dispatcher:
         executor = _executor(launch, "slurm", **parameters)
         try:
             with undisturbed():
-                handles = executor.submit_array([self._command(job) for job in group])
+                handles = executor.submit_array([self._command(job, launch) for job in group])
                 known = launch.submitted({job.label: h.job_id for job, h in zip(group, handles, strict=True)})
         except (FailedJobError, FailedSubmissionError) as error:
+            shutil.rmtree(launch.folder, ignore_errors=True)  # nothing of it came to be
             others = f"; {len(self.watched)} jobs were submitted before and go on" if self.watched else ""
             raise UsageError(f"Slurm refuses the jobs: {one_line(error)}{others}") from error
         self.launches.append(launch)
@@ -209,8 +262,9 @@ class _Dispatcher:
             self.watched[job.label] = Watched(launch, job)
         self.queue = [job for job in self.queue if job.label not in self.watched]
 
-    def _command(self, job: Job) -> Command:
-        return Command(job.arguments, self.root / job.run if job.run else None, self.code)
+    def _command(self, job: Job, launch: Launch) -> Command:
+        run = self.root / job.run if job.run else None
+        return Command(job.arguments, run, self.code, launch.folder, job.label)
 
     def _ended(self) -> Iterator[tuple[str, str | None]]:
         """Take jobs that have ended out of `watched`; yields (label, error or None)."""
@@ -274,10 +328,7 @@ def _groups(jobs: list[Job]) -> list[list[Job]]:
 def _executor(launch: Launch, cluster: str, **parameters):
     from submitit import AutoExecutor
 
-    try:
-        executor = AutoExecutor(launch.job_folder, cluster=cluster, **{f"{cluster}_max_num_timeout": TIMEOUTS})
-    except RuntimeError as error:  # submitit's word for a machine without srun
-        raise MissingError("there is no Slurm on this machine (srun is not on PATH): use --executor local") from error
+    executor = AutoExecutor(launch.job_folder, cluster=cluster, **{f"{cluster}_max_num_timeout": TIMEOUTS})
     executor.update_parameters(**parameters)
     return executor
 

@@ -1,8 +1,12 @@
 """Errors a user can act on, each with its exit code."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+
+from bench.terminal import legible
 
 
 class BenchError(Exception):
@@ -47,9 +51,34 @@ class Stopped(Exception):
     """A listener ends a run early on purpose; it can be resumed. Not a failure."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user, or the system, asked to stop; the message says how to go on. Not a failure. Exit code 130."""
+
+
+CURES = {
+    errno.ENOSPC: "free some space, and the same command goes on",
+    errno.EDQUOT: "the quota is used up: free some space, and the same command goes on",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "choose a place that you may use",
+    errno.EPERM: "choose a place that you may use",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+"""What to do where the operating system refuses."""
+
+
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An exception's message on one line, with nothing in it that a terminal would obey."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.errno:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    return legible(" ".join(text.split())) or type(error).__name__
+
+
+def explained(error: BaseException) -> str:
+    """`one_line`, and what to do where the operating system has refused something."""
+    cure = CURES.get(error.errno) if isinstance(error, OSError) and error.errno else None
+    return f"{one_line(error)}; {cure}" if cure else one_line(error)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
@@ -60,10 +89,69 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {what} {name!r}; {hint}known: {', '.join(known) or 'none'}")
 
 
-def exit_on_error(main: Callable[[], None]) -> None:
-    """Run a module's main function; a BenchError becomes one line on stderr and its exit code."""
+def exit_on_error(main: Callable[[], int | None]) -> None:
+    """Run a program's main function and exit with what it returns.
+
+    What a user or the system causes is one line on stderr and an exit code: a BenchError's own, 130 for an interrupt, 2
+    for wrong options, 1 for what the operating system or a database refuses. A reader that has gone away (as of
+    `| head`) is no error to tell: exit code 141, as of other programs. Anything else is a fault of this program and
+    keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names and prompts may hold what the locale cannot show
     try:
-        main()
-    except BenchError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = main() or 0
+        _flush()
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _tell(error, code)
+    except KeyboardInterrupt as stop:
+        _say(one_line(stop) if str(stop) else "interrupted")
+        code = 130
+    sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    if isinstance(error, BenchError):
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return 141
+    if isinstance(error, OSError) or type(error).__module__ == "sqlite3":
+        return 1
+    return 2 if hasattr(error, "format_message") else None  # the command line's own; their class is private to typer
+
+
+def _tell(error: Exception, code: int) -> None:
+    if isinstance(error, BrokenPipeError):
+        _drop_output()
+    elif hasattr(error, "format_message"):
+        message = " ".join(error.format_message().split())
+        if message:  # empty where the help was asked for by saying nothing
+            _say(f"error: {legible(message)}")
+    else:
+        _say(f"error: {explained(error)}")
+
+
+def _say(text: str) -> None:
+    """A line to stderr; where even that cannot be, the exit code must do."""
+    try:
+        print(text, file=sys.stderr)
+        _flush()
+    except OSError:
+        _drop_output()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream:
+            stream.flush()
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere: Python would complain of it while it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)

@@ -1,22 +1,22 @@
 """Held-out evaluation: one picture per prompt entry, the same initial noise for every model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from bench.backbones.flow import FlowBackbone
+from bench.errors import BenchError
 from bench.hashing import seed_of
-from bench.layout import places, write
+from bench.layout import begin, places, write
 from bench.remote import plain
 from bench.sampler.rollout import Sampler, rollout
-from bench.sampler.schedule import make_schedule
-from bench.sampler.transitions import KERNELS
-from bench.scoring import score_each
-from bench.stats import Estimate, estimate
-from bench.task import Prompt, Task
+from bench.scoring import Collected, parts_of, score_each, stacked
+from bench.stats import Design, Estimate, codes, estimate
+from bench.task import Prompt, Scores, Task
 from bench.workers import ALONE, Workers
 
 Rows = dict[str, np.ndarray]
@@ -31,11 +31,15 @@ class Evaluation:
     strata: np.ndarray
     rows: Rows
     """metric (and 'reward') -> float64 [N]."""
+    prompts: np.ndarray | None = None
+    """Number of each picture's prompt, [N]: pictures of one prompt are one cluster. None: not known."""
 
     def estimate(self, metric: str | None = None) -> Estimate:
-        """Mean over strata with its interval; the headline unless a metric is named. Failed pictures do not count."""
-        kept = ~np.isnan(self.rows[self.headline])
-        return estimate(self.rows[metric or self.headline][kept], self.strata[kept])
+        """Mean over strata with its interval; the headline unless a metric is named. Failed pictures, and those without
+        a value of the metric, do not count."""
+        values = self.rows[metric or self.headline]
+        kept = ~np.isnan(self.rows[self.headline]) & ~np.isnan(values)
+        return estimate(values[kept], Design(self.strata, self.prompts).kept(kept))
 
     @property
     def failed(self) -> int:
@@ -45,17 +49,14 @@ class Evaluation:
     def record(self) -> dict:
         """A JSON form that `from_record` reads back exactly."""
         rows = {name: plain(values) for name, values in self.rows.items()}
-        return {"task": self.task, "headline": self.headline, "strata": self.strata.tolist(), "rows": rows}
+        known = {} if self.prompts is None else {"prompts": self.prompts.tolist()}
+        return {"task": self.task, "headline": self.headline, "strata": self.strata.tolist(), "rows": rows} | known
 
     @staticmethod
     def from_record(record: dict) -> "Evaluation":
         rows = {name: np.array(values, np.float64) for name, values in record["rows"].items()}
-        return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows)
-
-
-def euler(steps: int, shift: float) -> Sampler:
-    """The sampler of every evaluation: deterministic Euler on the backbone's schedule."""
-    return Sampler(make_schedule(steps, shift), KERNELS["ode"])
+        prompts = np.array(record["prompts"]) if "prompts" in record else None
+        return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows, prompts)
 
 
 def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: range) -> torch.Tensor:
@@ -65,7 +66,7 @@ def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: range) ->
 
 
 @torch.no_grad()
-def pictures(
+def sampled(
     backbone: FlowBackbone,
     prompts: list[Prompt],
     noise: torch.Tensor,
@@ -73,10 +74,15 @@ def pictures(
     sampler: Sampler,
     guidance: float,
 ) -> torch.Tensor:
-    """Sample and decode [B, 3, H, W] from given noise with a deterministic kernel."""
+    """Latents [B, C, h, w] that a deterministic kernel makes of given noise."""
     conditioning = backbone.encode([p.text for p in prompts])
     field = lambda x, sigma: backbone.velocity(x, sigma, conditioning, adapter, guidance)  # noqa: E731
-    return backbone.decode(rollout(field, noise, sampler, torch.Generator()).final)
+    return rollout(field, noise, sampler, torch.Generator()).final
+
+
+def pictures(backbone: FlowBackbone, *drawn) -> torch.Tensor:
+    """`sampled` and decoded, [B, 3, H, W]."""
+    return backbone.decode(sampled(backbone, *drawn))
 
 
 def evaluate(
@@ -90,27 +96,47 @@ def evaluate(
     audit: bool = False,
     folder: Path | None = None,
     workers: Workers = ALONE,
+    listener: Callable[[int, int], None] = lambda done, of: None,
 ) -> Evaluation:
     """Score one model on a split of one task; `audit` adds the task's independent scorer.
 
-    Pictures are also written to `folder`, if given, in GenEval's layout. Several processes score their shares, and all
-    return the whole.
+    Pictures are also written to `folder`, if given, in GenEval's layout, in the place of those of another time. Several
+    processes score their shares, and all return the whole. `listener` is told how many of this process's are done.
+    Raises BenchError if no picture can be scored or the scorer lacks the task's headline.
     """
     prompts = task.prompts(split)
     at = places(prompts) if folder else []
-    rewards, metrics = [], []
+    if folder:
+        if workers.main:
+            begin(folder, task.name, task.world)
+        workers.agreed(None)  # nobody writes before the folder is ready
+    found = Collected()
     mine = workers.share(len(prompts))
     for start in range(mine.start, mine.stop, batch):
         stop = min(start + batch, mine.stop)
-        chunk = prompts[start:stop]
         noise = initial_noise(backbone, task.name, split, range(start, stop))
-        images = pictures(backbone, chunk, noise, adapter, sampler, guidance)
-        if folder:
-            write(folder, chunk, images, at[start:stop])
-        with backbone.meter.purpose("held-out scoring"):
-            scores = score_each(task, images, chunk)
-            rewards.append(scores.rewards)
-            metrics.append(scores.metrics | (task.audit(images, chunk) if audit else {}))
-    rewards, metrics = (list(chain(*parts)) for parts in zip(*workers.gather((rewards, metrics))))
-    rows = {"reward": np.concatenate(rewards)} | {m: np.concatenate([x[m] for x in metrics]) for m in metrics[0]}
-    return Evaluation(task.name, task.headline, np.array([p.stratum for p in prompts]), rows)
+        latents = sampled(backbone, prompts[start:stop], noise, adapter, sampler, guidance)
+        for rows in parts_of(latents):
+            images = backbone.decode(latents[rows])
+            here = slice(start + rows.start, start + rows.start + len(images))
+            if folder:
+                write(folder, prompts[here], images, at[here])
+            with backbone.meter.purpose("held-out scoring"):
+                found.add(len(images), partial(_scores, task, images, prompts[here], audit))
+            listener(here.stop - mine.start, len(mine))
+    return _evaluation(task, prompts, workers.gather(found.whole()))
+
+
+def _scores(task: Task, images: torch.Tensor, prompts: list[Prompt], audit: bool) -> Scores:
+    scores = score_each(task, images, prompts)
+    return Scores(scores.rewards, scores.metrics | (task.audit(images, prompts) if audit else {}))
+
+
+def _evaluation(task: Task, prompts: list[Prompt], shares: list[Scores | None]) -> Evaluation:
+    """Of all processes' scores; None is the share of one that had no prompt."""
+    whole = stacked([share for share in shares if share])
+    rows = {"reward": whole.rewards} | whole.metrics
+    if task.headline not in rows:
+        raise BenchError(f"the scorer of {task.name!r} gives {', '.join(rows)}, not its headline {task.headline!r}")
+    strata, texts = np.array([p.stratum for p in prompts]), codes([p.text for p in prompts])
+    return Evaluation(task.name, task.headline, strata, rows, texts)

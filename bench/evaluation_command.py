@@ -1,27 +1,35 @@
 """`bench eval`: score any adapter, at one or several guidance scales."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench.devices import best_device
-from bench.errors import BenchError, UsageError, unknown
-from bench.evaluate import Evaluation, euler, evaluate
-from bench.files import write_atomic
+from bench.errors import BenchError, UsageError, one_line, unknown
+from bench.evaluate import Evaluation, evaluate
+from bench.files import write_output
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
 from bench.memory import memory_of
+from bench.places import check_empty, check_output
+from bench.printing import progress_bar, terminal
 from bench.registry import task_names
 from bench.runner import load_backbone
+from bench.sampler.rollout import euler
 from bench.spec import EvaluationSpec, describe
 from bench.task import SPLITS
 from bench.view import view_settings
 
 KEPT = Path("results/runs/cache")
 """Where runs in this folder keep encoded prompts."""
+Results = list[tuple[float, Evaluation]]
+"""Guidance scale and what it gave, as far as the evaluation has come."""
 
 
 def score_adapter(
@@ -35,54 +43,102 @@ def score_adapter(
     output: Path | None,
     pictures: Path | None,
 ) -> None:
-    """Print every metric with its interval. Raises UsageError for what does not exist.
+    """Print every metric with its interval. Raises UsageError for what does not exist or cannot be written.
 
-    Pictures go to `pictures`/<task>, at several guidance scales to `pictures`/<task>-<scale>.
+    Pictures go to `pictures`/<task>, at several guidance scales to `pictures`/<task>-<scale>, which must be new or
+    empty. Scores are written to `output` as they come, and printed however far the evaluation gets.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     names = tuple(task_names(tasks))
+    scales = _scales(guidance)
+    descriptor = describe(backbone_name)
+    view = view_settings(overrides, names, ("scorers", "compute", "sampler"), descriptor.world)
+    sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
+    check_output(output)
+    device = best_device()
+    loaded = load_tasks(names, descriptor.world, view.scorers, device)
+    work = [(task, scale) for task in loaded.values() for scale in scales]
+    sizes = {name: len(task.prompts(split)) for name, task in loaded.items()}
+    for task in loaded.values():
+        _ = task.scorer_name  # a scorer that is not there is missed now
+    backbone = load_backbone(backbone_name, device, view.compute, KEPT)
+    if adapter != "base":
+        backbone.adapters.load("scored", adapter_folder(adapter))
+    label = lambda name, scale: name if len(scales) == 1 else f"{name}-{scale:g}"  # noqa: E731
+    folders = {(t.name, s): pictures / label(t.name, s) if pictures else None for t, s in work}
+    for folder in filter(None, folders.values()):
+        check_empty(folder)
+    batch = view.compute.batch or EvaluationSpec().batch
+    results: Results = []
+    title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
+    with _printed(title, results), _progress() as bars, memory_of(view.compute, batch, device, backbone_name):
+        lines = [bars.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
+        for line, (task, scale) in zip(lines, work):
+            bars.start_task(line)
+            result = evaluate(
+                backbone, task, None if adapter == "base" else "scored", sampler, scale, split, batch, audit=True,
+                folder=folders[task.name, scale], listener=partial(_advance, bars, line),
+            )  # fmt: skip
+            results.append((scale, result))
+            if output:
+                _keep(output, [{"guidance": g, "split": split, "steps": steps} | r.record() for g, r in results])
+    if failed := sum(result.failed for _, result in results):
+        raise BenchError(f"{failed} pictures could not be scored; they count in no mean")
+
+
+def _scales(guidance: str) -> list[float]:
     try:
         scales = [float(part) for part in guidance.split(",")]
     except ValueError as error:
         raise UsageError(f"--guidance takes numbers, got {guidance!r}") from error
     if any(not 0 <= scale < float("inf") for scale in scales):
         raise UsageError(f"--guidance must be finite and at least 0, got {guidance}")
-    view = view_settings(overrides, names, ("scorers", "compute"))
-    descriptor = describe(backbone_name)
-    sampler = euler(steps, descriptor.shift)
-    device = best_device()
-    backbone = load_backbone(backbone_name, device, view.compute, KEPT)
-    if adapter != "base":
-        backbone.adapters.load("scored", adapter_folder(adapter))
-    table = Table(title=f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps")
+    return scales
+
+
+def _keep(output: Path, records: list[dict]) -> None:
+    try:
+        write_output(output, (json.dumps(records) + "\n").encode())
+    except OSError as error:
+        raise BenchError(f"the scores could not be stored in {output}: {error.strerror or one_line(error)}") from error
+
+
+def _progress() -> Progress:
+    """Bars on stderr, a line for each task and scale."""
+    return progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+
+
+def _advance(bars: Progress, line: int, done: int, _of: int) -> None:
+    bars.update(line, completed=done)
+
+
+@contextmanager
+def _printed(title: str, results: Results) -> Iterator[None]:
+    """Print what there is of `results` at the end, also where an error ends the evaluation."""
+    try:
+        yield
+    finally:
+        if results:
+            _print(title, results)
+
+
+def _print(title: str, results: Results) -> None:
+    table = Table(title=title)
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
-    results: list[tuple[float, Evaluation]] = []
-    batch = view.compute.batch or EvaluationSpec().batch
-    for name, task in load_tasks(names, descriptor.world, view.scorers, device).items():
-        for scale in scales:
-            folder = pictures / (name if len(scales) == 1 else f"{name}-{scale:g}") if pictures else None
-            scored = None if adapter == "base" else "scored"
-            with memory_of(view.compute, batch, device, backbone_name):
-                result = evaluate(backbone, task, scored, sampler, scale, split, batch, audit=True, folder=folder)
-            results.append((scale, result))
-            kept = ~np.isnan(result.rows[result.headline])
-            for metric, values in result.rows.items():
-                strata = dict.fromkeys(result.strata.tolist() if len(set(result.strata.tolist())) > 1 else [])
-                means = {s: values[kept & (result.strata == s)].mean() for s in strata}
-                split_up = ", ".join(f"{stratum} {mean:.2f}" for stratum, mean in means.items())
-                shown = f"{metric} *" if metric == result.headline else metric
-                table.add_row(name, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
-    Console(width=max(130, Console().width)).print(table)
-    if len(scales) > 1:
-        best = {
-            task: max((r for r in results if r[1].task == task), key=lambda r: r[1].estimate().value)[0]
-            for task in names
-        }
-        print("best guidance by headline: " + ", ".join(f"{task} {scale:g}" for task, scale in best.items()))
-    if output:
-        records = [{"guidance": g, "split": split, "steps": steps} | r.record() for g, r in results]
-        write_atomic(output, (json.dumps(records) + "\n").encode())
-    if failed := sum(result.failed for _, result in results):
-        raise BenchError(f"{failed} pictures could not be scored; they count in no mean")
+    for scale, result in results:
+        kept = ~np.isnan(result.rows[result.headline])
+        strata = dict.fromkeys(result.strata.tolist() if len(set(result.strata.tolist())) > 1 else [])
+        for metric, values in result.rows.items():
+            means = {s: values[kept & (result.strata == s)].mean() for s in strata}
+            split_up = ", ".join(f"{stratum} {mean:.2f}" for stratum, mean in means.items())
+            shown = f"{metric} *" if metric == result.headline else metric
+            table.add_row(result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
+    terminal(130).print(table)
+    if len({scale for scale, _ in results}) > 1:
+        best: dict[str, tuple[float, Evaluation]] = {}
+        for scale, result in results:
+            if result.task not in best or result.estimate().value > best[result.task][1].estimate().value:
+                best[result.task] = (scale, result)
+        print("best guidance by headline: " + ", ".join(f"{task} {scale:g}" for task, (scale, _) in best.items()))

@@ -7,6 +7,9 @@ U+2028, U+0085 or a vertical tab, which prompts may hold.
 import json
 import os
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,18 @@ from bench.errors import DamagedError, UsageError, one_line
 TEMPORARY = ".tmp"
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file without its byte order mark. Raises DamagedError if it is not UTF-8, OSError if unreadable."""
+def read_text(path: Path, length: int = -1) -> str:
+    """A UTF-8 text file, or its first bytes, without its byte order mark.
+
+    Raises DamagedError if it is a folder or not UTF-8, OSError if it cannot be read.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(length)
+    except IsADirectoryError as error:
+        raise DamagedError(f"{path} is a folder, not a file") from error
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DamagedError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
@@ -39,13 +50,13 @@ def read_record(path: Path) -> dict[str, Any]:
     return _an_object(read_json(path), str(path))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file, one a line; empty lines are passed over.
+def read_rows(path: Path, length: int = -1) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file, or of its first bytes, one a line; empty lines are passed over.
 
     What follows the last line feed is a line that is still being written, or was cut off, unless it is whole. Raises
     DamagedError naming the line that is no object, OSError if the file cannot be read.
     """
-    text = read_text(path)
+    text = read_text(path, length)
     lines = text.split("\n")
     rows = []
     for number, line in enumerate(lines, 1):
@@ -80,34 +91,94 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file in one step: a kill leaves the old or the new content, never a mixture.
-
-    Raises OSError, and leaves nothing behind, if it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")  # two processes may write the same
+@contextmanager
+def described(path: Path) -> Iterator[None]:
+    """Read what a file should hold: whatever is not there, or of another kind, raises DamagedError naming the file."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise DamagedError(f"{path} does not hold what it should: {what}") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that comes from writing a file names it; the system's own names none, or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left half-written in a folder; the caller must be the only one who writes there."""
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file in one step: a kill leaves the old or the new content, never a mixture.
+
+    Raises OSError naming the file, and leaves nothing behind, if it cannot be written. A link stays one: what it leads
+    to is replaced. A device or pipe is written to as it is.
+    """
+    with naming(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
+        target = Path(os.path.realpath(path))
+        # Two processes may write the same.
+        temporary = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}{TEMPORARY}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that a user named, with the folders to it. Raises OSError naming it."""
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+
+
+def remove_leftovers(folder: Path, older_than_s: float = 0) -> None:
+    """Delete what killed writers left half-written in a folder; without an age the caller must be the only writer."""
     for path in folder.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
+        try:
+            if path.is_file() and time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink(missing_ok=True)
+        except OSError:  # another's, in a shared folder: it takes room and does no harm
+            continue
 
 
 def results_root(folder: Path) -> Path:
-    """The folder that runs go to. Raises UsageError if a run folder would lie outside a results folder."""
-    resolved = folder.resolve()
-    if "results" not in (resolved.name, *(p.name for p in resolved.parents)):
-        raise UsageError(f"runs must stay inside a folder named 'results', not {folder}")
-    if resolved.exists() and not resolved.is_dir():
+    """The folder that runs go to, absolute. Raises UsageError if a run folder would lie outside a results folder.
+
+    The path as it is named counts, so that `results` may be a link to another disk, and so does where it leads; but a
+    path with `..` may leave what it has named, so that only where it leads counts.
+    """
+    named = Path(_here()) / folder
+    try:
+        resolved = folder.resolve()
+        exists, is_folder = resolved.exists(), resolved.is_dir()
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise UsageError(f"{folder} cannot be followed: {one_line(error)}") from error
+    if exists and not is_folder:
         raise UsageError(f"{folder} is not a folder")
+    if ".." not in named.parts and "results" in named.parts:
+        return named
+    if "results" not in resolved.parts:
+        raise UsageError(f"runs must stay inside a folder named 'results', not {folder}")
     return resolved
+
+
+def _here() -> str:
+    """The current folder by the name under which the shell knows it: links on the way keep theirs."""
+    named = os.environ.get("PWD", "")
+    try:
+        if os.path.isabs(named) and os.path.samefile(named, "."):
+            return named
+    except OSError:
+        pass
+    return os.getcwd()

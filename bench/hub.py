@@ -1,5 +1,6 @@
 """The Hugging Face hub: adapters by address (hub:OWNER/REPO[/FOLDER]), and its refusals in plain words."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,11 +8,15 @@ from pathlib import Path
 from bench.errors import MissingError, UsageError, one_line
 
 PREFIX = "hub:"
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+SAFETENSORS = ".safetensors"
+CONFIG_FILE, WEIGHTS_FILE = FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What peft writes of an adapter."""
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers writes of one; it needs no other file."""
 
 
 def adapter_folder(source: str) -> Path:
-    """The local folder of an adapter; fetches one from the hub into its cache.
+    """The local folder, or single file, of an adapter; fetches one from the hub into its cache.
 
     Raises UsageError for a malformed hub address, MissingError, with the cure, where the hub or the adapter cannot be
     reached. A local folder is not checked here.
@@ -19,18 +24,35 @@ def adapter_folder(source: str) -> Path:
     if not source.startswith(PREFIX):
         return Path(source)
     owner, _, rest = source.removeprefix(PREFIX).partition("/")
-    repository, _, folder = rest.partition("/")
+    repository, _, place = rest.rstrip("/").partition("/")
     if not owner or not repository:
         raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO or {PREFIX}OWNER/REPO/FOLDER")
+    if place.endswith(SAFETENSORS):
+        found = _fetched(f"{owner}/{repository}", [place]) / place
+        if not found.is_file():
+            raise MissingError(f"{source!r} is not there")
+        return found
+    # diffusers' file only where there is no other: a repository that holds both holds every tensor twice
+    for names in (FILES, (DIFFUSERS_FILE,)):
+        found = _fetched(f"{owner}/{repository}", [f"{place}/{name}" if place else name for name in names]) / place
+        if all((found / name).is_file() for name in names):
+            return found
+    raise MissingError(f"{source!r} holds no peft adapter ({' and '.join(FILES)}) and no {DIFFUSERS_FILE}")
+
+
+def _fetched(repository: str, names: list[str]) -> Path:
+    """The local snapshot of a repository, with those of the named files that it has."""
     from huggingface_hub import snapshot_download
 
-    wanted = [f"{folder}/{name}" if folder else name for name in FILES]
-    with asking(f"{owner}/{repository}"):
-        home = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=wanted))
-    found = home / folder if folder else home
-    if not all((found / name).is_file() for name in FILES):
-        raise MissingError(f"{source!r} holds no peft adapter ({' and '.join(FILES)})")
-    return found
+    with asking(repository):
+        return Path(snapshot_download(repository, allow_patterns=names))
+
+
+def model_name(source: str) -> str:
+    """A backbone's source as other tools find it: the hub id, the absolute path of what lies here, or else its name."""
+    if source.startswith(PREFIX):
+        return source.removeprefix(PREFIX)
+    return os.path.abspath(source) if os.path.exists(source) else source
 
 
 def require(repository: str, file: str) -> None:

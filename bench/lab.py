@@ -11,6 +11,7 @@ from bench.errors import BenchError, UsageError
 from bench.hashing import seed_of
 from bench.sampler.draws import Draws, Rows
 from bench.sampler.rollout import Sampler, Velocity
+from bench.scoring import parts_of, stacked
 from bench.task import Prompt, Scores, Task
 from bench.workers import ALONE, Workers
 
@@ -98,9 +99,11 @@ class Lab:
         return self.velocity(conditioning, self.teachers[task], self.teacher_guidance[task])
 
     def score(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:
-        """Decode and score. Raises BenchError if a reward is not finite: a failed scorer must not train anything."""
+        """Decode and score, part by part. Raises BenchError if a reward is not finite: a failed scorer must not train
+        anything."""
         with self.backbone.meter.purpose("scoring"):
-            scores = self.tasks[task].score(self.backbone.decode(latents), prompts)
+            scorer, decode = self.tasks[task], self.backbone.decode
+            scores = stacked([scorer.score(decode(latents[rows]), prompts[rows]) for rows in parts_of(latents)])
         if not np.isfinite(scores.rewards).all():
             raise BenchError(f"update {self.step}: task {task!r} gave a reward that is not finite")
         return scores

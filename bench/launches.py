@@ -4,23 +4,35 @@
     launch.json    executor, host, and every job: label, command, run folder, id
     cancelled/     a file a job that a user stopped
     ended/         a file a job: how the executor said that it ended
+    told/          a JSON file a job: what it says itself of how it ended
     jobs/          submitit's scripts, pickles and logs
+
+A launch may have been written by somebody else: what it says is checked before it becomes a path or goes to a process,
+and its pickles are for submitit's job alone.
 """
 
-import fcntl
-import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
 
-from bench.files import write_atomic
+from bench.errors import DamagedError
+from bench.files import described, json_bytes, naming, read_record, read_text, write_atomic
 from bench.hashing import text_hash
+from bench.places import locked
 from bench.processes import identity
+
+RUN = re.compile(r"\w[\w.+ -]*")
+"""A run folder's name: no path."""
+IDS = {"local": re.compile(r"[1-9][0-9]{0,9}"), "slurm": re.compile(r"[1-9][0-9]{0,11}(_[0-9]{1,9})?")}
+"""An executor -> what its job ids look like: a process; a job, or a task of an array."""
+FIRST_PROCESS = "1"
+STATE = re.compile(r"[A-Z_]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,8 @@ class Launch:
         """Remember that a user stopped a job, or does not want it submitted."""
         path = self._cancelled(job)
         path.parent.mkdir(exist_ok=True)
-        path.touch()
+        with naming(path):
+            path.touch()
 
     def cancelled(self, job: Job) -> float:
         """When a user stopped this job; 0 if nobody did."""
@@ -80,19 +93,34 @@ class Launch:
         return path.stat().st_mtime if path.exists() else 0.0
 
     def _cancelled(self, job: Job) -> Path:
-        return self.folder / "cancelled" / text_hash(job.label)
+        return cancelled_file(self.folder, job.label)
+
+    def told(self, job: Job) -> dict:
+        """What the job said of its end: its "outcome" (done, failed, stopped) and "error"; empty if it said nothing.
+
+        Raises DamagedError for anything else.
+        """
+        path = told_file(self.folder, job.label)
+        if not path.exists():
+            return {}
+        said = read_record(path)
+        if not all(isinstance(said.get(key), str) for key in ("outcome", "error")):
+            raise DamagedError(f"{path} does not say how the job ended")
+        return said
 
     def remember(self, job: Job, state: str) -> None:
-        """Note how the executor says that a job ended: it forgets."""
+        """Note how the executor says that a job ended: it forgets. Who may only look at a launch notes nothing."""
         path = self.folder / "ended" / text_hash(job.label)
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, state.encode())
+            with suppress(OSError):
+                path.parent.mkdir(exist_ok=True)
+                write_atomic(path, state.encode())
 
     def remembered(self, job: Job) -> str:
         """How a job ended, as far as anybody saw; empty if nobody did."""
         path = self.folder / "ended" / text_hash(job.label)
-        return path.read_text() if path.exists() else ""
+        said = read_text(path) if path.exists() else ""
+        return said if STATE.fullmatch(said) else ""
 
     def beat(self) -> None:
         """Show other machines that the command that submits is alive."""
@@ -106,7 +134,17 @@ class Launch:
     def save(self) -> None:
         told = {"executor": self.executor, "host": self.host, "owner": self.owner}
         record = told | {"jobs": [asdict(job) for job in self.jobs]}
-        write_atomic(self.folder / "launch.json", (json.dumps(record, indent=1) + "\n").encode())
+        write_atomic(self.folder / "launch.json", json_bytes(record))
+
+
+def cancelled_file(launch: Path, label: str) -> Path:
+    """Is there once a user has stopped the job."""
+    return launch / "cancelled" / text_hash(label)
+
+
+def told_file(launch: Path, label: str) -> Path:
+    """What a job says itself of how it ended."""
+    return launch / "told" / f"{text_hash(label)}.json"
 
 
 def new_launch(root: Path, executor: str, jobs: list[Job]) -> Launch:
@@ -120,19 +158,49 @@ def new_launch(root: Path, executor: str, jobs: list[Job]) -> Launch:
 
 
 def launches(root: Path) -> list[Launch]:
-    """Every launch of a results folder, oldest first."""
-    found = []
+    """Every launch of a results folder that can be read, oldest first."""
+    return read_launches(root)[0]
+
+
+def read_launches(root: Path) -> tuple[list[Launch], dict[str, str]]:
+    """The launches of a results folder, oldest first; and name -> what is wrong of those that are damaged."""
+    found, damaged = [], {}
     for path in sorted((root / "launches").glob("*/launch.json")):
-        record = json.loads(path.read_text())
-        jobs = [Job(**job | {key: tuple(job[key]) for key in ("arguments", "needs")}) for job in record["jobs"]]
-        found.append(Launch(path.parent, record["executor"], record["host"], record["owner"], jobs))
-    return found
+        try:
+            found.append(_launch(path))
+        except (DamagedError, OSError) as error:
+            damaged[path.parent.name] = str(error)
+    return found, damaged
+
+
+def _launch(path: Path) -> Launch:
+    record = read_record(path)
+    with described(path):
+        executor, host, owner = (_text(record[key]) for key in ("executor", "host", "owner"))
+        if executor not in IDS:
+            raise ValueError(f"there is no executor {executor!r}")
+        return Launch(path.parent, executor, host, owner, [_job(job, executor) for job in record["jobs"]])
+
+
+def _job(record: dict, executor: str) -> Job:
+    """Raises KeyError, TypeError or ValueError for what is no job of the executor's."""
+    label, run, number = (_text(record[key]) for key in ("label", "run", "id"))
+    arguments, needs = (tuple(_text(part) for part in record[key]) for key in ("arguments", "needs"))
+    if run and not RUN.fullmatch(run):
+        raise ValueError(f"{run!r} is no name of a run's folder")
+    if number and (not IDS[executor].fullmatch(number) or (number == FIRST_PROCESS and executor == "local")):
+        raise ValueError(f"{number!r} is no id of a job")
+    return Job(label, arguments, run, needs, number)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 @contextmanager
 def only_one(root: Path) -> Iterator[None]:
     """Hold while looking for active jobs and submitting: two commands at once must not submit the same run twice."""
-    (root / "launches").mkdir(parents=True, exist_ok=True)
-    with (root / "launches" / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(root / "launches" / "lock"):
         yield

@@ -1,22 +1,29 @@
 """Folders of pictures in GenEval's official layout, which its evaluator reads and any tool can write.
 
 DIR/00000/metadata.jsonl holds one JSON object with the prompt (and what the scorer needs to know of it),
-DIR/00000/samples/0000.png and so on its pictures.
+DIR/00000/samples/0000.png and so on its pictures. DIR/origin.json says of what was made here for which task and world.
 """
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from bench.errors import UsageError, one_line
+from bench.errors import DamagedError, UsageError, one_line
+from bench.files import json_bytes, read_record
 from bench.pictures import from_file, to_bytes
 from bench.task import Prompt
 
 PICTURES = "pictures"
 """Where runs keep them: RUN/pictures/TASK."""
+RECORD, SAMPLES, ORIGIN = "metadata.jsonl", "samples", "origin.json"
+RESULTS, CACHE = "results.jsonl", "scores.sqlite"
+"""What `bench score` writes beside the pictures; results of most tasks are in results-<task>.jsonl."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif")
+"""Names that end so are pictures, whether or not they are called as the layout wants."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +35,69 @@ class Sample:
 
 
 def read(folder: Path) -> list[Sample]:
-    """Every picture under `folder`, by prompt number and picture number. Raises UsageError for another layout."""
+    """Every picture under `folder`, by prompt number and picture number. Raises UsageError for another layout.
+
+    Like GenEval's evaluator it takes numbered folders and pictures called NUMBER.png; `left_out` has the others.
+    """
     samples = []
-    for home in sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)):
-        try:
-            record = json.loads((home / "metadata.jsonl").read_text())
-            prompt = Prompt(record["prompt"], record.get("tag", ""), record)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{home}/metadata.jsonl is no prompt record: {one_line(error)}") from error
-        pictures = [p for p in (home / "samples").glob("*.png") if re.fullmatch(r"\d+", p.stem)]
-        samples += [Sample(path, prompt) for path in sorted(pictures, key=lambda p: int(p.stem))]
+    for home in _homes(folder):
+        prompt = _prompt(home / RECORD)
+        samples += [Sample(path, prompt) for path in _pictures(home)]
     if not samples:
-        raise UsageError(f"no pictures in GenEval's layout under {folder}: DIR/00000/samples/0000.png")
+        others = left_out(folder)
+        found = f"; there is {others[0]}" if others else ""
+        raise UsageError(f"no pictures in GenEval's layout under {folder}: DIR/00000/samples/0000.png{found}")
     return samples
+
+
+def left_out(folder: Path) -> list[Path]:
+    """What `read` passes over although it looks like part of the layout: pictures and folders with other names, and
+    prompts without a picture."""
+    homes = _homes(folder)
+    found = []
+    for home in _entries(folder):
+        if home in homes:
+            taken = set(_pictures(home))
+            others = [path for path in _entries(home / SAMPLES) if path not in taken and _looks_like_a_picture(path)]
+            found += others or ([] if taken else [home])
+        elif _looks_like_a_picture(home) or (home / RECORD).is_file() or (home / SAMPLES).is_dir():
+            found.append(home)
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UsageError(f"cannot read {folder}: {one_line(error)}") from error
+
+
+def _homes(folder: Path) -> list[Path]:
+    numbered = [path for path in _entries(folder) if re.fullmatch("[0-9]+", path.name)]
+    return sorted(numbered, key=lambda path: int(path.name))
+
+
+def _pictures(home: Path) -> list[Path]:
+    numbered = [path for path in _entries(home / SAMPLES) if re.fullmatch(r"[0-9]+\.png", path.name)]
+    return sorted(numbered, key=lambda path: int(path.stem))
+
+
+def _looks_like_a_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _prompt(path: Path) -> Prompt:
+    """Raises UsageError for a file that is no prompt record."""
+    try:
+        record = read_record(path)
+    except (OSError, DamagedError) as error:
+        raise UsageError(f"{path} is no prompt record: {one_line(error)}") from error
+    text, tag = record.get("prompt"), record.get("tag", "")
+    if not isinstance(text, str) or not isinstance(tag, str):
+        raise UsageError(f"{path} is no prompt record: 'prompt' and 'tag' are to be text")
+    return Prompt(text, tag, record)
 
 
 def places(prompts: list[Prompt]) -> list[tuple[int, int]]:
@@ -54,21 +111,40 @@ def places(prompts: list[Prompt]) -> list[tuple[int, int]]:
     return found
 
 
+def begin(folder: Path, task: str, world: str) -> None:
+    """Make `folder` ready for pictures of a task: those of an earlier evaluation go, with what was said of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for home in _homes(folder):
+        shutil.rmtree(home)
+    for path in (*folder.glob("results*.jsonl"), folder / CACHE):
+        path.unlink(missing_ok=True)
+    (folder / ORIGIN).write_bytes(json_bytes({"task": task, "world": world}))
+
+
+def world_of(folder: Path) -> str | None:
+    """The kind of pictures in a folder that was written here; None where nothing says it."""
+    try:
+        world = read_record(folder / ORIGIN).get("world")
+    except (OSError, DamagedError):
+        return None
+    return world if isinstance(world, str) else None
+
+
 def write(folder: Path, prompts: list[Prompt], images_BCHW: Tensor, at: list[tuple[int, int]]) -> None:
     """Add pictures [B, 3, H, W] in [0, 1] to `folder`, each at its place (see `places`)."""
     from PIL import Image
 
     for prompt, image, (number, k) in zip(prompts, images_BCHW, at, strict=True):
         home = folder / f"{number:05d}"
-        (home / "samples").mkdir(parents=True, exist_ok=True)
-        record = prompt.metadata if "prompt" in prompt.metadata else {"tag": prompt.stratum, "prompt": prompt.text}
-        (home / "metadata.jsonl").write_text(json.dumps(record) + "\n")
-        Image.fromarray(to_bytes(image)).save(home / "samples" / f"{k:04d}.png")
+        (home / SAMPLES).mkdir(parents=True, exist_ok=True)
+        known = prompt.metadata if "prompt" in prompt.metadata else {"tag": prompt.stratum, "prompt": prompt.text}
+        (home / RECORD).write_text(json.dumps(known | prompt.metadata) + "\n", encoding="utf-8")
+        Image.fromarray(to_bytes(image)).save(home / SAMPLES / f"{k:04d}.png")
 
 
 def load(path: Path) -> Tensor:
-    """A picture file as [3, H, W] in [0, 1], RGB, upright (EXIF applied). Raises UsageError if it is none."""
+    """A picture file as [3, H, W] in [0, 1], RGB, upright (see `from_file`). Raises UsageError if it is none."""
     try:
         return from_file(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no picture: {one_line(error)}") from error
+        raise UsageError(f"{path} is no picture that can be scored: {one_line(error)}") from error

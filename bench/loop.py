@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.backbones.adapters import TARGETS, Shape, read_adapter
+from bench.backbones.adapters import TARGETS, Shape
 from bench.ema import averages_at, decay_at
-from bench.errors import BenchError, UsageError
-from bench.evaluate import Evaluation, euler, evaluate
+from bench.errors import BenchError, Interrupted, UsageError
+from bench.evaluate import Evaluation, evaluate
 from bench.hashing import seed_of
-from bench.hub import adapter_folder
 from bench.lab import EMA, STUDENT, Lab
 from bench.layout import PICTURES
 from bench.memory import memory
@@ -23,6 +22,7 @@ from bench.probes.interference import interference
 from bench.records import score
 from bench.sharing import Watch
 from bench.spec import LoraSpec
+from bench.start import layer_of, read_start, targets_of
 from bench.store import Run
 
 
@@ -47,8 +47,10 @@ class Loop:
         self.evaluated: list[float] = []
         self.saved = (0, 0)
         """Step and evaluations of the last checkpoint."""
+        self.stop_requested: Callable[[], bool] = lambda: False
+        """Asked once an update, and before each task's evaluation."""
         backbone, spec = lab.backbone, run.spec
-        self.evaluation_sampler = euler(spec.evaluation.steps, shift)
+        self.evaluation_sampler = spec.evaluation.build(shift)
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)
@@ -91,6 +93,7 @@ class Loop:
                 scores = self._evaluate(reached)
                 self._save()
                 listen(Progress(self.step, share, scores))
+            self._stop_if_asked()
             if share >= 1:
                 return
             with memory("training", self.spec):
@@ -98,11 +101,18 @@ class Loop:
             self.run.append("metrics.jsonl", row)
             listen(Progress(self.step, self.share))
 
+    def _stop_if_asked(self) -> None:
+        """Raises Interrupted, with everything saved, once somebody has asked one of the processes to stop."""
+        if any(self.workers.gather(self.stop_requested())):
+            if self.step:
+                self._save()
+            raise Interrupted(f"stopped after update {self.step}: the same command goes on from there")
+
     @torch.no_grad()
     def _prepare(self) -> None:
         """Let the method set the student up; a method that does not train is evaluated here."""
         if self.spec.lora.start:
-            self.lab.backbone.adapters.load_state(STUDENT, read_start(self.spec.lora), self.spec.lora.start)
+            self._start(self.spec.lora)
         self.method.prepare(self.lab)
         if self.lab.notes:
             self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | self.lab.backbone.meter.whole(self.workers))
@@ -111,6 +121,12 @@ class Loop:
             torch._foreach_copy_(adapters.parameters(name), self.parameters)
         if not self.method.trains:
             self._evaluate([1.0])
+
+    def _start(self, lora: LoraSpec) -> None:
+        state, adapters = read_start(lora), self.lab.backbone.adapters
+        if left := sorted(adapters.state(STUDENT).keys() - state.keys()):
+            raise UsageError(f"the adapter {lora.start} leaves {layer_of(left[0])} as it is: {targets_of(state)}")
+        adapters.load_state(STUDENT, state, lora.start)
 
     def _update(self, share: float) -> dict:
         """Collect from every task of the plan, then take the method's optimiser steps; returns the metrics row."""
@@ -203,6 +219,7 @@ class Loop:
         scores = {}
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
+                self._stop_if_asked()
                 keep = self.spec.evaluation.pictures and points[-1] == 1
                 result = self.evaluate(EMA, task, folder=self.run.folder / PICTURES / task if keep else None)
                 record = result.record()
@@ -275,14 +292,3 @@ class Loop:
             self.scaler.load_state_dict(state["scaler"])
         if self.workers.main:  # what all have spent until now
             self.lab.backbone.meter.load(state["meter"])
-
-
-def read_start(lora: LoraSpec) -> dict[str, Tensor]:
-    """Tensors of the adapter `lora.start`. Raises UsageError for one of another rank or alpha."""
-    shape, state = read_adapter(adapter_folder(lora.start))
-    if (shape.rank, shape.alpha) != (lora.rank, lora.alpha):
-        raise UsageError(
-            f"the adapter {lora.start} has rank {shape.rank} and alpha {shape.alpha:g}: set lora.rank={shape.rank} and "
-            f"lora.alpha={shape.alpha:g}"
-        )
-    return state

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from bench.comparison import overrides_of, recipes, variants
 from bench.errors import UsageError
-from bench.files import results_root, write_atomic
+from bench.files import json_bytes, results_root, write_output
 from bench.hub import adapter_folder
 from bench.lab import STUDENT
 from bench.method import Method
+from bench.places import check_output, check_writable
 from bench.probes.estimates import ProbeLab, nested
 from bench.probes.gradient import GradientNoise, Moments, gradient_noise
 from bench.probes.interference import interference
@@ -17,6 +18,7 @@ from bench.registry import find
 from bench.runner import equip, load_backbone
 from bench.spec import Spec, describe, resolve
 from bench.stats import Estimate
+from bench.teacher_sets import check_teachers
 from bench.teachers import locate
 
 HELD_APART = 10_000
@@ -55,7 +57,10 @@ def probe_methods(
 ) -> None:
     """Measure, print, and write JSON if asked. Raises UsageError before anything loads where a method cannot run."""
     specs = probe_specs(methods, tasks, backbone, axes, overrides)
+    check_teachers([spec for _, _, spec in specs])
     root = results_root(results)
+    check_output(output)
+    check_writable(root / "cache")
     probes: list[Probe] = []
     firsts: dict[tuple[str, ...], tuple[GradientNoise, GradientNoise]] = {}  # by point: its reference and first method
     for label, point, spec in specs:
@@ -78,7 +83,7 @@ def probe_methods(
         )
     print_probes(probes, methods[0], student)
     if output:
-        write_atomic(output, (json.dumps([as_json(p, student) for p in probes], indent=1) + "\n").encode())
+        write_output(output, json_bytes([as_json(p, student) for p in probes]))
 
 
 def probe_specs(
@@ -95,7 +100,7 @@ def probe_specs(
             raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
     own = {method: overrides_of(method, methods, overrides) for method in methods}
     found = []
-    for v in variants(axes, recipes(methods, tasks, backbone)):
+    for v in variants(axes, recipes(methods, tasks, backbone), overrides):
         first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
         shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
         spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *own[v.method], *v.overrides])
@@ -122,7 +127,7 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     method_class = find("method", spec.method)
     method = method_class(method_class.Options.model_validate(spec.params))
     for name in method.adapters:
-        backbone.adapters.add(name, backbone.adapters.shapes[STUDENT])
+        backbone.adapters.add(name, backbone.adapters.configs[STUDENT])
         backbone.adapters.load_state(name, backbone.adapters.state(STUDENT))
     teachers = locate(spec, descriptor, root, descriptor.fingerprint())
     return ProbeLab.of(equip(spec, descriptor, backbone, teachers)), method
@@ -161,8 +166,9 @@ def _numbers(noise: GradientNoise) -> dict:
 
 def print_probes(probes: list[Probe], first: str, student: str) -> None:
     """Two tables to stdout."""
-    from rich.console import Console
     from rich.table import Table
+
+    from bench.printing import terminal
 
     table = Table(title=f"gradient noise at student {student}: one update's gradient, mean over tasks")
     heads = (
@@ -175,15 +181,15 @@ def print_probes(probes: list[Probe], first: str, student: str) -> None:
         table.add_row(p.label, "all", *_cells(p.noise), f"{p.cosine:.3f}", str(p.slope))
         for sigma, noise in p.by_sigma.items():
             table.add_row("", f"{sigma:.3f}", *_cells(noise), style="dim")
-    terminal = Console(width=max(150, Console().width), highlight=False)
-    terminal.print(table)
+    out = terminal(150)
+    out.print(table)
     pulls = Table(title="cosine between tasks' mean gradients (a task with itself: two independent halves)")
     pulls.add_column("method")
     for pair in probes[0].interference:
         pulls.add_column(pair)
     for p in probes:
         pulls.add_row(p.label, *(f"{cosines['all']:+.3f}" for cosines in p.interference.values()))
-    terminal.print(pulls)
+    out.print(pulls)
 
 
 def _cells(noise: GradientNoise) -> tuple[str, ...]:

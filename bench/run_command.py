@@ -1,15 +1,18 @@
 """`bench run` and `bench teach`: specs of one method over seeds, here or as jobs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.console import Console
-from bench.errors import BenchError, PartialError, UsageError, one_line
+from bench.errors import BenchError, Interrupted, PartialError, UsageError, one_line
 from bench.placement import Placement
 from bench.run_jobs import carry_out_runs
 from bench.runner import Session, execute
-from bench.sheet import contact_sheet
+from bench.sheet import try_contact_sheet
 from bench.spec import Spec, describe
 from bench.store import Run
+from bench.teacher_sets import keep_teachers
 from bench.workers import connect
 
 Member = tuple[Spec, list[str]]
@@ -25,11 +28,28 @@ def run_seeds(members: list[Member], root: Path, placement: Placement) -> None:
     if summaries:
         spec = members[0][0].with_seed(summaries[0]["seed"])
         with Console() as console:
-            console.table(summaries, contact_sheet(spec, root, summaries[0]))
+            console.table(summaries, try_contact_sheet(spec, root, summaries[0], console.say))
     _tell(failures, members)
 
 
 def _here(specs: list[Spec], root: Path) -> None:
+    """One after another in this process. Raises Interrupted where it is interrupted."""
+    with going_on():
+        _one_by_one(specs, root)
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """An interrupt at any moment says how to go on."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: the same command goes on from the last checkpoint") from None
+
+
+def _one_by_one(specs: list[Spec], root: Path) -> None:
     summaries, failures = [], []
     workers = connect(specs[0].device)
     with Console(quiet=not workers.main) as console:
@@ -43,7 +63,7 @@ def _here(specs: list[Spec], root: Path) -> None:
                     raise
                 failures.append(f"seed {spec.seed}: {one_line(error)}")
         if summaries and workers.main:
-            sheet = contact_sheet(specs[0].with_seed(summaries[0]["seed"]), root, summaries[0])
+            sheet = try_contact_sheet(specs[0].with_seed(summaries[0]["seed"]), root, summaries[0], console.say)
             console.table(summaries, sheet)
     if failures:
         raise PartialError("; ".join(failures))
@@ -53,17 +73,25 @@ def teach_tasks(members: list[Member], root: Path, placement: Placement) -> None
     """Train teachers and print a table for each. Raises PartialError if some failed as jobs."""
     if placement.executor == "inline":
         workers = connect(members[0][0].device)
-        with Console(quiet=not workers.main) as console:
+        with going_on(), Console(quiet=not workers.main) as console:
             for spec, _ in members:
                 summary = execute(spec, Session(root, workers, console.say, console.listen))
                 if workers.main:
                     console.table([summary])
+        if workers.main:
+            _keep(members, root)
         return
     summaries, failures = _as_jobs(members, root, placement)
     with Console() as console:
         for summary in summaries:
             console.table([summary])
     _tell(failures, members)
+    _keep(members, root)
+
+
+def _keep(members: list[Member], root: Path) -> None:
+    """What was taught, as --teachers takes it."""
+    print("\n".join(keep_teachers([spec for spec, _ in members], root)))
 
 
 def _as_jobs(members: list[Member], root: Path, placement: Placement) -> tuple[list[dict], dict[str, str]]:

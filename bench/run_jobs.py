@@ -7,6 +7,7 @@ from bench.dispatch import dispatch
 from bench.errors import BenchError
 from bench.launches import Job, launches
 from bench.placement import Placement
+from bench.status import log_lines
 from bench.store import Run
 from bench.teachers import to_train
 
@@ -14,8 +15,7 @@ from bench.teachers import to_train
 def carry_out_runs(members: dict[str, tuple[Run, list[str]]], placement: Placement) -> dict[str, str]:
     """Carry out runs, each label with the `bench run` arguments that give exactly it (less --results), with progress
     on stderr. Returns label -> error of those that failed."""
-    from rich.console import Console
-    from rich.progress import Progress
+    from bench.printing import progress_bar
 
     if not members:
         return {}
@@ -27,13 +27,13 @@ def carry_out_runs(members: dict[str, tuple[Run, list[str]]], placement: Placeme
         Job(label, (*arguments, "--results", str(root)), run.folder.name, needs[run.folder.name])
         for label, (run, arguments) in waiting.items()
     ]
-    with Progress(console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         total, ready = len(members) + len(jobs) - len(waiting), len(members) - len(waiting)
         bar = progress.add_task(f"{len(members)} runs, {placement.executor}", total=total, completed=ready)
 
         def report(label: str, error: str | None) -> None:
             progress.update(bar, advance=1)
-            progress.console.print(f"{label}: {error or 'done'}", highlight=False)
+            progress.console.print(f"{label}: {error or 'done'}", soft_wrap=True)
 
         failures = dispatch(jobs, root, placement, device, report)
     return {label: error for label, error in failures.items() if label in members}
@@ -70,5 +70,4 @@ def carry_out_command(label: str, arguments: list[str], root: Path, placement: P
     same = lambda other: (other.label, other.arguments) == (job.label, job.arguments)  # noqa: E731
     launch = next(launch for launch in reversed(launches(root)) if any(map(same, launch.jobs)))
     done = next(filter(same, launch.jobs))
-    lines = launch.log(done, "out").read_text().splitlines()
-    print("\n".join(line for line in lines if not line.startswith("submitit ")))
+    print("\n".join(line for line in log_lines(launch.log(done, "out")) if not line.startswith("submitit ")))

@@ -1,5 +1,6 @@
 """Carry out one spec from start to summary."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.devices import check_device
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, DamagedError, UsageError, one_line
 from bench.evaluate import Evaluation
-from bench.files import write_atomic
+from bench.files import read_record, write_atomic
 from bench.hashing import text_hash
-from bench.hub import adapter_folder
+from bench.hub import adapter_folder, model_name
+from bench.interrupts import stopping
 from bench.lab import EMA, STUDENT, Lab
 from bench.layout import PICTURES
 from bench.loading import load_tasks
@@ -25,6 +27,7 @@ from bench.loop import Loop, Progress, read_start
 from bench.memory import memory
 from bench.provenance import record
 from bench.registry import find
+from bench.shapes import check_evaluation
 from bench.spec import Spec, describe
 from bench.store import Run
 from bench.teachers import Teacher, locate, mount, to_train, training_evaluations
@@ -60,22 +63,25 @@ def execute(spec: Spec, session: Session) -> dict:
     run = Run(session.root, spec, fingerprint, writes=workers.main)
     if workers.agreed(run.summary is not None):
         teachers = locate(spec, descriptor, session.root, fingerprint)
-        refuse_changed(run, run.rows("provenance.jsonl")[-1]["teachers"], origins(spec, teachers))
+        for start in run.starts()[-1:]:
+            refuse_changed(run, start["teachers"], origins(spec, teachers))
         session.say(f"already finished: {run.folder}")
         return run.summary
+    run.check_place()
     if spec.lora.start:
         read_start(spec.lora)
     for teacher_run in workers.agreed(to_train(spec, session.root, fingerprint)):
         session.say(f"training the teacher for {teacher_run.spec.tasks[0]}")
         execute(teacher_run.spec, session)
     teachers = locate(spec, descriptor, session.root, fingerprint)
+    training_evaluations(teachers)  # what the summary says of them is found now, or never
     if spec.device == "cpu" and torch.cuda.is_available():
         session.say("note: device is cpu although there is a GPU; --set device=cuda uses it")
     with run.lock():
         run.open()
         computed = {"compute": spec.compute.model_dump(), "scorers": spec.scorers, "processes": workers.count}
         entry = record(spec.device) | computed | {"teachers": origins(spec, teachers)}
-        for earlier in run.rows("provenance.jsonl"):
+        for earlier in run.starts():
             refuse_changed(run, earlier["teachers"], entry["teachers"])
         device = workers.device(spec.device)
         with memory("loading", spec):
@@ -90,9 +96,10 @@ def execute(spec: Spec, session: Session) -> dict:
         run.append("provenance.jsonl", entry)
         session.say(f"run folder: {run.folder}")
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
-        loop.train(lambda progress: session.listen(label, progress))
+        with stopping() as loop.stop_requested:
+            loop.train(lambda progress: session.listen(label, progress))
         if workers.main:
-            backbone.adapters.save(EMA, run.folder / "adapter", base=f"{spec.backbone}:{fingerprint}")
+            backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
         summary = workers.agreed(_summarise(loop, teachers, session, descriptor.base_guidance or {}))
         run.finish(summary)
     workers.agreed(None)  # nobody looks for the summary before it is there
@@ -147,7 +154,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
     costs = {task: cost for task, cost in training_evaluations(teachers).items() if not math.isnan(cost)}
     last = [row for row in loop.workers.agreed(run.rows("evaluations.jsonl")) if row["step"] == loop.step]
     models: dict[str, dict[str, dict]] = {"student": {row["task"]: _strip(row) for row in last}}
-    references = Reference(loop, session.root / "cache")
+    references = Reference(loop, session.root / "cache", session.say)
     models["base"] = {
         t: references.of("base", None, t, "base", base_guidance.get(t, spec.evaluation.guidance)) for t in spec.tasks
     }
@@ -173,34 +180,33 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
 
 
 def _strip(row: dict) -> dict:
-    return {key: row[key] for key in ("task", "headline", "strata", "rows")}
+    return {key: row[key] for key in ("task", "headline", "strata", "rows", "prompts") if key in row}
 
 
 class Reference:
     """Evaluations of models that do not change (base, teachers), kept on disk between runs; their pictures too, where
     the run keeps its own."""
 
-    def __init__(self, loop: Loop, folder: Path):
-        self.loop, self.folder = loop, folder
+    def __init__(self, loop: Loop, folder: Path, say: Say):
+        self.loop, self.folder, self.say = loop, folder, say
         self.pictures: dict[str, dict[str, str]] = {}
         """Model -> task -> where its pictures are, from the results folder."""
 
     def of(self, model: str, adapter: str | None, task: str, weights: str, guidance: float) -> dict:
         """Evaluation record of an adapter whose weights have this hash, from the cache or made now."""
-        import json
-
         spec, workers = self.loop.spec, self.loop.workers
         settings, compute = spec.evaluation, spec.compute
         key = text_hash([
             self.loop.run.backbone_hash, weights, task, self.loop.lab.tasks[task].scorer_name, guidance, settings.steps,
-            settings.split, *([] if compute == PLAIN else [compute.model_dump()]),
+            settings.split, *([] if compute == PLAIN else [compute.record()]),
+            *([] if (settings.shift, settings.table) == (None, None) else [settings.shift, settings.table]),
         ])  # fmt: skip
         path, kept = self.folder / f"evaluation-{key}.json", self.folder / f"{PICTURES}-{key}"
         if settings.pictures:
             self.pictures.setdefault(model, {})[task] = f"{self.folder.name}/{kept.name}"
         known = None
         if workers.main and path.exists() and (kept.exists() or not settings.pictures):
-            known = json.loads(path.read_text())
+            known = self._kept(path, task)
         if known := workers.agreed(known):
             return known
         # Under a name of the run's own until it is whole: others may be at the same model.
@@ -215,3 +221,14 @@ class Reference:
                 half.rename(kept)
             write_atomic(path, json.dumps(result.record()).encode())
         return result.record()
+
+    def _kept(self, path: Path, task: str) -> dict | None:
+        """A stored evaluation; None, which has it made again, for one that is damaged."""
+        prompts = self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)
+        try:
+            record = read_record(path)
+            check_evaluation(path, record, task, len(prompts))
+        except (DamagedError, OSError) as error:
+            self.say(f"{one_line(error)}: it is made again")
+            return None
+        return record

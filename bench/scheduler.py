@@ -1,5 +1,6 @@
 """What became of jobs: asks Slurm's queue, and the processes of this machine. Works where Slurm's accounting is off."""
 
+import os
 import subprocess
 from dataclasses import dataclass
 from socket import gethostname
@@ -61,19 +62,19 @@ def _squeue() -> dict[tuple[str, str], State] | None:
     fields = SEPARATOR.join(f"%{letter}" for letter in "jiTrN")
     command = ["squeue", "--noheader", "--all", "--array", "--states=all", f"--format={fields}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode:
         return None
-    rows = [[part.strip() for part in line.split(SEPARATOR)] for line in done.stdout.splitlines()]
+    rows = [[part.strip() for part in line.split(SEPARATOR)] for line in done.stdout.split("\n")]
     return {(row[0], row[1]): State(*row[2:5]) for row in rows if len(row) >= 5}
 
 
 def _local(launch: Launch, job: Job) -> State:
-    """A local job is its controller's process; its command line holds the launch's folder, so that another process
-    that got the same number since is not taken for it."""
+    """A local job is its controller's process; its command line holds the launch's own name, so that another process
+    that got the same number since is not taken for it. (The folder before may have been named by way of a link.)"""
     if launch.host != gethostname():
         return State(ELSEWHERE, where=launch.host)
-    alive = str(launch.job_folder).encode() in command_line(int(job.id))
+    alive = os.fsencode(f"/{launch.name}/{launch.job_folder.name}") in command_line(int(job.id))
     return State("RUNNING", where=f"process {job.id}") if alive else GONE

@@ -1,32 +1,36 @@
 """`bench score`: score a folder of pictures that any tool made, or summarise results made elsewhere."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from bench.devices import best_device
-from bench.errors import BenchError, UsageError, one_line
+from bench.errors import BenchError, DamagedError, UsageError, one_line
 from bench.evaluate import Evaluation
-from bench.files import write_atomic
-from bench.layout import Sample, load, read
+from bench.files import read_lines, read_rows, write_atomic
+from bench.layout import CACHE, RESULTS, Sample, left_out, load, read, world_of
 from bench.loading import load_task
+from bench.pictures import LARGEST
 from bench.registry import task_names
 from bench.score_cache import RememberingTask
-from bench.scoring import stacked, unscored
-from bench.task import Scores
+from bench.scoring import Collected
+from bench.stats import codes
+from bench.task import Task
 from bench.view import view_settings
-
-RESULTS, CACHE = "results.jsonl", "scores.sqlite"
 
 
 def score_folder(task_name: str, source: Path, overrides: list[str], world: str, batch: int) -> None:
     """Score DIR in GenEval's layout, write a line a picture beside them, print the summary.
 
     GenEval's own lines are the official evaluator's results.jsonl, other tasks' results-<task>.jsonl. A results.jsonl
-    instead of a folder is summarised as it is. Raises UsageError for what does not exist.
+    instead of a folder is summarised as it is. Raises UsageError for what does not exist, and, once the summary is
+    printed, where nothing can be stored.
     """
     (name,) = task_names([task_name])
     if source.is_file():
@@ -34,55 +38,91 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
         return
     if not source.is_dir():
         raise UsageError(f"no folder {source}")
-    task = load_task(name, world, view_settings(overrides, (name,), ("scorers",)).scorers.get(name), best_device())
+    if (made_as := world_of(source) or world) != world:
+        raise UsageError(f"the pictures in {source} are of the world {made_as!r}: add --world {made_as}")
+    view = view_settings(overrides, (name,), ("scorers",), world)
+    task = load_task(name, world, view.scorers.get(name), best_device())
     samples = read(source)
+    check_prompts(task, samples)
     task = RememberingTask(task, source / CACHE)
     result, lines, failed = scored(task, samples, batch)
     # The official scripts read results.jsonl: it is kept for verdicts, and holds nothing else.
     verdicts = [line for line in lines if "correct" in line]
     target = source / (RESULTS if verdicts else f"results-{name}.jsonl")
     lines = verdicts or lines
-    write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    unstored = None
+    try:
+        write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    except OSError as error:
+        unstored = error.strerror or one_line(error)
     print_summary(result, f"{source}, {task.scorer_name}")
-    if failed:
-        raise BenchError(
-            f"{len(failed)} of {len(samples)} pictures could not be scored; they count in no mean: "
-            + "; ".join(failed[:3])
+    say_what_is_missing(left_out(source), task)
+    problem = f"{len(failed)} of {len(samples)} pictures could not be scored; they count in no mean: "
+    problem = problem + "; ".join(failed[:3]) if failed else ""
+    if unstored:
+        raise UsageError(f"the scores above could not be stored in {target}: {unstored}. {problem}".rstrip(". "))
+    if problem:
+        raise BenchError(problem)
+
+
+def say_what_is_missing(others: list[Path], task: RememberingTask) -> None:
+    """On stderr: what the folder has and the score has not, and that scores will not be remembered."""
+    if others:
+        first = ", ".join(str(path) for path in others[:3]) + (", ..." if len(others) > 3 else "")
+        print(
+            f"note: {len(others)} left out, as GenEval's evaluator does: {first}; it takes DIR/00000/samples/0000.png "
+            "(numbered folders, numbered names, .png)",
+            file=sys.stderr,
         )
+    if task.forgets:
+        print(f"note: scores are not remembered: {task.forgets}", file=sys.stderr)
+
+
+def check_prompts(task: Task, samples: list[Sample]) -> None:
+    """Raise UsageError, naming the file, for the first prompt that the task cannot score."""
+    for home, prompt in {sample.path.parent.parent: sample.prompt for sample in samples}.items():
+        try:
+            task.check(prompt)
+        except UsageError as error:
+            raise UsageError(f"{home / 'metadata.jsonl'}: {one_line(error)}") from error
 
 
 def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], list[str]]:
     """Every picture's metrics, the official evaluator's line for each, and which failed (NaN)."""
     lines: list[dict] = []
-    unreadable: dict[Path, str] = {}
-    parts: list[tuple[list[Sample], Scores | None]] = []
-    for chunk, images in batches(samples, batch, unreadable):
-        prompts = [sample.prompt for sample in chunk]
-        parts.append((chunk, task.score(images, prompts) if images is not None else None))
-    good = next((scores for _, scores in parts if scores), None)
-    if good is None:
-        raise BenchError(f"no picture could be scored: {next(iter(unreadable.values()))}")
-    scores = stacked([scores or unscored(good) for _, scores in parts])
+    ordered: list[Sample] = []
+    causes: dict[Path, str] = {}
+    found = Collected()
+    for chunk, images in batches(samples, batch, causes):
+        ordered += chunk
+        if images is None:
+            found.lose(len(chunk), BenchError(causes[chunk[0].path]))
+        elif cause := found.add(len(chunk), partial(task.score, images, [sample.prompt for sample in chunk])):
+            causes |= {sample.path: f"{sample.path}: {cause}" for sample in chunk}
+    try:
+        scores = found.whole()
+    except BenchError as error:
+        raise BenchError(f"no picture could be scored: {one_line(error)}") from error
     metrics = {"reward": scores.rewards} | scores.metrics
-    lost = np.isnan(scores.rewards)
-    ordered = [sample for chunk, _ in parts for sample in chunk]
+    if task.headline not in metrics:
+        raise BenchError(f"the scorer of {task.name!r} gives {', '.join(metrics)}, not its headline {task.headline!r}")
     for i, sample in enumerate(ordered):
         detail = scores.details[i] if scores.details else {}
         lines.append(official_line(sample, detail, {name: float(values[i]) for name, values in metrics.items()}))
+    lost = np.isnan(scores.rewards)
     failed = [
-        unreadable.get(sample.path, f"{sample.path}: the scorer fails on it")
-        for sample, gone in zip(ordered, lost)
-        if gone
+        causes.get(sample.path, f"{sample.path}: the scorer fails on it") for sample, gone in zip(ordered, lost) if gone
     ]
     strata = np.array([sample.prompt.stratum for sample in ordered])
-    return Evaluation(task.name, task.headline, strata, metrics), lines, failed
+    homes = codes([str(sample.path.parent.parent) for sample in ordered])  # one folder is one prompt
+    return Evaluation(task.name, task.headline, strata, metrics, homes), lines, failed
 
 
 def batches(
     samples: list[Sample], batch: int, unreadable: dict[Path, str]
 ) -> Iterator[tuple[list[Sample], torch.Tensor | None]]:
-    """Pictures of one size that follow each other, at most `batch` together; None, and a reason in `unreadable`, for a
-    file that is no picture."""
+    """Pictures of one size that follow each other, at most `batch` together, and no more pixels than one picture may
+    have; None, and a reason in `unreadable`, for a file that is no picture."""
     chunk: list[Sample] = []
     images: list[torch.Tensor] = []
     for sample in samples:
@@ -91,7 +131,7 @@ def batches(
         except UsageError as error:
             unreadable[sample.path] = one_line(error)
             image = None
-        if chunk and (image is None or len(chunk) == batch or image.shape != images[0].shape):
+        if chunk and (image is None or image.shape != images[0].shape or len(chunk) == _most(batch, image)):
             yield chunk, torch.stack(images)
             chunk, images = [], []
         if image is None:
@@ -102,49 +142,100 @@ def batches(
         yield chunk, torch.stack(images)
 
 
+def _most(batch: int, image_CHW: torch.Tensor) -> int:
+    """Pictures of this size to score together."""
+    return max(1, min(batch, LARGEST // image_CHW[0].numel()))
+
+
 def official_line(sample: Sample, detail: dict, metrics: dict[str, float]) -> dict:
-    """A line of results.jsonl: the official keys first, then this scorer's metrics."""
+    """A line of results.jsonl: the official keys first, then this scorer's metrics; no verdict on a picture that
+    could not be scored."""
     official = {"filename": str(sample.path), "tag": sample.prompt.stratum, "prompt": sample.prompt.text}
-    if "correct" in detail:
+    judged = "correct" in detail and not np.isnan(metrics["reward"])
+    if judged:
         official |= {"correct": bool(detail["correct"]), "reason": detail["reason"]}
     official["metadata"] = json.dumps(sample.prompt.metadata)
-    if "correct" in detail:
+    if judged:
         official["details"] = json.dumps(detail["details"])
     return official | {name: None if np.isnan(value) else value for name, value in metrics.items()}
 
 
 def imported(path: Path, task: str) -> Evaluation:
-    """The verdicts of a results.jsonl of the official evaluator. Raises UsageError for another file."""
+    """The verdicts of a results.jsonl of the official evaluator, each picture's once.
+
+    "any picture of the prompt" is a value a prompt, as in the official summary: it stands at the prompt's first
+    picture, NaN at the others. Raises UsageError for another file, naming the line.
+    """
+    rows = verdicts(path)
+    first: dict[tuple[str, str], int] = {}
+    any_picture = np.full(len(rows), np.nan)
+    correct = np.array([row["correct"] for row in rows], np.float64)
+    for i, row in enumerate(rows):
+        place = first.setdefault((row["tag"], row["metadata"]), i)
+        any_picture[place] = np.fmax(any_picture[place], correct[i])
+    strata = np.array([row["tag"] for row in rows])
+    found = {"official": correct, "any picture of the prompt": any_picture}
+    return Evaluation(task, "official", strata, found, codes([f"{row['tag']} {row['metadata']}" for row in rows]))
+
+
+def verdicts(path: Path) -> list[dict]:
+    """{tag, metadata, correct} of every picture in a results.jsonl. Raises UsageError, naming the line.
+
+    A line that is there again is left out, and said to be; two verdicts on one picture are refused.
+    """
+    wrong = f"{path} is no results.jsonl of GenEval's evaluator"
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        correct = np.array([bool(line["correct"]) for line in lines], np.float64)
-        strata, prompts = np.array([line["tag"] for line in lines]), [line["prompt"] for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no results.jsonl of GenEval's evaluator: {one_line(error)}") from error
-    if not lines:
+        rows, lines = read_rows(path), [n for n, line in enumerate(read_lines(path), 1) if line.strip()]
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {one_line(error)}") from error
+    if len(rows) < len(lines):
+        raise DamagedError(f"{wrong}: line {lines[-1]} is no JSON, or is cut off")
+    if not rows:
         raise UsageError(f"{path} is empty")
-    by_prompt: dict[str, float] = {}
-    for prompt, verdict in zip(prompts, correct):
-        by_prompt[prompt] = max(verdict, by_prompt.get(prompt, 0.0))
-    any_picture = np.array([by_prompt[prompt] for prompt in prompts])
-    return Evaluation(task, "official", strata, {"official": correct, "any picture of the prompt": any_picture})
+    kept: dict[object, tuple[int, dict]] = {}
+    again = 0
+    for number, row in zip(lines, rows, strict=True):
+        found = verdict(row, f"{wrong}: line {number}")
+        name = os.path.normpath(row["filename"]) if isinstance(row.get("filename"), str) else number
+        before, known = kept.setdefault(name, (number, found))
+        if known != found:
+            raise UsageError(f"{path}, lines {before} and {number}: two verdicts on one picture, {name!r}")
+        again += before != number
+    if again:
+        print(f"{path}: {again} lines that are there twice count once", file=sys.stderr)
+    return [row for _, row in kept.values()]
+
+
+def verdict(row: dict, where: str) -> dict:
+    """{tag, metadata, correct} of one line; metadata identifies the prompt. Raises UsageError, saying `where`."""
+    for key in ("tag", "prompt"):
+        if not isinstance(row.get(key), str):
+            raise UsageError(f"{where} has no {key!r} that is text: {json.dumps(row.get(key))[:60]}")
+    correct = row.get("correct")
+    if isinstance(correct, str | list | dict) or correct not in (True, False):
+        raise UsageError(f"{where}: 'correct' should be true or false, not {json.dumps(correct)[:60]}")
+    return {"tag": row["tag"], "metadata": str(row.get("metadata", row["prompt"])), "correct": bool(correct)}
 
 
 def print_summary(found: Evaluation, title: str) -> None:
-    """Per stratum, the mean over strata (GenEval's overall) and the mean over pictures, each with its interval."""
-    from rich.console import Console
+    """Per stratum, the mean over strata (GenEval's overall) and the mean over pictures, each with its interval.
+
+    A metric that has a value a prompt is averaged over prompts.
+    """
     from rich.table import Table
 
+    from bench.printing import terminal
+
     strata = list(dict.fromkeys(found.strata.tolist()))
-    terminal = Console(width=max(150, Console().width), highlight=False)
-    terminal.print(f"{found.task}: {title}, {len(found.strata) - found.failed} pictures", soft_wrap=True)
+    out = terminal(150)
+    out.print(f"{found.task}: {title}, {len(found.strata) - found.failed} pictures", soft_wrap=True)
     table = Table()
     heads = ("metric", *(strata if len(strata) > 1 else []), "mean over tags" if len(strata) > 1 else "mean")
-    for head in (*heads, *(["mean over pictures"] if len(strata) > 1 else [])):
+    for head in (*heads, *(["mean over all"] if len(strata) > 1 else [])):
         table.add_column(head)
     for metric, values in found.rows.items():
         cells = [f"{np.nanmean(values[found.strata == s]):.4f}" for s in strata] if len(strata) > 1 else []
         whole = [f"{np.nanmean(values):.4f}"] if len(strata) > 1 else []
         shown = f"{metric} *" if metric == found.headline else metric
         table.add_row(shown, *cells, str(found.estimate(metric)), *whole)
-    terminal.print(table)
+    out.print(table)

@@ -1,4 +1,6 @@
-"""Scoring that survives a picture that a scorer cannot take: NaN for it alone, never 0."""
+"""Scoring that survives a picture that a scorer cannot take: NaN for it alone, never 0; and in parts, for memory."""
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -7,12 +9,63 @@ from torch import Tensor
 from bench.errors import BenchError, one_line
 from bench.task import Prompt, Scores, Task
 
+PART = 2**16
+"""Places of latents that are decoded and scored together: sixteen pictures of 512 pixels a side, 50 MB."""
+PATIENCE = 8
+"""Pictures that may fail before any is scored."""
+
+
+class Unscorable(BenchError):
+    """A scorer fails on every picture that it was given."""
+
+
+def parts_of(latents_BCHW: Tensor) -> Iterator[slice]:
+    """Rows to decode and score one part after the other, so that an update's pictures never lie in memory together."""
+    size = max(1, PART // latents_BCHW[0, 0].numel()) if len(latents_BCHW) else 1
+    return (slice(start, start + size) for start in range(0, len(latents_BCHW), size))
+
+
+class Collected:
+    """Scores of one part after the other. A part that cannot be scored is NaN, unless that goes for all of them."""
+
+    def __init__(self) -> None:
+        self.parts: list[Scores | int] = []
+        """Scores, or how many pictures have none."""
+        self.cause: BenchError | None = None
+        """Why the first of those have none."""
+
+    def add(self, count: int, score: Callable[[], Scores]) -> Unscorable | None:
+        """Score a part of `count` pictures; returns why it could not be. Raises that once the first PATIENCE pictures
+        of all have failed."""
+        try:
+            self.parts.append(score())
+        except Unscorable as error:
+            self.lose(count, error)
+            if all(isinstance(part, int) for part in self.parts) and sum(self.parts) >= PATIENCE:
+                raise
+            return error
+        return None
+
+    def lose(self, count: int, cause: BenchError) -> None:
+        """Count pictures that have no scores."""
+        self.parts.append(count)
+        self.cause = self.cause or cause
+
+    def whole(self) -> Scores | None:
+        """All scores in order; None if there was nothing to score. Raises the first cause if none was scored."""
+        good = next((part for part in self.parts if isinstance(part, Scores)), None)
+        if good is None:
+            if self.cause:
+                raise self.cause
+            return None
+        return stacked([part if isinstance(part, Scores) else unscored(good, part) for part in self.parts])
+
 
 def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
     """`task.score`; where it fails, every picture by itself, and NaN for those that fail alone.
 
-    Errors that are not about a picture (a missing weight, no memory) are raised, and so is the first error if no
-    picture can be scored.
+    Errors that are not about a picture (a missing weight, no memory) are raised, and Unscorable if no picture can be
+    scored.
     """
     try:
         return blanked(task.score(images_BCHW, prompts))
@@ -20,7 +73,7 @@ def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores
         raise
     except Exception as error:  # a scorer may raise anything
         if len(prompts) == 1:
-            raise BenchError(f"the scorer of task {task.name!r} fails: {one_line(error)}") from error
+            raise Unscorable(f"the scorer of task {task.name!r} fails: {one_line(error)}") from error
     parts: list[Scores | None] = []
     causes = []
     for i in range(len(prompts)):
@@ -33,7 +86,7 @@ def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores
             causes.append(one_line(error))
     good = next((part for part in parts if part), None)
     if good is None:
-        raise BenchError(f"the scorer of task {task.name!r} fails on every picture: {causes[0]}")
+        raise Unscorable(f"the scorer of task {task.name!r} fails on every picture: {causes[0]}")
     return stacked([part or unscored(good) for part in parts])
 
 
@@ -44,14 +97,18 @@ def blanked(scores: Scores) -> Scores:
     return Scores(scores.rewards, metrics, scores.details)
 
 
-def unscored(like: Scores) -> Scores:
-    """One picture without scores, with the metrics of `like`."""
-    details = [{} for _ in like.details[:1]]
-    return Scores(np.full(1, np.nan), {name: np.full(1, np.nan) for name in like.metrics}, details)
+def unscored(like: Scores, count: int = 1) -> Scores:
+    """Pictures without scores, with the metrics of `like`."""
+    return Scores(np.full(count, np.nan), {name: np.full(count, np.nan) for name in like.metrics})
 
 
 def stacked(parts: list[Scores]) -> Scores:
-    """Several batches' scores as one."""
-    metrics = {name: np.concatenate([part.metrics[name] for part in parts]) for name in parts[0].metrics}
-    details = [detail for part in parts for detail in part.details]
+    """Several batches' scores as one. Raises BenchError for a scorer that gives other metrics each time."""
+    names = list(parts[0].metrics)
+    for part in parts:
+        if set(part.metrics) != set(names):
+            raise BenchError(f"a scorer gives metrics {names} for some pictures and {list(part.metrics)} for others")
+    metrics = {name: np.concatenate([part.metrics[name] for part in parts]) for name in names}
+    told = any(part.details for part in parts)
+    details = [detail for part in parts for detail in part.details or told * len(part.rewards) * [{}]]
     return Scores(np.concatenate([part.rewards for part in parts]), metrics, details)

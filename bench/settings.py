@@ -1,36 +1,80 @@
 """Settings as users write them: YAML files, dotted key=value, sections laid over one another."""
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, one_line, unknown
+from bench.files import read_text
+
+LARGEST = 10_000
+"""Values in one settings file, aliases written out: a few lines of aliases can stand for more than any memory holds."""
+DEEPEST = 50
+"""Levels of sections and lists in one another."""
+MOST_SEEDS = 10_000
 
 
 def read_yaml(path: Path) -> dict:
+    """A YAML file of settings. Raises UsageError for one that cannot be read or that says a thing twice."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read preset {path}: {' '.join(str(error).split())}") from error
+        content = parse_yaml(read_text(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read settings from {path}: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"preset {path} must be a mapping of settings, got {type(content).__name__}")
+        raise UsageError(f"{path} must be a mapping of settings, got {type(content).__name__}")
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document. Raises ValueError, in words, for anything that settings cannot be."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is not None:
+            _size(node, {}, 0)
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(one_line(error)) from error
+    except RecursionError as error:
+        raise ValueError(f"sections lie more than {DEEPEST} deep in one another") from error
+
+
+def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Values under a node, aliases written out; raises ValueError for too many, and for a key that is there twice."""
+    if depth > DEEPEST:
+        raise ValueError(f"sections lie more than {DEEPEST} deep in one another")
+    if id(node) not in known:
+        size = 1
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key.value, Hashable)]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                raise ValueError(f"{twice!r} is said twice")
+            size += sum(_size(value, known, depth + 1) for _, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            size += sum(_size(value, known, depth + 1) for value in node.value)
+        known[id(node)] = size
+    if known[id(node)] > LARGEST:
+        raise ValueError(f"it stands for more than {LARGEST:,} values")
+    return known[id(node)]
 
 
 def parse_override(text: str) -> dict:
     """ "a.b=1" -> {"a": {"b": 1}}. Raises UsageError."""
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"--set takes key=value, got {text!r}")
+    parts = key.strip().split(".")
+    if not equals or not all(part.strip() for part in parts):
+        raise UsageError(f"--set takes key=value, got {text[:200]!r}")
+    if len(parts) > DEEPEST:
+        raise UsageError(f"--set {key.strip()[:60]!r}...: no setting lies that deep")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {text!r}: the value is not valid YAML") from error
+        parsed = parse_yaml(value)
+    except ValueError as error:
+        raise UsageError(f"--set {text[:200]!r}: the value is not valid YAML: {error}") from error
     if isinstance(parsed, str):
         parsed = as_number(parsed)
-    for part in reversed(key.strip().split(".")):
+    for part in reversed(parts):
         parsed = {part: parsed}
     return parsed
 
@@ -44,21 +88,28 @@ def as_number(text: str) -> str | float:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """'0-2' or '0,3,5' -> seeds. Raises UsageError for anything else, or a seed named twice."""
+    """'0-2' or '0,3,5' -> seeds. Raises UsageError for anything else, a seed named twice, or too many of them."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"--seeds takes 0, 0-2 or 0,3,5, got {text!r}")
+        if not _is_seed(first) or (dash and not _is_seed(last)):
+            raise UsageError(f"--seeds takes 0, 0-2 or 0,3,5, below 2^63, got {text[:200]!r}")
         if dash and int(last) < int(first):
             raise UsageError(f"--seeds range {part!r} runs backwards")
+        if len(seeds) + int(last or first) - int(first) >= MOST_SEEDS:
+            raise UsageError(f"--seeds {text[:200]} names more than {MOST_SEEDS:,} seeds")
         seeds += range(int(first), int(last or first) + 1)
     if len(set(seeds)) != len(seeds):
-        raise UsageError(f"a seed is named twice in --seeds {text}")
+        raise UsageError(f"a seed is named twice in --seeds {text[:200]}")
     return seeds
 
 
+def _is_seed(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < 2**63
+
+
 def merge(into: dict, new: dict) -> None:
+    """Lay sections over others, key by key. Raises UsageError where one has a section and the other a value."""
     for key, value in new.items():
         if key == "budget" and isinstance(value, dict):
             into[key] = dict(value)  # one budget replaces another: only one of its keys may be set
@@ -77,12 +128,27 @@ def first_problem(error: ValidationError, root: type[BaseModel], prefix: tuple[s
     """The first thing wrong with settings of a model, whose keys stand under `prefix`; names the nearest valid key."""
     problem = error.errors()[0]
     path = [*prefix, *(str(part) for part in problem["loc"])]
+    shown = ".".join(path)[:200]
     if problem["type"] == "extra_forbidden":
-        section: Any = root
-        for part in problem["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        return str(unknown("key", ".".join(path), [".".join([*path[:-1], name]) for name in section.model_fields]))
+        known = [".".join([*path[:-1], name]) for name in _fields(root, problem["loc"][:-1])]
+        return str(unknown("key", shown, known))
     if problem["type"] == "model_type":
-        return f"{'.'.join(path)} is a section of settings, not a value"
-    given = f" (got {problem['input']!r})" if not isinstance(problem["input"], dict) else ""
-    return f"{'.'.join(path) or 'settings'}: {problem['msg']}{given}"
+        return f"{shown} is a section of settings, not a value"
+    given = f" (got {repr(problem['input'])[:200]})" if not isinstance(problem["input"], dict) else ""
+    return f"{shown or 'settings'}: {problem['msg']}{given}"
+
+
+def _fields(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys that a section of a model knows; none where the section is no model of its own."""
+    section: Any = root
+    for part in path:
+        field = section.model_fields.get(part) if _is_model(section) else None
+        # A mapping or list of models: whatever the key, the section is of the last type that is named.
+        section = field.annotation if field else next(iter(getattr(section, "__args__", ())[-1:]), None)
+        if section is None:
+            return []
+    return list(section.model_fields) if _is_model(section) else []
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -1,12 +1,17 @@
 """Contact sheets: held-out prompts down, base / teacher / student across, tasks side by side, one noise a row."""
 
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bench.backbones.flow import FlowBackbone
-from bench.evaluate import euler, initial_noise, pictures
+from bench.drawing import own_settings
+from bench.errors import explained
+from bench.evaluate import initial_noise, pictures
+from bench.files import write_atomic
 from bench.lab import STUDENT
 from bench.loading import load_tasks
 from bench.runner import load_backbone
@@ -37,6 +42,15 @@ def _columns(
     return [p.text for p in chosen], columns
 
 
+def try_contact_sheet(spec: Spec, root: Path, summary: dict, say: Callable[[str], None]) -> Path | None:
+    """`contact_sheet`; where it cannot be made, None, and a line that says why: the run has its result without it."""
+    try:
+        return contact_sheet(spec, root, summary)
+    except Exception as error:  # whatever it is, a picture is worth no finished run
+        say(f"no contact sheet: {explained(error)}")
+        return None
+
+
 def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     """Draw the sheet of a finished run from its adapters; returns its path. Made once, then reused."""
     path = root / summary["folder"] / "sheet.png"
@@ -46,7 +60,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     backbone.adapters.load(STUDENT, root / summary["folder"] / "adapter")
     teachers = mount(locate(spec, descriptor, root, descriptor.fingerprint()), backbone)
-    sampler = euler(spec.evaluation.steps, descriptor.shift)
+    sampler = spec.evaluation.build(descriptor.shift)
     groups = []
     for name, task in load_tasks(spec.tasks, descriptor.world, spec.scorers, spec.device).items():
         base_guidance = (descriptor.base_guidance or {}).get(name, spec.evaluation.guidance)
@@ -57,6 +71,12 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
 
 def _paint(groups: list[tuple[str, list[str], dict[str, Tensor]]], path: Path) -> None:
     """Tasks side by side; in each, a caption above its row of pictures."""
+    with own_settings():
+        write_atomic(path, _painted(groups))
+
+
+def _painted(groups: list[tuple[str, list[str], dict[str, Tensor]]]) -> bytes:
+    """A PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -78,9 +98,9 @@ def _paint(groups: list[tuple[str, list[str], dict[str, Tensor]]], path: Path) -
                 axes[i][j].set_axis_on()
         for i, prompt in enumerate(prompts):
             axes[i][0].set_title(_wrap(prompt), loc="left", fontsize=7, pad=2, parse_math=False)
-    temporary = path.with_name(".sheet.tmp.png")
-    figure.savefig(temporary)
-    temporary.replace(path)
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def _wrap(text: str) -> str:

@@ -1,6 +1,5 @@
 """What a run is: typed, validated, hashed, overridable with key=value."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,12 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bench.backbones.compute import Compute
 from bench.backbones.descriptor import Descriptor
-from bench.errors import UsageError, unknown
+from bench.bounds import Decay, Guidance, Positive, Share, Shift
+from bench.errors import DamagedError, UsageError, unknown
+from bench.files import read_record
 from bench.hashing import text_hash
 from bench.hub import PREFIX as HUB
 from bench.registry import find, task_names
-from bench.sampler.rollout import Sampler
-from bench.sampler.schedule import make_schedule
+from bench.sampler.rollout import Sampler, euler
+from bench.sampler.schedule import TRAIN_TIMESTEPS, make_schedule
 from bench.sampler.transitions import get_kernel
 from bench.settings import first_problem, merge, parse_override, read_yaml
 from bench.view import check_scorers, words
@@ -25,9 +26,8 @@ PLACEMENT = ("device", "batch", "url")
 """Sources of a scorer that say where, not what, it is."""
 TRAINED_HERE = ("shipped", "train")
 """Sources of teachers that come from this project's recipe."""
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Table = Literal["diffusers", "once"]
+Steps = Annotated[int, Field(gt=0, le=TRAIN_TIMESTEPS)]
 
 
 class Part(BaseModel):
@@ -55,10 +55,10 @@ class SamplerSpec(Part):
 
     kernel: str = "ode"
     eta: float = 0.0
-    steps: int = 10
-    shift: Positive | None = None
+    steps: Steps = 10
+    shift: Shift | None = None
     """None: the backbone's."""
-    table: Literal["diffusers", "once"] = "diffusers"
+    table: Table = "diffusers"
     guidance: Guidance = 1.0
 
     def build(self, shift: float) -> Sampler:
@@ -72,22 +72,22 @@ class SamplerSpec(Part):
 class OptimizerSpec(Part):
     """AdamW on the student's adapter."""
 
-    lr: Positive = 3e-4
+    lr: Annotated[float, Field(gt=0, le=100)] = 3e-4
     lr_end: Share = 1.0
     """Multiplier reached linearly at the end of the budget."""
-    beta1: Share = 0.9
-    beta2: Share = 0.999
-    eps: Positive = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Annotated[float, Field(gt=0, le=100)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
     clip: Positive = 1.0
 
 
 class LoraSpec(Part):
     """The student's LoRA adapter."""
 
-    rank: Annotated[int, Field(gt=0)] = 32
-    alpha: Positive = 64.0
-    targets: tuple[str, ...] | None = None
+    rank: Annotated[int, Field(gt=0, le=4096)] = 32
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 64.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """None: the published set (every attention projection)."""
     start: str | None = None
     """Adapter of this rank and alpha that the student starts from (folder or hub:OWNER/REPO/FOLDER); None: the base."""
@@ -96,7 +96,7 @@ class LoraSpec(Part):
 class EmaSpec(Part):
     """Average of the student's weights, used for evaluation and as the result (bench/ema.py)."""
 
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    decay: Decay = 0.9
     """The largest; the warm-up begins at 0.1."""
     every: Annotated[int, Field(gt=0)] = 8
     """Optimiser steps between averages."""
@@ -105,23 +105,32 @@ class EmaSpec(Part):
 class EvaluationSpec(Part):
     """Held-out evaluation of the EMA student with the deterministic Euler sampler."""
 
-    steps: Annotated[int, Field(gt=0)] = 40
+    steps: Steps = 40
     guidance: Guidance | None = None
     """None: the one it was trained at (sampler.guidance)."""
-    points: tuple[Share, ...] = (0.5, 1.0)
+    shift: Shift | None = None
+    """None: sampler.shift, or else the backbone's."""
+    table: Table | None = None
+    """None: sampler.table."""
+    points: Annotated[tuple[Share, ...], Field(max_length=1000)] = (0.5, 1.0)
     """Shares of the budget at which to evaluate; the end always is."""
     batch: Annotated[int, Field(gt=0)] = 96
     split: Literal["validation", "test"] = "test"
-    """Settings are chosen on validation prompts and reported on test prompts, which no choice has seen."""
+    """Choose settings on validation prompts, report on test prompts. (Micro's recipes and shipped teachers were chosen
+    before there was a validation split.)"""
     pictures: bool = False
     """Whether the result's pictures are kept, in GenEval's official layout under pictures/<task>, and the base's and
     teachers' in the results folder's cache."""
+
+    def build(self, shift: float) -> Sampler:
+        """The deterministic Euler sampler of every evaluation; `shift` is the backbone's."""
+        return euler(self.steps, self.shift or shift, self.table or "diffusers")
 
 
 class ProbesSpec(Part):
     """What is measured along training besides scores, at the evaluation points; costs are on a clock of their own."""
 
-    interference: Annotated[int, Field(ge=0)] = 0
+    interference: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Gradient estimates per half for the cosines between tasks; 0 measures none."""
 
 
@@ -131,7 +140,7 @@ class Spec(Part):
     method: str
     backbone: str = "micro"
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     budget: BudgetSpec = BudgetSpec(updates=100)
     sampler: SamplerSpec = SamplerSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -180,11 +189,13 @@ class Spec(Part):
 
     def record(self) -> dict[str, Any]:
         """Plain data for spec.json; settings that most runs leave alone are left out where they are."""
-        unsaid: dict[str, Any] = {n: True for n in ("scorers", "compute") if getattr(self, n) == SILENT[n]}
-        if not self.lora.start:
-            unsaid["lora"] = {"start"}
-        if not self.evaluation.pictures:
-            unsaid["evaluation"] = {"pictures"}
+        evaluation = self.evaluation
+        unsaid: dict[str, Any] = {
+            "scorers": self.scorers == SILENT["scorers"] or {},
+            "compute": self.compute == SILENT["compute"] or self.compute.model_dump().keys() - self.compute.record(),
+            "lora": set() if self.lora.start else {"start"},
+            "evaluation": {name for name in ("pictures", "shift", "table") if not getattr(evaluation, name)},
+        }
         return self.model_dump(mode="json", exclude=unsaid)
 
     def with_seed(self, seed: int) -> "Spec":
@@ -241,8 +252,9 @@ def resolve(
     for override in overrides or []:
         merge(asked, parse_override(override))
     settings: dict[str, Any] = {}
-    if descriptor.recipes and (descriptor.recipes / f"{method}.yaml").is_file():
-        settings = _recipe(descriptor.recipes / f"{method}.yaml", tasks, asked)
+    merge(settings, descriptor.defaults)
+    if path := _recipe_file(descriptor, method):
+        merge(settings, _recipe(path, method_class, tasks, asked))
     merge(settings, asked)
     fixed = {"method": method, "backbone": backbone, "tasks": tasks, "seed": seed}
     for key, value in fixed.items():
@@ -263,20 +275,31 @@ def resolve(
         in_params = error.title == method_class.Options.__name__
         whole = (method_class.Options, ("params",)) if in_params else (Spec, ())
         raise UsageError(first_problem(error, *whole)) from error
-    if spec.evaluation.guidance is None:
-        evaluation = spec.evaluation.model_copy(update={"guidance": spec.sampler.guidance})
-        spec = spec.model_copy(update={"evaluation": evaluation})
+    spec = spec.model_copy(update={"evaluation": _as_trained(spec.evaluation, spec.sampler)})
+    descriptor.check(spec.compute)
+    if spec.probes.interference and len(tasks) == 1:
+        raise UsageError("probes.interference compares tasks, and the run has one: leave it out")
     for section in ("teachers", "teacher_guidance"):
         for task in getattr(spec, section):
             if task not in tasks:
                 raise unknown(f"task in {section}", task, tasks)
-    check_scorers(spec.scorers, tasks)
+    check_scorers(spec.scorers, tasks, descriptor.world)
     if spec.teachers:
         guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
         spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
     sampler = spec.sampler.build(descriptor.shift)
     method_class.check(spec, sampler)
     return spec
+
+
+def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec) -> EvaluationSpec:
+    """What is not said of evaluation is as in training; what is at its default there too stays unsaid."""
+    told = {
+        "guidance": evaluation.guidance if evaluation.guidance is not None else sampler.guidance,
+        "shift": evaluation.shift or sampler.shift,
+        "table": evaluation.table or (sampler.table if sampler.table != SamplerSpec().table else None),
+    }
+    return evaluation.model_copy(update=told)
 
 
 def teacher_spec(spec: Spec, task: str) -> Spec:
@@ -289,29 +312,41 @@ def teacher_spec(spec: Spec, task: str) -> Spec:
 def _teacher_guidance(spec: Spec, task: str) -> float:
     if spec.teachers[task] in TRAINED_HERE:
         return teacher_spec(spec, task).evaluation.guidance
+    kept = Path(spec.teachers[task]) / "training.json"  # of `bench teach`: a copy, away from its run
+    guidance = read_record(kept).get("guidance") if kept.is_file() else None
+    if isinstance(guidance, int | float):
+        return float(guidance)
     beside = Path(spec.teachers[task]).parent / "spec.json"
     if not beside.is_file():
         return spec.sampler.guidance
     try:
-        return float(json.loads(beside.read_text())["spec"]["evaluation"]["guidance"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return float(read_record(beside)["spec"]["evaluation"]["guidance"])
+    except (OSError, ValueError, KeyError, TypeError, DamagedError) as error:
         raise UsageError(
             f"{beside} is no run's spec.json ({error!r}): move it away or set teacher_guidance.{task}"
         ) from error
 
 
-def _recipe(path: Path, tasks: list[str], asked: dict) -> dict:
+def _recipe_file(descriptor: Descriptor, method: str) -> Path | None:
+    """The backbone's recipe for a method, or the one for all others."""
+    files = [descriptor.recipes / f"{name}.yaml" for name in (method, "default")] if descriptor.recipes else []
+    return next((path for path in files if path.is_file()), None)
+
+
+def _recipe(path: Path, method_class: Any, tasks: list[str], asked: dict) -> dict:
     """A recipe file's settings for what is asked.
 
-    Its `by_task` section applies when the run has just that one task; `by_param` when a method's setting, as asked or
-    by the recipe, has that value: {engine: {grpo: {settings}}}.
+    Its `by_task` section applies when the run has just that one task; `by_param` when a method's setting, as asked, by
+    the recipe or by default, has that value: {engine: {grpo: {settings}}}.
     """
     recipe = read_yaml(path)
     by_task, by_param = recipe.pop("by_task", {}), recipe.pop("by_param", {})
     if len(tasks) == 1:
         merge(recipe, by_task.get(tasks[0], {}))
     for name, settings in by_param.items():
-        value = next((v for source in (asked, recipe) if (v := _param(source, name)) is not None), None)
+        default = method_class.Options.model_fields.get(name)
+        told = [_param(asked, name), _param(recipe, name), default.default if default else None]
+        value = next((v for v in told if v is not None), None)
         if isinstance(value, str):
             merge(recipe, settings.get(value, {}))
     return recipe

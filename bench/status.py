@@ -3,24 +3,34 @@
 Imports neither torch nor a method: it must answer at once, and over thousands of runs.
 """
 
-import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import BenchError, unknown
-from bench.launches import Job, Launch, launches
+from bench.damage import check_resumable, check_settings, check_whole
+from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
+from bench.files import described, parse_json
+from bench.launches import Job, Launch, read_launches
 from bench.outcome import CANCELLED, failure_of, recorded_failure
 from bench.processes import lives
 from bench.scheduler import ELSEWHERE, State, states
+from bench.terminal import legible
 
-ORDER = ("running", "pending", "failed", "stopped", "done")
+ORDER = ("running", "pending", "damaged", "failed", "stopped", "done")
+BEGUN = ("spec.json", "provenance.jsonl")
+"""What makes a folder a run's."""
 QUIET_S = 900
 """A run on another machine that has not written for this long does not run any more."""
 TAIL = 65_536
 REFRESH_S = 2.0
 LINES = 100
+LOG_TAIL = 2**20
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,8 @@ class Line:
 
 
 def survey(root: Path) -> list[Line]:
-    """Every run and job of a results folder, by state and name."""
-    known = launches(root)
+    """Every run and job of a results folder, by state and name; what cannot be read is among them as damaged."""
+    known, damaged = read_launches(root)
     answers = states(known)
     latest: dict[str, tuple[Launch, Job, State | None]] = {}
     for launch in known:
@@ -48,14 +58,28 @@ def survey(root: Path) -> list[Line]:
                 continue
             state = answers.get((launch.name, job.label)) if answers is not None else None
             latest[job.run or f"{launch.name}: {job.label}"] = (launch, job, state)
-    runs = {path.parent.name for path in root.glob("*/spec.json")}
+    runs = {path.parent.name for file in BEGUN for path in root.glob(f"*/{file}")}
     lines = [_line(root, name, latest.get(name), answers is None) for name in runs | latest.keys()]
+    lines += [Line(f"launches/{name}", "damaged", note=note) for name, note in damaged.items()]
     return sorted(lines, key=lambda line: (ORDER.index(line.state), line.name))
 
 
 def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
+    try:
+        if any((root / name / file).exists() for file in BEGUN):
+            check_settings(root / name)
+        line = _read_line(root, name, handed, silent)
+        if line.state in ("failed", "stopped"):
+            check_resumable(root / name)
+        return line
+    except (DamagedError, OSError) as error:
+        return Line(name, "damaged", note=one_line(error))
+
+
+def _read_line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
     folder = root / name
-    if (folder / "summary.json").is_file():
+    if (folder / "summary.json").exists():
+        check_whole(folder / "summary.json")
         return Line(name, "done", 1.0)
     share, left = _progress(folder)
     launch, job, state = handed or (None, None, None)
@@ -93,7 +117,7 @@ def _will_submit(launch: Launch, job: Job) -> bool:
 def _owner(folder: Path, guess: bool) -> str:
     """The process that has a run in hand, if one does; with `guess` also one of another machine that wrote lately."""
     path = folder / "lock"
-    written = path.read_text() if path.is_file() else ""
+    written = path.read_bytes().decode(errors="replace") if path.exists() else ""
     alive = lives(written)
     if alive is None and guess:
         metrics = folder / "metrics.jsonl"
@@ -102,36 +126,34 @@ def _owner(folder: Path, guess: bool) -> str:
 
 
 def _progress(folder: Path) -> tuple[float | None, float | None]:
-    """Share of the budget and seconds left at the rate until now."""
-    metrics, spec = folder / "metrics.jsonl", folder / "spec.json"
-    if not (metrics.is_file() and spec.is_file()):
+    """Share of the budget and seconds left at the rate until now. Raises DamagedError for a log that is none."""
+    metrics = folder / "metrics.jsonl"
+    if not metrics.exists():
         return None, None
     with metrics.open("rb") as file:
         file.seek(max(0, metrics.stat().st_size - TAIL))
         lines = file.read().split(b"\n")[:-1]  # what follows the last line break is still being written
     if not lines:
         return 0.0, None
-    try:
-        row = json.loads(lines[-1])
-    except ValueError:
-        return None, None
-    budget = json.loads(spec.read_text())["spec"]["budget"]
-    clocks = row["seconds"]
-    done = {
-        "updates": row["step"],
-        "evaluations": row["evaluations"].get("training", 0),
-        "seconds": clocks.get("training", 0) + clocks.get("scoring", 0),
-    }
-    share = min(1.0, next(done[name] / whole for name, whole in budget.items() if whole))
-    spent = sum(seconds for name, seconds in clocks.items() if name != "idle")
-    return share, spent * (1 - share) / share if share else None
+    budget = check_settings(folder)["budget"]
+    with described(metrics):
+        row = parse_json(lines[-1].decode(), f"the last line of {metrics}")
+        clocks = row["seconds"]
+        done = {
+            "updates": row["step"],
+            "evaluations": row["evaluations"].get("training", 0),
+            "seconds": clocks.get("training", 0) + clocks.get("scoring", 0),
+        }
+        spent = sum(seconds for name, seconds in clocks.items() if name != "idle")
+        share = min(1.0, next((done[name] / whole for name, whole in budget.items() if whole), 0.0))
+        return share, spent * (1 - share) / share if share else None
 
 
 def show(root: Path, watch: bool) -> None:
     """Print the table; with `watch` again and again until nothing is pending or running."""
-    from rich.console import Console
+    from bench.printing import terminal
 
-    console = Console(highlight=False)
+    console = terminal()
     if not watch:
         console.print(table(survey(root)))
         return
@@ -154,12 +176,16 @@ def table(lines: list[Line]):
     shown = Table(title=", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs yet")
     for head in ("run", "state", "progress", "left", "where", "note"):
         shown.add_column(head, overflow="fold")
-    colours = {"running": "cyan", "pending": "yellow", "failed": "red", "stopped": "magenta", "done": "green"}
+    colours = {
+        "running": "cyan", "pending": "yellow", "damaged": "bold red", "failed": "red", "stopped": "magenta",
+        "done": "green",
+    }  # fmt: skip
     for line in lines:
         share = "" if line.share is None else f"{line.share:.0%}"
         left = "" if line.left_s is None else span(line.left_s)
         texts = (line.name, line.state, share, left, line.where, line.note)
-        shown.add_row(*(Text(text, style=colours[line.state] if i == 1 else "") for i, text in enumerate(texts)))
+        styles = [colours[line.state] if i == 1 else "" for i in range(len(texts))]
+        shown.add_row(*(Text(legible(text), style=style) for text, style in zip(texts, styles, strict=True)))
     return shown
 
 
@@ -175,7 +201,7 @@ def cancel(root: Path, names: list[str]) -> list[str]:
 
     What they have checkpointed stays: the same command goes on. Raises UsageError for a name that no job has.
     """
-    known = launches(root)
+    known = _known(root, names)
     answers = states(known)
     if answers is None:
         raise BenchError("Slurm does not answer (squeue failed): nothing was cancelled")
@@ -196,6 +222,21 @@ def cancel(root: Path, names: list[str]) -> list[str]:
     return list(dict.fromkeys(stopped))  # two launches may have named the same run
 
 
+def _known(root: Path, names: list[str]) -> list[Launch]:
+    """The launches that can be read; of the others one line.
+
+    Raises UsageError for a name that says nothing, DamagedError for that of a damaged launch.
+    """
+    if not all(name.strip() for name in names):
+        raise UsageError("an empty name means every run: name a run folder, the beginning of one, or a launch")
+    known, damaged = read_launches(root)
+    for launch, what in damaged.items():
+        if launch in names:
+            raise DamagedError(what)
+        print(f"note: {legible(what)}; its jobs are left alone", file=sys.stderr)
+    return known
+
+
 def _meant(name: str, launch: Launch, job: Job) -> bool:
     return name in ("all", launch.name, job.label) or bool(job.run and job.run.startswith(name))
 
@@ -205,26 +246,32 @@ def _names(known: list[Launch]) -> Iterable[str]:
 
 
 def _stop(launch: Launch, job: Job) -> None:
+    """Ask a job to stop; a run checkpoints first (bench/job.py)."""
     if launch.executor == "slurm":
-        from submitit import SlurmJob
-
-        SlurmJob(launch.job_folder, job.id).cancel(check=False)
+        with suppress(OSError):  # it may have gone since it was asked after; its mark stays in any case
+            subprocess.run(["scancel", job.id], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return
-    import os
-    import signal
-
-    os.kill(int(job.id), signal.SIGINT)  # as submitit's LocalJob.cancel: the controller stops its processes
+    with suppress(ProcessLookupError):
+        os.kill(int(job.id), signal.SIGTERM)  # its controller hands it on
 
 
 def logs(root: Path, name: str) -> None:
     """Print the end of the latest job's output that a name means. Raises UsageError if there is none."""
-    known = launches(root)
+    known = _known(root, [name])
     chosen = [(launch, job) for launch in known for job in launch.jobs if job.id and _meant(name, launch, job)]
     if not chosen:
         raise unknown("run with a job", name, _names(known))
     launch, job = chosen[-1]
     for kind in ("out", "err"):
         path = launch.log(job, kind)
-        print(f"==> {path}")
+        print(f"==> {legible(str(path))}")
         if path.is_file():
-            print("\n".join(path.read_text(errors="replace").splitlines()[-LINES:]))
+            print("\n".join(log_lines(path)[-LINES:]))
+
+
+def log_lines(path: Path) -> list[str]:
+    """The lines at the end of a log as a terminal would show them, but with nothing that it would obey."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_TAIL))
+        lines = file.read().decode(errors="replace").removesuffix("\n").split("\n")
+    return [legible(line.rstrip("\r").rpartition("\r")[2], lines=True) for line in lines]  # a bar is drawn over

@@ -25,7 +25,8 @@ class Scores:
     """What a scorer says of a batch of B pictures."""
 
     rewards: np.ndarray
-    """Training reward, float64 [B] in [0, 1]; NaN marks a scorer failure, never a bad picture."""
+    """Training reward, float64 [B], from the task's `lowest_reward` to 1; NaN marks a scorer failure, never a bad
+    picture."""
     metrics: dict[str, np.ndarray]
     """Evaluation metrics by name, each float64 [B]."""
     details: list[dict[str, Any]] = field(default_factory=list)
@@ -40,13 +41,18 @@ class Task(ABC):
     """Changes whenever a score could."""
     headline: ClassVar[str]
     """The metric that tables show."""
+    lowest_reward: float = 0.0
+    """Smallest training reward; below 0 only where the published reward is."""
     training_shares: ClassVar[dict[str, float]] = {}
     """Relative share of strata among training prompts; 1 where nothing is said."""
 
-    in_all: ClassVar[bool] = True
-    """Whether --tasks all names it; False for one that serves some worlds only, or is only measured."""
+    in_all: ClassVar[bool] = False
+    """Whether --tasks all names it. True for the tasks of this benchmark's own comparison, which every world serves:
+    what `all` means must not depend on the packages that are installed. Any other task is named."""
     sources: ClassVar[dict[str, str]] = {}
     """What a user may say of the scorer (--set scorers.<task>.<key>=VALUE): key -> meaning."""
+    sources_in: ClassVar[tuple[str, ...]] = ()
+    """Worlds whose pictures those sources serve; elsewhere the task has all it needs. Empty: every world."""
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         self.world, self.given = world, sources or {}
@@ -63,6 +69,12 @@ class Task(ABC):
     @abstractmethod
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         """Score pictures [B, 3, H, W] in [0, 1]. Deterministic; never raises on an ugly picture."""
+
+    def check(self, prompt: Prompt) -> None:  # noqa: B027 - plain text has nothing to check
+        """Raise UsageError, naming the field and the nearest valid value, for a prompt that this task cannot score.
+
+        Called for every prompt that comes from outside, before any network is loaded. Default: nothing is refused.
+        """
 
     def audit(self, images_BCHW: Tensor, prompts: list[Prompt]) -> dict[str, np.ndarray]:
         """Metrics of an independent scorer that no reward uses, each float64 [B]; `bench eval` shows them.
@@ -105,7 +117,7 @@ class TaskAround(Task):
     def __init__(self, inner: Task):
         super().__init__(inner.world, inner.given)
         self.inner = inner
-        for known in ("name", "version", "headline", "training_shares"):
+        for known in ("name", "version", "headline", "lowest_reward", "training_shares"):
             setattr(self, known, getattr(inner, known))
 
     @property
@@ -114,3 +126,6 @@ class TaskAround(Task):
 
     def prompts(self, split: str) -> list[Prompt]:
         return self.inner.prompts(split)
+
+    def check(self, prompt: Prompt) -> None:
+        self.inner.check(prompt)

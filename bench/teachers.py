@@ -1,13 +1,14 @@
 """Teachers: where a task's teacher adapter comes from, and the checks it must pass."""
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.backbones.adapters import adapter_hash
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
-from bench.errors import MissingError, UsageError
+from bench.errors import DamagedError, MissingError, UsageError
+from bench.files import read_json
 from bench.hub import adapter_folder
 from bench.spec import Spec, teacher_spec
 from bench.store import Run
@@ -50,17 +51,31 @@ def locate(spec: Spec, descriptor: Descriptor, root: Path, backbone_hash: str) -
 
 
 def training_evaluations(teachers: dict[str, Teacher]) -> dict[str, float]:
-    """task -> training evaluations that its teacher cost; NaN where nothing beside the adapter says."""
-    costs = {}
-    for task, teacher in teachers.items():
-        shipped, run = teacher.folder / "training.json", teacher.folder.parent / "summary.json"
-        if shipped.is_file():
-            costs[task] = float(json.loads(shipped.read_text())["evaluations"])
-        elif run.is_file():
-            costs[task] = float(json.loads(run.read_text())["cost"]["evaluations"]["training"])
-        else:
-            costs[task] = float("nan")
-    return costs
+    """task -> training evaluations that its teacher cost; NaN where nothing beside the adapter says.
+
+    Raises DamagedError if a run of ours, whose adapter it is, has a damaged summary.
+    """
+    return {task: _cost(teacher.folder) for task, teacher in teachers.items()}
+
+
+def _cost(folder: Path) -> float:
+    """Files of these names may be another tool's; they then say nothing of the cost."""
+    summary = folder.parent / "summary.json"
+    is_run = (folder.parent / "spec.json").is_file() and folder.name == "adapter"
+    for path, keys in ((folder / "training.json", ("evaluations",)), (summary, ("cost", "evaluations", "training"))):
+        if not path.is_file():
+            continue
+        try:
+            value = read_json(path)
+            for key in keys:
+                value = value[key] if isinstance(value, dict) and key in value else None
+        except DamagedError:
+            if is_run and path == summary:
+                raise
+            continue
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+            return float(value)
+    return math.nan
 
 
 def mount(teachers: dict[str, Teacher], backbone: FlowBackbone) -> dict[str, str]:

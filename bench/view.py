@@ -1,14 +1,26 @@
 """What may be set where pictures are drawn or scored but nothing is trained."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.backbones.compute import Compute
+from bench.bounds import Shift
 from bench.errors import UsageError, unknown
 from bench.loading import URL
 from bench.registry import find
+from bench.remote import check_url
 from bench.settings import first_problem, merge, parse_override
+
+
+class SigmasSpec(BaseModel):
+    """Which noise levels the Euler sampler visits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shift: Shift | None = None
+    """None: the backbone's."""
+    table: Literal["diffusers", "once"] = "diffusers"
 
 
 class ViewSpec(BaseModel):
@@ -18,20 +30,25 @@ class ViewSpec(BaseModel):
 
     scorers: dict[str, dict[str, str]] = {}
     compute: Compute = Compute()
+    sampler: SigmasSpec = SigmasSpec()
 
 
-def view_settings(overrides: list[str], tasks: tuple[str, ...], sections: tuple[str, ...]) -> ViewSpec:
-    """What --set says of the named sections of a ViewSpec. Raises UsageError for anything else."""
+def view_settings(overrides: list[str], tasks: tuple[str, ...], sections: tuple[str, ...], world: str) -> ViewSpec:
+    """What --set says of the named sections of a ViewSpec; `world` is that of the pictures.
+
+    Raises UsageError for anything else.
+    """
     settings: dict[str, Any] = {}
     for override in overrides:
         parsed = parse_override(override)
         if not set(parsed) <= set(sections):
             known = [f"scorers.{task}.{key}" for task in tasks for key in find("task", task).sources]
             known += [f"compute.{name}" for name in Compute.model_fields if "compute" in sections]
+            known += [f"sampler.{name}" for name in SigmasSpec.model_fields if "sampler" in sections]
             raise unknown("setting", override.partition("=")[0], known)
         merge(settings, parsed)
     settings["scorers"] = words(settings.get("scorers", {}))
-    check_scorers(settings["scorers"], list(tasks))
+    check_scorers(settings["scorers"], list(tasks), world)
     try:
         return ViewSpec.model_validate(settings)
     except ValidationError as error:
@@ -48,12 +65,17 @@ def words(scorers: Any) -> dict[str, dict[str, str]]:
     return {task: {key: str(value) for key, value in sources.items()} for task, sources in scorers.items()}
 
 
-def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str]) -> None:
-    """Raise UsageError for a scorer of another task, or a key that the task does not know."""
-    for task, sources in scorers.items():
-        if task not in tasks:
-            raise unknown("task in scorers", task, tasks)
+def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: str) -> None:
+    """Raise UsageError for a scorer of another task, or a key that the task does not know or has no use for."""
+    for name, sources in scorers.items():
+        if name not in tasks:
+            raise unknown("task in scorers", name, tasks)
+        task = find("task", name)
         for key in sources:
-            known = [*find("task", task).sources, URL]
+            known = [*task.sources, URL]
             if key not in known:
-                raise unknown(f"key in scorers.{task}", key, known)
+                raise unknown(f"key in scorers.{name}", key, known)
+            if key != URL and task.sources_in and world not in task.sources_in:
+                raise UsageError(f"scorers.{name}.{key} does nothing in the world {world!r}: leave it out")
+        if URL in sources:
+            check_url(sources[URL], name)

@@ -2,11 +2,14 @@
 
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 
+from bench.checkpoints import cause_of, refuse_stand_ins, require_folder, require_weights
 from bench.devices import check_device
-from bench.errors import MissingError, one_line, unknown
+from bench.errors import DamagedError, MissingError, UsageError, one_line, unknown
 from bench.hashing import content_hash
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -18,13 +21,15 @@ CURE = "name a local folder in transformers' format, or make the hub reachable a
 def weights_hash(source: str) -> str:
     """Content hash of a transformers model's weights; fetches those of a hub id.
 
-    Raises MissingError for a folder without weights, and for a hub id that cannot be reached.
+    Raises MissingError for a folder without weights, and for a hub id that cannot be reached; DamagedError for a file
+    that is no weights.
     """
     from transformers.utils import cached_file
 
     try:
         for name in FILES:
             if path := cached_file(source, name, _raise_exceptions_for_missing_entries=False):
+                require_weights(Path(path), "weights file")
                 return content_hash([Path(path)])
     except OSError as error:
         raise MissingError(f"no model at {source!r}: {one_line(error)}; {CURE}") from error
@@ -37,26 +42,52 @@ def weights_name(source: str, precision: str) -> str:
 
 
 def load_frozen(model_class, source: str, device: str, what: str, precision: str = "float32"):
-    """A transformers model without gradients. Raises MissingError naming what is not where, UsageError for another
-    precision than float32, bfloat16 and float16 or a device that is no device."""
+    """A transformers model without gradients.
+
+    Raises MissingError naming what is not where, DamagedError for files that are no weights, UsageError for a model of
+    another kind, for another precision than float32, bfloat16 and float16 and for a device that is no device.
+    """
+    from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
 
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     check_device(device, what, "set its device to cpu")
     disable_progress_bar()  # its bar would tear ours
+    if Path(source).is_dir():
+        require_folder(Path(source), what)
     try:
+        kind, wanted = AutoConfig.from_pretrained(source).model_type, model_class.config_class.model_type
+        if kind != wanted:  # transformers would only warn, and make the weights up
+            raise UsageError(f"{source!r} holds a model of type {kind!r}, not {wanted!r}: it is no {what}")
         model = model_class.from_pretrained(source, dtype=getattr(torch, precision))
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError) as error:
         raise MissingError(f"no {what} at {source!r}: {one_line(error)}; {CURE}") from error
+    except (SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
+        raise DamagedError(f"no {what} at {source!r}: {cause_of(error)}") from error
     return model.eval().requires_grad_(False).to(device)
+
+
+def save_folder(model, folder: Path) -> None:
+    """Write a transformers model as a folder. Raises UsageError where that cannot be done."""
+    if folder.is_file():  # transformers would only remark on it
+        raise UsageError(f"{folder} is a file: name a folder for the converted model")
+    try:
+        model.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot write the converted model to {folder}: {one_line(error)}") from error
 
 
 def load_processor(source: str):
     """The tokenizer and the image processor (on PIL pictures) of a CLIP model. Raises MissingError likewise."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
+    what = "tokenizer and image processor"
+    if Path(source).is_dir():
+        refuse_stand_ins(Path(source), what)
     try:
         return AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:
-        raise MissingError(f"no tokenizer and image processor at {source!r}: {one_line(error)}; {CURE}") from error
+        raise MissingError(f"no {what} at {source!r}: {one_line(error)}; {CURE}") from error

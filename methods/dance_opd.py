@@ -6,13 +6,13 @@ where its velocity is matched to the teacher's.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.bounds import Positive
 from bench.lab import STUDENT, Lab
 from bench.method import Work
 from bench.sampler.draws import draw
@@ -25,8 +25,8 @@ class DanceOptions(DistillationOptions):
     """Settings of DanceOPD; defaults as in its released code."""
 
     batches: Literal["mixed", "alternate"] = "alternate"
-    low_noise: Annotated[float, Field(gt=0)] = 5.0
-    high_noise: Annotated[float, Field(gt=0)] = 2.0
+    low_noise: Positive = 5.0
+    high_noise: Positive = 2.0
     """The queried step is Beta(low_noise, high_noise) along the trajectory, 1 being its end."""
 
 

@@ -1,12 +1,12 @@
 """What every distillation method shares: its settings, the teacher's velocity field, the trained steps, the anchor."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.bounds import Count, Fraction, Weight
 from bench.budget import Passes
 from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
@@ -18,15 +18,15 @@ from methods.trained_steps import trained_steps
 class DistillationOptions(Options):
     """Settings shared by methods that learn from one teacher a task; defaults as in DiffusionOPD's released code."""
 
-    trajectories: Annotated[int, Field(gt=0)] = 24
+    trajectories: Count = 24
     """Trajectories per task and update."""
-    timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
+    timestep_fraction: Fraction = 0.99
     """The first int(steps * this) steps are trained."""
     batches: Literal["mixed", "alternate"] = "mixed"
     """mixed: every update averages all teachers; alternate: one teacher an update, in turn."""
     start: Literal["base", "merge"] = "base"
     """Where the student starts: the base, or the mean of the teachers' weight changes (Flow-OPD's cold start)."""
-    anchor: Annotated[float, Field(ge=0)] = 0.0
+    anchor: Weight = 0.0
     """Weight of the velocity error to the base at the visited states (Flow-OPD's manifold anchor)."""
 
 
@@ -110,7 +110,8 @@ def merge_teachers(lab: Lab, factor: float) -> None:
     """
     adapters = lab.backbone.adapters
     deltas = [adapters.deltas(name) for name in lab.teachers.values()]
-    merged = {layer: factor * sum(delta[layer] for delta in deltas) for layer in deltas[0]}
+    layers = dict.fromkeys(layer for delta in deltas for layer in delta)  # a teacher may leave some as the base's
+    merged = {layer: factor * sum(delta[layer] for delta in deltas if layer in delta) for layer in layers}
     lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
 
 

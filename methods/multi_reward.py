@@ -4,10 +4,11 @@ Each task keeps its own prompts and its own reward, as in the multi-task baselin
 (arXiv 2605.15055, Sec. 5); how their advantages compare is `mixing`, how much each counts `weights`.
 """
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
+from bench.bounds import Positive
 from bench.errors import unknown
 from bench.lab import Lab
 from methods.rl.method import RlMethod, RlOptions
@@ -18,7 +19,7 @@ class MultiRewardOptions(RlOptions):
 
     unsaid: ClassVar[tuple[str, ...]] = ("weights",)
 
-    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+    weights: dict[str, Positive] = Field(default={})
     """task -> how much its gradient counts, 1 where nothing is said; an update's weights add up to 1."""
 
 

@@ -7,13 +7,13 @@ w_k |v_student - v_teacher|^2 (Eq. 11; Eq. 12 for deterministic kernels), with w
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.bounds import Count
 from bench.lab import STUDENT, Lab
 from bench.method import Work
 from bench.sampler.draws import Rows
@@ -30,7 +30,7 @@ class OpdOptions(DistillationOptions):
     """What "the KL" is divided by; see bench list kernels and --dry-run."""
     execution: Literal["fused", "plain"] = "fused"
     """fused: one student forward a step serves rollout and loss; plain: roll out, store, train. Same gradient."""
-    chunk: Annotated[int, Field(gt=0)] = 128
+    chunk: Count = 128
     """Latents per forward in training; the gradient does not depend on it."""
 
 

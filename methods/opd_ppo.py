@@ -10,12 +10,12 @@ noise (the last one of flow_sde and cps) have no density and are not trained, wh
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.bounds import Count, Positive
 from bench.lab import STUDENT, Lab
 from bench.method import Needs, Work
 from bench.sampler.gaussian import Gaussian, Transition
@@ -43,8 +43,8 @@ class OpdPpoOptions(DistillationOptions):
     the true one, and clips it to 5. (It also multiplies every picture's ratio with the mean advantage of the batch, by
     an accident of shapes that is not followed.) return_to_go: sum of log-ratios from this step on, which adds the
     effect on later states."""
-    clip: Annotated[float, Field(gt=0)] = 1e-4
-    inner_updates: Annotated[int, Field(gt=0)] = 1
+    clip: Positive = 1e-4
+    inner_updates: Count = 1
     """Optimiser steps on the same trajectories; beyond the first the ratio to the old policy is clipped."""
 
 

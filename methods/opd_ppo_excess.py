@@ -10,7 +10,6 @@ norm, estimated by |J^T u|^2 with Gaussian u of its own. Measured over predicted
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,9 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError, exit_on_error
-from bench.files import write_atomic
+from bench.files import json_bytes, write_output
 from bench.lab import STUDENT, Lab
+from bench.places import check_output
 from bench.registry import task_names
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import rollout
@@ -132,6 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.states, arguments.draws) < 2:
         raise UsageError("a covariance needs --draws of 2 or more, its interval --states of 2 or more")
+    check_output(arguments.output)
     from bench.probe_command import laboratory
     from bench.spec import resolve
 
@@ -146,7 +147,7 @@ def main() -> None:
             results.append(as_json(task, kernel, arguments.eta, arguments.student, arguments.draws, rows))
             show(results[-1])
             if arguments.output:
-                write_atomic(arguments.output, (json.dumps(results, indent=1) + "\n").encode())
+                write_output(arguments.output, json_bytes(results))
 
 
 if __name__ == "__main__":

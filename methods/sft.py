@@ -6,13 +6,12 @@ pictures, not the student's own trajectories.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.bounds import Count
 from bench.lab import STUDENT, Lab
 from bench.method import Work
 from bench.sampler.draws import draw, normal
@@ -23,7 +22,7 @@ from methods.distillation import DistillationMethod, DistillationOptions, square
 class SftOptions(DistillationOptions):
     """Settings of imitation."""
 
-    levels: Annotated[int, Field(gt=0)] = 9
+    levels: Count = 9
     """Noise levels at which each picture is regressed, drawn uniformly from the rollout's schedule."""
 
 

@@ -19,6 +19,7 @@ def report(
 ) -> None:
     """Turn run records, and nothing else, into one page with tables and figures to paste."""
     from bench.errors import UsageError
+    from bench.terminal import legible
     from report.evidence import collect
     from report.page import write
     from report.sections import make
@@ -29,11 +30,12 @@ def report(
         from report.diff import difference
 
         first, second = (path.resolve().name for path in diff)
-        print(write(difference(*(collect([path]) for path in diff)), output, f"{second} against {first}"))
+        page = write(difference(*(collect([path]) for path in diff)), output, f"{second} against {first}")
+        print(legible(str(page)))
         return
     usual = Path("results/runs")
     evidence = collect(paths or ([usual] if usual.exists() else []))
     if not evidence:
         where = ", ".join(map(str, paths or [usual]))
-        print(f"nothing to report in {where}: no run, comparison, study or probe's output", file=sys.stderr)
-    print(write(make(evidence), output))
+        print(f"nothing to report in {legible(where)}: no run, comparison, study or probe's output", file=sys.stderr)
+    print(legible(str(write(make(evidence), output))))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.errors import UsageError, one_line
+from bench.damage import check_checkpoint
+from bench.errors import DamagedError, UsageError, one_line
+from bench.files import read_text
 from bench.outcome import recorded_failure
-from bench.probes.overoptimisation import GOLD
 from bench.records import Record
+from bench.standing import STRICTER
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_legible, checked
 
 
@@ -27,7 +29,7 @@ class Found:
     note: str = ""
     """The error of a failed one."""
     record: Record | None = None
-    """Of a finished one; only headline and gold rows are kept, as arrays."""
+    """Of a finished one; only headlines and the metrics beside them are kept, as arrays."""
     commit: str = ""
     device: str = ""
 
@@ -168,7 +170,7 @@ def _run(folder: Path, evidence: Evidence, reader: "_Reader") -> None:
     reader.seen.add(place)
     try:
         evidence.runs.append(reader.read(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DamagedError) as error:
         evidence.problems.append(f"{folder.name}: damaged ({one_line(error)})")
 
 
@@ -180,7 +182,7 @@ class _Reader:
         self._arrays: dict[bytes, np.ndarray] = {}
 
     def read(self, folder: Path) -> Found:
-        """Raises OSError or ValueError for what is damaged."""
+        """Raises OSError, ValueError or DamagedError for what is damaged."""
         kept = _of(folder / "spec.json", KEPT, _json)
         spec, weights = kept["spec"], kept["backbone_hash"]
         starts = _of(folder / "provenance.jsonl", STARTS, _lines)
@@ -188,13 +190,16 @@ class _Reader:
         made = {"commit": (last.get("commit") or "")[:10], "device": last.get("device") or ""}
         if not (folder / "summary.json").is_file():
             error = recorded_failure(folder)
+            check_checkpoint(folder)
             return Found(folder, spec, weights, "failed" if error else "unfinished", str(error or ""), **made)
         summary = _of(folder / "summary.json", SUMMARY, _json)
         points = _of(folder / "evaluations.jsonl", POINTS, _lines)
         if summary["models"]["student"].keys() != set(spec["tasks"]):
             raise ValueError("its summary is not of its spec's tasks")
         shown, what = summary["models"]["student"], ("headline", "strata")
-        if any(row["task"] not in shown or any(row[k] != shown[row["task"]][k] for k in what) for row in points):
+        if any(row["task"] not in shown or any(row[k] != shown[row["task"]][k] for k in what) for row in points) or any(
+            row.get("prompts") != shown[row["task"]].get("prompts") for row in points
+        ):
             raise ValueError("its evaluations are of other tasks, prompts or headlines than its summary's")
         for models in summary["models"].values():
             for task, row in models.items():
@@ -205,9 +210,10 @@ class _Reader:
         return Found(folder, spec, weights, "done", "", record, **made)
 
     def _compact(self, row: dict) -> dict:
-        kept = {name: row["rows"][name] for name in {row["headline"], GOLD} & row["rows"].keys()}
+        kept = {name: row["rows"][name] for name in {row["headline"], *STRICTER} & row["rows"].keys()}
         rows = {name: self._once(np.array(values, np.float64)) for name, values in kept.items()}
-        return row | {"rows": rows, "strata": self._once(np.array(row["strata"]))}
+        prompts = {} if row.get("prompts") is None else {"prompts": self._once(np.array(row["prompts"]))}
+        return row | {"rows": rows, "strata": self._once(np.array(row["strata"]))} | prompts
 
     def _once(self, array: np.ndarray) -> np.ndarray:
         return self._arrays.setdefault(array.dtype.str.encode() + array.tobytes(), array)
@@ -223,13 +229,20 @@ def _of(path: Path, schema, read: Callable):
 
 def _json(path: Path):
     """Raises OSError or ValueError."""
-    return _loads(path.read_text())
+    return _loads(_text(path))
 
 
 def _lines(path: Path) -> list:
     """Rows of a log; a last line that is still being written is left out."""
-    text = path.read_text() if path.is_file() else ""
+    text = _text(path) if path.exists() else ""
     return [_loads(line) for line in text.split("\n")[:-1]]
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except DamagedError as error:
+        raise ValueError("it is not UTF-8 text") from error
 
 
 def _loads(text: str):

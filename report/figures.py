@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from bench.drawing import imported
 from report.style import INK, WIDTHS, Look, drawing, is_column
 
 SVG = "http://www.w3.org/2000/svg"
@@ -36,7 +37,7 @@ class Figure:
     @cached_property
     def files(self) -> dict[str, bytes]:
         """NAME-column|page.pdf|svg|png -> content."""
-        import matplotlib.pyplot as plt
+        plt = imported().pyplot
 
         made = {}
         for size, width in WIDTHS.items():
@@ -76,7 +77,7 @@ def draw_all(figures: list[Figure]) -> None:
     cores = min(len(os.sched_getaffinity(0)), len(figures))
     if cores < 2:
         return
-    import matplotlib.pyplot  # noqa: F401 - once, not in every process
+    imported()  # once, not in every process
     import seaborn  # noqa: F401
 
     _WAITING[:] = figures

@@ -7,7 +7,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from bench.errors import BenchError, UsageError, one_line
-from bench.files import write_atomic
+from bench.files import read_lines, write_atomic
+from bench.places import check_writable
+from bench.terminal import legible
 from report.figures import Figure, draw_all
 from report.table import Table, unmarked
 
@@ -91,6 +93,7 @@ def write(report: Report, folder: Path, title: str = TITLE) -> Path:
         raise UsageError(f"the report cannot go to {folder}: {one_line(error)}") from error
     if link := next((part for part in PARTS if (folder / part).is_symlink()), None):
         raise UsageError(f"the report cannot go to {folder}: {link} leads elsewhere")
+    check_writable(folder)
     try:
         _write(folder, _files(report, title))
     except OSError as error:
@@ -109,23 +112,28 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
             "md": _noted(table),
             "tex": table.latex(),
         }
-        found |= {f"tables/{table.name}.{kind}": text.encode(errors="replace") for kind, text in texts.items()}
+        found |= {f"tables/{table.name}.{kind}": _encoded(text) for kind, text in texts.items()}
     draw_all(report.figures)
     for figure in report.figures:
         found |= {f"figures/{name}": content for name, content in figure.saved().items()}
     lines = [f"# {unmarked(title)}\n"]
     for section in report.sections:
         lines += [f"## {section.title}\n", *section.markdown]
-    found["report.md"] = "\n".join(lines).encode(errors="replace")
+    found["report.md"] = _encoded("\n".join(lines))
     environment = Environment(loader=PackageLoader("report"), autoescape=True)
     page = environment.get_template("report.html.j2").render(title=title, sections=report.sections, shown=_shown)
-    return found | {"index.html": page.encode(errors="replace")}
+    return found | {"index.html": _encoded(page)}
+
+
+def _encoded(text: str) -> bytes:
+    """As files hold it; nothing in it moves the terminal of who prints it."""
+    return legible(text, lines=True).encode()
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
     """Write, and remove what the list of an earlier report names and this one has not."""
     listed = folder / "files.txt"
-    before = listed.read_text().splitlines() if listed.is_file() else []
+    before = read_lines(listed) if listed.is_file() else []
     if not before and (taken := next((name for name in files if (folder / name).exists()), None)):
         raise UsageError(f"{folder}/{taken} is not an earlier report's; give the report another folder")
     for name in before:

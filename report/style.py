@@ -5,6 +5,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from bench.drawing import imported, own_settings
 from bench.registry import registered
 
 INK = "#010203"
@@ -35,6 +36,7 @@ def is_column(width: float) -> bool:
 
 def looks(lines: list[tuple[str, str]]) -> dict[str, Look]:
     """(label, method) -> Look. Colours are seaborn's colour-blind palette; markers tell lines apart in grey too."""
+    imported()  # before seaborn imports it in its own way
     import seaborn
 
     palette = seaborn.color_palette("colorblind", 10)
@@ -62,9 +64,6 @@ def logarithmic(axes, which: str) -> None:
 @contextmanager
 def drawing():
     """matplotlib set up for the figures of a report."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     settings = {
         "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
         "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 4,
@@ -74,6 +73,6 @@ def drawing():
         "legend.handlelength": 2.8, "legend.columnspacing": 1.0, "savefig.facecolor": "white", "pdf.fonttype": 42,
         "image.composite_image": False, "text.parse_math": False,
     }  # fmt: skip
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with own_settings(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # scripts and emoji that the font has not are drawn as boxes
         yield

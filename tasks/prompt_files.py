@@ -1,16 +1,23 @@
 """Prompts of photographic backbones, from text files that a user has: one prompt a line, as Flow-GRPO keeps them."""
 
+import csv
+import json
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from types import UnionType
 
-from bench.errors import MissingError, UsageError, one_line
+from bench import files
+from bench.errors import DamagedError, MissingError, UsageError, one_line
 from bench.task import Prompt, Task
 
 SOURCE = {"prompts": "folder with train.txt and test.txt, one prompt a line"}
 """What tasks that read them say of it."""
 HELD_OUT = 128
 """Prompts of train.txt that become validation prompts where there is no validation.txt: its last ones."""
+HEADS = {"prompt", "prompts", "caption", "captions"}
+"""A first line that names one of these as a column is no prompt."""
 
 
 def read_prompts(task: str, sources: dict[str, str], check: Callable[[str], object] = str) -> dict[str, list[str]]:
@@ -42,18 +49,58 @@ def read_prompts(task: str, sources: dict[str, str], check: Callable[[str], obje
 
 
 def read_lines(path: Path, check: Callable[[str], object] = str) -> list[str]:
-    """Lines that are not empty. Raises UsageError naming the line that `check` refuses with a ValueError."""
+    """Lines that are not empty. Raises UsageError for a file of another kind, and naming the line that `check` refuses
+    with a ValueError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [_bare(line) for line in files.read_lines(path)]
+    except (OSError, DamagedError) as error:
         raise UsageError(f"cannot read prompts from {path}: {one_line(error)}") from error
+    prompts = [line for line in lines if line]
+    if kind := _another_kind(prompts):
+        first = lines.index(prompts[0]) + 1
+        raise UsageError(f"{path}, line {first}: this is {kind}; one prompt a line is wanted, as plain text")
     for number, line in enumerate(lines, 1):
-        if line.strip():
+        if line:
             try:
                 check(line)
             except ValueError as error:
                 raise UsageError(f"{path}, line {number}: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+    return prompts
+
+
+def _bare(line: str) -> str:
+    """Without white space and byte order marks around it: files joined by `cat` have one inside."""
+    return line.strip().strip("\ufeff").strip()
+
+
+def _another_kind(lines: list[str]) -> str | None:
+    """What a file is that holds prompts, but not as plain lines. Single odd prompts do not make it that."""
+    if lines and all(_holds(line, dict) for line in lines):
+        return "a JSON Lines file"
+    if lines and lines[0][0] in "[{" and _holds("\n".join(lines), dict | list):
+        return "a JSON file"
+    columns = re.split(r"[,;\t]", lines[0].lower()) if lines else []
+    if HEADS & {name.strip(' "') for name in columns} and all(re.fullmatch(r' *"?\w+"? *', n) for n in columns):
+        return f"a table with a line of column names, {lines[0]!r}"
+    rows = [_fields(line) for line in lines if line[0] == '"' and '""' in line]
+    if rows and all(len(_fields(line)) == 1 for line in lines) and any('"' in row[0] for row in rows):
+        return "a CSV file, with doubled quotes"
+    return None
+
+
+def _holds(text: str, kind: type | UnionType) -> bool:
+    try:
+        return isinstance(json.loads(text), kind)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _fields(line: str) -> list[str]:
+    """The line as a row of CSV; none where it is not one."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
 
 
 class PromptFileTask(Task):

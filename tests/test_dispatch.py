@@ -333,12 +333,12 @@ def test_a_busy_run_is_waited_for(root: Path, monkeypatch) -> None:
 
     tries = []
 
-    def command(words, standalone_mode):
+    def invoke(words):
         tries.append(words)
         if len(tries) < 3:
             raise BusyError("in hand")
 
-    monkeypatch.setattr(cli, "whole", lambda: command)
+    monkeypatch.setattr(cli, "invoke", invoke)
     monkeypatch.setattr(job, "BUSY_S", 0)
     job.carry_out(("run",))
     assert len(tries) == 3

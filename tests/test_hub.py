@@ -7,7 +7,7 @@ import pytest
 
 from bench.backbones.sd3 import descriptor
 from bench.errors import MissingError, UsageError
-from bench.hub import FILES, adapter_folder
+from bench.hub import DIFFUSERS_FILE, FILES, adapter_folder
 
 
 def test_local_folders_pass() -> None:
@@ -29,6 +29,33 @@ def test_a_folder_of_a_repository_is_fetched(tmp_path: Path, monkeypatch) -> Non
     assert asked == {"owner/repo": [f"teacher/lora/{name}" for name in FILES]}
     with pytest.raises(MissingError, match="holds no peft adapter"):
         adapter_folder("hub:owner/repo/other")
+
+
+def test_diffusers_files_are_fetched_where_there_is_no_peft_adapter(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+
+    def snapshot(repository: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / DIFFUSERS_FILE).write_text("")
+    (tmp_path / "lora" / "style.safetensors").write_text("")
+    assert adapter_folder("hub:owner/repo/lora") == tmp_path / "lora"
+    assert asked == [[f"lora/{name}" for name in FILES], [f"lora/{DIFFUSERS_FILE}"]]
+    asked.clear()
+    assert adapter_folder("hub:owner/repo/lora/style.safetensors") == tmp_path / "lora" / "style.safetensors"
+    assert asked == [["lora/style.safetensors"]]
+    with pytest.raises(MissingError, match="is not there"):
+        adapter_folder("hub:owner/repo/lora/other.safetensors")
+    with pytest.raises(MissingError, match=f"holds no peft adapter .* and no {DIFFUSERS_FILE}"):
+        adapter_folder("hub:owner/repo")
+    for name in FILES:
+        (tmp_path / name).write_text("")
+    asked.clear()
+    assert adapter_folder("hub:owner/repo") == tmp_path
+    assert asked == [list(FILES)]
 
 
 def test_what_cannot_be_fetched_names_the_cure() -> None:

@@ -73,8 +73,8 @@ def test_a_presets_tasks_hold_where_nobody_names_any() -> None:
 
 
 def test_values_of_scorers_are_words() -> None:
-    spec = resolve("merge", ["ocr"], overrides=["scorers.ocr.prompts=30"])
-    assert spec.scorers == {"ocr": {"prompts": "30"}}
+    spec = resolve("merge", ["clipscore"], backbone="sd3", overrides=["scorers.clipscore.convention=30"])
+    assert spec.scorers == {"clipscore": {"convention": "30"}}
     with pytest.raises(UsageError, match="scorers is a section"):
         resolve("merge", ["ocr"], overrides=["scorers=5"])
 

@@ -1,26 +1,34 @@
 """LoRA adapters on a transformer, through peft: create, switch, save, load, compare."""
 
+import copy
 import json
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from bench.errors import UsageError
-from bench.files import write_atomic
+from bench.backbones.adapter_config import config_record
+from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, adapter_files, read_adapter
+from bench.errors import UsageError, one_line
+from bench.files import json_bytes, remove_leftovers, write_atomic
 from bench.hashing import content_hash
+from bench.hub import CONFIG_FILE, DIFFUSERS_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 # As published for SD3.5-M (Flow-GRPO, DiffusionNFT, DiffusionOPD): every attention projection.
 TARGETS = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
     "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
 )  # fmt: skip
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -31,32 +39,40 @@ class Shape:
     alpha: float
     targets: tuple[str, ...] = TARGETS
 
+    def config(self) -> "LoraConfig":
+        """As peft's configuration."""
+        from peft import LoraConfig
+
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
+
 
 class Adapters:
     """The named LoRA adapters of one transformer. `use(None)` is the base."""
 
     def __init__(self, transformer: nn.Module):
         self.transformer = transformer
-        self.shapes: dict[str, Shape] = {}
+        self.configs: dict[str, LoraConfig] = {}
         self._layers: list[nn.Module] = []
         self._trainable: set[str] = set()
         self._current: str | None = None
         self._found: dict[str, dict[str, nn.Parameter]] = {}
 
-    def add(self, name: str, shape: Shape, seed: int = 0, trainable: bool = False) -> None:
-        """Create an adapter that equals the base (B = 0, A Gaussian from `seed`)."""
-        from peft import LoraConfig, inject_adapter_in_model
+    def add(self, name: str, shape: "Shape | LoraConfig", seed: int = 0, trainable: bool = False) -> None:
+        """Create an adapter that equals the base (B = 0, A Gaussian from `seed`).
+
+        Raises what peft raises for layers that the transformer does not have.
+        """
+        from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        config = LoraConfig(
-            r=shape.rank, lora_alpha=shape.alpha, target_modules=list(shape.targets), init_lora_weights="gaussian"
-        )
+        self.configs[name] = shape.config() if isinstance(shape, Shape) else shape
+        config = copy.deepcopy(self.configs[name])  # peft writes into it
+        config.init_lora_weights = "gaussian"
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(seed)
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
             inject_adapter_in_model(config, self.transformer, name)
         self._layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
-        self.shapes[name] = shape
         self._found.pop(name, None)
         for parameter in self.parameters(name):  # peft gives it the frozen weights' precision
             parameter.data = parameter.data.float()
@@ -101,10 +117,19 @@ class Adapters:
 
     def _named(self, name: str) -> dict[str, nn.Parameter]:
         if name not in self._found:
-            pattern = re.compile(rf"(\.lora_[AB])\.{re.escape(name)}\.")
+            own = re.escape(name)
+            # DoRA's magnitude vector is saved without its parameter's name
+            pattern = re.compile(rf"(\.lora_magnitude_vector)\.{own}\.weight$|(\.lora_[AB])\.{own}(?=\.(weight|bias)$)")
             named = self.transformer.named_parameters()
-            self._found[name] = dict(sorted((pattern.sub(r"\1.", key), p) for key, p in named if pattern.search(key)))
+            self._found[name] = dict(sorted((pattern.sub(r"\1\2", key), p) for key, p in named if pattern.search(key)))
         return self._found[name]
+
+    def _adapted(self, name: str) -> "dict[str, LoraLayer]":
+        """Layers that have the adapter, by their place in the transformer."""
+        from peft.tuners.lora import LoraLayer
+
+        layers = self.transformer.named_modules()
+        return dict(sorted((k, m) for k, m in layers if isinstance(m, LoraLayer) and name in m.lora_A))
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Copies of the adapter's tensors, keyed as peft keys them without the model prefix."""
@@ -113,6 +138,8 @@ class Adapters:
     @torch.no_grad()
     def load_state(self, name: str, state: dict[str, Tensor], origin: str = "") -> None:
         """Copy tensors into an adapter. Raises UsageError unless keys and shapes match exactly."""
+        from peft import set_peft_model_state_dict
+
         mine = self._named(name)
         missing, extra = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
         where = f" in {origin}" if origin else ""
@@ -128,60 +155,88 @@ class Adapters:
                 )
             if not torch.isfinite(state[key]).all():
                 raise UsageError(f"adapter tensor {key}{where} has values that are not finite")
-            parameter.copy_(state[key])
+        set_peft_model_state_dict(self.transformer, state, name)
 
-    def save(self, name: str, folder: Path, base: str = "", half: bool = False) -> None:
-        """Write a folder that peft and diffusers load (adapter_config.json and adapter_model.safetensors)."""
+    def save(self, name: str, folder: Path, base: str = "") -> None:
+        """Write a folder that peft, diffusers and this project load; `base` is the model's hub id or path.
+
+        diffusers finds tensors by other names than peft, and safetensors knows no second name for the same bytes, so
+        they are written twice: for SD3.5-Medium at rank 32 that is 75 MB, beside a checkpoint of at least 300 MB.
+        """
         from safetensors.torch import save
 
         folder.mkdir(parents=True, exist_ok=True)
-        shape = self.shapes[name]
-        config = {
-            "peft_type": "LORA",
-            "r": shape.rank,
-            "lora_alpha": shape.alpha,
-            "target_modules": list(shape.targets),
-            "base_model_name_or_path": base,
-            "bias": "none",
-            "inference_mode": True,
-        }
-        write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
-        state = self.state(name)
-        tensors = {PEFT_PREFIX + k: (v.half() if half else v).contiguous() for k, v in state.items()}
-        write_atomic(folder / WEIGHTS_FILE, save(tensors, {"format": "pt"}))
+        remove_leftovers(folder)
+        record = config_record(self.configs[name])
+        config = record | {"base_model_name_or_path": base, "inference_mode": True}
+        write_atomic(folder / CONFIG_FILE, json_bytes(config))
+        state = {key: value.contiguous() for key, value in self.state(name).items()}
+        write_atomic(folder / WEIGHTS_FILE, save({PEFT_PREFIX + k: v for k, v in state.items()}, {"format": "pt"}))
+        # one entry: safetensors writes several in an order that changes from one time to the next
+        header = {METADATA_KEY: json.dumps({DIFFUSERS_PREFIX + key: value for key, value in record.items()})}
+        write_atomic(folder / DIFFUSERS_FILE, save({DIFFUSERS_PREFIX + k: v for k, v in state.items()}, header))
 
     def load(self, name: str, folder: Path, trainable: bool = False) -> None:
-        """Add an adapter from a peft folder. Raises UsageError if it is unreadable or does not fit."""
-        shape, state = read_adapter(folder)
+        """Add an adapter from a folder or file that peft or diffusers wrote.
+
+        Raises UsageError if it is unreadable, does not fit, or has a setting that cannot be carried out.
+        """
+        config, state = read_adapter(folder)
         try:
-            self.add(name, shape, trainable=trainable)
-        except ValueError as error:  # peft: target modules not found
-            raise UsageError(f"adapter {folder} does not fit this backbone: {error}") from error
+            self.add(name, config, trainable=trainable)
+        except (ValueError, TypeError, re.error) as error:  # of peft: layers that are not there, or cannot be adapted
+            cause = shorten(one_line(error), 300, placeholder=" ...")  # peft lists every layer that it looked for
+            raise UsageError(f"adapter {folder} does not fit this backbone: {cause}") from error
         self.load_state(name, state, str(folder))
 
     @torch.no_grad()
     def deltas(self, name: str) -> dict[str, Tensor]:
-        """Weight change of every adapted layer, alpha / r * B A, keyed by layer."""
-        named, scale = self._named(name), self.shapes[name].alpha / self.shapes[name].rank
-        layers = [key.removesuffix(".lora_A.weight") for key in named if key.endswith(".lora_A.weight")]
-        return {
-            layer: scale * named[f"{layer}.lora_B.weight"].float() @ named[f"{layer}.lora_A.weight"].float()
-            for layer in layers
-        }
+        """What an adapter adds to the weight of every layer that it adapts, keyed by layer, in float32; what it adds to
+        a bias is keyed by the layer with `.bias`.
+
+        s B A with the layer's own scale s. DoRA (arXiv 2402.09353, Eq. 5) instead gives a row w of W + s B A the
+        length m, so it adds m w / |w| less that row of W.
+        """
+        found = {}
+        for place, layer in self._adapted(name).items():
+            delta = layer.get_delta_weight(name).float()
+            if name in layer.lora_magnitude_vector:
+                base = layer.get_base_layer().weight.float()
+                rows = (base + delta).flatten(1)
+                magnitude = layer.lora_magnitude_vector[name].weight.flatten()
+                delta = (rows * (magnitude / rows.norm(dim=1))[:, None]).view_as(base) - base
+            found[place] = delta
+            if layer.lora_bias[name]:
+                found[f"{place}.bias"] = layer.scaling[name] * layer.lora_B[name].bias
+        return found
 
     @torch.no_grad()
     def set_deltas(self, name: str, deltas: dict[str, Tensor]) -> float:
-        """Set an adapter to the best approximation of weight changes at its rank (truncated SVD).
+        """Set an adapter to the best approximation of weight changes at its rank (truncated SVD); layers without a
+        change become the base's.
 
-        Returns the share of the changes' squared norm that is kept.
+        Returns the share of the changes' squared norm that is kept. Raises UsageError for a change of what the adapter
+        cannot change.
         """
-        named, shape = self._named(name), self.shapes[name]
-        scale, kept, total = shape.alpha / shape.rank, 0.0, 0.0
-        for layer, delta in deltas.items():
-            u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
-            root = (s[: shape.rank] / scale).sqrt()
+        layers, config = self._adapted(name), self.configs[name]
+        if config.use_dora or config.lora_bias:
+            field = "use_dora" if config.use_dora else "lora_bias"
+            raise UsageError(f"weight changes are put into plain LoRA alone; the adapter {name!r} has {field}")
+        if foreign := sorted(deltas.keys() - layers.keys()):
+            raise UsageError(
+                f"the adapter {name!r} cannot take over {len(foreign)} of {len(deltas)} changes, the first is that of "
+                f"{foreign[0]}: lora.targets must name every layer that changes, and biases stay the base's"
+            )
+        kept = total = 0.0
+        for place, layer in layers.items():
+            a, b, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+            a, b = a.flatten(1), b.flatten(1)  # of a convolution too; views
+            if place not in deltas:
+                b.zero_()
+                continue
+            u, s, vh = torch.linalg.svd(deltas[place].flatten(1).double(), full_matrices=False)
+            root = (s[: len(a)] / scale).sqrt()
             rank = len(root)
-            a, b = named[f"{layer}.lora_A.weight"], named[f"{layer}.lora_B.weight"]
             a.zero_()[:rank] = root[:, None] * vh[:rank]
             b.zero_()[:, :rank] = u[:, :rank] * root
             kept, total = kept + float(s[:rank].square().sum()), total + float(s.square().sum())
@@ -192,32 +247,6 @@ class Adapters:
         return float(sum(delta.square().sum() for delta in self.deltas(name).values())) ** 0.5
 
 
-def read_adapter(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
-    """Shape and tensors of a peft folder. Raises UsageError with the file at fault."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise UsageError(f"no adapter at {folder}: {file} is missing")
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        targets = config["target_modules"]
-        shape = Shape(
-            int(config["r"]), float(config["lora_alpha"]), tuple([targets] if isinstance(targets, str) else targets)
-        )
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{folder / CONFIG_FILE} is not a LoRA configuration: {error!r}") from error
-    try:
-        state = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"corrupt weights file {folder / WEIGHTS_FILE}: {error}") from error
-    return shape, {key.removeprefix(PEFT_PREFIX): value.float() for key, value in state.items()}
-
-
-def adapter_hash(folder: Path) -> str:
-    """Content hash of a peft folder's two files. Raises UsageError if one is missing."""
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise UsageError(f"no adapter at {folder}: {file} is missing")
-    return content_hash([folder / CONFIG_FILE, folder / WEIGHTS_FILE])
+def adapter_hash(place: Path) -> str:
+    """Content hash of the files that an adapter is made of. Raises UsageError if one is missing."""
+    return content_hash(adapter_files(place))

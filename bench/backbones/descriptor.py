@@ -1,8 +1,9 @@
 """What is known of a backbone without loading it (this file imports no torch)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Descriptor:
     world: str
     """Which detectors and vocabulary fit its pictures: a key of the tasks' tables ('micro', 'photo')."""
     shift: float
-    """Timestep shift of its scheduler."""
+    """Timestep shift of its scheduler, as its own files say."""
     load: Callable[..., object]
     """(device, compute=Compute(), cache=None) -> FlowBackbone; `cache` is a folder that keeps encoded prompts."""
     fingerprint: Callable[[], str]
@@ -24,5 +25,9 @@ class Descriptor:
     """Folder of shipped teacher adapters, one folder a task."""
     size: Callable[..., object] | None = None
     """compute -> Size without loading weights, or None if it is not known; no function where nobody plans GPU-hours."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Settings under every recipe: what this backbone is sensibly computed with where nobody says."""
+    check: Callable[..., object] = lambda compute: None
+    """compute -> raises UsageError for one that this backbone cannot be computed with; called before anything loads."""
     base_guidance: dict[str, float] | None = None
     """task -> guidance scale at which the untrained base does best on validation prompts; None if unknown."""

@@ -20,6 +20,7 @@ class Embeddings:
         self.folder, self.device = folder, device
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
         self._bytes = 0
+        self._writes = True
 
     def get(self, prompt: str) -> Conditioning | None:
         """What was put under this very text."""
@@ -32,14 +33,18 @@ class Embeddings:
         return self._kept.get(prompt)
 
     def put(self, prompt: str, encoded: Conditioning) -> None:
-        """Remember one encoded prompt."""
+        """Remember one encoded prompt; where no files can be written, for as long as this process lives."""
         from safetensors.torch import save
 
         self._keep(prompt, encoded)
-        if path := self._path(prompt):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if self._writes and (path := self._path(prompt)):
             tensors = {"sequence": encoded.sequence, "pooled": encoded.pooled}
-            write_atomic(path, save({name: t.contiguous() for name, t in tensors.items()}, {"prompt": prompt}))
+            data = save({name: t.contiguous() for name, t in tensors.items()}, {"prompt": prompt})
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, data)
+            except OSError:  # a read-only place, a full disk: encoding again costs time, and no result
+                self._writes = False
 
     def _keep(self, prompt: str, encoded: Conditioning) -> None:
         self._kept[prompt] = encoded

@@ -38,6 +38,7 @@ class FlowBackbone(ABC, nn.Module):
         """`transformer` is loaded at compute.precision."""
         super().__init__()
         self.name, self.weights_hash, self.device = name, weights_hash, torch.device(device)
+        self.source = name  # its path or hub address, of one that does not come with the package
         self.compute, self.dtype = compute, getattr(torch, compute.precision)
         self.transformer = transformer.requires_grad_(False).eval()
         self.adapters = Adapters(transformer)

@@ -1,6 +1,5 @@
 """Any StableDiffusion3Pipeline (folder, hub id or single file) behind the common contract."""
 
-import json
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -13,13 +12,22 @@ from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.flow_scheduler import FILE as SCHEDULER
+from bench.backbones.flow_scheduler import shift_in
+from bench.backbones.pipeline_files import variant_of, weight_files
 from bench.backbones.size import Size
-from bench.errors import MissingError, UsageError, one_line
+from bench.checkpoints import refuse_stand_ins, require_weights
+from bench.devices import best_device
+from bench.errors import BenchError, MissingError, UsageError, one_line
+from bench.files import read_record
 from bench.hashing import sampled_hash, text_hash
 from bench.hub import PREFIX, require
 
 DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
 CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128
+"""Of a prompt: CLIP's, and T5's where compute.max_sequence_length does not say."""
+PUBLISHED_SHIFT = 3.0
+"""Timestep shift of Stability's SD3 and SD3.5 pipelines; a pipeline's own file goes before it."""
 MEDIUM = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
     "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
@@ -38,6 +46,13 @@ FROZEN_PARAMETERS = {
 }  # fmt: skip
 """Of CLIP-L, CLIP-G, T5-XXL's encoder and the VAE in SD3.5."""
 SINGLE_FILE = ".safetensors"
+PIPELINE = "StableDiffusion3Pipeline"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+PUBLISHED = {
+    "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 64, "decode": "sliced",
+}  # fmt: skip
+"""Compute settings of a model of published size where nobody says: post-training is published at 512 pixels, in half
+precision, and by far most of a 24 GB card would go into activations."""
 CURE = "give a local folder in diffusers' format, or make the hub reachable, accept the model's licence and log in"
 
 
@@ -50,7 +65,8 @@ class Sd3Backbone(FlowBackbone):
     def __init__(self, source: str, device: str, compute: Compute = PLAIN, cache: Path | None = None):
         transformer, vae = load_models(source, getattr(torch, compute.precision))
         identity = fingerprint(source)
-        folder = cache / f"{identity}-{compute.precision}" if cache else None
+        tokens = f"-{compute.max_sequence_length}" if compute.max_sequence_length else ""
+        folder = cache / f"{identity}-{compute.precision}{tokens}" if cache else None
         super().__init__("sd3", transformer, identity, device, compute, folder)
         self.source, self._text = source, None
         self.vae = vae.requires_grad_(False).eval()
@@ -65,14 +81,13 @@ class Sd3Backbone(FlowBackbone):
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
         if self._text is None:
             self._text = load_text_encoders(self.source, self.dtype, self.transformer)
-        encoders = [self._text.text_encoder, self._text.text_encoder_2, self._text.text_encoder_3]
-        encoders = [encoder for encoder in encoders if encoder is not None]
+        encoders = [encoder for name in TEXT_ENCODERS if (encoder := getattr(self._text, name)) is not None]
         for encoder in encoders:
             encoder.to(self.device)
         for prompt in prompts:
             sequence, _, pooled, _ = self._text.encode_prompt(
-                [prompt], None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_TEXT_TOKENS,
-                device=self.device,
+                [prompt], None, None, do_classifier_free_guidance=False, device=self.device,
+                max_sequence_length=self.compute.max_sequence_length or MAX_TEXT_TOKENS,
             )  # fmt: skip
             yield Conditioning(sequence, pooled)
         if self.compute.offload_text_encoders:
@@ -103,20 +118,34 @@ def load_models(source: str, dtype: torch.dtype):
     home = folder_of(source)
     if not Path(home).is_dir():
         require(home, "model_index.json")
+        require(home, SCHEDULER)
+    if source.endswith(SINGLE_FILE):
+        require_weights(Path(source), "SD3 checkpoint")
     try:
         if source.endswith(SINGLE_FILE):
             parts = {"config": home}
             transformer = SD3Transformer2DModel.from_single_file(source, subfolder="transformer", dtype=dtype, **parts)
             vae_source = partial(AutoencoderKL.from_single_file, source, **parts) if has_vae(source) else None
         else:
-            transformer = SD3Transformer2DModel.from_pretrained(home, subfolder="transformer", dtype=dtype)
+            transformer = part_of(SD3Transformer2DModel, home, "transformer", dtype=dtype)
             vae_source = None
-        vae_source = vae_source or partial(AutoencoderKL.from_pretrained, home)
+        vae_source = vae_source or partial(part_of, AutoencoderKL, home)
         return transformer, vae_source(subfolder="vae", dtype=torch.float32)
+    except BenchError:
+        raise
     except Exception as error:  # diffusers raises whatever odd files lead it to
         if source.endswith(SINGLE_FILE):
             raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {one_line(error)}") from error
         raise MissingError(f"cannot load {source!r}: {one_line(error)}; {CURE}") from error
+
+
+def part_of(model_class, home: str, subfolder: str, **how):
+    """A model of a pipeline, from its plain files or, where there are no others, from a variant's."""
+    folder = Path(home) / subfolder
+    variant = variant_of(folder)
+    for path in weight_files(folder):
+        require_weights(path, f"weights file of the {subfolder}")
+    return model_class.from_pretrained(home, subfolder=subfolder, variant=variant, use_safetensors=True, **how)
 
 
 def load_text_encoders(source: str, dtype: torch.dtype, transformer):
@@ -125,17 +154,25 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
     Raises MissingError.
     """
     from diffusers import StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
     home = folder_of(source)
     parts = {"transformer": transformer, "vae": None}
     if Path(home).is_dir() and not (Path(home) / "text_encoder_3").is_dir():
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        if (folder := Path(home) / name).is_dir():
+            refuse_stand_ins(folder, name)
     try:
+        kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
+        for name, kind in zip(TEXT_ENCODERS, kinds, strict=True):
+            if name not in parts:
+                parts[name] = part_of(kind, home, name, dtype=dtype)
         pipeline = StableDiffusion3Pipeline.from_pretrained(home, dtype=dtype, **parts)
     except (OSError, ValueError) as error:
         raise MissingError(f"cannot load the text encoders of {source!r}: {one_line(error)}; {CURE}") from error
-    for module in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
-        if module is not None:
+    for name in TEXT_ENCODERS:
+        if module := getattr(pipeline, name):
             module.requires_grad_(False).eval()
     return pipeline
 
@@ -169,7 +206,9 @@ def fingerprint(source: str) -> str:
     folder = Path(source)
     if not folder.is_dir():
         return text_hash(source)
-    return sampled_hash(p for p in folder.rglob("*") if p.suffix in (SINGLE_FILE, ".json"))
+    weights = sampled_hash(p for p in folder.rglob("*") if p.suffix in (SINGLE_FILE, ".json"))
+    # A pipeline's own shift was once read past: runs of one with another shift are other runs now.
+    return weights if (shift := shift_of(source)) == PUBLISHED_SHIFT else text_hash([weights, shift])
 
 
 def size(source: str, compute: Compute) -> Size | None:
@@ -177,42 +216,99 @@ def size(source: str, compute: Compute) -> Size | None:
     before it is fetched. Raises UsageError for a resolution that it cannot draw or a folder that is no pipeline."""
     home = Path(folder_of(source))
     if home.is_dir():
-        try:
-            config = json.loads((home / "transformer" / "config.json").read_text())
-            vae = json.loads((home / "vae" / "config.json").read_text())
-            blocks = vae["block_out_channels"]
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(f"{home} is no SD3 pipeline: {one_line(error)}") from error
+        config, vae = configuration(home)
         frozen = {part: stored_parameters(home / part) for part in FROZEN_PARAMETERS if (home / part).is_dir()}
-        downsampling = 2 ** (len(blocks) - 1)
     elif source == DEFAULT:
-        config, frozen, downsampling, vae = MEDIUM, FROZEN_PARAMETERS, 8, VAE
+        config, frozen, vae = MEDIUM, FROZEN_PARAMETERS, VAE
     else:
         return None
-    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling)
-    return Size(config, side, CLIP_TOKENS + MAX_TEXT_TOKENS, frozen, vae)
+    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling_of(vae))
+    tokens = CLIP_TOKENS + (compute.max_sequence_length or MAX_TEXT_TOKENS)
+    return Size(config, side, tokens, frozen, vae)
+
+
+def configuration(home: Path) -> tuple[dict, dict]:
+    """The configurations of the transformer and the VAE in a pipeline's folder.
+
+    Raises UsageError for a folder that is no SD3 pipeline, naming the pipeline that it is.
+    """
+    index = read_record(home / "model_index.json")
+    if (kind := index.get("_class_name")) != PIPELINE:
+        raise UsageError(f"{home} holds a {kind}; pipelines of the class {PIPELINE} alone are implemented")
+    try:
+        config, vae = (read_record(home / part / "config.json") for part in ("transformer", "vae"))
+        downsampling_of(vae)
+    except (OSError, KeyError, TypeError) as error:
+        raise UsageError(f"{home} is no whole SD3 pipeline: {one_line(error)}") from error
+    return config, vae
+
+
+def downsampling_of(vae: dict) -> int:
+    """How many pixels a side of a latent pixel stands for, by a VAE's configuration."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def stored_parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, half-precision copies left out; only their headers are read."""
+    """Numbers in the files that are loaded from a model's folder; only their headers are read."""
     from math import prod
 
     from safetensors import safe_open
 
     total = 0
-    for path in (p for p in folder.glob("*.safetensors") if ".fp16" not in p.name):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return total
 
 
+def scheduler_file(source: str) -> Path | None:
+    """A pipeline's scheduler_config.json, if it is on this machine: in the folder, or in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    home = folder_of(source)
+    if Path(home).is_dir():
+        return Path(home) / SCHEDULER
+    found = try_to_load_from_cache(home, SCHEDULER) if home.count("/") == 1 else None
+    return Path(found) if isinstance(found, str) else None
+
+
+def shift_of(source: str) -> float:
+    """The timestep shift of a pipeline's scheduler; as published where its file is not fetched yet.
+
+    Raises UsageError for a scheduler that is not followed.
+    """
+    path = scheduler_file(source)
+    return shift_in(path) if path else PUBLISHED_SHIFT
+
+
+def load(source: str, shift: float, device: str, compute: Compute = PLAIN, cache: Path | None = None) -> Sd3Backbone:
+    """The backbone of a descriptor that gave `shift`. Raises UsageError if the scheduler, now fetched, has another."""
+    backbone = Sd3Backbone(source, device, compute, cache)
+    if (now := shift_of(source)) != shift:
+        raise UsageError(f"the scheduler of {source}, fetched just now, has shift {now:g}: give the same command again")
+    return backbone
+
+
+def draws_large(source: str) -> bool:
+    """Whether a pipeline draws more than 512 pixels a side by itself, as every published SD3 does."""
+    home = Path(folder_of(source))
+    if not home.is_dir():
+        return True
+    config, vae = configuration(home)
+    return config.get("sample_size", 0) * downsampling_of(vae) > PUBLISHED["resolution"]
+
+
 def descriptor(source: str = DEFAULT) -> Descriptor:
     """SD3.5-Medium from the hub, or the pipeline at `source` (folder, single file, hub:OWNER/REPO)."""
+    shift, large = shift_of(source), draws_large(source)
     return Descriptor(
         name="sd3",
         world="photo",
-        shift=3.0,
-        load=partial(Sd3Backbone, source),
+        shift=shift,
+        load=partial(load, source, shift),
         fingerprint=partial(fingerprint, source),
         size=partial(size, source),
+        check=partial(size, source),
+        defaults={"device": best_device(), "compute": PUBLISHED, "sampler": {"guidance": 4.5}} if large else {},
+        recipes=Path(__file__).parent / "sd3_recipes" if large else None,
     )

@@ -1,6 +1,5 @@
 """`bench perf`: measure this machine, or compare two measurements."""
 
-import json
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -9,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bench.backbones.compute import Compute
@@ -17,12 +15,14 @@ from bench.backbones.flow import FlowBackbone
 from bench.backbones.size import Size
 from bench.budget import Passes
 from bench.cost import of_passes, of_update
-from bench.errors import UsageError, one_line
-from bench.files import write_atomic
+from bench.errors import DamagedError, UsageError, one_line
+from bench.files import json_bytes, read_record, write_output
 from bench.perf import kernels, updates
 from bench.perf.ceilings import copy_bandwidth, matrix_rate
 from bench.perf.overhead import overhead
 from bench.perf.timing import measure
+from bench.places import check_output
+from bench.printing import terminal
 from bench.spec import LoraSpec
 
 GPU_COMPUTE = Compute(resolution=512, precision="bfloat16")
@@ -32,15 +32,16 @@ SCORED = 96
 
 def perf(output: Path | None, compare: tuple[Path, Path] | None) -> None:
     """Print tables; write the numbers to `output`. Raises UsageError for files that are no measurements."""
-    console = Console(width=max(130, Console().width), highlight=False)
+    console = terminal(130)
     if compare:
         console.print(comparison(*compare))
         return
+    check_output(output)
     found = measured(torch.device("cuda" if torch.cuda.is_available() else "cpu"), console.print)
     for table in tables(found):
         console.print(table)
     if output:
-        write_atomic(output, (json.dumps(found, indent=1) + "\n").encode())
+        write_output(output, json_bytes(found))
 
 
 def measured(device: torch.device, say: Callable[[str], None] = lambda _: None) -> dict:
@@ -230,8 +231,8 @@ def speeds(found: dict) -> dict[str, float]:
 def read(path: Path) -> dict:
     """A measurement. Raises UsageError for another file."""
     try:
-        found = json.loads(path.read_text())
+        found = read_record(path)
         speeds(found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DamagedError) as error:
         raise UsageError(f"{path} is no measurement of bench perf: {one_line(error)}") from error
     return found

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from bench.sampler.draws import normal
-from bench.sampler.schedule import Schedule
+from bench.sampler.schedule import Schedule, make_schedule
 from bench.sampler.step import Step, step
-from bench.sampler.transitions import Coefficients, Kernel
+from bench.sampler.transitions import KERNELS, Coefficients, Kernel
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Sampler:
     @property
     def stochastic(self) -> bool:
         return any(at.c for at in self.coefficients)
+
+
+def euler(steps: int, shift: float, table: str = "diffusers") -> Sampler:
+    """The deterministic Euler sampler, as every evaluation uses it. Raises what `make_schedule` raises."""
+    return Sampler(make_schedule(steps, shift, table), KERNELS["ode"])
 
 
 @dataclass

@@ -9,6 +9,7 @@ TABLES = {
     "once": "as set_timesteps(sigmas=linspace(1, 1/N, N)): shifted once, then 0",
 }
 TRAIN_TIMESTEPS = 1000
+MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,18 @@ def make_schedule(steps: int, shift: float = 3.0, table: str = "diffusers") -> S
     """The schedule that diffusers' scheduler would use for `steps` steps.
 
     `table` names one of two conventions in use (see TABLES): released SD3 code that calls `set_timesteps(N)` shifts
-    the table twice (huggingface/diffusers#13243). Raises UsageError for steps < 1, shift <= 0 or an unknown table.
+    the table twice (huggingface/diffusers#13243). Raises UsageError for steps or a shift that give no such table, or
+    an unknown table.
     """
-    if steps < 1:
-        raise UsageError(f"sampler.steps must be at least 1, got {steps}")
-    if not shift > 0:
-        raise UsageError(f"sampler.shift must be positive, got {shift}")
+    if not 1 <= steps <= MOST_STEPS:
+        raise UsageError(f"steps must be at least 1 and at most {MOST_STEPS}, got {steps}")
+    if not 0 < shift < float("inf"):
+        raise UsageError(f"shift must be positive and finite, got {shift}")
     if table not in TABLES:
         raise unknown("sigma table", table, TABLES)
     last = shifted(1 / TRAIN_TIMESTEPS, shift) if table == "diffusers" else 1 / steps
     raw = [1.0] if steps == 1 else [1 + (last - 1) * k / (steps - 1) for k in range(steps)]
-    return Schedule((*(shifted(s, shift) for s in raw), 0.0))
+    schedule = Schedule((*(shifted(s, shift) for s in raw), 0.0))
+    if any(schedule.h(k) <= 0 for k in range(steps)):
+        raise UsageError(f"{steps} steps at a shift of {shift:g} are too short to tell their sigmas apart")
+    return schedule

@@ -95,12 +95,14 @@ def dpm2(schedule: Schedule, k: int, eta: float) -> Coefficients:
     return Coefficients(n / s - shrink * (1 + extra), s * shrink * (1 + extra), 0.0, shrink * extra)
 
 
+LARGEST_ETA = 100.0
+"""Of kernels that have no largest one by themselves; published noise levels are below 2."""
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
         Kernel("ode", ode, 0.0, "Euler, as FlowMatchEulerDiscreteScheduler"),
-        Kernel("flow_sde", flow_sde, math.inf, "Flow-GRPO, arXiv 2505.05470", code_omits_sqrt_h=True),
-        Kernel("dance_sde", dance_sde, math.inf, "DanceGRPO, arXiv 2505.07818"),
+        Kernel("flow_sde", flow_sde, LARGEST_ETA, "Flow-GRPO, arXiv 2505.05470", code_omits_sqrt_h=True),
+        Kernel("dance_sde", dance_sde, LARGEST_ETA, "DanceGRPO, arXiv 2505.07818"),
         Kernel("ddim", ddim, 1.0, "DDIM, arXiv 2010.02502, on the flow path"),
         Kernel("cps", cps, 1.0, "Flow-CPS, arXiv 2509.05952"),
         Kernel("dpm2", dpm2, 0.0, "DPM-Solver++ 2M, arXiv 2211.01095"),

@@ -23,7 +23,7 @@ class Samples:
     trajectory: Trajectory
     conditioning: Conditioning
     rewards: np.ndarray
-    """[prompts, group], in [0, 1]."""
+    """[prompts, group], at most 1 (see Scores)."""
     advantages: Tensor
     """[B]; filled once every task's rewards are known."""
 

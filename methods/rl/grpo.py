@@ -1,18 +1,18 @@
 """Flow-GRPO (arXiv 2505.05470): clipped policy gradient on the per-step log-probabilities of an SDE sampler.
 
 Log-probabilities are those of the kernel's Gaussian, as a mean over elements. Flow-CPS and the released fast presets
-take minus the mean squared distance to the mean instead, without 2 std^2 (`log_prob` squared_error). A clip range belongs
-to one of the two.
+take minus the mean squared distance to the mean instead, without 2 std^2 (`log_prob` squared_error). A clip range
+belongs to one of the two.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.bounds import Count, Fraction, Positive, Weight
 from bench.budget import Passes
 from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
@@ -32,20 +32,20 @@ class GrpoOptions(Options):
 
     unsaid: ClassVar[tuple[str, ...]] = ("log_prob",)
 
-    clip: Annotated[float, Field(gt=0)] = 1e-4
+    clip: Positive = 1e-4
     """The ratio is clipped to 1 +- this (log-probabilities are means over elements)."""
     log_prob: Literal["gaussian", "squared_error"] = "gaussian"
     """Log-probability of a drawn state x' with mean m, a mean over elements. gaussian: the kernel's density.
     squared_error: -(x' - m)^2, as released code has it for Flow-CPS (arXiv 2509.05952) and fast presets (clip 1e-5)."""
-    advantage_clip: Annotated[float, Field(gt=0)] = 5.0
-    kl: Annotated[float, Field(ge=0)] = 0.04
+    advantage_clip: Positive = 5.0
+    kl: Weight = 0.04
     """Weight of the per-step KL to the reference, a mean over elements, as released code takes it: on flow_sde h times
     the true one."""
-    timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
+    timestep_fraction: Fraction = 0.99
     """The first int(steps * this) steps are trained."""
-    inner_updates: Annotated[int, Field(gt=0)] = 1
+    inner_updates: Count = 1
     """Optimiser steps on the same trajectories, each on its share of the prompts (published: 2)."""
-    chunk: Annotated[int, Field(gt=0)] = 96
+    chunk: Count = 96
     """Latents per forward in training."""
 
 

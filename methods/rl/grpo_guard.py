@@ -1,10 +1,9 @@
 """GRPO-Guard (arXiv 2510.22319): Flow-GRPO with a normalised ratio and per-step gradients of equal scale."""
 
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
+from bench.bounds import Positive, Weight
 from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler
@@ -14,8 +13,8 @@ from methods.rl.grpo import Grpo, GrpoOptions, surrogate
 class GrpoGuardOptions(GrpoOptions):
     """Settings of GRPO-Guard; defaults as in the released configuration."""
 
-    clip: Annotated[float, Field(gt=0)] = 2e-6
-    kl: Annotated[float, Field(ge=0)] = 0.0
+    clip: Positive = 2e-6
+    kl: Weight = 0.0
 
 
 class GrpoGuard(Grpo):

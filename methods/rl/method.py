@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.bounds import Count
 from bench.errors import UsageError
 from bench.lab import Lab
 from bench.method import Method, Needs, Options, Work
@@ -18,6 +19,7 @@ from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.nft import Nft, NftOptions
 
+MOST_PICTURES = 1_000_000
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Nft, Grpo, GrpoGuard)}
 
 
@@ -25,9 +27,9 @@ class RlOptions(Options):
     """Settings of every RL method. Only the chosen engine's section matters."""
 
     engine: Literal["nft", "grpo", "grpo_guard"] = "nft"
-    groups: Annotated[int, Field(gt=0)] = 48
+    groups: Count = 48
     """Prompts per task and update."""
-    group_size: Annotated[int, Field(gt=1)] = 24
+    group_size: Annotated[int, Field(gt=1, le=100_000)] = 24
     """Pictures per prompt."""
     mixing: Mixing = "per_reward"
     """How advantages of several tasks compare: each task in units of its own deviation, or all in common units."""
@@ -59,6 +61,11 @@ class RlMethod(Method[Samples]):
     def check(cls, spec, sampler) -> None:
         super().check(spec, sampler)
         options = cls.Options.model_validate(spec.params)
+        if options.groups * options.group_size > MOST_PICTURES:
+            raise UsageError(
+                f"params.groups {options.groups} times params.group_size {options.group_size} is more than "
+                f"{MOST_PICTURES:,} pictures a task and update"
+            )
         options.build().check(sampler, options.groups)
         if options.mixing == "raw" and not options.global_std:
             raise UsageError("params.mixing raw divides all tasks by one deviation: it needs params.global_std true")

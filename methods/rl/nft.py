@@ -5,13 +5,13 @@ positive and negative policy are regressed on re-noised pictures.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.bounds import Count, Positive, Weight
 from bench.budget import Passes
 from bench.lab import STUDENT, Lab
 from bench.method import Options
@@ -31,16 +31,16 @@ OLD_DECAY = {
 class NftOptions(Options):
     """Settings of DiffusionNFT; defaults as in the released GenEval configuration."""
 
-    timesteps: Annotated[int, Field(gt=0)] = 9
+    timesteps: Count = 9
     """Noise levels of the rollout's schedule on which each picture is trained."""
-    beta: Annotated[float, Field(gt=0)] = 1.0
+    beta: Positive = 1.0
     """Mixing strength of the implicit policies."""
-    advantage_clip: Annotated[float, Field(gt=0)] = 5.0
+    advantage_clip: Positive = 5.0
     """Advantages are clipped to +-this and divided by twice this."""
-    kl: Annotated[float, Field(ge=0)] = 1e-4
+    kl: Weight = 1e-4
     """Weight of the velocity error to the reference."""
     old_decay: Literal["slow", "late", "none"] = "slow"
-    chunk: Annotated[int, Field(gt=0)] = 192
+    chunk: Count = 192
     """Latents per forward in training."""
 
 

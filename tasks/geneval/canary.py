@@ -4,17 +4,19 @@ A detector's folder may hold canary.png and canary.json (what was found in it wh
 looked at again before anything is scored.
 """
 
-import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import BenchError, UsageError, one_line
-from bench.files import write_atomic
+from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
+from bench.files import json_bytes, read_json, write_atomic
 from bench.pictures import from_file, to_bytes
-from tasks.geneval.prompts import COCO
+from tasks.geneval.prompts import COCO, RENAMED
 from tasks.geneval.rules import COUNTING_THRESHOLD
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tasks.geneval.detector import Detection, Mask2FormerDetector
 
 PICTURE, RECORD = "canary.png", "canary.json"
@@ -23,12 +25,17 @@ OVERLAP, SCORE_SHIFT = 0.9, 0.05
 
 
 def expectations(text: str) -> dict[str, int]:
-    """ "cat=2,remote=2" -> how many of each. Raises UsageError."""
-    wanted = {}
+    """ "cat=2,tv remote=2" -> how many of each, by GenEval's names; COCO's own are taken too. Raises UsageError."""
+    wanted: dict[str, int] = {}
     for part in text.split(","):
-        name, equals, count = part.strip().rpartition("=")
-        if not equals or not count.isdecimal() or name not in COCO.names:
-            raise UsageError(f"the canary's objects are COCO classes with counts, cat=2,remote=2, not {part!r}")
+        name, equals, count = (piece.strip() for piece in part.rpartition("="))
+        if not equals or not re.fullmatch(r"[0-9]+", count):
+            raise UsageError(f"the canary's objects are COCO classes with counts, cat=2,tv remote=2, not {part!r}")
+        name = RENAMED.get(name, name)
+        if name not in COCO.names:
+            raise unknown("name of the COCO classes", name, COCO.names)
+        if name in wanted:
+            raise UsageError(f"the canary's objects name {name!r} twice")
         wanted[name] = int(count)
     return wanted
 
@@ -47,13 +54,13 @@ def keep(detector: "Mask2FormerDetector", picture: Path, wanted: dict[str, int],
         raise BenchError(f"the converted detector finds {counts} in {picture}, not {wanted}: not the official weights?")
     Image.fromarray(to_bytes(image)).save(folder / PICTURE)
     record = [{"class": COCO.names[d.label], "box": d.box, "score": d.score} for d in found]
-    write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomic(folder / RECORD, json_bytes(record))
 
 
 def listen(detector: "Mask2FormerDetector", folder: Path) -> None:
     """Raise BenchError if a detector sees something else in its canary than when it was converted."""
-    record = json.loads((folder / RECORD).read_text())
-    found = detector.look(from_file(folder / PICTURE)[None], COUNTING_THRESHOLD - SCORE_SHIFT)[0]
+    record, image = _kept(folder)
+    found = detector.look(image[None], COUNTING_THRESHOLD - SCORE_SHIFT)[0]
     for known in record:
         if not any(same(known, detection) for detection in found):
             seen = ", ".join(f"{COCO.names[d.label]} {d.score:.2f}" for d in found) or "nothing"
@@ -61,6 +68,22 @@ def listen(detector: "Mask2FormerDetector", folder: Path) -> None:
                 f"the detector in {folder} no longer finds the {known['class']} of its canary picture (but {seen}): "
                 "its weights have changed, or this version of torch or transformers computes something else"
             )
+
+
+def _kept(folder: Path) -> tuple[list[dict], "Tensor"]:
+    """What was found when the weights were converted, and in which picture. Raises DamagedError."""
+    record = read_json(folder / RECORD)
+    try:
+        for known in record:
+            x1, y1, x2, y2 = known["box"]
+            if not isinstance(known["class"], str) or not known["score"] + x1 + y1 + x2 + y2 > 0:
+                raise ValueError("an object without extent")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{folder / RECORD} is no list of objects with class, box and score") from error
+    try:
+        return record, from_file(folder / PICTURE)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"the canary picture {folder / PICTURE} cannot be read: {one_line(error)}") from error
 
 
 def same(known: dict, found: "Detection") -> bool:

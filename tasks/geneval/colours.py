@@ -1,9 +1,14 @@
-"""GenEval's judge of colours: CLIP ViT-L/14 on the object, cut out by its mask, among ten colours."""
+"""GenEval's judge of colours: CLIP ViT-L/14 on the object, cut out by its mask, among ten colours.
+
+Cut-outs are brought to CLIP's size as open_clip does it for evaluation (torchvision's Resize and CenterCrop on PIL
+pictures), whose crop lies a pixel beside transformers' where the margin is odd.
+"""
 
 from functools import cache
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -26,7 +31,7 @@ class ColourJudge(Protocol):
 
 
 class ClipColourJudge:
-    """A CLIPModel with its tokenizer and image processor: a folder in transformers' format, or a hub id.
+    """A CLIPModel with its tokenizer: a folder in transformers' format, or a hub id.
 
     The official evaluator runs open_clip's ViT-L-14 "openai", whose weights are openai/clip-vit-large-patch14, under
     half-precision autocast; here it is float32.
@@ -34,7 +39,7 @@ class ClipColourJudge:
 
     def __init__(self, source: str, colours: tuple[str, ...], sources: dict[str, str] | None = None):
         """`sources` say where and how it runs (tasks/clip.py)."""
-        self.clip, self.colours = with_processor(source, source, sources or {}), colours
+        self.clip, self.colours = with_processor(source, source, sources or {}, open_clip_pixels), colours
         self._words = cache(self._embed_words)
 
     @property
@@ -52,6 +57,22 @@ class ClipColourJudge:
             return []
         images = self.clip.images([cut_out(image_CHW, o) for o in objects])
         return [self.colours[i] for i in (images @ self._words(noun).T).argmax(1).tolist()]
+
+
+def open_clip_pixels(pictures: list, side: int) -> Tensor:
+    """PIL pictures of any sizes -> pixel values [B, 3, side, side]: short side to `side`, centre, CLIP's statistics."""
+    from PIL import Image
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    found = []
+    for picture in pictures:
+        short = min(picture.size)
+        scaled = picture.resize([int(side * length / short) for length in picture.size], Image.Resampling.BICUBIC)
+        left, top = (round((length - side) / 2) for length in scaled.size)  # halves to the even side, as torchvision
+        pixels = np.asarray(scaled.crop((left, top, left + side, top + side)), np.float32)
+        found.append(torch.from_numpy(pixels).permute(2, 0, 1) / 255)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (torch.stack(found) - mean) / std
 
 
 def cut_out(image_CHW: Tensor, found: Detection):

@@ -138,8 +138,9 @@ def instances(label_N: Tensor, probability_N: Tensor, logits_NHW: Tensor, floor:
     confidence = (logits_NHW.sigmoid() * masks).flatten(1).sum(1) / (area + 1e-6)
     scores = probability_N * confidence
     found = []
-    for label, score, mask in zip(label_N.tolist(), scores.tolist(), masks.cpu().numpy()):
-        if score > floor:
+    kept = (scores > floor).tolist()  # in float32, as officially
+    for keep, label, score, mask in zip(kept, label_N.tolist(), scores.tolist(), masks.cpu().numpy()):
+        if keep:
             rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
             box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
             found.append(Detection(label, box, score, mask))

@@ -3,20 +3,25 @@
 The official evaluator's Mask2Former (Swin-S, COCO instances, trained with mmdet 2.x) becomes a folder that
 transformers' Mask2FormerForUniversalSegmentation reads. Only names and two layouts differ: mmdet keeps query, key and
 value in one matrix, and its patch merging orders the channels of a 2x2 patch channel by channel, transformers' pixel by
-pixel.
+pixel. mmdet 3 distributes the same weights under other names; they are read too, and pictures are still prepared as the
+official evaluator's mmdet 2.x does it.
 """
 
 import argparse
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from bench.errors import UsageError, exit_on_error, one_line
+from bench.checkpoints import cause_of, state_dict
+from bench.errors import DamagedError, UsageError, exit_on_error
+from bench.weights import save_folder
 from tasks.geneval.canary import expectations, keep
 from tasks.geneval.detector import Mask2FormerDetector
 
+OFFICIAL = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth"
+"""The official evaluator's file, from mmdet 2.x (folder v2.0 of OpenMMLab's downloads)."""
+WHAT = "mmdet Mask2Former checkpoint"
 SWIN = "model.pixel_level_module.encoder"
 PIXELS = "model.pixel_level_module.decoder"
 QUERIES = "model.transformer_module"
@@ -64,8 +69,15 @@ SECTIONS = {
     ]),
 }  # fmt: skip
 """mmdet's module -> the module of transformers' published checkpoints, and what is renamed inside, in order."""
-DERIVED = ("relative_position_index", "loss_cls", "class_weight")
+DERIVED = ("relative_position_index", "loss_cls", "class_weight", "data_preprocessor.")
 """Entries that hold nothing learned."""
+VERSION_3 = [
+    (r"^(panoptic_head\.pixel_decoder\.encoder\.layers\.\d+)\.self_attn\.", r"\1.attentions.0."),
+    (r"^(panoptic_head\.transformer_decoder\.layers\.\d+)\.cross_attn\.", r"\1.attentions.0."),
+    (r"^(panoptic_head\.transformer_decoder\.layers\.\d+)\.self_attn\.", r"\1.attentions.1."),
+    (r"^(panoptic_head\..*\.layers\.\d+)\.ffn\.", r"\1.ffns.0."),
+]
+"""mmdet 3's names -> 2.x's; all others are the same."""
 UNREAD = re.compile(r"criterion\.|encoder\.(swin\.)?layernorm\.")
 """Parameters of transformers' model that its logits do not read and mmdet's has not."""
 
@@ -79,6 +91,18 @@ def renamed(key: str) -> str:
                 name = re.sub(pattern, replacement, name)
             return f"{ours}.{name}"
     return key
+
+
+def named_as_version_2(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """A state dict under mmdet 2.x's names, and whether it had mmdet 3's."""
+
+    def older(key: str) -> str:
+        for pattern, name in VERSION_3:
+            key = re.sub(pattern, name, key)
+        return key
+
+    found = {older(key): value for key, value in state.items()}
+    return found, found.keys() != state.keys()
 
 
 def pixel_by_pixel(merged: Tensor) -> Tensor:
@@ -141,46 +165,61 @@ def architecture(state: dict[str, Tensor]):
     )
 
 
-def convert(checkpoint: Path, folder: Path) -> None:
-    """Write a transformers folder. Raises UsageError for a file that is no such checkpoint."""
+def convert(checkpoint: Path, folder: Path) -> bool:
+    """Write a transformers folder; whether the checkpoint was named as mmdet 3 names it.
+
+    Raises MissingError or DamagedError for a file that is no such checkpoint, UsageError for a folder that cannot be
+    written.
+    """
+    state, version_3 = named_as_version_2(state_dict(checkpoint, WHAT))
+    of = " of mmdet 3" if version_3 else ""
+    hint = f"the official evaluator's file is {OFFICIAL}"
+    try:
+        config, tensors = architecture(state), converted(state)
+    except KeyError as error:
+        raise DamagedError(f"{checkpoint} is no {WHAT}{of}: it has no {error.args[0]!r}; {hint}") from error
+    except (IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise DamagedError(f"{checkpoint} is no {WHAT}{of}: {cause_of(error)}; {hint}") from error
+    save_folder(_model(config, tensors, f"{checkpoint}{of and f', a file{of},'}", hint), folder)
+    return version_3
+
+
+def _model(config, tensors: dict[str, Tensor], source: str, hint: str):
+    """The Mask2Former of converted tensors. Raises DamagedError if they are not exactly its own."""
     import transformers
     from transformers import Mask2FormerForUniversalSegmentation
 
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = content.get("state_dict", content)
-        config, tensors = architecture(state), converted(state)
-    except Exception as error:
-        raise UsageError(f"{checkpoint} is no mmdet Mask2Former checkpoint: {one_line(error)}") from error
     before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # what does not fit is an error below
     try:
         model, report = Mask2FormerForUniversalSegmentation.from_pretrained(
             None, config=config, state_dict=tensors, output_loading_info=True
         )
     except RuntimeError as error:
-        raise UsageError(f"{checkpoint} does not fit transformers' Mask2Former: {one_line(error)}") from error
+        raise DamagedError(f"{source} does not fit transformers' Mask2Former: {cause_of(error)}; {hint}") from error
     finally:
         transformers.utils.logging.set_verbosity(before)
     missing = [key for key in report["missing_keys"] if not UNREAD.search(key)]
     wrong = {"missing": missing, "unknown": report["unexpected_keys"]}
     if any(wrong.values()):
-        found = ", ".join(f"{kind}: {sorted(map(str, keys))[0]}" for kind, keys in wrong.items() if keys)
-        raise UsageError(f"{checkpoint} does not fit transformers' Mask2Former ({found})")
-    model.save_pretrained(folder)
+        found = ", ".join(f"{kind}: {sorted(map(str, keys))[0]!r}" for kind, keys in wrong.items() if keys)
+        raise DamagedError(f"{source} does not fit transformers' Mask2Former ({found}); {hint}")
+    return model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="mmdet's .pth")
+    parser.add_argument("checkpoint", type=Path, help=f"mmdet's file, {OFFICIAL}")
     parser.add_argument("folder", type=Path, help="where the converted model goes")
     parser.add_argument("--canary", type=Path, help="picture that vouches for the weights from now on")
-    parser.add_argument("--objects", help="what is in it, for example cat=2,remote=2")
+    parser.add_argument("--objects", help="what is in it, as cat=2,tv remote=2 (or by COCO's own names)")
     arguments = parser.parse_args()
     if (arguments.canary is None) != (arguments.objects is None):
         raise UsageError("--canary takes --objects with it")
     wanted = expectations(arguments.objects) if arguments.canary else {}
-    convert(arguments.checkpoint, arguments.folder)
+    if convert(arguments.checkpoint, arguments.folder):
+        print("a file of mmdet 3; pictures are prepared as mmdet 2.x does it, which the official evaluator runs on")
     if arguments.canary:
         keep(Mask2FormerDetector(str(arguments.folder), "hf-converted"), arguments.canary, wanted, arguments.folder)
     print(f"converted: {arguments.folder}")

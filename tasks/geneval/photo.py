@@ -1,5 +1,6 @@
 """Reading photographs for GenEval: a COCO detector, and a colour judge for the objects whose colour is asked."""
 
+import numpy as np
 from torch import Tensor
 
 from bench.errors import MissingError
@@ -43,7 +44,9 @@ class PhotoReader:
 
     def _read(self, image_CHW: Tensor, record: dict, detections: list[Detection]) -> Objects:
         by_name: dict[str, list[Detection]] = {}
-        for detection in sorted(detections, key=lambda d: -d.score):
+        # Of equally confident ones the later comes first: officially an ascending sort is read backwards (numpy 1.23's,
+        # which keeps the order of up to 16 equals; newer ones order them by the machine).
+        for detection in sorted(sorted(detections, key=lambda d: np.float32(d.score))[::-1], key=lambda d: d.label):
             by_name.setdefault(COCO.names[detection.label], []).append(detection)
         asked: dict[str, int] = {}
         for clause in record.get("include", []):

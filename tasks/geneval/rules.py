@@ -1,6 +1,7 @@
 """GenEval's decision rules on detections: official, strict and partial (see the official evaluator's README).
 
-The rules know no detector: they read objects by class, each with a box, a confidence and a colour.
+The rules know no detector: they read objects by class, each with a box, a confidence and a colour. Whatever is compared
+is float32, as there: a confidence of float32's 0.3, which is a little more than 0.3, is not above the threshold.
 """
 
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
+"""Of confidence, strictly; counting prompts take the second."""
 MAX_OBJECTS = 16
 POSITION_THRESHOLD = 0.1
 
 
 @dataclass(frozen=True)
 class Found:
-    """A detected object; `box` is (x1, y1, x2, y2) in pixels."""
+    """A detected object; `box` is (x1, y1, x2, y2) in pixels, the values of box and score those of float32."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -26,22 +28,26 @@ Objects = dict[str, list[Found]]
 
 
 def select(objects: Objects, tag: str) -> Objects:
-    """Keep what the official evaluator keeps: by confidence, strictly above the threshold, at most 16 a class."""
-    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
+    """Keep what the official evaluator keeps: by confidence, strictly above the threshold, at most 16 a class.
+
+    Of equally confident objects the first comes first.
+    """
+    threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
     kept = {}
     for name, found in objects.items():
-        best = sorted((o for o in found if o.score > threshold), key=lambda o: -o.score)[:MAX_OBJECTS]
-        if best:
-            kept[name] = best
+        scores_N = np.array([o.score for o in found], np.float32)
+        order = np.argsort(-scores_N, kind="stable")
+        if best := order[scores_N[order] > threshold][:MAX_OBJECTS].tolist():
+            kept[name] = [found[i] for i in best]
     return kept
 
 
 def relations(a: Found, b: Found) -> set[str]:
     """Relations in which `a` stands to `b`: none, one or two of left of, right of, above, below."""
-    box_a, box_b = np.array(a.box).reshape(2, 2), np.array(b.box).reshape(2, 2)
+    box_a, box_b = (np.array(o.box, np.float32).reshape(2, 2) for o in (a, b))
     offset = box_a.mean(0) - box_b.mean(0)
-    dims = np.diff(box_a, axis=0)[0] + np.diff(box_b, axis=0)[0]
-    revised = np.maximum(np.abs(offset) - POSITION_THRESHOLD * dims, 0) * np.sign(offset)
+    dims = np.abs(np.diff(box_a, axis=0)[0]) + np.abs(np.diff(box_b, axis=0)[0])
+    revised = np.maximum(np.abs(offset) - np.float32(POSITION_THRESHOLD) * dims, 0) * np.sign(offset)
     if np.all(np.abs(revised) < 1e-3):
         return set()
     dx, dy = revised / np.linalg.norm(offset)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from bench.backbones.micro.reader import find_shapes
 from bench.backbones.micro.world import COLOURS, SHAPES
-from bench.errors import UsageError
 from bench.task import Prompt, Scores, Task
 from tasks.geneval.photo import SOURCES, photo_reader
+from tasks.geneval.prompt_records import check_record
 from tasks.geneval.prompts import COCO, Vocabulary, generate
-from tasks.geneval.rules import Found, Objects, official, partial, select, strict
+from tasks.geneval.rules import MAX_OBJECTS, Found, Objects, official, partial, select, strict
 
 PICTURES_PER_TAG = {"validation": 24, "test": 48}
 PICTURES_PER_PROMPT = 4
@@ -83,33 +83,51 @@ class World:
     vocabulary: Vocabulary
     splits: Callable[[Vocabulary], dict[str, list[dict]]]
     reader: Callable[[dict[str, str]], Reader]
-    official_share: float
-    """Share of the official verdict in the reward. The partial score alone, as published for photos, pays 0.75 for two
-    objects on the wrong sides: too little to learn from in minutes."""
+    reward: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """Partial scores and official verdicts [B] -> training rewards [B]."""
+    lowest_reward: float
+    version: str
+    """Of the scores in this world."""
+
+
+def _half_official(partials: np.ndarray, officials: np.ndarray) -> np.ndarray:
+    """The partial score alone pays 0.75 for two objects on the wrong sides: too little to learn from in minutes."""
+    return 0.5 * partials.clip(0, 1) + 0.5 * officials
+
+
+def _published(partials: np.ndarray, _: np.ndarray) -> np.ndarray:
+    """Flow-GRPO's: the partial score as it is, below 0 where there are far too many objects."""
+    return partials
 
 
 WORLDS = {
-    "micro": World(Vocabulary(SHAPES, tuple(COLOURS)), _micro_splits, lambda _: _micro_reader, 0.5),
-    "photo": World(COCO, _photo_splits, photo_reader, 0.0),
+    "micro": World(
+        Vocabulary(SHAPES, tuple(COLOURS)), _micro_splits, lambda _: _micro_reader, _half_official, 0.0, "2"
+    ),
+    "photo": World(COCO, _photo_splits, photo_reader, _published, 2.0 - MAX_OBJECTS, "3"),
 }
+"""The lowest reward of a photograph: 16 objects where one is asked, 1 - 15 / 1."""
 
 
 class GenEval(Task):
-    """Reward: Flow-GRPO's partial score in [0, 1], on micro averaged with the official verdict. Headline: official."""
+    """Reward: Flow-GRPO's partial score; on micro cut at 0, averaged with the official verdict. Headline: official."""
 
     name = "geneval"
-    version = "2"
+    version = "3"
     headline = "official"
+    in_all = True
     # The published training mix (Flow-GRPO): most of what SD3.5-M finds hard, none of what it can do.
     training_shares: ClassVar[dict[str, float]] = {
         "position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1, "single_object": 0,
     }  # fmt: skip
 
     sources = SOURCES
+    sources_in = ("photo",)
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
         self.entry: World = self.world_entry(WORLDS)
+        self.version, self.lowest_reward = self.entry.version, self.entry.lowest_reward
 
     @cached_property
     def reader(self) -> Reader:
@@ -127,10 +145,14 @@ class GenEval(Task):
     def prompts(self, split: str) -> list[Prompt]:
         return self._splits[split]
 
+    def check(self, prompt: Prompt) -> None:
+        record = prompt.metadata
+        check_record(record | {"prompt": prompt.text} if isinstance(record, dict) else record, self.entry.vocabulary)
+
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         rows, details = [], []
-        if odd := next((p for p in prompts if not p.metadata.get("include")), None):
-            raise UsageError(f"{odd.text!r} is no prompt of GenEval: its record has no 'include' list")
+        for prompt in prompts:
+            self.check(prompt)
         read = self.reader(images_BCHW, [p.metadata for p in prompts])
         for objects, prompt in zip(read, prompts, strict=True):
             kept = select(objects, prompt.metadata["tag"])
@@ -139,6 +161,5 @@ class GenEval(Task):
             boxes = {name: [[*o.box, o.score] for o in found] for name, found in kept.items()}
             details.append({"correct": verdict, "reason": reason, "details": boxes})
         partials, officials, stricts = np.array(rows, np.float64).reshape(-1, 3).T
-        share = self.entry.official_share
-        rewards = (1 - share) * partials.clip(0, 1) + share * officials
+        rewards = self.entry.reward(partials, officials)
         return Scores(rewards, {"official": officials, "strict": stricts, "partial": partials}, details)

@@ -1,5 +1,7 @@
-"""The real OCR engine: RapidOCR with its bundled PP-OCR models, one thread."""
+"""The real OCR engine: RapidOCR with its bundled PP-OCR models, a picture a core."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -20,19 +22,45 @@ def _engine():
     from rapidocr import RapidOCR
 
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
-    return RapidOCR(params={"Global.log_level": "error", "Global.use_cls": False})
+    # Its networks take a thread each: the threads of one picture would wait for each other more than they compute.
+    return RapidOCR(
+        params={
+            "Global.log_level": "error",
+            "Global.use_cls": False,
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+        }
+    )
+
+
+def cores() -> int:
+    """Threads that this process may keep busy: its cores, shared with the processes of its run on this machine, and no
+    more than OMP_NUM_THREADS where it is alone (a launcher of several sets that to 1 for all of them)."""
+    mine = len(os.sched_getaffinity(0))
+    together = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    if together > 1:
+        return max(1, mine // together)
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(mine, int(wanted)) if wanted.isdecimal() and int(wanted) else mine
 
 
 def read_with_rapidocr(images_BCHW: Tensor) -> list[str]:
     """Text lines of each picture [B, 3, H, W] in [0, 1], joined without separators; '' when none is found."""
+    images = images_BCHW.cpu()
+    _engine()  # made once, before threads ask for it
+    if (threads := min(cores(), len(images))) <= 1:
+        return [_read(image) for image in images]
+    # The networks run outside Python's lock, and one engine serves all threads: it keeps nothing of a picture.
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(_read, images))
+
+
+def _read(image_CHW: Tensor) -> str:
     from PIL import Image
 
-    texts = []
-    for image in to_bytes(images_BCHW):
-        picture = Image.fromarray(image)
-        if min(picture.size) < MIN_SIDE:
-            factor = MIN_SIDE / min(picture.size)
-            picture = picture.resize([round(side * factor) for side in picture.size], Image.Resampling.BICUBIC)
-        # RapidOCR reads arrays as BGR.
-        texts.append("".join(_engine()(np.asarray(picture)[..., ::-1]).txts or ()))
-    return texts
+    picture = Image.fromarray(to_bytes(image_CHW))
+    if min(picture.size) < MIN_SIDE:
+        factor = MIN_SIDE / min(picture.size)
+        picture = picture.resize([round(side * factor) for side in picture.size], Image.Resampling.BICUBIC)
+    # RapidOCR reads arrays as BGR.
+    return "".join(_engine()(np.asarray(picture)[..., ::-1]).txts or ())

@@ -1,12 +1,40 @@
 """Flow-GRPO's OCR reward (arXiv 2505.05470): one minus the normalised edit distance to the quoted text."""
 
+import json
+import unicodedata
+
+UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf")
+"""Unicode's categories of blanks, line ends, controls and marks without ink: no reading can tell them."""
+
 
 def target_text(prompt: str) -> str:
-    """The text between the first pair of double quotes; raises ValueError if there is none."""
+    """The text between the first pair of double quotes, as published. Raises ValueError if there is none, or if it is
+    not certain which it is."""
     parts = prompt.split('"')
-    if len(parts) < 3 or not parts[1].replace(" ", ""):
+    if '""' in prompt:
+        raise ValueError(f"an OCR prompt needs text in double quotes, not in doubled ones as in CSV: {prompt!r}")
+    if len(parts) < 3 or not plain(parts[1]):
         raise ValueError(f"an OCR prompt needs text in double quotes: {prompt!r}")
+    if '\\"' in prompt:
+        raise ValueError(f"an OCR prompt needs plain double quotes, without backslashes: {prompt!r}")
+    if _is_json(prompt):
+        raise ValueError(f"an OCR prompt is plain text with text in double quotes, not JSON: {prompt!r}")
+    if len(parts) % 2 == 0 or parts[0][-1:].isdigit():
+        raise ValueError(f"an OCR prompt needs text in double quotes, and no other such marks (inches): {prompt!r}")
     return parts[1]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def plain(text: str) -> str:
+    """What is compared: lower case, in Unicode's composed form, without blanks of any kind."""
+    seen = (char for char in unicodedata.normalize("NFC", text) if unicodedata.category(char) not in UNSEEN)
+    return "".join(seen).lower()
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -20,7 +48,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def ocr_reward(recognised: str, target: str) -> float:
-    """1 - min(distance, length) / length; spaces and case ignored; 1 if the target is a substring."""
-    read, want = recognised.replace(" ", "").lower(), target.replace(" ", "").lower()
+    """1 - min(distance, length) / length; blanks and case ignored; 1 if the target is a substring."""
+    read, want = plain(recognised), plain(target)
     distance = 0 if want in read else edit_distance(read, want)
     return 1 - min(distance, len(want)) / len(want)

@@ -12,7 +12,7 @@ from bench.backbones.micro.glyphs import ALPHABET
 from bench.backbones.micro.reader import read_text
 from bench.task import Prompt, Scores, Task
 from tasks.ocr.engine import ENGINE, read_with_rapidocr
-from tasks.ocr.formula import ocr_reward, target_text
+from tasks.ocr.formula import ocr_reward, plain, target_text
 from tasks.prompt_files import SOURCE, as_prompts, read_prompts
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
@@ -46,7 +46,9 @@ class Ocr(Task):
     name = "ocr"
     version = "1"
     headline = "exact"
+    in_all = True
     sources: ClassVar[dict[str, str]] = SOURCE
+    sources_in = ("photo",)
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
@@ -78,5 +80,4 @@ class Ocr(Task):
 def _judge(read: list[str], prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray]:
     """Readings against the prompts' quoted text: (1 - normalised edit distance, 1.0 where equal), each [B]."""
     pairs = [(r, target_text(p.text)) for r, p in zip(read, prompts, strict=True)]
-    plain = lambda text: text.replace(" ", "").lower()  # noqa: E731
     return np.array([ocr_reward(*pair) for pair in pairs]), np.array([plain(r) == plain(t) for r, t in pairs], float)

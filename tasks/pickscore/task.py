@@ -48,7 +48,9 @@ class PickScore(Task):
     name = "pickscore"
     version = "1"
     headline = "reward"
+    in_all = True
     sources = SOURCES
+    sources_in = ("photo",)
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
@@ -70,5 +72,7 @@ class PickScore(Task):
         raw = self.scorer.raw(images_BCHW, [p.text for p in prompts])
         metrics: dict[str, np.ndarray] = {"pickscore": raw}
         if self.utility:
-            metrics["gold"] = self.utility(images_BCHW, [p.metadata["wanted"] for p in prompts])
+            # From a file or over HTTP the pairs come as lists.
+            wanted = [[tuple(pair) for pair in p.metadata["wanted"]] for p in prompts]
+            metrics["gold"] = self.utility(images_BCHW, wanted)
         return Scores(self.scorer.reward(raw), metrics)

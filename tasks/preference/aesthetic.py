@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import MissingError, UsageError, one_line
+from bench.checkpoints import load_checkpoint, require_weights
+from bench.errors import DamagedError, MissingError
 from bench.hashing import content_hash
 from tasks.clip import with_processor
 
@@ -36,8 +37,7 @@ class AestheticJudge:
 
     @cached_property
     def name(self) -> str:
-        if not self.head_file.is_file():
-            raise MissingError(f"no aesthetic head at {self.head_file}")
+        require_weights(self.head_file, "aesthetic head")
         return f"aesthetic-{content_hash([self.head_file])}-clip-{self.clip.name}"
 
     @cached_property
@@ -50,21 +50,15 @@ class AestheticJudge:
 
 
 def read_head(path: Path) -> nn.Sequential:
-    """The head from a .pth or .safetensors file. Raises MissingError or UsageError."""
-    if not path.is_file():
-        raise MissingError(f"no aesthetic head at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        layers = []
-        for place in LAYERS:
+    """The head from a .pth or .safetensors file. Raises MissingError or DamagedError."""
+    state = load_checkpoint(path, "aesthetic head")
+    layers = []
+    for place in LAYERS:
+        try:
             weight, bias = (state[f"layers.{place}.{kind}"].float() for kind in ("weight", "bias"))
             layers.append(nn.Linear(weight.shape[1], weight.shape[0]))
             layers[-1].load_state_dict({"weight": weight, "bias": bias})
-    except Exception as error:  # torch.load raises whatever the bytes lead it to
-        raise UsageError(f"{path} is no aesthetic head: {one_line(error)}") from error
+        except (KeyError, AttributeError, IndexError, RuntimeError) as error:
+            cause = f"its layer {place} is missing or of another shape; the file is {HEAD}"
+            raise DamagedError(f"{path} is no aesthetic head: {cause}") from error
     return nn.Sequential(*layers).requires_grad_(False)

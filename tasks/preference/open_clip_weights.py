@@ -7,10 +7,11 @@ import argparse
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from bench.errors import UsageError, exit_on_error, one_line
+from bench.checkpoints import cause_of, state_dict
+from bench.errors import DamagedError, exit_on_error
+from bench.weights import save_folder
 
 VISION_HEAD, TEXT_HEAD = 80, 64
 """Width of an attention head in ViT-H/14; the weights do not tell."""
@@ -77,17 +78,19 @@ def architecture(state: dict[str, Tensor]):
 
 
 def convert(checkpoint: Path, folder: Path) -> None:
-    """Write a transformers folder. Raises UsageError for a file that is no such checkpoint."""
+    """Write a transformers folder. Raises MissingError or DamagedError for a file that is no such checkpoint."""
     from transformers import CLIPModel
 
+    what = "open_clip ViT-H/14 checkpoint"
+    state = {key.removeprefix("module."): value for key, value in state_dict(checkpoint, what).items()}
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = {key.removeprefix("module."): value for key, value in content.get("state_dict", content).items()}
         model = CLIPModel(architecture(state))
         model.load_state_dict(converted(state))
-    except Exception as error:  # torch.load raises whatever the bytes lead it to
-        raise UsageError(f"{checkpoint} is no open_clip ViT-H/14 checkpoint: {one_line(error)}") from error
-    model.save_pretrained(folder)
+    except KeyError as error:
+        raise DamagedError(f"{checkpoint} is no {what}: it has no {error.args[0]!r}") from error
+    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise DamagedError(f"{checkpoint} is no {what}: {cause_of(error)}") from error
+    save_folder(model, folder)
 
 
 def main() -> None:

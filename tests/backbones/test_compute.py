@@ -181,12 +181,12 @@ def test_a_damaged_or_foreign_file_of_the_cache_is_written_anew(sd3_folder: Path
     assert torch.equal(again.encode(PROMPTS).sequence, encoded.sequence)
 
 
-def test_files_that_are_no_checkpoint_are_said_to_be(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint_are_said_to_be(sd3_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
+    shutil.copytree(sd3_folder, tmp_path, dirs_exist_ok=True)
     save_file({"something": torch.zeros(2)}, tmp_path / "else.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     for name in ("else", "broken"):
-        (tmp_path / "model_index.json").write_text("{}")
-        with pytest.raises(UsageError, match="is no SD3 checkpoint that diffusers reads"):
+        with pytest.raises(UsageError, match="is no SD3 checkpoint"):
             descriptor(str(tmp_path / f"{name}.safetensors")).load("cpu")

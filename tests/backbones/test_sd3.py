@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from bench.backbones.adapters import Shape
+from bench.backbones.compute import Compute
 from bench.backbones.sd3 import descriptor
 from bench.errors import MissingError, UsageError
 from bench.lab import STUDENT, Lab
@@ -101,5 +102,61 @@ def test_a_path_is_a_backbone_and_missing_weights_name_the_cure(sd3_folder, tmp_
     broken = tmp_path / "broken"
     shutil.copytree(sd3_folder, broken)
     (broken / "transformer" / "config.json").write_text("{")
-    with pytest.raises(MissingError, match="cannot load"):
+    with pytest.raises(UsageError, match=r"transformer/config\.json is not JSON"):
         descriptor(str(broken)).load("cpu")
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_only_the_half_precision_files_were_downloaded(sd3_folder, tmp_path, shards: bool) -> None:
+    """Loaded as if they were the plain ones, and counted; a mixture too."""
+    pipeline = StableDiffusion3Pipeline.from_pretrained(sd3_folder, text_encoder_3=None, tokenizer_3=None)
+    folder = tmp_path / "fp16"
+    pipeline.save_pretrained(folder, variant="fp16", **({"max_shard_size": "10KB"} if shards else {}))
+    plain = {p.name for p in folder.rglob("*.safetensors") if "fp16" not in p.name}
+    assert not plain
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(sd3_folder / "vae", folder / "vae")
+    ours, theirs = (descriptor(str(f)).load("cpu") for f in (folder, sd3_folder))
+    cond, expected = (backbone.encode(["a cat"]) for backbone in (ours, theirs))
+    torch.testing.assert_close(cond.sequence, expected.sequence)
+    x = ours.noise(1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours.velocity(x, 0.5, cond, None), theirs.velocity(x, 0.5, expected, None))
+    sizes = [descriptor(str(f)).size(Compute()).frozen for f in (folder, sd3_folder)]
+    assert sizes[0] == sizes[1]
+
+
+def test_variants_and_pickles_that_cannot_be_told_apart_are_named(sd3_folder, tmp_path) -> None:
+    folder = tmp_path / "p"
+    shutil.copytree(sd3_folder, folder)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    for variant in ("fp16", "ema"):
+        shutil.copy(weights, weights.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+    descriptor(str(folder)).load("cpu")  # the plain one is there
+    weights.unlink()
+    with pytest.raises(MissingError, match="only the variants ema, fp16"):
+        descriptor(str(folder)).load("cpu")
+    for path in weights.parent.glob("*.safetensors"):
+        path.unlink()
+    (weights.parent / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(MissingError, match=r"pickled weights \(\.bin\) alone"):
+        descriptor(str(folder)).load("cpu")
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git-LFS pointer"),
+        (b"<!DOCTYPE html><html>log in</html>", "web page"),
+    ],
+)
+def test_what_stands_in_for_a_file_is_called_what_it_is(sd3_folder, tmp_path, part, content, said) -> None:
+    folder = tmp_path / "p"
+    shutil.copytree(sd3_folder, folder)
+    pattern = "*.json" if part == "tokenizer" else "*.safetensors"
+    for path in (folder / part).glob(pattern):
+        path.write_bytes(content)
+    with pytest.raises((MissingError, UsageError), match=said) as refused:
+        descriptor(str(folder)).load("cpu").encode(["a cat"])
+    assert "weights_only" not in str(refused.value)
+    assert "licence" not in str(refused.value)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, DamagedError, UsageError
 from bench.pictures import to_bytes
 from tasks.geneval import canary
 from tasks.geneval.detector import Mask2FormerDetector
@@ -59,6 +59,19 @@ def test_a_canary_notices_other_weights(folder: Path, picture: Path) -> None:
         detector(folder).detect(torch.rand(1, 3, 32, 32), 0.3)
 
 
+@pytest.mark.parametrize("content", ["{", '{"class": "cat"}', "[1]", '[{"class": "cat", "box": [1, 2], "score": 1}]', "null"])
+def test_a_damaged_canary_is_named(folder: Path, picture: Path, content: str) -> None:
+    canary.keep(detector(folder), picture, counts(folder, picture), folder)
+    record = (folder / canary.RECORD).read_text()
+    (folder / canary.RECORD).write_text(content)
+    with pytest.raises(DamagedError, match=r"canary\.json"):
+        detector(folder).detect(torch.rand(1, 3, 32, 32), 0.3)
+    (folder / canary.RECORD).write_text(record)
+    (folder / canary.PICTURE).write_text("no picture")
+    with pytest.raises(DamagedError, match=r"canary picture .*canary\.png cannot be read"):
+        detector(folder).detect(torch.rand(1, 3, 32, 32), 0.3)
+
+
 def test_what_is_expected_must_be_seen(folder: Path, picture: Path) -> None:
     wrong = {name: count + 1 for name, count in counts(folder, picture).items()}
     with pytest.raises(BenchError, match="not the official weights"):
@@ -70,7 +83,14 @@ def test_what_is_expected_must_be_seen(folder: Path, picture: Path) -> None:
 
 def test_expectations_are_coco_classes_with_counts(monkeypatch) -> None:
     assert canary.expectations("cat=2, stop sign=1") == {"cat": 2, "stop sign": 1}
-    for text in ("cat", "cat=x", "unicorn=1", ""):
+    wanted = {"cat": 2, "tv remote": 2, "computer mouse": 1, "computer keyboard": 3}
+    assert canary.expectations("cat=2,remote=2,mouse=1,keyboard=3") == wanted  # COCO's own names
+    assert canary.expectations("cat=2,tv remote=2, computer mouse = 1,computer keyboard=3") == wanted
+    with pytest.raises(UsageError, match="'tv remote' twice"):
+        canary.expectations("remote=1,tv remote=1")
+    with pytest.raises(UsageError, match="did you mean 'cat'"):
+        canary.expectations("cats=1")
+    for text in ("cat", "cat=x", "cat=\u00b2", "cat=-1", "unicorn=1", ""):
         with pytest.raises(UsageError, match="COCO classes"):
             canary.expectations(text)
     from tasks.geneval import mmdet_weights

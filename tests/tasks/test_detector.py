@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench.errors import MissingError
-from tasks.geneval.colours import ClipColourJudge, cut_out
+from tasks.geneval.colours import ClipColourJudge, cut_out, open_clip_pixels
 from tasks.geneval.detector import Detection, Mask2FormerDetector, candidates, instances, prepare
 
 COLOURS = ("red", "green", "blue")
@@ -51,6 +52,18 @@ def test_scores_and_boxes_by_hand() -> None:
     assert found[0].score == pytest.approx(0.8 / (1 + np.exp(-1.0)), rel=1e-5)
     assert found[0].mask.sum() == 18
     assert (found[1].box, found[1].score) == ((0, 0, 1, 1), pytest.approx(0.31 / (1 + np.exp(-4.0)), rel=1e-5))
+
+
+def test_scores_are_compared_with_the_floor_as_float32() -> None:
+    """A certain mask leaves the probability as the score: float32's 0.3 is more than Python's 0.3, and not kept."""
+    at32 = torch.tensor([0.3])
+    above = torch.nextafter(at32, torch.ones(1))
+    assert float(at32) > 0.3
+    probabilities = torch.cat([at32, above, torch.nextafter(at32, torch.zeros(1))])
+    logits = torch.full((3, 40, 40), 99.0)  # a mean sigmoid of exactly 1
+    found = instances(torch.tensor([1, 2, 3]), probabilities, logits, 0.3)
+    assert [(d.label, d.score) for d in found] == [(2, float(above))]
+    assert candidates(torch.log(torch.tensor([[float(at32), 0.6, 0.1]])), 0.3)[1].tolist() == [1]
 
 
 def test_a_stronger_floor_only_leaves_out() -> None:
@@ -99,16 +112,61 @@ def test_cut_out_shows_the_object_on_grey() -> None:
     assert pixels[1, 1].tolist() == [255] * 3
 
 
+def torchvision_like(picture: Image.Image, side: int) -> np.ndarray:
+    """Resize and CenterCrop of torchvision, ToTensor and Normalize, one pixel after another: float64 [3, side, side]."""
+    width, height = picture.size
+    short, long = (width, height) if width <= height else (height, width)
+    new_short, new_long = side, int(side * long / short)
+    size = (new_short, new_long) if width <= height else (new_long, new_short)
+    levels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+    top, left = round((size[1] - side) / 2.0), round((size[0] - side) / 2.0)
+    pixels = np.empty((3, side, side))
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    for channel in range(3):
+        for row in range(side):
+            line = levels[top + row, left : left + side, channel].astype(np.float64)
+            pixels[channel, row] = (line / 255 - mean[channel]) / std[channel]
+    return pixels
+
+
+def test_cut_outs_are_brought_to_size_as_open_clip_does_it() -> None:
+    """Hundreds of sizes, odd margins among them, where transformers' processor crops a pixel beside."""
+    from transformers import CLIPImageProcessorPil
+
+    rng, side = np.random.default_rng(0), 32
+    theirs = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side)
+    sizes = [(int(w), int(h)) for w, h in rng.integers(1, 120, (300, 2))]
+    sizes += [(side, side + k) for k in range(6)] + [(side + k, side) for k in range(6)] + [(1, 90), (90, 1), (1, 1)]
+    beside = 0
+    for width, height in sizes:
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        (found,) = open_clip_pixels([picture], side)
+        assert found.shape == (3, side, side)
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), torchvision_like(picture, side), atol=1e-5)
+        other = theirs(images=picture, return_tensors="pt")["pixel_values"][0]
+        beside += float((found - other).abs().max()) > 0.1
+    assert 0.15 * len(sizes) < beside < 0.4 * len(sizes)
+
+
+def test_margins_of_a_half_go_to_the_even_side() -> None:
+    """int(round(x)) as torchvision writes it: 0.5 -> 0, 1.5 -> 2, 2.5 -> 2, 3.5 -> 4."""
+    for extra, left in ((1, 0), (2, 1), (3, 2), (5, 2), (7, 4), (9, 4)):
+        levels = np.broadcast_to(np.arange(8 + extra, dtype=np.uint8)[None, :, None], (8, 8 + extra, 3))
+        (found,) = open_clip_pixels([Image.fromarray(np.ascontiguousarray(levels))], 8)
+        first = float(found[0, 0, 0]) * 0.26862954 + 0.48145466
+        assert round(first * 255) == left
+
+
 def test_colours_are_judged_by_the_nearest_mean_text(clip_folder: Path) -> None:
     """The verdict is the argmax of a direct transcription."""
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+    from transformers import AutoTokenizer, CLIPModel
 
     model, tokenizer = CLIPModel.from_pretrained(clip_folder).eval(), AutoTokenizer.from_pretrained(clip_folder)
-    processor = AutoImageProcessor.from_pretrained(clip_folder, backend="pil")
     image = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(1))
     mask = np.zeros((24, 24), bool)
     mask[4:20, 4:20] = True
-    objects = [Detection(2, (4, 4, 20, 20), 0.9, mask), Detection(2, (4, 4, 12, 12), 0.8, mask)]
+    objects = [Detection(2, (4, 4, 20, 20), 0.9, mask), Detection(2, (4, 4, 12, 17), 0.8, mask)]
     judge = ClipColourJudge(str(clip_folder), COLOURS)
     unit = torch.nn.functional.normalize
     with torch.no_grad():
@@ -123,7 +181,7 @@ def test_colours_are_judged_by_the_nearest_mean_text(clip_folder: Path) -> None:
             words.append(unit(unit(torch.cat(embedded), dim=-1).mean(0), dim=0))
         expected = []
         for o in objects:
-            pixels = processor(images=cut_out(image, o), return_tensors="pt")["pixel_values"]
+            pixels = torch.tensor(torchvision_like(cut_out(image, o), 32), dtype=torch.float32)[None]
             seen = model.get_image_features(pixel_values=pixels).pooler_output
             expected.append(COLOURS[int((seen @ torch.stack(words).T).argmax())])
     assert judge.judge(image, objects, "car") == expected

@@ -10,6 +10,7 @@ import torch
 
 from bench.backbones.micro.captions import Brief, draw_scene
 from bench.backbones.micro.world import draw
+from bench.task import Prompt
 from tasks.geneval.prompts import COCO, TAGS, generate
 from tasks.geneval.rules import Found, official, partial, relations, select, strict
 from tasks.geneval.task import GenEval
@@ -82,6 +83,33 @@ def test_selection_by_confidence_threshold_and_cap() -> None:
     assert select({"cat": [at(0, 0, score=0.85)]}, "counting") == {}
 
 
+def neighbours(threshold: float) -> tuple[float, float, float]:
+    """float32's nearest value to a threshold, the one below and the one above."""
+    at32 = np.float32(threshold)
+    return float(at32), float(np.nextafter(at32, np.float32(0))), float(np.nextafter(at32, np.float32(1)))
+
+
+@pytest.mark.parametrize(("tag", "threshold"), [("single_object", 0.3), ("counting", 0.9)])
+def test_confidences_are_compared_as_float32(tag: str, threshold: float) -> None:
+    """float32's 0.3 is 0.30000001192..., more than Python's 0.3, and yet not above the threshold."""
+    equal, below, above = neighbours(threshold)
+    assert below < threshold < above
+    assert (equal > threshold) == (threshold == 0.3)  # what float64 would decide
+    assert select({"cat": [at(0, 0, score=equal)]}, tag) == {}
+    assert select({"cat": [at(0, 0, score=below)]}, tag) == {}
+    assert select({"cat": [at(0, 0, score=above)]}, tag) == {"cat": [at(0, 0, score=above)]}
+
+
+def test_of_equal_confidences_the_first_comes_first() -> None:
+    """Confidences that float32 cannot tell apart are equal. (The photo reader hands them on in the official order.)"""
+    twins = [at(0, 0, "blue", 0.5), at(50, 0, "red", 0.5), at(90, 0, "green", 0.5 + 1e-9), at(0, 90, "blue", 0.4)]
+    kept = select({"cat": twins}, "colors")["cat"]
+    assert kept == twins
+    assert select({"cat": kept}, "colors")["cat"] == kept
+    assert not official(select({"cat": twins[:2]}, "colors"), RED, COLOURS)[0]
+    assert official(select({"cat": twins[1::-1]}, "colors"), RED, COLOURS)[0]
+
+
 def test_relations_by_offset() -> None:
     assert relations(at(0, 0), at(50, 0)) == {"left of"}
     assert relations(at(0, 0), at(50, 50)) == {"left of", "above"}
@@ -95,9 +123,49 @@ def test_relations_by_offset() -> None:
         assert relations(b, a) == {opposite[r] for r in relations(a, b)}
 
 
+def test_relations_divide_by_the_whole_offset() -> None:
+    """A pair side by side stands in a relation from a fifth of the summed widths on, strictly."""
+    wide = lambda x: Found((x, 0.0, x + 100.0, 100.0), 0.9, "")
+    assert relations(wide(0), wide(40)) == set()
+    assert relations(wide(0), wide(41)) == {"left of"}
+    assert relations(wide(41), wide(0)) == {"right of"}
+
+
 @pytest.fixture(scope="module")
 def task() -> GenEval:
     return GenEval("micro")
+
+
+def test_of_equally_confident_marks_the_first_read_counts(monkeypatch) -> None:
+    """Stored runs on micro were scored so."""
+    from types import SimpleNamespace
+
+    from tasks.geneval import task as module
+
+    marks = [SimpleNamespace(shape="circle", box=(0, 0, 9, 9), score=0.9995, colour=c) for c in ("red", "blue")]
+    monkeypatch.setattr(module, "find_shapes", lambda images: [marks])
+    record = {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": "a red circle"}
+    micro = GenEval("micro")
+    assert (micro.scorer_name, micro.lowest_reward) == ("geneval-2+micro", 0)
+    scores = micro.score(torch.zeros(1, 3, 32, 32), [Prompt("a red circle", "colors", record)])
+    assert scores.metrics["official"].tolist() == [1]
+
+
+def test_far_too_many_objects_cost_as_published_on_photographs_alone(monkeypatch) -> None:
+    """8 found for 2: the published partial score is -2; on micro it counts as 0."""
+    record = TWO | {"prompt": "a photo of two cats"}
+    crowd = {"cat": [at(20 * i, 0) for i in range(8)]}
+    monkeypatch.setattr(GenEval, "reader", property(lambda self: lambda images, records: [crowd]))
+    photo = GenEval("photo")
+    scores = photo.score(torch.zeros(1, 3, 8, 8), [Prompt(record["prompt"], "counting", record)])
+    assert scores.rewards.tolist() == scores.metrics["partial"].tolist() == [-2]
+    assert photo.entry.reward(np.array([-2.0, 0.5]), np.array([0.0, 1.0])).tolist() == [-2, 0.5]
+    assert GenEval("micro").entry.reward(np.array([-2.0, 0.5]), np.array([0.0, 1.0])).tolist() == [0, 0.75]
+
+
+def test_the_lowest_reward_is_that_of_sixteen_objects_for_one() -> None:
+    crowd = {"cat": [at(20 * i, 0) for i in range(40)]}
+    assert partial(select(crowd, "single_object"), ONE) == GenEval("photo").lowest_reward == -14
 
 
 def test_splits_share_no_prompt_and_cover_every_tag(task: GenEval) -> None:

@@ -1,14 +1,16 @@
 """The detector's conversion: a random checkpoint in mmdet's names and layouts gives the model it was written from."""
 
 import re
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bench.errors import UsageError
-from tasks.geneval.mmdet_weights import convert, pixel_by_pixel
+from bench.errors import DamagedError, UsageError
+from tasks.geneval.mmdet_weights import convert, main, pixel_by_pixel
 
 DEPTHS = (1, 1, 2, 1)
 
@@ -139,6 +141,57 @@ def test_converted_checkpoint_gives_equal_logits(tiny, mmdet_state, tmp_path: Pa
         ours, theirs = model(pixel_values=pixels), tiny(pixel_values=pixels)
     assert torch.equal(ours.class_queries_logits, theirs.class_queries_logits)
     assert torch.equal(ours.masks_queries_logits, theirs.masks_queries_logits)
+
+
+def as_version_3(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights as mmdet 3's modules name them: cross_attn, self_attn and ffn where 2.x has lists."""
+    pixels, queries = ("panoptic_head.pixel_decoder.encoder", "panoptic_head.transformer_decoder")
+
+    def newer(key: str) -> str:
+        if key.startswith(pixels):
+            key = key.replace(".attentions.0.", ".self_attn.")
+        elif key.startswith(queries):
+            key = key.replace(".attentions.0.", ".cross_attn.").replace(".attentions.1.", ".self_attn.")
+        return key.replace(".ffns.0.", ".ffn.") if key.startswith((pixels, queries)) else key
+
+    return {newer(key): value for key, value in state.items()}
+
+
+def test_files_of_mmdet_3_convert_to_the_same_model(mmdet_state, tmp_path: Path, capsys, monkeypatch) -> None:
+    newer = as_version_3(mmdet_state)
+    assert len(newer.keys() - mmdet_state.keys()) == 2 * (8 + 4) + 2 * (4 + 4 + 4)
+    assert not any("attentions" in key or "ffns" in key for key in newer)
+    meta = {"mmdet_version": "3.0.0", "epoch": 50, "bbox_mAP": np.float64(0.461)}
+    for name, state in (("two", mmdet_state), ("three", newer)):
+        torch.save({"meta": meta, "state_dict": state}, tmp_path / f"{name}.pth")
+        monkeypatch.setattr(sys, "argv", ["mmdet_weights", str(tmp_path / f"{name}.pth"), str(tmp_path / name)])
+        main()
+        said = capsys.readouterr()
+        assert ("a file of mmdet 3; pictures are prepared as mmdet 2.x does it" in said.out) == (name == "three")
+        assert f"converted: {tmp_path / name}" in said.out
+        assert said.err == ""
+    two, three = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("two", "three"))
+    assert two == three
+
+
+def test_the_official_file_is_named(mmdet_state, tmp_path: Path, capsys, monkeypatch) -> None:
+    official = r"mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99\.pth"
+    newer = as_version_3(mmdet_state)
+    del newer["panoptic_head.cls_embed.weight"]
+    torch.save(newer, tmp_path / "part.pth")
+    with pytest.raises(DamagedError, match=rf"part\.pth, a file of mmdet 3, does not fit .*missing: 'class_pred.*{official}"):
+        convert(tmp_path / "part.pth", tmp_path / "out")
+    torch.save({"backbone.conv1.weight": torch.zeros(8, 3, 7, 7)}, tmp_path / "resnet.pth")
+    with pytest.raises(DamagedError, match=rf"is no mmdet Mask2Former checkpoint: it has no '.*{official}"):
+        convert(tmp_path / "resnet.pth", tmp_path / "out")
+    (tmp_path / "file").write_text("here already")
+    torch.save(mmdet_state, tmp_path / "whole.pth")
+    with pytest.raises(UsageError, match="file is a file: name a folder"):
+        convert(tmp_path / "whole.pth", tmp_path / "file")
+    monkeypatch.setattr(sys, "argv", ["mmdet_weights", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert re.search(official, re.sub(r"\s", "", capsys.readouterr().out))
 
 
 def test_patch_merging_of_unfolded_channels(tiny) -> None:

@@ -1,10 +1,15 @@
+import os
+import threading
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from bench.backbones.micro.captions import Brief, draw_scene
 from bench.backbones.micro.world import draw
-from tasks.ocr.engine import read_with_rapidocr
+from tasks.ocr import engine
+from tasks.ocr.engine import cores, read_with_rapidocr
 from tasks.ocr.formula import edit_distance, ocr_reward, target_text
 from tasks.ocr.task import Ocr
 
@@ -72,3 +77,66 @@ def test_audit_is_the_real_engine() -> None:
     assert shown["rapidocr_exact"].mean() >= 0.75
     assert shown["rapidocr_edit"].mean() >= shown["rapidocr_exact"].mean()
     assert Ocr("micro").audit(torch.zeros(2, 3, 32, 32), prompts[:2])["rapidocr_exact"].tolist() == [0, 0]
+
+
+def posters(count: int) -> torch.Tensor:
+    """Pictures of 256 pixels with several small signs each, no two alike."""
+    rng, font, made = np.random.default_rng(0), ImageFont.load_default(18), []
+    for _ in range(count):
+        image = Image.fromarray(rng.normal(180, 25, (256, 256, 3)).clip(0, 255).astype(np.uint8))
+        draw_on = ImageDraw.Draw(image)
+        for place in range(rng.integers(0, 6)):
+            x, y = 10 + 120 * (place % 2), 10 + 80 * (place // 2)
+            draw_on.rectangle((x - 4, y - 4, x + 100, y + 30), fill="white")
+            draw_on.text((x, y), "".join(rng.choice(list("ABCDEFGHJK"), 6)), "black", font)
+        made.append(np.asarray(image))
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() / 255
+
+
+def test_several_threads_read_what_one_reads_in_order(monkeypatch) -> None:
+    images = posters(12)
+    monkeypatch.setattr(engine, "cores", lambda: 1)
+    alone = read_with_rapidocr(images)
+    assert len(set(alone)) > 6
+    assert any(len(text) > 20 for text in alone)
+    before = threading.active_count()
+    for threads in (2, 5):
+        monkeypatch.setattr(engine, "cores", lambda threads=threads: threads)
+        engine._engine.cache_clear()  # networks that several threads ask for first
+        assert read_with_rapidocr(images) == alone
+        assert threading.active_count() == before
+    assert read_with_rapidocr(images[:0]) == []
+
+
+def test_one_picture_at_a_time_is_no_faster_than_its_threads(monkeypatch) -> None:
+    """Every thread works on a picture of its own, and no network starts threads beside it."""
+    seen: set[int] = set()
+    gate = threading.Barrier(3, timeout=60)
+
+    def read(_: torch.Tensor) -> str:
+        seen.add(threading.get_ident())
+        gate.wait()  # passes only if three read at the same time
+        return "x"
+
+    monkeypatch.setattr(engine, "_read", read)
+    monkeypatch.setattr(engine, "cores", lambda: 3)
+    assert read_with_rapidocr(torch.zeros(6, 3, 8, 8)) == ["x"] * 6
+    assert len(seen) == 3
+    networks = engine._engine()._load_det_model().session.session.get_session_options()
+    assert (networks.intra_op_num_threads, networks.inter_op_num_threads) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("together", "threads", "of", "wanted"),
+    [
+        (None, None, 16, 16), (None, "4", 16, 4), (None, "64", 16, 16), (None, "", 16, 16), (None, "0", 16, 16),
+        (None, "many", 16, 16), ("1", "2", 16, 2), ("8", "1", 16, 2), ("8", None, 4, 1),
+    ],
+)  # fmt: skip
+def test_the_cores_of_this_process(together, threads, of: int, wanted: int, monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(of)))
+    for name, value in (("LOCAL_WORLD_SIZE", together), ("OMP_NUM_THREADS", threads)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert cores() == wanted

@@ -11,13 +11,14 @@ import torch
 
 from bench.cli import main
 from bench.errors import MissingError, UsageError
-from bench.layout import load, places, read, write
-from bench.score_command import imported, score_folder
+from bench.layout import Sample, load, places, read, write
+from bench.score_command import imported, official_line, print_summary, score_folder
 from bench.task import Prompt
 from bench.view import view_settings
 from tasks.geneval.detector import Detection
 from tasks.geneval.photo import PhotoReader
 from tasks.geneval.prompts import COCO
+from tasks.geneval.rules import select
 from tasks.geneval.task import GenEval
 
 
@@ -71,6 +72,19 @@ def test_only_the_most_confident_objects_of_coloured_clauses_are_judged() -> Non
     assert [(o.score, o.colour) for o in objects["car"]] == [(0.9, "red"), (0.5, "")]
     assert [o.colour for o in objects["dog"]] == [""]
     assert [asked for asked in drawn.asked if asked[1]] == [("car", [0.9])]
+
+
+def test_the_judged_object_is_the_one_that_the_rules_look_at() -> None:
+    """Of two equally confident cars the rules take the later; one at float32's 0.3 is none."""
+    mask, car, dog = np.ones((8, 8), bool), COCO.names.index("car"), COCO.names.index("dog")
+    at = lambda label, x, score: Detection(label, (x, 0, x + 8, 8), score, mask)
+    drawn = Drawn([at(car, 0, 0.5), at(dog, 3, float(np.float32(0.3))), at(car, 1, 0.5), at(car, 2, 0.4)])
+    record = {"tag": "colors", "include": [{"class": name, "count": 1, "color": "red"} for name in ("car", "dog")]}
+    (objects,) = PhotoReader(drawn, drawn)(torch.zeros(1, 3, 8, 8), [record])
+    kept = select(objects, "colors")
+    assert [(o.box[0], o.colour) for o in kept["car"]] == [(1, "red"), (0, ""), (2, "")]
+    assert "dog" not in kept
+    assert ("car", [0.5]) in drawn.asked
 
 
 @pytest.fixture
@@ -133,21 +147,119 @@ def test_scoring_a_folder_writes_the_evaluators_lines(folder: Path, detector_fol
 
 
 def test_results_made_elsewhere_are_summarised_as_the_official_script_does(tmp_path: Path) -> None:
-    """Overall is the unweighted mean of the tags' means over pictures; a prompt counts if any of its pictures does."""
+    """Overall is the unweighted mean of the tags' means over pictures; of prompts, those count that have any picture
+    right, each once, however many pictures it has."""
     rows = [("a", "p", True), ("a", "p", False), ("a", "q", False), ("a", "q", False), ("b", "r", True)]
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps({"tag": t, "prompt": p, "correct": c}) + "\n" for t, p, c in rows))
     found = imported(path, "geneval")
     assert found.estimate().value == pytest.approx((0.25 + 1) / 2)
     assert found.rows["official"].mean() == pytest.approx(0.4)
-    assert found.rows["any picture of the prompt"].tolist() == [1, 1, 0, 0, 1]
+    prompts = found.rows["any picture of the prompt"]
+    np.testing.assert_array_equal(prompts, [1, np.nan, 0, np.nan, 1])
+    assert np.nanmean(prompts) == pytest.approx(2 / 3)
+    assert found.estimate("any picture of the prompt").value == pytest.approx((0.5 + 1) / 2)
     path.write_text("not json")
     with pytest.raises(UsageError, match=r"is no results\.jsonl"):
         imported(path, "geneval")
 
 
+def results(path: Path, lines: list[dict], separator: str = "\n", begin: str = "") -> Path:
+    text = begin + "".join(json.dumps(line, ensure_ascii=False) + separator for line in lines)
+    path.write_bytes(text.encode())
+    return path
+
+
+def line(number: int, correct: object, **more: object) -> dict:
+    record = {"tag": "colors", "prompt": f"a red cat {number // 4}"}
+    return {
+        "filename": f"P/{number // 4:05d}/samples/{number % 4:04d}.png", **record, "correct": correct, "reason": "",
+        "metadata": json.dumps(record), "details": "{}", **more,
+    }  # fmt: skip
+
+
+def test_prompts_are_weighted_alike_whatever_their_pictures(tmp_path: Path, capsys) -> None:
+    """One prompt with seven wrong pictures, one with a single right one: half of the prompts, an eighth of the pictures."""
+    lines = [line(0, False, filename=f"{i}.png") for i in range(7)] + [line(4, True)]
+    lines += [line(8, True, tag="counting", filename="x.png")]
+    score_folder("geneval", results(tmp_path / "results.jsonl", lines), [], "photo", 3)
+    shown = capsys.readouterr().out
+    official, prompts = (next(row for row in shown.splitlines() if name in row) for name in ("official", "any picture"))
+    assert "0.1250" in official
+    assert "0.5000" in prompts
+    assert "0.6667" in prompts  # of three prompts
+
+
+@pytest.mark.parametrize("value", ["True", "False", "1", "", float("nan"), 0.25, 2, -1, None, [True], {}, "yes"])
+def test_what_is_no_verdict_is_refused_by_line(tmp_path: Path, value: object) -> None:
+    path = results(tmp_path / "results.jsonl", [line(0, True), line(1, False), line(2, value)], "\n\n")
+    with pytest.raises(UsageError, match=r"results\.jsonl of .*: line 5: 'correct' should be true or false, not "):
+        imported(path, "geneval")
+
+
+@pytest.mark.parametrize(("key", "value"), [("tag", None), ("tag", 3), ("tag", ["colors"]), ("prompt", None)])
+def test_lines_without_tag_or_prompt_are_refused_by_line(tmp_path: Path, key: str, value: object) -> None:
+    path = results(tmp_path / "results.jsonl", [line(0, True), line(1, False, **{key: value})])
+    with pytest.raises(UsageError, match=rf"line 2 has no '{key}' that is text"):
+        imported(path, "geneval")
+    missing = line(1, False)
+    del missing[key]
+    with pytest.raises(UsageError, match=rf"line 1 has no '{key}'"):
+        imported(results(path, [missing]), "geneval")
+
+
+def test_a_picture_counts_once(tmp_path: Path, capsys) -> None:
+    lines = [line(i, i % 2 == 0) for i in range(4)]
+    path = results(tmp_path / "results.jsonl", [*lines, lines[0], line(2, True, filename="P/./00000//samples/0002.png")])
+    assert imported(path, "geneval").rows["official"].tolist() == [1, 0, 1, 0]
+    assert "2 lines that are there twice count once" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"lines 2 and 5: two verdicts on one picture, 'P/00000/samples/0001\.png'"):
+        imported(results(path, [*lines, line(1, True)]), "geneval")
+    imported(results(path, lines), "geneval")
+    assert capsys.readouterr().err == ""
+
+
+def test_any_line_ends_and_separators_inside_texts_are_read(tmp_path: Path) -> None:
+    odd = "a cat,\u2028oil\u0085on\x0bcanvas"
+    lines = [line(0, True, prompt=odd, metadata=odd), line(4, False), line(8, 1), line(12, 0.0)]
+    for begin, separator in (("", "\n"), ("\ufeff", "\r\n"), ("\ufeff\n", "\n \n")):
+        found = imported(results(tmp_path / "results.jsonl", lines, separator, begin), "geneval")
+        assert found.rows["official"].tolist() == [1, 0, 1, 0]
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(path.read_bytes().rstrip()[:-9])  # a copy that was cut off
+    with pytest.raises(UsageError, match=r"line 8 is no JSON, or is cut off"):
+        imported(path, "geneval")
+    path.write_text("\n")
+    with pytest.raises(UsageError, match="is empty"):
+        imported(path, "geneval")
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        imported(path, "geneval")
+    with pytest.raises(UsageError, match="cannot read"):
+        imported(tmp_path / "nowhere.jsonl", "geneval")
+
+
+def test_tags_are_printed_as_text(tmp_path: Path, capsys) -> None:
+    lines = [line(0, True, tag="[red]x[/]"), line(4, True, tag="[/]"), line(8, True, tag="a\x1b[31mb")]
+    print_summary(imported(results(tmp_path / "[bold]r.jsonl", lines), "geneval"), "[bold]r.jsonl")
+    shown = capsys.readouterr().out
+    assert "[bold]r.jsonl" in shown
+    assert "[red]x[/]" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_picture_that_is_lost_has_no_verdict() -> None:
+    sample = Sample(Path("P/00000/samples/0000.png"), Prompt("a cat", "colors", {"tag": "colors"}))
+    detail = {"correct": True, "reason": "", "details": {}}
+    assert official_line(sample, detail, {"reward": 1.0, "official": 1.0})["correct"] is True
+    lost = official_line(sample, detail, {"reward": float("nan"), "official": float("nan")})
+    assert "correct" not in lost
+    assert "details" not in lost
+    assert lost["official"] is None
+
+
 def test_settings_of_the_scorer_are_checked() -> None:
-    assert view_settings(["scorers.geneval.facebook=x"], ("geneval",), ("scorers",)).scorers == {
+    assert view_settings(["scorers.geneval.facebook=x"], ("geneval",), ("scorers",), "photo").scorers == {
         "geneval": {"facebook": "x"}
     }
     for wrong, said in (
@@ -157,7 +269,7 @@ def test_settings_of_the_scorer_are_checked() -> None:
         ("scorers.geneval=x", "scorers.geneval"),
     ):
         with pytest.raises(UsageError, match=said):
-            view_settings([wrong], ("geneval",), ("scorers",))
+            view_settings([wrong], ("geneval",), ("scorers",), "photo")
 
 
 def test_a_picture_that_cannot_be_scored_is_counted_not_zero(folder: Path, monkeypatch, capsys) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bench.errors import MissingError, UsageError
-from bench.evaluate import euler, evaluate
+from bench.evaluate import evaluate
+from bench.sampler.rollout import euler
 from bench.spec import describe
 from bench.task import Prompt
 from tasks.preference.drawbench import DrawBench

@@ -14,16 +14,18 @@ import torch
 
 from bench import remote
 from bench.errors import BenchError, MissingError, UsageError
-from bench.evaluate import euler, evaluate
+from bench.evaluate import evaluate
 from bench.layout import write
 from bench.loading import load_task
 from bench.runner import Session, execute
+from bench.sampler.rollout import euler
 from bench.score_cache import RememberingTask
 from bench.score_command import score_folder
 from bench.scoring import score_each
 from bench.serve import server_for
 from bench.spec import resolve
 from bench.task import Prompt, Scores, Task
+from tests.commands import bench
 
 
 class Moody(Task):
@@ -229,3 +231,158 @@ def test_monstrous_and_broken_pictures_are_no_pictures(tmp_path: Path, monkeypat
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(ValueError, match="exceeds limit"):
         from_file(tmp_path / "large.png")
+
+
+@pytest.fixture
+def page() -> Iterator:
+    """page(status, body) -> address of a server that answers everything so, and what it was asked."""
+    servers = []
+
+    def serve(status: int, body: bytes) -> tuple[str, list[str]]:
+        asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+            def log_message(self, *_) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}", asked
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_a_scorer_on_this_machine_is_asked_without_a_proxy(host: str, serving, monkeypatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert remote.RemoteTask(Moody(), "http://127.3.2.1:1").proxy is None
+    assert remote.RemoteTask(Moody(), "http://[::1]:1").proxy is None
+    assert remote.RemoteTask(Moody(), "http://example.org").proxy == "127.0.0.1:9 of http_proxy"
+    url = serving(Moody()).replace("127.0.0.1", host)
+    assert remote.RemoteTask(Moody(), url).scorer_name == Moody().scorer_name
+
+
+def test_the_proxy_that_was_asked_is_named_and_its_password_is_not(page, monkeypatch) -> None:
+    login, asked = page(200, b"<!DOCTYPE html><html><head><title>Log\n in</title></head></html>")
+    monkeypatch.setenv("http_proxy", login.replace("//", "//me:secret@"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    proxy = login.removeprefix("http://")
+    with pytest.raises(BenchError, match="did not answer JSON") as refused:
+        _ = remote.RemoteTask(Moody(), "http://scorer.invalid:8600").scorer_name
+    assert asked == ["http://scorer.invalid:8600/"]
+    for said in ("a web page 'Log in'", f"the proxy {proxy} of http_proxy", "put scorer.invalid into no_proxy"):
+        assert said in str(refused.value)
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv("no_proxy", "scorer.invalid")
+    with pytest.raises(MissingError, match="no scorer answers") as gone:
+        _ = remote.RemoteTask(Moody(), "http://scorer.invalid:8600").scorer_name
+    assert "proxy" not in str(gone.value)
+
+
+def test_what_has_never_answered_is_given_up_at_once(page, serving, monkeypatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(remote, "sleep", waited.append)
+    for url in ("http://127.0.0.1:9", "http://nowhere.invalid"):
+        with pytest.raises(MissingError, match="no scorer answers"):
+            remote.RemoteTask(Moody(), url).score(pictures(), PROMPTS)
+    url, _ = page(502, b"<html><title>Bad gateway</title></html>")
+    with pytest.raises(BenchError, match="answered 502: a web page 'Bad gateway'"):
+        remote.RemoteTask(Moody(), url).score(pictures(), PROMPTS)
+    assert set(waited) == {0}
+    url, asked = page(503, b'{"error": "come again"}')  # it is there, and busy
+    with pytest.raises(MissingError, match="503"):
+        _ = remote.RemoteTask(Moody(), url).scorer_name
+    assert len(asked) == 1 + len(remote.PAUSES_S)
+    away = remote.RemoteTask(Moody(), serving(Moody()))
+    _ = away.scorer_name
+    away.url = "http://127.0.0.1:9"  # it goes away while a run depends on it
+    waited.clear()
+    with pytest.raises(MissingError, match="no scorer answers"):
+        away.score(pictures(), PROMPTS)
+    assert waited == [0, *remote.PAUSES_S]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://x/", "http://me:secret@x", "http://x?key=1", "http://x y", "http://a..b", "http://ü"],
+)
+def test_what_is_no_address_is_refused_before_anything_is_written(url: str, tmp_path: Path) -> None:
+    for words in (
+        ["run", "--method", "single_task", "--tasks", "ocr", "--set", f"scorers.ocr.url={url}"],
+        ["eval", "--adapter", "base", "--tasks", "ocr", "--set", f"scorers.ocr.url={url}"],
+    ):
+        done = bench(words, tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "scorers.ocr.url takes an" in done.stderr
+        assert "secret" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"rewards": "123"}', "not a list of numbers"),
+        (b'{"rewards": [true, 0, 0]}', "not a list of numbers"),
+        (b'{"rewards": ["0.5", 0, 0]}', "not a list of numbers"),
+        (b'{"rewards": [0, 0, 0], "metrics": {"m": [Infinity, 0, 0]}}', "infinite"),
+        (b'{"rewards": [0, 0, 0], "metrics": {"m": [1' + b"0" * 400 + b", 0, 0]}}", "too large"),
+        (b'{"rewards": [0, 0, 0], "metrics": [1]}', "no score"),
+        (b'{"rewards": [0, 0, 0], "details": {"a": 1}}', "details are not a list"),
+        (b'{"rewards": [0, 0, 0], "details": [{}]}', "1 details for 3 pictures"),
+        (b"[" * 100_000, "did not answer JSON"),
+    ],
+)
+def test_what_is_no_score_is_no_score(body: bytes, said: str, page) -> None:
+    with pytest.raises(BenchError, match=said) as refused:
+        remote.RemoteTask(Moody(), page(200, body)[0]).score(pictures(), PROMPTS)
+    assert refused.value.exit_code == 1
+
+
+def test_large_pictures_are_sent_a_few_at_a_time(serving, monkeypatch) -> None:
+    inner = Moody()
+    monkeypatch.setattr(remote, "PIXELS", 130)
+    remote.RemoteTask(inner, serving(inner)).score(pictures(5), [Prompt("a")] * 5)
+    assert inner.calls == [2, 2, 1]
+
+
+def test_a_server_without_the_headline_is_named(page, micro) -> None:
+    url, _ = page(200, json.dumps({"rewards": [0.5]}).encode())
+
+    class One(Moody):
+        def prompts(self, split: str) -> list[Prompt]:
+            return [Prompt("a photo of a ring")]
+
+    with pytest.raises(BenchError, match="gives reward, not its headline 'brightness'"):
+        evaluate(micro, remote.RemoteTask(One(), url), None, euler(1, 3.0), 1.0)
+
+
+def test_a_picture_that_fails_alone_in_its_part_costs_nothing_else(micro) -> None:
+    class Second(Moody):
+        def score(self, images_BCHW, prompts) -> Scores:
+            if any(p.text.endswith("star") for p in prompts):
+                raise RuntimeError("no stars")
+            return Scores(np.ones(len(prompts)), {"brightness": np.ones(len(prompts))})
+
+    found = evaluate(micro, Second(), None, euler(1, 3.0), 1.0, batch=1)
+    assert np.isnan(found.rows["brightness"]).tolist() == [False, True, False]
+
+    class Never(Second):
+        def prompts(self, split: str) -> list[Prompt]:
+            return [Prompt("a photo of a star")] * 20
+
+    with pytest.raises(BenchError, match="no stars"):
+        evaluate(micro, Never(), None, euler(1, 3.0), 1.0, batch=1)

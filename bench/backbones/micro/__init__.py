@@ -1,11 +1,11 @@
 """The micro world: a procedurally drawn text-to-image world and a tiny flow model trained on it."""
 
-import json
 from pathlib import Path
 
 from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.descriptor import Descriptor
 from bench.errors import UsageError
+from bench.files import read_json
 from bench.hashing import content_hash
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -20,9 +20,15 @@ def _load(device: str, compute: Compute = PLAIN, cache: Path | None = None):
     """Its prompts are encoded faster than they are read from `cache`."""
     from bench.backbones.micro.backbone import MicroBackbone
 
+    return MicroBackbone(WEIGHTS / "base", device, compute)
+
+
+def _check(compute: Compute) -> None:
+    """Refuse what this world has no use for: it would give the same run another name."""
     if compute.resolution is not None:
         raise UsageError("the micro world is drawn at one size: leave out compute.resolution")
-    return MicroBackbone(WEIGHTS / "base", device, compute)
+    if compute.max_sequence_length is not None:
+        raise UsageError("the micro world reads whole prompts: leave out compute.max_sequence_length")
 
 
 def _fingerprint() -> str:
@@ -37,8 +43,9 @@ def descriptor() -> Descriptor:
         world="micro",
         shift=3.0,
         load=_load,
+        check=_check,
         fingerprint=_fingerprint,
         recipes=Path(__file__).parent / "recipes",
         teachers=WEIGHTS / "teachers",
-        base_guidance=json.loads(guidance.read_text()) if guidance.is_file() else None,
+        base_guidance=read_json(guidance) if guidance.is_file() else None,
     )

@@ -21,6 +21,7 @@ from bench.backbones.micro.captions import MISTAKES, caption, draw_brief, draw_s
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
 from bench.backbones.micro.text import MAX_TOKENS, WIDTH, TextEncoder, Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL, draw
+from bench.checkpoints import load_checkpoint
 
 CAPTION_DROPOUT = 0.1
 BATCH = 128
@@ -164,7 +165,7 @@ class Trainer:
         os.replace(path.with_suffix(".tmp"), path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = load_checkpoint(path, "checkpoint of pretraining")
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.ema = {name: state["ema"][name] for name in self.ema}
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of every stage's samples and pictures")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    from rich.progress import Progress
+    from bench.printing import progress_bar
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = arguments.out / "checkpoint.pt", arguments.out / "log.jsonl"
@@ -213,7 +214,7 @@ def main() -> None:
         trainer.load(checkpoint)
         seconds = json.loads((arguments.out / "clock.json").read_text())["seconds"]
     running = None
-    with Progress() as progress, log.open("a") as lines:
+    with progress_bar() as progress, log.open("a") as lines:
         bar = progress.add_task("pretraining", total=ends[-1], completed=trainer.step)
         for number, (stage, begin, end) in enumerate(zip(STAGES, [0, *ends], ends)):
             if trainer.step >= end:

@@ -1,0 +1,41 @@
+"""What a pipeline's scheduler_config.json says of its sigmas, and what of it this project does not follow.
+
+Sigmas are those of diffusers' FlowMatchEulerDiscreteScheduler with a fixed timestep shift (bench/sampler/schedule.py).
+A scheduler that asks for anything else would draw other pictures in diffusers than here: it is refused, by the name of
+the field that asks.
+"""
+
+from pathlib import Path
+
+from bench.errors import UsageError
+from bench.files import read_record
+from bench.sampler.schedule import TRAIN_TIMESTEPS
+
+FILE = "scheduler/scheduler_config.json"
+CLASS = "FlowMatchEulerDiscreteScheduler"
+DEFAULT_SHIFT = 1.0
+"""Of diffusers' class, where the file does not say."""
+NOT_FOLLOWED = (
+    "use_dynamic_shifting", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas",
+    "use_beta_sigmas", "stochastic_sampling",
+)  # fmt: skip
+
+
+def shift_in(path: Path) -> float:
+    """The timestep shift of a scheduler_config.json. Raises UsageError for a scheduler that is not followed."""
+    try:
+        config = read_record(path)
+    except OSError as error:
+        raise UsageError(f"the pipeline's scheduler cannot be read: {path}: {error.strerror}") from error
+    kind = config.get("_class_name", CLASS)
+    if kind != CLASS:
+        raise UsageError(f"{path}: the scheduler is {kind}; pipelines are sampled with {CLASS}: put its file in place")
+    for field in NOT_FOLLOWED:
+        if config.get(field):
+            raise UsageError(f"{path}: {field} is {config[field]!r}, which is not implemented: set it to false or null")
+    if (trained := config.get("num_train_timesteps", TRAIN_TIMESTEPS)) != TRAIN_TIMESTEPS:
+        raise UsageError(f"{path}: num_train_timesteps is {trained!r}; {TRAIN_TIMESTEPS} alone is implemented")
+    shift = config.get("shift", DEFAULT_SHIFT)
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < float("inf"):
+        raise UsageError(f"{path}: shift is {shift!r}, not a positive number")
+    return float(shift)

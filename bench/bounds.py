@@ -1,0 +1,19 @@
+"""Ranges that settings must lie in, so that a slip of the keyboard is refused before anything is allocated."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+Count = Annotated[int, Field(gt=0, le=100_000)]
+"""How many prompts, pictures, states or steps: far above what anybody trains on at once."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Of a part of a loss; 0 leaves it out."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a running average: 1 would never move."""
+Guidance = Annotated[float, Field(ge=0, le=1000)]
+"""A guidance scale; 1 is no guidance."""
+Shift = Annotated[float, Field(ge=0.01, le=100)]
+"""Of timesteps: published models have 1 to 12; far beyond, neighbouring sigmas are one number."""

@@ -1,0 +1,86 @@
+"""Whether a prompt record is one that GenEval's rules can judge: its form, and the words in it.
+
+A record is {"tag", "include": [{"class", "count", ["color"], ["position": [relation, clause]]}, ...],
+["exclude": [{"class", "count"}, ...]], "prompt"}. A word that the detector or the rules can never report would make
+every picture of the prompt wrong without a sign.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bench.errors import UsageError, unknown
+from tasks.geneval.prompts import RELATIONS, TAGS, Vocabulary
+from tasks.geneval.rules import MAX_OBJECTS
+
+REQUIRED = ("class", "count")
+FORMS = {"include": (*REQUIRED, "color", "position"), "exclude": REQUIRED}
+"""List of a record -> the keys that its clauses may have."""
+
+
+def check_record(record: Any, vocabulary: Vocabulary) -> None:
+    """Raise UsageError, naming the field and the nearest valid value, for a record of another form or vocabulary."""
+    if not isinstance(record, dict):
+        raise UsageError(f"a prompt record is an object, not {_shown(record)}")
+    for key in ("prompt", "tag", "include"):
+        if key not in record:
+            raise UsageError(f"the record has no {key!r}")
+    if not isinstance(record["prompt"], str) or not record["prompt"].strip():
+        raise UsageError(f"prompt should be text, not {_shown(record['prompt'])}")
+    _one_of(TAGS, record["tag"], "tag")
+    if record["include"] == []:
+        raise UsageError("include names no object: it should be a list of at least one {class, count}")
+    for name in FORMS:
+        clauses = record.get(name, [])
+        if not isinstance(clauses, list):
+            raise UsageError(f"{name} should be a list of {{class, count}}, not {_shown(clauses)}")
+        for place, clause in enumerate(clauses):
+            _check_clause(clause, name, place, vocabulary)
+
+
+def _check_clause(clause: Any, of: str, place: int, vocabulary: Vocabulary) -> None:
+    where = f"{of}[{place}]"
+    if not isinstance(clause, dict):
+        raise UsageError(f"{where} should be an object with class and count, not {_shown(clause)}")
+    for key in clause:
+        _one_of(FORMS[of], key, f"key in {where}:")
+    for key in REQUIRED:
+        if key not in clause:
+            raise UsageError(f"{where} has no {key}")
+    _one_of(vocabulary.names, clause["class"], f"{where}.class", vocabulary.aliases)
+    most = MAX_OBJECTS if of == "include" else math.inf
+    count = clause["count"]
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
+        limit = "on" if most == math.inf else f"to {most}, as no more are kept"
+        raise UsageError(f"{where}.count should be a whole number from 1 {limit}, not {_shown(count)}")
+    if "color" in clause:
+        _one_of(vocabulary.colours, clause["color"], f"{where}.color")
+    if "position" in clause:
+        _check_position(clause["position"], place, f"{where}.position")
+
+
+def _check_position(position: Any, place: int, where: str) -> None:
+    if not isinstance(position, list) or len(position) != 2:
+        raise UsageError(f"{where} should be [relation, number of an earlier clause], not {_shown(position)}")
+    relation, target = position
+    _one_of(RELATIONS, relation, f"{where}[0]")
+    if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < place:
+        earlier = f"0 to {place - 1}" if place else "but there is none before the first"
+        raise UsageError(f"{where}[1] should be the number of an earlier clause ({earlier}), not {_shown(target)}")
+
+
+def _one_of(known: Iterable[str], value: Any, where: str, aliases: Mapping[str, str] | None = None) -> None:
+    """Raise UsageError for a value that is none of the known; `aliases` say what other vocabularies' words mean."""
+    if not isinstance(value, str):
+        raise UsageError(f"{where} should be text, not {_shown(value)}")
+    if value in known:
+        return
+    if meant := (aliases or {}).get(value):
+        raise UsageError(f"unknown {where} {value!r}; did you mean {meant!r}?")
+    raise unknown(where, value, known)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

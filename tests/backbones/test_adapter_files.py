@@ -1,0 +1,196 @@
+"""LoRA files that diffusers writes: ours computes what diffusers' own loader makes of them, or says what it cannot do."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from bench.backbones.adapters import adapter_hash, read_adapter
+from bench.errors import UsageError
+from bench.hub import DIFFUSERS_FILE
+from tests.backbones.adapter_makers import by_peft, shaken, untouched, velocity
+from tests.backbones.test_adapter_kinds import KINDS, PLAIN, backbone  # noqa: F401
+
+WITH_HEADER = {kind: KINDS[kind] for kind in KINDS if kind != "biases of its own"}
+OF_ONE_RANK = PLAIN | {"lora_alpha": 4}
+MIXED_RANKS = OF_ONE_RANK | {"rank_pattern": {"to_k": 7, r"transformer_blocks\.1\.attn\.to_v": 2}}
+
+
+def made(base, **settings) -> tuple[dict[str, torch.Tensor], LoraConfig]:
+    """Tensors and configuration of an adapter, as training scripts of diffusers have them at hand."""
+    model = shaken(get_peft_model(copy.deepcopy(base), LoraConfig(**settings)))
+    tensors = get_peft_model_state_dict(model)
+    return {k.removeprefix("base_model.model."): v.contiguous() for k, v in tensors.items()}, model.peft_config[
+        "default"
+    ]
+
+
+def by_diffusers(folder: Path, tensors: dict, config: LoraConfig | None = None) -> Path:
+    """What `save_lora_weights` writes, with the configuration in the header or, as once, without."""
+    told = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()} if config else None
+    StableDiffusion3Pipeline.save_lora_weights(
+        folder, transformer_lora_layers=tensors, transformer_lora_adapter_metadata=told
+    )
+    return folder
+
+
+def in_diffusers(base, folder: Path, **arguments):
+    """A copy of the base with the file loaded by diffusers, prefix and all."""
+    model = copy.deepcopy(base)
+    tensors, told = StableDiffusion3Pipeline.lora_state_dict(folder, return_lora_metadata=True)
+    model.load_lora_adapter(tensors, metadata=told, **arguments)
+    return model.eval()
+
+
+def check(backbone, folder: Path, theirs) -> None:  # noqa: F811
+    backbone.adapters.load("loaded", folder)
+    ours, without = velocity(backbone, "loaded"), velocity(backbone, None)
+    assert (ours - without).abs().max() > 1e-3
+    torch.testing.assert_close(ours, velocity(backbone, theirs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", WITH_HEADER)
+def test_a_header_says_how_strong_an_adapter_is(backbone, tmp_path: Path, kind: str) -> None:  # noqa: F811
+    base = untouched(backbone)
+    by_diffusers(tmp_path, *made(base, **KINDS[kind]))
+    assert [path.name for path in tmp_path.iterdir()] == [DIFFUSERS_FILE]
+    check(backbone, tmp_path, in_diffusers(base, tmp_path))
+
+
+@pytest.mark.parametrize("settings", [PLAIN, MIXED_RANKS, KINDS["DoRA"], KINDS["biases of its own"]])
+def test_without_a_header_every_layer_has_scale_one(backbone, tmp_path: Path, settings: dict) -> None:  # noqa: F811
+    base = untouched(backbone)
+    by_diffusers(tmp_path, made(base, **settings)[0])
+    check(backbone, tmp_path, in_diffusers(base, tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["plain", "rank-stabilised", "rank pattern", "DoRA"])
+def test_a_file_of_the_transformer_alone_has_no_prefix(micro, tmp_path: Path, kind: str) -> None:
+    model = untouched(micro)
+    model.add_adapter(LoraConfig(**KINDS[kind]))
+    shaken(model).save_lora_adapter(tmp_path)
+    theirs = untouched(micro)
+    theirs.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+    assert not any(key.startswith("transformer.") for key in load_file(tmp_path / DIFFUSERS_FILE))
+    check(micro, tmp_path, theirs.eval())
+
+
+@pytest.mark.parametrize("alphas", ["one", "many"])
+def test_alphas_beside_the_tensors_are_their_layers(micro, tmp_path: Path, alphas: str) -> None:
+    base = untouched(micro)
+    tensors, _ = made(base, **MIXED_RANKS)
+    layers = sorted({key.split(".lora_")[0] for key in tensors})
+    told = {f"transformer.{layer}.alpha": 3.0 if alphas == "one" else 1.0 + i % 3 for i, layer in enumerate(layers)}
+    prefixed = {f"transformer.{key}": value for key, value in tensors.items()}
+    save_file(prefixed | {key: torch.tensor(value) for key, value in told.items()}, tmp_path / DIFFUSERS_FILE)
+    theirs = untouched(micro)
+    theirs.load_lora_adapter(prefixed, network_alphas=told)
+    check(micro, tmp_path, theirs.eval())
+
+
+def test_the_names_of_older_files_are_known(micro, tmp_path: Path) -> None:
+    base = untouched(micro)
+    tensors, _ = made(base, **OF_ONE_RANK)
+    old = {
+        f"transformer.{k.replace('lora_A', 'lora.down').replace('lora_B', 'lora.up')}": v for k, v in tensors.items()
+    }
+    save_file(old, tmp_path / DIFFUSERS_FILE)
+    check(micro, tmp_path, in_diffusers(base, tmp_path))
+
+
+def test_a_file_is_an_adapter_under_any_name(micro, tmp_path: Path) -> None:
+    base = untouched(micro)
+    by_diffusers(tmp_path, *made(base, **KINDS["rank-stabilised"]))
+    file = (tmp_path / DIFFUSERS_FILE).rename(tmp_path / "style.safetensors")
+    with pytest.raises(UsageError, match=r"name the file itself, .*style\.safetensors"):
+        micro.adapters.load("folder", tmp_path)
+    check(micro, file, in_diffusers(base, tmp_path))
+    first = adapter_hash(file)
+    by_diffusers(tmp_path, *made(base, **PLAIN))
+    (tmp_path / DIFFUSERS_FILE).rename(file)
+    assert adapter_hash(file) != first
+
+
+def test_the_weights_of_a_peft_folder_stand_for_the_folder(micro, tmp_path: Path) -> None:
+    folder = by_peft(untouched(micro), tmp_path, **KINDS["rank-stabilised"])
+    micro.adapters.load("folder", folder)
+    micro.adapters.load("file", folder / "adapter_model.safetensors")
+    torch.testing.assert_close(velocity(micro, "file"), velocity(micro, "folder"), rtol=0, atol=0)
+    assert adapter_hash(folder / "adapter_model.safetensors") == adapter_hash(folder)
+
+
+LAYER = "transformer_blocks.0.attn.to_q"
+PAIR = {f"transformer.{LAYER}.lora_A.weight": (4, 128), f"transformer.{LAYER}.lora_B.weight": (128, 4)}
+REFUSED = {
+    "kohya": ({"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": (4, 128)}, "Kohya's format"),
+    "kohya of diffusers' layers": ({"lora_transformer_blocks_0_attn_to_q.alpha": ()}, "Kohya's format"),
+    "kohya's halves": ({f"transformer.{LAYER}.lora_down.weight": (4, 128)}, "Kohya's format"),
+    "text encoder": (PAIR | {"text_encoder.text_model.q_proj.lora_A.weight": (4, 8)}, "adapts text encoders"),
+    "text encoder alone": ({"text_encoder_2.q_proj.lora_A.weight": (4, 8)}, "adapts text encoders"),
+    "another part": (PAIR | {"vae.conv.lora_A.weight": (4, 8)}, "something besides the transformer"),
+    "dora_scale": (PAIR | {f"transformer.{LAYER}.dora_scale": (128, 1)}, "dora_scale"),
+    "lokr": ({f"transformer.{LAYER}.lokr_w1": (4, 4)}, "only LoRA"),
+    "loha": ({f"transformer.{LAYER}.hada_w1_a": (4, 4)}, "only LoRA"),
+    "half of a pair": ({f"transformer.{LAYER}.lora_A.weight": (4, 128)}, "no lora_B"),
+    "a layer's alpha alone": (PAIR | {"transformer.proj_out.alpha": ()}, r"proj_out\.alpha"),
+    "nothing": ({}, "no lora_B"),
+    "no such layer": ({k.replace("to_q", "to_z"): v for k, v in PAIR.items()}, "does not fit this backbone"),
+    "another width": ({k: (n + 1, m) if n > 4 else (n, m) for k, (n, m) in PAIR.items()}, "has shape"),
+    "whole weights": (PAIR | {"transformer.proj_out.weight": (4, 4)}, "proj_out"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_diffusers_would_drop_or_cannot_read_is_refused(micro, tmp_path: Path, case: str) -> None:
+    shapes, message = REFUSED[case]
+    save_file({key: torch.ones(shape) for key, shape in shapes.items()}, tmp_path / DIFFUSERS_FILE)
+    with pytest.raises(UsageError, match=message) as refusal:
+        micro.adapters.load("loaded", tmp_path)
+    assert "\n" not in str(refusal.value)
+    assert str(tmp_path) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{", "no LoRA file that diffusers reads"),
+        ("[1]", "not a JSON object"),
+        ('{"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.bias": "all"}', "bias='all'"),
+        ('{"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.init_lora_weights": "pissa"}', "pissa"),
+        ('{"transformer.r": 4, "transformer.lora_alpha": "4"}', "lora_alpha"),
+        ('{"transformer.r": 8, "transformer.lora_alpha": 8}', "has shape"),
+    ],
+)
+def test_a_header_that_cannot_be_carried_out_is_refused(micro, tmp_path: Path, header: str, message: str) -> None:
+    tensors = {key: torch.ones(shape) for key, shape in PAIR.items()}
+    save_file(tensors, tmp_path / DIFFUSERS_FILE, {"format": "pt", "lora_adapter_metadata": header})
+    with pytest.raises(UsageError, match=message):
+        micro.adapters.load("loaded", tmp_path)
+
+
+def test_a_scale_said_twice_is_refused(tmp_path: Path) -> None:
+    tensors = {key: torch.ones(shape) for key, shape in PAIR.items()} | {
+        f"transformer.{LAYER}.alpha": torch.tensor(2.0)
+    }
+    header = json.dumps({"transformer.r": 4, "transformer.lora_alpha": 4})
+    save_file(tensors, tmp_path / DIFFUSERS_FILE, {"lora_adapter_metadata": header})
+    with pytest.raises(UsageError, match=r"both \.alpha tensors and lora_adapter_metadata"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>", b""])
+def test_a_stand_in_for_the_file_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / DIFFUSERS_FILE).write_bytes(content)
+    with pytest.raises(UsageError, match=r"LFS pointer|web page|is empty"):
+        read_adapter(tmp_path)
+
+
+def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
+    save_file({key: torch.ones(shape, dtype=torch.int8) for key, shape in PAIR.items()}, tmp_path / DIFFUSERS_FILE)
+    with pytest.raises(UsageError, match=r"holds torch\.int8"):
+        read_adapter(tmp_path)

@@ -1,0 +1,157 @@
+"""Real signals to real processes: a run finishes its update, checkpoints, says how to go on, and goes on bit-identically."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.launches import launches
+from bench.status import survey
+from tests.test_resume import SETTINGS, records
+
+LONG = ["budget.updates=14", "checkpoint_every=1000", "evaluation.points=[]", "evaluation.steps=1", "lora.rank=4"]
+PATIENCE_S = 240
+
+
+def command(method: str, root: Path, *extra: str) -> list[str]:
+    sets = [part for setting in (*LONG, *SETTINGS[method], "evaluation.split=validation") for part in ("--set", setting)]
+    words = ["run", "--method", method, "--tasks", "ocr", "--results", str(root), *sets, *extra]
+    return [sys.executable, "-m", "bench", *words]
+
+
+def started(words: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True
+    )
+
+
+def lines_of(root: Path) -> int:
+    return sum(log.read_bytes().count(b"\n") for log in root.glob("*/metrics.jsonl"))
+
+
+def wait_until(true, process: subprocess.Popen) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def interrupted(words: list[str], root: Path, updates: int, *signals: int) -> tuple[int, str]:
+    """Exit code and stderr of a command that gets signals once it has made so many updates."""
+    process = started(words)
+    wait_until(lambda: lines_of(root) >= updates, process)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.01)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["opd_analytic", "opd_ppo", "single_task"])
+def test_an_interrupted_run_goes_on_bit_identically(tmp_path: Path, method: str) -> None:
+    """Twice, at updates that no checkpoint was due at, once by the keyboard's signal and once by a scheduler's."""
+    whole, stopped = tmp_path / "whole" / "results", tmp_path / "stopped" / "results"
+    assert subprocess.run(command(method, whole), capture_output=True).returncode == 0
+    for updates, number in ((2, signal.SIGINT), (6, signal.SIGTERM)):
+        code, said = interrupted(command(method, stopped), stopped, updates, number)
+        assert code == 130, said
+        assert "Traceback" not in said
+        assert said.count("the same command goes on") == 1
+        (line,) = survey(stopped)
+        assert (line.state, line.note) == ("stopped", "the same command goes on")
+        assert (stopped / line.name / "checkpoint.safetensors").exists()
+        made = lines_of(stopped)
+        assert f"stopped after update {made}" in said
+        assert updates <= made < 14
+    assert subprocess.run(command(method, stopped), capture_output=True).returncode == 0
+    assert records(stopped) == records(whole)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    slow = ["--set", "params.trajectories=64"]  # an update takes longer than the pause between the signals
+    code, said = interrupted(command("opd_analytic", root, *slow), root, 1, signal.SIGINT, signal.SIGINT)
+    assert code == 130, said
+    assert "Traceback" not in said
+    assert said.count("the same command goes on from the last checkpoint") == 1
+    assert [line.state for line in survey(root)] == ["stopped"]
+    assert not list(root.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_loading_is_one_line(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    process = started(command("opd_analytic", root))
+    wait_until(lambda: any(root.glob("*/lock")), process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.count("the same command goes on") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_local_jobs_stop_with_their_command(tmp_path: Path, number: int) -> None:
+    """The terminal sends its signal to all processes of the command; SIGTERM comes to one."""
+    root = tmp_path / "results"
+    process = started(command("opd_analytic", root, "--executor", "local", "--set", "budget.updates=2000"))
+    wait_until(lambda: lines_of(root) >= 3, process)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.count("the same command goes on") == 1
+    (line,) = survey(root)
+    assert (line.state, line.note) == ("stopped", "cancelled")
+    assert (root / line.name / "checkpoint.safetensors").exists()
+    (launch,) = launches(root)
+    assert launch.told(launch.jobs[0])["outcome"] == "stopped"
+    assert not json.loads((root / line.name / "spec.json").read_text()).get("error")
+
+
+def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
+    from bench.interrupts import stopping
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stopping() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked()
+        os.kill(os.getpid(), signal.SIGINT)  # another signal asks for the same
+        with pytest.raises(KeyboardInterrupt, match="at once"):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+
+
+def test_a_loop_stops_where_any_process_was_asked(tmp_path: Path) -> None:
+    """All processes of a run leave at the same update, or those that stayed would wait for ever."""
+    from types import SimpleNamespace
+
+    from bench.errors import Interrupted
+    from bench.loop import Loop
+
+    saved = []
+    loop = SimpleNamespace(
+        workers=SimpleNamespace(gather=lambda mine: [mine, True]), stop_requested=lambda: False, step=3,
+        _save=lambda: saved.append(3),
+    )  # fmt: skip
+    with pytest.raises(Interrupted, match="after update 3"):
+        Loop._stop_if_asked(loop)
+    assert saved == [3]

@@ -1,0 +1,99 @@
+"""Pictures are decoded and scored in parts of bounded size, and nothing that comes of them depends on the parts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench import scoring
+from bench.evaluate import evaluate
+from bench.lab import Lab
+from bench.layout import read
+from bench.loading import load_task
+from bench.sampler.rollout import euler
+from bench.scoring import parts_of, stacked
+from bench.task import Prompt, Scores, Task
+
+
+class Watched(Task):
+    """Scores brightness, and remembers how many pictures came together."""
+
+    name, version, headline = "watched", "1", "reward"
+
+    def __init__(self) -> None:
+        super().__init__("micro")
+        self.together: list[int] = []
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return [Prompt(f"a photo of a {shape}") for shape in ("ring", "star", "circle", "cross", "square")]
+
+    def score(self, images_BCHW, prompts) -> Scores:
+        assert len(images_BCHW) == len(prompts)
+        self.together.append(len(prompts))
+        return Scores(images_BCHW.mean((1, 2, 3)).double().numpy(), {})
+
+
+def test_parts_have_a_bounded_number_of_places() -> None:
+    sizes = lambda *shape: [len(range(shape[0])[rows]) for rows in parts_of(torch.empty(shape))]
+    assert sizes(40, 16, 64, 64) == [16, 16, 8]  # 512 pixels
+    assert sizes(5, 16, 128, 128) == [4, 1]  # 1024 pixels
+    assert sizes(2, 16, 512, 512) == [1, 1]
+    assert sizes(4096, 16, 4, 4) == [4096]  # micro: as ever
+    assert sizes(0, 16, 64, 64) == []
+
+
+@pytest.mark.parametrize("places", [16, 3 * 16, 64 * 16])
+def test_micro_decodes_to_the_same_bits_in_parts(places: int, micro, monkeypatch) -> None:
+    latents = micro.noise(50, torch.Generator().manual_seed(0))
+    whole = micro.decode(latents)
+    monkeypatch.setattr(scoring, "PART", places)
+    parts = [micro.decode(latents[rows]) for rows in parts_of(latents)]
+    assert max(len(part) for part in parts) == min(50, places // 16)
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_an_update_is_scored_in_parts(micro, monkeypatch) -> None:
+    task = Watched()
+    lab = Lab(micro, {"watched": task}, {}, {}, euler(1, 3.0), 1.0, seed=0)
+    latents = micro.noise(5, torch.Generator().manual_seed(0))
+    whole = lab.score("watched", latents, task.prompts("train"))
+    monkeypatch.setattr(scoring, "PART", 2 * 16)
+    parts = lab.score("watched", latents, task.prompts("train"))
+    assert task.together == [5, 2, 2, 1]
+    np.testing.assert_array_equal(parts.rewards, whole.rewards)
+
+
+@pytest.mark.parametrize("name", ["geneval", "pickscore"])
+def test_real_tasks_score_the_same_in_parts(name: str, micro, monkeypatch) -> None:
+    task = load_task(name, "micro")
+    lab = Lab(micro, {name: task}, {}, {}, euler(1, 3.0), 1.0, seed=0)
+    latents = micro.noise(7, torch.Generator().manual_seed(0))
+    whole = lab.score(name, latents, task.prompts("test")[:7])
+    monkeypatch.setattr(scoring, "PART", 3 * 16)
+    parts = lab.score(name, latents, task.prompts("test")[:7])
+    np.testing.assert_allclose(parts.rewards, whole.rewards, atol=1e-6)
+    assert len(parts.details) == len(whole.details)
+
+
+def test_an_evaluation_is_scored_and_drawn_in_parts(micro, monkeypatch, tmp_path: Path) -> None:
+    task, told = Watched(), []
+    whole = evaluate(micro, task, None, euler(1, 3.0), 1.0, folder=tmp_path / "whole")
+    monkeypatch.setattr(scoring, "PART", 2 * 16)
+    listener = lambda done, of: told.append((done, of))
+    parts = evaluate(micro, task, None, euler(1, 3.0), 1.0, folder=tmp_path / "parts", batch=4, listener=listener)
+    assert task.together == [5, 2, 2, 1]
+    assert told == [(2, 5), (4, 5), (5, 5)]
+    np.testing.assert_array_equal(parts.rows["reward"], whole.rows["reward"])
+    drawn = [[sample.path.read_bytes() for sample in read(tmp_path / name)] for name in ("whole", "parts")]
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 5
+
+
+def test_details_stay_with_their_pictures() -> None:
+    one = Scores(np.ones(2), {"m": np.ones(2)})
+    two = Scores(np.zeros(1), {"m": np.zeros(1)}, [{"why": "dark"}])
+    assert stacked([one, two]).details == [{}, {}, {"why": "dark"}]
+    assert stacked([one, one]).details == []
+    with pytest.raises(scoring.BenchError, match="for some pictures"):
+        stacked([one, Scores(np.ones(1), {})])
