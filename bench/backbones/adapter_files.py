@@ -38,7 +38,7 @@ def adapter_files(place: Path) -> tuple[Path, ...]:
         return (alone,)
     missing = WEIGHTS_FILE if config.is_file() else CONFIG_FILE
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    other = next((f" or name the file itself, {file}" for file in files if file.suffix == SAFETENSORS), "")
+    other = next((f"; name the file itself: {file}" for file in files if file.suffix == SAFETENSORS), "")
     pickle = next((f"; {file.name} is a pickle, which is not read" for file in files if file.suffix in PICKLES), "")
     raise UsageError(f"no adapter at {folder}: {missing} is missing, and {DIFFUSERS_FILE} too{other or pickle}")
 

@@ -107,7 +107,7 @@ def test_a_file_is_an_adapter_under_any_name(micro, tmp_path: Path) -> None:
     base = untouched(micro)
     by_diffusers(tmp_path, *made(base, **KINDS["rank-stabilised"]))
     file = (tmp_path / DIFFUSERS_FILE).rename(tmp_path / "style.safetensors")
-    with pytest.raises(UsageError, match=r"name the file itself, .*style\.safetensors"):
+    with pytest.raises(UsageError, match=r"name the file itself: .*style\.safetensors"):
         micro.adapters.load("folder", tmp_path)
     check(micro, file, in_diffusers(base, tmp_path))
     first = adapter_hash(file)
