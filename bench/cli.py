@@ -90,7 +90,9 @@ def run(
         ),
     ] = None,
     results: Results = RUNS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run and what it would cost, and stop.")
+    ] = False,
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,
@@ -165,7 +167,12 @@ def compare(
     backbone: Backbone = "micro",
     seeds: Seeds = "0-4",
     budget: Annotated[
-        int | None, typer.Option("--budget", min=1, help="Training evaluations each; default: opd_analytic's recipe.")
+        int | None,
+        typer.Option(
+            "--budget",
+            min=1,
+            help="Training evaluations each (forward 1, backward 2 by convention); default: opd_analytic's recipe.",
+        ),
     ] = None,
     grid: Grid = None,
     axes: Axes = None,
