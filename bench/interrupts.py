@@ -21,13 +21,15 @@ def stopping() -> Iterator[Callable[[], bool]]:
     thread can be asked.
     """
     came: list[int] = []
+    process = os.getpid()
 
     def take(number: int, _frame: object) -> None:
         if number in came:
             raise Interrupted(AT_ONCE)
         came.append(number)
         with suppress(OSError):
-            os.write(2, ASKED)  # print may be in the middle of another line
+            if os.getpid() == process:  # a child that inherits this finishes its work as well, and says nothing
+                os.write(2, ASKED)  # print may be in the middle of another line
 
     free = {signal.SIGINT: (signal.SIG_DFL, signal.default_int_handler), signal.SIGTERM: (signal.SIG_DFL,)}
     here = threading.current_thread() is threading.main_thread()

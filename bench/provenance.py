@@ -27,15 +27,15 @@ def commit() -> dict[str, str]:
     """Commit and uncommitted diff's hash of the source tree; empty outside a checkout."""
     import hashlib
 
-    def git(*words: str) -> str:
+    def git(*words: str) -> bytes:
         tree = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=tree, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", *words], cwd=tree, capture_output=True, check=True).stdout
 
     try:
         diff = git("diff", "HEAD")
         return {
-            "commit": git("rev-parse", "HEAD").strip(),
-            "uncommitted_diff": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else "",
+            "commit": git("rev-parse", "HEAD").strip().decode(),
+            "uncommitted_diff": hashlib.sha256(diff).hexdigest()[:16] if diff else "",
         }
     except (OSError, subprocess.CalledProcessError):
         return {}

@@ -40,6 +40,7 @@ from bench.processes import identity
 from bench.shapes import check_points, check_state, check_summary
 from bench.spec import Spec
 
+DAY_S = 86_400
 EVALUATIONS = "evaluations.jsonl"
 LOGS = ("metrics.jsonl", EVALUATIONS, "probes.jsonl")
 
@@ -105,6 +106,7 @@ class Run:
         with locked(self.folder / "lock", wait=False) as file:
             for folder in (self.folder, self.folder / "adapter"):
                 remove_leftovers(folder)
+            remove_leftovers(self.folder.parent / "cache", older_than_s=DAY_S)  # other runs write there too
             _mend(self.folder / "provenance.jsonl")
             file.truncate(0)
             file.write(identity())

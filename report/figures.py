@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import textwrap
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -81,7 +82,9 @@ def draw_all(figures: list[Figure]) -> None:
     import seaborn  # noqa: F401
 
     _WAITING[:] = figures
-    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork")) as pool:
+    # The terminal's interrupt is for this process; the others would each end in a traceback.
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork"), **quiet) as pool:
         for figure, files in zip(figures, pool.map(_drawn, range(len(figures)))):
             figure.__dict__["files"] = files
     _WAITING.clear()

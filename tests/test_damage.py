@@ -2,6 +2,7 @@
 the others. Every file of a finished and of an unfinished run and of a launch is damaged in every way of `WAYS`."""
 
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -342,9 +343,14 @@ def test_a_torn_start_is_mended(call, results: Path) -> None:
 
 def test_what_a_kill_left_half_written_goes(call, results: Path) -> None:
     folder = unfinished(results)
-    left = [folder / ".checkpoint.safetensors.ab12cd34.tmp", folder / "adapter" / ".adapter_model.safetensors.x.tmp"]
+    old, new = (results / "cache" / f".evaluation-{name}.json.ab12cd34.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    left = [old, folder / ".checkpoint.safetensors.ab12cd34.tmp", folder / "adapter" / ".adapter_model.safetensors.x.tmp"]
     for path in left:
         path.write_bytes(b"x" * 1000)
     code, _, err = call(*ran(results))
     assert code == 0, err
     assert not any(path.exists() for path in left)
+    assert new.exists()  # it may be another run's, at this moment

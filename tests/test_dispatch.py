@@ -342,3 +342,74 @@ def test_a_busy_run_is_waited_for(root: Path, monkeypatch) -> None:
     monkeypatch.setattr(job, "BUSY_S", 0)
     job.carry_out(("run",))
     assert len(tries) == 3
+
+
+def test_a_job_tells_how_it_ended(root: Path) -> None:
+    """In JSON, for whoever looks; a stopped one is not failed."""
+    from bench.errors import BenchError
+    from bench.job import Command, code_hash
+
+    launch = new_launch(root, "local", [Job(label, ("list",)) for label in ("good", "bad", "stopped")])
+    known = {job.label: job for job in launch.submitted(dict.fromkeys(("good", "bad", "stopped"), "4000000001"))}
+    Command(("list", "kernels"), None, code_hash(), launch.folder, "good")()
+    with pytest.raises(UsageError, match="unknown method"):
+        Command(("run", "--method", "nothing"), None, code_hash(), launch.folder, "bad")()
+    launch.mark_cancelled(known["stopped"])  # before it has begun
+    with pytest.raises(SystemExit):
+        Command(("list", "kernels"), None, code_hash(), launch.folder, "stopped")()
+    assert {label: launch.told(job)["outcome"] for label, job in known.items()} == {
+        "good": "done", "bad": "failed", "stopped": "stopped"
+    }  # fmt: skip
+    errors = {label: failure_of(launch, job, root, GONE) for label, job in known.items()}
+    assert errors["good"] is None
+    assert "unknown method 'nothing'" in errors["bad"]
+    assert errors["stopped"] == "cancelled"
+    assert issubclass(UsageError, BenchError)
+
+
+@pytest.mark.parametrize(("slurm", "cancelled", "stops"), [(False, False, True), (True, False, False), (True, True, True)])
+def test_a_job_is_interrupted_by_sigterm_but_not_by_slurm_s_preemption(
+    root: Path, monkeypatch, slurm: bool, cancelled: bool, stops: bool
+) -> None:
+    """Slurm sends SIGTERM before it preempts, and starts the job again: it must not end by itself then."""
+    import signal
+
+    from bench import job as module
+    from bench.job import Command, code_hash
+
+    launch = new_launch(root, "slurm" if slurm else "local", [Job("a", ("list",))])
+    if slurm:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    reached = []
+
+    def carry_out(arguments):
+        if cancelled:
+            launch.mark_cancelled(launch.jobs[0])
+        signal.raise_signal(signal.SIGTERM)
+        reached.append(arguments)
+
+    monkeypatch.setattr(module, "carry_out", carry_out)
+    command, before = Command(("list",), None, code_hash(), launch.folder, "a"), signal.getsignal(signal.SIGTERM)
+    try:
+        if stops:
+            with pytest.raises(SystemExit):
+                command()
+        else:
+            command()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert bool(reached) is not stops
+
+
+def test_a_cancelled_process_is_asked_and_one_that_has_gone_is_no_error(root: Path, monkeypatch) -> None:
+    from bench import status
+
+    asked = []
+    monkeypatch.setattr(status, "states", lambda known: {(x.name, j.label): State("RUNNING") for x in known for j in x.jobs})
+    monkeypatch.setattr(status.os, "kill", lambda *what: asked.append(what) or (_ for _ in ()).throw(ProcessLookupError))
+    launch = new_launch(root, "local", [Job("a", ("list",), run="r")])
+    launch.submitted({"a": "4000000001"})
+    import signal
+
+    assert cancel(root, ["r"]) == ["r"]
+    assert asked == [(4000000001, signal.SIGTERM)]
