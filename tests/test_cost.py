@@ -11,9 +11,11 @@ from bench.backbones.size import Size
 from bench.budget import BACKWARD, Passes
 from bench.cost import PEAK, UTILISATION, Cost, evaluations_of_student, held_out, hours, of_passes, of_update
 from bench.dryrun import explain
+from bench.errors import UsageError
+from bench.footprint import training_memory
 from bench.method import Method, Options
 from bench.registry import find
-from bench.spec import LoraSpec, resolve
+from bench.spec import LoraSpec, describe, resolve
 
 
 def said(capsys, *arguments, **named) -> str:
@@ -198,3 +200,19 @@ def test_presets_explain_themselves(preset: str, capsys) -> None:
     told = said(capsys, None, tasks, preset=Path(preset))
     assert "at most (" in told
     assert "nan" not in told
+
+
+def test_targets_that_the_model_does_not_have_are_wrong_use(sd3_folder: Path) -> None:
+    spec = resolve("sft", ["geneval"], teachers="train", backbone=str(sd3_folder), overrides=["lora.targets=[nothing]"])
+    with pytest.raises(UsageError, match=r"lora\.targets nothing: "):
+        explain(spec)
+
+
+def test_a_teacher_that_looks_while_the_graph_waits_is_in_the_memory(sd3_folder: Path) -> None:
+    overrides = ["params.trajectories=8", "compute.precision=bfloat16"]
+    spec = resolve("opd_analytic", ["geneval"], teachers="train", backbone=str(sd3_folder), overrides=overrides)
+    known = describe(spec.backbone).size(spec.compute)
+    phases = training_memory(known, spec, spec.sampler.build(3.0))
+    graph = known.training(8, spec.lora.rank, None, spec.compute)
+    beside = known.sampling(8, spec.compute).peak
+    assert phases["training (activations of 8 latents (estimate))"] >= max(graph.peak, graph.kept + beside)
