@@ -12,6 +12,7 @@ import torch
 
 import bench.registry as registry
 from bench.layout import write
+from bench.loading import load_task
 from bench.runner import Session, execute
 from bench.spec import resolve
 from bench.task import Prompt
@@ -93,7 +94,13 @@ def places(detector_folder: Path, clip_folder: Path, tmp_path_factory: pytest.Te
     write(pictures, [Prompt(record["prompt"], record["tag"], record)], torch.zeros(1, 3, 16, 16), [(0, 0)])
     row = {"tag": "single_object", "prompt": "a photo of a cat", "correct": True}
     (pictures / "results.jsonl").write_text(json.dumps(row) + "\n")
-    return {"PICTURES": str(pictures), "DETECTOR": str(detector_folder), "CLIP": str(clip_folder), "PROMPTS": "prompts"}
+    drawn = tmp_path_factory.mktemp("drawn")
+    prompts = load_task("pickscore", "micro").prompts("test")[:1]
+    write(drawn, prompts, torch.zeros(1, 3, 64, 64), [(0, 0)])
+    return {
+        "PICTURES": str(pictures), "DETECTOR": str(detector_folder), "CLIP": str(clip_folder), "PROMPTS": "prompts",
+        "DRAWN": str(drawn),
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
