@@ -116,8 +116,8 @@ class EvaluationSpec(Part):
     """Shares of the budget at which to evaluate; the end always is."""
     batch: Annotated[int, Field(gt=0)] = 96
     split: Literal["validation", "test"] = "test"
-    """Choose settings on validation prompts, report on test prompts. (Micro's recipes and shipped teachers were chosen
-    before there was a validation split.)"""
+    """Choose settings on validation prompts, report on test prompts. (The shipped teachers and analytic OPD's recipe on
+    micro are older than the validation split: they were chosen without it.)"""
     pictures: bool = False
     """Whether the result's pictures are kept, in GenEval's official layout under pictures/<task>, and the base's and
     teachers' in the results folder's cache."""
