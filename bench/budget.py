@@ -1,13 +1,42 @@
-"""Compute accounting in model evaluations: forward 1, backward 2, per latent; guidance doubles by evaluating twice."""
+"""Compute accounting in model evaluations: the unit in which budgets are stated and methods are compared.
+
+A forward pass of one latent counts 1, a backward pass BACKWARD, and guidance doubles by evaluating twice. That a backward
+pass counts 2 is a convention (it is what training every weight costs), not a measurement: to LoRA adapters on frozen
+weights it takes about 1.1 forward passes of SD3.5-Medium, and what a run will really compute is counted from the model's
+shapes (bench/cost.py).
+"""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter
 
 from bench.workers import Workers
 
 BACKWARD = 2
+"""A backward pass in the unit of budgets, by convention. Stored records are in it: it never changes."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of single latents through the model; with guidance a latent makes two."""
+
+    forward: int = 0
+    """Without gradients."""
+    trained: int = 0
+    """With gradients, each followed by its backward pass."""
+
+    def __add__(self, other: "Passes") -> "Passes":
+        return Passes(self.forward + other.forward, self.trained + other.trained)
+
+    def __mul__(self, times: int) -> "Passes":
+        return Passes(self.forward * times, self.trained * times)
+
+    @property
+    def evaluations(self) -> int:
+        """In the unit of budgets."""
+        return self.forward + self.trained * (1 + BACKWARD)
 
 
 class Meter:
@@ -16,12 +45,15 @@ class Meter:
     def __init__(self) -> None:
         self.evaluations: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
+        self.passes = Passes()
+        """Of this process, whatever they were for; no record keeps them."""
         self._purpose = "idle"
         self._since = perf_counter()
 
     def count(self, batch: int, backward: bool) -> None:
         """Record one network call on `batch` latents."""
         self.evaluations[self._purpose] += batch * (1 + BACKWARD * backward)
+        self.passes += Passes(trained=batch) if backward else Passes(forward=batch)
 
     @contextmanager
     def purpose(self, name: str) -> Iterator[None]:

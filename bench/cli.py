@@ -18,16 +18,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Tasks = Annotated[str, typer.Option("--tasks", help="Comma-separated tasks, or 'all'.")]
+ALL = "'all': those that count themselves in (bench list tasks)"
+
+
+def _once(overrides: list[str] | None) -> list[str] | None:
+    """Refuse --set values that contradict one another, as soon as they are read."""
+    from bench.contradictions import refuse_contradicting_sets
+
+    return refuse_contradicting_sets(overrides)
+
+
+Tasks = Annotated[str, typer.Option("--tasks", help=f"Comma-separated tasks, or {ALL}.")]
 Backbone = Annotated[str, typer.Option("--backbone", help="A registered backbone.")]
 TasksOrPreset = Annotated[
-    str | None, typer.Option("--tasks", help="Comma-separated tasks, or 'all'; default: the preset's, or all.")
+    str | None, typer.Option("--tasks", help=f"Comma-separated tasks, or {ALL}; default: the preset's, or all.")
 ]
 BackboneOrPreset = Annotated[
     str | None, typer.Option("--backbone", help="A backbone, or a pipeline; default: the preset's, or micro.")
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0, 0-2, 0,3,5.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable, a key once.", callback=_once),
+]
 Preset = Annotated[
     Path | None, typer.Option("--preset", help="YAML of settings, a run's spec.json, or one of bench list presets.")
 ]
@@ -69,7 +82,12 @@ def run(
     preset: Preset = None,
     set_: Set = None,
     teachers: Annotated[
-        str | None, typer.Option("--teachers", help="'shipped', 'train', or a folder with one adapter folder a task.")
+        str | None,
+        typer.Option(
+            "--teachers",
+            help="'shipped', 'train' (by the backbone's recipe), or a folder with one adapter folder a task, as of "
+            "bench teach.",
+        ),
     ] = None,
     results: Results = RUNS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
@@ -80,13 +98,17 @@ def run(
     """Train one student, resume it, or print its finished summary."""
     from bench.files import results_root
     from bench.placement import placement
+    from bench.printing import note
     from bench.settings import parse_seeds
     from bench.spec import resolve
+    from bench.teacher_sets import check_teachers, taught_otherwise
 
     seed_list, root = parse_seeds(seeds), results_root(results)
     names = None if tasks is None else split_names(tasks)
     where = placement(executor, profile, slurm)
     spec = resolve(method, names, seed_list[0], backbone, preset, set_, teachers)
+    check_teachers([spec])
+    note(taught_otherwise([spec.with_seed(s) for s in seed_list], root))
     if dry_run:
         from bench.dryrun import explain
 
@@ -111,7 +133,10 @@ def teach(
     profile: ProfileFile = None,
     slurm: Slurm = None,
 ) -> None:
-    """Train one teacher a task by single-task RL; `bench run --teachers train` then uses them."""
+    """Train one teacher a task by single-task RL, and put them into a folder for --teachers.
+
+    Trained as they are by default, they are also those that --teachers train means.
+    """
     from bench.files import results_root
     from bench.placement import placement
     from bench.settings import parse_seeds
@@ -121,7 +146,10 @@ def teach(
     seed_list, root, where = parse_seeds(seeds), results_root(results), placement(executor, profile, slurm)
     given = {"backbone": backbone, "preset": preset, "set": set_}
     members = [
-        (resolve(TEACHER_METHOD, [t], s, backbone, preset, set_), words("teach", given | {"tasks": t, "seeds": s}))
+        (
+            resolve(TEACHER_METHOD, [t], s, backbone, preset, set_),
+            words("run", {"method": TEACHER_METHOD} | given | {"tasks": t, "seeds": s}),
+        )
         for s in seed_list
         for t in names
     ]

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console as Terminal
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench.loop import Progress as Update
+from bench.loop import Progress
+from bench.printing import progress_bar, terminal
 from bench.records import model_rows, recovered
 from bench.stats import Estimate, estimate
 
@@ -19,11 +19,8 @@ class Console:
         self.quiet = quiet
 
     def __enter__(self) -> "Console":
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        self.progress = Progress(*columns, console=Terminal(stderr=True, quiet=self.quiet))
+        columns = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        self.progress = progress_bar(*columns, quiet=self.quiet)
         self.bars: dict[str, int] = {}
         self.progress.start()
         return self
@@ -32,9 +29,9 @@ class Console:
         self.progress.stop()
 
     def say(self, text: str) -> None:
-        self.progress.console.print(text, highlight=False, soft_wrap=True)
+        self.progress.console.print(text, soft_wrap=True)
 
-    def listen(self, label: str, update: Update) -> None:
+    def listen(self, label: str, update: Progress) -> None:
         """Advance the bar of a run."""
         if label not in self.bars:
             self.bars[label] = self.progress.add_task(label, total=1.0)
@@ -54,7 +51,7 @@ def _share(share: Estimate) -> str:
 
 def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     """Print the table of one or several seeds of a run to stdout."""
-    terminal = Terminal(width=max(110, Terminal().width), highlight=False)
+    out = terminal(110)
     first = summaries[0]
     tasks = list(first["models"]["student"])
     seeds = ", ".join(str(s["seed"]) for s in summaries)
@@ -71,16 +68,16 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     if shares:
         table.add_section()
         table.add_row("share of the teacher's gain", *(_share(shares[task]) for task in tasks))
-    terminal.print(table)
+    out.print(table)
     if shares:
-        terminal.print(f"share of the teachers' mean gain recovered: {_share(shares['mean'])}")
+        out.print(f"share of the teachers' mean gain recovered: {_share(shares['mean'])}")
     for summary in summaries:
         cost = summary["cost"]
         clocks = ", ".join(f"{name} {s:.0f} s" for name, s in sorted(cost["seconds"].items()) if name != "idle")
         evaluations = cost["evaluations"].get("training", 0)
-        terminal.print(
+        out.print(
             f"seed {summary['seed']}: {summary['updates']} updates, {evaluations:,} training evaluations; {clocks}",
             soft_wrap=True,
         )
     if sheet:
-        terminal.print(f"contact sheet: {sheet}", soft_wrap=True)
+        out.print(f"contact sheet: {sheet}", soft_wrap=True)

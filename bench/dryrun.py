@@ -2,13 +2,14 @@
 
 import yaml
 
-from bench.backbones.size import Size
+from bench.cost import lines, updates
+from bench.footprint import memory_lines
 from bench.registry import find
+from bench.sampler.rollout import Sampler
 from bench.sampler.weighting import WEIGHTINGS, step_weights
 from bench.spec import Spec, describe
 
-GPU, PEAK, UTILISATION = "H100 SXM", 989e12, 0.4
-"""What GPU-hours are said for: dense bfloat16, and a share of it that training codes reach."""
+UNIT = "in the unit of budgets: a forward pass counts 1, a backward pass 2 by convention, guidance doubles"
 
 
 def explain(spec: Spec) -> None:
@@ -17,6 +18,17 @@ def explain(spec: Spec) -> None:
     sampler = spec.sampler.build(descriptor.shift)
     print(f"# {spec.method}-{spec.digest(descriptor.fingerprint())}-s{spec.seed}")
     print(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).strip())
+    print_steps(sampler)
+    print(f"\n# {budget_line(spec, sampler)}")
+    if descriptor.size and (size := descriptor.size(spec.compute)) is None:
+        print("# hours and memory: the model's size is not known before it is fetched")
+    elif descriptor.size:
+        for line in (*lines(spec, descriptor, size, sampler), *memory_lines(size, spec, sampler)):
+            print(f"# {line}")
+
+
+def print_steps(sampler: Sampler) -> None:
+    """A table of the sampler's steps: coefficients, and what each weighting makes of them."""
     print(
         "\n# step   sigma      h          a          b          c          " + "  ".join(f"w[{w}]" for w in WEIGHTINGS)
     )
@@ -25,46 +37,17 @@ def explain(spec: Spec) -> None:
         numbers = (sampler.schedule.sigmas[k], sampler.schedule.h(k), at.a, at.b, at.c)
         weights = "  ".join(f"{columns[name][k]:<{len(name) + 3}.3g}" for name in WEIGHTINGS)
         print(f"# {k:<5}" + "".join(f"{n:<11.5f}" for n in numbers) + weights)
-    per_update = find("method", spec.method).predict(spec, sampler)
-    print(f"\n# predicted: {per_update:,} model evaluations an update", end="")
+
+
+def budget_line(spec: Spec, sampler: Sampler) -> str:
+    """How much of the budget an update takes."""
+    method = find("method", spec.method)
+    per_update = method.predict(spec, sampler)
+    if not method.trains:
+        return "predicted: no training, 0 model evaluations"
+    told = f"predicted: {per_update:,} model evaluations an update"
     if spec.budget.updates:
-        print(f", {per_update * spec.budget.updates:,} in all", end="")
-    elif spec.budget.evaluations and per_update:
-        print(f", about {-(-spec.budget.evaluations // per_update)} updates in all", end="")
-    print(" (forward 1, backward 2, guidance doubles)")
-    if descriptor.size and (size := descriptor.size(spec.compute)) is None:
-        print("# hours and memory: the model's size is not known before it is fetched")
-    elif descriptor.size:
-        evaluations = spec.budget.evaluations or per_update * (spec.budget.updates or 0)
-        for line in (*(hours(size, evaluations) if evaluations else []), *memory_lines(size, spec)):
-            print(f"# {line}")
-
-
-def hours(size: Size, evaluations: float) -> list[str]:
-    """Arithmetic of all training evaluations, and how long it takes a GPU that is as busy as assumed."""
-    total = evaluations * size.flops
-    spent = total / (PEAK * UTILISATION) / 3600
-    return [
-        f"predicted: {size.flops / 1e12:.2f} TFLOP a model evaluation, {total:.2e} FLOP of training: about "
-        f"{spent:,.0f} hours of one {GPU} at {UTILISATION:.0%} of its {PEAK / 1e12:.0f} TFLOP/s; scoring, held-out "
-        "evaluation and recomputation come on top"
-    ]
-
-
-def memory_lines(size: Size, spec: Spec) -> list[str]:
-    """Memory of one GPU by what it holds; activations are an estimate (bench/backbones/size.py)."""
-    method, compute = find("method", spec.method), spec.compute
-    each = 4 if compute.precision == "float32" else 2
-    encoders = sum(count for part, count in size.frozen.items() if part != "vae")
-    adapter = size.adapter(spec.lora.rank, spec.lora.targets)
-    kept = 2 + len(method(method.Options.model_validate(spec.params)).adapters) + len(spec.teachers)
-    latents = method.largest_batch(spec) * (1 if spec.sampler.guidance == 1 else 2)
-    parts = {
-        "transformer": size.parameters * each,
-        "text encoders": 0 if compute.offload_text_encoders else encoders * each,
-        "VAE": size.frozen.get("vae", 0) * 4,
-        f"{kept} adapters, gradient, optimiser": adapter * 4 * (kept + 3),
-        f"activations of {latents} latents (estimate)": size.activations(latents, compute.gradient_checkpointing, each),
-    }
-    listed = ", ".join(f"{name} {amount / 1e9:.1f}" for name, amount in parts.items())
-    return [f"predicted memory, GB: {listed}; {sum(parts.values()) / 1e9:.0f} in all"]
+        told += f", {per_update * spec.budget.updates:,} in all"
+    elif count := updates(spec, per_update):
+        told += f", about {count} updates in all"
+    return f"{told} ({UNIT})"

@@ -15,7 +15,7 @@ from bench.layout import begin, places, write
 from bench.remote import plain
 from bench.sampler.rollout import Sampler, rollout
 from bench.scoring import Collected, parts_of, score_each, stacked
-from bench.stats import Estimate, estimate
+from bench.stats import Design, Estimate, codes, estimate
 from bench.task import Prompt, Scores, Task
 from bench.workers import ALONE, Workers
 
@@ -31,13 +31,15 @@ class Evaluation:
     strata: np.ndarray
     rows: Rows
     """metric (and 'reward') -> float64 [N]."""
+    prompts: np.ndarray | None = None
+    """Number of each picture's prompt, [N]: pictures of one prompt are one cluster. None: not known."""
 
     def estimate(self, metric: str | None = None) -> Estimate:
         """Mean over strata with its interval; the headline unless a metric is named. Failed pictures, and those without
         a value of the metric, do not count."""
         values = self.rows[metric or self.headline]
         kept = ~np.isnan(self.rows[self.headline]) & ~np.isnan(values)
-        return estimate(values[kept], self.strata[kept])
+        return estimate(values[kept], Design(self.strata, self.prompts).kept(kept))
 
     @property
     def failed(self) -> int:
@@ -47,12 +49,14 @@ class Evaluation:
     def record(self) -> dict:
         """A JSON form that `from_record` reads back exactly."""
         rows = {name: plain(values) for name, values in self.rows.items()}
-        return {"task": self.task, "headline": self.headline, "strata": self.strata.tolist(), "rows": rows}
+        known = {} if self.prompts is None else {"prompts": self.prompts.tolist()}
+        return {"task": self.task, "headline": self.headline, "strata": self.strata.tolist(), "rows": rows} | known
 
     @staticmethod
     def from_record(record: dict) -> "Evaluation":
         rows = {name: np.array(values, np.float64) for name, values in record["rows"].items()}
-        return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows)
+        prompts = np.array(record["prompts"]) if "prompts" in record else None
+        return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows, prompts)
 
 
 def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: range) -> torch.Tensor:
@@ -134,4 +138,5 @@ def _evaluation(task: Task, prompts: list[Prompt], shares: list[Scores | None]) 
     rows = {"reward": whole.rewards} | whole.metrics
     if task.headline not in rows:
         raise BenchError(f"the scorer of {task.name!r} gives {', '.join(rows)}, not its headline {task.headline!r}")
-    return Evaluation(task.name, task.headline, np.array([p.stratum for p in prompts]), rows)
+    strata, texts = np.array([p.stratum for p in prompts]), codes([p.text for p in prompts])
+    return Evaluation(task.name, task.headline, strata, rows, texts)

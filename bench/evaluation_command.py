@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from bench.devices import best_device
-from bench.errors import BenchError, UsageError, explained, unknown
+from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.evaluate import Evaluation, evaluate
+from bench.files import write_output
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
 from bench.memory import memory_of
-from bench.outputs import check_folder, check_output, write_output
+from bench.places import check_empty, check_output
+from bench.printing import progress_bar, terminal
 from bench.registry import task_names
 from bench.runner import load_backbone
 from bench.sampler.rollout import euler
@@ -55,24 +55,24 @@ def score_adapter(
     descriptor = describe(backbone_name)
     view = view_settings(overrides, names, ("scorers", "compute", "sampler"), descriptor.world)
     sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
+    check_output(output)
     device = best_device()
-    backbone = load_backbone(backbone_name, device, view.compute, KEPT)
-    if adapter != "base":
-        backbone.adapters.load("scored", adapter_folder(adapter))
     loaded = load_tasks(names, descriptor.world, view.scorers, device)
     work = [(task, scale) for task in loaded.values() for scale in scales]
     sizes = {name: len(task.prompts(split)) for name, task in loaded.items()}
     for task in loaded.values():
         _ = task.scorer_name  # a scorer that is not there is missed now
+    backbone = load_backbone(backbone_name, device, view.compute, KEPT)
+    if adapter != "base":
+        backbone.adapters.load("scored", adapter_folder(adapter))
     label = lambda name, scale: name if len(scales) == 1 else f"{name}-{scale:g}"  # noqa: E731
     folders = {(t.name, s): pictures / label(t.name, s) if pictures else None for t, s in work}
     for folder in filter(None, folders.values()):
-        check_folder(folder)
-    check_output(output)
+        check_empty(folder)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
-    with _printed(title, results), _progress() as bars, memory_of(view.compute, batch, device):
+    with _printed(title, results), _progress() as bars, memory_of(view.compute, batch, device, backbone_name):
         lines = [bars.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
         for line, (task, scale) in zip(lines, work):
             bars.start_task(line)
@@ -101,16 +101,12 @@ def _keep(output: Path, records: list[dict]) -> None:
     try:
         write_output(output, (json.dumps(records) + "\n").encode())
     except OSError as error:
-        raise BenchError(f"the scores could not be stored in {explained(error)}") from error
+        raise BenchError(f"the scores could not be stored in {output}: {error.strerror or one_line(error)}") from error
 
 
 def _progress() -> Progress:
     """Bars on stderr, a line for each task and scale."""
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True))
+    return progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
 def _advance(bars: Progress, line: int, done: int, _of: int) -> None:
@@ -128,7 +124,7 @@ def _printed(title: str, results: Results) -> Iterator[None]:
 
 
 def _print(title: str, results: Results) -> None:
-    table = Table(title=Text(title))
+    table = Table(title=title)
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     for scale, result in results:
@@ -138,9 +134,8 @@ def _print(title: str, results: Results) -> None:
             means = {s: values[kept & (result.strata == s)].mean() for s in strata}
             split_up = ", ".join(f"{stratum} {mean:.2f}" for stratum, mean in means.items())
             shown = f"{metric} *" if metric == result.headline else metric
-            cells = (result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
-            table.add_row(*(Text(cell) for cell in cells))
-    Console(width=max(130, Console().width)).print(table)
+            table.add_row(result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
+    terminal(130).print(table)
     if len({scale for scale, _ in results}) > 1:
         best: dict[str, tuple[float, Evaluation]] = {}
         for scale, result in results:

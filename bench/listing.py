@@ -4,6 +4,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from bench.errors import unknown
+from bench.files import read_lines
 from bench.registry import find, registered
 from bench.sampler.transitions import KERNELS
 from bench.spec import PRESETS
@@ -29,7 +30,7 @@ def print_list(what: str) -> None:
     elif what == "tasks":
         tasks = {name: find("task", name) for name in registered("task")}
         rows = [
-            (n, f"version {t.version}", f"headline {t.headline}: {t.__doc__.splitlines()[0]}{_settings(n, t.sources)}")
+            (n, f"version {t.version}", *(["in all"] if t.in_all else []), f"headline {t.headline}: {_about(n, t)}")
             for n, t in tasks.items()
         ]
     else:
@@ -42,13 +43,14 @@ def print_list(what: str) -> None:
 
 def _heading(path: Path) -> str:
     """A preset's opening comment: what it is and where it comes from."""
-    lines = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    lines = takewhile(lambda line: line.startswith("#"), read_lines(path))
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
-def _settings(task: str, sources: dict[str, str]) -> str:
-    """What may be said of a scorer, one line each."""
-    return "".join(f"\n    scorers.{task}.{key}: {meaning}" for key, meaning in sources.items())
+def _about(name: str, task) -> str:
+    """The first line of a task's docstring, which another package's may lack, and what may be said of its scorer."""
+    settings = (f"\n    scorers.{name}.{key}: {meaning}" for key, meaning in task.sources.items())
+    return (task.__doc__ or "").strip().partition("\n")[0] + "".join(settings)
 
 
 def _needs(needs) -> str:

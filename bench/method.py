@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from bench.budget import Passes
 from bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,23 @@ class Needs:
     teachers: bool = False
     rewards: bool = False
     stochastic: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one update asks for, all tasks together; an average where tasks take turns."""
+
+    passes: Passes
+    drawn: int = 0
+    """Latents that go through the model at once without gradients, guidance not counted; compute.batch cuts them."""
+    kept: int = 0
+    """Latents (float32) that lie in memory from collecting to the optimiser's step: states, velocities, targets."""
+    prompts: int = 0
+    """Encoded prompts that lie in memory meanwhile."""
+    pictures: int = 0
+    """Pictures that are decoded and scored."""
+    pictures_at_once: int = 0
+    """How many of them are decoded in one call."""
 
 
 class Options(BaseModel):
@@ -99,7 +117,13 @@ class Method(ABC, Generic[Experience]):
     @classmethod
     @abstractmethod
     def predict(cls, spec: "Spec", sampler: "Sampler") -> int:
-        """Model evaluations of one update (forward 1, backward 2, guidance doubles)."""
+        """Model evaluations of one update, in the unit of budgets (bench/budget.py: forward 1, backward 2 by convention,
+        guidance doubles)."""
+
+    @classmethod
+    def work(cls, spec: "Spec", sampler: "Sampler") -> Work | None:
+        """What one update does, from which hours and memory are predicted. Default None: not known beyond `predict`."""
+        return None
 
     @classmethod
     def memory_settings(cls, spec: "Spec") -> tuple[str, ...]:
@@ -108,7 +132,8 @@ class Method(ABC, Generic[Experience]):
 
     @classmethod
     def largest_batch(cls, spec: "Spec") -> int:
-        """Latents of its largest forward with gradients, guidance not counted. Default: `chunk` of `trajectories`."""
+        """Latents of its largest forward with gradients, guidance not counted. Default: `chunk` of `trajectories`;
+        0, which says that it is not known, where settings have other names."""
         settings = [spec.params[name] for name in ("chunk", "trajectories") if name in spec.params]
         return min(settings, default=0)
 

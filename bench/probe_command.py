@@ -6,12 +6,11 @@ from pathlib import Path
 
 from bench.comparison import overrides_of, recipes, variants
 from bench.errors import UsageError
-from bench.files import json_bytes, results_root
+from bench.files import json_bytes, results_root, write_output
 from bench.hub import adapter_folder
 from bench.lab import STUDENT
 from bench.method import Method
-from bench.outputs import check_output, write_output
-from bench.places import check_writable
+from bench.places import check_output, check_writable
 from bench.probes.estimates import ProbeLab, nested
 from bench.probes.gradient import GradientNoise, Moments, gradient_noise
 from bench.probes.interference import interference
@@ -19,8 +18,8 @@ from bench.registry import find
 from bench.runner import equip, load_backbone
 from bench.spec import Spec, describe, resolve
 from bench.stats import Estimate
+from bench.teacher_sets import check_teachers
 from bench.teachers import locate
-from bench.terminal import legible
 
 HELD_APART = 10_000
 """First state of the reference gradient: far from those of the estimates, so that the cosine is not flattered."""
@@ -58,6 +57,7 @@ def probe_methods(
 ) -> None:
     """Measure, print, and write JSON if asked. Raises UsageError before anything loads where a method cannot run."""
     specs = probe_specs(methods, tasks, backbone, axes, overrides)
+    check_teachers([spec for _, _, spec in specs])
     root = results_root(results)
     check_output(output)
     check_writable(root / "cache")
@@ -100,7 +100,7 @@ def probe_specs(
             raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
     own = {method: overrides_of(method, methods, overrides) for method in methods}
     found = []
-    for v in variants(axes, recipes(methods, tasks, backbone)):
+    for v in variants(axes, recipes(methods, tasks, backbone), overrides):
         first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
         shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
         spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *own[v.method], *v.overrides])
@@ -166,10 +166,11 @@ def _numbers(noise: GradientNoise) -> dict:
 
 def print_probes(probes: list[Probe], first: str, student: str) -> None:
     """Two tables to stdout."""
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"gradient noise at student {legible(student)}: one update's gradient, mean over tasks")
+    from bench.printing import terminal
+
+    table = Table(title=f"gradient noise at student {student}: one update's gradient, mean over tasks")
     heads = (
         "method", "sigma", "signal / noise", "|mean|", "trace", "from states", "from estimator", f"cosine to {first}",
         f"mean over {first}'s",
@@ -177,18 +178,18 @@ def print_probes(probes: list[Probe], first: str, student: str) -> None:
     for head in heads:
         table.add_column(head)
     for p in probes:
-        table.add_row(legible(p.label), "all", *_cells(p.noise), f"{p.cosine:.3f}", str(p.slope))
+        table.add_row(p.label, "all", *_cells(p.noise), f"{p.cosine:.3f}", str(p.slope))
         for sigma, noise in p.by_sigma.items():
             table.add_row("", f"{sigma:.3f}", *_cells(noise), style="dim")
-    terminal = Console(width=max(150, Console().width), highlight=False, markup=False, emoji=False)
-    terminal.print(table)
+    out = terminal(150)
+    out.print(table)
     pulls = Table(title="cosine between tasks' mean gradients (a task with itself: two independent halves)")
     pulls.add_column("method")
     for pair in probes[0].interference:
         pulls.add_column(pair)
     for p in probes:
-        pulls.add_row(legible(p.label), *(f"{cosines['all']:+.3f}" for cosines in p.interference.values()))
-    terminal.print(pulls)
+        pulls.add_row(p.label, *(f"{cosines['all']:+.3f}" for cosines in p.interference.values()))
+    out.print(pulls)
 
 
 def _cells(noise: GradientNoise) -> tuple[str, ...]:

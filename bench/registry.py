@@ -31,7 +31,7 @@ def find(kind: str, name: str):
 
 
 def task_names(names: list[str]) -> list[str]:
-    """The tasks a user named; ["all"] stands for every one that says so. Raises UsageError."""
+    """The tasks a user named; ["all"] stands for every one that counts itself in (Task.in_all). Raises UsageError."""
     known = list(registered("task"))
     if not names:
         raise UsageError("the task list is empty; name tasks or 'all'")

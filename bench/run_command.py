@@ -12,6 +12,7 @@ from bench.runner import Say, Session, execute
 from bench.sheet import try_contact_sheet
 from bench.spec import Spec, describe
 from bench.store import Run
+from bench.teacher_sets import keep_teachers
 from bench.terminal import legible
 from bench.workers import connect
 
@@ -83,12 +84,20 @@ def teach_tasks(members: list[Member], root: Path, placement: Placement) -> None
                 summary = execute(spec, Session(root, workers, saying(console), console.listen))
                 if workers.main:
                     console.table([summary])
+        if workers.main:
+            _keep(members, root)
         return
     summaries, failures = _as_jobs(members, root, placement)
     with Console() as console:
         for summary in summaries:
             console.table([summary])
     _tell(failures, members)
+    _keep(members, root)
+
+
+def _keep(members: list[Member], root: Path) -> None:
+    """What was taught, as --teachers takes it."""
+    print("\n".join(keep_teachers([spec for spec, _ in members], root)))
 
 
 def _as_jobs(members: list[Member], root: Path, placement: Placement) -> tuple[list[dict], dict[str, str]]:

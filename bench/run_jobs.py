@@ -10,15 +10,12 @@ from bench.placement import Placement
 from bench.status import log_lines
 from bench.store import Run
 from bench.teachers import to_train
-from bench.terminal import legible
 
 
 def carry_out_runs(members: dict[str, tuple[Run, list[str]]], placement: Placement) -> dict[str, str]:
     """Carry out runs, each label with the `bench run` arguments that give exactly it (less --results), with progress
     on stderr. Returns label -> error of those that failed."""
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.text import Text
+    from bench.printing import progress_bar
 
     if not members:
         return {}
@@ -30,13 +27,13 @@ def carry_out_runs(members: dict[str, tuple[Run, list[str]]], placement: Placeme
         Job(label, (*arguments, "--results", str(root)), run.folder.name, needs[run.folder.name])
         for label, (run, arguments) in waiting.items()
     ]
-    with Progress(console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         total, ready = len(members) + len(jobs) - len(waiting), len(members) - len(waiting)
         bar = progress.add_task(f"{len(members)} runs, {placement.executor}", total=total, completed=ready)
 
         def report(label: str, error: str | None) -> None:
             progress.update(bar, advance=1)
-            progress.console.print(Text(legible(f"{label}: {error or 'done'}")))
+            progress.console.print(f"{label}: {error or 'done'}", soft_wrap=True)
 
         failures = dispatch(jobs, root, placement, device, report)
     return {label: error for label, error in failures.items() if label in members}

@@ -180,7 +180,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
 
 
 def _strip(row: dict) -> dict:
-    return {key: row[key] for key in ("task", "headline", "strata", "rows")}
+    return {key: row[key] for key in ("task", "headline", "strata", "rows", "prompts") if key in row}
 
 
 class Reference:

@@ -20,6 +20,7 @@ from bench.pictures import LARGEST
 from bench.registry import task_names
 from bench.score_cache import RememberingTask
 from bench.scoring import Collected
+from bench.stats import codes
 from bench.task import Task
 from bench.view import view_settings
 
@@ -113,7 +114,8 @@ def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Ev
         causes.get(sample.path, f"{sample.path}: the scorer fails on it") for sample, gone in zip(ordered, lost) if gone
     ]
     strata = np.array([sample.prompt.stratum for sample in ordered])
-    return Evaluation(task.name, task.headline, strata, metrics), lines, failed
+    homes = codes([str(sample.path.parent.parent) for sample in ordered])  # one folder is one prompt
+    return Evaluation(task.name, task.headline, strata, metrics, homes), lines, failed
 
 
 def batches(
@@ -172,7 +174,8 @@ def imported(path: Path, task: str) -> Evaluation:
         place = first.setdefault((row["tag"], row["metadata"]), i)
         any_picture[place] = np.fmax(any_picture[place], correct[i])
     strata = np.array([row["tag"] for row in rows])
-    return Evaluation(task, "official", strata, {"official": correct, "any picture of the prompt": any_picture})
+    found = {"official": correct, "any picture of the prompt": any_picture}
+    return Evaluation(task, "official", strata, found, codes([f"{row['tag']} {row['metadata']}" for row in rows]))
 
 
 def verdicts(path: Path) -> list[dict]:
@@ -219,22 +222,20 @@ def print_summary(found: Evaluation, title: str) -> None:
 
     A metric that has a value a prompt is averaged over prompts.
     """
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    printable = lambda text: Text("".join(c if c.isprintable() else "\ufffd" for c in text))  # noqa: E731
+    from bench.printing import terminal
+
     strata = list(dict.fromkeys(found.strata.tolist()))
-    terminal = Console(width=max(150, Console().width), highlight=False)
-    heading = f"{found.task}: {title}, {len(found.strata) - found.failed} pictures"
-    terminal.print(printable(heading), soft_wrap=True)
+    out = terminal(150)
+    out.print(f"{found.task}: {title}, {len(found.strata) - found.failed} pictures", soft_wrap=True)
     table = Table()
     heads = ("metric", *(strata if len(strata) > 1 else []), "mean over tags" if len(strata) > 1 else "mean")
     for head in (*heads, *(["mean over all"] if len(strata) > 1 else [])):
-        table.add_column(printable(head))
+        table.add_column(head)
     for metric, values in found.rows.items():
         cells = [f"{np.nanmean(values[found.strata == s]):.4f}" for s in strata] if len(strata) > 1 else []
         whole = [f"{np.nanmean(values):.4f}"] if len(strata) > 1 else []
         shown = f"{metric} *" if metric == found.headline else metric
-        table.add_row(printable(shown), *cells, str(found.estimate(metric)), *whole)
-    terminal.print(table)
+        table.add_row(shown, *cells, str(found.estimate(metric)), *whole)
+    out.print(table)

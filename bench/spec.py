@@ -312,6 +312,10 @@ def teacher_spec(spec: Spec, task: str) -> Spec:
 def _teacher_guidance(spec: Spec, task: str) -> float:
     if spec.teachers[task] in TRAINED_HERE:
         return teacher_spec(spec, task).evaluation.guidance
+    kept = Path(spec.teachers[task]) / "training.json"  # of `bench teach`: a copy, away from its run
+    guidance = read_record(kept).get("guidance") if kept.is_file() else None
+    if isinstance(guidance, int | float):
+        return float(guidance)
     beside = Path(spec.teachers[task]).parent / "spec.json"
     if not beside.is_file():
         return spec.sampler.guidance

@@ -151,9 +151,9 @@ def _progress(folder: Path) -> tuple[float | None, float | None]:
 
 def show(root: Path, watch: bool) -> None:
     """Print the table; with `watch` again and again until nothing is pending or running."""
-    from rich.console import Console
+    from bench.printing import terminal
 
-    console = Console(highlight=False)
+    console = terminal()
     if not watch:
         console.print(table(survey(root)))
         return

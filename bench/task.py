@@ -46,8 +46,9 @@ class Task(ABC):
     training_shares: ClassVar[dict[str, float]] = {}
     """Relative share of strata among training prompts; 1 where nothing is said."""
 
-    in_all: ClassVar[bool] = True
-    """Whether --tasks all names it; False for one that serves some worlds only, or is only measured."""
+    in_all: ClassVar[bool] = False
+    """Whether --tasks all names it. True for the tasks of this benchmark's own comparison, which every world serves:
+    what `all` means must not depend on the packages that are installed. Any other task is named."""
     sources: ClassVar[dict[str, str]] = {}
     """What a user may say of the scorer (--set scorers.<task>.<key>=VALUE): key -> meaning."""
     sources_in: ClassVar[tuple[str, ...]] = ()
@@ -69,7 +70,7 @@ class Task(ABC):
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         """Score pictures [B, 3, H, W] in [0, 1]. Deterministic; never raises on an ugly picture."""
 
-    def check(self, prompt: Prompt) -> None:  # noqa: B027
+    def check(self, prompt: Prompt) -> None:  # noqa: B027 - plain text has nothing to check
         """Raise UsageError, naming the field and the nearest valid value, for a prompt that this task cannot score.
 
         Called for every prompt that comes from outside, before any network is loaded. Default: nothing is refused.

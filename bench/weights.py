@@ -44,9 +44,10 @@ def weights_name(source: str, precision: str) -> str:
 def load_frozen(model_class, source: str, device: str, what: str, precision: str = "float32"):
     """A transformers model without gradients.
 
-    Raises MissingError naming what is not where, DamagedError for files that are no weights, UsageError for another
-    precision than float32, bfloat16 and float16 or a device that is no device.
+    Raises MissingError naming what is not where, DamagedError for files that are no weights, UsageError for a model of
+    another kind, for another precision than float32, bfloat16 and float16 and for a device that is no device.
     """
+    from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
 
     if precision not in PRECISIONS:
@@ -56,7 +57,12 @@ def load_frozen(model_class, source: str, device: str, what: str, precision: str
     if Path(source).is_dir():
         require_folder(Path(source), what)
     try:
+        kind, wanted = AutoConfig.from_pretrained(source).model_type, model_class.config_class.model_type
+        if kind != wanted:  # transformers would only warn, and make the weights up
+            raise UsageError(f"{source!r} holds a model of type {kind!r}, not {wanted!r}: it is no {what}")
         model = model_class.from_pretrained(source, dtype=getattr(torch, precision))
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError) as error:
         raise MissingError(f"no {what} at {source!r}: {one_line(error)}; {CURE}") from error
     except (SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.bounds import Positive
 from bench.lab import STUDENT, Lab
+from bench.method import Work
 from bench.sampler.draws import draw
 from bench.sampler.rollout import rollout
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
@@ -46,8 +47,8 @@ class DanceOpd(DistillationMethod):
     Options = DanceOptions
 
     @classmethod
-    def predict(cls, spec, sampler) -> int:
-        return cls.trajectory_cost(spec, sampler.steps + 3, 1, 1)
+    def work(cls, spec, sampler) -> Work:
+        return cls.trajectory_work(spec, trained=1, teacher=1, rollout=sampler.steps, anchor=1, kept=3)
 
     def collect(self, lab: Lab, task: str) -> Queries:
         o = self.options

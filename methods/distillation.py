@@ -7,9 +7,10 @@ from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.bounds import Count, Fraction, Weight
+from bench.budget import Passes
 from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
-from bench.method import Method, Needs, Options
+from bench.method import Method, Needs, Options, Work
 from bench.sampler.distance import squared_distance
 from methods.trained_steps import trained_steps
 
@@ -72,13 +73,33 @@ class DistillationMethod(Method):
         return loss + self.options.anchor * squared_error(v, base)
 
     @classmethod
-    def trajectory_cost(cls, spec, student: int, teacher: int, anchor: int = 0) -> int:
-        """Evaluations of an update in which every trajectory costs so many per guidance branch of each model."""
+    def predict(cls, spec, sampler) -> int:
+        return cls.work(spec, sampler).passes.evaluations
+
+    @classmethod
+    def trajectory_work(
+        cls, spec, trained: int, teacher: int, rollout: int = 0, anchor: int = 0, kept: int = 1, prompts: int = 1
+    ) -> Work:
+        """The work of an update from that of one trajectory, in passes per guidance branch: the student's with
+        gradients, the teacher's, the student's without gradients, the base's if there is an anchor; and the latents and
+        encoded prompts that are kept of it."""
         options = cls.Options.model_validate(spec.params)
-        branches = lambda guidance: 1 if guidance == 1 else 2  # noqa: E731
-        own = (student + (anchor if options.anchor else 0)) * branches(spec.sampler.guidance)
-        total = sum(own + teacher * branches(spec.teacher_guidance[task]) for task in spec.tasks)
-        return options.trajectories * (total if options.batches == "mixed" else -(-total // len(spec.tasks)))
+        tasks, together = len(spec.tasks), len(spec.tasks) if options.batches == "mixed" else 1
+        own = branches(spec.sampler.guidance)
+        without = (rollout + (anchor if options.anchor else 0)) * own * tasks
+        without += sum(teacher * branches(spec.teacher_guidance[task]) for task in spec.tasks)
+        trajectories = options.trajectories
+        return Work(
+            Passes(trajectories * -(-without * together // tasks), trajectories * trained * own * together),
+            drawn=trajectories,
+            kept=trajectories * kept * together,
+            prompts=trajectories * prompts * together,
+        )
+
+
+def branches(guidance: float) -> int:
+    """Passes of one guided velocity."""
+    return 1 if guidance == 1 else 2
 
 
 def merge_teachers(lab: Lab, factor: float) -> None:

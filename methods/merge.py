@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 
 from bench.bounds import Positive
+from bench.budget import Passes
 from bench.lab import Lab
-from bench.method import Method, Needs, Options
+from bench.method import Method, Needs, Options, Work
 from methods.distillation import merge_teachers
 
 
@@ -28,6 +29,10 @@ class Merge(Method):
     @classmethod
     def predict(cls, spec, sampler) -> int:
         return 0
+
+    @classmethod
+    def work(cls, spec, sampler) -> Work:
+        return Work(Passes())
 
     def prepare(self, lab: Lab) -> None:
         """Write the combination into the student."""

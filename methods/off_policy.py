@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.lab import STUDENT, Lab
+from bench.method import Work
 from bench.sampler.rollout import walk
 from bench.sampler.weighting import Weighting, step_weights
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
@@ -39,9 +40,9 @@ class OffPolicy(DistillationMethod):
     Options = OffPolicyOptions
 
     @classmethod
-    def predict(cls, spec, sampler) -> int:
-        trained = len(trained_steps(sampler, spec.params["timestep_fraction"]))
-        return cls.trajectory_cost(spec, 3 * trained, trained, trained)
+    def work(cls, spec, sampler) -> Work:
+        steps = len(trained_steps(sampler, spec.params["timestep_fraction"]))
+        return cls.trajectory_work(spec, trained=steps, teacher=steps, anchor=steps, kept=2 * steps)
 
     def collect(self, lab: Lab, task: str) -> Visits:
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))

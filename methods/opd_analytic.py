@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.bounds import Count
 from bench.lab import STUDENT, Lab
+from bench.method import Work
 from bench.sampler.draws import Rows
 from bench.sampler.rollout import rollout, walk
 from bench.sampler.weighting import Weighting, step_weights
@@ -50,11 +51,20 @@ class OpdAnalytic(DistillationMethod):
     Options = OpdOptions
 
     @classmethod
-    def predict(cls, spec, sampler) -> int:
+    def work(cls, spec, sampler) -> Work:
         o = OpdOptions.model_validate(spec.params)
-        trained = len(trained_steps(sampler, o.timestep_fraction))
-        rollout_cost = 0 if o.execution == "fused" else sampler.steps
-        return cls.trajectory_cost(spec, rollout_cost + 3 * trained, trained, trained)
+        steps = len(trained_steps(sampler, o.timestep_fraction))
+        if o.execution == "fused":
+            return cls.trajectory_work(spec, trained=steps, teacher=steps, anchor=steps)
+        kept = 1 + steps * (3 if o.anchor else 2)
+        return cls.trajectory_work(spec, steps, steps, sampler.steps, steps, kept, prompts=1 + steps)
+
+    @classmethod
+    def largest_batch(cls, spec) -> int:
+        o = OpdOptions.model_validate(spec.params)
+        sampler = spec.sampler.build(1.0)  # the shift does not change how many steps are trained
+        steps = len(trained_steps(sampler, o.timestep_fraction)) if o.execution == "plain" else 1
+        return min(o.chunk, o.trajectories * steps)
 
     def collect(self, lab: Lab, task: str) -> Start:
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))

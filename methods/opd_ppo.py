@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.bounds import Count, Positive
 from bench.lab import STUDENT, Lab
-from bench.method import Needs
+from bench.method import Needs, Work
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import Trajectory, rollout
 from bench.sampler.weighting import released_kl_factor
@@ -68,10 +68,11 @@ class OpdPpo(DistillationMethod):
         return self.options.inner_updates
 
     @classmethod
-    def predict(cls, spec, sampler) -> int:
+    def work(cls, spec, sampler) -> Work:
         o = OpdPpoOptions.model_validate(spec.params)
         steps = len(trained_steps(sampler, o.timestep_fraction, noisy=True))
-        return cls.trajectory_cost(spec, sampler.steps + 3 * steps * o.inner_updates, steps, steps * o.inner_updates)
+        trained, kept = steps * o.inner_updates, 2 * sampler.steps + 1 + steps
+        return cls.trajectory_work(spec, trained, steps, rollout=sampler.steps, anchor=trained, kept=kept)
 
     def collect(self, lab: Lab, task: str) -> Draws:
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))

@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.backbones.conditioning import Conditioning
 from bench.bounds import Count
 from bench.lab import STUDENT, Lab
+from bench.method import Work
 from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import rollout
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
@@ -39,9 +40,9 @@ class Sft(DistillationMethod):
     Options = SftOptions
 
     @classmethod
-    def predict(cls, spec, sampler) -> int:
+    def work(cls, spec, sampler) -> Work:
         levels = SftOptions.model_validate(spec.params).levels
-        return cls.trajectory_cost(spec, 3 * levels, sampler.steps, levels)
+        return cls.trajectory_work(spec, trained=levels, teacher=sampler.steps, anchor=levels)
 
     def collect(self, lab: Lab, task: str) -> Pictures:
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))

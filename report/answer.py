@@ -4,7 +4,9 @@ import math
 
 from markupsafe import Markup
 
-from bench.records import score
+from bench.records import prompts_known, score
+from bench.registry import find
+from bench.standing import EXPLORATORY, PRIMARY_FAMILY
 from report.claims import ALPHA
 from report.evidence import Evidence
 from report.lines import Pool, World
@@ -36,10 +38,16 @@ def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
         Markup(", ").join(Markup("<strong>{}</strong>").format(name) for name in equal),
         "has" if len(equal) == 1 else "share", number(best["mean"], "score"),
     )  # fmt: skip
-    against = "Against {}, paired by seed and prompt, with Holm's correction over {} {} (intervals: each for itself):"
-    text += Markup(against).format(
-        tables.reference, number(counts["rivals"], "count"), "comparison" if counts["rivals"] == 1 else "comparisons"
-    )
+    primary, others = (number(counts[family], "count") for family in (PRIMARY_FAMILY, EXPLORATORY))
+    one = "comparison" if counts[EXPLORATORY] == 1 else "comparisons"
+    families = Markup("{} {}").format(others, one)
+    if counts[PRIMARY_FAMILY]:
+        families = Markup(
+            "the {} primary (the paper's: joint RL, cascade, PPO-style OPD, each at its recipe) and, apart from "
+            "{}, {} exploratory {}"
+        ).format(primary, "it" if counts[PRIMARY_FAMILY] == 1 else "them", others, one)
+    against = "Against {}, paired by seed and prompt, with Holm's correction over {} (intervals: each for itself):"
+    text += Markup(against).format(tables.reference, families)
     return text, [*_against(ranked, tables), *_by_task(ranked, pool, tables)]
 
 
@@ -54,17 +62,31 @@ def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
         ("Above", [row for row in told if row["against"].value > 0]),
         ("Below", [row for row in told if row["against"].value < 0]),
     ):
-        shown = [Markup("{} {}").format(row["line"], number(row["against"], "change")) for row in group]
+        shown = [_told(row) for row in group]
         if shown:
             parts.append(Markup("{}: {}.").format(name, Markup("; ").join(shown)))
+    equal = [row for row in others if row["p_equivalent"] < ALPHA]
+    if equal:
+        margin = number(tables.overview.rows[0]["margin"], "score")
+        said = "Equivalent to it within plus or minus {}, a tenth of the teachers' mean gain (two one-sided tests): {}."
+        parts.append(Markup(said).format(margin, _some([row["line"] for row in equal])))
+    open_ = "Not distinguished from it"
+    if any(not math.isnan(row["p_equivalent"]) for row in others):
+        open_ = "Neither distinguished from it nor shown to be equivalent"
     for said, group in (
-        ("Not distinguished from it", [row for row in others if row not in (*told, *same, *untested)]),
+        (open_, [row for row in others if row not in (*told, *same, *untested, *equal)]),
         ("The same as it, bit for bit", same),
         ("Not tested, for want of two common seeds", untested),
     ):
         if group:
             parts.append(Markup("{}: {}.").format(said, _some([row["line"] for row in group])))
     return parts
+
+
+def _told(row: dict) -> Markup:
+    """A line that is distinguished, its gap, and whether the comparison is one of the paper's."""
+    gap, p = number(row["against"], "change"), number(row["p"], "p")
+    return Markup("{} {} (p {}{})").format(row["line"], gap, p, ", primary" if row["family"] == PRIMARY_FAMILY else "")
 
 
 def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> list[Markup]:
@@ -118,11 +140,32 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
         single = [line.label for line in pool.lines if len(line.records) == 1]
         if single:
             texts.append(Markup("One seed says little of a method: {}.").format(_some(single)))
+    texts += _prompts(evidence)
     texts += [Markup("{}; it has no scores.").format(said) for said in evidence.unfinished()]
     commits = sorted({run.commit for run in evidence.runs if run.record and run.commit})
     if len(commits) > 1:
         texts.append(Markup("The runs were made at several commits: {}.").format(", ".join(commits)))
     texts += [Markup("{}").format(problem) for problem in dict.fromkeys(evidence.problems)]
+    return texts
+
+
+def _prompts(evidence: Evidence) -> list[Markup]:
+    """Where it is not the records that say which pictures show one prompt."""
+    found: dict[str, set[str]] = {"task": set(), "": set()}
+    for run in (run for run in evidence.runs if run.record):
+        for task, row in run.record.summary["models"]["student"].items():
+            found.setdefault(prompts_known(row), set()).add(task)
+    texts = []
+    if listed := sorted(found["task"]):
+        names = ", ".join(f"{task} {find('task', task).version}" for task in listed)
+        said = "Some records do not say which pictures show one prompt: the registered tasks' lists do ({})."
+        texts.append(Markup(said).format(names))
+    if unknown := sorted(found[""]):
+        said = (
+            "Which pictures show one prompt is not known of some records of {}: each picture counts as a prompt of its "
+            "own, so that intervals are too narrow where prompts have several."
+        )
+        texts.append(Markup(said).format(_some(unknown)))
     return texts
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from bench.probes.overoptimisation import GOLD
+from bench.standing import STRICTER
 
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -24,6 +24,8 @@ class Row(Part):
     headline: Text
     strata: Annotated[list, Field(min_length=1)]
     rows: dict[str, list]
+    prompts: list | None = None
+    """Number of each picture's prompt; records had none at first."""
 
     @model_validator(mode="after")
     def _whole(self) -> "Row":
@@ -32,7 +34,11 @@ class Row(Part):
             raise ValueError(f"{self.task} has strata that are no texts")
         if self.headline not in self.rows:
             raise ValueError(f"{self.task} has no rows of its headline {self.headline}")
-        for name in {self.headline, GOLD} & self.rows.keys():
+        if self.prompts is not None and len(self.prompts) != len(self.strata):
+            raise ValueError(f"{self.task} has {len(self.prompts)} numbers of prompts for {len(self.strata)} pictures")
+        if set(map(type, self.prompts or [])) - {int}:
+            raise ValueError(f"{self.task} has numbers of prompts that are no whole numbers")
+        for name in {self.headline, *STRICTER} & self.rows.keys():
             values = self.rows[name]
             if len(values) != len(self.strata):
                 raise ValueError(f"{self.task} has {len(values)} values of {name} for {len(self.strata)} prompts")
@@ -77,6 +83,8 @@ class Summary(Part):
             for task, row in rows.items():
                 if row.strata != student[task].strata or row.headline != student[task].headline:
                     raise ValueError(f"models.{name} has other prompts or another headline for {task} than the student")
+                if None not in (row.prompts, student[task].prompts) and row.prompts != student[task].prompts:
+                    raise ValueError(f"models.{name} has other prompts for {task} than the student")
         return self
 
 

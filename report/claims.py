@@ -2,29 +2,32 @@
 
 Each claim of DiffusionOPD (arXiv 2605.15055) becomes one tested quantity with a 95% interval and a verdict: "holds"
 when the whole interval is on the claimed side of the line, "does not hold" when it is on the other, else "undecided".
-Where rivals or gradients are compared, Holm's correction over all rivals of a place, or all gradients of a probe's
-output, must agree, else "undecided". Whatever it is, it is printed.
+Holm's correction within a family must agree, else "undecided". Families: the paper's comparisons (PRIMARY of
+bench/standing.py; the teachers' cost not counted, and counted), the other rivals likewise, a cascade's losses, and the
+gradients of a probe's output. Whatever it is, it is printed.
 """
 
 import math
 from dataclasses import dataclass, replace
+from itertools import combinations, product
 
 import numpy as np
 
-from bench.probes.forgetting import forgetting
 from bench.records import model_rows, recovered, shows_teachers
-from bench.standing import against
-from bench.stats import Difference, Estimate, holm, paired_difference
+from bench.standing import MARGIN, PRIMARY_FAMILY, against, family
+from bench.stats import Difference, Estimate, holm, holm_within, paired_difference
 from report.lines import Line, near
 from report.table import plain
 
 SAME = 0.1
 """Relative difference below which two means count as the same."""
-MATCHED = 0.9
+MATCHED = 1 - MARGIN
 """Share of a teacher's gain over the base at which a student counts as matching it."""
 ALPHA = 0.05
 RIVALS = ("multi_reward", "cascade", "opd_ppo", "sft")
 """Methods that the paper reports analytic OPD to beat."""
+ORDER = (("cascade", "nft"), ("multi_reward", "grpo_guard"), ("multi_reward", "nft"))
+"""The paper's order of the RL rivals by its average of all metrics (Table 1), best first: method and engine."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Verdict:
     quantity: str
     effect: Estimate | Difference
     verdict: str
+    family: str = ""
+    """Within which Holm's correction is; empty for a claim that is tested by itself."""
 
 
 def judge(claim: str, quantity: str, effect: Estimate | Difference, line: float = 0.0, above: bool = True) -> Verdict:
@@ -82,7 +87,8 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         verdicts.append(judge_same(claim, quantity, same))
         states = min(twin["states"], ppo["states"])
         chances += [chance(effect, 0, states), max(chance(same, 1 + gap, states) for gap in (-SAME, SAME))]
-    return [corrected(verdict, p) for verdict, p in zip(verdicts, holm(chances))]
+    named = [replace(verdict, family="gradients of one output") for verdict in verdicts]
+    return [corrected(verdict, p) for verdict, p in zip(named, holm(chances))]
 
 
 def chance(effect: Estimate, line: float, states: int) -> float:
@@ -107,6 +113,12 @@ def corrected(verdict: Verdict, p: float) -> Verdict:
     )
 
 
+def families_corrected(verdicts: list[Verdict], chances: list[float]) -> list[Verdict]:
+    """Verdicts of comparisons of runs, each corrected within its family; one seed decides nothing."""
+    adjusted = holm_within(chances, [verdict.family for verdict in verdicts])
+    return [_of_one_seed(v) if np.isnan(p) else corrected(v, p) for v, p in zip(verdicts, adjusted)]
+
+
 def same_objective(analytic: dict, ppo: dict) -> bool:
     """Whether two methods' settings make the expected gradients comparable: the KL's weights, all else equal."""
     shared = analytic.keys() & ppo.keys()
@@ -124,8 +136,9 @@ def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
 
 
 def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
-    """OPD against every rival that spent as much as it did, without or with its teachers' cost."""
-    found, name = [], "analytic OPD" if opd.label == opd.method else f"analytic OPD ({opd.label})"
+    """OPD against every rival that spent as much as it did, without or with its teachers' cost; primary ones first."""
+    verdicts, chances = [], []
+    name = "analytic OPD" if opd.label == opd.method else f"analytic OPD ({opd.label})"
     for line in lines:
         if line.method not in RIVALS:
             continue
@@ -133,17 +146,34 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
         if not own and not near(line.total_evaluations, opd.total_evaluations):
             continue
         counted = "teachers' cost not counted" if own else "teachers' cost counted"
-        found.append((f"{name} beats {line.label} at equal compute ({counted})", line))
-    effects = [against(opd.records, line.records, tasks) for _, line in found]
-    verdicts = []
-    for (claim, _), effect, p in zip(found, effects, holm([effect.p for effect in effects])):
+        claim = f"{name} beats {line.label} at equal compute ({counted})"
+        effect = against(opd.records, line.records, tasks)
         verdict = judge(claim, "mean score over tasks, OPD minus rival, above 0", effect)
-        verdicts.append(_of_one_seed(verdict) if np.isnan(p) else corrected(verdict, p))
-    return verdicts
+        verdicts.append(replace(verdict, family=f"{family(line.records, opd.records)}, {counted}"))
+        chances.append(effect.p)
+    return sorted(families_corrected(verdicts, chances), key=lambda v: not v.family.startswith(PRIMARY_FAMILY))
+
+
+def order_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
+    """The RL rivals stand to each other as in the paper, pair by pair, where they spent the same."""
+    named = [
+        [x for x in lines if x.method == method and x.records[0].spec.get("params", {}).get("engine") == engine]
+        for method, engine in ORDER
+    ]
+    verdicts, chances = [], []
+    pairs = [pair for groups in combinations(named, 2) for pair in product(*groups)]
+    for above, below in pairs:
+        if near(above.training_evaluations, below.training_evaluations):
+            effect = against(above.records, below.records, tasks)
+            claim = f"the paper's order of rivals: {above.label} above {below.label}"
+            verdict = judge(claim, "difference of mean scores over tasks, above 0", effect)
+            verdicts.append(replace(verdict, family="order of rivals"))
+            chances.append(effect.p)
+    return families_corrected(verdicts, chances)
 
 
 def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
-    """The student is as good as each task's teacher."""
+    """The student reaches MATCHED of each teacher's gain in its task."""
     verdicts, summaries = [], [r.summary for r in opd.records]
     if not all(map(shows_teachers, summaries)):
         return []
@@ -167,16 +197,20 @@ def _of_one_seed(verdict: Verdict) -> Verdict:
 
 
 def cascade_claims(cascade: Line) -> list[Verdict]:
-    """Earlier stages' tasks fall while later ones are trained."""
-    verdicts = []
-    runs = [r.evaluations for r in cascade.records]
-    for stage, (task, end) in enumerate(cascade.stage_ends.items(), 1):
-        change = forgetting(runs, task, own_stage_end=end).change_after_own_stage
-        if change is not None:
-            claim = f"{cascade.label} forgets: {task}, trained in stage {stage}"
-            verdict = judge(claim, "end minus end of its own stage, below 0", change, above=False)
-            verdicts.append(_of_seeds(verdict, cascade))
-    return verdicts
+    """Earlier stages' tasks fall while later ones are trained: while the next one is, and at the end of all."""
+    verdicts, chances = [], []
+    for stage, task in enumerate(cascade.stage_ends, 1):
+        found = cascade.forgetting(task)
+        claim, later = f"{cascade.label} forgets: {task}, trained in stage {stage}", f"end of stage {stage + 1}"
+        for said, when, change in (
+            (f"{claim}, by the {later}", later, found.change_in_next_stage),
+            (claim, "end", found.change_after_own_stage),
+        ):
+            if change is not None:
+                verdict = judge(said, f"{when} minus end of its own stage, below 0", change, above=False)
+                verdicts.append(replace(verdict, family=f"losses of {cascade.label}"))
+                chances.append(change.p if len(cascade.records) > 1 else float("nan"))
+    return families_corrected(verdicts, chances)
 
 
 def sampler_claims(opd: Line, lines: list[Line]) -> list[Verdict]:
@@ -209,6 +243,7 @@ def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     opd = next((line for line in mine if line.label == "opd_analytic"), mine[0] if mine else None)
     if opd:
         verdicts += rival_claims(opd, lines, tasks) + match_claims(opd, tasks)
+    verdicts += order_claims(lines, tasks)
     for line in lines:
         verdicts += cascade_claims(line)
     return verdicts + (sampler_claims(opd, lines) if opd else [])

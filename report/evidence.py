@@ -11,8 +11,8 @@ from bench.damage import check_checkpoint
 from bench.errors import DamagedError, UsageError, one_line
 from bench.files import read_text
 from bench.outcome import recorded_failure
-from bench.probes.overoptimisation import GOLD
 from bench.records import Record
+from bench.standing import STRICTER
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_legible, checked
 
 
@@ -29,7 +29,7 @@ class Found:
     note: str = ""
     """The error of a failed one."""
     record: Record | None = None
-    """Of a finished one; only headline and gold rows are kept, as arrays."""
+    """Of a finished one; only headlines and the metrics beside them are kept, as arrays."""
     commit: str = ""
     device: str = ""
 
@@ -197,7 +197,9 @@ class _Reader:
         if summary["models"]["student"].keys() != set(spec["tasks"]):
             raise ValueError("its summary is not of its spec's tasks")
         shown, what = summary["models"]["student"], ("headline", "strata")
-        if any(row["task"] not in shown or any(row[k] != shown[row["task"]][k] for k in what) for row in points):
+        if any(row["task"] not in shown or any(row[k] != shown[row["task"]][k] for k in what) for row in points) or any(
+            row.get("prompts") != shown[row["task"]].get("prompts") for row in points
+        ):
             raise ValueError("its evaluations are of other tasks, prompts or headlines than its summary's")
         for models in summary["models"].values():
             for task, row in models.items():
@@ -208,9 +210,10 @@ class _Reader:
         return Found(folder, spec, weights, "done", "", record, **made)
 
     def _compact(self, row: dict) -> dict:
-        kept = {name: row["rows"][name] for name in {row["headline"], GOLD} & row["rows"].keys()}
+        kept = {name: row["rows"][name] for name in {row["headline"], *STRICTER} & row["rows"].keys()}
         rows = {name: self._once(np.array(values, np.float64)) for name, values in kept.items()}
-        return row | {"rows": rows, "strata": self._once(np.array(row["strata"]))}
+        prompts = {} if row.get("prompts") is None else {"prompts": self._once(np.array(row["prompts"]))}
+        return row | {"rows": rows, "strata": self._once(np.array(row["strata"]))} | prompts
 
     def _once(self, array: np.ndarray) -> np.ndarray:
         return self._arrays.setdefault(array.dtype.str.encode() + array.tobytes(), array)

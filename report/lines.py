@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bench.hashing import text_hash
+from bench.probes.forgetting import Forgetting, forgetting
 from bench.records import Record
 from bench.registry import registered
 from report.checks import legible
@@ -59,6 +60,12 @@ class Line:
         first = self.records[0]
         order = first.spec["params"].get("order") or tuple(first.summary["models"]["student"])
         return {task: (place + 1) / len(order) for place, task in enumerate(order[:-1])}
+
+    def forgetting(self, task: str) -> Forgetting:
+        """What became of a task along training."""
+        ends = self.stage_ends
+        later = [end for end in ends.values() if end > ends.get(task, 1.0)]
+        return forgetting([r.evaluations for r in self.records], task, ends.get(task), min(later, default=None))
 
 
 @dataclass

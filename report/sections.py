@@ -142,8 +142,8 @@ def _ablations(report: Report, made: Made) -> Section:
         against = f"minus {reference.label}"
         table = Table(
             f"{_prefix(index)}ablations", f"{reference.method} with other settings: {pool.title}",
-            f"Mean score minus that of {reference.label}, paired by seed and prompt; Holm's correction over all lines "
-            "of the table of scores.",
+            f"Mean score minus that of {reference.label}, paired by seed and prompt; Holm's correction over the "
+            "exploratory family of the table of scores.",
             [Column("line", "line"), Column("against", against, "change"), Column("p", "p (Holm)", "p")],
         )  # fmt: skip
         for line in peers:
@@ -183,10 +183,12 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
     table = Table(
         "claims", "Claims of DiffusionOPD (arXiv 2605.15055) in these records",
         "holds: the whole 95% interval is on the claimed side; does not hold: it is on the other; else undecided. "
-        "Where rivals are compared, Holm's correction over all rivals of the place must agree; where gradients are, "
-        "over all of one probe's output; the other claims are tested one by one. Effects have intervals of 95%.",
+        "Where a family is named, Holm's correction within it must agree: the primary comparisons are the paper's "
+        "(joint RL, cascade and PPO-style OPD, each at its recipe), the exploratory ones the other settings and "
+        "methods that it reports to be below OPD, each by whether the teachers' cost is counted; claims without a "
+        "family are tested by themselves. Effects have intervals of 95%, not corrected.",
         [Column("where", "where"), Column("claim", "claim"), Column("quantity", "tested quantity"),
-         Column("effect", "effect", "change"), Column("verdict", "verdict")],
+         Column("effect", "effect", "change"), Column("verdict", "verdict"), Column("family", "family")],
     )  # fmt: skip
     places = {pool.place: [other for other, _ in made if other.place == pool.place] for pool, _ in made if pool.lines}
     found = [
@@ -198,6 +200,7 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
         for v in verdicts:
             table.rows.append({
                 "where": where, "claim": v.claim, "quantity": v.quantity, "effect": v.effect, "verdict": v.verdict,
+                "family": v.family or None,
             })  # fmt: skip
     report.show(section, table)
     return section

@@ -12,7 +12,12 @@ def sweep(
     study: Annotated[Path, typer.Argument(help="A study's YAML file, or the name of one in sweeps/.")],
     workers: Annotated[int, typer.Option("--workers", min=1, help="How many take trials side by side.")] = 1,
     storage: Annotated[
-        str | None, typer.Option("--storage", help="URL of an Optuna RDB storage; default: a journal file.")
+        str | None,
+        typer.Option(
+            "--storage",
+            help="URL of an Optuna RDB storage, or env:NAME for the one in an environment variable; default: a journal "
+            "file. A URL with a password reaches jobs by the environment (BENCH_STORAGE), never by a file.",
+        ),
     ] = None,
     results: Annotated[Path, typer.Option("--results", help="Folder for studies; must lie in 'results'.")] = Path(
         "results/sweeps"
@@ -26,12 +31,16 @@ def sweep(
     from bench.errors import PartialError, UsageError
     from bench.files import results_root
     from bench.placement import placement
-    from sweeps.study import Place, open_study, read_study
+    from bench.teacher_sets import check_teachers
+    from sweeps.storage import Place, check_storage, for_jobs, storage_url
+    from sweeps.study import open_study, read_study
     from sweeps.summary import show, summarise
     from sweeps.worker import Claims, complete, work
 
     spec, where = read_study(study), placement(executor, profile, slurm)
-    place = Place(results_root(results) / spec.name, storage)
+    place = Place(results_root(results) / spec.name, storage_url(storage))
+    check_teachers([spec.run(spec.example(), spec.seed_list[0])])
+    check_storage(place)
 
     def close(found) -> None:
         show(spec, summarise(spec, found, place), place)
@@ -40,9 +49,9 @@ def sweep(
     if where.executor == "inline":
         if workers > 1:
             raise UsageError("several workers need --executor local or slurm")
-        from rich.console import Console
+        from bench.printing import terminal
 
-        console = Console(stderr=True, highlight=False)
+        console = terminal(stderr=True)
         found = work(spec, place, lambda text: console.print(text, soft_wrap=True))
         close(found)
         return
@@ -51,10 +60,11 @@ def sweep(
 
     with Claims(place.folder / "trials").alone():
         found = open_study(spec, place)
-    words = ("sweep", str(study), "--results", str(results), *(("--storage", storage) if storage else ()))
+    address = for_jobs(storage)
+    words = ("sweep", str(study), "--results", str(results), *(("--storage", address) if address else ()))
     jobs = [Job(f"worker {index}", words) for index in range(workers)]
     device = spec.run(spec.example(), spec.seed_list[0]).device
     failures = dispatch(jobs, place.folder, where, device, lambda label, error: print(f"{label}: {error or 'done'}"))
     close(found)
-    if failures and not complete(spec, found):  # one worker's death is nothing where the others did the work
+    if failures and not complete(spec, found, place):  # one worker's death is nothing where the others did the work
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))

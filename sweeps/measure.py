@@ -10,7 +10,8 @@ from bench.records import score
 from bench.runner import Session, execute
 from bench.spec import Spec, describe
 from bench.store import Run
-from sweeps.study import Place, Scalar, StudySpec
+from sweeps.storage import Place, make_folder
+from sweeps.study import Scalar, StudySpec
 
 BUSY_S = 2.0
 Reached = Callable[[int, float], bool]
@@ -45,7 +46,7 @@ def measure(spec: StudySpec, place: Place, chosen: dict[str, Scalar], reached: R
                 if reached(point, mean) and progress.share < 1:
                     raise PrunedError
 
-        place.runs.mkdir(parents=True, exist_ok=True)
+        make_folder(place.runs)
         summary = _when_free(run, Session(place.runs, listen=listen))
         runs.append(Run(place.runs, run, fingerprint).folder.name)
         for task, row in summary["models"]["student"].items():

@@ -4,21 +4,24 @@ import json
 import secrets
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import MissingError, UsageError, one_line, unknown
-from bench.files import write_atomic
+from bench.contradictions import leaves
+from bench.errors import UsageError, unknown
+from bench.files import read_text, write_atomic
 from bench.hashing import seed_of, text_hash
 from bench.registry import task_names
 from bench.settings import as_number, first_problem, parse_seeds, read_yaml
 from bench.spec import Spec, resolve
+from sweeps.storage import Place, make_folder, open_storage, storage_errors
 
 Scalar = bool | int | float | str
+LARGEST = 10**15
+"""Beyond it Optuna's samplers lose whole numbers."""
 MEAN = "mean"
 
 
@@ -42,10 +45,15 @@ class Axis(Part):
     def _range_or_choices(self) -> "Axis":
         if (self.choices is None) == (self.low is None) or (self.low is None) != (self.high is None):
             raise ValueError("give either low and high, or choices")
+        if self.low is not None and not (abs(self.low) <= LARGEST and abs(self.high) <= LARGEST):
+            raise ValueError(f"low {self.low} and high {self.high} must lie within {LARGEST:.0e}")
         if self.low is not None and not self.low < self.high:
             raise ValueError(f"low {self.low} is not below high {self.high}")
         if self.log and (self.choices is not None or self.low <= 0):
             raise ValueError("log needs a range above 0")
+        for index, choice in enumerate(self.choices or ()):
+            if choice in self.choices[:index]:
+                raise ValueError(f"choices name {choice!r} twice")
         return self
 
     def holds(self, value: Scalar) -> bool:
@@ -65,23 +73,23 @@ class Axis(Part):
 class StudySpec(Part):
     """A study, completely. Runs are judged on validation prompts: test prompts are for what a study has chosen."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
     method: str
     tasks: str | tuple[str, ...] = "all"
     backbone: str = "micro"
-    budget: Annotated[int, Field(gt=0)]
+    budget: Annotated[int, Field(gt=0, le=LARGEST)]
     """Training evaluations of every run: trials compare at equal compute."""
     settings: dict[str, Any] = {}
     """Fixed, as --set key=value."""
     space: Annotated[dict[str, Axis], Field(min_length=1)]
-    objective: Literal["mean"] | tuple[str, ...] = MEAN
+    objective: Literal["mean"] | Annotated[tuple[str, ...], Field(min_length=1)] = MEAN
     """mean: the mean of all tasks' held-out scores. Several tasks: one objective each, for their Pareto front."""
     sampler: Literal["tpe", "random", "nsga2"] = "tpe"
     pruner: Literal["none", "median", "halving"] = "none"
     """Stops trials that do badly along their course (bench's anytime curve); for a single objective."""
-    points: Annotated[int, Field(gt=0)] = 3
+    points: Annotated[int, Field(gt=0, le=1000)] = 3
     """Held-out evaluations along a run, the last at its end."""
-    trials: Annotated[int, Field(gt=0)]
+    trials: Annotated[int, Field(gt=0, le=100_000)]
     seeds: Annotated[int, Field(ge=0)] | str = 0
     """Of every trial, as 0 or 0-2: its value is their mean."""
     seed: int = 0
@@ -95,9 +103,15 @@ class StudySpec(Part):
             raise ValueError("a pruner needs the single objective mean")
         if self.sampler == "nsga2" and self.objective == MEAN:
             raise ValueError("nsga2 is for several objectives")
-        for key in leaves(self.settings) | self.space.keys():
+        if self.objective != MEAN and len(set(self.objective)) < len(self.objective):
+            raise ValueError(f"an objective is named twice: {', '.join(self.objective)}")
+        told: set[str] = set()
+        for key in [key for name, value in self.settings.items() for key in leaves({name: value})] + [*self.space]:
             if key.partition(".")[0] == "budget" or key in ("evaluation.split", "evaluation.points", "seed"):
                 raise ValueError(f"{key} is the study's own: budget, points and seeds are set beside settings")
+            if key in told:
+                raise ValueError(f"{key} is given twice, in settings or in settings and space")
+            told.add(key)
         return self
 
     @property
@@ -116,7 +130,7 @@ class StudySpec(Part):
     def overrides(self, chosen: dict[str, Scalar]) -> list[str]:
         """`--set` values of a run with these settings."""
         shares = ",".join(f"{(i + 1) / self.points:.4f}" for i in range(self.points - 1))
-        fixed = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
+        fixed = [f"{key}={json.dumps(value, default=str)}" for key, value in self.settings.items()]
         return [
             f"budget={{evaluations: {self.budget}}}", f"evaluation.points=[{shares}]", "evaluation.split=validation",
             *fixed, *shown(chosen),
@@ -142,15 +156,6 @@ class StudySpec(Part):
         return chosen
 
 
-def leaves(settings: dict[str, Any], prefix: str = "") -> set[str]:
-    """Dotted keys of nested settings."""
-    found: set[str] = set()
-    for key, value in settings.items():
-        path = f"{prefix}{key}"
-        found |= leaves(value, f"{path}.") if isinstance(value, dict) and value else {path}
-    return found
-
-
 def shown(chosen: dict[str, Scalar]) -> list[str]:
     """Settings as --set takes them."""
     return [f"{key}={value}" for key, value in chosen.items()]
@@ -171,6 +176,10 @@ def read_study(path: Path) -> StudySpec:
         study = StudySpec.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"study {path}: {first_problem(error, StudySpec)}") from error
+    try:
+        seeds = study.seed_list
+    except UsageError as error:
+        raise UsageError(f"study {path}: {error}") from error
     names = list(study.space)
     for index, (name, axis) in enumerate(study.space.items()):
         if other := next((key for key in axis.when if key not in names[:index]), None):
@@ -186,7 +195,7 @@ def read_study(path: Path) -> StudySpec:
         if task not in known:
             raise unknown("objective", task, [MEAN, *known])
     for tried in study.enqueue or (study.example(),):
-        study.run(dict(tried), study.seed_list[0])  # a key or value that no run takes is refused before the first trial
+        study.run(dict(tried), seeds[0])  # a key or value that no run takes is refused before the first trial
     return study
 
 
@@ -199,44 +208,34 @@ def numbers(value: Any) -> Any:
     return as_number(value) if isinstance(value, str) else value
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a study is kept."""
-
-    folder: Path
-    storage: str | None = None
-    """URL of an Optuna RDB storage; None: a journal file in the folder."""
-
-    @property
-    def runs(self) -> Path:
-        return self.folder / "runs"
-
-    @property
-    def journal(self) -> Path:
-        return self.folder / "journal.log"
-
-
 def open_study(spec: StudySpec, place: Place) -> optuna.Study:
-    """The Optuna study, made if need be. Raises UsageError if the one there was begun with another file.
+    """The Optuna study, made if need be. Raises UsageError if the one there was begun with another file, StorageError
+    if its storage cannot be used.
 
     Call it under the study's lock: two processes that make one RDB schema at once trip over each other.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place.folder.mkdir(parents=True, exist_ok=True)
+    # Optuna's warnings about databases may repeat addresses.
+    optuna.logging.set_verbosity(optuna.logging.ERROR if place.storage else optuna.logging.WARNING)
+    make_folder(place.folder)
+    storage = open_storage(place)
+    with storage_errors(place):
+        return _begun(spec, place, storage)
+
+
+def _begun(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage) -> optuna.Study:
     directions = ["maximize"] * (1 if spec.objective == MEAN else len(spec.objective))
     study = optuna.create_study(
-        storage=_storage(place), study_name=spec.name, directions=directions, load_if_exists=True,
-        pruner=_pruner(spec.pruner),
-    )  # fmt: skip
+        storage=storage, study_name=spec.name, directions=directions, load_if_exists=True, pruner=_pruner(spec.pruner)
+    )
     begun, home = study.user_attrs.get("identity"), _home(place)
     if begun is None:
-        study.set_user_attr("identity", spec.identity)
         study.set_user_attr("home", home)
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         if spec.objective != MEAN:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(spec.objective))
+        study.set_user_attr("identity", spec.identity)  # last: a worker that dies before has begun nothing
     elif begun != spec.identity:
         raise UsageError(
             f"the study {spec.name!r} in {place.folder} was begun with another method, space, budget or seeds: "
@@ -257,20 +256,7 @@ def _home(place: Place) -> str:
     path = place.folder / "home"
     if not path.exists():
         write_atomic(path, secrets.token_hex(8).encode())
-    return path.read_text()
-
-
-def _storage(place: Place):
-    if place.storage:
-        try:
-            return optuna.storages.get_storage(place.storage)
-        except ImportError as error:
-            raise MissingError(f"--storage {place.storage}: install the database's driver ({error})") from error
-        except Exception as error:  # sqlalchemy has many
-            raise UsageError(f"--storage {place.storage}: {one_line(error)}") from error
-    from optuna.storages.journal import JournalFileBackend
-
-    return optuna.storages.JournalStorage(JournalFileBackend(str(place.journal)))
+    return read_text(path)
 
 
 def _pruner(name: str) -> optuna.pruners.BasePruner:

@@ -1,19 +1,19 @@
 """What a study found: best settings or Pareto front, importances, and the command of the best run."""
 
-import json
 import shlex
 import warnings
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 from rich.table import Table
 
-from bench.files import write_atomic
+from bench.files import json_bytes, read_record, write_atomic
+from bench.printing import terminal
 from bench.records import Record
 from bench.standing import against
-from sweeps.study import MEAN, Place, StudySpec, shown
+from sweeps.storage import Place, storage_errors
+from sweeps.study import MEAN, StudySpec, shown
 from sweeps.worker import brief
 
 SHOWN = 5
@@ -21,6 +21,13 @@ SHOWN = 5
 
 def summarise(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
     """Write summary.json into the study's folder; returns the summary. Works on a half-done study."""
+    with storage_errors(place):
+        summary = _summary(spec, study, place)
+    write_atomic(place.folder / "summary.json", json_bytes(summary))
+    return summary
+
+
+def _summary(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
@@ -44,7 +51,6 @@ def summarise(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
         leader = best(spec, study, complete)[0]
         summary["best_minus_first"] = _difference(spec, place, leader, complete[0])
         summary["command"] = command(spec, leader)
-    write_atomic(place.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
 
@@ -83,7 +89,7 @@ def _difference(spec: StudySpec, place: Place, leader: FrozenTrial, first: Froze
         paths = [place.runs / name / "summary.json" for name in trial.user_attrs["runs"]]
         if not all(path.is_file() for path in paths):
             return None
-        records.append([Record(json.loads(path.read_text()), [], {}) for path in paths])
+        records.append([Record(read_record(path), [], {}) for path in paths])
     found = against(records[0], records[1], tuple(spec.task_list))
     return {"value": found.value, "low": found.low, "high": found.high}
 
@@ -97,7 +103,7 @@ def command(spec: StudySpec, trial: FrozenTrial) -> str:
 
 def show(spec: StudySpec, summary: dict, place: Place) -> None:
     """The summary as people read it, to stdout."""
-    console = Console(width=max(110, Console().width), highlight=False)
+    console = terminal(110)
     counts = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
     front = "" if spec.objective == MEAN else ", Pareto front"
     table = Table(title=f"study {spec.name}: {counts}; validation prompts, {spec.budget:,} evaluations a run{front}")

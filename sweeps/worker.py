@@ -15,9 +15,10 @@ from typing import IO
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from bench.errors import BenchError, one_line
+from bench.errors import BenchError, UsageError, one_line
 from sweeps.measure import Measured, PrunedError, measure
-from sweeps.study import MEAN, Place, Scalar, StudySpec, open_study, sampler
+from sweeps.storage import Place, StorageError, check_storage, make_folder, storage_errors
+from sweeps.study import MEAN, Scalar, StudySpec, open_study, sampler
 
 TRIES = 3
 """A trial whose worker dies this often has failed."""
@@ -30,37 +31,52 @@ class Claims:
     """Who has which trial in hand, by locks in the study's folder."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = make_folder(folder)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold while looking for a trial: two workers must not take the same one, or one too many."""
-        with (self.folder / "lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with self._open("lock") as file:
+            self._lock(file, fcntl.LOCK_EX)
             yield
 
     def take(self, number: int) -> IO | None:
         """The trial's lock, held until the file is closed; None if a living worker has it."""
-        file = (self.folder / f"{number}.lock").open("a")
+        file = self._open(f"{number}.lock")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             return None
         return file
 
+    def _open(self, name: str) -> IO:
+        try:
+            return (self.folder / name).open("a")
+        except OSError as error:
+            raise UsageError(f"cannot write {self.folder / name}: {error.strerror or error}") from error
+
+    def _lock(self, file: IO, operation: int) -> None:
+        try:
+            fcntl.flock(file, operation)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise BenchError(f"the file system of {self.folder} has no locks (flock): {error}") from error
+
 
 def work(spec: StudySpec, place: Place, say: Say = lambda _: None, carry_out: Measure = measure) -> optuna.Study:
     """Carry out trials until the study has all of its own, waiting for those of other workers; returns the study.
 
-    Raises BenchError if every trial failed.
+    Raises BenchError if every trial failed, StorageError if the storage cannot be used or breaks down on the way: the
+    same command then goes on with what is there.
     """
+    check_storage(place)
     claims = Claims(place.folder / "trials")
     with claims.alone():
         study = open_study(spec, place)
     while True:
-        with claims.alone():
+        with claims.alone(), storage_errors(place):
             taken, busy = _next(spec, study, claims)
         if taken:
             trial, chosen, lock = taken
@@ -70,15 +86,17 @@ def work(spec: StudySpec, place: Place, say: Say = lambda _: None, carry_out: Me
             time.sleep(WAIT_S)
         else:
             break
-    trials = study.get_trials(deepcopy=False)
+    with storage_errors(place):
+        trials = study.get_trials(deepcopy=False)
     if trials and all(trial.state == TrialState.FAIL for trial in trials):
         raise BenchError(f"every trial failed; the last: {trials[-1].user_attrs.get('error', 'its worker died')}")
     return study
 
 
-def complete(spec: StudySpec, study: optuna.Study) -> bool:
+def complete(spec: StudySpec, study: optuna.Study, place: Place) -> bool:
     """Whether all trials of the study have ended."""
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    with storage_errors(place):
+        states = [trial.state for trial in study.get_trials(deepcopy=False)]
     ended = [state for state in states if state not in (TrialState.WAITING, TrialState.RUNNING)]
     return len(ended) >= spec.trials and TrialState.RUNNING not in states
 
@@ -129,31 +147,39 @@ def _carry_out(
     def reached(point: int, value: float) -> bool:
         if spec.pruner == "none":
             return False
-        trial.report(value, point)
-        return trial.should_prune()
+        with storage_errors(place):
+            trial.report(value, point)
+            return trial.should_prune()
 
     words = brief(chosen)
-    trial.set_user_attr("settings", chosen)
+    with storage_errors(place):
+        trial.set_user_attr("settings", chosen)
     try:
         found = carry_out(spec, place, chosen, reached)
     except (KeyboardInterrupt, SystemExit):  # an interrupt, a time limit: no death
-        tries = trial.user_attrs.get("tries", 1)
-        trial.set_user_attr("tries", tries - 1 if tries > 1 else 0)
+        with storage_errors(place):
+            tries = trial.user_attrs.get("tries", 1)
+            trial.set_user_attr("tries", tries - 1 if tries > 1 else 0)
+        raise
+    except StorageError:  # the trial stays in hand, and is gone on with when the storage is back
         raise
     except PrunedError:
-        study.tell(trial, state=TrialState.PRUNED)
+        with storage_errors(place):
+            study.tell(trial, state=TrialState.PRUNED)
         say(f"trial {trial.number} pruned: {words}")
         return
     except Exception as error:  # whatever breaks one trial, the others go on
-        trial.set_user_attr("error", one_line(error))
-        study.tell(trial, state=TrialState.FAIL)
+        with storage_errors(place):
+            trial.set_user_attr("error", one_line(error))
+            study.tell(trial, state=TrialState.FAIL)
         say(f"trial {trial.number} failed: {words}: {one_line(error)}")
         return
-    trial.set_user_attr("scores", found.scores)
-    trial.set_user_attr("runs", found.runs)
     means = {task: sum(values) / len(values) for task, values in found.scores.items()}
     values = [sum(means.values()) / len(means)] if spec.objective == MEAN else [means[task] for task in spec.objective]
-    study.tell(trial, values)
+    with storage_errors(place):
+        trial.set_user_attr("scores", found.scores)
+        trial.set_user_attr("runs", found.runs)
+        study.tell(trial, values)
     say(f"trial {trial.number}: {', '.join(f'{value:.4f}' for value in values)}: {words}")
 
 

@@ -15,7 +15,6 @@ class Remote(PromptFileTask):
     name = "remote"
     version = "1"
     headline = "reward"
-    in_all = False
     sources: ClassVar[dict[str, str]] = SOURCE
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:

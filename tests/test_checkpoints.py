@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.checkpoints import load_checkpoint, state_dict
-from bench.errors import BenchError, DamagedError, MissingError
+from bench.errors import BenchError, DamagedError, MissingError, UsageError
 from bench.weights import load_frozen, load_processor, weights_hash
 from tasks.geneval.mmdet_weights import convert as convert_mmdet
 from tasks.preference.aesthetic import AestheticJudge, read_head
@@ -169,6 +169,15 @@ def test_folders_of_stand_ins_are_said_to_be(clip_folder: Path, tmp_path: Path, 
             look()
         assert type(refused.value) is kind
         plain(refused.value)
+
+
+def test_a_model_of_another_kind_is_refused(clip_folder: Path, detector_folder: Path) -> None:
+    from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
+
+    with pytest.raises(UsageError, match="holds a model of type 'clip', not 'mask2former': it is no detector"):
+        load_frozen(Mask2FormerForUniversalSegmentation, str(clip_folder), "cpu", "detector")
+    with pytest.raises(UsageError, match="holds a model of type 'mask2former', not 'clip': it is no CLIP model"):
+        load_frozen(CLIPModel, str(detector_folder), "cpu", "CLIP model")
 
 
 def test_torch_weights_in_folders_are_looked_at_too(clip_folder: Path, tmp_path: Path) -> None:

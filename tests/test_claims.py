@@ -134,5 +134,61 @@ def test_cascade_forgetting_follows_the_order_of_training(order, first: str, ver
     summary = {"models": {"student": model, "base": model}, "cost": {"evaluations": {"training": 1}}, "teachers": {}}
     runs = [Record(summary, rows, {"params": {"order": order}}) for rows in SEEDS]
     (claim,) = score_claims([line("cascade", runs)], ("a", "b"))
+    assert claim.family == "losses of cascade"
     assert claim.claim == f"cascade forgets: {first}, trained in stage 1"
     assert claim.verdict == verdict
+
+
+def test_a_cascades_loss_in_the_next_stage_is_a_claim_beside_the_one_at_the_end() -> None:
+    """GenEval-like: .8 at the end of its stage, .3 a stage later, .8 again at the end of all."""
+    runs = []
+    for e in (0.0, 0.01, 0.02):
+        at = {1 / 3: 0.8 + e, 2 / 3: 0.3 - e, 1.0: 0.8}
+        runs.append([
+            {"share": share, "task": task, "headline": "m", "strata": [""] * 2, "rows": {"m": [value, value]}}
+            for share, value in at.items() for task in "abc"
+        ])  # fmt: skip
+    model = {task: runs[0][-3 + i] for i, task in enumerate("abc")}
+    summary = {"models": {"student": model, "base": model}, "cost": {"evaluations": {"training": 1}}, "teachers": {}}
+    found = verdicts_of(
+        score_claims([line("cascade", [Record(summary, r, {"params": {}}) for r in runs])], tuple("abc"))
+    )
+    assert found["cascade forgets: a, trained in stage 1, by the end of stage 2"] == "holds"
+    assert found["cascade forgets: a, trained in stage 1"] == "undecided"
+
+
+def verdicts_of(claims: list) -> dict[str, str]:
+    return {v.claim: v.verdict for v in claims}
+
+
+def test_primary_claims_do_not_pay_for_exploratory_ones() -> None:
+    scores = [0.38, 0.4, 0.42, 0.47]
+    opd = line("opd_analytic", [record(s, 0.5, [0.5], True) for s in range(4)])
+    runs = [record(s, v, [v], False) for s, v in enumerate(scores)]
+    joint = line("multi_reward", [replace(r, spec=r.spec | {"params": {"engine": "nft"}}) for r in runs])
+    many = [line(f"sft n={i}", [record(s, v, [v], True) for s, v in enumerate(scores)]) for i in range(30)]
+    found = score_claims([opd, joint, *many], ("t",))
+    families = {v.claim: v.family for v in found if "beats" in v.claim}
+    claim = "analytic OPD beats multi_reward at equal compute (teachers' cost not counted)"
+    assert families[claim] == "primary, teachers' cost not counted"
+    assert verdicts_of(found)[claim] == "holds"
+    assert next(iter(families)) == claim  # primary ones come first
+    assert set(families.values()) - {families[claim]} == {"exploratory, teachers' cost not counted"}
+
+
+def test_the_order_of_rivals_is_compared_pair_by_pair() -> None:
+    def rival(method: str, engine: str, level: float, cost: float = 1000) -> Line:
+        runs = [record(s, level + 0.01 * (s % 2), [level], False) for s in range(4)]
+        return line(
+            f"{method} engine={engine}", [replace(r, spec=r.spec | {"params": {"engine": engine}}) for r in runs], cost
+        )
+
+    lines = [rival("cascade", "nft", 0.5), rival("multi_reward", "grpo_guard", 0.3), rival("multi_reward", "nft", 0.7)]
+    found = {v.claim: v.verdict for v in score_claims(lines, ("t",)) if "order" in v.claim}
+    assert found == {
+        "the paper's order of rivals: cascade engine=nft above multi_reward engine=grpo_guard": "holds",
+        "the paper's order of rivals: cascade engine=nft above multi_reward engine=nft": "does not hold",
+        "the paper's order of rivals: multi_reward engine=grpo_guard above multi_reward engine=nft": "does not hold",
+    }
+    apart = [lines[0], rival("multi_reward", "nft", 0.7, 5000)]
+    assert not [v for v in score_claims(apart, ("t",)) if "order" in v.claim]  # they did not spend the same

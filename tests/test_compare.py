@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.comparison import overrides_of, parse_axis, settle, variants
+from bench.comparison import EQUAL, beyond_budget, overrides_of, parse_axis, settle, target_text, variants
 from bench.errors import UsageError
 from bench.probe_command import probe_specs
 from bench.records import Record
 from bench.spec import resolve
 from bench.standing import Goal, standings
+from report import lines as report_lines
 from report.tables import cosines
 from tests.commands import bench
 
@@ -63,6 +64,95 @@ def test_settings_of_one_method_among_several() -> None:
     assert overrides_of("merge", methods, given) == ["optimizer.lr=1", "lora.rank=4"]
 
 
+def test_settings_of_teachers_are_for_methods_that_have_them() -> None:
+    methods, given = ["opd_analytic", "multi_reward"], ["teachers.ocr=train", "teacher_guidance={ocr: 2}"]
+    assert overrides_of("opd_analytic", methods, given) == given
+    assert overrides_of("multi_reward", methods, given) == []
+    with pytest.raises(UsageError, match="takes no teachers"):
+        resolve("multi_reward", ["ocr"], overrides=overrides_of("multi_reward", ["multi_reward"], given))
+
+
+CONTRADICTIONS = {
+    "an axis twice": (["--grid", "steps=3", "--grid", "steps=5"], ["--grid steps=3", "--grid steps=5"]),
+    "an axis in two spellings": (["--grid", "steps=3", "sampler.steps=5"], ["steps=3", "sampler.steps=5"]),
+    "an axis of one method and of all": (["--grid", "opd_analytic.steps=3", "steps=5"], ["opd_analytic.steps=3"]),
+    "an axis and a setting": (["--grid", "steps=3,5", "--set", "sampler.steps=3"], ["--set sampler.steps=3"]),
+    "an axis and a section": (["--grid", "steps=3,5", "--set", "sampler={steps: 3}"], ["sampler.steps"]),
+    "an axis of one method and a setting": (
+        ["--grid", "opd_analytic.lr=1e-3,1e-4", "--set", "optimizer.lr=1e-3"], ["opd_analytic.lr=1e-3,1e-4"],
+    ),
+    "a setting twice": (["--set", "optimizer.lr=1", "--set", "optimizer.lr=2"], ["lr=1 and --set optimizer.lr=2"]),
+    "a setting and its section": (["--set", "sampler.steps=3", "--set", "sampler={steps: 5}"], ["sampler.steps"]),
+    "a setting of one method and of all": (
+        ["--set", "optimizer.lr=1", "--set", "opd_analytic.optimizer.lr=2"], ["opd_analytic.optimizer.lr=2"],
+    ),
+    "one value in two spellings": (["--grid", "lr=1e-3,0.001"], ["lr=1e-3'", "lr=0.001'", "same runs"]),
+    "one run on two portions": (["--grid", "evaluation.batch=8,16"], ["same runs"]),
+    "a budget in settings": (["--set", "budget.updates=3"], ["--budget"]),
+    "a budget as an axis": (["--grid", "budget.evaluations=1000,2000"], ["--budget"]),
+    "a method twice": (["--methods", "merge,sft,merge"], ["a method is named twice"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_settings_that_contradict_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    given, expected = CONTRADICTIONS[name]
+    done = bench(["compare", "--methods", "opd_analytic,merge", "--tasks", "ocr", *given], tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert all(text in done.stderr for text in expected), done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["optimizer.lr=1e-3", "optimizer.lr=1e-4"],
+        ["budget.updates=3", "budget.evaluations=300"],
+        ["params.trajectories=4", "params={trajectories: 8}"],
+    ],
+)
+@pytest.mark.parametrize("command", ["run --method", "probe --methods"])
+def test_a_setting_given_twice_is_refused_by_every_command(command: str, sets: list[str], tmp_path: Path) -> None:
+    given = [word for text in sets for word in ("--set", text)]
+    done = bench([*command.split(), "opd_analytic", "--tasks", "ocr", *given], tmp_path)
+    assert done.returncode == 2 and "contradict one another" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_setting_given_twice_with_one_value_is_no_contradiction() -> None:
+    given = ["optimizer.lr=1e-3", "opd_analytic.optimizer.lr=0.001"]
+    assert len(overrides_of("opd_analytic", ["opd_analytic"], given)) == 2
+
+
+def test_points_of_the_users_own_take_the_place_of_the_comparisons(spec) -> None:
+    line = variants([], {"opd_analytic": spec})[0]
+    member, words = settle(line, ["ocr"], 0, "micro", 5000, ["evaluation.points=[0.5]"])
+    assert member.evaluation.points == (0.5,)
+    assert sum(word.startswith("evaluation.points") for word in words) == 1  # `bench run` would refuse it twice
+
+
+def test_budgets_are_equal_as_in_the_report() -> None:
+    assert report_lines.EQUAL == EQUAL
+    spent = {"at": 1000.0, "near": 1050.0, "beyond": 1051.0, "idle": 0.0}
+    assert beyond_budget(1000, spent) == {"beyond": 1051.0}
+    assert [report_lines.near(count, 1000) for count in (1050.0, 1051.0)] == [True, False]
+
+
+def test_what_is_spent_beyond_the_budget_is_said_before_and_after(tmp_path: Path) -> None:
+    words = ["compare", "--methods", "opd_analytic,merge", "--tasks", "ocr", "--seeds", "0", "--executor", "inline"]
+    words += ["--set", "evaluation.steps=1", "--set", "evaluation.split=validation", "--set", "evaluation.points=[]"]
+    done = bench([*words, "--budget", "400"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    told, _, after = done.stderr.partition("\n")
+    assert told.startswith("note: opd_analytic will spend 480 training evaluations of --budget 400")
+    assert "opd_analytic, seed 0: done" in after
+    assert "budget 400 training evaluations, spent 480; more than 5% beyond it" in " ".join(done.stdout.split())
+    done = bench([*words, "--budget", "480"], tmp_path)
+    assert "note:" not in done.stderr
+    assert "480 training evaluations each" in done.stdout
+
+
 def test_member_command_gives_the_member_spec(spec) -> None:
     line = variants(["eta=0.3", "kernel=cps"], {"opd_analytic": spec})[0]
     member, words = settle(line, ["ocr"], 2, "micro", 5000, [])
@@ -103,6 +193,75 @@ def test_standings_by_hand() -> None:
     assert rl.against_reference.p <= 0.001
     alone = standings({label: rs[:1] for label, rs in groups.items()}, ("t",), "opd", {"t": 5000.0})
     assert np.isnan(alone[1].against_reference.p)  # one run of each says nothing of the methods
+
+
+def named(records: list[Record], method: str, **params) -> list[Record]:
+    return [replace(r, summary=r.summary | {"method": method}, spec=r.spec | {"params": params}) for r in records]
+
+
+def test_the_papers_comparisons_are_a_family_whatever_else_a_table_holds() -> None:
+    scores = {"cascade": [0.5, 0.52, 0.58], "multi_reward": [0.6, 0.65, 0.66]}
+    groups = {"opd": named([record(s, 0.7, [0.7], True) for s in range(3)], "opd_analytic")}
+    for method, values in scores.items():
+        runs = [record(s, value, [value], False) for s, value in enumerate(values)]
+        groups[method] = named(runs, method, engine="nft")
+    before = {s.label: s for s in standings(groups, ("t",), "opd", {"t": 1.0})}
+    noise = [record(s, 0.7 + 0.1 * (s - 1), [0.7], True) for s in range(3)]
+    more = groups | {f"sft {k}": named(noise, "sft") for k in range(20)}
+    more["multi_reward engine=grpo"] = named(noise, "multi_reward", engine="grpo")
+    after = {s.label: s for s in standings(more, ("t",), "opd", {"t": 1.0})}
+    for label in scores:
+        assert after[label].family == "primary"
+        assert after[label].against_reference.p == before[label].against_reference.p
+    assert after["sft 3"].family == after["multi_reward engine=grpo"].family == "exploratory"
+    assert before["opd"].family == ""
+    turned = standings(more, ("t",), "sft 0", {"t": 1.0})
+    assert {s.family for s in turned} == {"", "exploratory"}  # they are comparisons with analytic OPD
+
+
+def test_never_of_the_mean_says_how_many_seeds_get_there() -> None:
+    curves = [[0.3, 0.66, 0.3], [0.3, 0.3, 0.64], [0.3, 0.3, 0.3]]
+    groups = {
+        "opd": [record(s, 0.7, [0.3, 0.7, 0.7], True) for s in range(3)],
+        "rl": [record(s, curve[-1], curve, False) for s, curve in enumerate(curves)],
+    }
+    opd, rl = standings(groups, ("t",), "opd", {"t": 1.0})
+    assert (opd.seeds_at_target, rl.seeds_at_target) == (3, 2)
+    assert np.isinf(rl.time_to_target)
+    assert target_text(rl) == "never (2 of 3)"
+    assert target_text(opd) == "1k (3 of 3)"
+    (untaught,) = standings({"rl": groups["rl"]}, ("t",), "rl", {})
+    assert target_text(untaught) == "-"
+
+
+def test_what_a_headline_hides_stands_beside_it() -> None:
+    def seen(seed: int, strict: float) -> Record:
+        found = record(seed, 0.6, [0.6], True)
+        for model in found.summary["models"].values():
+            model["t"]["rows"]["strict"] = [strict] * 4
+            model["u"] = {"headline": "m", "strata": [""] * 4, "rows": {"m": [0.5] * 4}}
+        found.summary["models"]["student"]["u"]["rows"]["m"] = [0.3] * 4
+        found.summary["models"]["teacher u"] = found.summary["models"]["teacher t"] | {
+            "u": {"headline": "m", "strata": [""] * 4, "rows": {"m": [0.9] * 4}}
+        }
+        return found
+
+    (line,) = standings({"opd": [seen(0, 0.25), seen(1, 0.75)]}, ("t", "u"), "opd", {})
+    assert line.beside["t: strict"].value == pytest.approx(0.5)
+    assert set(line.beside) == {"t: strict"}
+    assert line.worst_task == "u"
+    assert line.worst.value == pytest.approx((0.3 - 0.5) / (0.9 - 0.5))
+
+
+def test_equivalence_has_a_margin_of_a_tenth_of_the_gain() -> None:
+    near = [record(s, 0.7 + value, [0.7], True) for s, value in enumerate((0.001, -0.002, 0.001, 0.0))]
+    wide = [record(s, 0.7 + value, [0.7], True) for s, value in enumerate((0.2, -0.2, 0.1, -0.1))]
+    opd = [record(s, 0.7, [0.7], True) for s in range(4)]
+    _, near_, wide_, same = standings({"opd": opd, "near": near, "wide": wide, "same": opd[:]}, ("t",), "opd", {})
+    assert near_.margin == pytest.approx(0.05)
+    assert near_.p_equivalent < 0.05 < wide_.p_equivalent
+    assert wide_.against_reference.p > 0.05
+    assert np.isnan(same.p_equivalent)
 
 
 def test_what_is_the_same_counts_once_and_is_no_test() -> None:

@@ -79,6 +79,23 @@ def test_a_stages_end_is_the_nearest_recorded_point_or_none(recorded: tuple[floa
     assert found is None if change is None else found.value == pytest.approx(change)
 
 
+def test_what_the_next_stage_undoes_and_a_later_one_brings_back() -> None:
+    """A cascade of three: the first task falls in the second stage and is back at the end of all."""
+    runs = [
+        run({1 / 3: {"a": [0.8 + e, 0.8 - e]}, 2 / 3: {"a": [0.3 + e, 0.3]}, 1.0: {"a": [0.8, 0.8 - 2 * e]}})
+        for e in (0.0, 0.05, 0.1)
+    ]
+    found = forgetting(runs, "a", own_stage_end=1 / 3, next_stage_end=2 / 3)
+    assert found.change_in_next_stage.value == pytest.approx(-0.475)
+    assert found.change_in_next_stage.high < 0
+    assert found.change_after_own_stage.value == pytest.approx(-0.05)
+    assert found.change_after_own_stage.high > 0
+    assert (
+        forgetting(runs, "a", own_stage_end=2 / 3, next_stage_end=1.0).change_in_next_stage is None
+    )  # that is the end
+    assert forgetting(runs, "a", own_stage_end=1 / 3, next_stage_end=0.5).change_in_next_stage is None  # not recorded
+
+
 def test_a_proxy_that_rises_while_gold_falls() -> None:
     runs = [with_gold([(0.5, 0.6, 0.5), (1.0, 0.8, 0.3)]), with_gold([(0.5, 0.6, 0.7), (1.0, 0.9, 0.4)])]
     found = over_optimisation(runs, "p")

@@ -10,6 +10,8 @@ import torch
 from bench.backbones.compute import Compute
 from bench.backbones.micro import descriptor
 from bench.backbones.shape_only import ShapeOnly
+from bench.backbones.size import Size
+from bench.budget import Passes
 from bench.errors import UsageError
 from bench.lab import STUDENT
 from bench.perf import ceilings, command, kernels, updates
@@ -38,12 +40,12 @@ def fast(monkeypatch) -> None:
     monkeypatch.setattr(command, "overhead", partial(overhead, updates=4))
 
 
-def gradient(variant: updates.Variant, guidance: float) -> tuple[torch.Tensor, int]:
+def gradient(variant: updates.Variant, guidance: float) -> tuple[torch.Tensor, Passes]:
     lab = updates.laboratory(descriptor().load("cpu"), TEXTS, guidance)
     shake(lab.backbone, "teacher")
     shake(lab.backbone, STUDENT, 0.02)
-    evaluations = updates.count(lab, updates.update(lab, variant))
-    return torch.cat([p.grad.flatten() for p in lab.backbone.adapters.parameters(STUDENT)]), evaluations
+    passes = updates.count(lab, updates.update(lab, variant))
+    return torch.cat([p.grad.flatten() for p in lab.backbone.adapters.parameters(STUDENT)]), passes
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -52,12 +54,14 @@ def test_every_variant_makes_the_same_gradient(fast, guidance: float) -> None:
     baseline, *others = updates.variants(6)[:4]
     wanted, cost = gradient(baseline, guidance)
     branches = 1 if guidance == 1 else 2
-    assert cost == updates.TRAJECTORIES * branches * (10 + 9 * 3 + 9)  # rollout, training, teacher
+    # rollout, training, teacher
+    assert cost.evaluations == updates.TRAJECTORIES * branches * (10 + 9 * 3 + 9)
+    assert cost == Passes(forward=10 + 9, trained=9) * (updates.TRAJECTORIES * branches)
     for variant in others:
-        found, evaluations = gradient(variant, guidance)
+        found, passes = gradient(variant, guidance)
         assert (found - wanted).norm() < 1e-4 * wanted.norm(), variant.label
         if variant.label == "fused":
-            assert evaluations == updates.TRAJECTORIES * branches * (9 * 3 + 9)
+            assert passes == Passes(forward=9, trained=9) * (updates.TRAJECTORIES * branches)
 
 
 @pytest.mark.slow
@@ -91,10 +95,33 @@ def test_the_shape_only_model_trains_and_is_measured(fast) -> None:
     ways = (updates.variants(6)[0], updates.variants(6)[4])
     rows = updates.table(make, Compute(resolution=64, precision="bfloat16"), TEXTS, 4.5, ways)
     assert [row["evaluations"] for row in rows] == [6 * 2 * (10 + 27 + 9), 6 * 2 * (27 + 9)]
-    hours = preset_hours(rows)
+
+
+def test_operations_of_a_row_are_counted_not_its_evaluations(fast) -> None:
+    """A training pass is a forward pass and a backward pass of its own cost, not three forward passes."""
+    size = Size(TINY, 8, 205, {})
+    one = size.training(1, updates.RANK, None, Compute())
+    again = size.training(1, updates.RANK, None, Compute(gradient_checkpointing=True))
+    row = {"passes": {"forward": 5, "trained": 7}, "gradient_checkpointing": False}
+    assert command.operations(row, size, Compute()) == 5 * size.flops + 7 * (one.forward + one.backward)
+    row["gradient_checkpointing"] = True
+    assert command.operations(row, size, Compute()) == 5 * size.flops + 7 * (again.forward + again.backward)
+    assert again.backward > one.backward + 0.8 * one.forward
+    rates = [
+        {"update": "rollout alone", "flop_per_s": 9.0},
+        {"update": "a", "flop_per_s": 2.0},
+        {"error": 1, "update": "b"},
+    ]
+    assert command.fastest(rates) == 2.0
+
+
+def test_presets_take_what_is_counted() -> None:
+    """24 trajectories of three tasks; GenEval's teacher draws without guidance; the backward pass is checkpointed."""
+    hours = preset_hours(250e12)
     assert set(hours) >= {"diffusionopd-sd35", "nft-sd35", "flow-grpo-sd35-ocr"}
-    fastest = max(row["evaluations_per_s"] for row in rows)
-    assert hours["diffusionopd-sd35"] == pytest.approx(4_968_000 / fastest / 3600)
+    forward, trained = 24 * 9 * (1 + 2 + 2), 24 * 9 * 2 * 3
+    flop = forward * 2.225e12 + trained * 2.247e12 * (1 + 2.1212)
+    assert hours["diffusionopd-sd35"] == pytest.approx(1000 * flop / 250e12 / 3600, rel=2e-3)
 
 
 def test_what_does_not_fit_is_a_row_not_an_end(fast, monkeypatch) -> None:

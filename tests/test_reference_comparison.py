@@ -10,8 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.comparison import print_standings
-from bench.standing import Standing, standings
+from bench.comparison import print_standings, target_text
+from bench.records import design, prompts_known
+from bench.standing import Standing, against, standings
+from bench.stats import Difference, Estimate, holm
+from report.claims import score_claims
 from report.evidence import collect
 from report.lines import Line, pools
 from report.sections import make
@@ -126,11 +129,60 @@ def test_readme_shows_the_stored_comparison(compared: Compared, table: list[Stan
     for line in table:
         own = line.label == "opd_analytic"
         gap = ["", ""] if own else [str(line.against_reference), plain(line.against_reference.p, "p")]
-        row = " | ".join([line.label, str(line.gain), *gap])
+        cost = f"{(line.training_evaluations + line.teacher_evaluations) / 1000:,.0f}k"
+        hidden = [f"{line.worst_task} {line.worst}", *map(str, line.beside.values())]
+        row = " | ".join([line.label, str(line.gain), *gap, line.family, *hidden, target_text(line), cost])
         assert f"| {row} |" in readme, row
+
+
+def told(value: Estimate | Difference, turned: bool = False) -> str:
+    """As the texts write it: .090 [.051, .130]; `turned` is a loss for a change, +.077 a change."""
+    if not turned:
+        ends = [f"{x:+.3f}".replace("0.", ".") for x in (value.value, value.low, value.high)]
+    else:
+        ends = [f"{-x:.3f}".replace("0.", ".") for x in (value.value, value.high, value.low)]
+    return f"{ends[0]} [{ends[1]}, {ends[2]}]"
+
+
+def test_sentences_say_what_the_records_do(unpacked: Path, compared: Compared, table: list[Standing]) -> None:
+    """The numbers in running text of both READMEs, that tables do not hold."""
+    texts = {name: " ".join((ROOT / name / "README.md").read_text().split()) for name in (".", "results/reference")}
+    long = read(unpacked / "long" / "comparison-29b0b8b9ad.json")
+    lines = {line.label: line for line in compared.lines}
+    for found, p in ((lines["cascade"], ".008"), (next(x for x in long.lines if x.method == "cascade"), ".005")):
+        change = found.forgetting("geneval")
+        assert f"{told(change.change_in_next_stage, turned=True)} (p {p})" in texts["."]
+        assert f"{told(change.change_in_next_stage)} (p {p}" in texts["results/reference"]
+        for text in texts.values():
+            assert told(change.change_after_own_stage) in text
+    claims = {v.claim: v for v in score_claims([*compared.lines, *long.lines], compared.tasks)}
+    assert (
+        told(against(lines["multi_reward engine=nft"].records, lines["cascade"].records, compared.tasks)).replace(
+            "+", ""
+        )
+        in texts["."]
+    )
+    for claim, p in (("multi_reward engine=nft", ".049"), ("cascade", ".049")):
+        name = f"analytic OPD beats {claim} at equal compute (teachers' cost not counted)"
+        assert f"Holm p 0{p}" in claims[name].quantity and f"p is {p} for both" in texts["."]
+    raw = [against(x.records, lines["opd_analytic"].records, compared.tasks).p for x in compared.lines]
+    together = dict(zip([x.label for x in compared.lines], holm(raw)))
+    assert {plain(together[x], "p") for x in ("cascade", "multi_reward engine=nft")} == {"0.073"}
+    assert all("would be .073" in text for text in texts.values())
+    by_label = {line.label: line for line in table}
+    assert f"{by_label['off_policy'].p_equivalent:.3f}" == "0.012" and "p .012" in texts["."]
+    assert f"{by_label['off_policy'].margin:.3f}" == "0.027" and ".027" in texts["."]
 
 
 def test_stored_probes_name_what_they_measured() -> None:
     for path in set((STORED / "probes").glob("*.json")) - {STORED / "probes" / "excess.json"}:
         for probe in json.loads(path.read_text()):
             assert {"method", "backbone", "student", "sampler", "params", "all"} <= set(probe)
+
+
+def test_stored_records_take_their_prompts_from_the_registered_tasks(compared: Compared) -> None:
+    rows = compared.lines[0].records[0].summary["models"]["student"]
+    assert {prompts_known(row) for row in rows.values()} == {"task"}
+    prompts = {task: len(set(design(row).clusters.tolist())) for task, row in rows.items()}
+    assert prompts == {"geneval": 121, "ocr": 192, "pickscore": 192}
+    assert len(rows["geneval"]["strata"]) == 288

@@ -109,7 +109,9 @@ def test_aliases_that_people_write_are_taken(tmp_path: Path) -> None:
     assert read_yaml(path) == {"base": {"rank": 4}, "lora": {"rank": 4}, "name": "café"}
 
 
-@pytest.mark.parametrize("text", ["0-9999999999", "99999999999999999999", "1-0", "0,0", "", "-1", "a", "0-", "²", "0-2-3"])
+@pytest.mark.parametrize(
+    "text", ["0-9999999999", "99999999999999999999", "1-0", "0,0", "", "-1", "a", "0-", "²", "0-2-3"]
+)
 def test_seeds_that_nobody_can_mean(text: str) -> None:
     with pytest.raises(UsageError):
         parse_seeds(text)
@@ -122,7 +124,11 @@ def test_seeds_and_overrides_that_people_write() -> None:
 
 
 def test_unknown_keys_name_the_nearest_in_any_section(tmp_path: Path) -> None:
-    for setting, near in {"lora.rnk=3": "lora.rank", "params.chnk=3": "params.chunk", "samplr.steps=3": "sampler"}.items():
+    for setting, near in {
+        "lora.rnk=3": "lora.rank",
+        "params.chnk=3": "params.chunk",
+        "samplr.steps=3": "sampler",
+    }.items():
         with pytest.raises(UsageError, match=f"did you mean '{near}'"):
             resolve("opd_analytic", ["ocr"], overrides=[setting])
     with pytest.raises(UsageError, match=r"params\.nft\.bta"):

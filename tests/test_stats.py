@@ -5,9 +5,14 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from bench.stats import (
+    Design,
     Estimate,
+    codes,
+    equivalence,
     estimate,
+    estimates,
     holm,
+    holm_within,
     interquartile_mean,
     joined,
     paired_difference,
@@ -142,3 +147,117 @@ def test_p_is_the_t_tests_where_rows_say_nothing() -> None:
     seeds = np.array([0.3, 0.1, 0.25, 0.4])
     found = paired_difference(np.repeat(seeds[:, None], 5, 1), np.zeros(5), np.zeros(5))
     assert found.p == pytest.approx(ttest_1samp(seeds, 0).pvalue, rel=1e-6)
+
+
+def clustered(prompts: list[tuple[int, int]]) -> Design:
+    """Strata of (prompts, pictures), the pictures cycling through the prompts, as GenEval's on micro do."""
+    strata = np.concatenate([np.full(pictures, tag) for tag, (_, pictures) in enumerate(prompts)])
+    return Design(
+        strata, np.concatenate([np.arange(pictures) % n + 100 * t for t, (n, pictures) in enumerate(prompts)])
+    )
+
+
+MICRO = [(2, 48), (10, 48), (6, 48), (16, 48), (39, 48), (48, 48)]
+"""Prompts and pictures of GenEval's tags on micro."""
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "least"),
+    [([(100, 400)], 1, 0.93), ([(16, 48)] * 6, 1, 0.93), ([(16, 48)] * 6, 5, 0.93), (MICRO, 3, 0.91), (MICRO, 5, 0.91)],
+)
+def test_intervals_of_pictures_that_share_prompts_cover(
+    prompts: list[tuple[int, int]], seeds: int, least: float
+) -> None:
+    """At their rate, and so does p; with pictures for clusters they cover visibly less.
+
+    Two prompts that decide over a sixth of the score tell too little of their own spread for quite the full rate.
+    """
+    rng, design = np.random.default_rng(0), clustered(prompts)
+    covered, rejected = np.zeros(2), np.zeros(2)
+    for _ in range(600):
+        of_prompts = rng.normal(size=design.clusters.max() + 1)[design.clusters]
+        values = 0.3**0.5 * of_prompts + 0.7**0.5 * rng.normal(size=(seeds, len(design.strata)))
+        correct = (values > 0).astype(float)
+        for way, of in enumerate((design, design.strata)):
+            found = paired_difference(correct, np.full(correct.shape[1], 0.5), of)
+            covered[way] += found.low <= 0 <= found.high
+            rejected[way] += found.p < 0.05
+    assert least <= covered[0] / 600 <= 0.975
+    assert rejected[0] / 600 <= 1 - least + 0.005
+    assert covered[1] < covered[0] - 0.02 * 600
+    assert rejected[1] > rejected[0]
+
+
+def test_clustered_standard_error_by_hand() -> None:
+    """Four prompts of two equal pictures are four observations, not eight; alone they are what the bootstrap draws."""
+    means = np.array([0.0, 1.0, 1.0, 0.5])
+    values, prompts = np.repeat(means, 2), Design(np.zeros(8), np.repeat(np.arange(4), 2))
+    assert estimate(values, prompts) == estimate(means, np.zeros(4))
+    draws = resampled_means(values[None], prompts)
+    wide = 3.182 / 1.960  # Student's t with three degrees of freedom over the normal
+    assert draws.std() == pytest.approx(wide * means.std(ddof=1) / 2, rel=0.03)
+    assert estimate(values, np.zeros(8)).high - estimate(values, np.zeros(8)).low < np.ptp(
+        np.quantile(draws, [0.025, 0.975])
+    )
+
+
+def test_order_of_rows_and_labels_of_clusters_do_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    values, design = rng.random((3, 12)), clustered([(2, 6), (3, 6)])
+    order = rng.permutation(12)
+    other = Design(design.strata[order], np.array([f"prompt {100 - c}" for c in design.clusters[order]]))
+    one, two = estimate(values, design), estimate(values[:, order], other)
+    assert (one.value, one.low, one.high) == pytest.approx((two.value, two.low, two.high), abs=0.02)
+    assert design.clustered and not Design(np.zeros(3)).clustered
+    assert codes(["b", "a", "b"]).tolist() == [0, 1, 0]
+    kept = design.kept(np.array([0, 2, 6]))
+    assert (kept.strata.tolist(), kept.clusters.tolist()) == ([0, 0, 1], [0, 0, 100])
+
+
+def test_one_cluster_has_no_interval_and_a_lone_one_beside_others_adds_no_chance() -> None:
+    alone = estimate(np.array([0.2, 0.4]), Design(np.zeros(2), np.zeros(2)))
+    assert alone.value == pytest.approx(0.3) and np.isnan(alone.low)
+    both = estimate(np.array([0.5, 0.0, 1.0, 0.0, 1.0]), np.array([0, 1, 1, 1, 1]))
+    half = estimate(np.array([0.0, 1.0, 0.0, 1.0]), np.zeros(4))
+    assert both.high - both.low == pytest.approx((half.high - half.low) / 2, rel=0.05)
+
+
+def test_joined_tasks_keep_their_clusters_and_share_a_model_of_one_seed() -> None:
+    rng = np.random.default_rng(2)
+    a, b = clustered([(4, 8), (2, 8)]), clustered([(5, 5)])
+    values, design = joined({"a": (rng.random((3, 16)), a), "b": (rng.random(5), b)})
+    assert values.shape == (3, 21)
+    assert len(np.unique(design.strata)) == 3
+    assert len({*zip(design.strata.tolist(), design.clusters.tolist())}) == 4 + 2 + 5
+
+
+def test_sets_together_are_what_they_are_alone() -> None:
+    rng, design = np.random.default_rng(4), clustered(MICRO)
+    sets = [rng.random((2, 288)) for _ in range(3)]
+    for found, values in zip(estimates(sets, design), sets):
+        alone = estimate(values, design)
+        assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high))
+
+
+def test_equivalence_is_two_one_sided_t_tests() -> None:
+    seeds = np.array([0.01, -0.02, 0.015, 0.0, 0.005])
+    gaps = np.repeat(seeds[:, None], 4, 1)
+    wanted = max(
+        ttest_1samp(seeds, -0.03, alternative="greater").pvalue, ttest_1samp(seeds, 0.03, alternative="less").pvalue
+    )
+    assert equivalence(gaps, np.zeros(4), np.zeros(4), 0.03) == pytest.approx(wanted, rel=1e-6)
+    assert equivalence(gaps, np.zeros(4), np.zeros(4), 0.001) > 0.5  # too narrow a margin for such seeds
+    assert equivalence(gaps + 0.05, np.zeros(4), np.zeros(4), 0.03) > 0.9
+    assert np.isnan(equivalence(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0), 0.1))
+
+
+def test_not_distinguished_is_not_equivalent() -> None:
+    rng = np.random.default_rng(5)
+    gaps = 0.2 * rng.normal(size=(3, 1)) + 0.2 * rng.normal(size=(3, 40))
+    assert paired_difference(gaps, np.zeros(40), np.zeros(40)).p > 0.05
+    assert equivalence(gaps, np.zeros(40), np.zeros(40), 0.03) > 0.05
+
+
+def test_families_do_not_pay_for_each_other() -> None:
+    found = holm_within([0.02, 0.01, 0.03, float("nan"), 0.04], ["a", "b", "a", "a", "b"])
+    assert found[:3] == pytest.approx([0.04, 0.02, 0.04]) and np.isnan(found[3]) and found[4] == pytest.approx(0.04)

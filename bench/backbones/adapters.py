@@ -184,7 +184,7 @@ class Adapters:
         config, state = read_adapter(folder)
         try:
             self.add(name, config, trainable=trainable)
-        except (ValueError, TypeError, RuntimeError, re.error) as error:  # peft: layers not found, or no such layers
+        except (ValueError, TypeError, re.error) as error:  # of peft: layers that are not there, or cannot be adapted
             cause = shorten(one_line(error), 300, placeholder=" ...")  # peft lists every layer that it looked for
             raise UsageError(f"adapter {folder} does not fit this backbone: {cause}") from error
         self.load_state(name, state, str(folder))

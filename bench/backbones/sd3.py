@@ -35,6 +35,12 @@ MEDIUM = {
     "dual_attention_layers": list(range(13)),
 }  # fmt: skip
 """The transformer's configuration of SD3.5-Medium."""
+VAE = {
+    "sample_size": 1024, "latent_channels": 16, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+"""The VAE's configuration of SD3.5."""
 FROZEN_PARAMETERS = {
     "text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656, "vae": 83_819_683,
 }  # fmt: skip
@@ -210,18 +216,19 @@ def size(source: str, compute: Compute) -> Size | None:
     before it is fetched. Raises UsageError for a resolution that it cannot draw or a folder that is no pipeline."""
     home = Path(folder_of(source))
     if home.is_dir():
-        config, downsampling = configuration(home)
+        config, vae = configuration(home)
         frozen = {part: stored_parameters(home / part) for part in FROZEN_PARAMETERS if (home / part).is_dir()}
     elif source == DEFAULT:
-        config, frozen, downsampling = MEDIUM, FROZEN_PARAMETERS, 8
+        config, frozen, vae = MEDIUM, FROZEN_PARAMETERS, VAE
     else:
         return None
-    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling)
-    return Size(config, side, CLIP_TOKENS + (compute.max_sequence_length or MAX_TEXT_TOKENS), frozen)
+    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling_of(vae))
+    tokens = CLIP_TOKENS + (compute.max_sequence_length or MAX_TEXT_TOKENS)
+    return Size(config, side, tokens, frozen, vae)
 
 
-def configuration(home: Path) -> tuple[dict, int]:
-    """The transformer's configuration in a pipeline's folder, and how many pixels a latent's side stands for.
+def configuration(home: Path) -> tuple[dict, dict]:
+    """The configurations of the transformer and the VAE in a pipeline's folder.
 
     Raises UsageError for a folder that is no SD3 pipeline, naming the pipeline that it is.
     """
@@ -230,9 +237,15 @@ def configuration(home: Path) -> tuple[dict, int]:
         raise UsageError(f"{home} holds a {kind}; pipelines of the class {PIPELINE} alone are implemented")
     try:
         config, vae = (read_record(home / part / "config.json") for part in ("transformer", "vae"))
-        return config, 2 ** (len(vae["block_out_channels"]) - 1)
+        downsampling_of(vae)
     except (OSError, KeyError, TypeError) as error:
         raise UsageError(f"{home} is no whole SD3 pipeline: {one_line(error)}") from error
+    return config, vae
+
+
+def downsampling_of(vae: dict) -> int:
+    """How many pixels a side of a latent pixel stands for, by a VAE's configuration."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def stored_parameters(folder: Path) -> int:
@@ -281,8 +294,8 @@ def draws_large(source: str) -> bool:
     home = Path(folder_of(source))
     if not home.is_dir():
         return True
-    config, downsampling = configuration(home)
-    return config.get("sample_size", 0) * downsampling > PUBLISHED["resolution"]
+    config, vae = configuration(home)
+    return config.get("sample_size", 0) * downsampling_of(vae) > PUBLISHED["resolution"]
 
 
 def descriptor(source: str = DEFAULT) -> Descriptor:

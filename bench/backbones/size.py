@@ -1,21 +1,16 @@
-"""How large an SD3 transformer is and what a forward pass of it costs, counted on its shapes alone."""
+"""How large an SD3 transformer is and what passes through it cost, counted on shapes (bench/backbones/trial.py)."""
 
-import re
+import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from bench.backbones.adapters import TARGETS, Shape
+from bench.backbones.compute import PLAIN, Compute
+from bench.errors import UsageError, one_line
 
-from bench.backbones.adapters import TARGETS
-
-ACTIVATION_BYTES = 34
-"""A transformer block keeps 34 bytes a token and channel at 16 bits for its backward pass (arXiv 2205.05198, Eq. 2,
-without attention's scores, which fused attention does not keep)."""
-ONCE = re.compile(r"time_text_embed|norm\d?(_context)?\.linear$|norm_out\.linear$")
-"""Layers that see one vector a latent, not one a token."""
-TEXT = re.compile(r"context_embedder|add_[qkv]_proj|to_add_out|ff_context")
-"""Layers that see text tokens."""
+if TYPE_CHECKING:
+    from bench.backbones.trial import Pass
 
 
 @dataclass(frozen=True)
@@ -26,54 +21,108 @@ class Size:
     latent_side: int
     text_tokens: int
     frozen: dict[str, int]
+    vae: dict | None = None
+    """Configuration of the AutoencoderKL; None where decoding is not to be counted."""
 
     @cached_property
-    def _model(self) -> nn.Module:
-        from diffusers import SD3Transformer2DModel
+    def _key(self) -> str:
+        told = {name: value for name, value in self.config.items() if not name.startswith("_")}  # not where it was read
+        return json.dumps(told, sort_keys=True)
 
-        with torch.device("meta"):
-            return SD3Transformer2DModel.from_config(self.config)
+    @property
+    def _known(self):
+        """The configuration with the defaults of what it leaves out."""
+        return _model(self._key).config
 
     @property
     def parameters(self) -> int:
         """Of the transformer."""
-        return sum(p.numel() for p in self._model.parameters())
+        return sum(p.numel() for p in _model(self._key).parameters())
 
     @property
     def image_tokens(self) -> int:
-        return (self.latent_side // self._model.config.patch_size) ** 2
-
-    @property
-    def width(self) -> int:
-        return self._model.config.num_attention_heads * self._model.config.attention_head_dim
+        return (self.latent_side // self._known.patch_size) ** 2
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of one latent's forward pass: two a multiplication of every linear layer, patch
-        embedding and attention; a backward pass to LoRA adapters is about twice that."""
-        total = 0.0
-        for name, layer in self._model.named_modules():
-            if isinstance(layer, nn.Linear):
-                tokens = 1 if ONCE.search(name) else self.text_tokens if TEXT.search(name) else self.image_tokens
-                total += 2 * layer.weight.numel() * tokens
-            elif isinstance(layer, nn.Conv2d):
-                total += 2 * layer.weight.numel() * self.image_tokens
-        joint = self.image_tokens + self.text_tokens
-        for block in self._model.transformer_blocks:
-            total += 4 * joint**2 * self.width
-            if getattr(block, "attn2", None) is not None:
-                total += 4 * self.image_tokens**2 * self.width
-        return total
+        """Floating-point operations of one latent's forward pass through the base: two a multiplication."""
+        return self.sampling(1, PLAIN).forward
 
     def adapter(self, rank: int, targets: tuple[str, ...] | None) -> int:
-        """Parameters of one LoRA adapter."""
-        names = tuple(f".{target}" for target in targets or TARGETS)
-        layers = [m for name, m in self._model.named_modules() if isinstance(m, nn.Linear) and name.endswith(names)]
-        return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+        """Parameters of one LoRA adapter. Raises UsageError for targets that the transformer does not have."""
+        return _adapter(self._key, rank, targets or TARGETS)
 
-    def activations(self, latents: int, checkpointed: bool, bytes_each: int) -> float:
-        """Bytes that a training forward of so many latents keeps; checkpointed: each block's input, and one block's."""
-        tokens = latents * (self.image_tokens + self.text_tokens) * self.width
-        blocks = len(self._model.transformer_blocks)
-        block = ACTIVATION_BYTES * bytes_each / 2 * tokens
-        return blocks * bytes_each * tokens + block if checkpointed else blocks * block
+    def training(self, latents: int, rank: int, targets: tuple[str, ...] | None, compute: Compute) -> "Pass":
+        """Forward and backward pass of a batch to an adapter, on a GPU. Raises UsageError as `adapter`."""
+        how = (self.latent_side, self.text_tokens, rank, targets or TARGETS)
+        return _training(self._key, latents, *how, compute.precision, compute.gradient_checkpointing)
+
+    def sampling(self, latents: int, compute: Compute) -> "Pass":
+        """Forward pass of a batch without gradients, on a GPU."""
+        return _sampling(self._key, latents, self.latent_side, self.text_tokens, compute.precision)
+
+    def decoding(self, pictures: int, compute: Compute) -> "Pass | None":
+        """What the VAE's decoder does at once of a batch of pictures: all of them, one, or (at most) tiles of all."""
+        if self.vae is None:
+            return None
+        side = self.latent_side
+        if compute.decode == "tiled":
+            side = min(side, self.vae.get("sample_size", 32) // 2 ** (len(self.vae["block_out_channels"]) - 1))
+        at_once = 1 if compute.decode == "sliced" else pictures
+        return _decoding(json.dumps(self.vae, sort_keys=True), at_once, side)
+
+    @property
+    def picture_bytes(self) -> int:
+        """Of one decoded picture, [3, H, W] in float32."""
+        if self.vae is None:
+            return 0
+        return 3 * 4 * (self.latent_side * 2 ** (len(self.vae["block_out_channels"]) - 1)) ** 2
+
+    def state_bytes(self, compute: Compute) -> tuple[int, int]:
+        """Of one latent in float32, and of one encoded prompt at the precision of the encoders."""
+        each = 4 if compute.precision == "float32" else 2
+        prompt = self.text_tokens * self._known.joint_attention_dim + self._known.pooled_projection_dim
+        return 4 * self._known.in_channels * self.latent_side**2, each * prompt
+
+
+@cache
+def _model(config: str):
+    from bench.backbones.trial import transformer
+
+    return transformer(json.loads(config))
+
+
+@cache
+def _adapter(config: str, rank: int, targets: tuple[str, ...]) -> int:
+    from bench.backbones.trial import adapted, transformer
+
+    try:
+        return sum(p.numel() for p in adapted(transformer(json.loads(config)), Shape(rank, rank, targets)))
+    except ValueError as error:  # peft: target modules not found
+        raise UsageError(f"lora.targets {', '.join(targets)}: {one_line(error)}") from error
+
+
+@cache
+def _training(
+    config: str, latents: int, side: int, text_tokens: int, rank: int, targets: tuple[str, ...], precision: str,
+    checkpointed: bool,
+) -> "Pass":  # fmt: skip
+    from bench.backbones.trial import training_pass
+
+    _adapter(config, rank, targets)
+    shape = Shape(rank, rank, targets)
+    return training_pass(json.loads(config), latents, side, text_tokens, shape, precision, checkpointed)
+
+
+@cache
+def _sampling(config: str, latents: int, side: int, text_tokens: int, precision: str) -> "Pass":
+    from bench.backbones.trial import sampling_pass
+
+    return sampling_pass(json.loads(config), latents, side, text_tokens, precision)
+
+
+@cache
+def _decoding(config: str, pictures: int, side: int) -> "Pass":
+    from bench.backbones.trial import decoding_pass
+
+    return decoding_pass(json.loads(config), pictures, side)

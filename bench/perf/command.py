@@ -8,19 +8,22 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bench.backbones.compute import Compute
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.size import Size
+from bench.budget import Passes
+from bench.cost import of_passes, of_update
 from bench.errors import DamagedError, UsageError, one_line
-from bench.files import json_bytes, read_record
-from bench.outputs import check_output, write_output
+from bench.files import json_bytes, read_record, write_output
 from bench.perf import kernels, updates
 from bench.perf.ceilings import copy_bandwidth, matrix_rate
 from bench.perf.overhead import overhead
 from bench.perf.timing import measure
+from bench.places import check_output
+from bench.printing import terminal
+from bench.spec import LoraSpec
 
 GPU_COMPUTE = Compute(resolution=512, precision="bfloat16")
 GUIDANCE = {"micro": 1.0, "sd35_shape": 4.5}
@@ -29,7 +32,7 @@ SCORED = 96
 
 def perf(output: Path | None, compare: tuple[Path, Path] | None) -> None:
     """Print tables; write the numbers to `output`. Raises UsageError for files that are no measurements."""
-    console = Console(width=max(130, Console().width), highlight=False)
+    console = terminal(130)
     if compare:
         console.print(comparison(*compare))
         return
@@ -56,10 +59,11 @@ def measured(device: torch.device, say: Callable[[str], None] = lambda _: None) 
         updates.rollout_row(updates.laboratory(make(compute), texts, GUIDANCE[backbone])),
         *updates.table(make, compute, texts, GUIDANCE[backbone], ways),
     ]
-    flops = size_of(make(compute), texts).flops
+    size = size_of(make(compute), texts)
     for row in rows:
-        if "evaluations_per_s" in row:
-            row["utilisation"] = row["evaluations_per_s"] * flops / rates[compute.precision]
+        if "error" not in row:
+            row["flop_per_s"] = operations(row, size, compute) / row["seconds"]
+            row["utilisation"] = row["flop_per_s"] / rates[compute.precision]
     return {
         "device": name_of(device),
         "measured": datetime.now(UTC).date().isoformat(),
@@ -68,13 +72,13 @@ def measured(device: torch.device, say: Callable[[str], None] = lambda _: None) 
         "backbone": backbone,
         "compute": compute.model_dump(),
         "guidance": GUIDANCE[backbone],
-        "flop_per_evaluation": flops,
+        "flop_per_forward": size.flops,
         "ceilings": {"copy_bytes_per_s": bandwidth, "matrix_flop_per_s": rates},
         "kernels": kernels.table(device, bandwidth),
         "updates": rows,
         "overhead": None if gpu else overhead(),
         "scorers": None if gpu else scorers(),
-        "presets": preset_hours(rows) if gpu else None,
+        "presets": preset_hours(fastest(rows)) if gpu else None,
     }
 
 
@@ -124,18 +128,32 @@ def scorers() -> list[dict]:
     return rows
 
 
-def preset_hours(rows: list[dict]) -> dict[str, float]:
-    """GPU-hours of training of every preset at the measured rate of the fastest update; scoring comes on top."""
-    from bench.registry import find
-    from bench.spec import PRESETS, resolve
+def operations(row: dict, size: Size, compute: Compute) -> float:
+    """Floating-point operations of a row's work: forward passes, and training passes with what checkpointing computes
+    again."""
+    how = compute.model_copy(update={"gradient_checkpointing": row["gradient_checkpointing"]})
+    spec = LoraSpec(rank=updates.RANK, alpha=updates.ALPHA)
+    return of_passes(Passes(**row["passes"]), size, spec, how)
 
-    fastest = max(row["evaluations_per_s"] for row in rows if row["update"] != "rollout alone" and "error" not in row)
+
+def fastest(rows: list[dict]) -> float:
+    """Operations a second of the update that makes most."""
+    return max(row["flop_per_s"] for row in rows if row["update"] != "rollout alone" and "error" not in row)
+
+
+def preset_hours(flop_per_s: float) -> dict[str, float]:
+    """GPU-hours of every preset's training at a measured rate of operations, the transformer's alone: decoding, scoring
+    and held-out evaluation come on top."""
+    from bench.registry import find
+    from bench.spec import PRESETS, describe, resolve
+
     hours = {}
     for path in sorted(PRESETS.glob("*.yaml")):
         tasks = ["geneval"] if path.stem == "nft-sd35" else None
         spec = resolve(None, tasks, preset=path)
-        each = find("method", spec.method).predict(spec, spec.sampler.build(3.0))
-        hours[path.stem] = each * spec.budget.updates / fastest / 3600
+        size = describe(spec.backbone).size(spec.compute)
+        work = find("method", spec.method).work(spec, spec.sampler.build(3.0))
+        hours[path.stem] = of_update(work, size, spec).model * spec.budget.updates / flop_per_s / 3600
     return hours
 
 
@@ -152,19 +170,20 @@ def tables(found: dict) -> list[Table]:
         faster = f"{eager['seconds'] / triton['seconds']:.1f}" if triton else "-"
         kernel.add_row(row["operation"], str(row["batch"]), row["dtype"], *_cell(eager), *_cell(triton), faster)
     made = Table(
-        "update", "pictures/s", "times baseline", "evaluations/s", "of matrix rate", "memory, GB",
+        "update", "pictures/s", "times baseline", "evaluations/s", "TFLOP/s", "of matrix rate", "memory, GB",
         title=f"{found['backbone']}: {updates.TRAJECTORIES} trajectories of {updates.STEPS} steps, guidance "
         f"{found['guidance']:g}",
     )  # fmt: skip
     baseline = next((r.get("images_per_s") for r in found["updates"] if r["update"] == updates.BASELINE), None)
     for row in found["updates"]:
         if "error" in row:
-            made.add_row(row["update"], row["error"], "", "", "", "")
+            made.add_row(row["update"], row["error"], "", "", "", "", "")
             continue
         times = f"{row['images_per_s'] / baseline:.2f}" if baseline else "-"
         made.add_row(
             row["update"], f"{row['images_per_s']:.3g}", times, f"{row['evaluations_per_s']:.4g}",
-            f"{row['utilisation']:.0%}", f"{row['peak_bytes'] / 1e9:.1f}" if row["peak_bytes"] else "-",
+            f"{row['flop_per_s'] / 1e12:.3g}", f"{row['utilisation']:.0%}",
+            f"{row['peak_bytes'] / 1e9:.1f}" if row["peak_bytes"] else "-",
         )  # fmt: skip
     rest = Table("what", "measured", title="besides")
     if found["overhead"]:
@@ -172,7 +191,7 @@ def tables(found: dict) -> list[Table]:
     for row in found["scorers"] or []:
         rest.add_row(f"pictures/s of {row['scorer']}", f"{row['images_per_s']:,.0f}")
     for preset, spent in (found["presets"] or {}).items():
-        rest.add_row(f"GPU-hours of {preset}, scoring not counted", f"{spent:,.1f}")
+        rest.add_row(f"GPU-hours of {preset}, training without decoding and scoring", f"{spent:,.1f}")
     return [kernel, made, rest]
 
 

@@ -10,6 +10,7 @@ import torch
 from bench.backbones.adapters import Shape
 from bench.backbones.compute import Compute
 from bench.backbones.flow import FlowBackbone
+from bench.budget import Passes
 from bench.lab import STUDENT, Lab
 from bench.method import Method
 from bench.perf.straightforward import PUBLISHED_BATCH, straightforward_update
@@ -117,7 +118,9 @@ def table(
             works = [update(lab, way) for lab, way in zip(labs, group)]
             counts = [count(lab, work) for lab, work in zip(labs, works)]
             timings = measure_in_turns(works, labs[0].backbone.device, warmup=1)
-            measured = [rates(timing, evaluations) for timing, evaluations in zip(timings, counts)]
+            measured = [
+                rates(timing, passes, lab.backbone.compute) for timing, passes, lab in zip(timings, counts, labs)
+            ]
         except torch.OutOfMemoryError:
             measured = [{"error": "out of memory"} for _ in group]
         rows += [{"update": w.label, "trajectories": TRAJECTORIES} | row for w, row in zip(group, measured)]
@@ -127,19 +130,21 @@ def table(
     return rows
 
 
-def count(lab: Lab, work: Callable[[], None]) -> int:
-    """Model evaluations of one execution (forward 1, backward 2, guidance doubles)."""
-    before = lab.backbone.meter.evaluations["idle"]
+def count(lab: Lab, work: Callable[[], None]) -> Passes:
+    """Passes of one execution."""
+    lab.backbone.meter.passes = Passes()
     work()
-    return lab.backbone.meter.evaluations["idle"] - before
+    return lab.backbone.meter.passes
 
 
-def rates(timing: Timing, evaluations: int) -> dict:
-    """A row's numbers."""
+def rates(timing: Timing, passes: Passes, compute: Compute) -> dict:
+    """A row's numbers; evaluations are in the unit of budgets (bench/budget.py)."""
     return timing.record() | {
-        "evaluations": evaluations,
+        "evaluations": passes.evaluations,
+        "passes": {"forward": passes.forward, "trained": passes.trained},
+        "gradient_checkpointing": compute.gradient_checkpointing,
         "images_per_s": TRAJECTORIES / timing.seconds,
-        "evaluations_per_s": evaluations / timing.seconds,
+        "evaluations_per_s": passes.evaluations / timing.seconds,
     }
 
 
@@ -152,9 +157,9 @@ def rollout_row(lab: Lab) -> dict:
     def work() -> None:
         rollout(field, noise, lab.sampler, lab.generator("kernel", TASK))
 
-    evaluations = count(lab, work)
+    passes = count(lab, work)
     return {"update": "rollout alone", "trajectories": TRAJECTORIES} | rates(
-        measure(work, lab.backbone.device, warmup=1), evaluations
+        measure(work, lab.backbone.device, warmup=1), passes, lab.backbone.compute
     )
 
 

@@ -39,14 +39,14 @@ def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | N
     rows = [row for run in runs for row in run if row["task"] == task and GOLD in row["rows"]]
     if not rows:
         return None
-    gold, strata = by_share(runs, task, GOLD)
+    gold, pictures = by_share(runs, task, GOLD)
     proxy, _ = by_share(runs, task, rows[0]["headline"])
     shares = sorted(gold.keys() & proxy.keys())
     if not shares:
         return None
-    curve = estimates([gold[share] for share in shares], strata)
+    curve = estimates([gold[share] for share in shares], pictures)
     best, end = shares[int(np.argmax([e.value for e in curve]))], shares[-1]
     fell = rose = Difference.unknown()
     if to_the_end(shares):
-        fell, rose = fall(gold[best], gold[end], strata), fall(proxy[end], proxy[best], strata)
-    return OverOptimisation(task, shares, estimates([proxy[share] for share in shares], strata), curve, fell, rose)
+        fell, rose = fall(gold[best], gold[end], pictures), fall(proxy[end], proxy[best], pictures)
+    return OverOptimisation(task, shares, estimates([proxy[share] for share in shares], pictures), curve, fell, rose)

@@ -7,6 +7,7 @@ depend on the order in which blocks run. TRITON_INTERPRET=1 runs all of it on th
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -169,11 +170,12 @@ def fused_step(
     velocity = torch.empty_like(x, dtype=torch.float32) if combined else v_cond.float() if keep_velocity else None
     grid, size = _grid(x)
     squares = torch.empty(grid[::-1], dtype=torch.float32, device=x.device)
-    _step_kernel[grid](
-        x, v_cond, _or(v_uncond, x), _or(noise, x), _or(x0_prev, x), following, _or(velocity, x), squares, size,
-        at.a, at.b, at.c, at.d, guidance, seed or 0, GUIDED=v_uncond is not None, READ=stochastic and noise is not None,
-        DRAW=stochastic and noise is None, MULTISTEP=at.d != 0, KEEP=combined, BLOCK=BLOCK,
-    )  # fmt: skip
+    with _on(x):
+        _step_kernel[grid](
+            x, v_cond, _or(v_uncond, x), _or(noise, x), _or(x0_prev, x), following, _or(velocity, x), squares, size,
+            at.a, at.b, at.c, at.d, guidance, seed or 0, GUIDED=v_uncond is not None,
+            READ=stochastic and noise is not None, DRAW=stochastic and noise is None, MULTISTEP=at.d != 0, KEEP=combined, BLOCK=BLOCK,
+        )  # fmt: skip
     log_prob = -0.5 * squares.sum(1) - size * (math.log(at.c) + 0.5 * math.log(2 * math.pi)) if stochastic else None
     return following, velocity, log_prob
 
@@ -184,9 +186,10 @@ class _LogProb(torch.autograd.Function):
         grid, size = _grid(x)
         squares = torch.empty(grid[::-1], dtype=torch.float32, device=x.device)
         guided = v_uncond is not None
-        _density_kernel[grid](
-            x, v_cond, _or(v_uncond, x), drawn, squares, size, a, b, guidance, GUIDED=guided, BLOCK=BLOCK
-        )
+        with _on(x):
+            _density_kernel[grid](
+                x, v_cond, _or(v_uncond, x), drawn, squares, size, a, b, guidance, GUIDED=guided, BLOCK=BLOCK
+            )
         ctx.save_for_backward(x, v_cond, v_uncond, drawn)
         ctx.numbers = (a, b, c, guidance)
         return -squares.sum(1) / (2 * c**2) - size * (math.log(c) + 0.5 * math.log(2 * math.pi))
@@ -198,10 +201,11 @@ class _LogProb(torch.autograd.Function):
         grad_cond = torch.empty_like(v_cond)
         grad_uncond = None if v_uncond is None else torch.empty_like(v_uncond)
         grid, size = _grid(x)
-        _density_backward_kernel[grid](
-            x, v_cond, _or(v_uncond, x), drawn, upstream_B.float().contiguous(), grad_cond, _or(grad_uncond, x), size,
-            a, b, b / c**2, guidance, GUIDED=v_uncond is not None, BLOCK=BLOCK,
-        )  # fmt: skip
+        with _on(x):
+            _density_backward_kernel[grid](
+                x, v_cond, _or(v_uncond, x), drawn, upstream_B.float().contiguous(), grad_cond, _or(grad_uncond, x),
+                size, a, b, b / c**2, guidance, GUIDED=v_uncond is not None, BLOCK=BLOCK,
+            )  # fmt: skip
         return None, grad_cond, grad_uncond, None, None, None, None, None
 
 
@@ -222,10 +226,11 @@ class _Match(torch.autograd.Function):
     def forward(ctx, v_cond, v_uncond, target_cond, target_uncond, guidance, target_guidance, weight) -> Tensor:
         grid, size = _grid(v_cond)
         squares = torch.empty(grid[::-1], dtype=torch.float32, device=v_cond.device)
-        _match_kernel[grid](
-            v_cond, _or(v_uncond, v_cond), target_cond, _or(target_uncond, v_cond), squares, size, guidance,
-            target_guidance, GUIDED=v_uncond is not None, TARGET_GUIDED=target_uncond is not None, BLOCK=BLOCK,
-        )  # fmt: skip
+        with _on(v_cond):
+            _match_kernel[grid](
+                v_cond, _or(v_uncond, v_cond), target_cond, _or(target_uncond, v_cond), squares, size, guidance,
+                target_guidance, GUIDED=v_uncond is not None, TARGET_GUIDED=target_uncond is not None, BLOCK=BLOCK,
+            )  # fmt: skip
         ctx.save_for_backward(v_cond, v_uncond, target_cond, target_uncond)
         ctx.numbers = (guidance, target_guidance, weight)
         return squares.sum(1) * (weight / size)
@@ -237,11 +242,12 @@ class _Match(torch.autograd.Function):
         grad_cond = torch.empty_like(v_cond)
         grad_uncond = None if v_uncond is None else torch.empty_like(v_uncond)
         grid, size = _grid(v_cond)
-        _match_backward_kernel[grid](
-            v_cond, _or(v_uncond, v_cond), target_cond, _or(target_uncond, v_cond), upstream_B.float().contiguous(),
-            grad_cond, _or(grad_uncond, v_cond), size, 2 * weight / size, guidance, target_guidance,
-            GUIDED=v_uncond is not None, TARGET_GUIDED=target_uncond is not None, BLOCK=BLOCK,
-        )  # fmt: skip
+        with _on(v_cond):
+            _match_backward_kernel[grid](
+                v_cond, _or(v_uncond, v_cond), target_cond, _or(target_uncond, v_cond), upstream_B.float().contiguous(),
+                grad_cond, _or(grad_uncond, v_cond), size, 2 * weight / size, guidance, target_guidance,
+                GUIDED=v_uncond is not None, TARGET_GUIDED=target_uncond is not None, BLOCK=BLOCK,
+            )  # fmt: skip
         return grad_cond, grad_uncond, None, None, None, None, None
 
 
@@ -264,9 +270,14 @@ def fused_match(
     return _Match.apply(v_cond, v_uncond, target_cond, target_uncond, guidance, target_guidance, weight)
 
 
+def _on(x: Tensor) -> AbstractContextManager:
+    """For a launch: Triton launches on the current GPU, wherever the tensors are; that of x is made the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 def _grid(x: Tensor) -> tuple[tuple[int, int], int]:
     """Programs (blocks of a sample, samples) and elements of a sample."""
-    size = x[0].numel()
+    size = math.prod(x.shape[1:])
     return (triton.cdiv(size, BLOCK), len(x)), size
 
 

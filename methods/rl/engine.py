@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
+from bench.budget import Passes
 from bench.lab import Lab
 from bench.method import Options
 from bench.sampler.rollout import Sampler, Trajectory
@@ -50,8 +51,12 @@ class Engine(ABC):
         """Scalar pieces of the loss; `reference` is the adapter (None: the base) that the penalty pulls towards."""
 
     @abstractmethod
-    def evaluations(self, sampler: Sampler, branches: int) -> int:
-        """Model evaluations a picture costs in one update."""
+    def passes(self, sampler: Sampler) -> Passes:
+        """Passes that a picture costs in one update, in one guidance branch."""
+
+    @abstractmethod
+    def kept(self, sampler: Sampler) -> int:
+        """Latents that lie in memory for a picture while losses are taken."""
 
     def after_update(self, lab: Lab) -> None:  # noqa: B027 - most engines keep nothing
         """Called after the optimiser's step, without gradients."""

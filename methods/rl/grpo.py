@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.bounds import Count, Fraction, Positive, Weight
+from bench.budget import Passes
 from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
 from bench.method import Options
@@ -133,5 +134,9 @@ class Grpo(Engine):
         """Clipped loss [B] of one step of length h."""
         return surrogate(log_ratio, advantage, self.options.clip)
 
-    def evaluations(self, sampler: Sampler, branches: int) -> int:
-        return branches * (sampler.steps + len(self.trained(sampler)) * (3 + (1 if self.options.kl else 0)))
+    def passes(self, sampler: Sampler) -> Passes:
+        steps = len(self.trained(sampler))
+        return Passes(forward=sampler.steps + (steps if self.options.kl else 0), trained=steps)
+
+    def kept(self, sampler: Sampler) -> int:
+        return 2 * sampler.steps + 1  # states and velocities

@@ -11,7 +11,8 @@ from torch import Tensor
 from bench.bounds import Count
 from bench.errors import UsageError
 from bench.lab import Lab
-from bench.method import Method, Needs, Options
+from bench.method import Method, Needs, Options, Work
+from methods.distillation import branches
 from methods.rl.advantages import Mixing, advantages
 from methods.rl.engine import Engine, Samples
 from methods.rl.grpo import Grpo, GrpoOptions
@@ -71,10 +72,21 @@ class RlMethod(Method[Samples]):
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
+        return cls.work(spec, sampler).passes.evaluations
+
+    @classmethod
+    def work(cls, spec, sampler) -> Work:
         options = cls.Options.model_validate(spec.params)
-        branches = 1 if spec.sampler.guidance == 1 else 2
-        pictures = cls.tasks_per_update(spec) * options.groups * options.group_size
-        return pictures * options.build().evaluations(sampler, branches)
+        engine, drawn = options.build(), options.groups * options.group_size
+        pictures = cls.tasks_per_update(spec) * drawn
+        return Work(
+            engine.passes(sampler) * branches(spec.sampler.guidance) * pictures,
+            drawn=drawn,
+            kept=engine.kept(sampler) * pictures,
+            prompts=pictures,
+            pictures=pictures,
+            pictures_at_once=drawn,
+        )
 
     @classmethod
     def memory_settings(cls, spec) -> tuple[str, ...]:
@@ -82,8 +94,9 @@ class RlMethod(Method[Samples]):
 
     @classmethod
     def largest_batch(cls, spec) -> int:
-        pictures = spec.params["groups"] * spec.params["group_size"]
-        return min(pictures, spec.params[spec.params["engine"]]["chunk"])
+        engine = spec.params[spec.params["engine"]]
+        pictures = spec.params["groups"] * spec.params["group_size"] // engine.get("inner_updates", 1)
+        return min(pictures, engine["chunk"])
 
     @classmethod
     def tasks_per_update(cls, spec) -> int:

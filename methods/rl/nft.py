@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.bounds import Count, Positive, Weight
+from bench.budget import Passes
 from bench.lab import STUDENT, Lab
 from bench.method import Options
 from bench.sampler.draws import draw, normal
@@ -92,9 +93,12 @@ class Nft(Engine):
                 penalty = (v - v_base).square().flatten(1).mean(1)
                 yield (o.advantage_clip * loss + o.kl * penalty).sum() / (len(x0) * count)
 
-    def evaluations(self, sampler: Sampler, branches: int) -> int:
+    def passes(self, sampler: Sampler) -> Passes:
         levels = min(self.options.timesteps, sampler.steps)
-        return branches * (sampler.steps + levels * (3 + 1 + (1 if self.options.kl else 0)))
+        return Passes(forward=sampler.steps + levels * (2 if self.options.kl else 1), trained=levels)
+
+    def kept(self, sampler: Sampler) -> int:
+        return 2  # the picture, and the picture with noise
 
     def after_update(self, lab: Lab) -> None:
         keep = OLD_DECAY[self.options.old_decay](lab.step + 1)

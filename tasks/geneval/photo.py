@@ -44,7 +44,8 @@ class PhotoReader:
 
     def _read(self, image_CHW: Tensor, record: dict, detections: list[Detection]) -> Objects:
         by_name: dict[str, list[Detection]] = {}
-        # Of equally confident ones the later comes first: the official order is an ascending sort read backwards.
+        # Of equally confident ones the later comes first: officially an ascending sort is read backwards (numpy 1.23's,
+        # which keeps the order of up to 16 equals; newer ones order them by the machine).
         for detection in sorted(sorted(detections, key=lambda d: np.float32(d.score))[::-1], key=lambda d: d.label):
             by_name.setdefault(COCO.names[detection.label], []).append(detection)
         asked: dict[str, int] = {}

@@ -115,6 +115,7 @@ class GenEval(Task):
     name = "geneval"
     version = "3"
     headline = "official"
+    in_all = True
     # The published training mix (Flow-GRPO): most of what SD3.5-M finds hard, none of what it can do.
     training_shares: ClassVar[dict[str, float]] = {
         "position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1, "single_object": 0,

@@ -46,6 +46,7 @@ class Ocr(Task):
     name = "ocr"
     version = "1"
     headline = "exact"
+    in_all = True
     sources: ClassVar[dict[str, str]] = SOURCE
     sources_in = ("photo",)
 

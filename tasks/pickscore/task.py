@@ -48,6 +48,7 @@ class PickScore(Task):
     name = "pickscore"
     version = "1"
     headline = "reward"
+    in_all = True
     sources = SOURCES
     sources_in = ("photo",)
 

@@ -20,7 +20,6 @@ class DrawBench(Task):
     name = "drawbench"
     version = "1"
     headline = "reward"
-    in_all = False
     sources: ClassVar[dict[str, str]] = {
         "prompts": "file with one prompt a line; a line that comes again is another picture of it",
         "judges": f"comma-separated, of {', '.join(JUDGES)}; default pickscore",

@@ -16,7 +16,6 @@ class PreferenceTask(PromptFileTask):
     """Reward: one judge's score over its ceiling, cut to [0, 1]. Headline: the raw score."""
 
     version = "1"
-    in_all = False
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)

@@ -214,7 +214,7 @@ def test_what_is_no_adapter_file_is_said_plainly(micro, tmp_path: Path, file: st
     assert file in str(refusal.value)
 
 
-@pytest.mark.parametrize("targets", [r".*attn\.(to_q", ["attn.no_such_layer"], r"nothing\.at\.all"])
+@pytest.mark.parametrize("targets", [r".*attn\.(to_q", ["attn.no_such_layer"], r"nothing\.at\.all", ["ff.net.0"]])
 def test_targets_that_are_not_there_are_said_to_be_so(micro, tmp_path: Path, targets) -> None:
     folder = by_peft(untouched(micro), tmp_path, **PLAIN)
     told = json.loads((folder / CONFIG_FILE).read_text()) | {"target_modules": targets}

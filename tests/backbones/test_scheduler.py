@@ -153,7 +153,13 @@ def test_t5_reads_as_many_tokens_as_are_said(sd3_folder: Path, tmp_path: Path) -
     torch.manual_seed(0)
     pipeline = StableDiffusion3Pipeline.from_pretrained(sd3_folder, text_encoder_3=None, tokenizer_3=None)
     width = pipeline.transformer.config.joint_attention_dim
-    letters = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((c, -2.0) for c in "abcdefghijklmnopqrstuvwxyz")]
+    letters = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁", -1.0),
+        *((c, -2.0) for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
     pipeline.register_modules(
         tokenizer_3=T5Tokenizer(vocab=letters),
         text_encoder_3=T5EncoderModel(
@@ -177,7 +183,11 @@ def test_t5_reads_as_many_tokens_as_are_said(sd3_folder: Path, tmp_path: Path) -
 
 def test_a_model_of_published_size_has_sensible_defaults() -> None:
     spec = resolve("opd_analytic", ["ocr"], backbone="sd3")
-    assert (spec.compute.resolution, spec.compute.precision, spec.compute.gradient_checkpointing) == (512, "bfloat16", True)
+    assert (spec.compute.resolution, spec.compute.precision, spec.compute.gradient_checkpointing) == (
+        512,
+        "bfloat16",
+        True,
+    )
     assert spec.sampler.guidance == spec.evaluation.guidance == 4.5
     assert spec.device == ("cuda" if torch.cuda.is_available() else "cpu")
     rl = resolve("single_task", ["ocr"], backbone="sd3")

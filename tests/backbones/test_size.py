@@ -1,16 +1,21 @@
 """Predicted size and cost of a transformer against what PyTorch counts, and what --dry-run says of it."""
 
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.backbones.adapters import Shape
+from bench.backbones.adapters import TARGETS, Adapters, Shape
 from bench.backbones.compute import Compute
-from bench.backbones.sd3 import DEFAULT, descriptor, size
+from bench.backbones.micro import WEIGHTS
+from bench.backbones.sd3 import DEFAULT, MEDIUM, descriptor, size
 from bench.backbones.size import Size
+from bench.backbones.trial import Count, training_pass
 from bench.dryrun import explain
 from bench.errors import UsageError
 from bench.spec import resolve
@@ -22,20 +27,119 @@ TINY = {
 }  # fmt: skip
 
 
-def test_operations_are_what_pytorch_counts() -> None:
+MICRO = json.loads((WEIGHTS / "base" / "transformer" / "config.json").read_text(encoding="utf-8"))
+WIDE = MEDIUM | {"num_layers": 3, "dual_attention_layers": [0], "pos_embed_max_size": 64}
+"""SD3.5-Medium at full width: a block with two attentions, one with one, and the last, which ends the text's path."""
+LATENTS = {"micro": (MICRO, 4, 10), "tiny": (TINY, 8, 5), "wide": (WIDE, 16, 32)}
+"""name -> configuration, latent pixels a side, text tokens."""
+
+
+def real(config: dict, shape: Shape | None, precision: str = "float32", checkpointed: bool = False):
+    """The transformer in memory (all zeros: counts do not depend on values) with the adapter that is trained."""
     from diffusers import SD3Transformer2DModel
 
-    model = SD3Transformer2DModel(**TINY)
-    found = Size(TINY, latent_side=8, text_tokens=5, frozen={})
-    assert found.parameters == sum(p.numel() for p in model.parameters())
-    batch = 3
+    with torch.device("meta"):
+        model = SD3Transformer2DModel.from_config(config)
+    for module in model.modules():
+        for name, found in module._parameters.items():
+            if found is not None:
+                zeros = torch.zeros(found.shape, dtype=getattr(torch, precision))
+                module._parameters[name] = torch.nn.Parameter(zeros, requires_grad=False)
+        for name, found in module._buffers.items():
+            module._buffers[name] = torch.zeros(found.shape, dtype=found.dtype)
+    if checkpointed:
+        model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
+    if shape:
+        adapters = Adapters(model.eval())
+        adapters.add("a", shape, trainable=True)
+        adapters.use("a")
+    return model
+
+
+def forward(model, batch: int, side: int, text: int) -> torch.Tensor:
+    """A velocity of noise, under autocast at the precision of the weights."""
+    c, dtype = model.config, model.pos_embed.proj.weight.dtype
+    given = {
+        "hidden_states": torch.randn(batch, c.in_channels, side, side, dtype=dtype),
+        "encoder_hidden_states": torch.randn(batch, text, c.joint_attention_dim, dtype=dtype),
+        "pooled_projections": torch.randn(batch, c.pooled_projection_dim, dtype=dtype),
+        "timestep": torch.full((batch,), 500.0),
+    }
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        return model(**given, return_dict=False)[0].float()
+
+
+TARGET_SETS = {
+    "published": TARGETS,
+    "feed-forward": ("ff.net.0.proj", "ff.net.2"),
+    "the last block": ("transformer_blocks.2.attn.to_out.0",),
+    "the output": ("proj_out",),
+}
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "targets"), [("micro", "published"), ("wide", "published"), *(("tiny", each) for each in TARGET_SETS)]
+)
+def test_operations_are_what_pytorch_counts(name: str, targets: str, checkpointed: bool) -> None:
+    """Forward and backward, whatever carries adapters; layers before the first adapter need no gradient."""
+    (config, side, text), batch = LATENTS[name], 2
+    shape = Shape(4, 8.0, TARGET_SETS[targets])
+    model = real(config, shape, checkpointed=checkpointed)
     # the counter does not know the CPU's fused attention
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model(
-            hidden_states=torch.randn(batch, 4, 8, 8), encoder_hidden_states=torch.randn(batch, 5, 24),
-            pooled_projections=torch.randn(batch, 40), timestep=torch.ones(batch),
-        )  # fmt: skip
-    assert found.flops * batch == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counted:
+            v = forward(model, batch, side, text)
+        with FlopCounterMode(display=False) as backward:
+            v.sum().backward()
+    size = Size(config, side, text, {})
+    found = size.training(batch, shape.rank, shape.targets, Compute(gradient_checkpointing=checkpointed))
+    assert found.forward == pytest.approx(counted.get_total_flops(), rel=1e-3)
+    assert found.backward == pytest.approx(backward.get_total_flops(), rel=0.02)
+    with FlopCounterMode(display=False) as base, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        forward(real(config, None), batch, side, text)
+    assert size.flops * batch == pytest.approx(base.get_total_flops(), rel=1e-3)
+
+
+def test_a_backward_pass_to_the_published_adapter_is_no_two_forwards() -> None:
+    """1.12 forward passes of SD3.5-Medium; gradient checkpointing adds about one."""
+    medium = size(DEFAULT, Compute(resolution=512))
+    for checkpointed, wanted in ((False, 1.1225), (True, 2.1212)):
+        found = medium.training(1, 32, None, Compute(precision="bfloat16", gradient_checkpointing=checkpointed))
+        assert found.forward == pytest.approx(2.247e12, rel=1e-3)
+        assert found.backward / found.forward == pytest.approx(wanted, rel=1e-3)
+
+
+def kept_by_autograd(model, run) -> tuple[torch.Tensor, int]:
+    """What `run` returns, and the bytes that autograd saved meanwhile, each storage once, the model's own left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.Tensor] = {}  # kept alive, so that no address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = run()
+    return out, sum(t.untyped_storage().nbytes() for address, t in saved.items() if address not in own)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dual", [[0, 1, 2], []], ids=["dual", "single"])
+def test_activations_are_what_autograd_keeps(dual: list[int], precision: str, checkpointed: bool) -> None:
+    config, side, text, batch = WIDE | {"dual_attention_layers": dual}, 16, 32, 2
+    shape = Shape(32, 64.0)
+    model = real(config, shape, precision, checkpointed)
+    v, kept = kept_by_autograd(model, lambda: forward(model, batch, side, text))
+    del v
+    with Count(model) as count:
+        forward(model, batch, side, text).sum().backward()
+    on_cpu = training_pass(config, batch, side, text, shape, precision, checkpointed, cuda=False)
+    assert on_cpu.kept == pytest.approx(kept, rel=0.05)
+    assert on_cpu.peak == pytest.approx(count.peak, rel=0.05)
+    if precision != "float32":
+        assert training_pass(config, batch, side, text, shape, "float16", checkpointed, cuda=False) == on_cpu
 
 
 def test_a_folder_is_measured_by_its_headers(sd3_folder: Path) -> None:

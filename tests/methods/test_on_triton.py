@@ -1,8 +1,9 @@
-"""Methods take the GPU's kernels where there is a GPU: here in Triton's interpreter, against the torch path."""
+"""Methods take the GPU's kernels where there is a GPU: on it, or in Triton's interpreter, against the torch path."""
 
 import pytest
 import torch
 
+from bench.backbones.micro import descriptor
 from bench.lab import STUDENT
 from bench.registry import find
 from bench.sampler import backend
@@ -14,12 +15,21 @@ from methods.rl.method import RlOptions
 from tests.methods.conftest import shake
 
 triton_step = pytest.importorskip("bench.sampler.triton_step", reason="triton is not installed")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Triton itself takes no tensors of the CPU; its interpreter, which tests/conftest.py asks for without a GPU, does."""
 CALLS = ("fused_step", "fused_log_prob", "fused_match")
 
 
 @pytest.fixture
+def micro():
+    """As in tests/conftest.py, where the kernels can take its tensors."""
+    return descriptor().load(DEVICE)
+
+
+@pytest.fixture
 def on_triton(monkeypatch):
-    """on_triton() -> how often each kernel is called from then on; before that the torch path runs."""
+    """on_triton() -> how often each kernel is called from then on; before that the torch path runs, on a GPU too."""
+    monkeypatch.setattr(backend, "on_gpu", lambda x: False)
 
     def switch() -> dict[str, int]:
         calls = dict.fromkeys(CALLS, 0)
@@ -92,7 +102,7 @@ def test_a_method_has_the_same_gradient(make_lab, gradient, on_triton, name: str
 def test_what_the_kernels_cannot_do_goes_to_torch(on_triton) -> None:
     """Doubles, and a gradient to the state that a density is taken at."""
     calls = on_triton()
-    mean, drawn = torch.randn(2, 2, 3, 4, 4)
+    mean, drawn = torch.randn(2, 2, 3, 4, 4, device=DEVICE)
     Gaussian(mean.double(), 0.5).log_prob(drawn.double())
     drawn.requires_grad_()
     Gaussian(mean, 0.5).log_prob(drawn).sum().backward()

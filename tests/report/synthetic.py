@@ -12,9 +12,10 @@ HEADLINES = {"geneval": "official", "ocr": "exact"}
 
 def row(task: str, values: np.ndarray, gold: np.ndarray | None = None) -> dict:
     rows = {HEADLINES[task]: values.tolist(), "reward": (values / 2).tolist()}
-    if gold is not None:
-        rows["gold"] = gold.tolist()
-    return {"task": task, "headline": HEADLINES[task], "strata": STRATA[task], "rows": rows}
+    rows |= {"gold": gold.tolist()} if gold is not None else {}
+    rows |= {"strict": np.minimum(values, np.roll(values, 1)).tolist()} if task == "geneval" else {}
+    prompts = [i // 2 for i in range(len(values))]  # two pictures of each
+    return {"task": task, "headline": HEADLINES[task], "strata": STRATA[task], "rows": rows, "prompts": prompts}
 
 
 def make_run(

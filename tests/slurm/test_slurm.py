@@ -215,11 +215,11 @@ def test_an_interrupt_leaves_the_jobs_and_the_same_command_waits_for_them(root: 
 
 def test_a_failure_is_shown_within_half_a_minute(root: Path) -> None:
     begun = time.monotonic()
-    process = start(*ONE, "--set", "device=cuda", "--teachers", "train", *SLURM, root=root)
+    process = start(*ONE, "--set", "device=cuda:99", "--teachers", "train", *SLURM, root=root)
     failed = lambda: [x for x in survey(root) if x.state == "failed" and x.name.startswith("single_task")]
     (line,) = wait_for(lambda: failed() if root.is_dir() else [])
     shown = time.monotonic() - begun
-    assert "torch sees no GPU" in line.note
+    assert "torch sees" in line.note  # no GPU, or fewer
     process.communicate(timeout=120)
     assert process.returncode == 1
     notes = {line.name.partition("-")[0]: line.note for line in survey(root)}

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from sweeps.measure import Measured
-from sweeps.study import Place, read_study
+from sweeps.storage import Place
+from sweeps.study import read_study
 from sweeps.worker import work
 
 

@@ -16,9 +16,11 @@ from optuna.trial import TrialState
 
 from bench.errors import BenchError, UsageError
 from sweeps.measure import Measured, PrunedError
-from sweeps.study import Place, StudySpec, open_study, read_study
+from sweeps.storage import Place
+from sweeps.study import StudySpec, open_study, read_study
 from sweeps.summary import summarise
 from sweeps.worker import TRIES, Claims, work
+from tests.commands import bench
 from tests.sweeps.fast_worker import value
 
 STUDY = {
@@ -242,6 +244,23 @@ def test_a_study_end_to_end(tmp_path: Path) -> None:
         ({"settings": {"evaluation": {"split": "test"}}}, "the study's own"),
         ({"settings": {"budget.updates": 3}}, "the study's own"),
         ({"enqueue": [{"optimizer.lr": 5.0}]}, "does not hold"),
+        ({"trials": 10**9}, "trials: .*less than or equal to 100000"),
+        ({"points": 10**9}, "points: .*less than or equal to 1000"),
+        ({"seeds": "0-9999999999"}, r"study .*s\.yaml: .*more than"),
+        ({"seeds": "1,1"}, r"study .*s\.yaml: a seed is named twice"),
+        ({"name": "x" * 300}, "at most 100 characters"),
+        ({"space": {"optimizer.lr": {"low": 1, "hgih": 2}}}, r"did you mean 'space\.optimizer\.lr\.high'"),
+        ({"space": {"sampler": {"steps": {"low": 1, "high": 2}}}}, r"unknown key 'space\.sampler\.steps'"),
+        ({"space": {"optimizer.lr": {"low": -float("inf"), "high": 1.0}}}, "must lie within"),
+        ({"space": {"optimizer.lr": {"low": float("nan"), "high": 1.0}}}, "must lie within"),
+        ({"space": {"sampler.steps": {"low": 1, "high": 10**40}}}, "must lie within"),
+        ({"space": {"sampler.steps": {"choices": [4, 4.0]}}}, "twice"),
+        ({"settings": {"sampler.steps": 3, "sampler": {"steps": 4}}}, "given twice"),
+        ({"settings": {"optimizer": {"lr": 1e-3}}}, r"optimizer\.lr is given twice"),
+        ({"objective": []}, "objective"),
+        ({"objective": ["ocr", "ocr"]}, "twice"),
+        ({"enqueue": [{"optimizer.lr": {"low": 1}}]}, "enqueue"),
+        ({1: 2}, "strings"),
     ],
 )
 def test_a_bad_file_is_refused_before_the_first_trial(tmp_path: Path, change: dict, said: str) -> None:
@@ -250,6 +269,20 @@ def test_a_bad_file_is_refused_before_the_first_trial(tmp_path: Path, change: di
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(STUDY | change))
     with pytest.raises(UsageError, match=said):
         read_study(tmp_path / "s.yaml")
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join(8 * [f'*{old}'])}]\n" for old, new in zip("abcdefghij", "bcdefghijk")
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "x: &a [*a]\n", "name: " + "[" * 20_000, "name: a\nname: b\n", "\x00"])
+def test_a_file_that_is_no_study_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    done = bench(["sweep", "s.yaml"], tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "s.yaml" in done.stderr
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("path", sorted(Path("sweeps").glob("*.yaml")), ids=lambda path: path.stem)

@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of every stage's samples and pictures")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    from rich.progress import Progress
+    from bench.printing import progress_bar
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = arguments.out / "checkpoint.pt", arguments.out / "log.jsonl"
@@ -214,7 +214,7 @@ def main() -> None:
         trainer.load(checkpoint)
         seconds = json.loads((arguments.out / "clock.json").read_text())["seconds"]
     running = None
-    with Progress() as progress, log.open("a") as lines:
+    with progress_bar() as progress, log.open("a") as lines:
         bar = progress.add_task("pretraining", total=ends[-1], completed=trainer.step)
         for number, (stage, begin, end) in enumerate(zip(STAGES, [0, *ends], ends)):
             if trainer.step >= end:

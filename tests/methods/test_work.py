@@ -1,0 +1,111 @@
+"""What a method says an update does, against an update: passes, budget, largest batches, pictures."""
+
+import math
+
+import pytest
+import torch
+
+from bench.backbones.adapters import Shape
+from bench.lab import STUDENT
+from bench.registry import find
+from bench.spec import resolve
+from tests.methods.conftest import TASKS, shake
+
+NOISY = ["sampler.kernel=flow_sde", "sampler.eta=0.7"]
+FEW = ["sampler.steps=4"]
+DISTILLED = [*FEW, "params.trajectories=3"]
+DRAWN = [*FEW, "params.groups=2", "params.group_size=3"]
+NFT, GRPO, GUARD = (["params.engine=" + engine] for engine in ("nft", "grpo", "grpo_guard"))
+UPDATES = {
+    "opd_analytic fused": ("opd_analytic", [*DISTILLED, "params.execution=fused"]),
+    "opd_analytic fused, chunks": ("opd_analytic", [*DISTILLED, "params.chunk=2", "params.anchor=0.1"]),
+    "opd_analytic plain": ("opd_analytic", [*DISTILLED, "params.execution=plain", "params.anchor=0.1"]),
+    "opd_analytic plain, chunks": ("opd_analytic", [*DISTILLED, "params.execution=plain", "params.chunk=4"]),
+    "opd_analytic alternating": ("opd_analytic", [*DISTILLED, "params.batches=alternate"]),
+    "opd_ppo": ("opd_ppo", [*DISTILLED, *NOISY]),
+    "opd_ppo, two inner updates": ("opd_ppo", [*DISTILLED, *NOISY, "params.inner_updates=2", "params.anchor=0.1"]),
+    "dance_opd": ("dance_opd", [*DISTILLED, "params.anchor=0.1"]),
+    "off_policy": ("off_policy", [*DISTILLED, "params.anchor=0.1"]),
+    "sft": ("sft", [*DISTILLED, "params.levels=2", "params.anchor=0.1"]),
+    "multi_reward nft": ("multi_reward", [*DRAWN, *NFT, "params.nft.timesteps=3", "params.nft.chunk=4"]),
+    "multi_reward nft without penalty": ("multi_reward", [*DRAWN, *NFT, "params.nft.kl=0", "params.nft.timesteps=9"]),
+    "multi_reward grpo": ("multi_reward", [*DRAWN, *NOISY, *GRPO, "params.grpo.chunk=4"]),
+    "multi_reward grpo, two inner updates": (
+        "multi_reward", [*DRAWN, *NOISY, *GRPO, "params.grpo.inner_updates=2", "params.grpo.kl=0"]
+    ),
+    "multi_reward grpo_guard": ("multi_reward", [*DRAWN, *NOISY, *GUARD, "params.grpo_guard.kl=0.1"]),
+    "cascade": ("cascade", [*DRAWN, *NFT]),
+    "single_task": ("single_task", [*DRAWN, *NFT]),
+    "merge": ("merge", []),
+}  # fmt: skip
+"""Every method and engine."""
+
+
+class Watched:
+    """Sizes of the calls of a backbone."""
+
+    def __init__(self, backbone):
+        self.trained, self.drawn, self.decoded = [0], [0], [0]
+        forward, decode = backbone._forward, backbone.decode
+
+        def watched_forward(x, *rest):
+            (self.trained if torch.is_grad_enabled() else self.drawn).append(len(x))
+            return forward(x, *rest)
+
+        def watched_decode(latents):
+            self.decoded.append(len(latents))
+            return decode(latents)
+
+        backbone._forward, backbone.decode = watched_forward, watched_decode
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_update_does_what_was_said(make_lab, name: str, guidance: float) -> None:
+    method_name, overrides = UPDATES[name]
+    cls = find("method", method_name)
+    tasks = TASKS if cls.several_tasks else TASKS[:1]
+    guided = [f"sampler.guidance={guidance}"]
+    if cls.needs.teachers:  # the first task's teacher draws without guidance, as the published one for GenEval
+        guided += [f"teacher_guidance.{tasks[0]}=1.0", *(f"teacher_guidance.{t}={guidance}" for t in tasks[1:])]
+    teachers = "folder" if cls.needs.teachers else None
+    spec = resolve(method_name, list(tasks), overrides=[*overrides, *guided], teachers=teachers)
+    sampler = spec.sampler.build(3.0)
+    lab = make_lab(spec.sampler.kernel, spec.sampler.eta, guidance, steps=spec.sampler.steps)
+    lab.sampler, lab.teacher_guidance = sampler, spec.teacher_guidance
+    lab.tasks = {task: lab.tasks[task] for task in tasks}
+    method = cls(cls.Options.model_validate(spec.params))
+    for adapter in method.adapters:
+        lab.backbone.adapters.add(adapter, Shape(4, 8.0))
+        shake(lab.backbone, adapter, 0.02)
+    watched, meter = Watched(lab.backbone), lab.backbone.meter
+    meter.evaluations.clear()
+    turns = len(tasks) if spec.params.get("batches") == "alternate" else 1  # the prediction is their average
+    for lab.step in range(turns if cls.trains else 0):
+        with torch.no_grad():
+            plan = method.plan(lab)
+            experiences = method.mix(lab, {task: method.collect(lab, task) for task in plan})
+        for lab.inner in range(method.inner_updates):
+            for task in plan:
+                for piece in method.losses(lab, task, experiences[task]):
+                    piece.backward()
+    work, branches = cls.work(spec, sampler), 1 if guidance == 1 else 2
+    assert meter.passes.trained == turns * work.passes.trained
+    assert meter.passes.forward <= turns * work.passes.forward < meter.passes.forward + turns * 3 * branches
+    assert math.ceil(sum(meter.evaluations.values()) / turns) <= cls.predict(spec, sampler)
+    if turns == 1:
+        assert meter.passes == work.passes
+        assert sum(meter.evaluations.values()) == cls.predict(spec, sampler)
+    assert sum(watched.decoded) == work.pictures
+    assert max(watched.decoded) == work.pictures_at_once
+    if cls.trains:
+        assert max(watched.trained) == cls.largest_batch(spec) * branches
+        assert max(watched.drawn) <= work.drawn * branches
+        assert lab.backbone.adapters.parameters(STUDENT)[0].grad is not None
+
+
+def test_every_registered_method_is_here() -> None:
+    from bench.registry import registered
+
+    ours = {name for name, point in registered("method").items() if point.value.startswith("methods.")}
+    assert {method for method, _ in UPDATES.values()} == ours

@@ -1,0 +1,143 @@
+"""Text that a user, a task or a system wrote is printed as it is: nothing of it is a style, a link or an emoji."""
+
+import ast
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.table import Table
+
+from bench.comparison import print_standings
+from bench.console import Console, print_table
+from bench.evaluate import Evaluation
+from bench.loop import Progress
+from bench.printing import progress_bar, terminal
+from bench.probe_command import print_probes
+from bench.score_command import print_summary
+from bench.standing import standings
+from bench.stats import Estimate
+from bench.status import Line, table
+from sweeps.storage import Place
+from sweeps.study import StudySpec
+from sweeps.summary import show
+from tests.commands import bench
+from tests.test_compare import record
+
+HOSTILE = ["[bold]x[/bold]", "[/]", "[/red]", ":smile:", "[link=a.b]y[/link]", "order=[ocr, geneval]", r"\[x]"]
+PRINTING = {"Console", "Progress", "Live", "print", "Prompt"}
+"""What of rich reads text as markup unless it is told not to."""
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "600")
+
+
+def test_only_one_place_makes_terminals() -> None:
+    """Live is given one of them."""
+    for part in ("bench", "sweeps", "report", "tasks", "methods"):
+        for path in sorted(Path(part).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rich":
+                    names = {alias.name for alias in node.names} & (PRINTING - {"Live"})
+                    assert not names or path == Path("bench/printing.py"), f"{path} imports {names} from rich"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_terminals_and_bars_print_text(text: str, capsys) -> None:
+    shown = Table(text, title=text)
+    shown.add_row(text)
+    out = terminal(100)
+    out.print(shown)
+    out.print(text, soft_wrap=True)
+    assert capsys.readouterr().out.count(text) == 4
+    with progress_bar() as bars:
+        bars.console.file = StringIO()
+        bars.add_task(text, total=1)
+        bars.refresh()
+        bars.console.print(text)
+    assert text in capsys.readouterr().err + bars.console.file.getvalue()
+
+
+def hostile(row: dict, text: str) -> dict:
+    return row | {"headline": text, "rows": {text: row["rows"]["m"]}}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_runs_progress_and_table_print_text(text: str, capsys) -> None:
+    with Console() as console:
+        console.listen(text, Progress(1, 0.5))
+        console.say(text)
+    assert text in capsys.readouterr().err
+    found = record(0, 0.5, [0.5], teachers=True).summary
+    found["models"] = {model.replace("teacher t", f"teacher {text}"): {text: hostile(rows["t"], text)}
+                       for model, rows in found["models"].items()}  # fmt: skip
+    cost = {"evaluations": {}, "seconds": {text: 1.0}}
+    print_table([found | {"method": text, "split": "test", "updates": 1, "cost": cost}], Path(text))
+    assert capsys.readouterr().out.count(text) >= 4
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_comparisons_print_text(text: str, capsys) -> None:
+    runs = [record(seed, 0.5, [0.5], teachers=True) for seed in (0, 1)]
+    lines = standings({f"m {text}": runs, "other": runs}, ("t",), f"m {text}", {"t": 1.0})
+    print_standings(lines, f"m {text}", ("t",), 1000, "test", Path(text))
+    assert capsys.readouterr().out.count(text) >= 3
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_scores_and_states_print_text(text: str, capsys) -> None:
+    rows = {text: np.ones(2)}
+    print_summary(Evaluation("t", text, np.array([f"a {text}", "b"]), rows), f"title {text}")
+    assert capsys.readouterr().out.count(text) >= 3
+    terminal().print(table([Line(text, "failed", note=text)]))
+    assert capsys.readouterr().out.count(text) == 2
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_probes_print_text(text: str, capsys) -> None:
+    estimate = Estimate(1.0, 0.5, 1.5)
+    moments = SimpleNamespace(trace=1.0, signal=1.0, from_states=0.5, from_estimator=0.5)
+    noise = SimpleNamespace(moments=moments, snr=estimate)
+    found = SimpleNamespace(
+        label=text, noise=noise, cosine=1.0, slope=estimate, by_sigma={}, interference={text: {"all": 1.0}}
+    )
+    print_probes([found], text, text)
+    assert capsys.readouterr().out.count(text) >= 6
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_study_prints_the_command_as_it_is(text: str, capsys) -> None:
+    space = {"params.order": {"choices": [text]}}
+    spec = StudySpec(name="s", method="sft", budget=1, trials=1, space=space)
+    row = {"trial": 0, "values": [0.5], "settings": {"params.order": text}}
+    summary = {
+        "trials": {"complete": 1}, "objectives": ["mean"], "best": [row], "first": row,
+        "importances": {text: 1.0}, "command": f"bench run --set {text}",
+    }  # fmt: skip
+    show(spec, summary, Place(Path(text)))
+    out = capsys.readouterr().out
+    assert f"bench run --set {text}" in out
+    assert out.count(text) >= 4
+
+
+def test_what_commands_print(tmp_path: Path) -> None:
+    """Paths with tags in them: of results, of an adapter; the evaluation is done when its table is printed."""
+    name = "[bold]x[/bold]:smile:"
+    settings = ("evaluation.steps=1", "evaluation.split=validation")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    where = f"results/{name}"
+    done = bench(["run", "--method", "merge", "--tasks", "ocr", "--results", where, *sets], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{where}/merge-" in done.stderr and f"{where}/merge-" in done.stdout
+    (adapter,) = (tmp_path / where).glob("merge-*/adapter")
+    (tmp_path / "a" / "[").mkdir(parents=True)
+    adapter.rename(tmp_path / "a" / "[" / "]:smile:")
+    words = ["eval", "--adapter", "a/[/]:smile:", "--tasks", "ocr", "--split", "validation", "--steps", "1"]
+    done = bench(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "a/[/]:smile: on micro" in done.stdout
+    done = bench(["run", "--method", "opd_analytic", "--tasks", "ocr", "--teachers", "a/[", *sets], tmp_path)
+    assert done.returncode == 2 and "a/[/ocr" in done.stderr

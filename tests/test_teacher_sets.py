@@ -1,0 +1,117 @@
+"""Teachers that `bench teach` trained are used as they were trained; those that are not there are missed at once."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench.errors import MissingError, UsageError
+from bench.spec import resolve
+from bench.teacher_sets import check_teachers
+from tests.commands import bench
+
+SMALL = ("evaluation.steps=1", "evaluation.split=validation", "evaluation.points=[]", "budget.updates=1")
+TAUGHT = (*SMALL, "params.groups=2", "params.group_size=2", "sampler.guidance=2.5")
+
+
+def sets(settings: tuple[str, ...]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def student(folder: Path, *options: str, code: int = 0) -> tuple[str, str]:
+    words = ["run", "--method", "opd_analytic", "--tasks", "ocr", *sets((*SMALL, "params.trajectories=2")), *options]
+    done = bench(words, folder)
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> tuple[Path, str]:
+    """A folder in which teachers of two tasks were trained, and what was said."""
+    folder = tmp_path_factory.mktemp("taught")
+    done = bench(["teach", "--tasks", "ocr,pickscore", *sets(TAUGHT)], folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_what_was_taught_is_a_folder_of_teachers(taught: tuple[Path, str]) -> None:
+    """With guidance and cost of its run: the student is not distilled from another teacher than was trained."""
+    folder, said = taught
+    (named,) = re.findall(r"--teachers (\S+)", said)
+    assert {path.name for path in (folder / named).iterdir()} == {"ocr", "pickscore"}
+    student(folder, "--teachers", named)
+    (run,) = (folder / "results" / "runs").glob("opd_analytic-*")
+    spec = json.loads((run / "spec.json").read_text())["spec"]
+    assert spec["teacher_guidance"] == {"ocr": 2.5}
+    (trained,) = (p for p in run.parent.glob("single_task-*/summary.json") if "ocr" in p.read_text())
+    cost = json.loads(trained.read_text())["cost"]["evaluations"]["training"]
+    assert json.loads((run / "summary.json").read_text())["teachers"]["ocr"]["evaluations"] == cost
+    for option in re.findall(r"--set (teachers.ocr=\S+)", said):
+        assert "teacher_guidance:\n  ocr: 2.5" in student(folder, "--set", option, "--dry-run")[0]
+
+
+def test_the_same_is_taught_once_and_kept_once(taught: tuple[Path, str]) -> None:
+    folder, said = taught
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results" / "runs").glob("teachers-*/*/*")}
+    again = bench(["teach", "--tasks", "pickscore,ocr", *sets(TAUGHT)], folder)
+    assert re.findall(r"--teachers \S+", again.stdout) == re.findall(r"--teachers \S+", said)
+    after = {path: path.stat().st_mtime_ns for path in (folder / "results" / "runs").glob("teachers-*/*/*")}
+    assert before == after
+    assert all(not path.name.startswith(".") for path in (folder / "results" / "runs").glob("teachers-*/*"))
+
+
+def test_other_teachers_are_named_before_the_recipes_are_trained(taught: tuple[Path, str]) -> None:
+    folder, _ = taught
+    _, said = student(folder, "--teachers", "train", "--dry-run")
+    assert said.startswith("note: train means the backbone's recipe") and said.count("\n") == 1
+    (use,) = re.findall(r"--set (teachers\.ocr=\S+/adapter)", said)
+    shown, said = student(folder, "--set", use, "--dry-run")
+    assert "teacher_guidance:\n  ocr: 2.5" in shown and not said
+    assert not student(folder, "--teachers", "shipped", "--dry-run")[1]
+
+
+def test_a_comparison_takes_them_too(taught: tuple[Path, str]) -> None:
+    folder, said = taught
+    (use,) = re.findall(r"--set (teachers\.ocr=\S+)", said)
+    words = ["compare", "--methods", "merge,single_task", "--tasks", "ocr", "--seeds", "0", "--executor", "inline"]
+    words += [*sets(SMALL[:3]), "--set", use, "--budget", "40", "--results", "results/c"]
+    words += sets(("single_task.params.groups=2", "single_task.params.group_size=2"))
+    done = bench(words, folder)
+    assert done.returncode == 0, done.stderr
+    (merged,) = (folder / "results" / "c").glob("merge-*/summary.json")
+    assert json.loads(merged.read_text())["teachers"]["ocr"]["source"] == use.partition("=")[2]
+
+
+def test_a_damaged_copy_is_named(taught: tuple[Path, str], tmp_path: Path) -> None:
+    folder, said = taught
+    (named,) = re.findall(r"--teachers (\S+)", said)
+    shutil.copytree(folder / named, tmp_path / "copy")
+    (tmp_path / "copy" / "ocr" / "training.json").write_text("{")
+    _, error = student(tmp_path, "--teachers", "copy", "--dry-run", code=2)
+    assert "copy/ocr/training.json" in error and error.count("\n") == 1
+    shutil.rmtree(tmp_path / "copy" / "ocr")
+    _, error = student(tmp_path, "--teachers", "copy", "--dry-run", code=2)
+    assert "copy/ocr" in error
+
+
+@pytest.mark.slow
+def test_jobs_teach_as_well(tmp_path: Path) -> None:
+    done = bench(["teach", "--tasks", "ocr", "--executor", "local", *sets(TAUGHT)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    (named,) = re.findall(r"--teachers (\S+)", done.stdout)
+    assert [path.parent.name for path in tmp_path.glob("results/runs/teachers-*/ocr")] == [Path(named).name]
+
+
+def test_missing_teachers_are_found_before_anything_is_trained(tmp_path: Path) -> None:
+    there = resolve("opd_analytic", ["ocr"])
+    check_teachers([there, there.model_copy(update={"teachers": {"ocr": "train"}})])
+    check_teachers([there.model_copy(update={"teachers": {"ocr": "hub:a/b/c"}})])  # is not fetched for this
+    with pytest.raises(UsageError, match="no adapter at"):
+        check_teachers([there.model_copy(update={"teachers": {"ocr": str(tmp_path)}})])
+    missing = {"tasks": ("geneval", "drawbench"), "teachers": {"geneval": "shipped", "drawbench": "shipped"}}
+    with pytest.raises(MissingError, match=r"--teachers train.*--tasks geneval"):
+        check_teachers([there.model_copy(update=missing)])
+    _, error = student(tmp_path, "--set", f"teachers.ocr={tmp_path}", code=2)
+    assert "no adapter at" in error and not (tmp_path / "results").exists()
