@@ -50,4 +50,4 @@ def note(lines: list[str]) -> None:
     """Tell the user something before it happens, once where several processes share a run."""
     if int(os.environ.get("RANK", "0")) == 0:
         for line in lines:
-            print(f"note: {line}", file=sys.stderr)
+            print(f"note: {legible(line)}", file=sys.stderr)
