@@ -69,7 +69,7 @@ def test_a_read_only_place_is_refused_before_work(disk: Path, name: str) -> None
 def test_a_full_disk_is_one_line_and_the_run_goes_on(disk: Path) -> None:
     """The first checkpoint does not fit; nothing half-written stays, and status says why."""
     (disk / "other").write_bytes(b"x" * 3_500_000)
-    words = [*RUN, "--set", "budget.updates=4", "--set", "checkpoint_every=1"]
+    words = [*(word.replace("updates=2", "updates=4") for word in RUN), "--set", "checkpoint_every=1"]
     full = bench(words, disk)
     assert full.returncode == 1
     (line,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
