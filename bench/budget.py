@@ -1,9 +1,9 @@
 """Compute accounting in model evaluations: the unit in which budgets are stated and methods are compared.
 
-A forward pass of one latent counts 1, a backward pass BACKWARD, and guidance doubles by evaluating twice. That a backward
-pass counts 2 is a convention (it is what training every weight costs), not a measurement: to LoRA adapters on frozen
-weights it takes about 1.1 forward passes of SD3.5-Medium, and what a run will really compute is counted from the model's
-shapes (bench/cost.py).
+A forward pass of one latent counts 1, a backward pass BACKWARD, and guidance doubles by evaluating twice. That a
+backward pass counts 2 is a convention (it is what training every weight costs), not a measurement: to LoRA adapters on
+frozen weights it takes about 1.1 forward passes of SD3.5-Medium. What a run will really compute is counted from the
+model's shapes (bench/cost.py).
 """
 
 from collections import Counter

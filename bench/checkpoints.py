@@ -28,7 +28,7 @@ def require_weights(path: Path, what: str) -> None:
     """
     if path.is_dir():
         raise DamagedError(f"{path} is no {what}: it is a folder")
-    head = _refuse_stand_in(path, what)
+    head = refuse_stand_in(path, what)
     if not head.strip(b"\0 \r\n\t"):
         raise DamagedError(f"{path} is no {what}: it {'begins with zeros' if head else 'is empty'}: {AGAIN}")
     cause = ""
@@ -56,7 +56,7 @@ def refuse_stand_ins(folder: Path, what: str) -> None:
     """Raise for Git-LFS pointers and web pages among the files that are read beside a folder's weights."""
     for path in sorted(folder.iterdir()):
         if path.suffix in WRITTEN and path.is_file():
-            _refuse_stand_in(path, f"file of a {what}")
+            refuse_stand_in(path, f"file of a {what}")
 
 
 def load_checkpoint(path: Path, what: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _numpy_numbers() -> Iterator[Any]:
     yield from {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdg"}
 
 
-def _refuse_stand_in(path: Path, what: str) -> bytes:
+def refuse_stand_in(path: Path, what: str) -> bytes:
     """The file's beginning. Raises MissingError for a Git-LFS pointer or no file, DamagedError for a web page."""
     try:
         with path.open("rb") as file:

@@ -41,6 +41,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable, a key once.", callback=_once),
 ]
+LaterSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable, the last one of a key holds."),
+]
 Preset = Annotated[
     Path | None, typer.Option("--preset", help="YAML of settings, a run's spec.json, or one of bench list presets.")
 ]
@@ -80,7 +84,7 @@ def run(
     backbone: BackboneOrPreset = None,
     seeds: Seeds = "0",
     preset: Preset = None,
-    set_: Set = None,
+    set_: LaterSet = None,
     teachers: Annotated[
         str | None,
         typer.Option(
@@ -90,12 +94,15 @@ def run(
         ),
     ] = None,
     results: Results = RUNS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run and what it would cost, and stop.")
+    ] = False,
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,
 ) -> None:
     """Train one student, resume it, or print its finished summary."""
+    from bench.contradictions import replaced
     from bench.files import results_root
     from bench.placement import placement
     from bench.printing import note
@@ -108,7 +115,7 @@ def run(
     where = placement(executor, profile, slurm)
     spec = resolve(method, names, seed_list[0], backbone, preset, set_, teachers)
     check_teachers([spec])
-    note(taught_otherwise([spec.with_seed(s) for s in seed_list], root))
+    note([*replaced(set_), *taught_otherwise([spec.with_seed(s) for s in seed_list], root)])
     if dry_run:
         from bench.dryrun import explain
 
@@ -127,7 +134,7 @@ def teach(
     backbone: BackboneOrPreset = None,
     seeds: Seeds = "0",
     preset: Preset = None,
-    set_: Set = None,
+    set_: LaterSet = None,
     results: Results = RUNS,
     executor: Executor = "inline",
     profile: ProfileFile = None,
@@ -153,8 +160,11 @@ def teach(
         for s in seed_list
         for t in names
     ]
+    from bench.contradictions import replaced
+    from bench.printing import note
     from bench.run_command import teach_tasks
 
+    note(replaced(set_))
     teach_tasks(members, root, where)
 
 
@@ -165,7 +175,12 @@ def compare(
     backbone: Backbone = "micro",
     seeds: Seeds = "0-4",
     budget: Annotated[
-        int | None, typer.Option("--budget", min=1, help="Training evaluations each; default: opd_analytic's recipe.")
+        int | None,
+        typer.Option(
+            "--budget",
+            min=1,
+            help="Training evaluations each (forward 1, backward 2 by convention); default: opd_analytic's recipe.",
+        ),
     ] = None,
     grid: Grid = None,
     axes: Axes = None,

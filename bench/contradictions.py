@@ -1,6 +1,6 @@
-"""Settings that contradict one another are refused: of two values for one key neither is dropped in silence."""
+"""Settings that contradict one another: of two values for one key neither is dropped in silence."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.errors import UsageError
@@ -20,17 +20,30 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def refuse_contradictions(told: Iterable[tuple[str, str]]) -> None:
-    """Raise UsageError where two of these say different things of one key.
+def contradictions(told: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """(key, option, later option) of all that say different things of one key.
 
     `told` are pairs: an option as the user wrote it, and what it says as key=value.
     """
-    first: dict[str, tuple[str, Any]] = {}
+    last: dict[str, tuple[str, Any]] = {}
     for words, override in told:
         for key, value in leaves(parse_override(override)).items():
-            before, known = first.setdefault(key, (words, value))
+            before, known = last.get(key, (words, value))
             if known != value:
-                raise UsageError(f"{before} and {words} contradict one another: give exactly one value for {key}")
+                yield key, before, words
+            last[key] = words, value
+
+
+def refuse_contradictions(told: Iterable[tuple[str, str]]) -> None:
+    """Raise UsageError for the first contradiction."""
+    for key, before, words in contradictions(told):
+        raise UsageError(f"{before} and {words} contradict one another: give exactly one value for {key}")
+
+
+def replaced(overrides: list[str] | None) -> list[str]:
+    """What to say where a --set replaces an earlier one, as where one is added to a command that is there."""
+    told = contradictions((f"--set {text}", text) for text in overrides or [])
+    return [f"{words} holds, and not {before}" for _, before, words in told]
 
 
 def refuse_contradicting_sets(overrides: list[str] | None) -> list[str] | None:

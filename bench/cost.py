@@ -29,8 +29,8 @@ taken to last as long as its arithmetic at 70% of the peak (attention 50%) or it
 whichever is longer: at half precision training passes of SD3.5-Medium at 512 pixels come to 22 to 23%, passes without
 gradients to 30%; at float32, whose peak is so much lower, to 58 and 61%. `bench perf` measures it."""
 UNCOUNTED = (
-    "not in these hours: scorers (detector, text recognition, preference models, servers: their speed is not known "
-    "here), encoding prompts, the optimiser's steps, loading, waiting for other processes"
+    "not in these hours: scoring (detector, text recognition, preference models, servers: their speed hangs on where "
+    "they run), encoding prompts, the optimiser's steps, loading, waiting for other processes"
 )
 
 

@@ -310,6 +310,8 @@ def _places(device: str) -> list[int | None]:
     if device.startswith("cuda"):
         import torch
 
+        if device != "cuda":
+            raise UsageError(f"runs of this machine's processes each get a GPU of their own: device=cuda, not {device}")
         count = torch.cuda.device_count()
         if not count:
             raise MissingError(f"the runs are to be on {device!r} but torch sees no GPU; use --set device=cpu")

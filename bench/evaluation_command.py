@@ -11,13 +11,12 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeR
 from rich.table import Table
 
 from bench.devices import best_device
-from bench.errors import BenchError, UsageError, one_line, unknown
+from bench.errors import BenchError, UsageError, explained, unknown
 from bench.evaluate import Evaluation, evaluate
-from bench.files import write_output
 from bench.hub import adapter_folder
 from bench.loading import load_tasks
 from bench.memory import memory_of
-from bench.places import check_empty, check_output
+from bench.outputs import check_folder, check_output, write_output
 from bench.printing import progress_bar, terminal
 from bench.registry import task_names
 from bench.runner import load_backbone
@@ -68,17 +67,17 @@ def score_adapter(
     label = lambda name, scale: name if len(scales) == 1 else f"{name}-{scale:g}"  # noqa: E731
     folders = {(t.name, s): pictures / label(t.name, s) if pictures else None for t, s in work}
     for folder in filter(None, folders.values()):
-        check_empty(folder)
+        check_folder(folder)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
-    with _printed(title, results), _progress() as bars, memory_of(view.compute, batch, device, backbone_name):
-        lines = [bars.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
+    with _printed(title, results), _progress() as shown, memory_of(view.compute, batch, device, backbone_name):
+        lines = [shown.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
         for line, (task, scale) in zip(lines, work):
-            bars.start_task(line)
+            shown.start_task(line)
             result = evaluate(
                 backbone, task, None if adapter == "base" else "scored", sampler, scale, split, batch, audit=True,
-                folder=folders[task.name, scale], listener=partial(_advance, bars, line),
+                folder=folders[task.name, scale], listener=partial(_advance, shown, line),
             )  # fmt: skip
             results.append((scale, result))
             if output:
@@ -101,7 +100,7 @@ def _keep(output: Path, records: list[dict]) -> None:
     try:
         write_output(output, (json.dumps(records) + "\n").encode())
     except OSError as error:
-        raise BenchError(f"the scores could not be stored in {output}: {error.strerror or one_line(error)}") from error
+        raise BenchError(f"the scores could not be stored in {explained(error)}") from error
 
 
 def _progress() -> Progress:
@@ -109,8 +108,8 @@ def _progress() -> Progress:
     return progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
-def _advance(bars: Progress, line: int, done: int, _of: int) -> None:
-    bars.update(line, completed=done)
+def _advance(shown: Progress, line: int, done: int, _of: int) -> None:
+    shown.update(line, completed=done)
 
 
 @contextmanager
@@ -131,8 +130,8 @@ def _print(title: str, results: Results) -> None:
         kept = ~np.isnan(result.rows[result.headline])
         strata = dict.fromkeys(result.strata.tolist() if len(set(result.strata.tolist())) > 1 else [])
         for metric, values in result.rows.items():
-            means = {s: values[kept & (result.strata == s)].mean() for s in strata}
-            split_up = ", ".join(f"{stratum} {mean:.2f}" for stratum, mean in means.items())
+            parts = {s: values[kept & (result.strata == s)] for s in strata}
+            split_up = ", ".join(f"{s} {part.mean():.2f}" if len(part) else f"{s} none" for s, part in parts.items())
             shown = f"{metric} *" if metric == result.headline else metric
             table.add_row(result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
     terminal(130).print(table)

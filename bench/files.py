@@ -135,13 +135,6 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise
 
 
-def write_output(path: Path, data: bytes) -> None:
-    """Write a file that a user named, with the folders to it. Raises OSError naming it."""
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data)
-
-
 def remove_leftovers(folder: Path, older_than_s: float = 0) -> None:
     """Delete what killed writers left half-written in a folder; without an age the caller must be the only writer."""
     for path in folder.glob(f".*{TEMPORARY}"):

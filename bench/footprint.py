@@ -58,7 +58,9 @@ def training_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float
             size, work.pictures_at_once, spec
         )
     if latents:
-        peak = size.training(latents, spec.lora.rank, spec.lora.targets, compute).peak
+        graph = size.training(latents, spec.lora.rank, spec.lora.targets, compute)
+        beside = size.sampling(min(latents, twice * (compute.batch or latents)), compute).peak
+        peak = max(graph.peak, graph.kept + beside)  # a teacher or the base looks while the student's graph waits
         phases[f"training (activations of {latents} latents (estimate){mine})"] = collected + peak + latents * prompt
     else:
         phases["training (activations: its largest batch is not known)"] = None

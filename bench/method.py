@@ -117,8 +117,8 @@ class Method(ABC, Generic[Experience]):
     @classmethod
     @abstractmethod
     def predict(cls, spec: "Spec", sampler: "Sampler") -> int:
-        """Model evaluations of one update, in the unit of budgets (bench/budget.py: forward 1, backward 2 by convention,
-        guidance doubles)."""
+        """Model evaluations of one update, in the unit of budgets: forward 1, backward 2 by convention, guidance
+        doubles (bench/budget.py)."""
 
     @classmethod
     def work(cls, spec: "Spec", sampler: "Sampler") -> Work | None:

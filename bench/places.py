@@ -13,20 +13,6 @@ from bench.errors import BenchError, BusyError, UsageError, one_line
 from bench.files import naming
 
 
-def check_output(path: Path | None) -> None:
-    """Before work begins: raise UsageError if the file that a user named for its outcome could not be written."""
-    if path is None:
-        return
-    try:
-        is_folder, is_special = path.is_dir(), path.exists() and not path.is_file()
-    except OSError as error:
-        raise UsageError(f"cannot write to {one_line(error)}") from error
-    if is_folder:
-        raise UsageError(f"cannot write to {path}: it is a folder; name a file")
-    if not is_special:  # a device or a pipe is written to as it is
-        check_writable(path.parent)
-
-
 def check_writable(folder: Path) -> None:
     """Before work begins: raise UsageError if nothing can be written into a folder, made if need be.
 
@@ -42,16 +28,6 @@ def check_writable(folder: Path) -> None:
             file.write(b"0")
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {one_line(error)}; choose another place") from error
-
-
-def check_empty(folder: Path) -> None:
-    """Before work begins: raise UsageError if a folder that will be filled already holds something, or cannot be."""
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty; name another folder, or remove it")
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {one_line(error)}") from error
-    check_writable(folder)
 
 
 def missing_folders(folder: Path) -> list[Path]:

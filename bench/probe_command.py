@@ -6,11 +6,12 @@ from pathlib import Path
 
 from bench.comparison import overrides_of, recipes, variants
 from bench.errors import UsageError
-from bench.files import json_bytes, results_root, write_output
+from bench.files import json_bytes, results_root
 from bench.hub import adapter_folder
 from bench.lab import STUDENT
 from bench.method import Method
-from bench.places import check_output, check_writable
+from bench.outputs import check_output, write_output
+from bench.places import check_writable
 from bench.probes.estimates import ProbeLab, nested
 from bench.probes.gradient import GradientNoise, Moments, gradient_noise
 from bench.probes.interference import interference

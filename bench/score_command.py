@@ -17,9 +17,10 @@ from bench.files import read_lines, read_rows, write_atomic
 from bench.layout import CACHE, RESULTS, Sample, left_out, load, read, world_of
 from bench.loading import load_task
 from bench.pictures import LARGEST
+from bench.printing import progress_bar
 from bench.registry import task_names
 from bench.score_cache import RememberingTask
-from bench.scoring import Collected
+from bench.scoring import FAILURE, Collected
 from bench.stats import codes
 from bench.task import Task
 from bench.view import view_settings
@@ -56,6 +57,8 @@ def score_folder(task_name: str, source: Path, overrides: list[str], world: str,
     except OSError as error:
         unstored = error.strerror or one_line(error)
     print_summary(result, f"{source}, {task.scorer_name}")
+    if unstored:
+        task.forgets = None  # the same said of one more file
     say_what_is_missing(left_out(source), task)
     problem = f"{len(failed)} of {len(samples)} pictures could not be scored; they count in no mean: "
     problem = problem + "; ".join(failed[:3]) if failed else ""
@@ -89,16 +92,17 @@ def check_prompts(task: Task, samples: list[Sample]) -> None:
 
 def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], list[str]]:
     """Every picture's metrics, the official evaluator's line for each, and which failed (NaN)."""
-    lines: list[dict] = []
     ordered: list[Sample] = []
-    causes: dict[Path, str] = {}
     found = Collected()
-    for chunk, images in batches(samples, batch, causes):
-        ordered += chunk
-        if images is None:
-            found.lose(len(chunk), BenchError(causes[chunk[0].path]))
-        elif cause := found.add(len(chunk), partial(task.score, images, [sample.prompt for sample in chunk])):
-            causes |= {sample.path: f"{sample.path}: {cause}" for sample in chunk}
+    with progress_bar(quiet=not sys.stderr.isatty()) as shown:
+        line = shown.add_task(task.name, total=len(samples))
+        for chunk, images in batches(samples, batch):
+            ordered += chunk
+            if isinstance(images, UsageError):
+                found.lose(len(chunk), images)
+            else:
+                found.add(len(chunk), partial(task.score, images, [sample.prompt for sample in chunk]))
+            shown.advance(line, len(chunk))
     try:
         scores = found.whole()
     except BenchError as error:
@@ -106,36 +110,34 @@ def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Ev
     metrics = {"reward": scores.rewards} | scores.metrics
     if task.headline not in metrics:
         raise BenchError(f"the scorer of {task.name!r} gives {', '.join(metrics)}, not its headline {task.headline!r}")
-    for i, sample in enumerate(ordered):
+    lines, failed = [], []
+    for i, (sample, reward) in enumerate(zip(ordered, scores.rewards, strict=True)):
         detail = scores.details[i] if scores.details else {}
         lines.append(official_line(sample, detail, {name: float(values[i]) for name, values in metrics.items()}))
-    lost = np.isnan(scores.rewards)
-    failed = [
-        causes.get(sample.path, f"{sample.path}: the scorer fails on it") for sample, gone in zip(ordered, lost) if gone
-    ]
+        if np.isnan(reward):
+            cause = str(detail.get(FAILURE, "the scorer fails on it"))
+            failed.append(cause if str(sample.path) in cause else f"{sample.path}: {cause}")
     strata = np.array([sample.prompt.stratum for sample in ordered])
     homes = codes([str(sample.path.parent.parent) for sample in ordered])  # one folder is one prompt
     return Evaluation(task.name, task.headline, strata, metrics, homes), lines, failed
 
 
-def batches(
-    samples: list[Sample], batch: int, unreadable: dict[Path, str]
-) -> Iterator[tuple[list[Sample], torch.Tensor | None]]:
+def batches(samples: list[Sample], batch: int) -> Iterator[tuple[list[Sample], torch.Tensor | UsageError]]:
     """Pictures of one size that follow each other, at most `batch` together, and no more pixels than one picture may
-    have; None, and a reason in `unreadable`, for a file that is no picture."""
+    have; the reason instead for a file that is no picture."""
     chunk: list[Sample] = []
     images: list[torch.Tensor] = []
     for sample in samples:
         try:
             image = load(sample.path)
         except UsageError as error:
-            unreadable[sample.path] = one_line(error)
-            image = None
-        if chunk and (image is None or image.shape != images[0].shape or len(chunk) == _most(batch, image)):
+            image = error
+        refused = isinstance(image, UsageError)
+        if chunk and (refused or image.shape != images[0].shape or len(chunk) == _most(batch, image)):
             yield chunk, torch.stack(images)
             chunk, images = [], []
-        if image is None:
-            yield [sample], None
+        if refused:
+            yield [sample], image
         else:
             chunk, images = [*chunk, sample], [*images, image]
     if chunk:
@@ -166,7 +168,7 @@ def imported(path: Path, task: str) -> Evaluation:
     "any picture of the prompt" is a value a prompt, as in the official summary: it stands at the prompt's first
     picture, NaN at the others. Raises UsageError for another file, naming the line.
     """
-    rows = verdicts(path)
+    rows = verdicts_of(path)
     first: dict[tuple[str, str], int] = {}
     any_picture = np.full(len(rows), np.nan)
     correct = np.array([row["correct"] for row in rows], np.float64)
@@ -178,7 +180,7 @@ def imported(path: Path, task: str) -> Evaluation:
     return Evaluation(task, "official", strata, found, codes([f"{row['tag']} {row['metadata']}" for row in rows]))
 
 
-def verdicts(path: Path) -> list[dict]:
+def verdicts_of(path: Path) -> list[dict]:
     """{tag, metadata, correct} of every picture in a results.jsonl. Raises UsageError, naming the line.
 
     A line that is there again is left out, and said to be; two verdicts on one picture are refused.

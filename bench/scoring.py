@@ -13,6 +13,8 @@ PART = 2**16
 """Places of latents that are decoded and scored together: sixteen pictures of 512 pixels a side, 50 MB."""
 PATIENCE = 8
 """Pictures that may fail before any is scored."""
+FAILURE = "failure"
+"""What a picture's details say of a scorer that cannot take it."""
 
 
 class Unscorable(BenchError):
@@ -29,36 +31,37 @@ class Collected:
     """Scores of one part after the other. A part that cannot be scored is NaN, unless that goes for all of them."""
 
     def __init__(self) -> None:
-        self.parts: list[Scores | int] = []
-        """Scores, or how many pictures have none."""
-        self.cause: BenchError | None = None
-        """Why the first of those have none."""
+        self.parts: list[Scores | tuple[int, BenchError]] = []
+        """Scores, or how many pictures have none and why."""
+        self.failed = 0
+        """Pictures that the scorer could not take."""
 
-    def add(self, count: int, score: Callable[[], Scores]) -> Unscorable | None:
-        """Score a part of `count` pictures; returns why it could not be. Raises that once the first PATIENCE pictures
-        of all have failed."""
+    def add(self, count: int, score: Callable[[], Scores]) -> None:
+        """Score a part of `count` pictures. Raises Unscorable once the first PATIENCE of all have failed."""
         try:
             self.parts.append(score())
         except Unscorable as error:
             self.lose(count, error)
-            if all(isinstance(part, int) for part in self.parts) and sum(self.parts) >= PATIENCE:
+            self.failed += count
+            if self._good() is None and self.failed >= PATIENCE:
                 raise
-            return error
-        return None
 
     def lose(self, count: int, cause: BenchError) -> None:
         """Count pictures that have no scores."""
-        self.parts.append(count)
-        self.cause = self.cause or cause
+        self.parts.append((count, cause))
+
+    def _good(self) -> Scores | None:
+        return next((part for part in self.parts if isinstance(part, Scores)), None)
 
     def whole(self) -> Scores | None:
         """All scores in order; None if there was nothing to score. Raises the first cause if none was scored."""
-        good = next((part for part in self.parts if isinstance(part, Scores)), None)
-        if good is None:
-            if self.cause:
-                raise self.cause
+        if (good := self._good()) is None:
+            if self.parts:
+                raise self.parts[0][1]
             return None
-        return stacked([part if isinstance(part, Scores) else unscored(good, part) for part in self.parts])
+        return stacked([
+            part if isinstance(part, Scores) else unscored(good, part[0], one_line(part[1])) for part in self.parts
+        ])  # fmt: skip
 
 
 def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
@@ -74,20 +77,18 @@ def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores
     except Exception as error:  # a scorer may raise anything
         if len(prompts) == 1:
             raise Unscorable(f"the scorer of task {task.name!r} fails: {one_line(error)}") from error
-    parts: list[Scores | None] = []
-    causes = []
+    parts: list[Scores | str] = []
     for i in range(len(prompts)):
         try:
             parts.append(blanked(task.score(images_BCHW[i : i + 1], prompts[i : i + 1])))
         except (BenchError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            parts.append(None)
-            causes.append(one_line(error))
-    good = next((part for part in parts if part), None)
+            parts.append(one_line(error))
+    good = next((part for part in parts if isinstance(part, Scores)), None)
     if good is None:
-        raise Unscorable(f"the scorer of task {task.name!r} fails on every picture: {causes[0]}")
-    return stacked([part or unscored(good) for part in parts])
+        raise Unscorable(f"the scorer of task {task.name!r} fails on every picture: {parts[0]}")
+    return stacked([part if isinstance(part, Scores) else unscored(good, 1, part) for part in parts])
 
 
 def blanked(scores: Scores) -> Scores:
@@ -97,9 +98,10 @@ def blanked(scores: Scores) -> Scores:
     return Scores(scores.rewards, metrics, scores.details)
 
 
-def unscored(like: Scores, count: int = 1) -> Scores:
-    """Pictures without scores, with the metrics of `like`."""
-    return Scores(np.full(count, np.nan), {name: np.full(count, np.nan) for name in like.metrics})
+def unscored(like: Scores, count: int, cause: str) -> Scores:
+    """Pictures without scores, with the metrics of `like`, and why."""
+    lost = {name: np.full(count, np.nan) for name in like.metrics}
+    return Scores(np.full(count, np.nan), lost, [{FAILURE: cause} for _ in range(count)])
 
 
 def stacked(parts: list[Scores]) -> Scores:

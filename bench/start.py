@@ -4,12 +4,14 @@ import json
 import math
 import re
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from bench.backbones.adapter_config import equal_alpha
 from bench.backbones.adapters import TARGETS, read_adapter
 from bench.errors import UsageError
 from bench.hub import adapter_folder
+from bench.settings import first_problem
 from bench.spec import LoraSpec
 
 
@@ -23,8 +25,11 @@ def read_start(lora: LoraSpec) -> dict[str, Tensor]:
         if getattr(config, field):
             raise UsageError(f"the adapter {lora.start} has {field}, which a student has not: it cannot start there")
     alpha = equal_alpha(config)
-    if alpha <= 0:
-        raise UsageError(f"the adapter {lora.start} has alpha {exact(alpha)}, a student's is positive")
+    try:
+        LoraSpec(rank=config.r, alpha=alpha)
+    except ValidationError as error:
+        cause = first_problem(error, LoraSpec, ("lora",))
+        raise UsageError(f"a student cannot be like the adapter {lora.start}: {cause}") from error
     if config.r != lora.rank or not math.isclose(alpha, lora.alpha, rel_tol=1e-12):
         stabilised = " (its rank-stabilised scale under the usual rule)" if config.use_rslora else ""
         raise UsageError(

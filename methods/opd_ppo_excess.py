@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError, exit_on_error
-from bench.files import json_bytes, write_output
+from bench.files import json_bytes
 from bench.lab import STUDENT, Lab
-from bench.places import check_output
+from bench.outputs import check_output, write_output
 from bench.registry import task_names
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import rollout

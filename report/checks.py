@@ -247,17 +247,17 @@ def checked(kind: TypeAdapter, content: Any) -> Any:
     return content
 
 
-def legible(text: str) -> str:
+def printable(text: str) -> str:
     """A text from a record for labels: control characters and halves of surrogate pairs are replaced."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
-def all_legible(content: Any) -> Any:
-    """`legible` for every text of a JSON value, keys among them."""
+def all_printable(content: Any) -> Any:
+    """`printable` for every text of a JSON value, keys among them."""
     if isinstance(content, str):
-        return legible(content)
+        return printable(content)
     if isinstance(content, list):
-        return [all_legible(part) for part in content]
+        return [all_printable(part) for part in content]
     if isinstance(content, dict):
-        return {legible(key): all_legible(part) for key, part in content.items()}
+        return {printable(key): all_printable(part) for key, part in content.items()}
     return content

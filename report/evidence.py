@@ -13,7 +13,7 @@ from bench.files import read_text
 from bench.outcome import recorded_failure
 from bench.records import Record
 from bench.standing import STRICTER
-from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_legible, checked
+from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_printable, checked
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
     try:
         content = _json(path)
         if isinstance(content, list) and content and isinstance(content[0], dict) and "ratio" in content[0]:
-            evidence.excess.append((path, all_legible(checked(EXCESS, content))))
+            evidence.excess.append((path, all_printable(checked(EXCESS, content))))
             return
         if isinstance(content, list):
-            evidence.probes.append((path, all_legible(checked(PROBES, content))))
+            evidence.probes.append((path, all_printable(checked(PROBES, content))))
             return
         folders = _labels(content, evidence)
     except (OSError, ValueError) as error:
@@ -159,7 +159,7 @@ def _labels(content: dict, evidence: Evidence) -> list[str]:
 def _study(path: Path, evidence: Evidence) -> None:
     summary = path / "summary.json"
     if summary.is_file():
-        evidence.studies.append((path, all_legible(checked(STUDY, _json(summary)))))
+        evidence.studies.append((path, all_printable(checked(STUDY, _json(summary)))))
     else:
         evidence.problems.append(f"study {path.name}: not finished; bench sweep goes on with it")
 

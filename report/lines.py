@@ -8,7 +8,7 @@ from bench.hashing import text_hash
 from bench.probes.forgetting import Forgetting, forgetting
 from bench.records import Record
 from bench.registry import registered
-from report.checks import legible
+from report.checks import printable
 from report.evidence import Evidence, Found
 
 EQUAL = 0.05
@@ -125,7 +125,7 @@ def _words(worlds: list[World]) -> dict[World, str]:
         drawn = "micro, a drawn world (not GenEval, OCR or PickScore of real pictures)"
         name = drawn if world.backbone == "micro" else world.backbone
         where = f"{name}; {', '.join(world.tasks)}; {world.split} prompts, {world.steps} steps"
-        plain[world] = legible(f"{where}, guidance {world.guidance:g}")
+        plain[world] = printable(f"{where}, guidance {world.guidance:g}")
     for world, text in list(plain.items()):
         twins = [other for other in worlds if other is not world and plain[other].startswith(text)]
         if any(other.weights != world.weights for other in twins):
@@ -232,7 +232,7 @@ def _pool(start: Pool, identities: list[str], groups: dict[str, list[Found]], ev
     for identity in identities:
         members = sorted(groups[identity], key=lambda run: run.spec["seed"])
         told = {label for run in members for label in evidence.labels.get(run.name, [None])}
-        label = legible(told.pop() if len(told) == 1 and None not in told else labels[identity])
+        label = printable(told.pop() if len(told) == 1 and None not in told else labels[identity])
         label = label if label not in folders else f"{label} ({identity})"
         once = list({run.spec["seed"]: run for run in reversed(members)}.values())[::-1]  # of equal seeds the first
         folders[label] = once

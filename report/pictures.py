@@ -15,7 +15,7 @@ from bench.errors import UsageError
 from bench.layout import Sample, load, read
 from bench.pictures import to_bytes
 from bench.records import headline
-from report.checks import legible
+from report.checks import printable
 from report.evidence import Found
 from report.figures import Figure, broken
 from report.lines import Line, Pool
@@ -239,7 +239,7 @@ def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tu
         axes.text(j + 0.5, head - 0.05, label, ha="center", va="bottom", fontsize=points)
     for i, row in enumerate(rows):
         top = head + i * (1 + caption) + caption
-        text = textwrap.shorten(legible(f"{row.prompt} ({row.why})"), int(width * letters), placeholder="…")
+        text = textwrap.shorten(printable(f"{row.prompt} ({row.why})"), int(width * letters), placeholder="…")
         axes.text(0.03, top - 0.06, text, ha="left", va="bottom", fontsize=points)
         for j, column in enumerate(columns):
             picture = pictures[row.index, column.label]

@@ -14,12 +14,20 @@ from pathlib import Path
 
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from bench.errors import DamagedError
+from bench.errors import DamagedError, UsageError
 from bench.files import parse_json
 
 
+class StorageError(UsageError):
+    """A study's storage cannot be used, now or any more; it is no fault of a trial."""
+
+
+class DamagedJournal(StorageError, DamagedError):
+    """A study's journal does not hold what it should."""
+
+
 class Journal(JournalFileBackend):
-    """The file as Optuna's storage uses it. Raises DamagedError for a file that is no journal, or is damaged."""
+    """The file as Optuna's storage uses it. Raises DamagedJournal for a file that is no journal, or is damaged."""
 
     def __init__(self, path: Path):
         self._mending = MendingLock(path)
@@ -40,14 +48,14 @@ class MendingLock(JournalFileOpenLock):
         self.path, self.known = path, 0
 
     def acquire(self) -> bool:
-        """Wait for the lock and drop a cut line. Raises DamagedError if whole lines are gone since the last time,
+        """Wait for the lock and drop a cut line. Raises DamagedJournal if whole lines are gone since the last time,
         OSError if the file is."""
         held = super().acquire()
         try:
             mend(self.path)
             size = self.path.stat().st_size
             if size < self.known:
-                raise DamagedError(f"{self.path} was cut while the sweep went on: start it again")
+                raise DamagedJournal(f"{self.path} was cut while the sweep went on: start it again")
             self.known = size
         except BaseException:
             self.release()
@@ -66,7 +74,7 @@ class MendingLock(JournalFileOpenLock):
 def mend(path: Path) -> None:
     """Drop a last line that was not written whole; end one that only misses its line feed. Call it with the lock.
 
-    Raises DamagedError for an end that is no beginning of a journal's line.
+    Raises DamagedJournal for an end that is no beginning of a journal's line.
     """
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -80,7 +88,7 @@ def mend(path: Path) -> None:
         file.seek(start)
         end = file.read()
         if end.strip(b"\0") and not end.startswith(b"{"):
-            raise DamagedError(f"{path} does not end in a line of a study's journal: {_cure(path)}")
+            raise DamagedJournal(f"{path} does not end in a line of a study's journal: {_cure(path)}")
         if _whole(end):
             file.write(b"\n")
         else:
@@ -90,16 +98,16 @@ def mend(path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Raises DamagedError naming the first line that is no record of a study's journal. Call it with the lock."""
+    """Raises DamagedJournal naming the first line that is no record of a study's journal. Call it with the lock."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
             try:
                 record = parse_json(line.decode(), where)
             except (UnicodeDecodeError, DamagedError) as error:
-                raise DamagedError(f"{where} is damaged: {_cure(path)}") from error
+                raise DamagedJournal(f"{where} is damaged: {_cure(path)}") from error
             if not isinstance(record, dict) or not {"op_code", "worker_id"} <= record.keys():
-                raise DamagedError(f"{where} is no record of a study's journal: {_cure(path)}")
+                raise DamagedJournal(f"{where} is no record of a study's journal: {_cure(path)}")
 
 
 def _whole(line: bytes) -> bool:

@@ -12,14 +12,10 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from bench.errors import BenchError, MissingError, UsageError, one_line
 from bench.masking import masked, readable, secrets_of, without_secrets
-from sweeps.journal import Journal
+from sweeps.journal import Journal, StorageError
 
 REFERENCE, VARIABLE = "env:", "BENCH_STORAGE"
 """--storage env:NAME is the URL in the environment variable NAME; jobs are given theirs in this one."""
-
-
-class StorageError(UsageError):
-    """A study's storage cannot be used, now or any more; it is no fault of a trial."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,10 @@ def make_folder(folder: Path) -> Path:
 
 
 def storage_url(given: str | None) -> str | None:
-    """The URL that --storage means. Raises MissingError if the environment variable that it names is not set."""
+    """The URL that --storage means. Raises MissingError if the environment variable that it names is not set,
+    StorageError for no URL at all: the study would go to the journal instead."""
+    if given is not None and not given.strip():
+        raise StorageError("--storage is empty: give a URL or env:NAME, or leave it out for a journal file")
     if given is None or not given.startswith(REFERENCE):
         return given
     name = given.removeprefix(REFERENCE)

@@ -16,8 +16,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.errors import BenchError, UsageError, one_line
+from sweeps.journal import StorageError
 from sweeps.measure import Measured, PrunedError, measure
-from sweeps.storage import Place, StorageError, check_storage, make_folder, storage_errors
+from sweeps.storage import Place, check_storage, make_folder, storage_errors
 from sweeps.study import MEAN, Scalar, StudySpec, open_study, sampler
 
 TRIES = 3

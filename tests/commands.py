@@ -42,6 +42,7 @@ def _command(
     for stream, path in zip((sys.stdout, sys.stderr), paths):
         stream.flush()
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as tests/conftest.py hides GPUs; nothing has asked for them yet
     if folder:
         os.chdir(folder)
     if before:

@@ -25,6 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "slurm" not in item.path.parts)
 
 
+@pytest.fixture(autouse=True)
+def hidden_gpu(monkeypatch) -> None:
+    """What is tested is the same with and without a GPU: commands that would take one where there is one do not see it.
+
+    The modules that test the GPU's own kernels override this fixture; `tests.commands` hides it from its processes.
+    """
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
 @pytest.fixture
 def micro():
     """A fresh micro backbone (adapters are added to it in place)."""

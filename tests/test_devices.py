@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bench.devices import check_device
+from bench.dispatch import _places
 from bench.errors import MissingError, UsageError
 
 
@@ -55,3 +56,14 @@ def test_what_the_environment_hides_is_named(gpus) -> None:
     gpus(0, "")
     with pytest.raises(MissingError, match=r"torch sees no GPU \(CUDA_VISIBLE_DEVICES is ''"):
         check_device("cuda", "backbone", "cure")
+
+
+def test_processes_that_each_get_a_gpu_are_not_given_one_by_number(gpus) -> None:
+    """Each sees its own alone, as the first."""
+    gpus(2)
+    assert _places("cuda") == [0, 1]
+    with pytest.raises(UsageError, match="each get a GPU of their own: device=cuda, not cuda:1"):
+        _places("cuda:1")
+    gpus(0)
+    with pytest.raises(MissingError, match="torch sees no GPU"):
+        _places("cuda")

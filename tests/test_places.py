@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bench.errors import DamagedError, UsageError, exit_on_error, one_line
-from bench.files import results_root, write_atomic, write_output
-from bench.places import check_empty, check_output, check_writable, locked
+from bench.files import results_root, write_atomic
+from bench.outputs import check_folder, check_output, write_output
+from bench.places import check_writable, locked
 from tests.commands import bench
 
 TINY = ["evaluation.steps=1", "evaluation.split=validation", "evaluation.points=[]", "params.trajectories=2", "lora.rank=4"]
@@ -271,8 +272,8 @@ def test_an_output_s_folder_is_made_and_what_cannot_be_is_refused_first(tmp_path
         check_output(tmp_path / ("x" * 300) / "o.json")
     for folder, why in ((tmp_path / "new", "is not empty"), (tmp_path / "file", "Not a directory")):
         with pytest.raises(UsageError, match=why):
-            check_empty(folder)
-    check_empty(tmp_path / "other" / "deep")
+            check_folder(folder)
+    check_folder(tmp_path / "other" / "deep")
     assert not (tmp_path / "other").exists()
     check_output(None)
     check_output(Path("/dev/null"))

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
+from bench.evaluate import Evaluation
+from bench.records import design, prompts_known
 from bench.stats import (
     Design,
     Estimate,
@@ -159,11 +161,12 @@ def clustered(prompts: list[tuple[int, int]]) -> Design:
 
 MICRO = [(2, 48), (10, 48), (6, 48), (16, 48), (39, 48), (48, 48)]
 """Prompts and pictures of GenEval's tags on micro."""
+TRIALS = 1500
 
 
 @pytest.mark.parametrize(
     ("prompts", "seeds", "least"),
-    [([(100, 400)], 1, 0.93), ([(16, 48)] * 6, 1, 0.93), ([(16, 48)] * 6, 5, 0.93), (MICRO, 3, 0.91), (MICRO, 5, 0.91)],
+    [([(100, 400)], 1, 0.93), ([(16, 48)] * 6, 1, 0.93), ([(16, 48)] * 6, 5, 0.93), (MICRO, 3, 0.91)],
 )
 def test_intervals_of_pictures_that_share_prompts_cover(
     prompts: list[tuple[int, int]], seeds: int, least: float
@@ -174,7 +177,7 @@ def test_intervals_of_pictures_that_share_prompts_cover(
     """
     rng, design = np.random.default_rng(0), clustered(prompts)
     covered, rejected = np.zeros(2), np.zeros(2)
-    for _ in range(600):
+    for _ in range(TRIALS):
         of_prompts = rng.normal(size=design.clusters.max() + 1)[design.clusters]
         values = 0.3**0.5 * of_prompts + 0.7**0.5 * rng.normal(size=(seeds, len(design.strata)))
         correct = (values > 0).astype(float)
@@ -182,9 +185,9 @@ def test_intervals_of_pictures_that_share_prompts_cover(
             found = paired_difference(correct, np.full(correct.shape[1], 0.5), of)
             covered[way] += found.low <= 0 <= found.high
             rejected[way] += found.p < 0.05
-    assert least <= covered[0] / 600 <= 0.975
-    assert rejected[0] / 600 <= 1 - least + 0.005
-    assert covered[1] < covered[0] - 0.02 * 600
+    assert least <= covered[0] / TRIALS <= 0.975
+    assert rejected[0] / TRIALS <= 1 - least + 0.005
+    assert covered[1] < covered[0] - 0.02 * TRIALS
     assert rejected[1] > rejected[0]
 
 
@@ -261,3 +264,27 @@ def test_not_distinguished_is_not_equivalent() -> None:
 def test_families_do_not_pay_for_each_other() -> None:
     found = holm_within([0.02, 0.01, 0.03, float("nan"), 0.04], ["a", "b", "a", "a", "b"])
     assert found[:3] == pytest.approx([0.04, 0.02, 0.04]) and np.isnan(found[3]) and found[4] == pytest.approx(0.04)
+
+
+def test_an_evaluation_says_which_pictures_show_one_prompt() -> None:
+    prompts = np.array([0, 0, 1, 1, 2])
+    values = {"reward": np.array([1.0, 1.0, 0.0, 0.0, np.nan])}
+    made = Evaluation("t", "reward", np.array(["a"] * 5), values, prompts)
+    record = made.record()
+    assert record["prompts"] == prompts.tolist()
+    again = Evaluation.from_record(record)
+    assert again.record()["prompts"] == record["prompts"]
+    assert made.estimate() == again.estimate() == estimate(np.array([1.0, 0.0]), np.zeros(2))
+    assert "prompts" not in Evaluation("t", "reward", np.array(["a"] * 5), values).record()
+    assert design(record | {"task": "nobody's"}).clusters.tolist() == record["prompts"]
+
+
+def test_what_a_record_does_not_say_of_its_prompts_is_looked_up_or_said_to_be_unknown() -> None:
+    tags = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
+    old = {"task": "geneval", "strata": np.repeat(tags, 24)}
+    assert prompts_known(old) == "task"
+    assert len(set(design(old).clusters.tolist())) == 60  # validation
+    other = old | {"strata": np.repeat(tags, 23)}
+    assert prompts_known(other) == prompts_known(old | {"task": "nobody's"}) == ""
+    assert design(other).clusters is None
+    assert prompts_known(other | {"prompts": [0] * 138}) == "record"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bench.backbones.adapter_config import lora_config
+from bench.checkpoints import refuse_stand_in, require_weights
 from bench.errors import DamagedError, UsageError, one_line
 from bench.files import read_record
 from bench.hub import CONFIG_FILE, DIFFUSERS_FILE, SAFETENSORS, WEIGHTS_FILE
@@ -18,7 +19,6 @@ METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps the fields of LoraConfig in a file's header, as JSON."""
 KOHYA = ("lora_unet_", "lora_transformer_", "lora_te")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-POINTER, PAGE = b"version https://git-lfs", (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
 def adapter_files(place: Path) -> tuple[Path, ...]:
@@ -38,7 +38,7 @@ def adapter_files(place: Path) -> tuple[Path, ...]:
         return (alone,)
     missing = WEIGHTS_FILE if config.is_file() else CONFIG_FILE
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    other = next((f" or name the file itself, {file}" for file in files if file.suffix == SAFETENSORS), "")
+    other = next((f"; name the file itself: {file}" for file in files if file.suffix == SAFETENSORS), "")
     pickle = next((f"; {file.name} is a pickle, which is not read" for file in files if file.suffix in PICKLES), "")
     raise UsageError(f"no adapter at {folder}: {missing} is missing, and {DIFFUSERS_FILE} too{other or pickle}")
 
@@ -46,13 +46,14 @@ def adapter_files(place: Path) -> tuple[Path, ...]:
 def read_adapter(place: Path) -> tuple["LoraConfig", dict[str, Tensor]]:
     """peft's configuration of an adapter and its tensors in float32, keyed as peft keys them without a model prefix.
 
-    Raises UsageError with the file at fault, or the field that cannot be carried out.
+    Raises UsageError with the file at fault, or the field that cannot be carried out, MissingError for the Git-LFS
+    pointer to a file.
     """
     files = adapter_files(place)
-    for file in files:
-        refuse_stand_in(file)
+    require_weights(files[-1], "adapter")
     if len(files) == 1:
         return read_diffusers(files[0])
+    refuse_stand_in(files[0], "LoRA configuration")
     try:
         told = read_record(files[0])
     except DamagedError as error:
@@ -155,18 +156,3 @@ def refuse_foreign(names: list[str], file: Path) -> None:
             )
         if ".lokr_" in key or ".hada_" in key or "dora_scale" in key:
             raise UsageError(f"{file} holds {key}: only LoRA, and DoRA as peft saves it, is taken")
-
-
-def refuse_stand_in(file: Path) -> None:
-    """Raise DamagedError for what is often found in a file's place: an LFS pointer, a web page, nothing."""
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    except OSError as error:
-        raise DamagedError(f"cannot read {file}: {one_line(error)}") from error
-    if not start:
-        raise DamagedError(f"{file} is empty")
-    if start.startswith(POINTER):
-        raise DamagedError(f"{file} is a Git LFS pointer, not the file that it stands for: fetch that (git lfs pull)")
-    if start.startswith(PAGE):
-        raise DamagedError(f"{file} is a web page, not the file that was asked for: download the file itself")

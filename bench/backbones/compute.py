@@ -22,7 +22,8 @@ class Compute(BaseModel):
     batch: Annotated[int, Field(gt=0)] | None = None
     """Latents per forward without gradients; None: all that are asked for at once."""
     gradient_checkpointing: bool = False
-    """Forget a block's activations and compute them again in the backward pass: less memory, a third more time."""
+    """Forget a block's activations and compute them again in the backward pass: about a tenth of their
+    memory, half as many operations again."""
     compile: bool = False
     """torch.compile on every transformer block."""
     decode: Literal["whole", "sliced", "tiled"] = "whole"

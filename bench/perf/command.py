@@ -16,12 +16,12 @@ from bench.backbones.size import Size
 from bench.budget import Passes
 from bench.cost import of_passes, of_update
 from bench.errors import DamagedError, UsageError, one_line
-from bench.files import json_bytes, read_record, write_output
+from bench.files import json_bytes, read_record
+from bench.outputs import check_output, write_output
 from bench.perf import kernels, updates
 from bench.perf.ceilings import copy_bandwidth, matrix_rate
 from bench.perf.overhead import overhead
 from bench.perf.timing import measure
-from bench.places import check_output
 from bench.printing import terminal
 from bench.spec import LoraSpec
 

@@ -174,7 +174,8 @@ def fused_step(
         _step_kernel[grid](
             x, v_cond, _or(v_uncond, x), _or(noise, x), _or(x0_prev, x), following, _or(velocity, x), squares, size,
             at.a, at.b, at.c, at.d, guidance, seed or 0, GUIDED=v_uncond is not None,
-            READ=stochastic and noise is not None, DRAW=stochastic and noise is None, MULTISTEP=at.d != 0, KEEP=combined, BLOCK=BLOCK,
+            READ=stochastic and noise is not None, DRAW=stochastic and noise is None, MULTISTEP=at.d != 0,
+            KEEP=combined, BLOCK=BLOCK,
         )  # fmt: skip
     log_prob = -0.5 * squares.sum(1) - size * (math.log(at.c) + 0.5 * math.log(2 * math.pi)) if stochastic else None
     return following, velocity, log_prob

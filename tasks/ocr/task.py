@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.backbones.micro.captions import SIGN_LENGTHS, Brief, caption
 from bench.backbones.micro.glyphs import ALPHABET
 from bench.backbones.micro.reader import read_text
+from bench.errors import UsageError
 from bench.task import Prompt, Scores, Task
 from tasks.ocr.engine import ENGINE, read_with_rapidocr
 from tasks.ocr.formula import ocr_reward, plain, target_text
@@ -64,6 +65,12 @@ class Ocr(Task):
     @property
     def scorer_name(self) -> str:
         return f"ocr-{self.version}+{ENGINE if self.read is read_with_rapidocr else self.world}"
+
+    def check(self, prompt: Prompt) -> None:
+        try:
+            target_text(prompt.text)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         edit, exact = _judge(self.read(images_BCHW), prompts)

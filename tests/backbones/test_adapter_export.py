@@ -12,9 +12,10 @@ from safetensors import safe_open
 from bench.backbones.adapters import CONFIG_FILE, WEIGHTS_FILE, Shape, read_adapter
 from bench.backbones.sd3 import descriptor
 from bench.errors import UsageError
-from bench.evaluate import euler, pictures
+from bench.evaluate import pictures
 from bench.hub import DIFFUSERS_FILE, model_name
 from bench.runner import Session, execute
+from bench.sampler.rollout import euler
 from bench.spec import describe, resolve
 from bench.start import exact, read_start
 from bench.task import Prompt
@@ -128,7 +129,7 @@ def starting(folder: Path, *more: str):
     return resolve("single_task", ["ocr"], overrides=[f"lora.start={folder}", *more]).lora
 
 
-@pytest.mark.parametrize("alpha", [7.123456, 0.1 + 0.2, 1e-7, 123456789.125, 2e20, 3])
+@pytest.mark.parametrize("alpha", [7.123456, 0.1 + 0.2, 1e-7, 123456.789125, 99999.5, 3])
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_what_a_start_is_said_to_need_is_what_it_takes(micro, tmp_path: Path, alpha: float, stabilised: bool) -> None:
     targets = {"target_modules": ["attn.to_q", "ff.net.2"]}
@@ -159,6 +160,13 @@ def test_a_student_does_not_start_from_what_it_cannot_be(micro, tmp_path: Path, 
     folder = by_peft(untouched(micro), tmp_path, **KINDS[kind])
     with pytest.raises(UsageError, match=field):
         read_start(starting(folder, "lora.rank=4", "lora.alpha=6"))
+
+
+@pytest.mark.parametrize("alpha", [0, -4, 2e20])
+def test_a_strength_that_no_student_has_is_told_without_advice(micro, tmp_path: Path, alpha: float) -> None:
+    folder = by_peft(untouched(micro), tmp_path, **PLAIN | {"lora_alpha": alpha})
+    with pytest.raises(UsageError, match=r"a student cannot be like .*: lora\.alpha: Input should be"):
+        read_start(starting(folder))
 
 
 def test_a_start_that_leaves_layers_alone_says_so(micro, tmp_path: Path) -> None:

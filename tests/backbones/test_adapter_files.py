@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from bench.backbones.adapters import adapter_hash, read_adapter
-from bench.errors import UsageError
+from bench.errors import BenchError, UsageError
 from bench.hub import DIFFUSERS_FILE
 from tests.backbones.adapter_makers import by_peft, shaken, untouched, velocity
 from tests.backbones.test_adapter_kinds import KINDS, PLAIN, backbone  # noqa: F401
@@ -107,7 +107,7 @@ def test_a_file_is_an_adapter_under_any_name(micro, tmp_path: Path) -> None:
     base = untouched(micro)
     by_diffusers(tmp_path, *made(base, **KINDS["rank-stabilised"]))
     file = (tmp_path / DIFFUSERS_FILE).rename(tmp_path / "style.safetensors")
-    with pytest.raises(UsageError, match=r"name the file itself, .*style\.safetensors"):
+    with pytest.raises(UsageError, match=r"name the file itself: .*style\.safetensors"):
         micro.adapters.load("folder", tmp_path)
     check(micro, file, in_diffusers(base, tmp_path))
     first = adapter_hash(file)
@@ -186,7 +186,7 @@ def test_a_scale_said_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>", b""])
 def test_a_stand_in_for_the_file_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / DIFFUSERS_FILE).write_bytes(content)
-    with pytest.raises(UsageError, match=r"LFS pointer|web page|is empty"):
+    with pytest.raises(BenchError, match=r"LFS pointer|web page|is empty"):
         read_adapter(tmp_path)
 
 

@@ -15,7 +15,7 @@ def shake(backbone, name: str, size: float = 0.05) -> None:
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     with torch.no_grad():
         for parameter in backbone.adapters.parameters(name):
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 @pytest.fixture

@@ -20,6 +20,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CALLS = ("fused_step", "fused_log_prob", "fused_match")
 
 
+@pytest.fixture(autouse=True)
+def hidden_gpu() -> None:
+    """It is not hidden here (tests/conftest.py)."""
+
+
 @pytest.fixture
 def micro():
     """As in tests/conftest.py, where the kernels can take its tensors."""

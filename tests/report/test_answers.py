@@ -1,6 +1,7 @@
 """What the page must not get wrong: who wins, at what cost, and among whom."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,59 @@ def test_a_budget_in_seconds_keeps_its_runs(tmp_path: Path) -> None:
     assert len(pool.lines[0].records) == 4
     assert pool.lines[0].training_evaluations == 1150
     assert "its runs spent 1,000 to 1,300 training evaluations" in answers(tmp_path)
+
+
+def test_where_prompts_are_not_in_the_records_it_is_said(tmp_path: Path) -> None:
+    def forget(summary: dict) -> None:
+        for rows in summary["models"].values():
+            for row in rows.values():
+                del row["prompts"]
+
+    runs = [make_run(tmp_path, "opd_analytic", seed, 0.9) for seed in range(2)]
+    assert "show one prompt" not in answers(tmp_path)
+    for run in runs:
+        edit(run, forget)
+        points = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().split("\n")[:-1]]
+        lines = [json.dumps({key: value for key, value in point.items() if key != "prompts"}) for point in points]
+        (run / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
+    assert "is not known of some records of geneval, ocr: each picture counts as a prompt of its own" in answers(
+        tmp_path
+    )
+
+
+def test_prompts_that_differ_or_are_no_numbers_are_damage(tmp_path: Path) -> None:
+    for name, spoil in (
+        ("other", lambda s: s["models"]["base"]["ocr"].update(prompts=list(range(8)))),
+        ("short", lambda s: s["models"]["student"]["ocr"].update(prompts=[0])),
+        ("words", lambda s: s["models"]["student"]["ocr"].update(prompts=["a"] * 8)),
+    ):
+        edit(make_run(tmp_path / name, "opd_analytic", 0), spoil)
+        assert "damaged" in answers(tmp_path / name), name
+
+
+def near_to(other: dict, away: float):
+    """Sets the student's scores to another's, moved a little."""
+
+    def change(summary: dict) -> None:
+        for task, row in summary["models"]["student"].items():
+            theirs = other["models"]["student"][task]["rows"][row["headline"]]
+            row["rows"][row["headline"]] = [value + away for value in theirs]
+
+    return change
+
+
+def test_the_papers_comparisons_are_named_and_equivalence_is_said_at_its_margin(tmp_path: Path) -> None:
+    for seed in range(5):
+        make_run(tmp_path, "opd_analytic", seed, 0.9)
+        edit(make_run(tmp_path, "multi_reward", seed, teachers=False), scored([0.1 + 0.01 * seed]))
+        twin = make_run(tmp_path, "sft", seed, 0.9)
+        (mine,) = tmp_path.glob(f"opd_analytic-*-s{seed}")
+        edit(twin, near_to(json.loads((mine / "summary.json").read_text()), 0.001 * (seed - 2)))
+    text = answers(tmp_path)
+    assert "the 1 primary (the paper's: joint RL, cascade, PPO-style OPD, each at its recipe)" in text
+    assert re.search(r"Below: multi_reward -0\.\d+ \[.*?\] \(p .*?, primary\)", text)
+    assert re.search(r"Equivalent to it within plus or minus 0\.\d+, a tenth of the teachers' mean gain.*: sft\.", text)
+    table = next(t for t in make(collect([tmp_path])).tables if t.name == "scores")
+    assert {row.get("family") for row in table.rows[:3]} == {"primary", "exploratory", None}
+    ours = next(row for row in table.rows if row["line"] == "opd_analytic")
+    assert ours["geneval: strict"].value <= ours["geneval"].value

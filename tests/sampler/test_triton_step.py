@@ -34,6 +34,11 @@ def tensors(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tens
 
 
 @pytest.fixture(autouse=True)
+def hidden_gpu() -> None:
+    """It is not hidden here (tests/conftest.py)."""
+
+
+@pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Outputs are allocated as NaN between NaN; afterwards the surroundings must be untouched."""
     made: list[tuple[Tensor, int]] = []

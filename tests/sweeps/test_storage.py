@@ -17,9 +17,9 @@ from optuna.trial import TrialState
 
 from bench.errors import UsageError
 from bench.masking import masked, without_secrets
-from sweeps.journal import mend
+from sweeps.journal import StorageError, mend
 from sweeps.measure import Measured
-from sweeps.storage import Place, StorageError, check_storage
+from sweeps.storage import Place, check_storage
 from sweeps.study import StudySpec, open_study
 from sweeps.worker import work
 from tests.commands import bench
@@ -232,10 +232,12 @@ def test_a_bad_database_is_refused_before_anything_is_written(tmp_path: Path, ba
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("url", ["foo", "sqlite://", "sqlite:///:memory:", "sqlite:////nowhere/at/all/x.db", "x://a"])
+@pytest.mark.parametrize(
+    "url", ["foo", "", " ", "sqlite://", "sqlite:///:memory:", "sqlite:////nowhere/at/all/x.db", "x://a"]
+)
 def test_what_is_no_database_is_refused_before_anything_is_written(tmp_path: Path, url: str) -> None:
     write_study(tmp_path)
-    assert f"--storage {url}" in refused(tmp_path, "--storage", url)
+    assert f"--storage {url}".strip() in refused(tmp_path, "--storage", url)
     assert not (tmp_path / "results").exists()
 
 

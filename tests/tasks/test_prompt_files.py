@@ -102,7 +102,7 @@ def test_a_target_that_is_not_certain_is_refused_with_its_line(line: str, said: 
         ('a sign "OPEN" beside one that says "CLOSED"', "OPEN"),  # the first pair, as published
         ('saying:"OPEN"', "OPEN"),
         ('"OPEN" on a door', "OPEN"),
-        ("a sign that says \"don't\"", "don't"),
+        ('a sign that says "don\'t"', "don't"),
     ],
 )
 def test_a_certain_target_stays(prompt: str, target: str) -> None:

@@ -1,0 +1,218 @@
+"""What a dry run says of cost: against arithmetic by hand, and against what is honest to say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.backbones.compute import Compute
+from bench.backbones.sd3 import DEFAULT, VAE, size
+from bench.backbones.size import Size
+from bench.budget import BACKWARD, Passes
+from bench.cost import PEAK, UTILISATION, Cost, evaluations_of_student, held_out, hours, of_passes, of_update
+from bench.dryrun import explain
+from bench.errors import UsageError
+from bench.footprint import training_memory
+from bench.method import Method, Options
+from bench.registry import find
+from bench.spec import LoraSpec, describe, resolve
+
+
+def said(capsys, *arguments, **named) -> str:
+    """A dry run's lines about cost."""
+    explain(resolve(*arguments, **named))
+    return capsys.readouterr().out.partition("# predicted")[2]
+
+
+def test_the_unit_of_budgets_is_a_convention_that_says_so(capsys) -> None:
+    assert BACKWARD == 2
+    assert Passes(3, 5).evaluations == 3 + 5 * 3
+    told = said(capsys, "opd_analytic", ["ocr"])
+    assert "a backward pass 2 by convention" in told
+    assert "hours" not in told  # nobody plans GPU-hours on micro
+
+
+def test_operations_of_a_run_are_those_of_its_passes() -> None:
+    """A preset by hand: forward passes and training passes of SD3.5-Medium, the latter with recomputation."""
+    spec = resolve(None, None, preset=Path("diffusionopd-sd35"))
+    work = find("method", "opd_analytic").work(spec, spec.sampler.build(3.0))
+    assert work.passes == Passes(forward=24 * 9 * (1 + 2 + 2), trained=24 * 9 * 2 * 3)
+    medium = size(DEFAULT, spec.compute)
+    found = of_update(work, medium, spec)
+    assert found.decoder == 0
+    assert found.model == pytest.approx(1080 * 2.224e12 + 1296 * 2.247e12 * 3.1212, rel=2e-3)
+
+
+def test_hours_are_a_range_with_a_unit() -> None:
+    assert UTILISATION["bfloat16"] == (0.2, 0.3)
+    cost = Cost(model=PEAK["bfloat16"] * 3600 * 6)  # six hours of a GPU that never waits
+    assert hours(cost, Compute(precision="bfloat16")) == "20 to 30 hours"
+    assert hours(cost * 0.01, Compute(precision="bfloat16")) == "12 to 18 minutes"
+    assert hours(Cost(decoder=PEAK["tf32"] * 3600 * 6), Compute(precision="float16")) == "20 to 30 hours"
+    assert hours(Cost(), Compute()) == "0 to 0 minutes"
+
+
+def test_fused_saves_a_fifth_to_a_third_of_the_operations_unless_it_has_to_recompute() -> None:
+    """What the budget's unit calls 1.28 times: 1.37 in operations, and 1.03 where fused alone is checkpointed."""
+    medium, lora = size(DEFAULT, Compute(resolution=512)), LoraSpec()
+    half, again = (
+        Compute(resolution=512, precision="bfloat16", gradient_checkpointing=checkpointed)
+        for checkpointed in (False, True)
+    )
+    plain, fused = Passes(forward=10 + 9, trained=9), Passes(forward=9, trained=9)
+    cost = lambda passes, compute: of_passes(passes, medium, lora, compute)
+    assert plain.evaluations / fused.evaluations == pytest.approx(1.278, abs=1e-3)
+    assert cost(plain, half) / cost(fused, half) == pytest.approx(1.36, abs=0.01)
+    assert cost(plain, again) / cost(fused, again) == pytest.approx(1.27, abs=0.01)
+    assert cost(plain, half) / cost(fused, again) == pytest.approx(1.03, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("points", "updates", "times"), [([0.5, 1.0], 100, 2), ([], 100, 1), ([0, 1], 100, 1), ([0.25, 0.5, 1.0], 1, 1)]
+)
+def test_points_that_fall_into_one_update_are_one_evaluation(points, updates: int, times: int) -> None:
+    spec = resolve("opd_analytic", ["ocr"], overrides=[f"evaluation.points={points}", f"budget.updates={updates}"])
+    assert evaluations_of_student(spec, updates) == times
+
+
+def test_held_out_evaluation_is_predicted_apart(sd3_folder: Path, capsys) -> None:
+    """Points x pictures x steps x guidance; base and every teacher once; tasks whose prompts are elsewhere are named."""
+    overrides = ["sampler.guidance=4.5", "params.chunk=4", "evaluation.steps=40"]
+    told = said(
+        capsys, "opd_analytic", ["geneval", "ocr"], teachers="train", backbone=str(sd3_folder), overrides=overrides
+    )
+    assert "held-out evaluation: 2 x (geneval 2,212) pictures of 40 steps, two passes each for guidance: " in told
+    assert "evaluation of the base, teacher geneval, teacher ocr, once a results folder: " in told
+    assert "held-out evaluation of ocr comes on top: how many pictures is not known (task 'ocr' on photographs" in told
+    assert "not in these hours: scoring" in told
+    assert "the teacher of ocr, if it is not there yet, is trained first: " in told
+    assert re.search(r"training: .* [\d.]+ to [\d.]+ (minutes|hours)", told)
+    assert held_out(resolve("opd_analytic", ["ocr"]), "micro") == {"ocr": 192}
+
+
+def test_evaluation_costs_what_its_passes_cost() -> None:
+    from bench.cost import of_evaluation
+
+    spec = resolve(None, None, preset=Path("diffusionopd-sd35"))
+    medium = size(DEFAULT, spec.compute)
+    cost = of_evaluation(spec, medium, {"geneval": 10, "ocr": 7}, {"geneval": 1.0, "ocr": 4.5})
+    assert cost.model == pytest.approx((10 + 7 * 2) * 40 * medium.flops)
+    assert cost.decoder == pytest.approx(17 * medium.decoding(1, spec.compute).forward)
+
+
+METHODS = {
+    "opd_analytic": [],
+    "opd_ppo": ["sampler.kernel=cps", "sampler.eta=0.8"],
+    "dance_opd": [],
+    "off_policy": [],
+    "sft": [],
+    "merge": [],
+    "multi_reward": ["params.groups=4", "params.group_size=6"],
+    "cascade": ["params.groups=4", "params.group_size=6"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_hours_and_memory(sd3_folder: Path, capsys, name: str) -> None:
+    teachers = "train" if find("method", name).needs.teachers else None
+    told = said(
+        capsys, name, ["geneval"], teachers=teachers, backbone=str(sd3_folder),
+        overrides=[*METHODS[name], "budget={evaluations: 100000}"],
+    )  # fmt: skip
+    assert "predicted memory of one GPU, GB: throughout transformer" in told
+    assert "not known" not in told
+    if name == "merge":
+        assert "no training, 0 model evaluations" in told
+        assert "training: none; merge sets the student up from its teachers" in told
+        assert "activations" not in told
+        return
+    assert "updates in all" in told
+    assert "TFLOP a model evaluation that is a forward pass" in told
+    assert re.search(r"training: an update makes [\d,]+ passes without gradients and [\d,]+ with them", told)
+    assert ("pictures to decode" in told) == find("method", name).needs.rewards
+    assert re.search(r"training \(activations of \d+ latents", told)
+
+
+def test_a_budget_in_seconds_is_its_own_prediction(sd3_folder: Path, capsys) -> None:
+    told = said(capsys, "cascade", ["geneval"], backbone=str(sd3_folder), overrides=["budget={seconds: 3600}"])
+    assert "training: ends after 3,600 seconds of training and scoring, as the budget says" in told
+
+
+class Foreign(Method):
+    """A method of another package, which says what it must and no more."""
+
+    name, source = "foreign", "nowhere"
+
+    class Options(Options):
+        pictures: int = 7
+
+    @classmethod
+    def predict(cls, spec, sampler) -> int:
+        return 70
+
+    def collect(self, lab, task):
+        raise NotImplementedError
+
+    def losses(self, lab, task, experience):
+        raise NotImplementedError
+
+
+def test_what_a_plug_in_does_not_say_is_not_known(sd3_folder: Path, capsys, monkeypatch) -> None:
+    from bench import cost, dryrun, footprint, spec
+
+    honest = find
+    foreign = lambda kind, name: Foreign if name == "foreign" else honest(kind, name)
+    for module in (cost, dryrun, footprint, spec):
+        monkeypatch.setattr(module, "find", foreign)
+    told = said(capsys, "foreign", ["geneval"], backbone=str(sd3_folder))
+    assert "of 0 latents" not in told
+    assert "training (activations: its largest batch is not known) not known" in told
+    assert re.search(r"GB: .* or more at most", told)
+    assert re.search(
+        r"training: between .* and .*; the method does not say how many of its passes have gradients", told
+    )
+
+
+def test_memory_is_told_by_phase(capsys) -> None:
+    """Flow-GRPO keeps states and velocities of 1,152 trajectories, and decodes as many pictures in one call."""
+    told = said(capsys, None, None, preset=Path("flow-grpo-sd35-ocr"))
+    latent, prompt = 4 * 16 * 64 * 64, 2 * (205 * 4096 + 2048)
+    collected = 1152 * (21 * latent + prompt)
+    assert f"(activations of 18 latents (estimate) and {collected / 1e9:.1f} of states, velocities and prompts)" in told
+    assert "rollouts (128 latents at once)" in told  # compute.batch, twice for guidance
+    assert "decoding (1,152 pictures)" in told
+    assert "and 5.8e+18 FLOP of decoding" in told
+
+
+def test_decoding_whole_sliced_and_tiled() -> None:
+    medium = Size({}, 64, 205, {}, VAE)
+    whole, sliced, tiled = (medium.decoding(8, Compute(decode=how)) for how in ("whole", "sliced", "tiled"))
+    assert whole.forward == 8 * sliced.forward == tiled.forward  # a tile of 1,024 pixels is a whole picture of 512
+    assert whole.peak == pytest.approx(8 * sliced.peak, rel=0.02)
+    assert Size({}, 128 * 2, 205, {}, VAE).decoding(1, Compute(decode="tiled")).peak < 5 * sliced.peak
+    assert medium.picture_bytes == 3 * 512 * 512 * 4
+    assert Size({}, 64, 205, {}).decoding(8, Compute()) is None
+
+
+@pytest.mark.parametrize("preset", ["nft-sd35", "multi-reward-sd35"])
+def test_presets_explain_themselves(preset: str, capsys) -> None:
+    tasks = ["geneval"] if preset == "nft-sd35" else None
+    told = said(capsys, None, tasks, preset=Path(preset))
+    assert "at most (" in told
+    assert "nan" not in told
+
+
+def test_targets_that_the_model_does_not_have_are_wrong_use(sd3_folder: Path) -> None:
+    spec = resolve("sft", ["geneval"], teachers="train", backbone=str(sd3_folder), overrides=["lora.targets=[nothing]"])
+    with pytest.raises(UsageError, match=r"lora\.targets nothing: "):
+        explain(spec)
+
+
+def test_a_teacher_that_looks_while_the_graph_waits_is_in_the_memory(sd3_folder: Path) -> None:
+    overrides = ["params.trajectories=8", "compute.precision=bfloat16"]
+    spec = resolve("opd_analytic", ["geneval"], teachers="train", backbone=str(sd3_folder), overrides=overrides)
+    known = describe(spec.backbone).size(spec.compute)
+    phases = training_memory(known, spec, spec.sampler.build(3.0))
+    graph = known.training(8, spec.lora.rank, None, spec.compute)
+    beside = known.sampling(8, spec.compute).peak
+    assert phases["training (activations of 8 latents (estimate))"] >= max(graph.peak, graph.kept + beside)
