@@ -8,12 +8,11 @@ from bench.console import Console
 from bench.errors import BenchError, Interrupted, PartialError, UsageError, one_line
 from bench.placement import Placement
 from bench.run_jobs import carry_out_runs
-from bench.runner import Say, Session, execute
+from bench.runner import Session, execute
 from bench.sheet import try_contact_sheet
 from bench.spec import Spec, describe
 from bench.store import Run
 from bench.teacher_sets import keep_teachers
-from bench.terminal import legible
 from bench.workers import connect
 
 Member = tuple[Spec, list[str]]
@@ -29,7 +28,7 @@ def run_seeds(members: list[Member], root: Path, placement: Placement) -> None:
     if summaries:
         spec = members[0][0].with_seed(summaries[0]["seed"])
         with Console() as console:
-            console.table(summaries, try_contact_sheet(spec, root, summaries[0], saying(console)))
+            console.table(summaries, try_contact_sheet(spec, root, summaries[0], console.say))
     _tell(failures, members)
 
 
@@ -37,11 +36,6 @@ def _here(specs: list[Spec], root: Path) -> None:
     """One after another in this process. Raises Interrupted where it is interrupted."""
     with going_on():
         _one_by_one(specs, root)
-
-
-def saying(console: Console) -> Say:
-    """Lines that may hold a user's paths and a server's words."""
-    return lambda text: console.say(legible(text))
 
 
 @contextmanager
@@ -61,7 +55,7 @@ def _one_by_one(specs: list[Spec], root: Path) -> None:
     with Console(quiet=not workers.main) as console:
         for spec in specs:
             try:
-                summaries.append(execute(spec, Session(root, workers, saying(console), console.listen)))
+                summaries.append(execute(spec, Session(root, workers, console.say, console.listen)))
             except UsageError:
                 raise
             except BenchError as error:
@@ -69,7 +63,7 @@ def _one_by_one(specs: list[Spec], root: Path) -> None:
                     raise
                 failures.append(f"seed {spec.seed}: {one_line(error)}")
         if summaries and workers.main:
-            sheet = try_contact_sheet(specs[0].with_seed(summaries[0]["seed"]), root, summaries[0], saying(console))
+            sheet = try_contact_sheet(specs[0].with_seed(summaries[0]["seed"]), root, summaries[0], console.say)
             console.table(summaries, sheet)
     if failures:
         raise PartialError("; ".join(failures))
@@ -81,7 +75,7 @@ def teach_tasks(members: list[Member], root: Path, placement: Placement) -> None
         workers = connect(members[0][0].device)
         with going_on(), Console(quiet=not workers.main) as console:
             for spec, _ in members:
-                summary = execute(spec, Session(root, workers, saying(console), console.listen))
+                summary = execute(spec, Session(root, workers, console.say, console.listen))
                 if workers.main:
                     console.table([summary])
         if workers.main:

@@ -346,10 +346,10 @@ def test_what_a_kill_left_half_written_goes(call, results: Path) -> None:
     old, new = (results / "cache" / f".evaluation-{name}.json.ab12cd34.tmp" for name in ("old", "new"))
     for path in (old, new):
         path.write_bytes(b"x")
-    os.utime(old, (0, 0))
     left = [old, folder / ".checkpoint.safetensors.ab12cd34.tmp", folder / "adapter" / ".adapter_model.safetensors.x.tmp"]
     for path in left:
         path.write_bytes(b"x" * 1000)
+    os.utime(old, (0, 0))
     code, _, err = call(*ran(results))
     assert code == 0, err
     assert not any(path.exists() for path in left)

@@ -84,7 +84,8 @@ def test_local_jobs_make_runs_and_their_records_and_logs(root: Path, capsys) -> 
 @pytest.mark.slow
 def test_a_killed_local_run_is_stopped_or_failed_and_goes_on(root: Path) -> None:
     """cancel, then the same command; a second command meanwhile waits for the first one's job."""
-    long = [*SHORT, "--set", "budget.updates=150", "--set", "checkpoint_every=1", "--executor", "local"]
+    short = [word.replace("updates=2", "updates=150") for word in SHORT]
+    long = [*short, "--set", "checkpoint_every=1", "--executor", "local"]
     words = [sys.executable, "-m", "bench", *long, "--results", str(root)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     line = wait_for(lambda: next((x for x in survey(root) if x.state == "running" and x.share), None))
@@ -101,7 +102,7 @@ def test_a_killed_local_run_is_stopped_or_failed_and_goes_on(root: Path) -> None
         assert "cancelled" in said
     line = wait_for(lambda: next((x for x in survey(root) if x.state != "running"), None))  # its process is on its way
     assert (line.state, line.note) == ("stopped", "cancelled")
-    done = subprocess.run([*words, "--set", "budget.updates=150"], capture_output=True, text=True, timeout=400)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     starts = (root / line.name / "provenance.jsonl").read_text().splitlines()
     assert len(starts) == 2

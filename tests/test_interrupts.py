@@ -18,8 +18,12 @@ LONG = ["budget.updates=14", "checkpoint_every=1000", "evaluation.points=[]", "e
 PATIENCE_S = 240
 
 
-def command(method: str, root: Path, *extra: str) -> list[str]:
-    sets = [part for setting in (*LONG, *SETTINGS[method], "evaluation.split=validation") for part in ("--set", setting)]
+def command(method: str, root: Path, *extra: str, **others: int) -> list[str]:
+    """`others` are values in place of those of settings whose last word they name."""
+    settings = [*LONG, *SETTINGS[method], "evaluation.split=validation"]
+    for name, value in others.items():
+        settings = [f"{s.partition('=')[0]}={value}" if s.partition("=")[0].endswith(name) else s for s in settings]
+    sets = [part for setting in settings for part in ("--set", setting)]
     words = ["run", "--method", method, "--tasks", "ocr", "--results", str(root), *sets, *extra]
     return [sys.executable, "-m", "bench", *words]
 
@@ -77,8 +81,8 @@ def test_an_interrupted_run_goes_on_bit_identically(tmp_path: Path, method: str)
 @pytest.mark.slow
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     root = tmp_path / "results"
-    slow = ["--set", "params.trajectories=64"]  # an update takes longer than the pause between the signals
-    code, said = interrupted(command("opd_analytic", root, *slow), root, 1, signal.SIGINT, signal.SIGINT)
+    # An update takes longer than the pause between the signals.
+    code, said = interrupted(command("opd_analytic", root, trajectories=64), root, 1, signal.SIGINT, signal.SIGINT)
     assert code == 130, said
     assert "Traceback" not in said
     assert said.count("the same command goes on from the last checkpoint") == 1
@@ -103,7 +107,7 @@ def test_an_interrupt_while_loading_is_one_line(tmp_path: Path) -> None:
 def test_local_jobs_stop_with_their_command(tmp_path: Path, number: int) -> None:
     """The terminal sends its signal to all processes of the command; SIGTERM comes to one."""
     root = tmp_path / "results"
-    process = started(command("opd_analytic", root, "--executor", "local", "--set", "budget.updates=2000"))
+    process = started(command("opd_analytic", root, "--executor", "local", updates=2000))
     wait_until(lambda: lines_of(root) >= 3, process)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, said = process.communicate(timeout=PATIENCE_S)
