@@ -2,9 +2,9 @@
 
 Its EMAModuleWrapper (flow_grpo/ema.py, which DiffusionNFT and DiffusionOPD share) counts OPTIMISER STEPS: with k the
 index of the step just taken, from 0, it averages when k + 1 is a multiple of `every`, with the decay
-min((1 + k) / (10 + k), decay). The warm-up thus belongs to training, however rarely one averages. The released training
-script passes a counter that is one ahead, and calls the wrapper once per micro-batch, so that it may average the same
-weights several times; neither is followed here.
+min((1 + k) / (10 + k), decay). The warm-up thus belongs to training, however rarely one averages. The released scripts
+pass a counter that is one ahead, and all but DiffusionNFT's call the wrapper once per micro-batch, so that they may
+average the same weights several times; neither is followed here.
 """
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Positive
+from bench.bounds import Fraction, Positive
 from bench.lab import STUDENT, Lab
 from bench.method import Work
 from bench.sampler.draws import draw
@@ -24,6 +24,8 @@ from methods.trained_steps import trained_steps
 class DanceOptions(DistillationOptions):
     """Settings of DanceOPD; defaults as in its released code."""
 
+    timestep_fraction: Fraction = 1.0
+    """States at the first int(steps * this) steps are queried; the last one is among those that the paper favours."""
     batches: Literal["mixed", "alternate"] = "alternate"
     low_noise: Positive = 5.0
     high_noise: Positive = 2.0

@@ -27,7 +27,8 @@ class DistillationOptions(Options):
     start: Literal["base", "merge"] = "base"
     """Where the student starts: the base, or the mean of the teachers' weight changes (Flow-OPD's cold start)."""
     anchor: Weight = 0.0
-    """Weight of the velocity error to the base at the visited states (Flow-OPD's manifold anchor)."""
+    """Weight of the velocity error to the base at the visited states: in the spirit of Flow-OPD's manifold anchor,
+    which is .04 times its code's KL (so that steps weigh unequally) to a frozen aesthetic model, or else the base."""
 
 
 class DistillationMethod(Method):

@@ -117,6 +117,19 @@ def with_processor(model: str, processor: str, sources: dict[str, str], prepare:
     return Clip(model, tokenise, prepare or processed, **placed(sources, BATCH))
 
 
+def cropped(images_BCHW: Tensor, side: int) -> Tensor:
+    """`standardise` of the central square: the short edge resized bilinearly, antialiased, as torchvision's Resize and
+    CenterCrop do on tensors."""
+    height, width = images_BCHW.shape[-2:]
+    long = int(side * max(height, width) / min(height, width))
+    size = (side, long) if height <= width else (long, side)
+    images_BCHW = images_BCHW.float().cpu()
+    if (height, width) != size:
+        images_BCHW = torch.nn.functional.interpolate(images_BCHW, size, mode="bilinear", antialias=True)
+    top, left = (round((edge - side) / 2) for edge in size)
+    return standardise(images_BCHW[..., top : top + side, left : left + side], side, "bilinear")
+
+
 def standardise(images_BCHW: Tensor, side: int, mode: str) -> Tensor:
     """Square antialiased resize of tensors where needed, then CLIP's mean and standard deviation."""
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD

@@ -128,17 +128,16 @@ def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with stopping() as asked:
         assert not asked()
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert asked()
-        os.kill(os.getpid(), signal.SIGINT)  # another signal asks for the same
+        signal.raise_signal(signal.SIGINT)  # another signal asks for the same
         with pytest.raises(KeyboardInterrupt, match="at once"):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+            signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stopping() as asked:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             assert not asked()
     finally:
         signal.signal(signal.SIGINT, before[0])

@@ -3,6 +3,10 @@
 Log-probabilities are those of the kernel's Gaussian, as a mean over elements. Flow-CPS and the released fast presets
 take minus the mean squared distance to the mean instead, without 2 std^2 (`log_prob` squared_error). A clip range
 belongs to one of the two.
+
+Two things of the released script are not followed: pictures whose advantage is exactly 0 stay in the means here (there
+they are masked, so that the others count more, and the penalty less), and inner updates split the batch by prompts
+(there by shuffled pictures).
 """
 
 from collections.abc import Iterator

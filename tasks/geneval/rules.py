@@ -30,7 +30,8 @@ Objects = dict[str, list[Found]]
 def select(objects: Objects, tag: str) -> Objects:
     """Keep what the official evaluator keeps: by confidence, strictly above the threshold, at most 16 a class.
 
-    Of equally confident objects the first comes first.
+    Of equally confident objects the first comes first: the official evaluator takes the last, so what reads its
+    detections hands them over in reverse (tasks/geneval/photo.py).
     """
     threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
     kept = {}

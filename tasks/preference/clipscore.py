@@ -1,18 +1,16 @@
 """CLIPScore with CLIP ViT-L/14, in the three conventions of published code, which differ in scale and resizing."""
 
-from functools import partial
-
 import numpy as np
 from torch import Tensor
 
 from bench.errors import unknown
-from tasks.clip import standardise, with_processor
+from tasks.clip import cropped, with_processor
 
 MODEL = "openai/clip-vit-large-patch14"
 DEFAULT = "100"
 CONVENTIONS = {
-    "30": "logit over 30, resized bilinearly (flow_grpo, Flow-OPD, UniRL)",
-    "100": "logit over 100, resized bilinearly (DiffusionNFT)",
+    "30": "logit over 30, cropped to its central square (flow_grpo, Flow-OPD, UniRL)",
+    "100": "logit over 100, cropped likewise (DiffusionNFT)",
     "cosine": "cosine, CLIP's own image processor (Flow-Factory)",
 }
 MODELS = {
@@ -24,16 +22,15 @@ MODELS = {
 class ClipScoreJudge:
     """Agreement of a picture with its prompt."""
 
-    ceiling = 1.0
-
     def __init__(self, sources: dict[str, str]):
         self.convention = sources.get("convention", DEFAULT)
         if self.convention not in CONVENTIONS:
             raise unknown("CLIPScore convention", self.convention, CONVENTIONS)
         self.metric = f"clipscore-{self.convention}"
         model = sources.get("model", MODEL)
-        bilinear = None if self.convention == "cosine" else partial(standardise, mode="bilinear")
-        self.clip = with_processor(model, model, sources, bilinear)
+        # A cosine of 1 is a logit of 100.
+        self.ceiling = 1.0 if self.convention == "cosine" else 100 / float(self.convention)
+        self.clip = with_processor(model, model, sources, None if self.convention == "cosine" else cropped)
 
     @property
     def name(self) -> str:

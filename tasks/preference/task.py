@@ -47,6 +47,7 @@ class ClipScore(PreferenceTask):
     """CLIPScore, in the convention that the score's name says."""
 
     name = "clipscore"
+    version = "2"
     headline = f"clipscore-{DEFAULT}"
     sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["clipscore"].sources
 

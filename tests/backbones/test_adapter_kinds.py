@@ -198,7 +198,7 @@ def test_a_byte_order_mark_is_passed_over(micro, tmp_path: Path) -> None:
         (WEIGHTS_FILE, b"\n<!DOCTYPE html>\n<html>404</html>", "is a web page"),
         (WEIGHTS_FILE, b"<html lang='en'>", "is a web page"),
         (WEIGHTS_FILE, b"", "is empty"),
-        (WEIGHTS_FILE, b"\x01\x02", "corrupt weights file"),
+        (WEIGHTS_FILE, b"\x01\x02", "is no adapter"),
         (CONFIG_FILE, b"version https://git-lfs.github.com/spec/v1\n", "is a Git-LFS pointer"),
         (CONFIG_FILE, b"<!doctype html>", "is a web page"),
         (CONFIG_FILE, b"", "is empty"),

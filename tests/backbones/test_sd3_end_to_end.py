@@ -122,7 +122,7 @@ def test_the_published_recipe_from_the_command_line(settings: dict, clip_folder:
     detector = [f"converted={settings['scorers']['geneval']['converted']}", "colours" + clip]
     detector = [w for s in detector for w in ("--set", f"scorers.geneval.{s}")]
     done = bench(["score", "geneval", str(made), *detector], tmp_path)
-    assert (done.returncode, "no prompt of GenEval" in done.stderr) == (2, True)
+    assert (done.returncode, "00000/metadata.jsonl: " in done.stderr) == (2, True)
     prompts = GenEval("photo").prompts("test")[:8:4]
     write(
         tmp_path / "made",

@@ -93,7 +93,7 @@ def test_update_has_a_gradient_and_the_predicted_cost(make_lab, gradient, engine
     loss, grad = gradient(lab, method, "ocr")
     assert np.isfinite(loss)
     assert grad.norm() > 0
-    assert sum(lab.backbone.meter.evaluations.values()) == 12 * method.engine.evaluations(lab.sampler, 1)
+    assert sum(lab.backbone.meter.evaluations.values()) == 12 * method.engine.passes(lab.sampler).evaluations
 
 
 def test_surrogate_is_ppo() -> None:

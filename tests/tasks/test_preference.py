@@ -66,6 +66,30 @@ def test_aesthetic_is_five_linear_layers_on_the_embedding(clip_folder, head_file
         Aesthetic("photo", {"model": str(clip_folder), "head": str(head_file)}).score(images, PROMPTS)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (32, 32), (40, 33), (33, 47), (512, 768), (31, 90), (48, 32)])
+def test_clipscore_looks_at_the_central_square(size: tuple[int, int]) -> None:
+    """As torchvision: Resize of the short edge (the long one rounded down), then CenterCrop (its corner rounded)."""
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    from tasks.clip import cropped
+
+    side, (height, width) = 32, size
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    short, long = min(size), max(size)
+    target = [side if edge == short else int(side * long / short) for edge in (height, width)]
+    resized = torch.nn.functional.interpolate(images, target, mode="bilinear", antialias=True)
+    top, left = int(round((target[0] - side) / 2.0)), int(round((target[1] - side) / 2.0))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    expected = (resized[:, :, top : top + side, left : left + side] - mean) / std
+    torch.testing.assert_close(cropped(images, side), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_convention_over_30_is_not_cut_off_at_a_logit_of_30(clip_folder) -> None:
+    for convention, ceiling in (("30", 100 / 30), ("100", 1.0), ("cosine", 1.0)):
+        judge = ClipScore("photo", {"model": str(clip_folder), "convention": convention}).judge
+        assert judge.ceiling == pytest.approx(ceiling)
+
+
 def test_clipscore_says_its_convention(clip_folder, images) -> None:
     pictures, texts, scale = embeddings(clip_folder, images)
     cosine = (pictures * texts).sum(-1).numpy()
