@@ -1,8 +1,8 @@
 """Means over strata and their intervals: bootstrap over prompts, Student's t over seeds, explicit generators.
 
-Simulated, 95% intervals cover 93 to 96% where every stratum has ten prompts or more. With few they are too narrow: strata
-of two prompts alone cover 84 to 92%, micro's GenEval tags (2 to 48 prompts) 92 to 95%. Ends of intervals move by up to
-.005 with another seed of the bootstrap; p-values are integrated and do not move.
+Simulated, 95% intervals cover 93 to 96% where every stratum has ten prompts or more. With few they are too narrow:
+strata of two prompts alone cover 84 to 92%, micro's GenEval tags (2 to 48 prompts) 92 to 95%. Ends of intervals move by
+up to .005 with another seed of the bootstrap; p-values are integrated and do not move.
 """
 
 from collections.abc import Sequence
