@@ -97,13 +97,15 @@ def evaluate(
     folder: Path | None = None,
     workers: Workers = ALONE,
     listener: Callable[[int, int], None] = lambda done, of: None,
+    ask: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Score one model on a split of one task; `audit` adds the task's independent scorer.
 
     A picture that is not finite is lost: it has no scores, and is not written.
     Pictures are also written to `folder`, if given, in GenEval's layout, in the place of those of another time. Several
     processes score their shares, and all return the whole. `listener` is told how many of this process's are done.
-    Raises BenchError if no picture can be scored or the scorer lacks the task's headline.
+    `ask` is called before each batch, equally often in all processes; it may raise, to end the evaluation. Raises
+    BenchError if no picture can be scored or the scorer lacks the task's headline.
     """
     prompts = task.prompts(split)
     at = places(prompts) if folder else []
@@ -113,7 +115,10 @@ def evaluate(
         workers.agreed(None)  # nobody writes before the folder is ready
     found = Collected()
     mine = workers.share(len(prompts))
-    for start in range(mine.start, mine.stop, batch):
+    for start in range(mine.start, mine.start + workers.most(len(prompts)), batch):
+        ask()
+        if start >= mine.stop:
+            continue  # another process has a batch more
         stop = min(start + batch, mine.stop)
         noise = initial_noise(backbone, task.name, split, range(start, stop))
         latents = sampled(backbone, prompts[start:stop], noise, adapter, sampler, guidance)
