@@ -1,5 +1,6 @@
 """The `bench` command. Heavy imports wait until a command needs them."""
 
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bench.errors import exit_on_error
+from bench.errors import UsageError, exit_on_error, one_line
 from bench.registry import find, registered
 
 app = typer.Typer(
@@ -370,10 +371,13 @@ def whole() -> typer.Typer:
 
 
 def invoke(arguments: list[str]) -> int | None:
-    """Carry out one command; returns its exit code. Raises whatever the command raises, interrupts as they are."""
+    """Carry out one command; returns its exit code. Raises whatever the command raises, interrupts as they are, and
+    KeyboardInterrupt at SIGTERM too."""
+    from bench.interrupts import terminated_is_interrupted
+
     command = typer.main.get_command(whole())
     try:
-        with command.make_context("bench", list(arguments)) as context:
+        with terminated_is_interrupted(), command.make_context("bench", list(arguments)) as context:
             return command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
@@ -383,4 +387,13 @@ def invoke(arguments: list[str]) -> int | None:
 
 def main() -> None:
     """Entry point: one clear line on stderr and an exit code for everything that a user or the system causes."""
-    exit_on_error(lambda: invoke(sys.argv[1:]))
+    exit_on_error(_command)
+
+
+def _command() -> int | None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        cause = one_line(error)
+        raise UsageError(f"the working directory cannot be used ({cause}): change to one that is there") from error
+    return invoke(sys.argv[1:])

@@ -237,6 +237,7 @@ def compare_methods(
     fingerprint = describe(backbone).fingerprint()
     runs = {key: Run(root, spec, fingerprint) for key, (spec, _) in members.items()}
     refuse_twins(runs)
+    _refuse_splits({label: spec.evaluation.split for (label, _), (spec, _) in members.items()})
     check_teachers([spec for spec, _ in members.values()])
     note([*taught_otherwise([run.spec for run in runs.values()], root), *_overshoot(members, budget)])
     named = {f"{label}, seed {seed}": (runs[label, seed], members[label, seed][1]) for label, seed in members}
@@ -262,6 +263,17 @@ def compare_methods(
         write_report(path, root / f"report-{identity}")
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
+
+
+def _refuse_splits(splits: dict[str, str]) -> None:
+    """Raise UsageError for lines, given with their splits, that are not evaluated on the same prompts."""
+    (first, split), *others = splits.items()
+    for label, other in others:
+        if other != split:
+            raise UsageError(
+                f"{first!r} is evaluated on the {split} prompts, {label!r} on the {other} prompts: lines are "
+                "compared on one evaluation.split"
+            )
 
 
 def _overshoot(members: dict[tuple[str, int], tuple[Spec, list[str]]], budget: int) -> list[str]:

@@ -296,11 +296,14 @@ class _Dispatcher:
 def undisturbed() -> Iterator[None]:
     """An interrupt comes after: what was submitted must be on record. (Jobs would inherit a signal mask.)"""
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is signal.default_int_handler]
+    for number in numbers:
+        signal.signal(number, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
     if came:
         raise KeyboardInterrupt
 

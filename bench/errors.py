@@ -131,8 +131,19 @@ def _tell(error: Exception, code: int) -> None:
         message = " ".join(error.format_message().split())
         if message:  # empty where the help was asked for by saying nothing
             _say(f"error: {legible(message)}")
+    elif isinstance(error, OSError) and not error.filename and _output_fails():
+        _say(f"error: standard output: {one_line(error)}")
     else:
         _say(f"error: {explained(error)}")
+
+
+def _output_fails() -> bool:
+    """Whether what a program prints cannot be written; a line tells it where nothing is buffered."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _say(text: str) -> None:

@@ -14,7 +14,7 @@ from bench.hashing import seed_of
 from bench.layout import begin, places, write
 from bench.remote import plain
 from bench.sampler.rollout import Sampler, rollout
-from bench.scoring import Collected, parts_of, score_each, stacked
+from bench.scoring import Collected, finite, parts_of, score_each, score_finite, stacked
 from bench.stats import Design, Estimate, codes, estimate
 from bench.task import Prompt, Scores, Task
 from bench.workers import ALONE, Workers
@@ -97,12 +97,15 @@ def evaluate(
     folder: Path | None = None,
     workers: Workers = ALONE,
     listener: Callable[[int, int], None] = lambda done, of: None,
+    ask: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Score one model on a split of one task; `audit` adds the task's independent scorer.
 
+    A picture that is not finite is lost: it has no scores, and is not written.
     Pictures are also written to `folder`, if given, in GenEval's layout, in the place of those of another time. Several
     processes score their shares, and all return the whole. `listener` is told how many of this process's are done.
-    Raises BenchError if no picture can be scored or the scorer lacks the task's headline.
+    `ask` is called before each batch, equally often in all processes; it may raise, to end the evaluation. Raises
+    BenchError if no picture can be scored or the scorer lacks the task's headline.
     """
     prompts = task.prompts(split)
     at = places(prompts) if folder else []
@@ -112,22 +115,28 @@ def evaluate(
         workers.agreed(None)  # nobody writes before the folder is ready
     found = Collected()
     mine = workers.share(len(prompts))
-    for start in range(mine.start, mine.stop, batch):
+    for start in range(mine.start, mine.start + workers.most(len(prompts)), batch):
+        ask()
+        if start >= mine.stop:
+            continue  # another process has a batch more
         stop = min(start + batch, mine.stop)
         noise = initial_noise(backbone, task.name, split, range(start, stop))
         latents = sampled(backbone, prompts[start:stop], noise, adapter, sampler, guidance)
         for rows in parts_of(latents):
             images = backbone.decode(latents[rows])
             here = slice(start + rows.start, start + rows.start + len(images))
+            fine = finite(latents[rows], images)
             if folder:
-                write(folder, prompts[here], images, at[here])
+                kept = np.flatnonzero(fine) + here.start
+                write(folder, [prompts[i] for i in kept], images[np.flatnonzero(fine)], [at[i] for i in kept])
             with backbone.meter.purpose("held-out scoring"):
-                found.add(len(images), partial(_scores, task, images, prompts[here], audit))
+                score = partial(_scores, task, audit)
+                found.add(len(images), partial(score_finite, fine, images, prompts[here], score))
             listener(here.stop - mine.start, len(mine))
     return _evaluation(task, prompts, workers.gather(found.whole()))
 
 
-def _scores(task: Task, images: torch.Tensor, prompts: list[Prompt], audit: bool) -> Scores:
+def _scores(task: Task, audit: bool, images: torch.Tensor, prompts: list[Prompt]) -> Scores:
     scores = score_each(task, images, prompts)
     return Scores(scores.rewards, scores.metrics | (task.audit(images, prompts) if audit else {}))
 

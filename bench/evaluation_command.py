@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.bounds import Guidance
 from bench.devices import best_device
 from bench.errors import BenchError, UsageError, explained, unknown
 from bench.evaluate import Evaluation, evaluate
@@ -87,12 +89,20 @@ def score_adapter(
 
 
 def _scales(guidance: str) -> list[float]:
+    """Raises UsageError for what is no scale, and for two that tables and folders would call by one name."""
     try:
         scales = [float(part) for part in guidance.split(",")]
     except ValueError as error:
         raise UsageError(f"--guidance takes numbers, got {guidance!r}") from error
-    if any(not 0 <= scale < float("inf") for scale in scales):
-        raise UsageError(f"--guidance must be finite and at least 0, got {guidance}")
+    try:
+        TypeAdapter(list[Guidance]).validate_python(scales)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        which, said = scales[problem["loc"][0]], problem["msg"][0].lower() + problem["msg"][1:]
+        raise UsageError(f"--guidance {which:g}: {said}") from error
+    names = [f"{abs(scale):g}" for scale in scales]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"--guidance {guidance} names the scale {twice} twice, to the digits that are shown")
     return scales
 
 

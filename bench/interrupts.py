@@ -31,9 +31,9 @@ def stopping() -> Iterator[Callable[[], bool]]:
             if os.getpid() == process:  # a child that inherits this finishes its work as well, and says nothing
                 os.write(2, ASKED)  # print may be in the middle of another line
 
-    free = {signal.SIGINT: (signal.SIG_DFL, signal.default_int_handler), signal.SIGTERM: (signal.SIG_DFL,)}
-    here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, take) for number, own in free.items() if here and _is(number, own)}
+    free, here = (signal.SIG_DFL, signal.default_int_handler), threading.current_thread() is threading.main_thread()
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if here and _is(number, free)]
+    before = {number: signal.signal(number, take) for number in numbers}
     try:
         yield lambda: bool(came)
     finally:
@@ -47,7 +47,10 @@ def _is(number: int, handlers: tuple) -> bool:
 
 @contextmanager
 def terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does: what this process has started must be stopped too."""
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does: what there is must be printed, and what was started stopped.
+
+    It is left to who has it in hand, as an executor's job.
+    """
     if threading.current_thread() is not threading.main_thread() or not _is(signal.SIGTERM, (signal.SIG_DFL,)):
         yield
         return

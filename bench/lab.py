@@ -11,7 +11,7 @@ from bench.errors import BenchError, UsageError
 from bench.hashing import seed_of
 from bench.sampler.draws import Draws, Rows
 from bench.sampler.rollout import Sampler, Velocity
-from bench.scoring import parts_of, stacked
+from bench.scoring import NOT_FINITE, finite, parts_of, stacked
 from bench.task import Prompt, Scores, Task
 from bench.workers import ALONE, Workers
 
@@ -99,14 +99,19 @@ class Lab:
         return self.velocity(conditioning, self.teachers[task], self.teacher_guidance[task])
 
     def score(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:
-        """Decode and score, part by part. Raises BenchError if a reward is not finite: a failed scorer must not train
-        anything."""
+        """Decode and score, part by part. Raises BenchError if a picture or a reward is not finite: neither a broken
+        model nor a failed scorer must train anything."""
         with self.backbone.meter.purpose("scoring"):
-            scorer, decode = self.tasks[task], self.backbone.decode
-            scores = stacked([scorer.score(decode(latents[rows]), prompts[rows]) for rows in parts_of(latents)])
+            scores = stacked([self._scored(task, latents[rows], prompts[rows]) for rows in parts_of(latents)])
         if not np.isfinite(scores.rewards).all():
-            raise BenchError(f"update {self.step}: task {task!r} gave a reward that is not finite")
+            raise BenchError(f"update {self.step + 1}: task {task!r} gave a reward that is not finite")
         return scores
+
+    def _scored(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:
+        images = self.backbone.decode(latents)
+        if not finite(latents, images).all():
+            raise BenchError(f"update {self.step + 1}: task {task!r}: {NOT_FINITE}")
+        return self.tasks[task].score(images, prompts)
 
     def note(self, name: str, value: float) -> None:
         """Log a number with this update."""

@@ -87,6 +87,10 @@ class Launch:
         with naming(path):
             path.touch()
 
+    def take_back_cancelled(self, job: Job) -> None:
+        """Forget that a user wanted to stop a job: it could not be asked."""
+        self._cancelled(job).unlink(missing_ok=True)
+
     def cancelled(self, job: Job) -> float:
         """When a user stopped this job; 0 if nobody did."""
         path = self._cancelled(job)

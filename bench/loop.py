@@ -48,7 +48,7 @@ class Loop:
         self.saved = (0, 0)
         """Step and evaluations of the last checkpoint."""
         self.stop_requested: Callable[[], bool] = lambda: False
-        """Asked once an update, and before each task's evaluation."""
+        """Asked once an update, and before each batch of an evaluation."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = spec.evaluation.build(shift)
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
@@ -219,7 +219,6 @@ class Loop:
         scores = {}
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
-                self._stop_if_asked()
                 keep = self.spec.evaluation.pictures and points[-1] == 1
                 result = self.evaluate(EMA, task, folder=self.run.folder / PICTURES / task if keep else None)
                 record = result.record()
@@ -246,7 +245,7 @@ class Loop:
         with memory("evaluation", self.spec):
             found = evaluate(
                 lab.backbone, lab.tasks[task], adapter, sampler, scale, o.split, o.batch, folder=folder,
-                workers=self.workers,
+                workers=self.workers, ask=self._stop_if_asked,
             )  # fmt: skip
         if found.failed:
             raise BenchError(f"task {task!r} could not score {found.failed} of {len(found.strata)} held-out pictures")

@@ -15,6 +15,9 @@ from rich.text import Text
 
 from bench.terminal import legible
 
+NARROWEST = 60
+"""Columns of every terminal: COLUMNS may be anything, and in a few columns nothing is shown."""
+
 
 class Plain(Console):
     """A console to which every string is text: that of cells, titles and lines alike."""
@@ -35,7 +38,8 @@ class Description(ProgressColumn):
 
 def terminal(least_width: int = 0, stderr: bool = False, quiet: bool = False) -> Console:
     """A console that takes no markup, at least `least_width` columns wide: tables in files should not be squeezed."""
-    width = max(least_width, Console().width) if least_width else None
+    least = max(least_width, NARROWEST)
+    width = least if Console(stderr=stderr).width < least else None
     return Plain(stderr=stderr, quiet=quiet, width=width)
 
 

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from bench.errors import UsageError
 from bench.registry import find
 from bench.stats import Design, Estimate, codes, joined, ratio, stratified_mean
 
@@ -81,9 +82,20 @@ def model_rows(summaries: list[dict], model: str, task: str, metric: str | None 
     """
     rows = [s["models"][model][task] for s in summaries]
     found = [metric_rows(row, metric or row["headline"]) for row in rows]
+    paired_pictures(task, *(pictures for _, pictures in found))
     values_SN = np.stack([values for values, _ in found])
     same = model != "student" and (values_SN == values_SN[0]).all()
     return values_SN[:1] if same else values_SN, found[0][1]
+
+
+def paired_pictures(task: str, first: Design, *others: Design) -> Design:
+    """The design that all evaluations of a task share. Raises UsageError where rows are not of the same prompts."""
+    for other in others:
+        known = first.clusters is not None and other.clusters is not None
+        same = not known or np.array_equal(first.clusters, other.clusters)
+        if not (same and np.array_equal(first.strata, other.strata)):
+            raise UsageError(f"runs were evaluated on different prompts of task {task!r}: their rows cannot be paired")
+    return first
 
 
 def shows_teachers(summary: dict) -> bool:
@@ -105,8 +117,9 @@ def recovered(summaries: list[dict], shown: list[dict] | None = None) -> dict[st
     student, teacher = {}, {}
     for task in tasks:
         values, pictures = model_rows(summaries, "student", task)
-        base, _ = model_rows(shown, "base", task)
+        base, scale = model_rows(shown, "base", task)
         taught, _ = model_rows(shown, f"teacher {task}", task)
+        paired_pictures(task, pictures, scale)
         student[task] = values - base, pictures
         teacher[task] = (taught if paired else taught.mean(0, keepdims=True)) - base, pictures
     shares = {task: ratio(student[task][0], teacher[task][0], student[task][1]) for task in tasks}

@@ -30,6 +30,13 @@ def find(kind: str, name: str):
         raise MissingError(f"{kind} {name!r} cannot be imported: {error}") from error
 
 
+def task_name(name: str) -> str:
+    """The one task a user named; 'all' is none. Raises UsageError."""
+    if name not in (known := registered("task")):
+        raise unknown("task", name, known)
+    return name
+
+
 def task_names(names: list[str]) -> list[str]:
     """The tasks a user named; ["all"] stands for every one that counts itself in (Task.in_all). Raises UsageError."""
     known = list(registered("task"))

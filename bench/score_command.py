@@ -18,7 +18,7 @@ from bench.layout import CACHE, RESULTS, Sample, left_out, load, read, world_of
 from bench.loading import load_task
 from bench.pictures import LARGEST
 from bench.printing import progress_bar
-from bench.registry import task_names
+from bench.registry import task_name
 from bench.score_cache import RememberingTask
 from bench.scoring import FAILURE, Collected
 from bench.stats import codes
@@ -26,14 +26,14 @@ from bench.task import Task
 from bench.view import view_settings
 
 
-def score_folder(task_name: str, source: Path, overrides: list[str], world: str, batch: int) -> None:
+def score_folder(named: str, source: Path, overrides: list[str], world: str, batch: int) -> None:
     """Score DIR in GenEval's layout, write a line a picture beside them, print the summary.
 
     GenEval's own lines are the official evaluator's results.jsonl, other tasks' results-<task>.jsonl. A results.jsonl
     instead of a folder is summarised as it is. Raises UsageError for what does not exist, and, once the summary is
     printed, where nothing can be stored.
     """
-    (name,) = task_names([task_name])
+    name = task_name(named)
     if source.is_file():
         print_summary(imported(source, name), f"{source} (made elsewhere)")
         return

@@ -15,6 +15,7 @@ PATIENCE = 8
 """Pictures that may fail before any is scored."""
 FAILURE = "failure"
 """What a picture's details say of a scorer that cannot take it."""
+NOT_FINITE = "the model gives values that are not finite"
 
 
 class Unscorable(BenchError):
@@ -25,6 +26,27 @@ def parts_of(latents_BCHW: Tensor) -> Iterator[slice]:
     """Rows to decode and score one part after the other, so that an update's pictures never lie in memory together."""
     size = max(1, PART // latents_BCHW[0, 0].numel()) if len(latents_BCHW) else 1
     return (slice(start, start + size) for start in range(0, len(latents_BCHW), size))
+
+
+def finite(latents_BCHW: Tensor, images_BCHW: Tensor) -> np.ndarray:
+    """Which pictures are pictures, bool [B]: a decoder may clamp what is not finite to an ordinary colour."""
+    both = (latents_BCHW.isfinite().flatten(1).all(1), images_BCHW.isfinite().flatten(1).all(1))
+    return (both[0] & both[1]).cpu().numpy()
+
+
+def score_finite(
+    fine_B: np.ndarray, images_BCHW: Tensor, prompts: list[Prompt], score: Callable[[Tensor, list[Prompt]], Scores]
+) -> Scores:
+    """Scores of the pictures that are `finite`, NaN for the others. Raises Unscorable if none is."""
+    if fine_B.all():
+        return score(images_BCHW, prompts)
+    if not fine_B.any():
+        raise Unscorable(NOT_FINITE)
+    kept, lost = np.flatnonzero(fine_B), np.flatnonzero(~fine_B)
+    good = score(images_BCHW[kept], [prompts[i] for i in kept])
+    whole, back = stacked([good, unscored(good, len(lost), NOT_FINITE)]), np.argsort(np.concatenate([kept, lost]))
+    metrics = {name: values[back] for name, values in whole.metrics.items()}
+    return Scores(whole.rewards[back], metrics, [whole.details[i] for i in back])
 
 
 class Collected:

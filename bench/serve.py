@@ -24,7 +24,7 @@ from bench.files import parse_json
 from bench.loading import load_task
 from bench.pictures import LARGEST as MOST_PIXELS
 from bench.pictures import TooLargeError
-from bench.registry import task_names
+from bench.registry import task_name
 from bench.remote import PIXELS, PROTOCOL, decode, plain
 from bench.scoring import score_each, stacked
 from bench.task import Prompt, Scores, Task
@@ -55,9 +55,10 @@ class Refusal(Exception):
         self.status = status
 
 
-def serve(task_name: str, overrides: list[str], world: str, host: str, port: int) -> None:
+def serve(named: str, overrides: list[str], world: str, host: str, port: int) -> None:
     """Answer until interrupted. Raises UsageError for what does not exist or an address that cannot be had."""
-    (name,) = task_names([task_name])
+    name = task_name(named)
+    _check_host(host)
     view = view_settings(overrides, (name,), ("scorers",), world)
     task = load_task(name, world, view.scorers.get(name), best_device())
     print(f"{task.scorer_name}", flush=True)
@@ -68,6 +69,16 @@ def serve(task_name: str, overrides: list[str], world: str, host: str, port: int
     print(f"use it: --set scorers.{name}.url=http://{host}:{server.server_port}", flush=True)
     with server:
         server.serve_forever()
+
+
+def _check_host(host: str) -> None:
+    """Raise UsageError for text that no address is, and for none at all, which would be every address there is."""
+    if not host.strip():
+        raise UsageError("--host is empty; 0.0.0.0 listens on all addresses of this machine")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise UsageError(f"--host {host!r} is no address") from error
 
 
 def server_for(task: Task, host: str, port: int) -> "Server":

@@ -6,7 +6,7 @@ import numpy as np
 
 from bench.probes.forgetting import score_matrix
 from bench.probes.overoptimisation import GOLD
-from bench.records import Record, model_rows, recovered, score, shows_teachers
+from bench.records import Record, model_rows, paired_pictures, recovered, score, shows_teachers
 from bench.stats import (
     Design,
     Difference,
@@ -197,8 +197,8 @@ def _gaps(records: list[Record], reference: list[Record], tasks: tuple[str, ...]
     gaps = {}
     for task in tasks:
         a, pictures = model_rows([mine[s] for s in seeds], "student", task)
-        b, _ = model_rows([theirs[s] for s in seeds], "student", task)
-        gaps[task] = (a - b, pictures)
+        b, others = model_rows([theirs[s] for s in seeds], "student", task)
+        gaps[task] = (a - b, paired_pictures(task, pictures, others))
     return *joined(gaps), len(seeds)
 
 

@@ -3,6 +3,7 @@
 Imports neither torch nor a method: it must answer at once, and over thousands of runs.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.damage import check_resumable, check_settings, check_whole
-from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
+from bench.errors import BenchError, DamagedError, PartialError, UsageError, one_line, unknown
 from bench.files import described, parse_json
 from bench.launches import Job, Launch, read_launches
 from bench.outcome import CANCELLED, failure_of, recorded_failure
@@ -199,13 +200,15 @@ def span(seconds: float) -> str:
 def cancel(root: Path, names: list[str]) -> list[str]:
     """Stop jobs of runs (their folders' names, or beginnings of them), of launches, or 'all'; returns their names.
 
-    What they have checkpointed stays: the same command goes on. Raises UsageError for a name that no job has.
+    What they have checkpointed stays: the same command goes on. Raises UsageError for a name that no job has, and, once
+    all others have been asked, PartialError naming the jobs that could not be, as those of another user.
     """
     known = _known(root, names)
     answers = states(known)
     if answers is None:
         raise BenchError("Slurm does not answer (squeue failed): nothing was cancelled")
-    stopped = []
+    stopped: list[str] = []
+    refused: dict[str, str] = {}
     for name in names:
         chosen = [(launch, job) for launch in known for job in launch.jobs if _meant(name, launch, job)]
         if not chosen and name != "all":
@@ -213,13 +216,33 @@ def cancel(root: Path, names: list[str]) -> list[str]:
         for launch, job in chosen:
             state = answers.get((launch.name, job.label))
             if state and state.active:
-                launch.mark_cancelled(job)
-                _stop(launch, job)
-                stopped.append(job.run or job.label)
+                if cause := _asked_to_stop(launch, job):
+                    refused[job.run or job.label] = cause
+                else:
+                    stopped.append(job.run or job.label)
             elif not job.id and _will_submit(launch, job):
                 launch.mark_cancelled(job)
                 stopped.append(job.run or job.label)
-    return list(dict.fromkeys(stopped))  # two launches may have named the same run
+    stopped = list(dict.fromkeys(stopped))  # two launches may have named the same run
+    if refused:
+        others = f"; cancelled: {', '.join(stopped)}" if stopped else ""
+        told = ", ".join(f"{name} ({cause})" for name, cause in refused.items())
+        raise PartialError(f"not cancelled: {told}{others}")
+    return stopped
+
+
+def _asked_to_stop(launch: Launch, job: Job) -> str:
+    """Mark a job as cancelled and ask it to stop; returns why it could not be asked, having taken a new mark back."""
+    before = launch.cancelled(job)
+    try:
+        launch.mark_cancelled(job)
+        _stop(launch, job)
+    except OSError as error:
+        if not before:
+            with suppress(OSError):
+                launch.take_back_cancelled(job)
+        return f"{launch.executor} {job.id}: {one_line(error)}"
+    return ""
 
 
 def _known(root: Path, names: list[str]) -> list[Launch]:
@@ -246,10 +269,16 @@ def _names(known: list[Launch]) -> Iterable[str]:
 
 
 def _stop(launch: Launch, job: Job) -> None:
-    """Ask a job to stop; a run checkpoints first (bench/job.py)."""
+    """Ask a job to stop; a run checkpoints first (bench/job.py). Raises PermissionError for that of another user."""
     if launch.executor == "slurm":
+        said = ""
         with suppress(OSError):  # it may have gone since it was asked after; its mark stays in any case
-            subprocess.run(["scancel", job.id], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            command = ["scancel", job.id]
+            said = subprocess.run(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+            ).stderr
+        if "permission denied" in said.lower():
+            raise PermissionError(errno.EPERM, "scancel says that permission is denied")
         return
     with suppress(ProcessLookupError):
         os.kill(int(job.id), signal.SIGTERM)  # its controller hands it on

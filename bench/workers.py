@@ -34,6 +34,10 @@ class Workers:
         """This process's part of `total` things: contiguous, of sizes that differ by at most one."""
         return range(self.index * total // self.count, (self.index + 1) * total // self.count)
 
+    def most(self, total: int) -> int:
+        """How many of `total` things the process with the largest share has."""
+        return -(-total // self.count)
+
     def gather(self, value: Value) -> list[Value]:
         """Everybody's value, in order of processes, in every process."""
         if self.count == 1:

@@ -82,6 +82,8 @@ def collect(paths: list[Path]) -> Evidence:
             raise UsageError(f"{path} is not there")
         if path.is_file():
             _file(path, evidence, reader)
+        elif not path.is_dir():  # a pipe would be waited for, a device has no end
+            raise UsageError(f"{path} is neither a folder nor a record")
         elif _is_run(path):
             _run(path, evidence, reader)
         elif _is_study(path):

@@ -82,12 +82,16 @@ def draw_all(figures: list[Figure]) -> None:
     import seaborn  # noqa: F401
 
     _WAITING[:] = figures
-    # The terminal's interrupt is for this process; the others would each end in a traceback.
-    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork"), **quiet) as pool:
+    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork"), initializer=_quiet) as pool:
         for figure, files in zip(figures, pool.map(_drawn, range(len(figures)))):
             figure.__dict__["files"] = files
     _WAITING.clear()
+
+
+def _quiet() -> None:
+    """Interrupts are for the process that began this; the others would each end in a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _drawn(place: int) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from bench.errors import BenchError, UsageError, one_line
 from bench.files import read_lines, write_atomic
-from bench.places import check_writable
+from bench.places import check_writable, missing_folders, remove_empty
 from bench.terminal import legible
 from report.figures import Figure, draw_all
 from report.table import Table, unmarked
@@ -82,10 +82,20 @@ def write(report: Report, folder: Path, title: str = TITLE) -> Path:
     """index.html, report.md, tables/ and figures/; returns the page.
 
     What an earlier report left in the folder and this one has not is removed. Raises UsageError for a folder that
-    cannot be one, BenchError where writing fails.
+    cannot be one, BenchError where writing fails; no empty folders are left then.
     """
     if (folder / "spec.json").is_file():
         raise UsageError(f"{folder} is a run's folder; give the report another one")
+    made = [[folder / part] for part in PARTS if not (folder / part).exists()] + [missing_folders(folder)]
+    try:
+        return _written(report, folder, title)
+    except BenchError:
+        for folders in made:
+            remove_empty(folders)
+        raise
+
+
+def _written(report: Report, folder: Path, title: str) -> Path:
     try:
         for part in PARTS:
             (folder / part).mkdir(parents=True, exist_ok=True)

@@ -81,6 +81,16 @@ CASES = {
     "eval on an unknown split": (["eval", "--adapter", "base", "--split", "tset"], "did you mean 'test'"),
     "eval of no task": (["eval", "--adapter", "base", "--tasks", ","], "task list is empty"),
     "eval at a guidance that is no number": (["eval", "--adapter", "base", "--guidance", "high"], "--guidance"),
+    "eval at a guidance beyond settings": (["eval", "--adapter", "base", "--guidance", "1,1001"], "--guidance 1001"),
+    "eval at an infinite guidance": (["eval", "--adapter", "base", "--guidance", "inf"], "--guidance inf"),
+    "eval at no guidance": (["eval", "--adapter", "base", "--guidance", "nan"], "--guidance nan"),
+    "eval below no guidance": (["eval", "--adapter", "base", "--guidance=-1"], "--guidance -1"),
+    "eval at two scales of one name": (["eval", "--adapter", "base", "--guidance", "1,1.0000001"], "scale 1 twice"),
+    "eval at a scale twice": (["eval", "--adapter", "base", "--guidance", "0,2,-0"], "scale 0 twice"),
+    "serving all tasks": (["serve", "all"], "unknown task 'all'"),
+    "serving at no address": (["serve", "ocr", "--world", "micro", "--host", ""], "--host is empty"),
+    "serving at what is no text": (["serve", "ocr", "--world", "micro", "--host", "\udcff"], "is no address"),
+    "scoring with all tasks": (["score", "all", "made"], "unknown task 'all'"),
     "eval with zero steps": (["eval", "--adapter", "base", "--steps", "0"], "at least 1"),
     "compare of an unknown method": (["compare", "--methods", "opd_ppoo"], "did you mean 'opd_ppo'"),
     "compare on an unknown axis": (["compare", "--method", "opd_analytic", "--grid", "etta=0"], "did you mean 'eta'"),
@@ -119,6 +129,16 @@ def test_wrong_use(name: str, files: dict[str, str], tmp_path: Path, monkeypatch
     assert lines[0].startswith("error: ")
     assert expected in lines[0]
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize("command", ["status", "run"])
+def test_a_working_directory_that_is_gone_is_named(command: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, message = call([command], monkeypatch, capsys)
+    assert (code, message.count("\n"), "working directory" in message) == (2, 1, True), message
 
 
 def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:

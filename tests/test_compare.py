@@ -88,6 +88,8 @@ CONTRADICTIONS = {
     ),
     "one value in two spellings": (["--grid", "lr=1e-3,0.001"], ["lr=1e-3'", "lr=0.001'", "same runs"]),
     "one run on two portions": (["--grid", "evaluation.batch=8,16"], ["same runs"]),
+    "two splits": (["--grid", "evaluation.split=test,validation"], ["validation", "one evaluation.split"]),
+    "two splits of two methods": (["--set", "merge.evaluation.split=validation"], ["'merge'", "one evaluation.split"]),
     "a budget in settings": (["--set", "budget.updates=3"], ["--budget"]),
     "a budget as an axis": (["--grid", "budget.evaluations=1000,2000"], ["--budget"]),
     "a method twice": (["--methods", "merge,sft,merge"], ["a method is named twice"]),
@@ -202,6 +204,22 @@ def test_standings_by_hand() -> None:
     assert rl.against_reference.p <= 0.001
     alone = standings({label: rs[:1] for label, rs in groups.items()}, ("t",), "opd", {"t": 5000.0})
     assert np.isnan(alone[1].against_reference.p)  # one run of each says nothing of the methods
+
+
+def test_rows_of_different_prompts_are_not_paired() -> None:
+    def shown(of: Record, **of_rows) -> Record:
+        rows = {model: {"t": tasks["t"] | of_rows} for model, tasks in of.summary["models"].items()}
+        return replace(of, summary=of.summary | {"models": rows})
+
+    ours, theirs = ([record(s, score, [score], True) for s in range(2)] for score in (0.7, 0.4))
+    ours = [shown(r, prompts=[0, 0, 1, 1]) for r in ours]
+    for change in ({"strata": ["a"] * 4}, {"prompts": [0, 1, 2, 3]}, {"strata": [""] * 2, "rows": {"m": [0.4] * 2}}):
+        for others in ([shown(r, **change) for r in theirs], [theirs[0], shown(theirs[1], **change)]):
+            if others[0] is theirs[0] and "prompts" in change:
+                continue  # nothing is known of the prompts of the first
+            with pytest.raises(UsageError, match="different prompts of task 't'"):
+                standings({"opd": ours, "rl": others}, ("t",), "opd", {})
+    assert standings({"opd": ours, "rl": theirs}, ("t",), "opd", {"t": 1.0})[1].against_reference.value < 0
 
 
 def named(records: list[Record], method: str, **params) -> list[Record]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.dispatch import dispatch
-from bench.errors import MissingError, UsageError
+from bench.errors import MissingError, PartialError, UsageError
 from bench.launches import Job, Launch, launches, new_launch
 from bench.outcome import failure_of, last_error
 from bench.placement import Placement, placement
@@ -400,6 +400,34 @@ def test_a_job_is_interrupted_by_sigterm_but_not_by_slurm_s_preemption(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert bool(reached) is not stops
+
+
+@pytest.mark.parametrize("executor", ["local", "slurm"])
+def test_another_user_s_job_keeps_no_other_from_being_cancelled(root: Path, monkeypatch, executor: str) -> None:
+    from types import SimpleNamespace
+
+    from bench import status
+
+    def kill(number: int, _signal: int) -> None:
+        if number == 1000002:
+            raise PermissionError(1, "Operation not permitted")
+
+    def scancel(command: list[str], **_) -> SimpleNamespace:
+        denied = "scancel: error: Kill job error on job id 1000002: Access/permission denied\n"
+        return SimpleNamespace(stderr=denied if command[1] == "1000002" else "")
+
+    monkeypatch.setattr(status, "states", lambda known: {(x.name, j.label): State("RUNNING") for x in known for j in x.jobs})
+    monkeypatch.setattr(status.os, "kill", kill)
+    monkeypatch.setattr(status.subprocess, "run", scancel)
+    launch = new_launch(root, executor, [Job(label, ("list",), run=f"run-{label}") for label in "abc"])
+    launch.submitted({"a": "1000001", "b": "1000002", "c": "1000003"})
+    with pytest.raises(PartialError, match=r"not cancelled: run-b \(.*1000002: .*; cancelled: run-a, run-c$"):
+        cancel(root, ["all"])
+    assert [bool(launch.cancelled(job)) for job in launch.jobs] == [True, False, True]
+    launch.mark_cancelled(launch.jobs[1])
+    with pytest.raises(PartialError, match="not cancelled"):
+        cancel(root, ["run-b"])
+    assert launch.cancelled(launch.jobs[1])  # an earlier mark is another's
 
 
 def test_a_cancelled_process_is_asked_and_one_that_has_gone_is_no_error(root: Path, monkeypatch) -> None:

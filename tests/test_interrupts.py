@@ -143,6 +143,83 @@ def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
         signal.signal(signal.SIGINT, before[0])
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sigterm_is_an_interrupt_in_every_command(number: int, monkeypatch, capsys) -> None:
+    """What has been computed is printed, in one line more it is said why there is no more."""
+    from bench import evaluation_command
+    from bench.cli import main
+
+    honest, before = evaluation_command.evaluate, signal.getsignal(signal.SIGTERM)
+
+    def evaluate(backbone, task, *given, **more):
+        if task.name == "ocr":
+            signal.raise_signal(number)
+        return honest(backbone, task, *given, **more)
+
+    monkeypatch.setattr(evaluation_command, "evaluate", evaluate)
+    words = ["eval", "--adapter", "base", "--tasks", "geneval,ocr", "--steps", "1", "--split", "validation"]
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr()
+    assert stop.value.code == 130
+    assert shown.err.endswith("interrupted\n") and "Traceback" not in shown.err
+    assert "strict" in shown.out
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_is_left_to_who_has_it_and_runs_take_it_after_their_update() -> None:
+    from bench.dispatch import undisturbed
+    from bench.interrupts import stopping, terminated_is_interrupted
+
+    before, came = signal.getsignal(signal.SIGTERM), []
+    with terminated_is_interrupted():
+        with stopping() as asked:
+            signal.raise_signal(signal.SIGTERM)
+            assert asked()
+            with pytest.raises(KeyboardInterrupt, match="at once"):
+                signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            came.append("submitted")
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert came == ["submitted"]
+    signal.signal(signal.SIGTERM, lambda *_: came.append("a job's"))
+    try:
+        with terminated_is_interrupted(), stopping() as asked:
+            signal.raise_signal(signal.SIGTERM)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == ["submitted", "a job's"]
+
+
+def test_a_stop_is_taken_between_batches_of_an_evaluation(tmp_path: Path, monkeypatch) -> None:
+    """The checkpoint is there already; the run evaluates again, and ends as if nothing had been."""
+    from contextlib import nullcontext
+
+    from bench import runner
+    from bench.errors import Interrupted
+    from bench.runner import Session, execute
+    from bench.spec import resolve
+    from tasks.ocr.task import Ocr
+
+    settings = ["budget.updates=2", "evaluation.points=[0.5]", "evaluation.batch=16", "evaluation.split=validation"]
+    spec = resolve("opd_analytic", ["ocr"], overrides=[*settings, "params.trajectories=2", "evaluation.steps=1"])
+    execute(spec, Session(tmp_path / "whole"))
+    scored, honest = [], Ocr.score
+    monkeypatch.setattr(Ocr, "score", lambda self, *given: scored.append(1) or honest(self, *given))
+    with monkeypatch.context() as patch:
+        # After the picture that is scored before training, and two batches.
+        patch.setattr(runner, "stopping", lambda: nullcontext(lambda: len(scored) >= 3))
+        with pytest.raises(Interrupted, match="stopped after update 1"):
+            execute(spec, Session(tmp_path / "stopped"))
+    assert len(scored) == 3
+    execute(spec, Session(tmp_path / "stopped"))
+    assert records(tmp_path / "stopped") == records(tmp_path / "whole")
+
+
 def test_a_loop_stops_where_any_process_was_asked(tmp_path: Path) -> None:
     """All processes of a run leave at the same update, or those that stayed would wait for ever."""
     from types import SimpleNamespace

@@ -97,3 +97,44 @@ def test_details_stay_with_their_pictures() -> None:
     assert stacked([one, one]).details == []
     with pytest.raises(scoring.BenchError, match="for some pictures"):
         stacked([one, Scores(np.ones(1), {})])
+
+
+def spoiled(monkeypatch, micro, rows: list[int], value: float) -> None:
+    """Latents of these rows come out of the sampler with a value in them that is not finite."""
+    honest = micro.velocity
+
+    def velocity(x, *rest):
+        found = honest(x, *rest).clone()
+        found[rows, 0, 0, 0] = value
+        return found
+
+    monkeypatch.setattr(micro, "velocity", velocity)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_picture_that_is_not_finite_is_lost_and_not_drawn(micro, monkeypatch, tmp_path: Path, value: float) -> None:
+    task = Watched()
+    whole = evaluate(micro, task, None, euler(1, 3.0), 1.0).rows["reward"]
+    spoiled(monkeypatch, micro, [1, 3], value)
+    found = evaluate(micro, task, None, euler(1, 3.0), 1.0, folder=tmp_path / "drawn")
+    assert found.failed == 2
+    np.testing.assert_array_equal(found.rows["reward"], np.where([0, 1, 0, 1, 0], np.nan, whole))
+    assert [sample.path.parent.parent.name for sample in read(tmp_path / "drawn")] == ["00000", "00002", "00004"]
+
+
+def test_a_model_whose_pictures_are_not_finite_is_no_model(micro, monkeypatch) -> None:
+    spoiled(monkeypatch, micro, [0, 1, 2, 3, 4], float("nan"))
+    task = Watched()
+    with pytest.raises(scoring.BenchError, match="the model gives values that are not finite"):
+        evaluate(micro, task, None, euler(1, 3.0), 1.0)
+    assert task.together == []
+
+
+@pytest.mark.parametrize("name", ["ocr", "geneval"])
+def test_no_update_is_scored_on_pictures_that_are_not_finite(name: str, micro) -> None:
+    task = load_task(name, "micro")
+    lab = Lab(micro, {name: task}, {}, {}, euler(1, 3.0), 1.0, seed=0, step=4)
+    latents = micro.noise(3, torch.Generator().manual_seed(0))
+    latents[2, 0, 0, 0] = float("inf")
+    with pytest.raises(scoring.BenchError, match=f"update 5: task '{name}': .* not finite"):
+        lab.score(name, latents, task.prompts("test")[:3])

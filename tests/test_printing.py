@@ -35,6 +35,17 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "600")
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "5", "30"])
+def test_a_table_is_shown_in_however_few_columns(columns: str, monkeypatch, capsys, tmp_path: Path) -> None:
+    from bench.status import show
+
+    monkeypatch.setenv("COLUMNS", columns)
+    (tmp_path / "opd-run").mkdir()
+    (tmp_path / "opd-run" / "provenance.jsonl").touch()
+    show(tmp_path, watch=False)
+    assert "opd-run" in capsys.readouterr().out
+
+
 def test_only_one_place_makes_terminals() -> None:
     for part in ("bench", "sweeps", "report", "tasks", "methods"):
         for path in sorted(Path(part).rglob("*.py")):

@@ -190,6 +190,7 @@ def test_shares_cover_everything_once(count: int, total: int) -> None:
     shares = [Workers(i, count).share(total) for i in range(count)]
     assert [row for share in shares for row in share] == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert max(map(len, shares)) == Workers(0, count).most(total)
 
 
 def test_all_training_methods_are_tried() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 from pathlib import Path
 
@@ -175,8 +176,11 @@ def test_an_output_that_cannot_be_is_refused(tmp_path: Path, how: str) -> None:
     else:
         out.write_text("")
         out = out if how == "file" else out / "deeper"
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(Exception, match="report") as caught:
         write(report, out)
+    if how != "a folder in the way":  # found when the page is written, the last of its files
+        assert sorted(tmp_path.rglob("*")) == before
     assert caught.type.__name__ in ("UsageError", "BenchError")
     assert not (tmp_path / "outside" / "scores.csv").exists()
 
@@ -212,7 +216,14 @@ def test_a_report_overwrites_no_run_and_no_file_of_another(tmp_path: Path) -> No
     (tmp_path / "mine" / "report.md").write_text("mine")
     with pytest.raises(UsageError, match="not an earlier report's"):
         write(report, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["report.md"]
     assert (tmp_path / "mine" / "report.md").read_text() == "mine"
+
+
+def test_what_is_neither_a_folder_nor_a_record_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="neither a folder nor a record"):
+        collect([tmp_path / "pipe"])
 
 
 def test_what_is_damaged_is_named_with_its_file(tmp_path: Path) -> None:
