@@ -1,11 +1,13 @@
 """Any StableDiffusion3Pipeline (folder, hub id or single file) behind the common contract."""
 
+import re
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from bench.backbones.compute import PLAIN, Compute
@@ -18,10 +20,11 @@ from bench.backbones.pipeline_files import variant_of, weight_files
 from bench.backbones.size import Size
 from bench.checkpoints import refuse_stand_ins, require_weights
 from bench.devices import best_device
-from bench.errors import BenchError, MissingError, UsageError, one_line
+from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line
 from bench.files import read_record
 from bench.hashing import sampled_hash, text_hash
 from bench.hub import PREFIX, require
+from bench.weights import whole
 
 DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
 CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128
@@ -130,13 +133,25 @@ def load_models(source: str, dtype: torch.dtype):
             transformer = part_of(SD3Transformer2DModel, home, "transformer", dtype=dtype)
             vae_source = None
         vae_source = vae_source or partial(part_of, AutoencoderKL, home)
-        return transformer, vae_source(subfolder="vae", dtype=torch.float32)
-    except BenchError:
+        vae = vae_source(subfolder="vae", dtype=torch.float32)
+        for model in (transformer, vae):
+            if lacking := sorted(name for name, value in model.state_dict().items() if value.is_meta):
+                raise DamagedError(f"{source} lacks the tensor {lacking[0]}: download it again")
+        return transformer, vae
+    except (BenchError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # diffusers raises whatever odd files lead it to
         if source.endswith(SINGLE_FILE):
             raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {one_line(error)}") from error
-        raise MissingError(f"cannot load {source!r}: {one_line(error)}; {CURE}") from error
+        raise not_loaded(repr(source), home, error) from error
+
+
+def not_loaded(what: str, home: str, error: Exception) -> BenchError:
+    """The error of a pipeline that a library cannot load; of a local folder no licence is to be accepted."""
+    said = f"cannot load {what}: {one_line(error)}"
+    if Path(home).is_dir():
+        return (MissingError if isinstance(error, OSError) else DamagedError)(said)
+    return MissingError(f"{said}; {CURE}")
 
 
 def part_of(model_class, home: str, subfolder: str, **how):
@@ -145,7 +160,14 @@ def part_of(model_class, home: str, subfolder: str, **how):
     variant = variant_of(folder)
     for path in weight_files(folder):
         require_weights(path, f"weights file of the {subfolder}")
-    return model_class.from_pretrained(home, subfolder=subfolder, variant=variant, use_safetensors=True, **how)
+    how |= {"variant": variant, "use_safetensors": True, "output_loading_info": True}
+    try:
+        return whole(model_class.from_pretrained(home, subfolder=subfolder, **how), folder)
+    except ValueError as error:
+        if other := re.search(r"(\S+) expected shape ", one_line(error)):  # diffusers', and then its advice
+            said = f"holds in another shape than its config.json says the tensor {other[1]}"
+            raise DamagedError(f"{folder} {said}") from error
+        raise
 
 
 def load_text_encoders(source: str, dtype: torch.dtype, transformer):
@@ -167,10 +189,12 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
         kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
         for name, kind in zip(TEXT_ENCODERS, kinds, strict=True):
             if name not in parts:
-                parts[name] = part_of(kind, home, name, dtype=dtype)
+                parts[name] = part_of(kind, home, name, dtype=dtype, ignore_mismatched_sizes=True)
         pipeline = StableDiffusion3Pipeline.from_pretrained(home, dtype=dtype, **parts)
-    except (OSError, ValueError) as error:
-        raise MissingError(f"cannot load the text encoders of {source!r}: {one_line(error)}; {CURE}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise not_loaded(f"the text encoders of {source!r}", home, error) from error
     for name in TEXT_ENCODERS:
         if module := getattr(pipeline, name):
             module.requires_grad_(False).eval()
