@@ -8,7 +8,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 
-from bench.checkpoints import cause_of, refuse_stand_ins, require_folder, require_weights
+from bench.checkpoints import cause_of, refuse_stand_ins, require_folder, require_tokenizer, require_weights
 from bench.devices import check_device
 from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line, unknown
 from bench.hashing import content_hash
@@ -119,6 +119,7 @@ def load_processor(source: str):
     what = "tokenizer and image processor"
     if Path(source).is_dir():
         refuse_stand_ins(Path(source), what)
+        require_tokenizer(Path(source))
     try:
         return AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:

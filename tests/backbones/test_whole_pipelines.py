@@ -1,5 +1,6 @@
 """Pipelines and scorers whose folders lack something: one line that names it, and no made-up part in its place."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.backbones.compute import Compute
 from bench.backbones.sd3 import descriptor
-from bench.errors import BenchError, DamagedError
-from bench.weights import load_frozen
+from bench.errors import BenchError, DamagedError, MissingError, UsageError
+from bench.weights import load_frozen, load_processor
 
 
 @pytest.fixture
@@ -79,3 +81,108 @@ def test_what_a_detector_does_not_read_may_lack(detector_folder: Path, tmp_path:
     assert len(read) < len(state)
     save_file(read, folder / "model.safetensors", {"format": "pt"})
     assert Mask2FormerDetector(str(folder), "detector").model
+
+
+def as_words(folder: Path) -> None:
+    """Save a tokenizer of tokenizer.json as vocab.json and merges.txt."""
+    told = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(told["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
+@pytest.mark.parametrize("lacking", [None, "tokenizer.json", "vocab.json", "merges.txt"])
+def test_a_missing_tokenizer_is_not_made_up(pipeline: Path, part: str, lacking: str | None) -> None:
+    folder = pipeline / part
+    if lacking is None:
+        shutil.rmtree(folder)
+    elif lacking == "tokenizer.json":
+        (folder / lacking).unlink()
+    else:
+        as_words(folder)
+        drawn(pipeline)
+        (folder / lacking).unlink()
+    said = refusal(lambda: drawn(pipeline), MissingError)
+    assert said.startswith(f"{folder} has no {lacking or 'tokenizer.json'}: ")
+
+
+def test_a_scorers_missing_tokenizer_is_not_made_up(clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (folder / "tokenizer.json").unlink()
+    assert str(folder) in refusal(lambda: load_processor(str(folder)), MissingError)
+
+
+def test_other_merges_are_other_embeddings(pipeline: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    as_words(pipeline / "tokenizer")
+    before = drawn(pipeline, cache)
+    name = descriptor(str(pipeline)).fingerprint()
+    vocabulary = json.loads((pipeline / "tokenizer" / "vocab.json").read_text())
+    vocabulary["at</w>"] = vocabulary.pop("~")
+    (pipeline / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    assert torch.equal(drawn(pipeline, cache), before)  # nothing merges yet; the fingerprint is read once a process
+    (pipeline / "tokenizer" / "merges.txt").write_text("#version: 0.2\na t</w>\n")
+    assert not torch.equal(drawn(pipeline, cache), before)
+    assert descriptor(str(pipeline)).fingerprint() == name
+
+
+def test_a_pipeline_without_such_files_keeps_its_cache(sd3_folder: Path, tmp_path: Path) -> None:
+    backbone = descriptor(str(sd3_folder)).load("cpu", cache=tmp_path)
+    backbone.encode(["a cat"])
+    assert [p.name for p in tmp_path.iterdir()] == [f"{descriptor(str(sd3_folder)).fingerprint()}-float32"]
+
+
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\noid x\n", "<!DOCTYPE html><html>"])
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "model_index.json", "transformer/config.json"])
+def test_what_stands_in_for_json_is_called_what_it_is(pipeline: Path, name: str, content: str) -> None:
+    (pipeline / name).write_text(content)
+    said = refusal(lambda: descriptor(str(pipeline)))
+    assert str(pipeline / name) in said
+    assert "Git-LFS pointer" in said or "web page" in said
+
+
+def test_pointers_are_named_before_anything_is_loaded(pipeline: Path) -> None:
+    path = pipeline / "text_encoder" / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    said = refusal(lambda: descriptor(str(pipeline)).size(Compute()), MissingError)
+    assert f"{path} is no weights file of the text_encoder: it is a Git-LFS pointer" in said
+
+
+def say(pipeline: Path, part: str, field: str, value: object) -> None:
+    """Write a field of a part's config.json; "absent" takes it out."""
+    path = pipeline / part / "config.json"
+    told = json.loads(path.read_text()) | {field: value}
+    path.write_text(json.dumps({k: v for k, v in told.items() if v != "absent"}))
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        *(("transformer", "sample_size", value) for value in (None, "absent", "8", 0, -8, 1.5, True, 9)),
+        ("transformer", "patch_size", 0),
+        ("transformer", "pos_embed_max_size", None),
+        *(("vae", "scaling_factor", value) for value in (None, "1.5", 0, float("nan"))),
+        ("vae", "shift_factor", "0.06"),
+        *(("vae", "block_out_channels", value) for value in (None, [], "8", 8)),
+    ],
+)
+def test_a_configuration_that_draws_nothing_is_refused_by_its_field(pipeline: Path, part, field, value) -> None:
+    say(pipeline, part, field, value)
+    said = refusal(lambda: descriptor(str(pipeline)).size(Compute()), UsageError)
+    assert field in said
+    assert part in said
+
+
+def test_an_older_vae_shifts_nothing(pipeline: Path) -> None:
+    pictures = []
+    for value in (0.0, None):
+        say(pipeline, "vae", "shift_factor", value)
+        backbone = descriptor(str(pipeline)).load("cpu")
+        pictures.append(backbone.decode(backbone.noise(1, torch.Generator().manual_seed(0))))
+    assert torch.equal(*pictures)
+
+
+def test_a_text_encoder_without_its_configuration_is_named(pipeline: Path) -> None:
+    (pipeline / "text_encoder" / "config.json").unlink()
+    assert "text_encoder" in refusal(lambda: drawn(pipeline))
