@@ -20,6 +20,12 @@ NEVER_SAVED = re.compile(r"(^|\.)position_ids$")
 CURE = "name a local folder in transformers' format, or make the hub reachable and accept the model's licence"
 
 
+def _absent(what: str, source: str, error: Exception) -> MissingError:
+    """The error of what cannot be loaded; of a local folder no licence is to be accepted."""
+    cure = "" if Path(source).is_dir() else f"; {CURE}"
+    return MissingError(f"no {what} at {source!r}: {one_line(error)}{cure}")
+
+
 @cache
 def weights_hash(source: str) -> str:
     """Content hash of a transformers model's weights; fetches those of a hub id.
@@ -35,8 +41,8 @@ def weights_hash(source: str) -> str:
                 require_weights(Path(path), "weights file")
                 return content_hash([Path(path)])
     except OSError as error:
-        raise MissingError(f"no model at {source!r}: {one_line(error)}; {CURE}") from error
-    raise MissingError(f"no weights at {source!r}: neither {' nor '.join(FILES)}; {CURE}")
+        raise _absent("model", source, error) from error
+    raise _absent("weights", source, OSError(f"neither {' nor '.join(FILES)}"))
 
 
 def weights_name(source: str, precision: str) -> str:
@@ -96,7 +102,7 @@ def load_frozen(
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError) as error:
-        raise MissingError(f"no {what} at {source!r}: {one_line(error)}; {CURE}") from error
+        raise _absent(what, source, error) from error
     except (SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
         raise DamagedError(f"no {what} at {source!r}: {cause_of(error)}") from error
     return model.eval().requires_grad_(False).to(device)
@@ -123,4 +129,4 @@ def load_processor(source: str):
     try:
         return AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:
-        raise MissingError(f"no {what} at {source!r}: {one_line(error)}; {CURE}") from error
+        raise _absent(what, source, error) from error

@@ -18,7 +18,7 @@ from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
-from bench.backbones.pipeline_files import variant_of, weight_files
+from bench.backbones.pipeline_files import require_whole, variant_of, weight_files
 from bench.backbones.size import Size
 from bench.bounds import Positive
 from bench.checkpoints import read_config, refuse_stand_ins, require_tokenizer, require_weights
@@ -169,6 +169,9 @@ def not_loaded(what: str, home: str, error: Exception) -> BenchError:
 def part_of(model_class, home: str, subfolder: str, **how):
     """A model of a pipeline, from its plain files or, where there are no others, from a variant's."""
     folder = Path(home) / subfolder
+    if Path(home).is_dir():
+        require_whole(folder)
+        refuse_stand_ins(folder, subfolder)
     variant = variant_of(folder)
     for path in weight_files(folder):
         require_weights(path, f"weights file of the {subfolder}")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from bench.backbones.compute import Compute
 from bench.backbones.sd3 import descriptor
 from bench.errors import BenchError, DamagedError, MissingError, UsageError
-from bench.weights import load_frozen, load_processor
+from bench.weights import load_frozen, load_processor, weights_hash
 
 
 @pytest.fixture
@@ -185,4 +185,62 @@ def test_an_older_vae_shifts_nothing(pipeline: Path) -> None:
 
 def test_a_text_encoder_without_its_configuration_is_named(pipeline: Path) -> None:
     (pipeline / "text_encoder" / "config.json").unlink()
-    assert "text_encoder" in refusal(lambda: drawn(pipeline))
+    said = refusal(lambda: drawn(pipeline), MissingError)
+    assert said.startswith(f"{pipeline / 'text_encoder'} lacks config.json; it holds model.safetensors: ")
+
+
+WEIGHTS = {"transformer": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+def sharded(pipeline: Path, part: str) -> list[Path]:
+    """Save a part in shards, with their index; the shards."""
+    from diffusers import SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection
+
+    kind = SD3Transformer2DModel if part == "transformer" else CLIPTextModelWithProjection
+    model = kind.from_pretrained(pipeline / part)
+    shutil.rmtree(pipeline / part)
+    model.save_pretrained(pipeline / part, max_shard_size="20KB")
+    shards = sorted((pipeline / part).glob("*.safetensors"))
+    assert len(shards) > 1
+    return shards
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_what_an_incomplete_part_lacks_is_named(pipeline: Path, part: str) -> None:
+    folder, name = pipeline / part, f"{WEIGHTS[part]}.safetensors"
+    whole = (folder / name).read_bytes()
+    (folder / name).rename(folder / f"{name}.incomplete")
+    said = refusal(lambda: drawn(pipeline), MissingError)
+    assert f"{folder} lacks {name}; it holds config.json, {name}.incomplete" in said
+    (folder / f"{name}.incomplete").rename(folder / "weights.safetensors")
+    assert f"{folder} lacks {name}; it holds config.json, weights.s" in refusal(lambda: drawn(pipeline), MissingError)
+    (folder / "weights.safetensors").rename(folder / name)
+
+    shards = sharded(pipeline, part)
+    drawn(pipeline)
+    shards[0].rename(folder / "kept")
+    assert f"{folder} lacks {shards[0].name}; " in refusal(lambda: drawn(pipeline), MissingError)
+    (folder / f"{WEIGHTS[part]}.fp16.safetensors").write_bytes(whole)
+    assert "its fp16 files are whole: to load those" in refusal(lambda: drawn(pipeline), MissingError)
+    (folder / "kept").rename(shards[0])
+    index = folder / f"{name}.index.json"
+    index.write_text('{"weight_map": 3}')
+    assert str(index) in refusal(lambda: drawn(pipeline), DamagedError)
+    index.unlink()
+    assert f"{folder} lacks {index.name}; " in refusal(lambda: drawn(pipeline), MissingError)
+    for path in shards:
+        path.unlink()
+    (folder / f"{name}.incomplete").touch()
+    drawn(pipeline)  # the whole variant alone is there
+    shutil.rmtree(folder)
+    assert str(folder) in refusal(lambda: drawn(pipeline), (MissingError, UsageError))
+
+
+def test_a_scorers_folder_asks_for_no_licence(clip_folder: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (folder / "model.safetensors").rename(folder / "model.safetensors.incomplete")
+    for look in (lambda: load_frozen(CLIPModel, str(folder), "cpu", "CLIP model"), lambda: weights_hash(str(folder))):
+        assert "model.safetensors" in refusal(look, MissingError)
