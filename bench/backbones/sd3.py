@@ -145,16 +145,17 @@ def load_models(source: str, dtype: torch.dtype):
             transformer = part_of(SD3Transformer2DModel, home, "transformer", dtype=dtype)
             vae_source = None
         vae_source = vae_source or partial(part_of, AutoencoderKL, home)
-        vae = vae_source(subfolder="vae", dtype=torch.float32)
-        for model in (transformer, vae):
-            if lacking := sorted(name for name, value in model.state_dict().items() if value.is_meta):
-                raise DamagedError(f"{source} lacks the tensor {lacking[0]}: download it again")
-        return transformer, vae
+        return transformer, vae_source(subfolder="vae", dtype=torch.float32)
     except (BenchError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # diffusers raises whatever odd files lead it to
         if source.endswith(SINGLE_FILE):
-            raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {one_line(error)}") from error
+            cause = one_line(error)
+            if isinstance(error, KeyError):
+                cause = f"it lacks {cause}"
+            elif isinstance(error, NotImplementedError):  # torch's, of tensors that nothing filled
+                cause = f"it lacks tensors that the configuration in {home} asks for"
+            raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {cause}") from error
         raise not_loaded(repr(source), home, error) from error
 
 

@@ -1,6 +1,7 @@
 """Pipelines and scorers whose folders lack something: one line that names it, and no made-up part in its place."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from bench.backbones.compute import Compute
 from bench.backbones.sd3 import descriptor
 from bench.errors import BenchError, DamagedError, MissingError, UsageError
 from bench.weights import load_frozen, load_processor, weights_hash
+from tests.backbones.test_compute import original_layout
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def spoil(folder: Path, shape: bool = False) -> str:
     return name
 
 
-def refusal(call: Callable[[], object], kind: type[BenchError] = BenchError) -> str:
+def refusal(call: Callable[[], object], kind: type[BenchError] | tuple[type[BenchError], ...] = BenchError) -> str:
     """What is said, on one line, and of a folder never that a licence is to be accepted."""
     with pytest.raises(kind) as refused:
         call()
@@ -56,6 +58,19 @@ def test_a_tensor_that_is_not_in_a_pipeline_is_not_made_up(pipeline: Path, tmp_p
     assert str(pipeline / part) in said
     assert name in said
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    "block", ["pos_embed", "x_embedder.proj.bias", "joint_blocks.1.x_block.mlp.fc1.weight", "joint_blocks.1."]
+)
+def test_a_tensor_that_is_not_in_a_single_file_is_not_made_up(pipeline: Path, block: str) -> None:
+    state = original_layout(descriptor(str(pipeline)).load("cpu").transformer)
+    kept = {name: value for name, value in state.items() if not name.startswith(f"model.diffusion_model.{block}")}
+    assert len(kept) < len(state)
+    save_file(kept, pipeline / "single.safetensors")
+    said = refusal(lambda: drawn(pipeline / "single.safetensors"), UsageError)
+    assert str(pipeline / "single.safetensors") in said
+    assert re.search(r"lacks \S+", said)
 
 
 @pytest.mark.parametrize("shape", [False, True], ids=["missing", "another shape"])
@@ -234,7 +249,9 @@ def test_what_an_incomplete_part_lacks_is_named(pipeline: Path, part: str) -> No
     (folder / f"{name}.incomplete").touch()
     drawn(pipeline)  # the whole variant alone is there
     shutil.rmtree(folder)
-    assert str(folder) in refusal(lambda: drawn(pipeline), (MissingError, UsageError))
+    said = refusal(lambda: drawn(pipeline), (MissingError, UsageError))
+    assert str(pipeline) in said
+    assert part in said
 
 
 def test_a_scorers_folder_asks_for_no_licence(clip_folder: Path, tmp_path: Path) -> None:
