@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import DamagedError, MissingError, one_line
+from bench.files import read_record
 
 LOOKED_AT = 512
 """Bytes that tell what a file is."""
@@ -18,6 +19,8 @@ AGAIN = "download it again"
 CUT_OFF = f"it is cut off: {AGAIN}"
 WRITTEN = (".json", ".txt", ".model")
 """Endings of what lies beside weights in a folder and is read with them."""
+TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+"""Files that hold a tokenizer of CLIP's or T5's kind."""
 
 
 def require_weights(path: Path, what: str) -> None:
@@ -57,6 +60,24 @@ def refuse_stand_ins(folder: Path, what: str) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix in WRITTEN and path.is_file():
             refuse_stand_in(path, f"file of a {what}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`read_record` of a JSON file that was downloaded: what stands in for one is called what it is."""
+    if path.is_file():
+        refuse_stand_in(path, "JSON file")
+    return read_record(path)
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raise MissingError for a folder without a tokenizer's words: transformers would make a tokenizer without any."""
+    for names in TOKENIZERS:
+        if all((folder / name).is_file() for name in names):
+            return
+    known = ", ".join(" with ".join(names) for names in TOKENIZERS)
+    begun = [names for names in TOKENIZERS if any((folder / name).is_file() for name in names)]
+    lacking = next((name for names in begun for name in names if not (folder / name).is_file()), "tokenizer.json")
+    raise MissingError(f"{folder} has no {lacking}: a tokenizer's folder holds one of {known}; {AGAIN}")
 
 
 def load_checkpoint(path: Path, what: str) -> dict[str, Any]:

@@ -7,8 +7,11 @@ the field that asks.
 
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from bench.bounds import Shift
+from bench.checkpoints import read_config
 from bench.errors import UsageError
-from bench.files import read_record
 from bench.sampler.schedule import TRAIN_TIMESTEPS
 
 FILE = "scheduler/scheduler_config.json"
@@ -24,18 +27,26 @@ NOT_FOLLOWED = (
 def shift_in(path: Path) -> float:
     """The timestep shift of a scheduler_config.json. Raises UsageError for a scheduler that is not followed."""
     try:
-        config = read_record(path)
+        config = read_config(path)
     except OSError as error:
         raise UsageError(f"the pipeline's scheduler cannot be read: {path}: {error.strerror}") from error
-    kind = config.get("_class_name", CLASS)
-    if kind != CLASS:
-        raise UsageError(f"{path}: the scheduler is {kind}; pipelines are sampled with {CLASS}: put its file in place")
+    for file, kind in ((path, config.get("_class_name", CLASS)), named_in(path.parent.parent / "model_index.json")):
+        if kind != CLASS:
+            said = f"the scheduler is {kind}; pipelines are sampled with {CLASS}: put its file in place"
+            raise UsageError(f"{file}: {said}")
     for field in NOT_FOLLOWED:
         if config.get(field):
             raise UsageError(f"{path}: {field} is {config[field]!r}, which is not implemented: set it to false or null")
     if (trained := config.get("num_train_timesteps", TRAIN_TIMESTEPS)) != TRAIN_TIMESTEPS:
         raise UsageError(f"{path}: num_train_timesteps is {trained!r}; {TRAIN_TIMESTEPS} alone is implemented")
     shift = config.get("shift", DEFAULT_SHIFT)
-    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < float("inf"):
-        raise UsageError(f"{path}: shift is {shift!r}, not a positive number")
-    return float(shift)
+    try:
+        return TypeAdapter(Shift).validate_python(shift, strict=True)
+    except ValidationError as error:
+        raise UsageError(f"{path}: shift is {repr(shift)[:40]}, not a number from 0.01 to 100") from error
+
+
+def named_in(index: Path) -> tuple[Path, object]:
+    """A pipeline's index, and the scheduler's class that it names: diffusers builds that one."""
+    entry = read_config(index).get("scheduler") if index.is_file() else None
+    return index, entry[1] if isinstance(entry, list) and len(entry) == 2 else CLASS

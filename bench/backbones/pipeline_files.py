@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from bench.errors import MissingError
+from bench.checkpoints import read_config
+from bench.errors import DamagedError, MissingError
 
 NAME = re.compile(
     r"(?:diffusion_pytorch_model|model)"
@@ -43,3 +44,36 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that are loaded from one model's folder."""
     found = variants(folder)
     return found.get("") or next(iter(found.values()), [])
+
+
+def require_whole(folder: Path) -> None:
+    """Raise MissingError naming what one model's local folder lacks to be loaded, and what else it holds."""
+    if not folder.is_dir():
+        raise MissingError(f"{folder.parent} lacks the folder {folder.name}: complete the download")
+    variant = variant_of(folder)
+    if not (folder / "config.json").is_file():
+        lacks = "config.json"
+    elif not (lacks := _lacks(folder, variant or "")):
+        return
+    held = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(held) - 3} more" if held[3:] else ""
+    others = [name for name in variants(folder) if name and name != variant and not _lacks(folder, name)]
+    cure = f"; its {others[0]} files are whole: to load those, remove the others" if others else ""
+    raise MissingError(
+        f"{folder} lacks {lacks}; it holds {', '.join(held[:3]) or 'nothing'}{more}: complete the download{cure}"
+    )
+
+
+def _lacks(folder: Path, variant: str) -> str:
+    """The first file that a variant lacks, by the names that the libraries look for; empty for a whole one."""
+    stem = "model" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model"
+    dotted = f".{variant}" if variant else ""
+    single, index = f"{stem}{dotted}.safetensors", folder / f"{stem}.safetensors.index{dotted}.json"
+    if (folder / single).is_file() and (stem == "model" or not index.is_file()):
+        return ""  # diffusers reads the index first, transformers the single file
+    if index.is_file():
+        shards = read_config(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise DamagedError(f"{index} names no file of every tensor: download it again")
+        return next((name for name in sorted(set(shards.values())) if not (folder / name).is_file()), "")
+    return index.name if any("-of-" in path.name for path in variants(folder).get(variant, [])) else single

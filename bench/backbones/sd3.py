@@ -1,11 +1,15 @@
 """Any StableDiffusion3Pipeline (folder, hub id or single file) behind the common contract."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from bench.backbones.compute import PLAIN, Compute
@@ -14,14 +18,15 @@ from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
-from bench.backbones.pipeline_files import variant_of, weight_files
+from bench.backbones.pipeline_files import require_whole, variant_of, weight_files
 from bench.backbones.size import Size
-from bench.checkpoints import refuse_stand_ins, require_weights
+from bench.bounds import Positive
+from bench.checkpoints import read_config, refuse_stand_ins, require_tokenizer, require_weights
 from bench.devices import best_device
-from bench.errors import BenchError, MissingError, UsageError, one_line
-from bench.files import read_record
-from bench.hashing import sampled_hash, text_hash
+from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line
+from bench.hashing import content_hash, sampled_hash, text_hash
 from bench.hub import PREFIX, require
+from bench.weights import whole
 
 DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
 CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128
@@ -47,6 +52,8 @@ FROZEN_PARAMETERS = {
 """Of CLIP-L, CLIP-G, T5-XXL's encoder and the VAE in SD3.5."""
 SINGLE_FILE = ".safetensors"
 PIPELINE = "StableDiffusion3Pipeline"
+Side = Annotated[int, Field(gt=0, le=100_000)]
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 PUBLISHED = {
     "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 64, "decode": "sliced",
@@ -66,7 +73,8 @@ class Sd3Backbone(FlowBackbone):
         transformer, vae = load_models(source, getattr(torch, compute.precision))
         identity = fingerprint(source)
         tokens = f"-{compute.max_sequence_length}" if compute.max_sequence_length else ""
-        folder = cache / f"{identity}-{compute.precision}{tokens}" if cache else None
+        words = tokenizers_hash(Path(folder_of(source)))
+        folder = cache / f"{identity}-{compute.precision}{tokens}{words}" if cache else None
         super().__init__("sd3", transformer, identity, device, compute, folder)
         self.source, self._text = source, None
         self.vae = vae.requires_grad_(False).eval()
@@ -96,15 +104,22 @@ class Sd3Backbone(FlowBackbone):
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         config = self.vae.config
-        latents = latents_BCHW.to(self.vae.dtype) / config.scaling_factor + config.shift_factor
+        latents = latents_BCHW.to(self.vae.dtype) / config.scaling_factor + (config.shift_factor or 0)
         return (self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
 
 def latent_side(resolution: int | None, config, downsampling: int) -> int:
     """Latent pixels a side. Raises UsageError for a resolution that the model cannot draw."""
-    if resolution is None:
-        return config.sample_size
     unit = downsampling * config.patch_size
+    if resolution is None:
+        side, patch = config.sample_size, config.patch_size
+        if side % patch or side // patch > config.pos_embed_max_size:
+            largest = patch * config.pos_embed_max_size
+            raise UsageError(
+                f"the transformer's sample_size {side} is no multiple of its patch_size {patch} up to {largest}, by "
+                "its pos_embed_max_size: correct its config.json"
+            )
+        return side
     if resolution % unit or resolution // unit > config.pos_embed_max_size:
         largest = unit * config.pos_embed_max_size
         raise UsageError(f"compute.resolution {resolution} is no multiple of {unit} up to {largest}")
@@ -131,21 +146,44 @@ def load_models(source: str, dtype: torch.dtype):
             vae_source = None
         vae_source = vae_source or partial(part_of, AutoencoderKL, home)
         return transformer, vae_source(subfolder="vae", dtype=torch.float32)
-    except BenchError:
+    except (BenchError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # diffusers raises whatever odd files lead it to
         if source.endswith(SINGLE_FILE):
-            raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {one_line(error)}") from error
-        raise MissingError(f"cannot load {source!r}: {one_line(error)}; {CURE}") from error
+            cause = one_line(error)
+            if isinstance(error, KeyError):
+                cause = f"it lacks {cause}"
+            elif isinstance(error, NotImplementedError):  # torch's, of tensors that nothing filled
+                cause = f"it lacks tensors that the configuration in {home} asks for"
+            raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {cause}") from error
+        raise not_loaded(repr(source), home, error) from error
+
+
+def not_loaded(what: str, home: str, error: Exception) -> BenchError:
+    """The error of a pipeline that a library cannot load; of a local folder no licence is to be accepted."""
+    said = f"cannot load {what}: {one_line(error)}"
+    if Path(home).is_dir():
+        return (MissingError if isinstance(error, OSError) else DamagedError)(said)
+    return MissingError(f"{said}; {CURE}")
 
 
 def part_of(model_class, home: str, subfolder: str, **how):
     """A model of a pipeline, from its plain files or, where there are no others, from a variant's."""
     folder = Path(home) / subfolder
+    if Path(home).is_dir():
+        require_whole(folder)
+        refuse_stand_ins(folder, subfolder)
     variant = variant_of(folder)
     for path in weight_files(folder):
         require_weights(path, f"weights file of the {subfolder}")
-    return model_class.from_pretrained(home, subfolder=subfolder, variant=variant, use_safetensors=True, **how)
+    how |= {"variant": variant, "use_safetensors": True, "output_loading_info": True}
+    try:
+        return whole(model_class.from_pretrained(home, subfolder=subfolder, **how), folder)
+    except ValueError as error:
+        if other := re.search(r"(\S+) expected shape ", one_line(error)):  # diffusers', and then its advice
+            said = f"holds in another shape than its config.json says the tensor {other[1]}"
+            raise DamagedError(f"{folder} {said}") from error
+        raise
 
 
 def load_text_encoders(source: str, dtype: torch.dtype, transformer):
@@ -160,21 +198,39 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
     parts = {"transformer": transformer, "vae": None}
     if Path(home).is_dir() and not (Path(home) / "text_encoder_3").is_dir():
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
-    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
-        if (folder := Path(home) / name).is_dir():
-            refuse_stand_ins(folder, name)
+    if Path(home).is_dir():
+        require_tokenizers(Path(home), without=parts)
     try:
         kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
         for name, kind in zip(TEXT_ENCODERS, kinds, strict=True):
             if name not in parts:
-                parts[name] = part_of(kind, home, name, dtype=dtype)
+                parts[name] = part_of(kind, home, name, dtype=dtype, ignore_mismatched_sizes=True)
         pipeline = StableDiffusion3Pipeline.from_pretrained(home, dtype=dtype, **parts)
-    except (OSError, ValueError) as error:
-        raise MissingError(f"cannot load the text encoders of {source!r}: {one_line(error)}; {CURE}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise not_loaded(f"the text encoders of {source!r}", home, error) from error
     for name in TEXT_ENCODERS:
         if module := getattr(pipeline, name):
             module.requires_grad_(False).eval()
     return pipeline
+
+
+def require_tokenizers(home: Path, without: Container[str]) -> None:
+    """Raise MissingError where a tokenizer that a pipeline's folder names, and is not left out, is not whole."""
+    index = read_config(home / "model_index.json")
+    for name in TOKENIZERS:
+        if name not in without and (index.get(name) or [None])[0]:
+            folder = home / name
+            if folder.is_dir():
+                refuse_stand_ins(folder, name)
+            require_tokenizer(folder)
+
+
+def tokenizers_hash(home: Path) -> str:
+    """Of the tokenizers' files that `fingerprint` leaves out, in a folder's name; empty where there are none."""
+    files = {name: [p for p in (home / name).glob("*") if p.suffix in (".txt", ".model")] for name in TOKENIZERS}
+    return f"-{text_hash({k: content_hash(v) for k, v in files.items()})}" if any(files.values()) else ""
 
 
 def folder_of(source: str) -> str:
@@ -232,15 +288,41 @@ def configuration(home: Path) -> tuple[dict, dict]:
 
     Raises UsageError for a folder that is no SD3 pipeline, naming the pipeline that it is.
     """
-    index = read_record(home / "model_index.json")
+    index = read_config(home / "model_index.json")
     if (kind := index.get("_class_name")) != PIPELINE:
         raise UsageError(f"{home} holds a {kind}; pipelines of the class {PIPELINE} alone are implemented")
     try:
-        config, vae = (read_record(home / part / "config.json") for part in ("transformer", "vae"))
-        downsampling_of(vae)
-    except (OSError, KeyError, TypeError) as error:
+        config, vae = (read_config(home / part / "config.json") for part in ("transformer", "vae"))
+    except OSError as error:
         raise UsageError(f"{home} is no whole SD3 pipeline: {one_line(error)}") from error
+    for part, said, kind in (("transformer", config, TransformerFields), ("vae", vae, VaeFields)):
+        try:
+            kind.model_validate(said)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field, found = first["loc"][0], repr(first["input"])[:40]
+            is_what = "is missing" if first["type"] == "missing" else f"is {found}: {first['msg']}"
+            raise UsageError(f"{home / part / 'config.json'}: {field} {is_what}") from error
     return config, vae
+
+
+class TransformerFields(BaseModel):
+    """What is read of a transformer's config.json."""
+
+    model_config = ConfigDict(strict=True)
+    sample_size: Side
+    patch_size: Side
+    in_channels: Side
+    pos_embed_max_size: Side
+
+
+class VaeFields(BaseModel):
+    """What is read of a VAE's config.json; older ones shift nothing."""
+
+    model_config = ConfigDict(strict=True)
+    block_out_channels: Annotated[list[Side], Field(min_length=1)]
+    scaling_factor: Positive = 1.0
+    shift_factor: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 def downsampling_of(vae: dict) -> int:
@@ -256,6 +338,7 @@ def stored_parameters(folder: Path) -> int:
 
     total = 0
     for path in weight_files(folder):
+        require_weights(path, f"weights file of the {folder.name}")
         with safe_open(path, "pt") as file:
             total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return total

@@ -4,6 +4,7 @@ Resizing, padding, mask upsampling, scoring and boxes follow mmdet 2.x's test pi
 (mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco), which differs from transformers' image processor in all of them.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from tasks.geneval import canary
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
 PADDING = 128.0
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+UNREAD = re.compile(r"criterion\.|encoder\.(swin\.)?layernorm\.")
+"""Parameters of transformers' model that its logits do not read, and that not every file has."""
 CANDIDATES = 100
 """Query-class pairs kept of a picture, by class probability."""
 
@@ -67,7 +70,8 @@ class Mask2FormerDetector:
     def model(self):
         from transformers import Mask2FormerForUniversalSegmentation
 
-        return load_frozen(Mask2FormerForUniversalSegmentation, self.source, self.device, "detector", self.precision)
+        kind = Mask2FormerForUniversalSegmentation
+        return load_frozen(kind, self.source, self.device, "detector", self.precision, UNREAD)
 
     @cached_property
     def _listened(self) -> bool:

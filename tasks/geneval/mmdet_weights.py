@@ -17,7 +17,7 @@ from bench.checkpoints import cause_of, state_dict
 from bench.errors import DamagedError, UsageError, exit_on_error
 from bench.weights import save_folder
 from tasks.geneval.canary import expectations, keep
-from tasks.geneval.detector import Mask2FormerDetector
+from tasks.geneval.detector import UNREAD, Mask2FormerDetector
 
 OFFICIAL = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth"
 """The official evaluator's file, from mmdet 2.x (folder v2.0 of OpenMMLab's downloads)."""
@@ -78,8 +78,6 @@ VERSION_3 = [
     (r"^(panoptic_head\..*\.layers\.\d+)\.ffn\.", r"\1.ffns.0."),
 ]
 """mmdet 3's names -> 2.x's; all others are the same."""
-UNREAD = re.compile(r"criterion\.|encoder\.(swin\.)?layernorm\.")
-"""Parameters of transformers' model that its logits do not read and mmdet's has not."""
 
 
 def renamed(key: str) -> str:

@@ -70,15 +70,28 @@ def test_the_pipelines_shift_gives_diffusers_pictures(sd3_folder, tmp_path, said
         {"shift": "3"},
         {"shift": -1},
         {"shift": True},
+        {"shift": 1e-300},
+        {"shift": 10**400},
+        {"shift": 101},
         {"_class_name": "FlowMatchHeunDiscreteScheduler"},
     ],
-    ids=lambda fields: next(iter(fields)) + str(next(iter(fields.values()))),
+    ids=lambda fields: next(iter(fields)) + str(next(iter(fields.values())))[:32],
 )
 def test_what_is_not_followed_is_refused_by_its_name(sd3_folder: Path, tmp_path: Path, fields: dict) -> None:
     folder = with_scheduler(sd3_folder, tmp_path / "p", **fields)
     named = next(iter(fields)) if "_class_name" not in fields else "FlowMatchHeunDiscreteScheduler"
-    with pytest.raises(UsageError, match=rf"scheduler_config\.json.*{named}"):
+    with pytest.raises(UsageError, match=rf"scheduler_config\.json.*{named}") as refused:
         resolve("opd_analytic", ["ocr"], backbone=folder, teachers="train")
+    assert len(str(refused.value)) < 300 + len(folder)
+
+
+def test_the_scheduler_that_the_index_names_counts_too(sd3_folder: Path, tmp_path: Path) -> None:
+    folder = with_scheduler(sd3_folder, tmp_path / "p")
+    index = tmp_path / "p" / "model_index.json"
+    kind = "FlowMatchHeunDiscreteScheduler"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", kind]}))
+    with pytest.raises(UsageError, match=rf"model_index\.json: the scheduler is {kind}"):
+        descriptor(folder)
 
 
 def test_a_damaged_or_missing_scheduler_is_named(sd3_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,263 @@
+"""Pipelines and scorers whose folders lack something: one line that names it, and no made-up part in its place."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bench.backbones.compute import Compute
+from bench.backbones.sd3 import descriptor
+from bench.errors import BenchError, DamagedError, MissingError, UsageError
+from bench.weights import load_frozen, load_processor, weights_hash
+from tests.backbones.test_compute import original_layout
+
+
+@pytest.fixture
+def pipeline(sd3_folder: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    return Path(shutil.copytree(sd3_folder, tmp_path / "pipeline"))
+
+
+def spoil(folder: Path, shape: bool = False) -> str:
+    """Take a tensor out of a model's file, or give it another shape; the tensor's name."""
+    (path,) = folder.glob("*.safetensors")
+    state = load_file(path)
+    name = sorted(state)[5]
+    taken = state.pop(name)
+    if shape:
+        state[name] = torch.zeros(taken.numel() + 1)
+    save_file(state, path, {"format": "pt"})
+    return name
+
+
+def refusal(call: Callable[[], object], kind: type[BenchError] | tuple[type[BenchError], ...] = BenchError) -> str:
+    """What is said, on one line, and of a folder never that a licence is to be accepted."""
+    with pytest.raises(kind) as refused:
+        call()
+    said = str(refused.value)
+    assert "\n" not in said
+    assert "licence" not in said
+    assert "hub" not in said
+    return said
+
+
+def drawn(folder: Path, cache: Path | None = None) -> torch.Tensor:
+    return descriptor(str(folder)).load("cpu", cache=cache).encode(["a cat"]).sequence
+
+
+@pytest.mark.parametrize("shape", [False, True], ids=["missing", "another shape"])
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
+def test_a_tensor_that_is_not_in_a_pipeline_is_not_made_up(pipeline: Path, tmp_path: Path, part: str, shape) -> None:
+    name = spoil(pipeline / part, shape)
+    said = refusal(lambda: drawn(pipeline, tmp_path / "cache"), DamagedError)
+    assert str(pipeline / part) in said
+    assert name in said
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    "block", ["pos_embed", "x_embedder.proj.bias", "joint_blocks.1.x_block.mlp.fc1.weight", "joint_blocks.1."]
+)
+def test_a_tensor_that_is_not_in_a_single_file_is_not_made_up(pipeline: Path, block: str) -> None:
+    state = original_layout(descriptor(str(pipeline)).load("cpu").transformer)
+    kept = {name: value for name, value in state.items() if not name.startswith(f"model.diffusion_model.{block}")}
+    assert len(kept) < len(state)
+    save_file(kept, pipeline / "single.safetensors")
+    said = refusal(lambda: drawn(pipeline / "single.safetensors"), UsageError)
+    assert str(pipeline / "single.safetensors") in said
+    assert re.search(r"lacks \S+", said)
+
+
+@pytest.mark.parametrize("shape", [False, True], ids=["missing", "another shape"])
+@pytest.mark.parametrize("fixture", ["clip_folder", "detector_folder"])
+def test_a_tensor_that_is_not_in_a_scorer_is_not_made_up(request, tmp_path: Path, fixture: str, shape: bool) -> None:
+    from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
+
+    kind = CLIPModel if fixture == "clip_folder" else Mask2FormerForUniversalSegmentation
+    folder = Path(shutil.copytree(request.getfixturevalue(fixture), tmp_path / "scorer"))
+    load_frozen(kind, str(folder), "cpu", "scorer")
+    name = spoil(folder, shape)
+    said = refusal(lambda: load_frozen(kind, str(folder), "cpu", "scorer"), DamagedError)
+    assert str(folder) in said
+    assert name in said
+
+
+def test_what_a_detector_does_not_read_may_lack(detector_folder: Path, tmp_path: Path) -> None:
+    from tasks.geneval.detector import Mask2FormerDetector
+
+    folder = Path(shutil.copytree(detector_folder, tmp_path / "detector"))
+    state = load_file(folder / "model.safetensors")
+    read = {name: value for name, value in state.items() if not name.startswith("criterion.")}
+    assert len(read) < len(state)
+    save_file(read, folder / "model.safetensors", {"format": "pt"})
+    assert Mask2FormerDetector(str(folder), "detector").model
+
+
+def as_words(folder: Path) -> None:
+    """Save a tokenizer of tokenizer.json as vocab.json and merges.txt."""
+    told = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(told["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
+@pytest.mark.parametrize("lacking", [None, "tokenizer.json", "vocab.json", "merges.txt"])
+def test_a_missing_tokenizer_is_not_made_up(pipeline: Path, part: str, lacking: str | None) -> None:
+    folder = pipeline / part
+    if lacking is None:
+        shutil.rmtree(folder)
+    elif lacking == "tokenizer.json":
+        (folder / lacking).unlink()
+    else:
+        as_words(folder)
+        drawn(pipeline)
+        (folder / lacking).unlink()
+    said = refusal(lambda: drawn(pipeline), MissingError)
+    assert said.startswith(f"{folder} has no {lacking or 'tokenizer.json'}: ")
+
+
+def test_a_scorers_missing_tokenizer_is_not_made_up(clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (folder / "tokenizer.json").unlink()
+    assert str(folder) in refusal(lambda: load_processor(str(folder)), MissingError)
+
+
+def test_other_merges_are_other_embeddings(pipeline: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    as_words(pipeline / "tokenizer")
+    before = drawn(pipeline, cache)
+    name = descriptor(str(pipeline)).fingerprint()
+    vocabulary = json.loads((pipeline / "tokenizer" / "vocab.json").read_text())
+    vocabulary["at</w>"] = vocabulary.pop("~")
+    (pipeline / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    assert torch.equal(drawn(pipeline, cache), before)  # nothing merges yet; the fingerprint is read once a process
+    (pipeline / "tokenizer" / "merges.txt").write_text("#version: 0.2\na t</w>\n")
+    assert not torch.equal(drawn(pipeline, cache), before)
+    assert descriptor(str(pipeline)).fingerprint() == name
+
+
+def test_a_pipeline_without_such_files_keeps_its_cache(sd3_folder: Path, tmp_path: Path) -> None:
+    backbone = descriptor(str(sd3_folder)).load("cpu", cache=tmp_path)
+    backbone.encode(["a cat"])
+    assert [p.name for p in tmp_path.iterdir()] == [f"{descriptor(str(sd3_folder)).fingerprint()}-float32"]
+
+
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\noid x\n", "<!DOCTYPE html><html>"])
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "model_index.json", "transformer/config.json"])
+def test_what_stands_in_for_json_is_called_what_it_is(pipeline: Path, name: str, content: str) -> None:
+    (pipeline / name).write_text(content)
+    said = refusal(lambda: descriptor(str(pipeline)))
+    assert str(pipeline / name) in said
+    assert "Git-LFS pointer" in said or "web page" in said
+
+
+def test_pointers_are_named_before_anything_is_loaded(pipeline: Path) -> None:
+    path = pipeline / "text_encoder" / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    said = refusal(lambda: descriptor(str(pipeline)).size(Compute()), MissingError)
+    assert f"{path} is no weights file of the text_encoder: it is a Git-LFS pointer" in said
+
+
+def say(pipeline: Path, part: str, field: str, value: object) -> None:
+    """Write a field of a part's config.json; "absent" takes it out."""
+    path = pipeline / part / "config.json"
+    told = json.loads(path.read_text()) | {field: value}
+    path.write_text(json.dumps({k: v for k, v in told.items() if v != "absent"}))
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        *(("transformer", "sample_size", value) for value in (None, "absent", "8", 0, -8, 1.5, True, 9)),
+        ("transformer", "patch_size", 0),
+        ("transformer", "pos_embed_max_size", None),
+        *(("vae", "scaling_factor", value) for value in (None, "1.5", 0, float("nan"))),
+        ("vae", "shift_factor", "0.06"),
+        *(("vae", "block_out_channels", value) for value in (None, [], "8", 8)),
+    ],
+)
+def test_a_configuration_that_draws_nothing_is_refused_by_its_field(pipeline: Path, part, field, value) -> None:
+    say(pipeline, part, field, value)
+    said = refusal(lambda: descriptor(str(pipeline)).size(Compute()), UsageError)
+    assert field in said
+    assert part in said
+
+
+def test_an_older_vae_shifts_nothing(pipeline: Path) -> None:
+    pictures = []
+    for value in (0.0, None):
+        say(pipeline, "vae", "shift_factor", value)
+        backbone = descriptor(str(pipeline)).load("cpu")
+        pictures.append(backbone.decode(backbone.noise(1, torch.Generator().manual_seed(0))))
+    assert torch.equal(*pictures)
+
+
+def test_a_text_encoder_without_its_configuration_is_named(pipeline: Path) -> None:
+    (pipeline / "text_encoder" / "config.json").unlink()
+    said = refusal(lambda: drawn(pipeline), MissingError)
+    assert said.startswith(f"{pipeline / 'text_encoder'} lacks config.json; it holds model.safetensors: ")
+
+
+WEIGHTS = {"transformer": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+def sharded(pipeline: Path, part: str) -> list[Path]:
+    """Save a part in shards, with their index; the shards."""
+    from diffusers import SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection
+
+    kind = SD3Transformer2DModel if part == "transformer" else CLIPTextModelWithProjection
+    model = kind.from_pretrained(pipeline / part)
+    shutil.rmtree(pipeline / part)
+    model.save_pretrained(pipeline / part, max_shard_size="20KB")
+    shards = sorted((pipeline / part).glob("*.safetensors"))
+    assert len(shards) > 1
+    return shards
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_what_an_incomplete_part_lacks_is_named(pipeline: Path, part: str) -> None:
+    folder, name = pipeline / part, f"{WEIGHTS[part]}.safetensors"
+    whole = (folder / name).read_bytes()
+    (folder / name).rename(folder / f"{name}.incomplete")
+    said = refusal(lambda: drawn(pipeline), MissingError)
+    assert f"{folder} lacks {name}; it holds config.json, {name}.incomplete" in said
+    (folder / f"{name}.incomplete").rename(folder / "weights.safetensors")
+    assert f"{folder} lacks {name}; it holds config.json, weights.s" in refusal(lambda: drawn(pipeline), MissingError)
+    (folder / "weights.safetensors").rename(folder / name)
+
+    shards = sharded(pipeline, part)
+    drawn(pipeline)
+    shards[0].rename(folder / "kept")
+    assert f"{folder} lacks {shards[0].name}; " in refusal(lambda: drawn(pipeline), MissingError)
+    (folder / f"{WEIGHTS[part]}.fp16.safetensors").write_bytes(whole)
+    assert "its fp16 files are whole: to load those" in refusal(lambda: drawn(pipeline), MissingError)
+    (folder / "kept").rename(shards[0])
+    index = folder / f"{name}.index.json"
+    index.write_text('{"weight_map": 3}')
+    assert str(index) in refusal(lambda: drawn(pipeline), DamagedError)
+    index.unlink()
+    assert f"{folder} lacks {index.name}; " in refusal(lambda: drawn(pipeline), MissingError)
+    for path in shards:
+        path.unlink()
+    (folder / f"{name}.incomplete").touch()
+    drawn(pipeline)  # the whole variant alone is there
+    shutil.rmtree(folder)
+    said = refusal(lambda: drawn(pipeline), (MissingError, UsageError))
+    assert str(pipeline) in said
+    assert part in said
+
+
+def test_a_scorers_folder_asks_for_no_licence(clip_folder: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (folder / "model.safetensors").rename(folder / "model.safetensors.incomplete")
+    for look in (lambda: load_frozen(CLIPModel, str(folder), "cpu", "CLIP model"), lambda: weights_hash(str(folder))):
+        assert "model.safetensors" in refusal(look, MissingError)
