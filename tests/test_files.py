@@ -33,7 +33,7 @@ def put(path: Path, kind: str) -> None:
 def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
     put(tmp_path / "x", kind)
     for read in (read_text, read_record, read_rows, read_lines):
-        with pytest.raises((DamagedError, OSError), match="x is .*not a file|symbolic links"):
+        with pytest.raises((DamagedError, OSError), match=r"x is .*not a file|symbolic links"):
             read(tmp_path / "x")
     put(tmp_path / "d" / "00000" / "samples" / "0000.png", kind)
     with pytest.raises(UsageError, match="no picture"):
@@ -130,9 +130,7 @@ def tiff(bits: int, meaning: int) -> bytes:
         tag.to_bytes(2, "little") + b"\x03\0\x01\0\0\0" + value.to_bytes(4, "little") for tag, value in entries.items()
     )
     start = 8 + len(data)
-    return (
-        b"II*\0" + start.to_bytes(4, "little") + data + len(entries).to_bytes(2, "little") + directory + b"\0\0\0\0"
-    )
+    return b"II*\0" + start.to_bytes(4, "little") + data + len(entries).to_bytes(2, "little") + directory + b"\0\0\0\0"
 
 
 @pytest.mark.parametrize(("bits", "meaning", "said"), [(12, 1, "12 bits a pixel"), (16, 0, "white at zero")])
