@@ -24,8 +24,8 @@ RECORD, SAMPLES, ORIGIN = "metadata.jsonl", "samples", "origin.json"
 RESULTS, CACHE = "results.jsonl", "scores.sqlite"
 """What `bench score` writes beside the pictures; results of most tasks are in results-<task>.jsonl."""
 SUFFIXES = (
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".jxl", ".avif",
-    ".heic", ".heif", ".ppm", ".pgm",
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".jxl",
+    ".avif", ".heic", ".heif", ".ppm", ".pgm",
 )  # fmt: skip
 """Names that end so are pictures, whether or not they are called as the layout wants."""
 NOTES = (".txt", ".md", ".log", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".html", ".db", ".ini")
