@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import DamagedError, one_line
-from bench.files import described, parse_json, read_record, read_rows
+from bench.files import described, open_file, parse_json, read_record, read_rows
 
 TAIL = 65_536
 
@@ -13,7 +13,7 @@ TAIL = 65_536
 def check_settings(folder: Path) -> dict[str, Any]:
     """The settings in a run's spec.json. Raises DamagedError if there are none."""
     path = folder / "spec.json"
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise DamagedError(f"{path} is gone")
     with described(path):
         spec = read_record(path)["spec"]
@@ -24,7 +24,7 @@ def check_settings(folder: Path) -> dict[str, Any]:
 
 def check_whole(path: Path) -> None:
     """Raise DamagedError for a JSON record that was cut off or overwritten at an end; what is between is not read."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         first = file.read(1)
         file.seek(max(0, path.stat().st_size - 16))
         last = file.read().rstrip()[-1:]
@@ -88,7 +88,7 @@ def _check_end(path: Path, length: int) -> None:
     """Look at the last line of a log's first bytes."""
     if not length:
         return
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(max(0, length - TAIL))
         *_, last, rest = [b"", *file.read(min(length, TAIL)).split(b"\n")]
     where = f"{path}, its last line at the checkpoint,"

@@ -6,37 +6,72 @@ U+2028, U+0085 or a vertical tab, which prompts may hold.
 
 import json
 import os
+import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bench.errors import DamagedError, UsageError, one_line
 
 TEMPORARY = ".tmp"
+PASSED = re.compile(r"/dev/(null|stdin|fd/[0-9]+)|/proc/self/fd/[0-9]+")
+"""What a shell hands to a command under a name (`<(...)`): read to its end, whatever it is."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file, open for reading its bytes.
+
+    Raises DamagedError for a folder, a pipe or a device, on which reading could wait, or go on, for ever; OSError if it
+    cannot be read.
+    """
+    if PASSED.fullmatch(str(path)):
+        return path.open("rb")
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(number).st_mode
+    if stat.S_ISREG(kind):
+        return os.fdopen(number, "rb")
+    os.close(number)
+    raise DamagedError(f"{path} is {'a folder' if stat.S_ISDIR(kind) else 'a pipe or a device'}, not a file")
 
 
 def read_text(path: Path, length: int = -1) -> str:
     """A UTF-8 text file, or its first bytes, without its byte order mark.
 
-    Raises DamagedError if it is a folder or not UTF-8, OSError if it cannot be read.
+    Raises DamagedError if it is no file or not UTF-8, OSError if it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(length)
-    except IsADirectoryError as error:
-        raise DamagedError(f"{path} is a folder, not a file") from error
+    with open_file(path) as file:
+        content = file.read(length)
+    if _is_wide(content):
+        raise DamagedError(f"{path} is not UTF-8 text: it looks like UTF-16; save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DamagedError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
+def _is_wide(content: bytes) -> bool:
+    """Whether text has two bytes a character: by its mark, or by zeros in every second place alone."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return True
+    few, many = sorted(half.count(0) for half in (content[::2], content[1::2]))
+    return many > len(content) / 4 and few < many / 8
+
+
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, cut at line feeds alone; a carriage return before one is dropped with it."""
-    lines = read_text(path).split("\n")
+    """The lines of a UTF-8 text file, cut at line feeds alone; a carriage return before one is dropped with it.
+
+    Raises as `read_text`, and DamagedError for zero bytes, which text has none of.
+    """
+    text = read_text(path)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DamagedError(f"{path}, line {line} holds zero bytes: this is no text, or it looks like UTF-16")
+    lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
@@ -72,12 +107,22 @@ def read_rows(path: Path, length: int = -1) -> list[dict[str, Any]]:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of JSON text. Raises DamagedError, saying `where` it stands, for anything else."""
+    """The value of JSON text. Raises DamagedError, saying `where` it stands, for anything else, and for a key that is
+    given twice: readers differ in which value they take."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=partial(_each_once, where))
     except (ValueError, RecursionError) as error:
         cause = "it is empty" if not text.strip("\0 \r\n\t") else one_line(error)
         raise DamagedError(f"{where} is not JSON: {cause}") from error
+
+
+def _each_once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DamagedError(f"{where} gives the key {one_line(ValueError(twice))!r} twice")
+    return found
 
 
 def _an_object(value: Any, where: str) -> dict[str, Any]:

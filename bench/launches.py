@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
 
-from bench.errors import DamagedError
+from bench.errors import DamagedError, one_line
 from bench.files import described, json_bytes, naming, read_record, read_text, write_atomic
 from bench.hashing import text_hash
 from bench.places import locked
@@ -167,13 +167,24 @@ def launches(root: Path) -> list[Launch]:
 
 
 def read_launches(root: Path) -> tuple[list[Launch], dict[str, str]]:
-    """The launches of a results folder, oldest first; and name -> what is wrong of those that are damaged."""
-    found, damaged = [], {}
-    for path in sorted((root / "launches").glob("*/launch.json")):
-        try:
-            found.append(_launch(path))
-        except (DamagedError, OSError) as error:
-            damaged[path.parent.name] = str(error)
+    """The launches of a results folder, oldest first; and name -> what is wrong of those that are damaged.
+
+    An empty name stands for the folder that they are in.
+    """
+    found: list[Launch] = []
+    damaged: dict[str, str] = {}
+    home = root / "launches"
+    try:
+        folders = sorted(home.iterdir()) if os.path.lexists(home) else []
+    except OSError as error:
+        return found, {"": one_line(error)}
+    for folder in folders:
+        path = folder / "launch.json"
+        if os.path.lexists(path):  # a link to nowhere, or to itself, is there too
+            try:
+                found.append(_launch(path))
+            except (DamagedError, OSError) as error:
+                damaged[folder.name] = str(error)
     return found, damaged
 
 

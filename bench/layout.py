@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor
@@ -22,8 +23,13 @@ PICTURES = "pictures"
 RECORD, SAMPLES, ORIGIN = "metadata.jsonl", "samples", "origin.json"
 RESULTS, CACHE = "results.jsonl", "scores.sqlite"
 """What `bench score` writes beside the pictures; results of most tasks are in results-<task>.jsonl."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif")
+SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".jxl",
+    ".avif", ".heic", ".heif", ".ppm", ".pgm",
+)  # fmt: skip
 """Names that end so are pictures, whether or not they are called as the layout wants."""
+NOTES = (".txt", ".md", ".log", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".html", ".db", ".ini")
+"""Names that end so are none, even among pictures."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,16 @@ class Sample:
 def read(folder: Path) -> list[Sample]:
     """Every picture under `folder`, by prompt number and picture number. Raises UsageError for another layout.
 
-    Like GenEval's evaluator it takes numbered folders and pictures called NUMBER.png; `left_out` has the others.
+    Like GenEval's evaluator it takes numbered folders and pictures called NUMBER.png; `left_out` has the others. Two of
+    one number are refused: the folder was written twice, in two ways.
     """
     samples = []
-    for home in _homes(folder):
-        prompt = _prompt(home / RECORD)
-        samples += [Sample(path, prompt) for path in _pictures(home)]
+    homes = _homes(folder)
+    _check_numbers(homes)
+    for home in homes:
+        prompt, pictures = _prompt(home / RECORD), _pictures(home)
+        _check_numbers(pictures)
+        samples += [Sample(path, prompt) for path in pictures]
     if not samples:
         others = left_out(folder)
         found = f"; there is {others[0]}" if others else ""
@@ -58,11 +68,31 @@ def left_out(folder: Path) -> list[Path]:
     for home in _entries(folder):
         if home in homes:
             taken = set(_pictures(home))
-            others = [path for path in _entries(home / SAMPLES) if path not in taken and _looks_like_a_picture(path)]
+            others = [path for path in _entries(home / SAMPLES) if path not in taken and _may_be_a_picture(path)]
+            others += [path for path in _entries(home) if _looks_like_a_picture(path) or _is_home(path)]
             found += others or ([] if taken else [home])
-        elif _looks_like_a_picture(home) or (home / RECORD).is_file() or (home / SAMPLES).is_dir():
+        elif _looks_like_a_picture(home) or _is_home(home) or _has_homes(home):
             found.append(home)
     return found
+
+
+def _is_home(path: Path) -> bool:
+    """Whether it holds a prompt, or pictures of one."""
+    return (path / RECORD).is_file() or (path / SAMPLES).is_dir()
+
+
+def _has_homes(folder: Path) -> bool:
+    try:
+        return any(_is_home(inner) for inner in _homes(folder))
+    except UsageError:  # another's, that may not be read
+        return False
+
+
+def _check_numbers(paths: list[Path]) -> None:
+    """Raise UsageError for two neighbours of the same number."""
+    for one, other in pairwise(paths):
+        if int(one.stem) == int(other.stem):
+            raise UsageError(f"{one} and {other.name} have the same number: take one of them away")
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -86,6 +116,11 @@ def _pictures(home: Path) -> list[Path]:
 
 def _looks_like_a_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _may_be_a_picture(path: Path) -> bool:
+    """Of what lies among pictures: anything but notes and what is hidden."""
+    return path.suffix.lower() not in NOTES and not path.name.startswith(".")
 
 
 def _prompt(path: Path) -> Prompt:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import sys
+import urllib.parse
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import torch
 from bench.devices import best_device
 from bench.errors import BenchError, DamagedError, UsageError, one_line
 from bench.evaluate import Evaluation
-from bench.files import read_lines, read_rows, write_atomic
+from bench.files import parse_json, read_lines, read_rows, write_atomic
 from bench.layout import CACHE, RESULTS, Sample, left_out, load, read, world_of
 from bench.loading import load_task
 from bench.pictures import LARGEST
@@ -196,9 +199,10 @@ def verdicts_of(path: Path) -> list[dict]:
         raise UsageError(f"{path} is empty")
     kept: dict[object, tuple[int, dict]] = {}
     again = 0
-    for number, row in zip(lines, rows, strict=True):
+    names = _one_name_each([_picture_name(row.get("filename")) for row in rows], str(path))
+    for number, row, named in zip(lines, rows, names, strict=True):
         found = verdict(row, f"{wrong}: line {number}")
-        name = os.path.normpath(row["filename"]) if isinstance(row.get("filename"), str) else number
+        name = named or number
         before, known = kept.setdefault(name, (number, found))
         if known != found:
             raise UsageError(f"{path}, lines {before} and {number}: two verdicts on one picture, {name!r}")
@@ -206,6 +210,33 @@ def verdicts_of(path: Path) -> list[dict]:
     if again:
         print(f"{path}: {again} lines that are there twice count once", file=sys.stderr)
     return [row for _, row in kept.values()]
+
+
+def _picture_name(told: object) -> str:
+    """A picture's name with plain slashes, as other systems write it too; empty where none is told."""
+    if not isinstance(told, str) or not told.strip():
+        return ""
+    if told.startswith("file:"):
+        told = urllib.parse.unquote(urllib.parse.urlsplit(told).path)
+    return os.path.normpath(told.replace("\\", "/"))
+
+
+def _one_name_each(names: list[str], where: str) -> list[str]:
+    """The names, a relative one as the absolute one that ends with it. Raises UsageError where several do."""
+    whole = {name for name in names if _is_absolute(name)}
+    tails = {name: re.sub(r"^(\.\./)+", "", name) for name in names if name and name not in whole}
+    ends: dict[str, set[str]] = {}
+    for depth in {tail.count("/") for tail in tails.values()}:
+        for name in whole:
+            ends.setdefault("/".join(name.split("/")[-depth - 1 :]), set()).add(name)
+    for name, tail in tails.items():
+        if len(ends.get(tail, ())) > 1:
+            raise UsageError(f"{where}: it is not certain which picture {name!r} is: {' or '.join(sorted(ends[tail]))}")
+    return [next(iter(ends.get(tails.get(name, ""), ())), name) for name in names]
+
+
+def _is_absolute(name: str) -> bool:
+    return re.match("([A-Za-z]:)?/", name) is not None
 
 
 def verdict(row: dict, where: str) -> dict:
@@ -216,7 +247,16 @@ def verdict(row: dict, where: str) -> dict:
     correct = row.get("correct")
     if isinstance(correct, str | list | dict) or correct not in (True, False):
         raise UsageError(f"{where}: 'correct' should be true or false, not {json.dumps(correct)[:60]}")
-    return {"tag": row["tag"], "metadata": str(row.get("metadata", row["prompt"])), "correct": bool(correct)}
+    return {"tag": row["tag"], "metadata": _identity(row), "correct": bool(correct)}
+
+
+def _identity(row: dict) -> str:
+    """What tells a line's prompt from others: its text and its metadata, be it an object or the JSON of one."""
+    known = row.get("metadata")
+    if isinstance(known, str):
+        with suppress(DamagedError):
+            known = parse_json(known, "metadata")
+    return json.dumps([row["prompt"], known or None], sort_keys=True)
 
 
 def print_summary(found: Evaluation, title: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.damage import check_resumable, check_settings, check_whole
 from bench.errors import BenchError, DamagedError, PartialError, UsageError, one_line, unknown
-from bench.files import described, parse_json
+from bench.files import described, open_file, parse_json
 from bench.launches import Job, Launch, read_launches
 from bench.outcome import CANCELLED, failure_of, recorded_failure
 from bench.processes import lives
@@ -29,6 +29,8 @@ BEGUN = ("spec.json", "provenance.jsonl")
 QUIET_S = 900
 """A run on another machine that has not written for this long does not run any more."""
 TAIL = 65_536
+LOCK = 4096
+"""Bytes of a lock file that are looked at: it holds one line."""
 REFRESH_S = 2.0
 LINES = 100
 LOG_TAIL = 2**20
@@ -59,15 +61,20 @@ def survey(root: Path) -> list[Line]:
                 continue
             state = answers.get((launch.name, job.label)) if answers is not None else None
             latest[job.run or f"{launch.name}: {job.label}"] = (launch, job, state)
-    runs = {path.parent.name for file in BEGUN for path in root.glob(f"*/{file}")}
+    runs = {folder.name for folder in root.glob("*") if _begun(folder)}
     lines = [_line(root, name, latest.get(name), answers is None) for name in runs | latest.keys()]
-    lines += [Line(f"launches/{name}", "damaged", note=note) for name, note in damaged.items()]
+    lines += [Line(f"launches/{name}".rstrip("/"), "damaged", note=note) for name, note in damaged.items()]
     return sorted(lines, key=lambda line: (ORDER.index(line.state), line.name))
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a folder is a run's; a file that is a link to nowhere, or to itself, is there too."""
+    return any(os.path.lexists(folder / file) for file in BEGUN)
 
 
 def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
     try:
-        if any((root / name / file).exists() for file in BEGUN):
+        if _begun(root / name):
             check_settings(root / name)
         line = _read_line(root, name, handed, silent)
         if line.state in ("failed", "stopped"):
@@ -79,7 +86,7 @@ def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None
 
 def _read_line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
     folder = root / name
-    if (folder / "summary.json").exists():
+    if os.path.lexists(folder / "summary.json"):
         check_whole(folder / "summary.json")
         return Line(name, "done", 1.0)
     share, left = _progress(folder)
@@ -117,8 +124,9 @@ def _will_submit(launch: Launch, job: Job) -> bool:
 
 def _owner(folder: Path, guess: bool) -> str:
     """The process that has a run in hand, if one does; with `guess` also one of another machine that wrote lately."""
-    path = folder / "lock"
-    written = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    written = ""
+    with suppress(FileNotFoundError), open_file(folder / "lock") as file:
+        written = file.read(LOCK).decode(errors="replace")
     alive = lives(written)
     if alive is None and guess:
         metrics = folder / "metrics.jsonl"
@@ -129,9 +137,9 @@ def _owner(folder: Path, guess: bool) -> str:
 def _progress(folder: Path) -> tuple[float | None, float | None]:
     """Share of the budget and seconds left at the rate until now. Raises DamagedError for a log that is none."""
     metrics = folder / "metrics.jsonl"
-    if not metrics.exists():
+    if not os.path.lexists(metrics):
         return None, None
-    with metrics.open("rb") as file:
+    with open_file(metrics) as file:
         file.seek(max(0, metrics.stat().st_size - TAIL))
         lines = file.read().split(b"\n")[:-1]  # what follows the last line break is still being written
     if not lines:

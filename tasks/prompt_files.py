@@ -3,12 +3,14 @@
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
 
 from bench import files
+from bench.checkpoints import refuse_stand_in
 from bench.errors import DamagedError, MissingError, UsageError, one_line
 from bench.task import Prompt, Task
 
@@ -18,6 +20,15 @@ HELD_OUT = 128
 """Prompts of train.txt that become validation prompts where there is no validation.txt: its last ones."""
 HEADS = {"prompt", "prompts", "caption", "captions"}
 """A first line that names one of these as a column is no prompt."""
+EDGES = "".join(c for c in map(chr, range(0x3001)) if c.isspace() or unicodedata.category(c) == "Cc") + (
+    "\u00ad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
+    "\u2060\u2061\u2062\u2063\u2064\u2066\u2067\u2068\u2069\ufeff"
+)
+"""What is no part of a prompt where it begins or ends: white space, controls (DOS ended files with Ctrl-Z), and marks
+that take no room, byte order marks among them: files joined by `cat` have one inside."""
+COMMENT = re.compile(r"//|/\*|#")
+OF_JSON = re.compile(r"""[\[\]{}]+,?$|\{\s*["']\w+["']\s*:|\[\s*["'{]|"\w+"\s*:\s*\S""")
+"""How a line of JSON, or of what should be it, begins; `[neon] cat` and `{red|green} dog` are prompts."""
 
 
 def read_prompts(task: str, sources: dict[str, str], check: Callable[[str], object] = str) -> dict[str, list[str]]:
@@ -52,9 +63,13 @@ def read_lines(path: Path, check: Callable[[str], object] = str) -> list[str]:
     """Lines that are not empty. Raises UsageError for a file of another kind, and naming the line that `check` refuses
     with a ValueError."""
     try:
-        lines = [_bare(line) for line in files.read_lines(path)]
+        lines = [line.strip(EDGES) for line in files.read_lines(path)]
     except (OSError, DamagedError) as error:
         raise UsageError(f"cannot read prompts from {path}: {one_line(error)}") from error
+    if path.is_file():
+        refuse_stand_in(path, "file of prompts")
+    if (number := next((n for n, line in enumerate(lines, 1) if "\r" in line), 0)) > 0:
+        raise UsageError(f"{path}, line {number}: a carriage return ends no line; save it with line feeds (Unix)")
     prompts = [line for line in lines if line]
     if kind := _another_kind(prompts):
         first = lines.index(prompts[0]) + 1
@@ -68,17 +83,14 @@ def read_lines(path: Path, check: Callable[[str], object] = str) -> list[str]:
     return prompts
 
 
-def _bare(line: str) -> str:
-    """Without white space and byte order marks around it: files joined by `cat` have one inside."""
-    return line.strip().strip("\ufeff").strip()
-
-
 def _another_kind(lines: list[str]) -> str | None:
     """What a file is that holds prompts, but not as plain lines. Single odd prompts do not make it that."""
     if lines and all(_holds(line, dict) for line in lines):
         return "a JSON Lines file"
     if lines and lines[0][0] in "[{" and _holds("\n".join(lines), dict | list):
         return "a JSON file"
+    if _mostly_json([line for line in lines if not COMMENT.match(line)]):
+        return "JSON, by most of its lines"
     columns = re.split(r"[,;\t]", lines[0].lower()) if lines else []
     if HEADS & {name.strip(' "') for name in columns} and all(re.fullmatch(r' *"?\w+"? *', n) for n in columns):
         return f"a table with a line of column names, {lines[0]!r}"
@@ -86,6 +98,12 @@ def _another_kind(lines: list[str]) -> str | None:
     if rows and all(len(_fields(line)) == 1 for line in lines) and any('"' in row[0] for row in rows):
         return "a CSV file, with doubled quotes"
     return None
+
+
+def _mostly_json(lines: list[str]) -> bool:
+    """A single line in quotes is a prompt; several are a list's."""
+    texts = sum(_holds(line.removesuffix(","), str) for line in lines) if len(lines) > 1 else 0
+    return 2 * (texts + sum(bool(OF_JSON.match(line)) for line in lines)) > len(lines)
 
 
 def _holds(text: str, kind: type | UnionType) -> bool:

@@ -45,17 +45,42 @@ def test_sixteen_bits_score_as_eight(tmp_path: Path) -> None:
     ("home", "file"),
     [
         ("00001", "0000.PNG"), ("00001", "0000.jpg"), ("00001", "img_0000.png"), ("00001_a_dog", "0000.png"),
-        ("00001", None), ("²", "0000.png"), ("00001", "٣.png"),
+        ("00001", None), ("²", "0000.png"), ("00001", "٣.png"), ("00001", "0001.heic"), ("00001", "0001.jxl"),
+        ("00001", "0001.jfif"), ("00001", "0001.exr"), ("00001", "0001"), ("00001", "more/0000.png"),
     ],
 )  # fmt: skip
 def test_what_is_left_out_is_said(home: str, file: str | None, tmp_path: Path) -> None:
     add(tmp_path)
-    add(tmp_path, home, file)
+    add(tmp_path, home, None)
+    if file:
+        (tmp_path / home / "samples" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / home / "samples" / file).write_bytes(b"")
     (tmp_path / "00000" / "samples" / ".hidden.png").write_bytes(b"")
     (tmp_path / "00000" / "samples" / "notes.txt").write_text("")
     assert [sample.path.name for sample in read(tmp_path)] == ["0000.png"]
-    expected = tmp_path / home / "samples" / file if home == "00001" and file else tmp_path / home
+    shown = file and file.removesuffix("/0000.png")
+    expected = tmp_path / home / "samples" / shown if home == "00001" and file else tmp_path / home
     assert left_out(tmp_path) == [expected]
+
+
+@pytest.mark.parametrize("place", ["run/00000/samples/0000.png", "00000/00001/samples/0000.png", "00000/0001.png"])
+def test_pictures_at_another_depth_are_said(place: str, tmp_path: Path) -> None:
+    add(tmp_path)
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    sign().save(tmp_path / place)
+    assert len(read(tmp_path)) == 1
+    expected = place.removesuffix("/samples/0000.png").removesuffix("/00000")
+    assert left_out(tmp_path) == [tmp_path / expected]
+
+
+@pytest.mark.parametrize(("home", "file"), [("0", "0001.png"), ("00000", "0.png")])
+def test_two_of_one_number_are_refused(home: str, file: str, tmp_path: Path) -> None:
+    add(tmp_path)
+    add(tmp_path, home, file)
+    with pytest.raises(layout.UsageError, match="have the same number"):
+        read(tmp_path)
+    begin(tmp_path, "ocr", "micro")
+    assert [path.name for path in tmp_path.iterdir()] == ["origin.json"]
 
 
 def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:

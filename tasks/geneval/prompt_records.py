@@ -7,6 +7,7 @@ every picture of the prompt wrong without a sign.
 
 import math
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from bench.errors import UsageError, unknown
@@ -16,12 +17,20 @@ from tasks.geneval.rules import MAX_OBJECTS
 REQUIRED = ("class", "count")
 FORMS = {"include": (*REQUIRED, "color", "position"), "exclude": REQUIRED}
 """List of a record -> the keys that its clauses may have."""
+KEYS = ("tag", "include", "exclude", "prompt")
+"""A record may have others, which are passed over; but not one of these misspelt."""
+NEEDED = {"colors": "color", "color_attr": "color", "position": "position"}
+"""Tag -> the key that at least one clause has: without it, the picture would not be asked what the tag says."""
 
 
 def check_record(record: Any, vocabulary: Vocabulary) -> None:
     """Raise UsageError, naming the field and the nearest valid value, for a record of another form or vocabulary."""
     if not isinstance(record, dict):
         raise UsageError(f"a prompt record is an object, not {_shown(record)}")
+    absent = [key for key in KEYS if key not in record]
+    for key in record:
+        if key not in KEYS and (meant := get_close_matches(key.lower(), absent, 1, cutoff=0.75)):
+            raise UsageError(f"unknown key {key!r} in the record; did you mean {meant[0]!r}?")
     for key in ("prompt", "tag", "include"):
         if key not in record:
             raise UsageError(f"the record has no {key!r}")
@@ -36,6 +45,9 @@ def check_record(record: Any, vocabulary: Vocabulary) -> None:
             raise UsageError(f"{name} should be a list of {{class, count}}, not {_shown(clauses)}")
         for place, clause in enumerate(clauses):
             _check_clause(clause, name, place, vocabulary)
+    needed = NEEDED.get(record["tag"])
+    if needed and not any(needed in clause for clause in record["include"]):
+        raise UsageError(f"the tag {record['tag']!r} needs a {needed!r} in a clause of include, and there is none")
 
 
 def _check_clause(clause: Any, of: str, place: int, vocabulary: Vocabulary) -> None:

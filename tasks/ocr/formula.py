@@ -11,6 +11,10 @@ UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf")
 """Unicode's categories of blanks, line ends, controls and marks without ink: no reading can tell them."""
 
 
+CURLY = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u275d\u275e\uff02"
+"""Double quotes that are not the published ones."""
+
+
 def target_text(prompt: str) -> str:
     """The text between the first pair of double quotes, as published. Raises ValueError if there is none, or if it is
     not certain which it is."""
@@ -23,7 +27,11 @@ def target_text(prompt: str) -> str:
         raise ValueError(f"an OCR prompt needs plain double quotes, without backslashes: {prompt!r}")
     if _is_json(prompt):
         raise ValueError(f"an OCR prompt is plain text with text in double quotes, not JSON: {prompt!r}")
-    if len(parts) % 2 == 0 or parts[0][-1:].isdigit():
+    if len(parts) == 3 and not plain(parts[0] + parts[2]).strip(",.;:!?'"):
+        raise ValueError(f"an OCR prompt needs its text in double quotes, not the whole prompt: {prompt!r}")
+    if any(mark in prompt for mark in CURLY):
+        raise ValueError(f"an OCR prompt needs straight double quotes alone, no others beside them: {prompt!r}")
+    if len(parts) % 2 == 0 or parts[0][-1:].isnumeric():
         raise ValueError(f"an OCR prompt needs text in double quotes, and no other such marks (inches): {prompt!r}")
     return parts[1]
 

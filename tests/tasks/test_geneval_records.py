@@ -37,6 +37,13 @@ WRONG = [
     (without("tag"), "the record has no 'tag'"),
     (without("prompt"), "the record has no 'prompt'"),
     (without("include"), "the record has no 'include'"),
+    (GOOD | {"exlcude": [CAT]}, "unknown key 'exlcude' in the record; did you mean 'exclude'"),
+    (GOOD | {"Exclude": [CAT]}, "did you mean 'exclude'"),
+    (GOOD | {"excluded": [CAT]}, "did you mean 'exclude'"),
+    (without("include") | {"includes": [CAT]}, "did you mean 'include'"),
+    (GOOD | {"tag": "color_attr"}, "the tag 'color_attr' needs a 'color' in a clause of include"),
+    (GOOD | {"tag": "colors"}, "the tag 'colors' needs a 'color'"),
+    (GOOD | {"tag": "position"}, "the tag 'position' needs a 'position'"),
     (GOOD | {"tag": None}, "tag should be text, not None"),
     (GOOD | {"tag": 3}, "tag should be text, not 3"),
     (GOOD | {"tag": "Counting"}, "unknown tag 'Counting'; did you mean 'counting'"),
@@ -167,3 +174,7 @@ def test_a_server_refuses_wrong_records_by_place() -> None:
     with pytest.raises(BenchError, match=r"outside \[-14, 1\]"):
         away.score(torch.zeros(1, 3, 8, 8), [Prompt("a cat", "", GOOD)])
     server.shutdown()
+
+
+def test_keys_that_resemble_none_that_is_absent_stay() -> None:
+    check_record(GOOD | {"prompt_id": 3, "tags": ["x"], "seed": 1, "includes_people": False}, COCO)

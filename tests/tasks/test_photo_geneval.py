@@ -219,6 +219,49 @@ def test_a_picture_counts_once(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().err == ""
 
 
+NAMED = "P/00000/samples/0000.png"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"/x/y/{NAMED}", f"file:///x/y/{NAMED}", f"../{NAMED}", f"./{NAMED}", NAMED.replace("/", "\\"),
+     "C:\\x\\" + NAMED.replace("/", "\\"), f"file:///x%20y/{NAMED}"],
+)  # fmt: skip
+def test_a_picture_of_another_name_counts_once(name: str, tmp_path: Path, capsys) -> None:
+    more = [line(0, True, filename=f"/x/y/{NAMED}")] if name.startswith("..") else []
+    path = results(tmp_path / "results.jsonl", [line(0, True), line(1, False), line(0, True, filename=name), *more])
+    assert imported(path, "geneval").rows["official"].tolist() == [1, 0]
+    with pytest.raises(UsageError, match="two verdicts on one picture"):
+        imported(results(path, [line(0, True), line(0, False, filename=name), *more]), "geneval")
+
+
+def test_pictures_of_two_folders_are_two(tmp_path: Path) -> None:
+    two = [line(0, True, filename=f"/x/{NAMED}"), line(0, False, filename=f"/y/{NAMED}")]
+    assert imported(results(tmp_path / "r.jsonl", two), "geneval").rows["official"].tolist() == [1, 0]
+    with pytest.raises(UsageError, match=f"not certain which picture '{NAMED}' is: /x/{NAMED} or /y/{NAMED}"):
+        imported(results(tmp_path / "r.jsonl", [*two, line(0, True)]), "geneval")
+
+
+@pytest.mark.parametrize("name", ["", "  ", None, 3])
+def test_lines_without_a_name_are_a_picture_each(name: object, tmp_path: Path) -> None:
+    path = results(tmp_path / "r.jsonl", [line(i, i % 2, filename=name) for i in range(4)])
+    assert imported(path, "geneval").rows["official"].tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("known", [None, "{}", {}, "", "null"])
+def test_prompts_without_metadata_are_told_apart_by_their_text(known: object, tmp_path: Path) -> None:
+    found = imported(results(tmp_path / "r.jsonl", [line(i, i == 0, metadata=known) for i in (0, 1, 4, 5)]), "geneval")
+    np.testing.assert_array_equal(found.rows["any picture of the prompt"], [1, np.nan, 0, np.nan])
+
+
+def test_metadata_in_another_order_or_as_an_object_is_the_same_prompt(tmp_path: Path) -> None:
+    record = {"tag": "colors", "prompt": "a red cat 0"}
+    turned = dict(reversed(record.items()))
+    known = [json.dumps(record), json.dumps(turned), record, turned]
+    found = imported(results(tmp_path / "r.jsonl", [line(i, True, metadata=m) for i, m in enumerate(known)]), "geneval")
+    np.testing.assert_array_equal(found.rows["any picture of the prompt"], [1, np.nan, np.nan, np.nan])
+
+
 def test_any_line_ends_and_separators_inside_texts_are_read(tmp_path: Path) -> None:
     odd = "a cat,\u2028oil\u0085on\x0bcanvas"
     lines = [line(0, True, prompt=odd, metadata=odd), line(4, False), line(8, 1), line(12, 0.0)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import UsageError
+from bench.errors import MissingError, UsageError
 from tasks.ocr.formula import ocr_reward, plain, target_text
 from tasks.ocr.task import Ocr
 from tasks.pickscore.task import PickScore
@@ -50,6 +50,16 @@ def test_a_line_ends_in_a_line_feed_alone(char: str, tmp_path: Path) -> None:
         ("prompt\na cat\n", "line 1: this is a table with a line of column names, 'prompt'"),
         ("id,Prompt\n1,a cat\n", "column names"),
         ("caption\turl\na cat\thttp://x\n", "column names"),
+        ('{"prompt": "a \\"A\\""},\n{"prompt": "a \\"B\\""},\n', "line 1: this is JSON, by most of its lines"),
+        ('// signs\n[\n  "a \\"A\\"",\n  "a \\"B\\"",\n]\n', "line 1: this is JSON, by most of its lines"),
+        ('# signs\n{"prompt": "a"}\n{"prompt": "b"}\n', "this is JSON, by most"),
+        ("{'prompt': 'a cat'}\n{'prompt': 'a dog'}\n", "this is JSON, by most"),
+        ('{\n "prompt": "a cat",\n "tag": 1,\n', "this is JSON, by most"),
+        ('"a cat"\n"a dog"\n', "this is JSON, by most"),
+        ('a "A"\rb "B"\r', "line 1: a carriage return ends no line"),
+        ('a "A"\nb "B"\0\n', "line 2 holds zero bytes"),
+        ('a "A"\n'.encode("utf-16-le"), "looks like UTF-16"),
+        ("<!DOCTYPE html>\n<p>not found</p>\n", "is no file of prompts: it is a web page"),
         (b"\xff\xfea\x00", "cannot read prompts from .*test.txt: .* is not UTF-8 text"),
     ],
 )
@@ -59,9 +69,25 @@ def test_files_of_another_kind_are_named(test: str | bytes, said: str, tmp_path:
             texts(task, tmp_path, test)
 
 
+def test_a_pointer_to_a_file_is_no_prompts(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="Git-LFS pointer"):
+        texts(PickScore, tmp_path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+@pytest.mark.parametrize("edge", [*"\u200b\u200d\u2060\ufeff\u00ad\x1a", "\u200b\ufeff \u200b"])
+def test_marks_around_a_prompt_are_no_part_of_it(edge: str, tmp_path: Path) -> None:
+    test = f'{edge}poster 3 reading "3"{edge}\n{edge}\n'
+    assert texts(PickScore, tmp_path, test) == ['poster 3 reading "3"']
+    assert 'poster 3 reading "3"' not in texts(PickScore, tmp_path, test, "train")
+
+
 @pytest.mark.parametrize(
     "lines",
     [
+        ["a flag \U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "a heart \u2764\ufe0f"],
+        ["#1 fan, a mug", "// a comment in neon"],
+        ['"stop" and "go"', '"left" or "right"'],
+        ["<lora:x:1> a cat", "<b> in bold"],
         ['{"prompt": "as people paste it"}', "a plain one"],
         ["[neon] cat, [red:blue:0.5]", "{red|green} dog"],
         ['"To be, or not to be"'],
@@ -71,7 +97,7 @@ def test_files_of_another_kind_are_named(test: str | bytes, said: str, tmp_path:
     ],
 )
 def test_odd_prompts_among_plain_ones_are_prompts(lines: list[str], tmp_path: Path) -> None:
-    (tmp_path / "test.txt").write_text("\n".join(lines))
+    (tmp_path / "test.txt").write_text("\n".join(lines), encoding="utf-8")
     assert read_lines(tmp_path / "test.txt") == lines
 
 
@@ -85,6 +111,12 @@ def test_odd_prompts_among_plain_ones_are_prompts(lines: list[str], tmp_path: Pa
         ('a sign that says ""OPEN""', "doubled"),
         ('{"prompt": "a sign", "text": "OPEN"}', "not JSON"),
         ("a sign that says “OPEN”", "double quotes"),
+        ('"a sign that says OPEN"', "not the whole prompt"),
+        ('  "a sign that says OPEN".', "not the whole prompt"),
+        ('"a sign that says “OPEN”" in red', "straight double quotes alone"),
+        ('a poster of "The Band" that says “OPEN”', "straight double quotes alone"),
+        ('a poster of «The Band» that says "OPEN"', "straight double quotes alone"),
+        ('a ½" x ¾" sign "OPEN"', "inches"),
         ("a sign that says 'OPEN'", "double quotes"),
         ('a sign that says "\u00a0\u200b"', "double quotes"),
     ],
