@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -175,7 +176,14 @@ def first_problem(error: ValidationError, root: type[BaseModel], prefix: tuple[s
     if problem["type"] == "model_type":
         return f"{shown} is a section of settings, not a value"
     given = f" (got {repr(problem['input'])[:200]})" if not isinstance(problem["input"], dict) else ""
-    return f"{shown or 'settings'}: {problem['msg']}{given}"
+    near = _nearest(problem["input"], problem["ctx"]["expected"]) if problem["type"] == "literal_error" else ""
+    return f"{shown or 'settings'}: {problem['msg']}{given}{near}"
+
+
+def _nearest(given: object, expected: str) -> str:
+    """The one of pydantic's list of quoted words that is nearest to what was given, as the end of a message."""
+    near = get_close_matches(str(given), re.findall(r"'([^']*)'", expected), 1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _fields(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a run is: typed, validated, hashed, overridable with key=value."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -259,6 +260,8 @@ def resolve(
         named = source in TRAINED_HERE
         sources = {task: source if named else str(Path(source) / task) for task in tasks}
         settings["teachers"] = sources | settings.get("teachers", {})
+        for told in [source, *settings["teachers"].values()]:
+            _refuse_misspelt(told)
     elif teachers or settings.get("teachers") or settings.get("teacher_guidance"):
         raise UsageError(f"method {method!r} takes no teachers")
     settings["scorers"] = words(settings.get("scorers", {}))
@@ -284,6 +287,13 @@ def resolve(
     sampler = spec.sampler.build(descriptor.shift)
     method_class.check(spec, sampler)
     return spec
+
+
+def _refuse_misspelt(source: object) -> None:
+    """Raise UsageError for teachers from what is no folder, but nearly a word that is known."""
+    told = str(source)
+    if told not in TRAINED_HERE and get_close_matches(told, TRAINED_HERE, 1, cutoff=0.7) and not Path(told).exists():
+        raise UsageError(f"{unknown('source of teachers', told, TRAINED_HERE)}, or a folder")
 
 
 def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec) -> EvaluationSpec:
