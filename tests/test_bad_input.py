@@ -56,7 +56,10 @@ CASES = {
     "unknown rule of merging": (["run", "--method", "merge", "--set", "params.rule=avrage"], "did you mean 'average'?"),
     "unknown source of teachers": ([*RUN, "--teachers", "shiped"], "did you mean 'shipped'?"),
     "unknown source of one teacher": ([*RUN, "--set", "teachers.ocr=trian"], "did you mean 'train'?"),
-    "axis that is no YAML": (["compare", "--method", "opd_ppo", "--grid", "points=[1"], "--grid 'evaluation.points=[1'"),
+    "axis that is no YAML": (
+        ["compare", "--method", "opd_ppo", "--grid", "points=[1"],
+        "--grid 'evaluation.points=[1'",
+    ),
     "unknown weighting": ([*RUN, "--set", "params.weighting=klein"], "params.weighting"),
     "fraction above one": ([*RUN, "--set", "params.timestep_fraction=1.2"], "timestep_fraction"),
     "policy gradient that trains no step": ([*GRPO, "params.grpo.timestep_fraction=0.05"], "trains no step"),
