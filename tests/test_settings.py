@@ -10,6 +10,7 @@ from bench.errors import UsageError
 from bench.placement import placement
 from bench.settings import parse_override, parse_seeds, parse_yaml, read_yaml
 from bench.spec import resolve
+from bench.view import view_settings
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi")
@@ -184,6 +185,20 @@ def test_seeds_and_overrides_that_people_write() -> None:
     assert parse_seeds("0-2, 5") == [0, 1, 2, 5]
     assert parse_override("optimizer.lr=1e-3") == {"optimizer": {"lr": 1e-3}}
     assert parse_override("params.order=[a, b]") == {"params": {"order": ["a", "b"]}}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://ada:hidden@h:1", "ftp://ada:hidden@h", "ada:hidden@h", "http://h/?token=hidden", "http://a:hidden@h:x"],
+)
+def test_a_password_of_a_scorer_s_address_is_refused_and_not_repeated(url: str) -> None:
+    for use in (
+        lambda told: resolve("single_task", ["ocr"], overrides=told),
+        lambda told: view_settings(told, ("ocr",), ("scorers",), "photo"),
+    ):
+        with pytest.raises(UsageError, match=r"^scorers\.ocr\.url takes") as refused:
+            use([f"scorers.ocr.url={url}"])
+        assert "hidden" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
