@@ -7,7 +7,9 @@ from pydantic import Field
 Count = Annotated[int, Field(gt=0, le=100_000)]
 """How many prompts, pictures, states or steps: far above what anybody trains on at once."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Moderate = Annotated[float, Field(gt=0, le=1e6)]
+"""A range, weight or scale of a method: what is far larger overflows in float32."""
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 """Of a part of a loss; 0 leaves it out."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]

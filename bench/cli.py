@@ -4,9 +4,10 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from bench.errors import UsageError, exit_on_error, one_line
 from bench.registry import find, registered
@@ -362,11 +363,28 @@ def doctor() -> None:
     examine()
 
 
+class Command(TyperCommand):
+    """A command of which no option or argument may be empty, as an unset shell variable in quotes makes one: it would
+    be taken for one that is not given, or for the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.get_params(ctx):
+            value = given.get(parameter.name)
+            values = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(one, str) and not one.strip() for one in values):
+                name = next((o for o in parameter.opts if o.startswith("--")), str(parameter.name).upper())
+                raise UsageError(f"{name} is empty: give a value, or leave it out")
+        return super().parse_args(ctx, args)
+
+
 @cache
 def whole() -> typer.Typer:
     """`bench` with the commands of other packages (entry points bench.commands): sweeps, reports."""
     for name in registered("command"):
         app.command(name=name)(find("command", name))
+    for command in app.registered_commands:
+        command.cls = Command
     return app
 
 

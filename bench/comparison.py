@@ -118,22 +118,42 @@ def overrides_of(method: str, methods: list[str], overrides: list[str]) -> list[
 def parse_axis(text: str, spec: Spec) -> tuple[str, list[str]]:
     """ "eta=0,0.7" -> ("sampler.eta", ["0", "0.7"])."""
     key, equals, values = text.partition("=")
-    split = [value.strip() for value in values.split(",") if value.strip()]
+    split = [value.strip() for value in _split_values(values) if value.strip()]
     if not equals or not split:
         raise UsageError(f"--grid takes key=value,value, got {text!r}")
     if len(set(split)) != len(split):
         raise UsageError(f"--grid {text!r} names a value twice")
+    full = _grid_key(key, spec)
+    for value in split:
+        parse_override(f"{full}={value}", "--grid")
+    return full, split
+
+
+def _split_values(text: str) -> list[str]:
+    """ "[1,2],[3]" -> ["[1,2]", "[3]"]: split at commas that lie in no brackets."""
+    values, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0:
+            values.append("")
+        else:
+            values[-1] += letter
+    return values
+
+
+def _grid_key(key: str, spec: Spec) -> str:
+    """The setting that a key of an axis, perhaps shortened to its last part, means. Raises UsageError."""
     known = dotted_keys(spec.model_dump())
     if key in known:
-        return key, split
+        return key
     matches = [k for k in known if k.rpartition(".")[2] == key]
     if not matches:
-        raise unknown("grid key", key, [*dict.fromkeys(k.rpartition(".")[2] for k in known), *known])
+        raise unknown("grid key", key, {*(k.rpartition(".")[2] for k in known), *known})
     # Methods' own and sampling settings come before evaluation's.
     first = [k for k in matches if k.startswith(("params.", "sampler."))] or matches
     if len(first) > 1:
         raise UsageError(f"--grid key {key!r} could be {' or '.join(first)}; write it out")
-    return first[0], split
+    return first[0]
 
 
 def dotted_keys(section: dict, prefix: str = "") -> list[str]:

@@ -7,7 +7,7 @@ import torch
 
 from bench.errors import MissingError, UsageError
 
-NAMES = re.compile(r"cpu|cuda(?::(\d+))?")
+NAMES = re.compile(r"cpu|cuda(?::([0-9]{1,4}))?")
 
 
 def check_device(device: str, what: str, cure: str) -> None:

@@ -1,6 +1,7 @@
 """The Hugging Face hub: adapters by address (hub:OWNER/REPO[/FOLDER]), and its refusals in plain words."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,12 @@ CONFIG_FILE, WEIGHTS_FILE = FILES = ("adapter_config.json", "adapter_model.safet
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers writes of one; it needs no other file."""
 
+ADDRESS = re.compile(
+    r"(?:(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hub:/*|hf:/*)([^/?#]+/[^/?#]+)", re.IGNORECASE
+)
+"""Other ways in which people write an adapter of the hub; / may have been taken for one of a path, and doubled ones for
+single."""
+
 
 def adapter_folder(source: str) -> Path:
     """The local folder, or single file, of an adapter; fetches one from the hub into its cache.
@@ -22,10 +29,12 @@ def adapter_folder(source: str) -> Path:
     reached. A local folder is not checked here.
     """
     if not source.startswith(PREFIX):
+        if address := ADDRESS.match(source):
+            raise UsageError(f"{source!r} is no folder: an adapter of the hub is written {PREFIX}{address[1]}")
         return Path(source)
     owner, _, rest = source.removeprefix(PREFIX).partition("/")
     repository, _, place = rest.rstrip("/").partition("/")
-    if not owner or not repository:
+    if not owner or not repository or ".." in place.split("/"):
         raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO or {PREFIX}OWNER/REPO/FOLDER")
     if place.endswith(SAFETENSORS):
         found = _fetched(f"{owner}/{repository}", [place]) / place
@@ -65,7 +74,7 @@ def require(repository: str, file: str) -> None:
 
 @contextmanager
 def asking(repository: str) -> Iterator[None]:
-    """Turn the hub's refusals into MissingErrors that say which it is."""
+    """Turn the hub's refusals into MissingErrors that say which it is; UsageError for what is no repository's name."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -86,5 +95,7 @@ def asking(repository: str) -> Iterator[None]:
         raise MissingError(f"{repository} is not in the hub's cache and the hub cannot be reached: {cure}") from error
     except EntryNotFoundError as error:
         raise MissingError(f"{repository} on the hub is not what is wanted: {one_line(error)}") from error
-    except (HFValidationError, OSError, ValueError) as error:  # its HTTP errors are OSErrors
+    except HFValidationError as error:
+        raise UsageError(f"{repository!r} is no name of a repository on the hub: {one_line(error)}") from error
+    except (OSError, ValueError) as error:  # its HTTP errors are OSErrors
         raise MissingError(f"cannot fetch {repository} from the hub: {one_line(error)}") from error

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from bench.budget import Passes
 from bench.errors import UsageError
+from bench.settings import Settings
 
 if TYPE_CHECKING:
     from bench.lab import Lab
@@ -45,10 +45,9 @@ class Work:
     """How many of them are decoded in one call."""
 
 
-class Options(BaseModel):
+class Options(Settings):
     """Base of a method's own settings (`params` in a spec)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     unsaid: ClassVar[tuple[str, ...]] = ()
     """Settings that a run's record leaves out where they are at their defaults: those that came later than records."""
 

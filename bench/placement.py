@@ -106,7 +106,7 @@ def placement(executor: str, profile: Path | None, slurm: list[str] | None) -> P
         raise UsageError(f"--profile and --slurm are for --executor slurm, not {executor}")
     settings: dict[str, Any] = read_yaml(profile) if profile else {}
     for override in slurm or []:
-        merge(settings, parse_override(override))
+        merge(settings, parse_override(override, "--slurm"))
     try:
         return Placement(executor, Profile.model_validate(settings))
     except ValidationError as error:

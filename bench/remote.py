@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line
 from bench.files import parse_json
+from bench.masking import masked
 from bench.pictures import LARGEST, from_file, to_bytes
 from bench.scoring import stacked
 from bench.task import Prompt, Scores, Task, TaskAround
@@ -49,7 +50,7 @@ def check_url(url: str, name: str) -> None:
     except ValueError:
         valid = False
     if not valid:
-        raise UsageError(f"scorers.{name}.url takes an http address, got {url!r}")
+        raise UsageError(f"scorers.{name}.url takes an http address, got {masked(url)!r}")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(f"scorers.{name}.url takes an address without user, password, ? and #")
 

@@ -1,11 +1,14 @@
 """Settings as users write them: YAML files, dotted key=value, sections laid over one another."""
 
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic_core import PydanticCustomError
 
 from bench.errors import UsageError, one_line, unknown
 from bench.files import read_text
@@ -15,6 +18,54 @@ LARGEST = 10_000
 DEEPEST = 50
 """Levels of sections and lists in one another."""
 MOST_SEEDS = 10_000
+
+
+class Settings(BaseModel):
+    """Base of sections of settings: unknown keys are refused, 1.5 is not silently an int, nor true or text a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _numbers_are_said_as_numbers(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        taken = handler(value)
+        refuse_converted(value, taken)
+        return taken
+
+
+def refuse_converted(given: Any, taken: Any) -> None:
+    """Raise PydanticCustomError where pydantic made a number of a truth value or of text."""
+    if isinstance(taken, Mapping) and isinstance(given, Mapping):
+        for key in taken.keys() & given.keys():
+            refuse_converted(given[key], taken[key])
+    elif isinstance(taken, tuple | list) and isinstance(given, Sequence) and not isinstance(given, str):
+        for before, after in zip(given, taken):
+            refuse_converted(before, after)
+    elif isinstance(taken, int | float) and not isinstance(taken, bool) and isinstance(given, bool | str | bytes):
+        kind = "a truth value" if isinstance(given, bool) else "text"
+        raise PydanticCustomError("no_number", "Input should be a plain decimal number, not {kind}", {"kind": kind})
+
+
+INTEGER, REAL = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+NUMBERS = {
+    INTEGER: r"[-+]?(0|[1-9][0-9]*)$",
+    REAL: r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)|\.[0-9]+([eE][-+]?[0-9]+)?"
+    r"|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$",
+}
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML whose numbers are decimal ones. YAML 1.1 also takes 010 for 8, 1:30 for 90, 0x10 for 16 and 1e-3 for text:
+    here the first three are text, which no number is made of, and the last is the number."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in known if tag not in NUMBERS]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+for _tag, _pattern in NUMBERS.items():
+    PlainLoader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
 
 
 def read_yaml(path: Path) -> dict:
@@ -31,10 +82,10 @@ def read_yaml(path: Path) -> dict:
 def parse_yaml(text: str) -> Any:
     """The value of a YAML document. Raises ValueError, in words, for anything that settings cannot be."""
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
+        node = yaml.compose(text, PlainLoader)
         if node is not None:
             _size(node, {}, 0)
-        return yaml.safe_load(text)
+        return yaml.load(text, PlainLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(one_line(error)) from error
     except RecursionError as error:
@@ -60,31 +111,21 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     return known[id(node)]
 
 
-def parse_override(text: str) -> dict:
-    """ "a.b=1" -> {"a": {"b": 1}}. Raises UsageError."""
+def parse_override(text: str, option: str = "--set") -> dict:
+    """ "a.b=1" -> {"a": {"b": 1}}; `option` is what the user wrote it with. Raises UsageError."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(part.strip() for part in parts):
-        raise UsageError(f"--set takes key=value, got {text[:200]!r}")
+        raise UsageError(f"{option} takes key=value, got {text[:200]!r}")
     if len(parts) > DEEPEST:
-        raise UsageError(f"--set {key.strip()[:60]!r}...: no setting lies that deep")
+        raise UsageError(f"{option} {key.strip()[:60]!r}...: no setting lies that deep")
     try:
         parsed = parse_yaml(value)
     except ValueError as error:
-        raise UsageError(f"--set {text[:200]!r}: the value is not valid YAML: {error}") from error
-    if isinstance(parsed, str):
-        parsed = as_number(parsed)
+        raise UsageError(f"{option} {text[:200]!r}: the value is not valid YAML: {error}") from error
     for part in reversed(parts):
         parsed = {part: parsed}
     return parsed
-
-
-def as_number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-3 as text; people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -135,7 +176,14 @@ def first_problem(error: ValidationError, root: type[BaseModel], prefix: tuple[s
     if problem["type"] == "model_type":
         return f"{shown} is a section of settings, not a value"
     given = f" (got {repr(problem['input'])[:200]})" if not isinstance(problem["input"], dict) else ""
-    return f"{shown or 'settings'}: {problem['msg']}{given}"
+    near = _nearest(problem["input"], problem["ctx"]["expected"]) if problem["type"] == "literal_error" else ""
+    return f"{shown or 'settings'}: {problem['msg']}{given}{near}"
+
+
+def _nearest(given: object, expected: str) -> str:
+    """The one of pydantic's list of quoted words that is nearest to what was given, as the end of a message."""
+    near = get_close_matches(str(given), re.findall(r"'([^']*)'", expected), 1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _fields(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

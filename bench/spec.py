@@ -1,9 +1,10 @@
 """What a run is: typed, validated, hashed, overridable with key=value."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from bench.backbones.compute import Compute
 from bench.backbones.descriptor import Descriptor
@@ -16,7 +17,7 @@ from bench.registry import find, task_names
 from bench.sampler.rollout import Sampler, euler
 from bench.sampler.schedule import TRAIN_TIMESTEPS, make_schedule
 from bench.sampler.transitions import get_kernel
-from bench.settings import first_problem, merge, parse_override, read_yaml
+from bench.settings import Settings, first_problem, merge, parse_override, read_yaml
 from bench.view import check_scorers, words
 
 TEACHER_METHOD = "single_task"
@@ -30,13 +31,7 @@ Table = Literal["diffusers", "once"]
 Steps = Annotated[int, Field(gt=0, le=TRAIN_TIMESTEPS)]
 
 
-class Part(BaseModel):
-    """A section of a spec: unknown keys are refused, and 1.5 is not silently an int."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BudgetSpec(Part):
+class BudgetSpec(Settings):
     """When to stop; exactly one is set."""
 
     updates: Annotated[int, Field(gt=0)] | None = None
@@ -50,7 +45,7 @@ class BudgetSpec(Part):
         return self
 
 
-class SamplerSpec(Part):
+class SamplerSpec(Settings):
     """How training rollouts are drawn."""
 
     kernel: str = "ode"
@@ -69,7 +64,7 @@ class SamplerSpec(Part):
         return sampler
 
 
-class OptimizerSpec(Part):
+class OptimizerSpec(Settings):
     """AdamW on the student's adapter."""
 
     lr: Annotated[float, Field(gt=0, le=100)] = 3e-4
@@ -82,7 +77,7 @@ class OptimizerSpec(Part):
     clip: Positive = 1.0
 
 
-class LoraSpec(Part):
+class LoraSpec(Settings):
     """The student's LoRA adapter."""
 
     rank: Annotated[int, Field(gt=0, le=4096)] = 32
@@ -93,7 +88,7 @@ class LoraSpec(Part):
     """Adapter of this rank and alpha that the student starts from (folder or hub:OWNER/REPO/FOLDER); None: the base."""
 
 
-class EmaSpec(Part):
+class EmaSpec(Settings):
     """Average of the student's weights, used for evaluation and as the result (bench/ema.py)."""
 
     decay: Decay = 0.9
@@ -102,7 +97,7 @@ class EmaSpec(Part):
     """Optimiser steps between averages."""
 
 
-class EvaluationSpec(Part):
+class EvaluationSpec(Settings):
     """Held-out evaluation of the EMA student with the deterministic Euler sampler."""
 
     steps: Steps = 40
@@ -127,14 +122,14 @@ class EvaluationSpec(Part):
         return euler(self.steps, self.shift or shift, self.table or "diffusers")
 
 
-class ProbesSpec(Part):
+class ProbesSpec(Settings):
     """What is measured along training besides scores, at the evaluation points; costs are on a clock of their own."""
 
     interference: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Gradient estimates per half for the cosines between tasks; 0 measures none."""
 
 
-class Spec(Part):
+class Spec(Settings):
     """A run, completely. Two specs that differ only in `seed` share a hash."""
 
     method: str
@@ -148,18 +143,18 @@ class Spec(Part):
     ema: EmaSpec = EmaSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     probes: ProbesSpec = ProbesSpec()
-    teachers: dict[str, str] = {}
+    teachers: dict[str, str] = Field(default={})
     """task -> 'shipped', 'train' or a folder with a peft adapter; only for methods that need teachers."""
-    teacher_guidance: dict[str, Guidance] = {}
+    teacher_guidance: dict[str, Guidance] = Field(default={})
     """task -> its teacher's guidance scale; by default the one its run was evaluated at, for a folder that is no run's
     adapter the student's."""
-    scorers: dict[str, dict[str, str]] = {}
+    scorers: dict[str, dict[str, str]] = Field(default={})
     """task -> what its scorer is made of, where the backbone's world leaves that open; see bench list tasks."""
     compute: Compute = Compute()
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
     """Updates between checkpoints."""
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    params: dict[str, Any] = {}
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:[0-9]{1,4})?)$")] = "cpu"
+    params: dict[str, Any] = Field(default={})
     """The method's own options, validated by the method."""
 
     def digest(self, backbone_hash: str) -> str:
@@ -265,6 +260,8 @@ def resolve(
         named = source in TRAINED_HERE
         sources = {task: source if named else str(Path(source) / task) for task in tasks}
         settings["teachers"] = sources | settings.get("teachers", {})
+        for told in [source, *settings["teachers"].values()]:
+            _refuse_misspelt(told)
     elif teachers or settings.get("teachers") or settings.get("teacher_guidance"):
         raise UsageError(f"method {method!r} takes no teachers")
     settings["scorers"] = words(settings.get("scorers", {}))
@@ -292,6 +289,13 @@ def resolve(
     return spec
 
 
+def _refuse_misspelt(source: object) -> None:
+    """Raise UsageError for teachers from what is no folder, but nearly a word that is known."""
+    told = str(source)
+    if told not in TRAINED_HERE and get_close_matches(told, TRAINED_HERE, 1, cutoff=0.7) and not Path(told).exists():
+        raise UsageError(f"{unknown('source of teachers', told, TRAINED_HERE)}, or a folder")
+
+
 def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec) -> EvaluationSpec:
     """What is not said of evaluation is as in training; what is at its default there too stays unsaid."""
     told = {
@@ -314,16 +318,29 @@ def _teacher_guidance(spec: Spec, task: str) -> float:
         return teacher_spec(spec, task).evaluation.guidance
     kept = Path(spec.teachers[task]) / "training.json"  # of `bench teach`: a copy, away from its run
     guidance = read_record(kept).get("guidance") if kept.is_file() else None
-    if isinstance(guidance, int | float):
-        return float(guidance)
+    if guidance is not None:
+        return _written_guidance(guidance, f"{kept}: guidance", task)
     beside = Path(spec.teachers[task]).parent / "spec.json"
     if not beside.is_file():
         return spec.sampler.guidance
     try:
-        return float(read_record(beside)["spec"]["evaluation"]["guidance"])
+        guidance = read_record(beside)["spec"]["evaluation"]["guidance"]
     except (OSError, ValueError, KeyError, TypeError, DamagedError) as error:
         raise UsageError(
             f"{beside} is no run's spec.json ({error!r}): move it away or set teacher_guidance.{task}"
+        ) from error
+    return _written_guidance(guidance, f"{beside}: spec.evaluation.guidance", task)
+
+
+def _written_guidance(value: Any, where: str, task: str) -> float:
+    """A guidance scale that a file beside a teacher holds, under the setting's own rule. Raises UsageError."""
+    try:
+        return TypeAdapter(Guidance).validate_python(value, strict=True)
+    except (ValidationError, OverflowError) as error:
+        cause = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is too large"
+        raise UsageError(
+            f"{where} is {repr(value)[:60]}, which is no guidance scale ({cause}): mend it or set "
+            f"teacher_guidance.{task}"
         ) from error
 
 

@@ -13,6 +13,7 @@ from bench.errors import DamagedError, MissingError
 from bench.files import json_bytes, read_record
 from bench.hashing import text_hash
 from bench.hub import PREFIX as HUB
+from bench.hub import adapter_folder
 from bench.spec import TEACHER_METHOD, Spec, describe, resolve, teacher_spec
 from bench.store import Run
 
@@ -37,7 +38,7 @@ def _check(spec: Spec, task: str, source: str) -> None:
     if source == "train" or source.startswith(HUB):
         return
     if source != "shipped":
-        adapter_hash(Path(source))
+        adapter_hash(adapter_folder(source))
         return
     shipped = describe(spec.backbone).teachers
     has = [name for name in spec.tasks if shipped and (shipped / name).is_dir()]

@@ -1,6 +1,7 @@
 """Teachers: where a task's teacher adapter comes from, and the checks it must pass."""
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def _cost(folder: Path) -> float:
             if is_run and path == summary:
                 raise
             continue
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max:
             return float(value)
     return math.nan
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from bench.backbones.compute import Compute
 from bench.bounds import Shift
@@ -10,25 +10,21 @@ from bench.errors import UsageError, unknown
 from bench.loading import URL
 from bench.registry import find
 from bench.remote import check_url
-from bench.settings import first_problem, merge, parse_override
+from bench.settings import Settings, first_problem, merge, parse_override
 
 
-class SigmasSpec(BaseModel):
+class SigmasSpec(Settings):
     """Which noise levels the Euler sampler visits."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shift: Shift | None = None
     """None: the backbone's."""
     table: Literal["diffusers", "once"] = "diffusers"
 
 
-class ViewSpec(BaseModel):
+class ViewSpec(Settings):
     """Sections that do not concern training."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scorers: dict[str, dict[str, str]] = {}
+    scorers: dict[str, dict[str, str]] = Field(default={})
     compute: Compute = Compute()
     sampler: SigmasSpec = SigmasSpec()
 

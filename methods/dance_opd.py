@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Fraction, Positive
+from bench.bounds import Fraction, Moderate
 from bench.lab import STUDENT, Lab
 from bench.method import Work
 from bench.sampler.draws import draw
@@ -27,8 +27,8 @@ class DanceOptions(DistillationOptions):
     timestep_fraction: Fraction = 1.0
     """States at the first int(steps * this) steps are queried; the last one is among those that the paper favours."""
     batches: Literal["mixed", "alternate"] = "alternate"
-    low_noise: Positive = 5.0
-    high_noise: Positive = 2.0
+    low_noise: Moderate = 5.0
+    high_noise: Moderate = 2.0
     """The queried step is Beta(low_noise, high_noise) along the trajectory, 1 being its end."""
 
 

@@ -1,10 +1,10 @@
 """Merging the teachers' adapters, without training: weight average and task arithmetic (arXiv 2212.04089)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
-from bench.bounds import Positive
 from bench.budget import Passes
 from bench.lab import Lab
 from bench.method import Method, Needs, Options, Work
@@ -16,7 +16,7 @@ class MergeOptions(Options):
 
     rule: Literal["average", "sum"] = "average"
     """average: mean of the teachers' changes. sum: task arithmetic, `scale` times their sum."""
-    scale: Positive = 1.0
+    scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
 
 
 class Merge(Method):

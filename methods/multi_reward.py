@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from bench.bounds import Positive
+from bench.bounds import Moderate
 from bench.errors import unknown
 from bench.lab import Lab
 from methods.rl.method import RlMethod, RlOptions
@@ -19,7 +19,7 @@ class MultiRewardOptions(RlOptions):
 
     unsaid: ClassVar[tuple[str, ...]] = ("weights",)
 
-    weights: dict[str, Positive] = Field(default={})
+    weights: dict[str, Moderate] = Field(default={})
     """task -> how much its gradient counts, 1 where nothing is said; an update's weights add up to 1."""
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Count, Positive
+from bench.bounds import Count, Moderate
 from bench.lab import STUDENT, Lab
 from bench.method import Needs, Work
 from bench.sampler.gaussian import Gaussian, Transition
@@ -43,7 +43,7 @@ class OpdPpoOptions(DistillationOptions):
     the true one, and clips it to 5. (It also multiplies every picture's ratio with the mean advantage of the batch, by
     an accident of shapes that is not followed.) return_to_go: sum of log-ratios from this step on, which adds the
     effect on later states."""
-    clip: Positive = 1e-4
+    clip: Moderate = 1e-4
     inner_updates: Count = 1
     """Optimiser steps on the same trajectories; beyond the first the ratio to the old policy is clipped."""
 

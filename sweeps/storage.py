@@ -2,6 +2,7 @@
 names it and says what to do, and holds no password."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,7 +94,8 @@ def check_storage(place: Place) -> None:
         )
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
         raise StorageError(f"{place.shown} is a database in memory, which no other process sees and nothing keeps")
-    with storage_errors(place):
+    with storage_errors(place), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a query that a driver passes over: they show source lines, and no cure
         engine = create_engine(url)
         begun = "version_info" in inspect(engine).get_table_names()
         engine.dispose()
@@ -103,7 +105,8 @@ def check_storage(place: Place) -> None:
 
 def open_storage(place: Place) -> BaseStorage:
     """Optuna's storage, made if need be. Raises StorageError."""
-    with storage_errors(place):
+    with storage_errors(place), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `check_storage`
         if not place.storage:
             return JournalStorage(Journal(place.journal))
         return optuna.storages.get_storage(_database(place.storage))

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optuna
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from bench.contradictions import leaves
 from bench.errors import UsageError, unknown
 from bench.files import read_text, write_atomic
 from bench.hashing import seed_of, text_hash
 from bench.registry import task_names
-from bench.settings import as_number, first_problem, parse_seeds, read_yaml
+from bench.settings import Settings, first_problem, parse_seeds, read_yaml
 from bench.spec import Spec, resolve
 from sweeps.storage import Place, make_folder, open_storage, storage_errors
 
@@ -25,11 +25,7 @@ LARGEST = 10**15
 MEAN = "mean"
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Axis(Part):
+class Axis(Settings):
     """One dimension of the search space: a range from low to high, or choices."""
 
     low: int | float | None = None
@@ -38,7 +34,7 @@ class Axis(Part):
     log: bool = False
     choices: Annotated[tuple[Scalar, ...], Field(min_length=1)] | None = None
     """Values as --set takes them; a list is written as text: "[ocr, geneval]"."""
-    when: dict[str, tuple[Scalar, ...]] = {}
+    when: dict[str, tuple[Scalar, ...]] = Field(default={})
     """Only where earlier dimensions have one of these values; elsewhere the method's own default holds."""
 
     @model_validator(mode="after")
@@ -70,7 +66,7 @@ class Axis(Part):
         return (trial.suggest_int if whole else trial.suggest_float)(name, self.low, self.high, log=self.log)
 
 
-class StudySpec(Part):
+class StudySpec(Settings):
     """A study, completely. Runs are judged on validation prompts: test prompts are for what a study has chosen."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -79,7 +75,7 @@ class StudySpec(Part):
     backbone: str = "micro"
     budget: Annotated[int, Field(gt=0, le=LARGEST)]
     """Training evaluations of every run: trials compare at equal compute."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default={})
     """Fixed, as --set key=value."""
     space: Annotated[dict[str, Axis], Field(min_length=1)]
     objective: Literal["mean"] | Annotated[tuple[str, ...], Field(min_length=1)] = MEAN
@@ -168,12 +164,8 @@ def read_study(path: Path) -> StudySpec:
         if path.name not in shipped:
             raise unknown("study", path.name, shipped)
         path = shipped[path.name]
-    content = {
-        key: numbers(value) if key in ("settings", "space", "enqueue") else value
-        for key, value in read_yaml(path).items()
-    }
     try:
-        study = StudySpec.model_validate(content)
+        study = StudySpec.model_validate(read_yaml(path))
     except ValidationError as error:
         raise UsageError(f"study {path}: {first_problem(error, StudySpec)}") from error
     try:
@@ -197,15 +189,6 @@ def read_study(path: Path) -> StudySpec:
     for tried in study.enqueue or (study.example(),):
         study.run(dict(tried), seeds[0])  # a key or value that no run takes is refused before the first trial
     return study
-
-
-def numbers(value: Any) -> Any:
-    """YAML reads 1e-3 as text; people mean the number."""
-    if isinstance(value, dict):
-        return {key: numbers(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [numbers(v) for v in value]
-    return as_number(value) if isinstance(value, str) else value
 
 
 def open_study(spec: StudySpec, place: Place) -> optuna.Study:

@@ -51,6 +51,15 @@ CASES = {
     "binary preset": ([*RUN, "--preset", "BINARY"], "is not UTF-8 text"),
     "results outside results": ([*RUN, "--results", "/tmp/elsewhere"], "results"),
     "results by way of ..": ([*RUN, "--results", "results/../elsewhere"], "results"),
+    "unknown split": ([*RUN, "--set", "evaluation.split=tset"], "did you mean 'test'?"),
+    "unknown precision": ([*RUN, "--set", "compute.precision=bfloat"], "did you mean 'bfloat16'?"),
+    "unknown rule of merging": (["run", "--method", "merge", "--set", "params.rule=avrage"], "did you mean 'average'?"),
+    "unknown source of teachers": ([*RUN, "--teachers", "shiped"], "did you mean 'shipped'?"),
+    "unknown source of one teacher": ([*RUN, "--set", "teachers.ocr=trian"], "did you mean 'train'?"),
+    "axis that is no YAML": (
+        ["compare", "--method", "opd_ppo", "--grid", "points=[1"],
+        "--grid 'evaluation.points=[1'",
+    ),
     "unknown weighting": ([*RUN, "--set", "params.weighting=klein"], "params.weighting"),
     "fraction above one": ([*RUN, "--set", "params.timestep_fraction=1.2"], "timestep_fraction"),
     "policy gradient that trains no step": ([*GRPO, "params.grpo.timestep_fraction=0.05"], "trains no step"),
@@ -139,6 +148,46 @@ def test_a_working_directory_that_is_gone_is_named(command: str, tmp_path: Path,
     gone.rmdir()
     code, message = call([command], monkeypatch, capsys)
     assert (code, message.count("\n"), "working directory" in message) == (2, 1, True), message
+
+
+EMPTY = [
+    ([*RUN, "--backbone", ""], "--backbone"),
+    ([*RUN, "--backbone= "], "--backbone"),
+    ([*RUN, "--teachers", ""], "--teachers"),
+    ([*RUN, "--preset", ""], "--preset"),
+    ([*RUN, "--tasks", ""], "--tasks"),
+    ([*RUN, "--results", ""], "--results"),
+    ([*RUN, "--set", ""], "--set"),
+    ([*RUN, "--executor", "slurm", "--profile", ""], "--profile"),
+    ([*RUN, "--executor", "slurm", "--slurm", ""], "--slurm"),
+    (["sweep", ""], "STUDY"),
+    (["sweep", "opd", "--storage", ""], "--storage"),
+    (["probe", "--methods", "opd_analytic", "--student", ""], "--student"),
+    (["compare", "--grid", "eta=0", ""], "AXES"),
+    (["eval", "--adapter", ""], "--adapter"),
+    (["score", "ocr", ""], "SOURCE"),
+    (["perf", "--compare", "a", ""], "--compare"),
+    (["report", ""], "PATHS"),
+    (["report", "results", "-o", ""], "--output"),
+    (["report", "results", "--diff", "a", ""], "--diff"),
+    (["cancel", "all", ""], "NAMES"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "name"), EMPTY, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_empty_value_is_not_one_that_is_left_out(
+    arguments: list[str], name: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, message = call(arguments, monkeypatch, capsys)
+    assert (code, message) == (2, f"error: {name} is empty: give a value, or leave it out\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_setting_of_slurm_is_called_by_its_own_option(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, message = call([*RUN, "--executor", "slurm", "--slurm", "partition"], monkeypatch, capsys)
+    assert code == 2 and "--slurm takes key=value" in message
 
 
 def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:

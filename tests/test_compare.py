@@ -36,6 +36,23 @@ def test_bad_axes_are_refused(spec, axis: str) -> None:
         parse_axis(axis, spec)
 
 
+def test_lists_are_values_of_an_axis(spec) -> None:
+    key, values = parse_axis("evaluation.points=[0.5, 1.0],[1.0]", spec)
+    assert (key, values) == ("evaluation.points", ["[0.5, 1.0]", "[1.0]"])
+    first, second = variants([f"{key}={','.join(values)}"], {"opd_analytic": spec})
+    assert settle(first, ["ocr"], 0, "micro", 900, [])[0].evaluation.points == (0.5, 1.0)
+    assert settle(second, ["ocr"], 0, "micro", 900, [])[0].evaluation.points == (1.0,)
+
+
+def test_what_is_wrong_with_an_axis_is_said_of_the_axis(spec) -> None:
+    with pytest.raises(UsageError, match=r"^--grid 'evaluation\.points=\[1'"):
+        parse_axis("evaluation.points=[1", spec)
+    with pytest.raises(UsageError) as refused:
+        parse_axis("methd=1", spec)
+    known = str(refused.value).partition("known: ")[2].split(", ")
+    assert len(known) == len(set(known))
+
+
 def test_grid_is_the_product(spec) -> None:
     lines = variants(["eta=0,0.3", "kernel=flow_sde,cps"], {"opd_analytic": spec})
     assert [v.label for v in lines] == [

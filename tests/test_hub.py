@@ -8,6 +8,8 @@ import pytest
 from bench.backbones.sd3 import descriptor
 from bench.errors import MissingError, UsageError
 from bench.hub import DIFFUSERS_FILE, FILES, adapter_folder
+from bench.spec import resolve
+from bench.teacher_sets import check_teachers
 
 
 def test_local_folders_pass() -> None:
@@ -61,9 +63,36 @@ def test_diffusers_files_are_fetched_where_there_is_no_peft_adapter(tmp_path: Pa
 def test_what_cannot_be_fetched_names_the_cure() -> None:
     with pytest.raises(MissingError, match=r"owner/repo is not in the hub's cache .*name a local folder"):
         adapter_folder("hub:owner/repo")
-    for wrong in ("hub:", "hub:owner", "hub:/repo"):
+    for wrong in ("hub:", "hub:owner", "hub:/repo", "hub:owner/repo/../other"):
         with pytest.raises(UsageError, match="should be hub:OWNER/REPO"):
             adapter_folder(wrong)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "https://huggingface.co/a/b",
+        "https:/huggingface.co/a/b/ocr",
+        "http://www.huggingface.co/a/b/tree/main",
+        "huggingface.co/a/b",
+        "hf.co/a/b",
+        "HUB:a/b",
+        "hf://a/b",
+    ],
+)
+def test_an_address_of_the_hub_in_other_words_is_wrong_use(written: str) -> None:
+    with pytest.raises(UsageError, match=r"is written hub:a/b$"):
+        adapter_folder(written)
+    spec = resolve("opd_analytic", ["ocr"])
+    with pytest.raises(UsageError, match=r"is written hub:a/b$"):
+        check_teachers([spec.model_copy(update={"teachers": {"ocr": written}})])
+
+
+@pytest.mark.parametrize("repository", ["a b/c", "a/b..c", "a/-b", "a/" + "b" * 200])
+def test_what_cannot_be_a_repository_s_name_is_wrong_use(repository: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a repository on the hub") as refused:
+        adapter_folder(f"hub:{repository}")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

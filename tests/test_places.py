@@ -176,7 +176,11 @@ def test_a_report_that_cannot_be_made_fails_no_comparison(tmp_path: Path) -> Non
     assert list(tmp_path.glob("results/runs/comparison-*.json"))
 
 
-@pytest.mark.parametrize("content", ['{"eval_loss": 0.1}', "[]", "{", "", '{"cost": {"evaluations": 3}}', '{"cost": null}'])
+@pytest.mark.parametrize(
+    "content",
+    ['{"eval_loss": 0.1}', "[]", "{", "", '{"cost": {"evaluations": 3}}', '{"cost": null}']
+    + [f'{{"evaluations": {n}, "cost": {{"evaluations": {{"training": {n}}}}}}}' for n in ("1" * 400, "true", "-1")],
+)
 @pytest.mark.parametrize("name", ["summary.json", "training.json"])
 def test_another_tool_s_file_beside_a_teacher_says_nothing_of_its_cost(tmp_path: Path, name: str, content: str) -> None:
     from math import isnan

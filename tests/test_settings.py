@@ -10,6 +10,7 @@ from bench.errors import UsageError
 from bench.placement import placement
 from bench.settings import parse_override, parse_seeds, parse_yaml, read_yaml
 from bench.spec import resolve
+from bench.view import view_settings
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi")
@@ -39,6 +40,8 @@ REFUSED = {
     "params.trajectories=100000000000": "params.trajectories",
     "params.chunk=-1": "params.chunk",
     "params.anchor=inf": "params.anchor",
+    "params.anchor=nan": "params.anchor",
+    "params.anchor=1e300": "params.anchor: Input should be less than or equal to 1000000",
     "budget={}": "exactly one of budget",
     "budget=": "'budget' is a section",
     "sampler=": "'sampler' is a section of settings",
@@ -59,6 +62,24 @@ REFUSED = {
     "compute.max_sequence_length=513": "less than or equal to 512",
     "probes.interference=2": "compares tasks, and the run has one",
     "seed=3": "'seed' is set by its own flag",
+    "budget.updates=010": "plain decimal number, not text",
+    "budget.updates=1:30": "budget.updates",
+    "budget.updates=0x10": "budget.updates",
+    "budget.updates=0b11": "budget.updates",
+    "budget.updates=1_000": "plain decimal number, not text",
+    "budget.updates=true": "budget.updates: Input should be a plain decimal number, not a truth value",
+    "budget.updates='1'": "not text",
+    "budget.updates=١٠": "budget.updates",
+    "optimizer.lr=١": "optimizer.lr",
+    "optimizer.lr=true": "not a truth value",
+    "optimizer.lr='1e-3'": "not text",
+    "evaluation.points=[0.5, true]": "evaluation.points",
+    "evaluation.points=['0.5']": "not text",
+    "teacher_guidance={ocr: true}": "teacher_guidance",
+    "params.trajectories=true": "params.trajectories: Input should be a plain decimal number",
+    "params.anchor=yes": "not a truth value",
+    "compute.resolution=true": "not a truth value",
+    "device=cuda:٣": "device",
 }
 
 
@@ -72,6 +93,49 @@ def test_a_setting_that_nobody_can_mean(setting: str) -> None:
     assert len(str(refused.value)) < 700
     assert time.perf_counter() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("merge", "params.scale=1e300"),
+        ("merge", "params.scale=1001"),
+        ("opd_ppo", "params.clip=1e300"),
+        ("dance_opd", "params.low_noise=1e300"),
+        ("dance_opd", "params.high_noise=1e300"),
+        ("multi_reward", "params.weights.ocr=1e300"),
+        ("single_task", "params.nft.beta=1e300"),
+        ("single_task", "params.nft.kl=1e300"),
+        ("single_task", "params.nft.advantage_clip=1e300"),
+        ("single_task", "params.grpo.clip=1e300"),
+        ("single_task", "params.grpo_guard.kl=1e300"),
+    ],
+)
+def test_options_of_methods_are_bounded(method: str, setting: str) -> None:
+    with pytest.raises(UsageError, match=f"{setting.partition('=')[0]}.*less than or equal"):
+        resolve(method, ["ocr"], overrides=[setting])
+
+
+NO_GUIDANCE = ["-3", "true", "Infinity", "NaN", '"nan"', '"2.5"', "1" + "0" * 400, "[1]", "1001"]
+
+
+@pytest.mark.parametrize("written", NO_GUIDANCE)
+@pytest.mark.parametrize("name", ["training.json", "spec.json"])
+def test_a_teacher_s_guidance_as_its_files_have_it_follows_the_setting_s_rule(
+    tmp_path: Path, name: str, written: str
+) -> None:
+    folder = tmp_path / "ocr"
+    folder.mkdir()
+    if name == "training.json":
+        path, content, field = folder / name, '{"guidance": %s}', "guidance"
+    else:
+        path, content, field = tmp_path / name, '{"spec": {"evaluation": {"guidance": %s}}}', "spec.evaluation.guidance"
+    path.write_text(content % written, encoding="utf-8")
+    with pytest.raises(UsageError, match=rf"{name}: {field} is .*no guidance scale") as refused:
+        resolve("opd_analytic", ["ocr"], overrides=[f"teachers.ocr={folder}"])
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
+    path.write_text(content % "3", encoding="utf-8")
+    assert resolve("opd_analytic", ["ocr"], overrides=[f"teachers.ocr={folder}"]).teacher_guidance == {"ocr": 3.0}
 
 
 def test_pictures_and_noise_are_bounded_too() -> None:
@@ -121,6 +185,41 @@ def test_seeds_and_overrides_that_people_write() -> None:
     assert parse_seeds("0-2, 5") == [0, 1, 2, 5]
     assert parse_override("optimizer.lr=1e-3") == {"optimizer": {"lr": 1e-3}}
     assert parse_override("params.order=[a, b]") == {"params": {"order": ["a", "b"]}}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://ada:hidden@h:1", "ftp://ada:hidden@h", "ada:hidden@h", "http://h/?token=hidden", "http://a:hidden@h:x"],
+)
+def test_a_password_of_a_scorer_s_address_is_refused_and_not_repeated(url: str) -> None:
+    for use in (
+        lambda told: resolve("single_task", ["ocr"], overrides=told),
+        lambda told: view_settings(told, ("ocr",), ("scorers",), "photo"),
+    ):
+        with pytest.raises(UsageError, match=r"^scorers\.ocr\.url takes") as refused:
+            use([f"scorers.ocr.url={url}"])
+        assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("-5", -5), ("+3", 3), ("1e-3", 1e-3), ("1E5", 1e5), (".5", 0.5), ("5.", 5.0), ("1.5e+3", 1500.0)],
+)
+def test_decimal_numbers_are_numbers(text: str, number: float) -> None:
+    parsed = parse_yaml(f"[{text}]")
+    assert parsed == [number] and type(parsed[0]) is type(number)
+
+
+@pytest.mark.parametrize("text", ["010", "00", "01.5", "0x10", "0b1", "0o7", "1:30", "1:30.5", "1_000", "1_0.5", "١٠"])
+def test_other_spellings_of_yaml_stay_text(text: str) -> None:
+    assert parse_yaml(text) == text
+
+
+def test_whole_numbers_and_lists_are_taken_where_they_are_meant() -> None:
+    settings = ["optimizer.lr=1", "budget.evaluations=1e6", "evaluation.points=[0.5, 1]", "lora.targets=[attn.to_q]"]
+    spec = resolve("opd_analytic", ["ocr"], overrides=settings)
+    assert spec.optimizer.lr == 1.0 and spec.budget.evaluations == 1_000_000
+    assert spec.evaluation.points == (0.5, 1.0) and spec.lora.targets == ("attn.to_q",)
 
 
 def test_unknown_keys_name_the_nearest_in_any_section(tmp_path: Path) -> None:

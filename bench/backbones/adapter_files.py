@@ -1,5 +1,6 @@
 """Adapters on disk: peft's folders and the LoRA files that diffusers reads."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,10 @@ PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
 METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps the fields of LoraConfig in a file's header, as JSON."""
 KOHYA = ("lora_unet_", "lora_transformer_", "lora_te")
+COMFY = "diffusion_model."
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.safetensors$")
+"""The end of a file's name that holds a part of a model's tensors."""
 
 
 def adapter_files(place: Path) -> tuple[Path, ...]:
@@ -27,6 +31,7 @@ def adapter_files(place: Path) -> tuple[Path, ...]:
     peft's go first where a folder holds both. Raises UsageError naming what is missing.
     """
     if place.is_file() and place.suffix == SAFETENSORS and place.name != WEIGHTS_FILE:
+        refuse_shards([place])
         return (place,)
     folder = place.parent if place.name == WEIGHTS_FILE else place
     config, weights, alone = (folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, DIFFUSERS_FILE))
@@ -38,9 +43,16 @@ def adapter_files(place: Path) -> tuple[Path, ...]:
         return (alone,)
     missing = WEIGHTS_FILE if config.is_file() else CONFIG_FILE
     files = sorted(folder.iterdir()) if folder.is_dir() else []
+    refuse_shards(files)
     other = next((f"; name the file itself: {file}" for file in files if file.suffix == SAFETENSORS), "")
     pickle = next((f"; {file.name} is a pickle, which is not read" for file in files if file.suffix in PICKLES), "")
     raise UsageError(f"no adapter at {folder}: {missing} is missing, and {DIFFUSERS_FILE} too{other or pickle}")
+
+
+def refuse_shards(files: list[Path]) -> None:
+    """Raise UsageError if an adapter is spread over several files, of which one alone would be a part of it."""
+    if shard := next((file for file in files if SHARD.search(file.name)), None):
+        raise UsageError(f"{shard} is a part of an adapter in several files, which are not read: save it as one file")
 
 
 def read_adapter(place: Path) -> tuple["LoraConfig", dict[str, Tensor]]:
@@ -79,7 +91,7 @@ def read_diffusers(file: Path) -> tuple["LoraConfig", dict[str, Tensor]]:
     except (OSError, ValueError) as error:
         raise DamagedError(f"{file} is no LoRA file that diffusers reads: {one_line(error)}") from error
     tensors = of_transformer(tensors, file)
-    alphas = {key: float(tensors.pop(key)) for key in [key for key in tensors if key.endswith(".alpha")]}
+    alphas = {key: one_value(tensors.pop(key), key, file) for key in [key for key in tensors if key.endswith(".alpha")]}
     if not any("lora_A" in key for key in tensors):
         tensors = convert_unet_state_dict_to_peft(tensors)
     ranks = {f"^{key}": value.shape[1] for key, value in tensors.items() if "lora_B" in key and value.ndim > 1}
@@ -93,6 +105,13 @@ def read_diffusers(file: Path) -> tuple["LoraConfig", dict[str, Tensor]]:
     # diffusers adapts the layers that there are tensors for, whatever the configuration says of them
     only = {"target_modules": layers, "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
     return lora_config(told | only, str(file)), whole(tensors, file)
+
+
+def one_value(tensor: Tensor, key: str, file: Path) -> float:
+    """The number that a tensor holds. Raises UsageError if it holds none or several."""
+    if tensor.numel() != 1:
+        raise UsageError(f"{file}: {key} has {tensor.numel()} values; a layer has one alpha")
+    return float(tensor)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -149,6 +168,16 @@ def own_fields(told: dict[str, Any], file: Path) -> dict[str, Any]:
 def refuse_foreign(names: list[str], file: Path) -> None:
     """Raise UsageError for formats that diffusers does not convert for SD3, or of which it would drop a part."""
     for key in names:
+        if key.startswith(PEFT_PREFIX):
+            raise UsageError(
+                f"{file} holds tensors as peft saves them ({key}), and {CONFIG_FILE} is missing, which says how strong "
+                f"they are: name the folder that has both, the tensors as {WEIGHTS_FILE}"
+            )
+        if key.startswith(COMFY):
+            raise UsageError(
+                f"{file} is in ComfyUI's format (the prefix of {key}), which diffusers does not convert for SD3: save "
+                "it in diffusers' or peft's format"
+            )
         if key.startswith(KOHYA) or ".lora_down." in key:
             raise UsageError(
                 f"{file} is in Kohya's format ({key}), which diffusers does not convert for SD3: save it in diffusers' "

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.backbones.adapter_config import config_record
 from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, adapter_files, read_adapter
-from bench.errors import UsageError, one_line
+from bench.errors import BenchError, UsageError, one_line
 from bench.files import json_bytes, remove_leftovers, write_atomic
 from bench.hashing import content_hash
 from bench.hub import CONFIG_FILE, DIFFUSERS_FILE, WEIGHTS_FILE
@@ -188,6 +189,11 @@ class Adapters:
             cause = shorten(one_line(error), 300, placeholder=" ...")  # peft lists every layer that it looked for
             raise UsageError(f"adapter {folder} does not fit this backbone: {cause}") from error
         self.load_state(name, state, str(folder))
+        if not math.isfinite(self.delta_norm(name)):
+            raise UsageError(
+                f"adapter {folder}: its change of the weights is not finite in float32 (lora_alpha is "
+                f"{config.lora_alpha:g} at rank {config.r})"
+            )
 
     @torch.no_grad()
     def deltas(self, name: str) -> dict[str, Tensor]:
@@ -216,7 +222,7 @@ class Adapters:
         change become the base's.
 
         Returns the share of the changes' squared norm that is kept. Raises UsageError for a change of what the adapter
-        cannot change.
+        cannot change, BenchError for one that is not finite.
         """
         layers, config = self._adapted(name), self.configs[name]
         if config.use_dora or config.lora_bias:
@@ -234,6 +240,8 @@ class Adapters:
             if place not in deltas:
                 b.zero_()
                 continue
+            if not torch.isfinite(deltas[place]).all():
+                raise BenchError(f"the weight change of {place} for the adapter {name!r} is not finite")
             u, s, vh = torch.linalg.svd(deltas[place].flatten(1).double(), full_matrices=False)
             root = (s[: len(a)] / scale).sqrt()
             rank = len(root)

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from bench.settings import Settings
 
 
-class Compute(BaseModel):
+class Compute(Settings):
     """Settings of the forward and backward pass; adapters and optimiser are float32 whatever is said here."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     RESULT: ClassVar[tuple[str, ...]] = ("resolution", "precision", "max_sequence_length")
     """Settings that results depend on; the others move their last bits."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Count, Fraction, Positive, Weight
+from bench.bounds import Count, Fraction, Moderate, Weight
 from bench.budget import Passes
 from bench.errors import UsageError
 from bench.lab import STUDENT, Lab
@@ -36,12 +36,12 @@ class GrpoOptions(Options):
 
     unsaid: ClassVar[tuple[str, ...]] = ("log_prob",)
 
-    clip: Positive = 1e-4
+    clip: Moderate = 1e-4
     """The ratio is clipped to 1 +- this (log-probabilities are means over elements)."""
     log_prob: Literal["gaussian", "squared_error"] = "gaussian"
     """Log-probability of a drawn state x' with mean m, a mean over elements. gaussian: the kernel's density.
     squared_error: -(x' - m)^2, as released code has it for Flow-CPS (arXiv 2509.05952) and fast presets (clip 1e-5)."""
-    advantage_clip: Positive = 5.0
+    advantage_clip: Moderate = 5.0
     kl: Weight = 0.04
     """Weight of the per-step KL to the reference, a mean over elements, as released code takes it: on flow_sde h times
     the true one."""

@@ -1,9 +1,8 @@
 """GRPO-Guard (arXiv 2510.22319): Flow-GRPO with a normalised ratio and per-step gradients of equal scale."""
 
-
 from torch import Tensor
 
-from bench.bounds import Positive, Weight
+from bench.bounds import Moderate, Weight
 from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler
@@ -13,7 +12,7 @@ from methods.rl.grpo import Grpo, GrpoOptions, surrogate
 class GrpoGuardOptions(GrpoOptions):
     """Settings of GRPO-Guard; defaults as in the released configuration."""
 
-    clip: Positive = 2e-6
+    clip: Moderate = 2e-6
     kl: Weight = 0.0
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Count, Positive, Weight
+from bench.bounds import Count, Moderate, Weight
 from bench.budget import Passes
 from bench.lab import STUDENT, Lab
 from bench.method import Options
@@ -33,9 +33,9 @@ class NftOptions(Options):
 
     timesteps: Count = 9
     """Noise levels of the rollout's schedule on which each picture is trained."""
-    beta: Positive = 1.0
+    beta: Moderate = 1.0
     """Mixing strength of the implicit policies."""
-    advantage_clip: Positive = 5.0
+    advantage_clip: Moderate = 5.0
     """Advantages are clipped to +-this and divided by twice this."""
     kl: Weight = 1e-4
     """Weight of the velocity error to the reference."""

@@ -138,6 +138,13 @@ REFUSED = {
     "loha": ({f"transformer.{LAYER}.hada_w1_a": (4, 4)}, "only LoRA"),
     "half of a pair": ({f"transformer.{LAYER}.lora_A.weight": (4, 128)}, "no lora_B"),
     "a layer's alpha alone": (PAIR | {"transformer.proj_out.alpha": ()}, r"proj_out\.alpha"),
+    "a layer's alpha with two values": (PAIR | {f"transformer.{LAYER}.alpha": (2,)}, r"alpha has 2 values"),
+    "a layer's alpha without one": (PAIR | {f"transformer.{LAYER}.alpha": (0,)}, r"alpha has 0 values"),
+    "comfyui": ({k.replace("transformer.", "diffusion_model.", 1): n for k, n in PAIR.items()}, "ComfyUI's format"),
+    "peft's, without configuration": (
+        {k.replace("transformer.", "base_model.model.", 1): n for k, n in PAIR.items()},
+        r"as peft saves them .* adapter_config\.json is missing",
+    ),
     "nothing": ({}, "no lora_B"),
     "no such layer": ({k.replace("to_q", "to_z"): v for k, v in PAIR.items()}, "does not fit this backbone"),
     "another width": ({k: (n + 1, m) if n > 4 else (n, m) for k, (n, m) in PAIR.items()}, "has shape"),
@@ -194,3 +201,13 @@ def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
     save_file({key: torch.ones(shape, dtype=torch.int8) for key, shape in PAIR.items()}, tmp_path / DIFFUSERS_FILE)
     with pytest.raises(UsageError, match=r"holds torch\.int8"):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_model", "pytorch_lora_weights"])
+def test_a_part_of_an_adapter_is_not_taken_for_it(tmp_path: Path, name: str) -> None:
+    shard = tmp_path / f"{name}-00001-of-00002.safetensors"
+    save_file({key: torch.ones(shape) for key, shape in PAIR.items()}, shard)
+    for place in (tmp_path, shard):
+        with pytest.raises(UsageError, match="part of an adapter in several files") as refused:
+            adapter_hash(place)
+        assert "name the file itself" not in str(refused.value)

@@ -13,7 +13,7 @@ from peft import EvaConfig, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 
 from bench.backbones.adapter_config import INERT, START, Carried, lora_config
 from bench.backbones.adapters import CONFIG_FILE, TARGETS, WEIGHTS_FILE, Shape, adapter_hash, read_adapter
-from bench.errors import MissingError, UsageError
+from bench.errors import BenchError, MissingError, UsageError
 from bench.spec import describe
 from tests.backbones.adapter_makers import by_peft, in_peft, shaken, untouched, velocity
 
@@ -293,3 +293,16 @@ def test_a_shipped_teacher_told_otherwise_is_the_same_teacher(micro, tmp_path: P
     micro.adapters.load("rewritten", tmp_path)
     torch.testing.assert_close(velocity(micro, "rewritten"), velocity(micro, "plain"), rtol=0, atol=1e-6)
     assert micro.adapters.delta_norm("rewritten") == pytest.approx(micro.adapters.delta_norm("plain"), rel=1e-6)
+
+
+def test_an_adapter_whose_change_is_not_finite_is_refused_by_name(backbone, tmp_path: Path) -> None:
+    by_peft(untouched(backbone), tmp_path, **PLAIN | {"lora_alpha": 1e300})
+    with pytest.raises(UsageError, match=r"not finite in float32 \(lora_alpha is 1e\+300"):
+        backbone.adapters.load("endless", tmp_path)
+
+
+def test_a_change_that_is_not_finite_is_not_put_into_an_adapter(backbone, tmp_path: Path) -> None:
+    backbone.adapters.load("mine", by_peft(untouched(backbone), tmp_path, **PLAIN))
+    endless = {layer: delta * float("inf") for layer, delta in backbone.adapters.deltas("mine").items()}
+    with pytest.raises(BenchError, match="not finite"):
+        backbone.adapters.set_deltas("mine", endless)

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import optuna
@@ -19,7 +20,7 @@ from bench.errors import UsageError
 from bench.masking import masked, without_secrets
 from sweeps.journal import StorageError, mend
 from sweeps.measure import Measured
-from sweeps.storage import Place, check_storage
+from sweeps.storage import Place, check_storage, open_storage
 from sweeps.study import StudySpec, open_study
 from sweeps.worker import work
 from tests.commands import bench
@@ -239,6 +240,16 @@ def test_what_is_no_database_is_refused_before_anything_is_written(tmp_path: Pat
     write_study(tmp_path)
     assert f"--storage {url}".strip() in refused(tmp_path, "--storage", url)
     assert not (tmp_path / "results").exists()
+
+
+def test_what_a_driver_warns_of_is_not_shown(tmp_path: Path) -> None:
+    place = Place(tmp_path, "sqlite:////nowhere/at/all/x.db?password=hidden")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        for use in (check_storage, open_storage):
+            with pytest.raises(StorageError, match=r"password=\*\*\*: "):
+                use(place)
+    assert not shown
 
 
 def test_a_locked_database_is_one_line_and_its_trial_goes_on(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_clipscore_looks_at_the_central_square(size: tuple[int, int]) -> None:
     short, long = min(size), max(size)
     target = [side if edge == short else int(side * long / short) for edge in (height, width)]
     resized = torch.nn.functional.interpolate(images, target, mode="bilinear", antialias=True)
-    top, left = int(round((target[0] - side) / 2.0)), int(round((target[1] - side) / 2.0))
+    top, left = round((target[0] - side) / 2.0), round((target[1] - side) / 2.0)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     expected = (resized[:, :, top : top + side, left : left + side] - mean) / std
     torch.testing.assert_close(cropped(images, side), expected, rtol=1e-5, atol=1e-5)
