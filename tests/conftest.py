@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: no network, a loaded micro backbone, a tiny random SD3 pipeline on disk."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,6 +25,29 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slurm's first, all with one worker: while they wait the others compute, and at the end nobody waits for them."""
     items.sort(key=lambda item: "slurm" not in item.path.parts)
+
+
+ALONE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test marked `alone` raises signals in its own process, which a worker of pytest-xdist would not survive."""
+    if not pyfuncitem.get_closest_marker("alone") or "PYTEST_XDIST_WORKER" not in os.environ:
+        return None
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    words = ["-n", "0", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *words], cwd=pyfuncitem.config.rootpath, env=own, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    return True
 
 
 @pytest.fixture(autouse=True)

@@ -368,6 +368,7 @@ def test_a_job_tells_how_it_ended(root: Path) -> None:
     assert issubclass(UsageError, BenchError)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("slurm", "cancelled", "stops"), [(False, False, True), (True, False, False), (True, True, True)])
 def test_a_job_is_interrupted_by_sigterm_but_not_by_slurm_s_preemption(
     root: Path, monkeypatch, slurm: bool, cancelled: bool, stops: bool

@@ -122,6 +122,7 @@ def test_local_jobs_stop_with_their_command(tmp_path: Path, number: int) -> None
     assert not json.loads((root / line.name / "spec.json").read_text()).get("error")
 
 
+@pytest.mark.alone
 def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
     from bench.interrupts import stopping
 
@@ -143,6 +144,7 @@ def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
         signal.signal(signal.SIGINT, before[0])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_sigterm_is_an_interrupt_in_every_command(number: int, monkeypatch, capsys) -> None:
     """What has been computed is printed, in one line more it is said why there is no more."""
@@ -168,6 +170,7 @@ def test_sigterm_is_an_interrupt_in_every_command(number: int, monkeypatch, caps
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.alone
 def test_sigterm_is_left_to_who_has_it_and_runs_take_it_after_their_update() -> None:
     from bench.dispatch import undisturbed
     from bench.interrupts import stopping, terminated_is_interrupted
