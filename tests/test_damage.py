@@ -313,7 +313,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(call, results: Path, launched:
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_empty_name_does_not_mean_all(call, results: Path, launched: Path, command: str, name: str) -> None:
     code, _, err = call(command, name, "--results", str(results))
-    assert (code, "empty name" in err) == (2, True)
+    assert (code, "is empty" in err) == (2, True)
 
 
 def test_resuming_never_lengthens_a_log(call, results: Path) -> None:

@@ -96,7 +96,7 @@ def places(detector_folder: Path, clip_folder: Path, tmp_path_factory: pytest.Te
     (pictures / "results.jsonl").write_text(json.dumps(row) + "\n")
     drawn = tmp_path_factory.mktemp("drawn")
     prompts = load_task("pickscore", "micro").prompts("test")[:1]
-    write(drawn, prompts, torch.zeros(1, 3, 64, 64), [(0, 0)])
+    write(drawn, prompts, torch.zeros(1, 3, 32, 32), [(0, 0)])
     return {
         "PICTURES": str(pictures), "DETECTOR": str(detector_folder), "CLIP": str(clip_folder), "PROMPTS": "prompts",
         "DRAWN": str(drawn),
