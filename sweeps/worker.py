@@ -63,7 +63,8 @@ class Claims:
         except BlockingIOError:
             raise
         except OSError as error:
-            raise BenchError(f"the file system of {self.folder} has no locks (flock): {error}") from error
+            cause = f"the file system of {self.folder} has no locks (flock): {error.strerror}"
+            raise BenchError(f"{cause}; choose another place") from error
 
 
 def work(spec: StudySpec, place: Place, say: Say = lambda _: None, carry_out: Measure = measure) -> optuna.Study:
