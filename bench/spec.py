@@ -185,8 +185,9 @@ class Spec(Settings):
     def record(self) -> dict[str, Any]:
         """Plain data for spec.json; settings that most runs leave alone are left out where they are."""
         evaluation = self.evaluation
+        # Of each section: True leaves all of it out, a set the settings that it names.
         unsaid: dict[str, Any] = {
-            "scorers": self.scorers == SILENT["scorers"] or {},
+            "scorers": self.scorers == SILENT["scorers"] or set(),
             "compute": self.compute == SILENT["compute"] or self.compute.model_dump().keys() - self.compute.record(),
             "lora": set() if self.lora.start else {"start"},
             "evaluation": {name for name in ("pictures", "shift", "table") if not getattr(evaluation, name)},
