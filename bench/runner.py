@@ -23,12 +23,13 @@ from bench.interrupts import stopping
 from bench.lab import EMA, STUDENT, Lab
 from bench.layout import PICTURES
 from bench.loading import load_tasks
-from bench.loop import Loop, Progress, read_start
+from bench.loop import Loop, Progress
 from bench.memory import memory
 from bench.provenance import record
 from bench.registry import find
 from bench.shapes import check_evaluation
 from bench.spec import Spec, describe
+from bench.start import read_start
 from bench.store import Run
 from bench.teachers import Teacher, locate, mount, to_train, training_evaluations
 from bench.workers import ALONE, Workers
