@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
+from bench.api.lab import STUDENT, Lab
 from bench.errors import UsageError, unknown
-from bench.lab import STUDENT, Lab
 from methods.rl.method import RlMethod, RlOptions
 
 PREVIOUS = "previous"

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Fraction, Moderate
-from bench.lab import STUDENT, Lab
-from bench.method import Work
+from bench.config.bounds import Fraction, Moderate
 from bench.sampler.draws import draw
 from bench.sampler.rollout import rollout
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error

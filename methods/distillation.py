@@ -5,12 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Method, Needs, Options, Work
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Count, Fraction, Weight
-from bench.budget import Passes
+from bench.backbones.meter import Passes
+from bench.config.bounds import Count, Fraction, Weight
 from bench.errors import UsageError
-from bench.lab import STUDENT, Lab
-from bench.method import Method, Needs, Options, Work
 from bench.sampler.distance import squared_distance
 from methods.trained_steps import trained_steps
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from bench.budget import Passes
-from bench.lab import Lab
-from bench.method import Method, Needs, Options, Work
+from bench.api.lab import Lab
+from bench.api.method import Method, Needs, Options, Work
+from bench.backbones.meter import Passes
 from methods.distillation import merge_teachers
 
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from bench.bounds import Moderate
+from bench.api.lab import Lab
+from bench.config.bounds import Moderate
 from bench.errors import unknown
-from bench.lab import Lab
 from methods.rl.method import RlMethod, RlOptions
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
-from bench.lab import STUDENT, Lab
-from bench.method import Work
 from bench.sampler.rollout import walk
 from bench.sampler.weighting import Weighting, step_weights
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error

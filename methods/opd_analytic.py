@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Count
-from bench.lab import STUDENT, Lab
-from bench.method import Work
+from bench.config.bounds import Count
 from bench.sampler.draws import Rows
 from bench.sampler.rollout import rollout, walk
 from bench.sampler.weighting import Weighting, step_weights

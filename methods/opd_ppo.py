@@ -14,10 +14,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Needs, Work
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Count, Moderate
-from bench.lab import STUDENT, Lab
-from bench.method import Needs, Work
+from bench.config.bounds import Count, Moderate
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import Trajectory, rollout
 from bench.sampler.weighting import released_kl_factor

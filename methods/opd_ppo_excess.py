@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.analysis.stats import Estimate, estimate
+from bench.api.lab import STUDENT, Lab
 from bench.errors import UsageError, exit_on_error
-from bench.files import json_bytes
-from bench.lab import STUDENT, Lab
-from bench.outputs import check_output, write_output
 from bench.registry import task_names
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import rollout
-from bench.stats import Estimate, estimate
+from bench.system.files import json_bytes
+from bench.system.outputs import check_output, write_output
 from methods.opd_ppo import ppo_loss
 
 
@@ -133,8 +133,8 @@ def main() -> None:
     if min(arguments.states, arguments.draws) < 2:
         raise UsageError("a covariance needs --draws of 2 or more, its interval --states of 2 or more")
     check_output(arguments.output)
-    from bench.probe_command import laboratory
-    from bench.spec import resolve
+    from bench.cli.probe import laboratory
+    from bench.config.spec import resolve
 
     results = []
     for kernel in arguments.kernels.split(","):

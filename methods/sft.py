@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Count
-from bench.lab import STUDENT, Lab
-from bench.method import Work
+from bench.config.bounds import Count
 from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import rollout
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error

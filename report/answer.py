@@ -4,9 +4,9 @@ import math
 
 from markupsafe import Markup
 
-from bench.records import prompts_known, score
+from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY
+from bench.analysis.records import prompts_known, score
 from bench.registry import find
-from bench.standing import EXPLORATORY, PRIMARY_FAMILY
 from report.claims import ALPHA
 from report.evidence import Evidence
 from report.lines import Pool, World

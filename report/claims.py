@@ -3,8 +3,8 @@
 Each claim of DiffusionOPD (arXiv 2605.15055) becomes one tested quantity with a 95% interval and a verdict: "holds"
 when the whole interval is on the claimed side of the line, "does not hold" when it is on the other, else "undecided".
 Holm's correction within a family must agree, else "undecided". Families: the paper's comparisons (PRIMARY of
-bench/standing.py; the teachers' cost not counted, and counted), the other rivals likewise, a cascade's losses, and the
-gradients of a probe's output. Whatever it is, it is printed.
+bench/analysis/comparison.py; the teachers' cost not counted, and counted), the other rivals likewise, a cascade's
+losses, and the gradients of a probe's output. Whatever it is, it is printed.
 """
 
 import math
@@ -13,9 +13,9 @@ from itertools import combinations, product
 
 import numpy as np
 
-from bench.records import model_rows, recovered, shows_teachers
-from bench.standing import MARGIN, PRIMARY_FAMILY, against, family
-from bench.stats import Difference, Estimate, holm, holm_within, paired_difference
+from bench.analysis.comparison import MARGIN, PRIMARY_FAMILY, against, family
+from bench.analysis.records import model_rows, recovered, shows_teachers
+from bench.analysis.stats import Difference, Estimate, holm, holm_within, paired_difference
 from report.lines import Line, near
 from report.table import plain
 

@@ -3,9 +3,9 @@
 import numpy as np
 from markupsafe import Markup
 
-from bench.records import Record, model_rows
-from bench.standing import against
-from bench.stats import holm
+from bench.analysis.comparison import against
+from bench.analysis.records import Record, model_rows
+from bench.analysis.stats import holm
 from report.claims import ALPHA
 from report.evidence import Evidence
 from report.lines import Line, Pool, pools

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.damage import check_checkpoint
+from bench.analysis.comparison import STRICTER
+from bench.analysis.records import Record
 from bench.errors import DamagedError, UsageError, one_line
-from bench.files import read_text
-from bench.outcome import recorded_failure
-from bench.records import Record
-from bench.standing import STRICTER
+from bench.jobs.outcome import recorded_failure
+from bench.store.damage import check_checkpoint
+from bench.system.files import read_text
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_printable, checked
 
 

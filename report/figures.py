@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from bench.drawing import imported
+from bench.system.drawing import imported
 from report.style import INK, WIDTHS, Look, drawing, is_column
 
 SVG = "http://www.w3.org/2000/svg"

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from bench.stats import Estimate
+from bench.analysis.stats import Estimate
 from report.figures import Figure, draw_curve, draw_intervals, row_height, says
 from report.style import Look, is_column, logarithmic, looks
 from report.table import Column, Table

@@ -4,9 +4,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from bench.analysis.forgetting import Forgetting, forgetting
+from bench.analysis.records import Record
 from bench.hashing import text_hash
-from bench.probes.forgetting import Forgetting, forgetting
-from bench.records import Record
 from bench.registry import registered
 from report.checks import printable
 from report.evidence import Evidence, Found

@@ -7,8 +7,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from bench.errors import BenchError, UsageError, one_line
-from bench.files import read_lines, write_atomic
-from bench.places import check_writable, missing_folders, remove_empty
+from bench.system.files import read_lines, write_atomic
+from bench.system.places import check_writable, missing_folders, remove_empty
 from bench.terminal import legible
 from report.figures import Figure, draw_all
 from report.table import Table, unmarked

@@ -11,10 +11,10 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
+from bench.analysis.records import headline
 from bench.errors import UsageError
-from bench.layout import Sample, load, read
-from bench.pictures import to_bytes
-from bench.records import headline
+from bench.scoring.folders import Sample, load, read
+from bench.scoring.pictures import to_bytes
 from report.checks import printable
 from report.evidence import Found
 from report.figures import Figure, broken

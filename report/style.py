@@ -5,8 +5,8 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bench.drawing import imported, own_settings
 from bench.registry import registered
+from bench.system.drawing import imported, own_settings
 
 INK = "#010203"
 """Stands for the text's colour in SVG files on the page, where it becomes that of the reader's theme."""

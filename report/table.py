@@ -13,7 +13,7 @@ from typing import Literal
 import pandas as pd
 from markupsafe import Markup, escape
 
-from bench.stats import Difference, Estimate, p_text
+from bench.analysis.stats import Difference, Estimate, p_text
 
 Kind = Literal["text", "score", "change", "share", "count", "p", "ratio"]
 FORMATS = {

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.probes.forgetting import by_share
-from bench.probes.overoptimisation import over_optimisation
-from bench.records import Record, model_rows, score
-from bench.standing import EXPLORATORY, PRIMARY_FAMILY, TARGET, Standing, against, metrics_beside, standings
-from bench.stats import Estimate, estimate, estimates, holm, joined, stratified_mean
+from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY, TARGET, Standing, against, metrics_beside, standings
+from bench.analysis.forgetting import by_share
+from bench.analysis.overoptimisation import over_optimisation
+from bench.analysis.records import Record, model_rows, score
+from bench.analysis.stats import Estimate, estimate, estimates, holm, joined, stratified_mean
 from report.claims import ALPHA
 from report.lines import EQUAL, Pool
 from report.table import Column, Table

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli import Executor, ProfileFile, Slurm
+from bench.cli.app import Executor, ProfileFile, Slurm
 
 
 def sweep(
@@ -27,11 +27,11 @@ def sweep(
     slurm: Slurm = None,
 ) -> None:
     """Run, join or continue a study of settings: the same command again goes on, another terminal's helps."""
-    from bench.closing import write_report
+    from bench.cli.closing import write_report
     from bench.errors import PartialError, UsageError
-    from bench.files import results_root
-    from bench.placement import placement
-    from bench.teacher_sets import check_teachers
+    from bench.jobs.placement import placement
+    from bench.system.files import results_root
+    from bench.training.teacher_sets import check_teachers
     from sweeps.storage import Place, check_storage, for_jobs, storage_url
     from sweeps.study import open_study, read_study
     from sweeps.summary import show, summarise
@@ -55,8 +55,8 @@ def sweep(
         found = work(spec, place, lambda text: console.print(text, soft_wrap=True))
         close(found)
         return
-    from bench.dispatch import dispatch
-    from bench.launches import Job
+    from bench.jobs.dispatch import dispatch
+    from bench.jobs.launches import Job
 
     with Claims(place.folder / "trials").alone():
         found = open_study(spec, place)

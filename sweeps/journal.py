@@ -15,7 +15,7 @@ from pathlib import Path
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from bench.errors import DamagedError, UsageError
-from bench.files import parse_json
+from bench.system.files import parse_json
 
 
 class StorageError(UsageError):

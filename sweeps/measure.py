@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.analysis.records import score
+from bench.config.spec import Spec, describe
 from bench.errors import BusyError, Stopped
-from bench.loop import Progress
-from bench.records import score
-from bench.runner import Session, execute
-from bench.spec import Spec, describe
-from bench.store import Run
+from bench.store.run import Run
+from bench.training.loop import Progress
+from bench.training.runner import Session, execute
 from sweeps.storage import Place, make_folder
 from sweeps.study import Scalar, StudySpec
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 import optuna
 from pydantic import Field, ValidationError, model_validator
 
-from bench.contradictions import leaves
+from bench.config.contradictions import leaves
+from bench.config.settings import Settings, first_problem, parse_seeds, read_yaml
+from bench.config.spec import Spec, resolve
 from bench.errors import UsageError, unknown
-from bench.files import read_text, write_atomic
 from bench.hashing import seed_of, text_hash
 from bench.registry import task_names
-from bench.settings import Settings, first_problem, parse_seeds, read_yaml
-from bench.spec import Spec, resolve
+from bench.system.files import read_text, write_atomic
 from sweeps.storage import Place, make_folder, open_storage, storage_errors
 
 Scalar = bool | int | float | str

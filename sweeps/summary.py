@@ -8,10 +8,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from bench.files import json_bytes, read_record, write_atomic
+from bench.analysis.comparison import against
+from bench.analysis.records import Record
 from bench.printing import terminal
-from bench.records import Record
-from bench.standing import against
+from bench.system.files import json_bytes, read_record, write_atomic
 from sweeps.storage import Place, storage_errors
 from sweeps.study import MEAN, StudySpec, shown
 from sweeps.worker import brief

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bench.errors import MissingError, UsageError
-from bench.pictures import to_bytes
-from bench.weights import load_frozen, load_processor, weights_name
+from bench.scoring.pictures import to_bytes
+from bench.weights.frozen import load_frozen, load_processor, weights_name
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
 Pictures = Tensor | list

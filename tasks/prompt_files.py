@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from types import UnionType
 
-from bench import files
-from bench.checkpoints import refuse_stand_in
+from bench.api.task import Prompt, Task
 from bench.errors import DamagedError, MissingError, UsageError, one_line
-from bench.task import Prompt, Task
+from bench.system import files
+from bench.weights.checkpoints import refuse_stand_in
 
 SOURCE = {"prompts": "folder with train.txt and test.txt, one prompt a line"}
 """What tasks that read them say of it."""

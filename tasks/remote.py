@@ -1,11 +1,11 @@
-"""A reward that only a server knows (scorers.remote.url; protocol: bench/remote.py), on prompts from files."""
+"""A reward that only a server knows (scorers.remote.url; protocol: bench/scoring/remote.py), on prompts from files."""
 
 from typing import ClassVar
 
 from torch import Tensor
 
+from bench.api.task import Prompt, Scores
 from bench.errors import MissingError
-from bench.task import Prompt, Scores
 from tasks.prompt_files import SOURCE, PromptFileTask
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["torch", "peft", "diffusers.models.transformers.transformer_sd3", "scipy.stats", "bench.runner", "bench.cli"]
+    ["torch", "peft", "diffusers.models.transformers.transformer_sd3", "scipy.stats", "bench.training.runner", "bench.cli.app"]
 )
 TIMEOUT_S = 300
 
@@ -47,7 +47,7 @@ def _command(
         os.chdir(folder)
     if before:
         before(*arguments)
-    from bench.cli import main
+    from bench.cli.app import main
 
     sys.argv = ["bench", *words]
     main()

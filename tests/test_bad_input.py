@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import main
+from bench.cli.app import main
 
 RUN = ["run", "--method", "opd_analytic"]
 GRPO = ["run", "--method", "multi_reward", "--set", "params.engine=grpo", "--set", "params.groups=4", "--set"]
@@ -191,8 +191,8 @@ def test_a_setting_of_slurm_is_called_by_its_own_option(tmp_path: Path, monkeypa
 
 
 def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
-    from bench.spec import describe, resolve
-    from bench.store import Run
+    from bench.config.spec import describe, resolve
+    from bench.store.run import Run
 
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "results" / "runs"

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.checkpoints import load_checkpoint, state_dict
 from bench.errors import BenchError, DamagedError, MissingError, UsageError
-from bench.weights import load_frozen, load_processor, weights_hash
+from bench.weights.checkpoints import load_checkpoint, state_dict
+from bench.weights.frozen import load_frozen, load_processor, weights_hash
 from tasks.geneval.mmdet_weights import convert as convert_mmdet
 from tasks.preference.aesthetic import AestheticJudge, read_head
 from tasks.preference.open_clip_weights import convert as convert_open_clip

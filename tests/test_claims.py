@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.records import Record
-from bench.stats import Estimate
+from bench.analysis.records import Record
+from bench.analysis.stats import Estimate
 from report.claims import chance, gradient_claims, judge, judge_same, score_claims
 from report.lines import Line
 from tests.test_compare import record

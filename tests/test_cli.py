@@ -6,8 +6,8 @@ import time
 
 import typer
 
-from bench.cli import whole
-from bench.settings import parse_seeds
+from bench.cli.app import whole
+from bench.config.settings import parse_seeds
 
 PLACED = ["--executor", "--profile", "--slurm"]
 FLAGS = {
@@ -92,7 +92,7 @@ def test_seeds() -> None:
 
 
 def test_help_is_fast_and_imports_no_torch() -> None:
-    code = "import sys; from bench.cli import whole; whole(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from bench.cli.app import whole; whole(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "bench", "--help"], check=True, capture_output=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.comparison import EQUAL, beyond_budget, overrides_of, parse_axis, settle, target_text, variants
+from bench.analysis.comparison import Goal, standings
+from bench.analysis.records import Record
+from bench.cli.compare import EQUAL, beyond_budget, overrides_of, parse_axis, settle, target_text, variants
+from bench.cli.probe import probe_specs
+from bench.config.spec import resolve
 from bench.errors import UsageError
-from bench.probe_command import probe_specs
-from bench.records import Record
-from bench.spec import resolve
-from bench.standing import Goal, standings
 from report import lines as report_lines
 from report.tables import cosines
 from tests.commands import bench

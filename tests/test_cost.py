@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.backbones.compute import Compute
+from bench.api.method import Method, Options
+from bench.backbones.meter import BACKWARD, Passes
 from bench.backbones.sd3 import DEFAULT, VAE, size
 from bench.backbones.size import Size
-from bench.budget import BACKWARD, Passes
-from bench.cost import PEAK, UTILISATION, Cost, evaluations_of_student, held_out, hours, of_passes, of_update
-from bench.dryrun import explain
+from bench.cli.dryrun import explain
+from bench.config.compute import Compute
+from bench.config.spec import LoraSpec, describe, resolve
 from bench.errors import UsageError
-from bench.footprint import training_memory
-from bench.method import Method, Options
+from bench.prediction.cost import PEAK, UTILISATION, Cost, evaluations_of_student, held_out, hours, of_passes, of_update
+from bench.prediction.footprint import training_memory
 from bench.registry import find
-from bench.spec import LoraSpec, describe, resolve
 
 
 def said(capsys, *arguments, **named) -> str:
@@ -91,7 +91,7 @@ def test_held_out_evaluation_is_predicted_apart(sd3_folder: Path, capsys) -> Non
 
 
 def test_evaluation_costs_what_its_passes_cost() -> None:
-    from bench.cost import of_evaluation
+    from bench.prediction.cost import of_evaluation
 
     spec = resolve(None, None, preset=Path("diffusionopd-sd35"))
     medium = size(DEFAULT, spec.compute)
@@ -158,7 +158,9 @@ class Foreign(Method):
 
 
 def test_what_a_plug_in_does_not_say_is_not_known(sd3_folder: Path, capsys, monkeypatch) -> None:
-    from bench import cost, dryrun, footprint, spec
+    from bench.cli import dryrun
+    from bench.config import spec
+    from bench.prediction import cost, footprint
 
     honest = find
     foreign = lambda kind, name: Foreign if name == "foreign" else honest(kind, name)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import main
-from bench.comparison import recipes, settle, variants
-from bench.launches import Job, launches, new_launch
-from bench.spec import resolve
+from bench.cli.app import main
+from bench.cli.compare import recipes, settle, variants
+from bench.config.spec import resolve
+from bench.jobs.launches import Job, launches, new_launch
 from report.evidence import collect
 from report.sections import make
 
@@ -113,7 +113,7 @@ def ran(root: Path) -> list[str]:
 @pytest.fixture
 def results(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of them beside a healthy run; comparisons draw no report here."""
-    monkeypatch.setattr("bench.comparison.write_report", lambda *_: None)
+    monkeypatch.setattr("bench.cli.compare.write_report", lambda *_: None)
     root = tmp_path / "results"
     shutil.copytree(finished, root)
     healthy = root / "merge-0000000000-s0"
@@ -215,7 +215,7 @@ def launched(results: Path) -> Path:
             launch.log(job, kind).write_text(f"a line\n{ESCAPE}\x1b[2J\nlast\n")
         launch.remember(job, "FAILED")
         (launch.folder / "told").mkdir(exist_ok=True)
-    from bench.launches import told_file
+    from bench.jobs.launches import told_file
 
     told_file(launch.folder, "b").write_text('{"outcome": "done", "error": ""}')
     launch.mark_cancelled(known[0])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bench.devices import check_device
-from bench.dispatch import _places
 from bench.errors import MissingError, UsageError
+from bench.jobs.dispatch import _places
+from bench.system.devices import check_device
 
 
 @pytest.fixture

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.dispatch import dispatch
+from bench.config.spec import resolve, teacher_spec
 from bench.errors import MissingError, PartialError, UsageError
-from bench.launches import Job, Launch, launches, new_launch
-from bench.outcome import failure_of, last_error
-from bench.placement import Placement, placement
-from bench.processes import identity, lives
-from bench.run_jobs import teacher_jobs
-from bench.scheduler import GONE, State
-from bench.spec import resolve, teacher_spec
-from bench.status import cancel, logs, survey
-from bench.store import Run
+from bench.jobs.dispatch import dispatch
+from bench.jobs.launches import Job, Launch, launches, new_launch
+from bench.jobs.outcome import failure_of, last_error
+from bench.jobs.placement import Placement, placement
+from bench.jobs.runs import teacher_jobs
+from bench.jobs.scheduler import GONE, State
+from bench.jobs.status import cancel, logs, survey
+from bench.store.run import Run
+from bench.system.processes import identity, lives
 
 SHORT = [
     "run", "--method", "opd_analytic", "--tasks", "ocr", "--set", "budget.updates=2", "--set", "evaluation.steps=1",
@@ -246,7 +246,7 @@ def test_a_thousand_runs_are_listed_at_once(root: Path) -> None:
 
 
 def test_code_that_changed_since_submission_is_refused(monkeypatch) -> None:
-    from bench.job import Command
+    from bench.jobs.command import Command
 
     with pytest.raises(UsageError, match="has changed since this job was submitted"):
         Command(("list", "kernels"), None, "other")()
@@ -254,7 +254,7 @@ def test_code_that_changed_since_submission_is_refused(monkeypatch) -> None:
 
 def test_a_run_that_gets_no_further_is_not_requeued(tmp_path: Path) -> None:
     from bench.errors import BenchError
-    from bench.job import STARTS, Command, code_hash
+    from bench.jobs.command import STARTS, Command, code_hash
 
     command = Command(("list", "kernels"), tmp_path, code_hash())
     for _ in range(STARTS - 1):
@@ -268,7 +268,7 @@ def test_a_run_that_gets_no_further_is_not_requeued(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_another_ones_by_now_is_not_ours(root: Path, monkeypatch) -> None:
-    from bench import scheduler
+    from bench.jobs import scheduler
 
     launch = new_launch(root, "slurm", [Job("a", ("list",), run="r")])
     launch.submitted({"a": "7"})
@@ -285,7 +285,7 @@ def test_a_number_that_is_another_ones_by_now_is_not_ours(root: Path, monkeypatc
 
 def test_an_ended_job_of_another_machine_is_not_running(root: Path, monkeypatch) -> None:
     """What it left in the lock is no sign of life where Slurm says that it has ended."""
-    from bench import scheduler
+    from bench.jobs import scheduler
 
     run = Run(root, resolve("opd_analytic", ["ocr"]), "f")
     run.open()
@@ -329,8 +329,9 @@ def test_teachers_that_differ_have_labels_that_differ(root: Path) -> None:
 
 
 def test_a_busy_run_is_waited_for(root: Path, monkeypatch) -> None:
-    from bench import cli, job
+    from bench.cli import app as cli
     from bench.errors import BusyError
+    from bench.jobs import command as job
 
     tries = []
 
@@ -348,7 +349,7 @@ def test_a_busy_run_is_waited_for(root: Path, monkeypatch) -> None:
 def test_a_job_tells_how_it_ended(root: Path) -> None:
     """In JSON, for whoever looks; a stopped one is not failed."""
     from bench.errors import BenchError
-    from bench.job import Command, code_hash
+    from bench.jobs.command import Command, code_hash
 
     launch = new_launch(root, "local", [Job(label, ("list",)) for label in ("good", "bad", "stopped")])
     known = {job.label: job for job in launch.submitted(dict.fromkeys(("good", "bad", "stopped"), "4000000001"))}
@@ -376,8 +377,8 @@ def test_a_job_is_interrupted_by_sigterm_but_not_by_slurm_s_preemption(
     """Slurm sends SIGTERM before it preempts, and starts the job again: it must not end by itself then."""
     import signal
 
-    from bench import job as module
-    from bench.job import Command, code_hash
+    from bench.jobs import command as module
+    from bench.jobs.command import Command, code_hash
 
     launch = new_launch(root, "slurm" if slurm else "local", [Job("a", ("list",))])
     if slurm:
@@ -407,7 +408,7 @@ def test_a_job_is_interrupted_by_sigterm_but_not_by_slurm_s_preemption(
 def test_another_user_s_job_keeps_no_other_from_being_cancelled(root: Path, monkeypatch, executor: str) -> None:
     from types import SimpleNamespace
 
-    from bench import status
+    from bench.jobs import status
 
     def kill(number: int, _signal: int) -> None:
         if number == 1000002:
@@ -432,7 +433,7 @@ def test_another_user_s_job_keeps_no_other_from_being_cancelled(root: Path, monk
 
 
 def test_a_cancelled_process_is_asked_and_one_that_has_gone_is_no_error(root: Path, monkeypatch) -> None:
-    from bench import status
+    from bench.jobs import status
 
     asked = []
     monkeypatch.setattr(status, "states", lambda known: {(x.name, j.label): State("RUNNING") for x in known for j in x.jobs})

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.ema import averages_at, decay_at
-from bench.lab import EMA
-from bench.loop import Loop
-from bench.runner import Session, execute
-from bench.spec import resolve
-from bench.store import read_checkpoint
+from bench.api.lab import EMA
+from bench.config.spec import resolve
+from bench.store.run import read_checkpoint
+from bench.training.ema import averages_at, decay_at
+from bench.training.loop import Loop
+from bench.training.runner import Session, execute
 
 
 class Released:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import layout, status
 from bench.errors import DamagedError, UsageError
-from bench.files import parse_json, read_lines, read_record, read_rows, read_text
-from bench.pictures import from_file
+from bench.jobs import status
+from bench.scoring import folders as layout
+from bench.scoring.pictures import from_file
+from bench.system.files import parse_json, read_lines, read_record, read_rows, read_text
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 

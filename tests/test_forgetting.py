@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bench.probes.forgetting import forgetting, score_matrix
-from bench.probes.overoptimisation import over_optimisation
+from bench.analysis.forgetting import forgetting, score_matrix
+from bench.analysis.overoptimisation import over_optimisation
 
 
 def run(points: dict[float, dict[str, list[float]]]) -> list[dict]:

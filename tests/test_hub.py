@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from bench.backbones.sd3 import descriptor
+from bench.config.spec import resolve
 from bench.errors import MissingError, UsageError
-from bench.hub import DIFFUSERS_FILE, FILES, adapter_folder
-from bench.spec import resolve
-from bench.teacher_sets import check_teachers
+from bench.training.teacher_sets import check_teachers
+from bench.weights.hub import DIFFUSERS_FILE, FILES, adapter_folder
 
 
 def test_local_folders_pass() -> None:

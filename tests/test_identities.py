@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.spec import Spec
+from bench.config.spec import Spec
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.launches import launches
-from bench.status import survey
+from bench.jobs.launches import launches
+from bench.jobs.status import survey
 from tests.test_resume import SETTINGS, records
 
 LONG = ["budget.updates=14", "checkpoint_every=1000", "evaluation.points=[]", "evaluation.steps=1", "lora.rank=4"]
@@ -124,7 +124,7 @@ def test_local_jobs_stop_with_their_command(tmp_path: Path, number: int) -> None
 
 @pytest.mark.alone
 def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
-    from bench.interrupts import stopping
+    from bench.system.interrupts import stopping
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with stopping() as asked:
@@ -148,8 +148,8 @@ def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_sigterm_is_an_interrupt_in_every_command(number: int, monkeypatch, capsys) -> None:
     """What has been computed is printed, in one line more it is said why there is no more."""
-    from bench import evaluation_command
-    from bench.cli import main
+    from bench.cli import evaluate as evaluation_command
+    from bench.cli.app import main
 
     honest, before = evaluation_command.evaluate, signal.getsignal(signal.SIGTERM)
 
@@ -172,8 +172,8 @@ def test_sigterm_is_an_interrupt_in_every_command(number: int, monkeypatch, caps
 
 @pytest.mark.alone
 def test_sigterm_is_left_to_who_has_it_and_runs_take_it_after_their_update() -> None:
-    from bench.dispatch import undisturbed
-    from bench.interrupts import stopping, terminated_is_interrupted
+    from bench.jobs.dispatch import undisturbed
+    from bench.system.interrupts import stopping, terminated_is_interrupted
 
     before, came = signal.getsignal(signal.SIGTERM), []
     with terminated_is_interrupted():
@@ -202,10 +202,10 @@ def test_a_stop_is_taken_between_batches_of_an_evaluation(tmp_path: Path, monkey
     """The checkpoint is there already; the run evaluates again, and ends as if nothing had been."""
     from contextlib import nullcontext
 
-    from bench import runner
+    from bench.config.spec import resolve
     from bench.errors import Interrupted
-    from bench.runner import Session, execute
-    from bench.spec import resolve
+    from bench.training import runner
+    from bench.training.runner import Session, execute
     from tasks.ocr.task import Ocr
 
     settings = ["budget.updates=2", "evaluation.points=[0.5]", "evaluation.batch=16", "evaluation.split=validation"]
@@ -228,7 +228,7 @@ def test_a_loop_stops_where_any_process_was_asked(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     from bench.errors import Interrupted
-    from bench.loop import Loop
+    from bench.training.loop import Loop
 
     saved = []
     loop = SimpleNamespace(

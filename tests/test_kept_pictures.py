@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bench.layout import read
-from bench.runner import Session, execute
-from bench.spec import Spec, resolve
+from bench.config.spec import Spec, resolve
+from bench.scoring.folders import read
+from bench.training.runner import Session, execute
 
 
 def spec(seed: int, pictures: bool) -> Spec:

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from bench.api.lab import EMA, STUDENT
+from bench.api.task import Scores
 from bench.backbones.adapters import read_adapter
+from bench.config.spec import describe, resolve
 from bench.errors import BenchError, MissingError, UsageError
-from bench.evaluate import evaluate
-from bench.lab import EMA, STUDENT
-from bench.loading import load_tasks
-from bench.loop import Loop
 from bench.registry import find
-from bench.runner import Session, execute
 from bench.sampler.rollout import Sampler
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
-from bench.spec import describe, resolve
-from bench.store import Run, read_checkpoint
-from bench.task import Scores
+from bench.scoring.loading import load_tasks
+from bench.store.run import Run, read_checkpoint
+from bench.training.evaluate import evaluate
+from bench.training.loop import Loop
+from bench.training.runner import Session, execute
 from methods.opd_analytic import OpdAnalytic
 from tasks.ocr.task import Ocr
 from tests.test_resume import SETTINGS

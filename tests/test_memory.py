@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.backbones.compute import Compute
 from bench.backbones.flow import FlowBackbone
+from bench.config.compute import Compute
+from bench.config.settings import merge
+from bench.config.spec import Spec, resolve
 from bench.errors import BenchError
-from bench.memory import exhausted, memory, memory_of
 from bench.registry import find
-from bench.runner import Session, execute
-from bench.settings import merge
-from bench.spec import Spec, resolve
+from bench.training.out_of_memory import exhausted, memory, memory_of
+from bench.training.runner import Session, execute
 
 QUICK = ["budget.updates=1", "evaluation.steps=1", "evaluation.points=[]"]
 

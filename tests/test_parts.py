@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from bench import scoring
-from bench.evaluate import evaluate
-from bench.lab import Lab
-from bench.layout import read
-from bench.loading import load_task
+from bench.api import scores as scoring
+from bench.api.lab import Lab
+from bench.api.scores import parts_of, stacked
+from bench.api.task import Prompt, Scores, Task
 from bench.sampler.rollout import euler
-from bench.scoring import parts_of, stacked
-from bench.task import Prompt, Scores, Task
+from bench.scoring.folders import read
+from bench.scoring.loading import load_task
+from bench.training.evaluate import evaluate
 
 
 class Watched(Task):

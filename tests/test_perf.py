@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.backbones.compute import Compute
+from bench.api.lab import STUDENT
+from bench.backbones.meter import Passes
 from bench.backbones.micro import descriptor
 from bench.backbones.shape_only import ShapeOnly
 from bench.backbones.size import Size
-from bench.budget import Passes
+from bench.config.compute import Compute
 from bench.errors import UsageError
-from bench.lab import STUDENT
 from bench.perf import ceilings, command, kernels, updates
 from bench.perf.command import comparison, preset_hours, read
 from bench.perf.overhead import overhead

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from bench import files, layout
-from bench.layout import begin, left_out, read, world_of
+from bench.scoring import folders as layout
+from bench.scoring.folders import begin, left_out, read, world_of
+from bench.system import files
 from tests.commands import bench
 
 SIGN = {"tag": "sign", "prompt": 'a sign that says "hello"'}
@@ -209,7 +210,7 @@ def test_places_that_cannot_be_written_are_found_out_first(option: str, place: s
 
 
 def _fail_to_print() -> None:
-    from bench import evaluation_command
+    from bench.cli import evaluate as evaluation_command
 
     def fail(*_: object) -> None:
         raise UnicodeEncodeError("ascii", "é", 0, 1, "cannot print")
@@ -246,7 +247,7 @@ def _read_only() -> None:
     """Everything under the current folder as on a read-only file system, for root too."""
     import errno
 
-    from bench import score_command
+    from bench.cli import score as score_command
 
     def refuse(path: Path, _: bytes) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
@@ -305,8 +306,8 @@ def test_a_folder_whose_target_is_not_certain_is_refused_with_the_file(tmp_path:
 
 
 def test_scores_of_a_read_only_database_are_used(tmp_path: Path) -> None:
-    from bench.score_cache import RememberingTask
-    from bench.task import Prompt
+    from bench.api.task import Prompt
+    from bench.scoring.cache import RememberingTask
     from tests.tasks.test_remote import Moody, pictures
 
     path = tmp_path / "scores.sqlite"

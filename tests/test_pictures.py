@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from bench.errors import UsageError
-from bench.layout import load
-from bench.pictures import LARGEST, TooLargeError, from_file
-from bench.remote import decode
+from bench.scoring.folders import load
+from bench.scoring.pictures import LARGEST, TooLargeError, from_file
+from bench.scoring.remote import decode
 
 RAMP = np.linspace(0, 1, 64 * 48).reshape(48, 64)
 """Grey, in shares of white."""

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from bench.errors import DamagedError, UsageError, exit_on_error, one_line
-from bench.files import results_root, write_atomic
-from bench.outputs import check_folder, check_output, write_output
-from bench.places import check_writable, locked
+from bench.system.files import results_root, write_atomic
+from bench.system.outputs import check_folder, check_output, write_output
+from bench.system.places import check_writable, locked
 from tests.commands import bench
 
 TINY = ["evaluation.steps=1", "evaluation.split=validation", "evaluation.points=[]", "params.trajectories=2", "lora.rank=4"]
@@ -143,12 +143,12 @@ def test_a_notebook_s_and_a_user_s_matplotlib_do_not_matter(own_matplotlib: Path
 
 
 def breaks_drawing() -> None:
-    import bench.sheet
+    import bench.training.sheet
 
     def broken(*_: object) -> bytes:
         raise ValueError("no\nfont")
 
-    bench.sheet._painted = broken
+    bench.training.sheet._painted = broken
 
 
 def test_a_contact_sheet_that_cannot_be_drawn_fails_no_run(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_report_that_cannot_be_made_fails_no_comparison(tmp_path: Path) -> Non
 def test_another_tool_s_file_beside_a_teacher_says_nothing_of_its_cost(tmp_path: Path, name: str, content: str) -> None:
     from math import isnan
 
-    from bench.teachers import Teacher, training_evaluations
+    from bench.training.teachers import Teacher, training_evaluations
 
     folder = tmp_path / "checkpoints" / "ocr"
     folder.mkdir(parents=True)
@@ -194,7 +194,7 @@ def test_another_tool_s_file_beside_a_teacher_says_nothing_of_its_cost(tmp_path:
 
 
 def test_a_teacher_of_our_own_run_with_a_damaged_summary_is_refused(tmp_path: Path) -> None:
-    from bench.teachers import Teacher, training_evaluations
+    from bench.training.teachers import Teacher, training_evaluations
 
     adapter = tmp_path / "single_task-0-s0" / "adapter"
     adapter.mkdir(parents=True)

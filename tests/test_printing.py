@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from bench.comparison import print_standings
-from bench.console import Console, print_table
-from bench.evaluate import Evaluation
-from bench.loop import Progress
+from bench.analysis.comparison import standings
+from bench.analysis.stats import Estimate
+from bench.cli.compare import print_standings
+from bench.cli.console import Console, print_table
+from bench.cli.probe import print_probes
+from bench.cli.score import print_summary
+from bench.jobs.status import Line, table
 from bench.printing import progress_bar, terminal
-from bench.probe_command import print_probes
-from bench.score_command import print_summary
-from bench.standing import standings
-from bench.stats import Estimate
-from bench.status import Line, table
+from bench.training.evaluate import Evaluation
+from bench.training.loop import Progress
 from sweeps.storage import Place
 from sweeps.study import StudySpec
 from sweeps.summary import show
@@ -37,7 +37,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("columns", ["0", "1", "5", "30"])
 def test_a_table_is_shown_in_however_few_columns(columns: str, monkeypatch, capsys, tmp_path: Path) -> None:
-    from bench.status import show
+    from bench.jobs.status import show
 
     monkeypatch.setenv("COLUMNS", columns)
     (tmp_path / "opd-run").mkdir()

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import bench.registry as registry
-from bench.layout import write
-from bench.loading import load_task
-from bench.runner import Session, execute
-from bench.spec import resolve
-from bench.task import Prompt
+from bench.api.task import Prompt
+from bench.config.spec import resolve
+from bench.scoring.folders import write
+from bench.scoring.loading import load_task
+from bench.training.runner import Session, execute
 from tests.commands import bench
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -34,7 +34,7 @@ def register(monkeypatch: pytest.MonkeyPatch):
     added: dict[tuple[str, str], object] = {}
     find = lambda kind, name: added[kind, name] if (kind, name) in added else real_find(kind, name)
     registered = lambda kind: real_registered(kind) | {n: None for k, n in added if k == kind}
-    for module in ("bench.registry", "bench.spec", "bench.runner", "bench.loading", "bench.view"):
+    for module in ("bench.registry", "bench.config.spec", "bench.training.runner", "bench.scoring.loading", "bench.config.scorers"):
         monkeypatch.setattr(f"{module}.find", find)
     monkeypatch.setattr("bench.registry.registered", registered)
     return lambda kind, name, thing: added.__setitem__((kind, name), thing)
@@ -65,7 +65,7 @@ def test_example_task_runs(register, tmp_path: Path) -> None:
 def test_the_slurm_profile_is_one() -> None:
     import yaml
 
-    from bench.placement import Profile
+    from bench.jobs.placement import Profile
 
     text = re.search(r"```yaml\n# gpu\.yaml.*?\n(.*?)```", README, re.S)[1]
     assert Profile.model_validate(yaml.safe_load(text)).parameters("a", Path("."), None)["gpus_per_node"] == 1

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.console import print_table
-from bench.records import model_rows, recovered
-from bench.stats import estimate
+from bench.analysis.records import model_rows, recovered
+from bench.analysis.stats import estimate
+from bench.cli.console import print_table
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference" / "micro" / "opd_analytic"

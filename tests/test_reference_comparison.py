@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.comparison import print_standings, target_text
-from bench.records import design, prompts_known
-from bench.standing import Standing, against, standings
-from bench.stats import Difference, Estimate, holm
+from bench.analysis.comparison import Standing, against, standings
+from bench.analysis.records import design, prompts_known
+from bench.analysis.stats import Difference, Estimate, holm
+from bench.cli.compare import print_standings, target_text
 from report.claims import score_claims
 from report.evidence import collect
 from report.lines import Line, pools

@@ -30,7 +30,7 @@ TRAINING = ["budget.updates=6", "checkpoint_every=2", "evaluation.points=[0.5]",
 def dies(moment: str, count: int) -> None:
     """Let this process kill itself at a moment, the count-th time that it comes."""
     import bench.backbones.adapters as adapters
-    import bench.store as store
+    import bench.store.run as store
 
     watched = "evaluations.jsonl" if moment == "torn_evaluation" else "metrics.jsonl"
     write, append = store.write_atomic, store.Run.append

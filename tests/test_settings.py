@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.config.scorers import view_settings
+from bench.config.settings import parse_override, parse_seeds, parse_yaml, read_yaml
+from bench.config.spec import resolve
 from bench.errors import UsageError
-from bench.placement import placement
-from bench.settings import parse_override, parse_seeds, parse_yaml, read_yaml
-from bench.spec import resolve
-from bench.view import view_settings
+from bench.jobs.placement import placement
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi")

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from bench.evaluate import Evaluation
-from bench.records import design, prompts_known
-from bench.stats import (
+from bench.analysis.records import design, prompts_known
+from bench.analysis.stats import (
     Design,
     Estimate,
     codes,
@@ -23,6 +22,7 @@ from bench.stats import (
     resampled_means,
     stratified_mean,
 )
+from bench.training.evaluate import Evaluation
 
 
 def test_stratified_mean_weighs_strata_equally() -> None:

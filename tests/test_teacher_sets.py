@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.config.spec import resolve
 from bench.errors import MissingError, UsageError
-from bench.spec import resolve
-from bench.teacher_sets import check_teachers
+from bench.training.teacher_sets import check_teachers
 from tests.commands import bench
 
 SMALL = ("evaluation.steps=1", "evaluation.split=validation", "evaluation.points=[]", "budget.updates=1")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.config.spec import Spec, resolve
 from bench.registry import find
-from bench.runner import Session, execute
-from bench.spec import Spec, resolve
-from bench.store import read_checkpoint
-from bench.workers import Workers
+from bench.store.run import read_checkpoint
+from bench.system.workers import Workers
+from bench.training.runner import Session, execute
 
 # With so large an eps AdamW's step is proportional to the gradient: a small eps makes a step of rounding's sign.
 COMMON = [
@@ -48,9 +48,9 @@ SETTINGS = {
 PROCESS = """
 import json, sys
 from pathlib import Path
-from bench.runner import Session, execute
-from bench.spec import Spec
-from bench.workers import connect
+from bench.training.runner import Session, execute
+from bench.config.spec import Spec
+from bench.system.workers import connect
 workers = connect("cpu")
 for spec in json.loads(Path(sys.argv[1]).read_text()):
     execute(Spec.model_validate(spec), Session(Path(sys.argv[2]), workers))
@@ -176,7 +176,7 @@ def losses(self, lab, task, start):
     yield from honest(self, lab, task, start)
 opd_analytic.OpdAnalytic.collect, opd_analytic.OpdAnalytic.losses = collect, losses
 sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", *{settings!r}]
-from bench.cli import main
+from bench.cli.app import main
 main()
 """
     ended = launch(["-c", code], tmp_path)
@@ -227,7 +227,7 @@ def losses(self, lab, task, experience):
         yield piece * float("nan") if os.environ["RANK"] == "1" else piece
 OpdAnalytic.losses = losses
 sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", "--seeds", "0-1", *{settings!r}]
-from bench.cli import main
+from bench.cli.app import main
 main()
 """
     ended = launch(["-c", code], tmp_path)
@@ -237,7 +237,7 @@ main()
 
 def test_several_processes_are_not_given_one_gpu(monkeypatch) -> None:
     from bench.errors import UsageError
-    from bench.workers import connect
+    from bench.system.workers import connect
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="device=cuda, not cuda:0"):

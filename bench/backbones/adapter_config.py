@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, ValidationError
 
+from bench.config.settings import first_problem
 from bench.errors import UsageError, one_line
-from bench.settings import first_problem
 
 if TYPE_CHECKING:
     from peft import LoraConfig

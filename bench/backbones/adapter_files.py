@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bench.backbones.adapter_config import lora_config
-from bench.checkpoints import refuse_stand_in, require_weights
 from bench.errors import DamagedError, UsageError, one_line
-from bench.files import read_record
-from bench.hub import CONFIG_FILE, DIFFUSERS_FILE, SAFETENSORS, WEIGHTS_FILE
+from bench.system.files import read_record
+from bench.weights.checkpoints import refuse_stand_in, require_weights
+from bench.weights.hub import CONFIG_FILE, DIFFUSERS_FILE, SAFETENSORS, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from peft import LoraConfig

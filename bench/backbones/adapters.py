@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from bench.backbones.adapter_config import config_record
 from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, adapter_files, read_adapter
 from bench.errors import BenchError, UsageError, one_line
-from bench.files import json_bytes, remove_leftovers, write_atomic
 from bench.hashing import content_hash
-from bench.hub import CONFIG_FILE, DIFFUSERS_FILE, WEIGHTS_FILE
+from bench.system.files import json_bytes, remove_leftovers, write_atomic
+from bench.weights.hub import CONFIG_FILE, DIFFUSERS_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bench.backbones.conditioning import Conditioning
-from bench.files import write_atomic
+from bench.system.files import write_atomic
 
 MEMORY = 2**30
 """Bytes of encoded prompts kept on the device: 600 prompts of SD3.5 with T5 in half precision."""

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bench.backbones.adapters import Adapters
-from bench.backbones.compute import Compute
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.embeddings import Embeddings
-from bench.budget import Meter
+from bench.backbones.meter import Meter
+from bench.config.compute import Compute
 from bench.sampler.draws import normal
 
 COMPILATIONS = 64

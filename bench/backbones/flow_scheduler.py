@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.bounds import Shift
-from bench.checkpoints import read_config
+from bench.config.bounds import Shift
 from bench.errors import UsageError
 from bench.sampler.schedule import TRAIN_TIMESTEPS
+from bench.weights.checkpoints import read_config
 
 FILE = "scheduler/scheduler_config.json"
 CLASS = "FlowMatchEulerDiscreteScheduler"

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from bench.checkpoints import read_config
 from bench.errors import DamagedError, MissingError
+from bench.weights.checkpoints import read_config
 
 NAME = re.compile(
     r"(?:diffusion_pytorch_model|model)"

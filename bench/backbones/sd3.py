@@ -12,21 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.conditioning import Conditioning
-from bench.backbones.descriptor import Descriptor
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
 from bench.backbones.pipeline_files import require_whole, variant_of, weight_files
 from bench.backbones.size import Size
-from bench.bounds import Positive
-from bench.checkpoints import read_config, refuse_stand_ins, require_tokenizer, require_weights
-from bench.devices import best_device
+from bench.config.bounds import Positive
+from bench.config.compute import PLAIN, Compute
+from bench.config.descriptor import Descriptor
 from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line
 from bench.hashing import content_hash, sampled_hash, text_hash
-from bench.hub import PREFIX, require
-from bench.weights import whole
+from bench.system.devices import best_device
+from bench.weights.checkpoints import read_config, refuse_stand_ins, require_tokenizer, require_weights
+from bench.weights.frozen import whole
+from bench.weights.hub import PREFIX, require
 
 DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
 CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128

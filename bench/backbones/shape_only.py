@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.backbones.compute import PLAIN, Compute
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.sd3 import CLIP_TOKENS, MAX_TEXT_TOKENS, MEDIUM, latent_side
+from bench.config.compute import PLAIN, Compute
 from bench.hashing import seed_of, text_hash
 
 DOWNSAMPLING = 8

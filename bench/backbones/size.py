@@ -6,7 +6,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from bench.backbones.adapters import TARGETS, Shape
-from bench.backbones.compute import PLAIN, Compute
+from bench.config.compute import PLAIN, Compute
 from bench.errors import UsageError, one_line
 
 if TYPE_CHECKING:

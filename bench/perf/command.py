@@ -10,20 +10,20 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from bench.backbones.compute import Compute
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.meter import Passes
 from bench.backbones.size import Size
-from bench.budget import Passes
-from bench.cost import of_passes, of_update
+from bench.config.compute import Compute
+from bench.config.spec import LoraSpec
 from bench.errors import DamagedError, UsageError, one_line
-from bench.files import json_bytes, read_record
-from bench.outputs import check_output, write_output
 from bench.perf import kernels, updates
 from bench.perf.ceilings import copy_bandwidth, matrix_rate
 from bench.perf.overhead import overhead
 from bench.perf.timing import measure
+from bench.prediction.cost import of_passes, of_update
 from bench.printing import terminal
-from bench.spec import LoraSpec
+from bench.system.files import json_bytes, read_record
+from bench.system.outputs import check_output, write_output
 
 GPU_COMPUTE = Compute(resolution=512, precision="bfloat16")
 GUIDANCE = {"micro": 1.0, "sd35_shape": 4.5}
@@ -99,7 +99,7 @@ def sources(backbone: str, device: torch.device) -> tuple[Callable[[Compute], Fl
     """How to make the backbone that is measured, and prompts for it."""
     if backbone == "micro":
         from bench.backbones.micro import descriptor
-        from bench.loading import load_task
+        from bench.scoring.loading import load_task
 
         texts = [prompt.text for prompt in load_task("geneval", "micro").prompts("train")[:64]]
         return partial(descriptor().load, str(device)), texts
@@ -116,8 +116,8 @@ def size_of(backbone: FlowBackbone, texts: list[str]) -> Size:
 
 def scorers() -> list[dict]:
     """Pictures a second of every task's scorer on the drawn world."""
-    from bench.loading import load_tasks
     from bench.registry import task_names
+    from bench.scoring.loading import load_tasks
 
     images = torch.rand(SCORED, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     rows = []
@@ -144,8 +144,8 @@ def fastest(rows: list[dict]) -> float:
 def preset_hours(flop_per_s: float) -> dict[str, float]:
     """GPU-hours of every preset's training at a measured rate of operations, the transformer's alone: decoding, scoring
     and held-out evaluation come on top."""
+    from bench.config.spec import PRESETS, describe, resolve
     from bench.registry import find
-    from bench.spec import PRESETS, describe, resolve
 
     hours = {}
     for path in sorted(PRESETS.glob("*.yaml")):

@@ -4,12 +4,12 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 
+from bench.config.spec import describe, resolve
 from bench.perf.updates import model_seconds
 from bench.registry import find
-from bench.runner import equip, load_backbone
-from bench.spec import describe, resolve
-from bench.store import Run
-from bench.teachers import locate
+from bench.store.run import Run
+from bench.training.runner import equip, load_backbone
+from bench.training.teachers import locate
 
 UPDATES = 8
 ONLY_TRAINING = ("evaluation.steps=1", "evaluation.points=[]")
@@ -17,7 +17,7 @@ ONLY_TRAINING = ("evaluation.steps=1", "evaluation.points=[]")
 
 def overhead(method: str = "opd_analytic", updates: int = UPDATES) -> dict:
     """Share of a run's wall time, on the CPU, outside model and scorers; the main job's recipe on micro."""
-    from bench.loop import Loop, Progress
+    from bench.training.loop import Loop, Progress
 
     spec = resolve(method, ["all"], overrides=[f"budget.updates={updates}", *ONLY_TRAINING])
     descriptor = describe(spec.backbone)

@@ -6,7 +6,7 @@ student with gradients, and a backward pass.
 
 import torch
 
-from bench.lab import STUDENT, Lab
+from bench.api.lab import STUDENT, Lab
 from bench.sampler.rollout import rollout
 from bench.sampler.weighting import step_weights
 

@@ -7,19 +7,19 @@ from time import perf_counter
 
 import torch
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Method
+from bench.api.task import Prompt, Scores, Task
 from bench.backbones.adapters import Shape
-from bench.backbones.compute import Compute
 from bench.backbones.flow import FlowBackbone
-from bench.budget import Passes
-from bench.lab import STUDENT, Lab
-from bench.method import Method
+from bench.backbones.meter import Passes
+from bench.config.compute import Compute
 from bench.perf.straightforward import PUBLISHED_BATCH, straightforward_update
 from bench.perf.timing import Timing, measure, measure_in_turns
 from bench.registry import find
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
-from bench.task import Prompt, Scores, Task
 
 STEPS, TRAINED = 10, 9
 TRAJECTORIES = 24
@@ -138,7 +138,7 @@ def count(lab: Lab, work: Callable[[], None]) -> Passes:
 
 
 def rates(timing: Timing, passes: Passes, compute: Compute) -> dict:
-    """A row's numbers; evaluations are in the unit of budgets (bench/budget.py)."""
+    """A row's numbers; evaluations are in the unit of budgets (bench/backbones/meter.py)."""
     return timing.record() | {
         "evaluations": passes.evaluations,
         "passes": {"forward": passes.forward, "trained": passes.trained},

@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Method
 from bench.backbones.conditioning import Conditioning
 from bench.hashing import seed_of
-from bench.lab import STUDENT, Lab
-from bench.method import Method
 from bench.sampler.rollout import Velocity
-from bench.workers import ALONE
+from bench.system.workers import ALONE
 
 # What decides which prompts and initial noises are met. All other draws (kernel noise, noise levels, queried steps)
 # are the estimator's own.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.stats import Estimate
+from bench.analysis.stats import Estimate
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from bench.api.lab import STUDENT
+from bench.api.method import Method
 from bench.hashing import seed_of
-from bench.lab import STUDENT
-from bench.method import Method
 from bench.probes.estimates import ProbeLab, task_gradients
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.api.lab import Lab
+from bench.api.method import Options
 from bench.backbones.conditioning import Conditioning
-from bench.budget import Passes
-from bench.lab import Lab
-from bench.method import Options
+from bench.backbones.meter import Passes
 from bench.sampler.rollout import Sampler, Trajectory
 
 

@@ -15,12 +15,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Options
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Count, Fraction, Moderate, Weight
-from bench.budget import Passes
+from bench.backbones.meter import Passes
+from bench.config.bounds import Count, Fraction, Moderate, Weight
 from bench.errors import UsageError
-from bench.lab import STUDENT, Lab
-from bench.method import Options
 from bench.sampler.distance import squared_distance
 from bench.sampler.draws import Rows
 from bench.sampler.gaussian import Gaussian, Transition

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from bench.bounds import Moderate, Weight
+from bench.config.bounds import Moderate, Weight
 from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler

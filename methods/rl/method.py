@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.bounds import Count
+from bench.api.lab import Lab
+from bench.api.method import Method, Needs, Options, Work
+from bench.config.bounds import Count
 from bench.errors import UsageError
-from bench.lab import Lab
-from bench.method import Method, Needs, Options, Work
 from methods.distillation import branches
 from methods.rl.advantages import Mixing, advantages
 from methods.rl.engine import Engine, Samples

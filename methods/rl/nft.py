@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.method import Options
 from bench.backbones.conditioning import Conditioning
-from bench.bounds import Count, Moderate, Weight
-from bench.budget import Passes
-from bench.lab import STUDENT, Lab
-from bench.method import Options
+from bench.backbones.meter import Passes
+from bench.config.bounds import Count, Moderate, Weight
 from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from methods.rl.engine import Engine, Samples, chunks

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bench.lab import Lab
+from bench.api.lab import Lab
 
 
 class Ratios:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
-from bench.files import json_bytes, read_json, write_atomic
-from bench.pictures import from_file, to_bytes
+from bench.scoring.pictures import from_file, to_bytes
+from bench.system.files import json_bytes, read_json, write_atomic
 from tasks.geneval.prompts import COCO, RENAMED
 from tasks.geneval.rules import COUNTING_THRESHOLD
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bench.pictures import to_bytes
+from bench.scoring.pictures import to_bytes
 from tasks.clip import with_processor
 from tasks.geneval.detector import Detection
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from bench.pictures import to_bytes
-from bench.weights import load_frozen, weights_name
+from bench.scoring.pictures import to_bytes
+from bench.weights.frozen import load_frozen, weights_name
 from tasks.geneval import canary
 
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.checkpoints import cause_of, state_dict
 from bench.errors import DamagedError, UsageError, exit_on_error
-from bench.weights import save_folder
+from bench.weights.checkpoints import cause_of, state_dict
+from bench.weights.frozen import save_folder
 from tasks.geneval.canary import expectations, keep
 from tasks.geneval.detector import UNREAD, Mask2FormerDetector
 

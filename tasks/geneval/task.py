@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from bench.api.task import Prompt, Scores, Task
 from bench.backbones.micro.reader import find_shapes
 from bench.backbones.micro.world import COLOURS, SHAPES
-from bench.task import Prompt, Scores, Task
 from tasks.geneval.photo import SOURCES, photo_reader
 from tasks.geneval.prompt_records import check_record
 from tasks.geneval.prompts import COCO, Vocabulary, generate

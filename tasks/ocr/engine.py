@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from torch import Tensor
 
-from bench.pictures import to_bytes
+from bench.scoring.pictures import to_bytes
 
 ENGINE = "rapidocr-3.10.0"
 """Pinned in pyproject.toml: the package brings its models."""

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from bench.api.task import Prompt, Scores, Task
 from bench.backbones.micro.captions import SIGN_LENGTHS, Brief, caption
 from bench.backbones.micro.glyphs import ALPHABET
 from bench.backbones.micro.reader import read_text
 from bench.errors import UsageError
-from bench.task import Prompt, Scores, Task
 from tasks.ocr.engine import ENGINE, read_with_rapidocr
 from tasks.ocr.formula import ocr_reward, plain, target_text
 from tasks.prompt_files import SOURCE, as_prompts, read_prompts

@@ -6,8 +6,8 @@ from functools import cached_property, partial
 import numpy as np
 from torch import Tensor
 
+from bench.api.task import Prompt, Scores, Task
 from bench.backbones.micro.captions import caption
-from bench.task import Prompt, Scores, Task
 from tasks.clip import Clip, standardise
 from tasks.pickscore import micro
 from tasks.pickscore.gold import gold

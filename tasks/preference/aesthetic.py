@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.checkpoints import load_checkpoint, require_weights
 from bench.errors import DamagedError, MissingError
 from bench.hashing import content_hash
+from bench.weights.checkpoints import load_checkpoint, require_weights
 from tasks.clip import with_processor
 
 MODEL = "openai/clip-vit-large-patch14"

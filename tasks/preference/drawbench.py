@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from bench.api.task import Prompt, Scores, Task
 from bench.errors import MissingError, UsageError, unknown
-from bench.task import Prompt, Scores, Task
 from tasks.clip import BATCH, DEVICES, devices
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import read_lines

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.checkpoints import cause_of, state_dict
 from bench.errors import DamagedError, exit_on_error
-from bench.weights import save_folder
+from bench.weights.checkpoints import cause_of, state_dict
+from bench.weights.frozen import save_folder
 
 VISION_HEAD, TEXT_HEAD = 80, 64
 """Width of an attention head in ViT-H/14; the weights do not tell."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from bench.task import Prompt, Scores
+from bench.api.task import Prompt, Scores
 from tasks.preference.clipscore import DEFAULT
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import SOURCE, PromptFileTask

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.backbones.adapters import adapter_hash, read_adapter
 from bench.errors import BenchError, UsageError
-from bench.hub import DIFFUSERS_FILE
+from bench.weights.hub import DIFFUSERS_FILE
 from tests.backbones.adapter_makers import by_peft, shaken, untouched, velocity
 from tests.backbones.test_adapter_kinds import KINDS, PLAIN, backbone  # noqa: F401
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
+from bench.config.spec import describe, resolve
 from bench.errors import UsageError
-from bench.hub import DIFFUSERS_FILE
-from bench.lab import STUDENT
-from bench.runner import Session, execute
-from bench.spec import describe, resolve
-from bench.store import Run
+from bench.store.run import Run
+from bench.training.runner import Session, execute
+from bench.weights.hub import DIFFUSERS_FILE
 from methods.distillation import merge_teachers
 from tests.backbones.adapter_makers import by_peft, in_peft, untouched
 from tests.backbones.test_adapter_files import by_diffusers, made

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.api.lab import STUDENT
 from bench.backbones import embeddings, sd3
 from bench.backbones.adapters import Shape
-from bench.backbones.compute import Compute
 from bench.backbones.embeddings import Embeddings
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.sd3 import descriptor
+from bench.config.compute import Compute
 from bench.errors import UsageError
-from bench.lab import STUDENT
 from tests.methods.conftest import shake
 
 PROMPTS = ["a cat", "a small dog"]

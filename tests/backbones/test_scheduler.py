@@ -9,15 +9,15 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from bench.backbones.compute import Compute
 from bench.backbones.flow_scheduler import FILE
 from bench.backbones.sd3 import descriptor
+from bench.config.compute import Compute
+from bench.config.spec import resolve
 from bench.errors import UsageError
-from bench.loop import Loop
-from bench.runner import Session, execute
 from bench.sampler.rollout import Sampler, euler, rollout
 from bench.sampler.schedule import make_schedule
-from bench.spec import resolve
+from bench.training.loop import Loop
+from bench.training.runner import Session, execute
 
 
 def with_scheduler(folder: Path, target: Path, **fields) -> str:

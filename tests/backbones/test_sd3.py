@@ -7,16 +7,16 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from bench.api.lab import STUDENT, Lab
+from bench.api.task import Prompt, Scores, Task
 from bench.backbones.adapters import Shape
-from bench.backbones.compute import Compute
 from bench.backbones.sd3 import descriptor
+from bench.config.compute import Compute
+from bench.config.spec import describe
 from bench.errors import MissingError, UsageError
-from bench.lab import STUDENT, Lab
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
-from bench.spec import describe
-from bench.task import Prompt, Scores, Task
 from methods.multi_reward import MultiReward
 from methods.opd_analytic import OpdAnalytic, OpdOptions
 from methods.rl.method import RlOptions

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.config.spec import describe, resolve
 from bench.errors import BenchError
-from bench.layout import load, write
-from bench.runner import Session, execute
-from bench.spec import describe, resolve
+from bench.scoring.folders import load, write
+from bench.training.runner import Session, execute
 from methods.opd_analytic import OpdAnalytic
 from tasks.geneval.task import GenEval
 from tests.commands import bench

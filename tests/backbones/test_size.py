@@ -11,14 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.backbones.adapters import TARGETS, Adapters, Shape
-from bench.backbones.compute import Compute
 from bench.backbones.micro import WEIGHTS
 from bench.backbones.sd3 import DEFAULT, MEDIUM, descriptor, size
 from bench.backbones.size import Size
 from bench.backbones.trial import Count, training_pass
-from bench.dryrun import explain
+from bench.cli.dryrun import explain
+from bench.config.compute import Compute
+from bench.config.spec import resolve
 from bench.errors import UsageError
-from bench.spec import resolve
 
 TINY = {
     "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.backbones.compute import Compute
 from bench.backbones.sd3 import descriptor
+from bench.config.compute import Compute
 from bench.errors import BenchError, DamagedError, MissingError, UsageError
-from bench.weights import load_frozen, load_processor, weights_hash
+from bench.weights.frozen import load_frozen, load_processor, weights_hash
 from tests.backbones.test_compute import original_layout
 
 

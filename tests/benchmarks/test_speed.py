@@ -6,13 +6,13 @@ Batch sizes are those of the main job. Skipped in the ordinary suite (timings ar
 import pytest
 import torch
 
+from bench.api.lab import STUDENT, Lab
 from bench.backbones.adapters import Shape
-from bench.lab import STUDENT, Lab
-from bench.loading import load_tasks
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.step import step
 from bench.sampler.transitions import KERNELS
+from bench.scoring.loading import load_tasks
 from methods.opd_analytic import OpdAnalytic, OpdOptions
 
 BATCH = 96

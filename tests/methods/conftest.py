@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from bench.api.lab import STUDENT, Lab
 from bench.backbones.adapters import Shape
-from bench.lab import STUDENT, Lab
-from bench.loading import load_tasks
 from bench.sampler.rollout import Sampler
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
+from bench.scoring.loading import load_tasks
 
 TASKS = ("geneval", "ocr")
 

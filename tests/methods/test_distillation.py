@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
+from bench.config.spec import resolve
 from bench.errors import UsageError
-from bench.lab import STUDENT
 from bench.registry import find
-from bench.spec import resolve
 from methods.dance_opd import DanceOpd, DanceOptions
 from methods.merge import Merge, MergeOptions
 from methods.off_policy import OffPolicy, OffPolicyOptions

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from bench.api.lab import STUDENT
 from bench.backbones.micro import descriptor
-from bench.lab import STUDENT
 from bench.registry import find
 from bench.sampler import backend
 from bench.sampler.gaussian import Gaussian

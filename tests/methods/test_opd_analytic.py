@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from bench.api.lab import STUDENT
+from bench.config.spec import resolve
 from bench.errors import UsageError
-from bench.lab import STUDENT
 from bench.sampler.gaussian import Transition
 from bench.sampler.weighting import step_weights
-from bench.spec import resolve
 from methods.opd_analytic import OpdAnalytic, OpdOptions
 
 KERNELS = [("ode", 0.0), ("flow_sde", 0.7), ("cps", 0.8), ("dpm2", 0.0)]

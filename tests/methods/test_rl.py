@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
+from bench.config.spec import resolve
 from bench.errors import UsageError
-from bench.lab import STUDENT
 from bench.sampler.gaussian import Gaussian
-from bench.spec import resolve
 from methods.cascade import PREVIOUS, Cascade, CascadeOptions
 from methods.multi_reward import MultiReward, MultiRewardOptions
 from methods.rl.advantages import advantages

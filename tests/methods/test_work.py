@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
-from bench.lab import STUDENT
+from bench.config.spec import resolve
 from bench.registry import find
-from bench.spec import resolve
 from tests.methods.conftest import TASKS, shake
 
 NOISY = ["sampler.kernel=flow_sde", "sampler.eta=0.7"]

@@ -85,8 +85,8 @@ def paint(folder: Path, task: str, prompt: str, seed: int) -> None:
     """Noise for every prompt of a task; large pictures for one of the tasks."""
     import torch
 
-    from bench.layout import places, write
-    from bench.task import Prompt
+    from bench.api.task import Prompt
+    from bench.scoring.folders import places, write
 
     count, side = len(STRATA[task]), 8 if task == "geneval" else 300
     prompts = [Prompt(f"{task} {i} {prompt}", "", {}) for i in range(count)]

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.dispatch import dispatch
-from bench.launches import Job, launches
-from bench.placement import Placement, Profile
-from bench.status import cancel, survey
+from bench.jobs.dispatch import dispatch
+from bench.jobs.launches import Job, launches
+from bench.jobs.placement import Placement, Profile
+from bench.jobs.status import cancel, survey
 
 
 def _answers() -> bool:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from bench.errors import BenchError, DamagedError, UsageError
-from bench.pictures import to_bytes
+from bench.scoring.pictures import to_bytes
 from tasks.geneval import canary
 from tasks.geneval.detector import Mask2FormerDetector
 from tasks.geneval.prompts import COCO

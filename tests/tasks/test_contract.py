@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
+from bench.api.task import SPLITS
 from bench.errors import UsageError
 from bench.registry import find, task_names
-from bench.task import SPLITS
 
 
 @pytest.mark.parametrize("name", task_names(["all"]))

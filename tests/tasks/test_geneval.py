@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from bench.api.task import Prompt
 from bench.backbones.micro.captions import Brief, draw_scene
 from bench.backbones.micro.world import draw
-from bench.task import Prompt
 from tasks.geneval.prompts import COCO, TAGS, generate
 from tasks.geneval.rules import Found, official, partial, relations, select, strict
 from tasks.geneval.task import GenEval

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.cli import main
+from bench.api.task import Prompt, Scores
+from bench.cli.app import main
 from bench.errors import UsageError
-from bench.layout import write
-from bench.task import Prompt, Scores
+from bench.scoring.folders import write
 from tasks.geneval.prompt_records import check_record
 from tasks.geneval.prompts import COCO, generate
 from tasks.geneval.task import WORLDS, GenEval
@@ -150,8 +150,8 @@ def test_a_server_refuses_wrong_records_by_place() -> None:
     import urllib.request
 
     from bench.errors import BenchError
-    from bench.remote import RemoteTask, encode
-    from bench.serve import server_for
+    from bench.scoring.remote import RemoteTask, encode
+    from bench.scoring.server import server_for
 
     task = GenEval("photo")
     task.reader = lambda images, records: [{} for _ in images]  # a reader that finds nothing

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import serve
-from bench.remote import RemoteTask, encode
-from bench.task import Prompt, Scores, Task
+from bench.api.task import Prompt, Scores, Task
+from bench.scoring import server as serve
+from bench.scoring.remote import RemoteTask, encode
 
 DEEP = b"[" * 200_000
 GOOD = {"text": "a", "stratum": "", "metadata": {}}

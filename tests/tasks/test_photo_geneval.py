@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.cli import main
+from bench.api.task import Prompt
+from bench.cli.app import main
+from bench.cli.score import imported, official_line, print_summary, score_folder
+from bench.config.scorers import view_settings
 from bench.errors import MissingError, UsageError
-from bench.layout import Sample, load, places, read, write
-from bench.score_command import imported, official_line, print_summary, score_folder
-from bench.task import Prompt
-from bench.view import view_settings
+from bench.scoring.folders import Sample, load, places, read, write
 from tasks.geneval.detector import Detection
 from tasks.geneval.photo import PhotoReader
 from tasks.geneval.prompts import COCO

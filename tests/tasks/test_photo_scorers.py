@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from bench.api.task import Prompt
+from bench.cli.score import score_folder
 from bench.errors import MissingError, UsageError
-from bench.layout import write
-from bench.score_command import score_folder
-from bench.task import Prompt
+from bench.scoring.folders import write
 from tasks.ocr.task import Ocr
 from tasks.pickscore.task import PickScore
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from bench.api.task import Prompt
+from bench.config.spec import describe
 from bench.errors import MissingError, UsageError
-from bench.evaluate import evaluate
 from bench.sampler.rollout import euler
-from bench.spec import describe
-from bench.task import Prompt
+from bench.training.evaluate import evaluate
 from tasks.preference.drawbench import DrawBench
 from tasks.preference.open_clip_weights import convert
 from tasks.preference.task import Aesthetic, ClipScore, Hps

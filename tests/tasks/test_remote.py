@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from bench import remote
+from bench.api.scores import score_each
+from bench.api.task import Prompt, Scores, Task
+from bench.cli.score import score_folder
+from bench.config.spec import resolve
 from bench.errors import BenchError, MissingError, UsageError
-from bench.evaluate import evaluate
-from bench.layout import write
-from bench.loading import load_task
-from bench.runner import Session, execute
 from bench.sampler.rollout import euler
-from bench.score_cache import RememberingTask
-from bench.score_command import score_folder
-from bench.scoring import score_each
-from bench.serve import server_for
-from bench.spec import resolve
-from bench.task import Prompt, Scores, Task
+from bench.scoring import remote
+from bench.scoring.cache import RememberingTask
+from bench.scoring.folders import write
+from bench.scoring.loading import load_task
+from bench.scoring.server import server_for
+from bench.training.evaluate import evaluate
+from bench.training.runner import Session, execute
 from tests.commands import bench
 
 
@@ -225,7 +225,7 @@ def test_a_reward_that_only_a_server_knows(serving, tmp_path: Path) -> None:
 def test_monstrous_and_broken_pictures_are_no_pictures(tmp_path: Path, monkeypatch) -> None:
     from PIL import Image
 
-    from bench.pictures import from_file
+    from bench.scoring.pictures import from_file
 
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)

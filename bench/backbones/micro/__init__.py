@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from bench.backbones.compute import PLAIN, Compute
-from bench.backbones.descriptor import Descriptor
+from bench.config.compute import PLAIN, Compute
+from bench.config.descriptor import Descriptor
 from bench.errors import UsageError
-from bench.files import read_json
 from bench.hashing import content_hash
+from bench.system.files import read_json
 
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -21,7 +21,7 @@ from bench.backbones.micro.captions import MISTAKES, caption, draw_brief, draw_s
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
 from bench.backbones.micro.text import MAX_TOKENS, WIDTH, TextEncoder, Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL, draw
-from bench.checkpoints import load_checkpoint
+from bench.weights.checkpoints import load_checkpoint
 
 CAPTION_DROPOUT = 0.1
 BATCH = 128

@@ -1,0 +1,1 @@
+"""Statistics and comparisons of recorded runs. Imports no torch."""

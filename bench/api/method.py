@@ -1,0 +1,140 @@
+"""What a method is: a plan over tasks, what it collects, what it minimises. The loop owns everything else."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from bench.backbones.meter import Passes
+from bench.config.settings import Settings
+from bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from bench.api.lab import Lab
+    from bench.config.spec import Spec
+    from bench.sampler.rollout import Sampler
+
+Experience = TypeVar("Experience")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be there before anything loads."""
+
+    teachers: bool = False
+    rewards: bool = False
+    stochastic: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one update asks for, all tasks together; an average where tasks take turns."""
+
+    passes: Passes
+    drawn: int = 0
+    """Latents that go through the model at once without gradients, guidance not counted; compute.batch cuts them."""
+    kept: int = 0
+    """Latents (float32) that lie in memory from collecting to the optimiser's step: states, velocities, targets."""
+    prompts: int = 0
+    """Encoded prompts that lie in memory meanwhile."""
+    pictures: int = 0
+    """Pictures that are decoded and scored."""
+    pictures_at_once: int = 0
+    """How many of them are decoded in one call."""
+
+
+class Options(Settings):
+    """Base of a method's own settings (`params` in a spec)."""
+
+    unsaid: ClassVar[tuple[str, ...]] = ()
+    """Settings that a run's record leaves out where they are at their defaults: those that came later than records."""
+
+    def record(self) -> dict[str, Any]:
+        """What a spec keeps of them, and of sections of further Options within."""
+        fields = type(self).model_fields
+        silent = {name for name in self.unsaid if getattr(self, name) == fields[name].default}
+        sections = {name: value for name in fields if isinstance(value := getattr(self, name), Options)}
+        whole = self.model_dump(exclude=silent)
+        return {name: sections[name].record() if name in sections else value for name, value in whole.items()}
+
+
+class Method(ABC, Generic[Experience]):
+    """A way to post-train one student adapter on several tasks."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    """Paper and equation."""
+    needs: ClassVar[Needs] = Needs()
+    Options: ClassVar[type[Options]] = Options
+    adapters: ClassVar[tuple[str, ...]] = ()
+    """Further adapters the method keeps beside the student; they start equal to it and are checkpointed."""
+    several_tasks: ClassVar[bool] = True
+    """False for a method that takes exactly one task."""
+    trains: ClassVar[bool] = True
+    """False for a method whose result is ready after `prepare`."""
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    @classmethod
+    def check(cls, spec: "Spec", sampler: "Sampler") -> None:
+        """Refuse a spec this method cannot run. Called before anything loads; raises UsageError."""
+        if not cls.several_tasks and len(spec.tasks) > 1:
+            raise UsageError(f"method {cls.name!r} takes one task, got {', '.join(spec.tasks)}")
+        if cls.needs.stochastic and not sampler.stochastic:
+            raise UsageError(f"method {cls.name!r} needs a stochastic kernel: set sampler.kernel and sampler.eta > 0")
+
+    @property
+    def inner_updates(self) -> int:
+        """Optimiser steps on what one update collected; `lab.inner` counts them."""
+        return 1
+
+    def prepare(self, lab: "Lab") -> None:
+        """Called once, before a fresh run's first update, without gradients; may write to the student."""
+
+    def plan(self, lab: "Lab") -> dict[str, float]:
+        """task -> weight of its gradient in this update: a function of `lab.step` and `lab.progress` alone.
+
+        Default: every task equally.
+        """
+        return dict.fromkeys(lab.tasks, 1 / len(lab.tasks))
+
+    @abstractmethod
+    def collect(self, lab: "Lab", task: str) -> Experience:
+        """What this update learns from. Runs without gradients."""
+
+    def mix(self, lab: "Lab", experiences: dict[str, Experience]) -> dict[str, Experience]:
+        """Look at all tasks' experiences of an update together before any loss is taken. Default: leave them."""
+        return experiences
+
+    @abstractmethod
+    def losses(self, lab: "Lab", task: str, experience: Experience) -> Iterator[Tensor]:
+        """Scalar pieces whose sum is the task's loss; each is backpropagated and freed before the next is asked for."""
+
+    @classmethod
+    @abstractmethod
+    def predict(cls, spec: "Spec", sampler: "Sampler") -> int:
+        """Model evaluations of one update, in the unit of budgets: forward 1, backward 2 by convention, guidance
+        doubles (bench/backbones/meter.py)."""
+
+    @classmethod
+    def work(cls, spec: "Spec", sampler: "Sampler") -> Work | None:
+        """What one update does, from which hours and memory are predicted. Default None: not known beyond `predict`."""
+        return None
+
+    @classmethod
+    def memory_settings(cls, spec: "Spec") -> tuple[str, ...]:
+        """Settings that lower what an update needs of memory, best first. Default: those of a usual name."""
+        return tuple(f"params.{name}" for name in ("chunk", "trajectories", "groups") if name in spec.params)
+
+    @classmethod
+    def largest_batch(cls, spec: "Spec") -> int:
+        """Latents of its largest forward with gradients, guidance not counted. Default: `chunk` of `trajectories`;
+        0, which says that it is not known, where settings have other names."""
+        settings = [spec.params[name] for name in ("chunk", "trajectories") if name in spec.params]
+        return min(settings, default=0)
+
+    def after_update(self, lab: "Lab") -> None:
+        """Called after the optimiser's step, without gradients."""

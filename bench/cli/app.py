@@ -1,0 +1,417 @@
+"""The `bench` command. Heavy imports wait until a command needs them."""
+
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from bench.errors import UsageError, exit_on_error, one_line
+from bench.registry import find, registered
+
+app = typer.Typer(
+    name="bench",
+    help="Compare ways of making one text-to-image model good at several rewards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ALL = "'all': those that count themselves in (bench list tasks)"
+
+
+def _once(overrides: list[str] | None) -> list[str] | None:
+    """Refuse --set values that contradict one another, as soon as they are read."""
+    from bench.config.contradictions import refuse_contradicting_sets
+
+    return refuse_contradicting_sets(overrides)
+
+
+Tasks = Annotated[str, typer.Option("--tasks", help=f"Comma-separated tasks, or {ALL}.")]
+Backbone = Annotated[str, typer.Option("--backbone", help="A registered backbone.")]
+TasksOrPreset = Annotated[
+    str | None, typer.Option("--tasks", help=f"Comma-separated tasks, or {ALL}; default: the preset's, or all.")
+]
+BackboneOrPreset = Annotated[
+    str | None, typer.Option("--backbone", help="A backbone, or a pipeline; default: the preset's, or micro.")
+]
+Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0, 0-2, 0,3,5.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable, a key once.", callback=_once),
+]
+LaterSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable, the last one of a key holds."),
+]
+Preset = Annotated[
+    Path | None, typer.Option("--preset", help="YAML of settings, a run's spec.json, or one of bench list presets.")
+]
+Results = Annotated[Path, typer.Option("--results", help="Folder for runs; must lie in a folder named 'results'.")]
+Grid = Annotated[
+    list[str] | None, typer.Option("--grid", metavar="[METHOD.]KEY=V1,V2", help="An axis of settings; more may follow.")
+]
+Axes = Annotated[list[str] | None, typer.Argument(metavar="[[METHOD.]KEY=V1,V2]...", help="Further axes.")]
+Executor = Annotated[str, typer.Option("--executor", help="inline, local (processes here) or slurm.")]
+ProfileFile = Annotated[
+    Path | None, typer.Option("--profile", help="YAML file of what jobs ask Slurm for (bench/jobs/placement.py).")
+]
+Slurm = Annotated[
+    list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="Over the profile: partition=gpu; repeatable.")
+]
+RUNS = Path("results/runs")
+
+
+def split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def words(command: str, given: dict) -> list[str]:
+    """A command and its options as a shell would give them; options that are None, False or empty are left out."""
+    result = [command]
+    for name, value in given.items():
+        values = value if isinstance(value, list) else [] if value is None or value is False else [value]
+        for one in values:
+            result += [f"--{name}"] if one is True else [f"--{name}", str(one)]
+    return result
+
+
+@app.command()
+def run(
+    method: Annotated[str | None, typer.Option("--method", help="A registered method; a preset may name it.")] = None,
+    tasks: TasksOrPreset = None,
+    backbone: BackboneOrPreset = None,
+    seeds: Seeds = "0",
+    preset: Preset = None,
+    set_: LaterSet = None,
+    teachers: Annotated[
+        str | None,
+        typer.Option(
+            "--teachers",
+            help="'shipped', 'train' (by the backbone's recipe), or a folder with one adapter folder a task, as of "
+            "bench teach.",
+        ),
+    ] = None,
+    results: Results = RUNS,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run and what it would cost, and stop.")
+    ] = False,
+    executor: Executor = "inline",
+    profile: ProfileFile = None,
+    slurm: Slurm = None,
+) -> None:
+    """Train one student, resume it, or print its finished summary."""
+    from bench.config.contradictions import replaced
+    from bench.config.settings import parse_seeds
+    from bench.config.spec import resolve
+    from bench.jobs.placement import placement
+    from bench.printing import note
+    from bench.system.files import results_root
+    from bench.training.teacher_sets import check_teachers, taught_otherwise
+
+    seed_list, root = parse_seeds(seeds), results_root(results)
+    names = None if tasks is None else split_names(tasks)
+    where = placement(executor, profile, slurm)
+    spec = resolve(method, names, seed_list[0], backbone, preset, set_, teachers)
+    check_teachers([spec])
+    note([*replaced(set_), *taught_otherwise([spec.with_seed(s) for s in seed_list], root)])
+    if dry_run:
+        from bench.cli.dryrun import explain
+
+        explain(spec)
+        return
+    from bench.cli.run import run_seeds
+
+    given = {"method": method, "tasks": tasks, "backbone": backbone, "preset": preset, "set": set_}
+    given["teachers"] = teachers
+    run_seeds([(spec.with_seed(s), words("run", given | {"seeds": s})) for s in seed_list], root, where)
+
+
+@app.command()
+def teach(
+    tasks: TasksOrPreset = None,
+    backbone: BackboneOrPreset = None,
+    seeds: Seeds = "0",
+    preset: Preset = None,
+    set_: LaterSet = None,
+    results: Results = RUNS,
+    executor: Executor = "inline",
+    profile: ProfileFile = None,
+    slurm: Slurm = None,
+) -> None:
+    """Train one teacher a task by single-task RL, and put them into a folder for --teachers.
+
+    Trained as they are by default, they are also those that --teachers train means.
+    """
+    from bench.config.settings import parse_seeds
+    from bench.config.spec import TEACHER_METHOD, preset_tasks, resolve
+    from bench.jobs.placement import placement
+    from bench.system.files import results_root
+
+    names = preset_tasks(preset, None if tasks is None else split_names(tasks))
+    seed_list, root, where = parse_seeds(seeds), results_root(results), placement(executor, profile, slurm)
+    given = {"backbone": backbone, "preset": preset, "set": set_}
+    members = [
+        (
+            resolve(TEACHER_METHOD, [t], s, backbone, preset, set_),
+            words("run", {"method": TEACHER_METHOD} | given | {"tasks": t, "seeds": s}),
+        )
+        for s in seed_list
+        for t in names
+    ]
+    from bench.cli.run import teach_tasks
+    from bench.config.contradictions import replaced
+    from bench.printing import note
+
+    note(replaced(set_))
+    teach_tasks(members, root, where)
+
+
+@app.command()
+def compare(
+    methods: Annotated[str, typer.Option("--methods", "--method", help="Comma-separated methods, or 'all'.")] = "all",
+    tasks: Tasks = "all",
+    backbone: Backbone = "micro",
+    seeds: Seeds = "0-4",
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            "--budget",
+            min=1,
+            help="Training evaluations each (forward 1, backward 2 by convention); default: opd_analytic's recipe.",
+        ),
+    ] = None,
+    grid: Grid = None,
+    axes: Axes = None,
+    set_: Set = None,
+    results: Results = RUNS,
+    executor: Executor = "local",
+    profile: ProfileFile = None,
+    slurm: Slurm = None,
+) -> None:
+    """Run methods x settings x seeds at one budget, in parallel, and print one table."""
+    from bench.cli.compare import compare_methods
+    from bench.config.settings import parse_seeds
+    from bench.jobs.placement import placement
+
+    grids, where = [*(grid or []), *(axes or [])], placement(executor, profile, slurm)
+    compare_methods(
+        split_names(methods), split_names(tasks), backbone, parse_seeds(seeds), budget, grids, set_ or [], results,
+        where,
+    )  # fmt: skip
+
+
+@app.command()
+def probe(
+    methods: Annotated[str, typer.Option("--methods", "--method", help="Comma-separated methods.")],
+    tasks: Tasks = "all",
+    student: Annotated[str, typer.Option("--student", help="'base', or a peft adapter folder.")] = "base",
+    backbone: Backbone = "micro",
+    states: Annotated[int, typer.Option("--states", min=2, max=10_000, help="Draws of prompts and noise.")] = 16,
+    draws: Annotated[int, typer.Option("--draws", min=1, max=100_000, help="Estimates at each of them.")] = 2,
+    by_sigma: Annotated[bool, typer.Option("--by-sigma", help="Also at every noise level by itself.")] = False,
+    grid: Grid = None,
+    axes: Axes = None,
+    set_: Set = None,
+    results: Results = RUNS,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the numbers to this JSON file.")] = None,
+    executor: Executor = "inline",
+    profile: ProfileFile = None,
+    slurm: Slurm = None,
+) -> None:
+    """Measure gradient noise and interference between tasks at a frozen student."""
+    from bench.jobs.placement import placement
+    from bench.system.files import results_root
+
+    where, grids = placement(executor, profile, slurm), [*(grid or []), *(axes or [])]
+    if where.executor != "inline":
+        from bench.cli.probe import probe_specs
+        from bench.jobs.runs import carry_out_command
+
+        given = {
+            "methods": methods, "tasks": tasks, "student": student, "backbone": backbone, "states": states,
+            "draws": draws, "by-sigma": by_sigma, "grid": grids, "set": set_, "output": output,
+        }  # fmt: skip
+        specs = probe_specs(split_names(methods), split_names(tasks), backbone, grids, set_ or [])
+        carry_out_command("probe", words("probe", given), results_root(results), where, specs[0][-1].device)
+        return
+    from bench.cli.probe import probe_methods
+
+    probe_methods(
+        split_names(methods), split_names(tasks), student, backbone, grids, set_ or [], states, draws, by_sigma,
+        results, output,
+    )  # fmt: skip
+
+
+@app.command(name="eval")
+def evaluate(
+    adapter: Annotated[str, typer.Option("--adapter", help="'base', or a peft adapter folder.")],
+    tasks: Tasks = "all",
+    backbone: Backbone = "micro",
+    guidance: Annotated[str, typer.Option("--guidance", help="One guidance scale, or several with commas.")] = "1",
+    steps: Annotated[int, typer.Option("--steps", help="Euler steps.")] = 10,
+    split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    set_: Set = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the per-picture scores to this JSON file.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="Write the pictures here, in GenEval's official layout.")
+    ] = None,
+) -> None:
+    """Score an adapter, or the base, on held-out prompts."""
+    from bench.cli.evaluate import score_adapter
+
+    score_adapter(adapter, split_names(tasks), backbone, guidance, steps, split, set_ or [], output, pictures)
+
+
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(help="The task whose scorer is used.")],
+    source: Annotated[Path, typer.Argument(help="Folder in GenEval's layout, or a results.jsonl of its evaluator.")],
+    set_: Set = None,
+    world: Annotated[str, typer.Option("--world", help="Kind of pictures: photo or micro.")] = "photo",
+    batch: Annotated[int, typer.Option("--batch", min=1, max=100_000, help="Pictures scored together.")] = 8,
+) -> None:
+    """Score pictures that any tool made, in the official GenEval layout."""
+    from bench.cli.score import score_folder
+
+    score_folder(task, source, set_ or [], world, batch)
+
+
+@app.command()
+def serve(
+    task: Annotated[str, typer.Argument(help="The task whose scorer is served.")],
+    set_: Set = None,
+    world: Annotated[str, typer.Option("--world", help="Kind of pictures: photo or micro.")] = "photo",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8600,
+) -> None:
+    """Score pictures over HTTP for runs elsewhere (--set scorers.TASK.url=http://HOST:PORT)."""
+    from bench.scoring.server import serve as answer
+
+    answer(task, set_ or [], world, host, port)
+
+
+@app.command(name="list")
+def list_(what: Annotated[str, typer.Argument(help="methods, tasks, backbones, kernels or presets.")]) -> None:
+    """List what is registered."""
+    from bench.cli.list import print_list
+
+    print_list(what)
+
+
+@app.command()
+def perf(
+    output: Annotated[Path | None, typer.Option("--output", help="Write the numbers to this JSON file.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", help="Compare two such files instead.")
+    ] = None,
+) -> None:
+    """Measure this machine: memory, arithmetic, kernels, updates against the straightforward loop, scorers."""
+    from bench.perf.command import perf as measure
+
+    measure(output, compare)
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again until nothing runs or waits.")] = False,
+    results: Results = RUNS,
+) -> None:
+    """List runs: pending, running with progress and time left, done, failed with the error."""
+    from bench.jobs.status import show
+    from bench.system.files import results_root
+
+    show(results_root(results), watch)
+
+
+@app.command()
+def cancel(
+    names: Annotated[list[str], typer.Argument(help="Run folders, or beginnings of them; launches; or 'all'.")],
+    results: Results = RUNS,
+) -> None:
+    """Stop jobs; what they have checkpointed stays, and the same command goes on."""
+    from bench.jobs.status import cancel as stop
+    from bench.system.files import results_root
+    from bench.terminal import legible
+
+    stopped = stop(results_root(results), names)
+    print("\n".join(f"cancelled {legible(name)}" for name in stopped) or "nothing of that was pending or running")
+
+
+@app.command()
+def logs(
+    name: Annotated[str, typer.Argument(help="A run folder, or the beginning of one; a launch; a job's label.")],
+    results: Results = RUNS,
+) -> None:
+    """Print the end of a job's output."""
+    from bench.jobs.status import logs as print_logs
+    from bench.system.files import results_root
+
+    print_logs(results_root(results), name)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine and what would fix the rest."""
+    from bench.cli.doctor import examine
+
+    examine()
+
+
+class Command(TyperCommand):
+    """A command of which no option or argument may be empty, as an unset shell variable in quotes makes one: it would
+    be taken for one that is not given, or for the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.get_params(ctx):
+            value = given.get(parameter.name)
+            values = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(one, str) and not one.strip() for one in values):
+                name = next((o for o in parameter.opts if o.startswith("--")), str(parameter.name).upper())
+                raise UsageError(f"{name} is empty: give a value, or leave it out")
+        return super().parse_args(ctx, args)
+
+
+@cache
+def whole() -> typer.Typer:
+    """`bench` with the commands of other packages (entry points bench.commands): sweeps, reports."""
+    for name in registered("command"):
+        app.command(name=name)(find("command", name))
+    for command in app.registered_commands:
+        command.cls = Command
+    return app
+
+
+def invoke(arguments: list[str]) -> int | None:
+    """Carry out one command; returns its exit code. Raises whatever the command raises, interrupts as they are, and
+    KeyboardInterrupt at SIGTERM too."""
+    from bench.system.interrupts import terminated_is_interrupted
+
+    command = typer.main.get_command(whole())
+    try:
+        with terminated_is_interrupted(), command.make_context("bench", list(arguments)) as context:
+            return command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort as end:
+        raise KeyboardInterrupt from end
+
+
+def main() -> None:
+    """Entry point: one clear line on stderr and an exit code for everything that a user or the system causes."""
+    exit_on_error(_command)
+
+
+def _command() -> int | None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        cause = one_line(error)
+        raise UsageError(f"the working directory cannot be used ({cause}): change to one that is there") from error
+    return invoke(sys.argv[1:])

@@ -1,0 +1,283 @@
+"""`bench score`: score a folder of pictures that any tool made, or summarise results made elsewhere."""
+
+import json
+import os
+import re
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.analysis.stats import codes
+from bench.api.scores import FAILURE, Collected
+from bench.api.task import Task
+from bench.config.scorers import view_settings
+from bench.errors import BenchError, DamagedError, UsageError, one_line
+from bench.printing import progress_bar
+from bench.registry import task_name
+from bench.scoring.cache import RememberingTask
+from bench.scoring.folders import CACHE, RESULTS, Sample, left_out, load, read, world_of
+from bench.scoring.loading import load_task
+from bench.scoring.pictures import LARGEST
+from bench.system.devices import best_device
+from bench.system.files import parse_json, read_lines, read_rows, write_atomic
+from bench.training.evaluate import Evaluation
+
+
+def score_folder(named: str, source: Path, overrides: list[str], world: str, batch: int) -> None:
+    """Score DIR in GenEval's layout, write a line a picture beside them, print the summary.
+
+    GenEval's own lines are the official evaluator's results.jsonl, other tasks' results-<task>.jsonl. A results.jsonl
+    instead of a folder is summarised as it is. Raises UsageError for what does not exist, and, once the summary is
+    printed, where nothing can be stored.
+    """
+    name = task_name(named)
+    if source.is_file():
+        print_summary(imported(source, name), f"{source} (made elsewhere)")
+        return
+    if not source.is_dir():
+        raise UsageError(f"no folder {source}")
+    if (made_as := world_of(source) or world) != world:
+        raise UsageError(f"the pictures in {source} are of the world {made_as!r}: add --world {made_as}")
+    view = view_settings(overrides, (name,), ("scorers",), world)
+    task = load_task(name, world, view.scorers.get(name), best_device())
+    samples = read(source)
+    check_prompts(task, samples)
+    task = RememberingTask(task, source / CACHE)
+    result, lines, failed = scored(task, samples, batch)
+    # The official scripts read results.jsonl: it is kept for verdicts, and holds nothing else.
+    verdicts = [line for line in lines if "correct" in line]
+    target = source / (RESULTS if verdicts else f"results-{name}.jsonl")
+    lines = verdicts or lines
+    unstored = None
+    try:
+        write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    except OSError as error:
+        unstored = error.strerror or one_line(error)
+    print_summary(result, f"{source}, {task.scorer_name}")
+    if unstored:
+        task.forgets = None  # the same said of one more file
+    say_what_is_missing(left_out(source), task)
+    problem = f"{len(failed)} of {len(samples)} pictures could not be scored; they count in no mean: "
+    problem = problem + "; ".join(failed[:3]) if failed else ""
+    if unstored:
+        raise UsageError(f"the scores above could not be stored in {target}: {unstored}. {problem}".rstrip(". "))
+    if problem:
+        raise BenchError(problem)
+
+
+def say_what_is_missing(others: list[Path], task: RememberingTask) -> None:
+    """On stderr: what the folder has and the score has not, and that scores will not be remembered."""
+    if others:
+        first = ", ".join(str(path) for path in others[:3]) + (", ..." if len(others) > 3 else "")
+        print(
+            f"note: {len(others)} left out, as GenEval's evaluator does: {first}; it takes DIR/00000/samples/0000.png "
+            "(numbered folders, numbered names, .png)",
+            file=sys.stderr,
+        )
+    if task.forgets:
+        print(f"note: scores are not remembered: {task.forgets}", file=sys.stderr)
+
+
+def check_prompts(task: Task, samples: list[Sample]) -> None:
+    """Raise UsageError, naming the file, for the first prompt that the task cannot score."""
+    for home, prompt in {sample.path.parent.parent: sample.prompt for sample in samples}.items():
+        try:
+            task.check(prompt)
+        except UsageError as error:
+            raise UsageError(f"{home / 'metadata.jsonl'}: {one_line(error)}") from error
+
+
+def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], list[str]]:
+    """Every picture's metrics, the official evaluator's line for each, and which failed (NaN)."""
+    ordered: list[Sample] = []
+    found = Collected()
+    with progress_bar(quiet=not sys.stderr.isatty()) as shown:
+        line = shown.add_task(task.name, total=len(samples))
+        for chunk, images in batches(samples, batch):
+            ordered += chunk
+            if isinstance(images, UsageError):
+                found.lose(len(chunk), images)
+            else:
+                found.add(len(chunk), partial(task.score, images, [sample.prompt for sample in chunk]))
+            shown.advance(line, len(chunk))
+    try:
+        scores = found.whole()
+    except BenchError as error:
+        raise BenchError(f"no picture could be scored: {one_line(error)}") from error
+    metrics = {"reward": scores.rewards} | scores.metrics
+    if task.headline not in metrics:
+        raise BenchError(f"the scorer of {task.name!r} gives {', '.join(metrics)}, not its headline {task.headline!r}")
+    lines, failed = [], []
+    for i, (sample, reward) in enumerate(zip(ordered, scores.rewards, strict=True)):
+        detail = scores.details[i] if scores.details else {}
+        lines.append(official_line(sample, detail, {name: float(values[i]) for name, values in metrics.items()}))
+        if np.isnan(reward):
+            cause = str(detail.get(FAILURE, "the scorer fails on it"))
+            failed.append(cause if str(sample.path) in cause else f"{sample.path}: {cause}")
+    strata = np.array([sample.prompt.stratum for sample in ordered])
+    homes = codes([str(sample.path.parent.parent) for sample in ordered])  # one folder is one prompt
+    return Evaluation(task.name, task.headline, strata, metrics, homes), lines, failed
+
+
+def batches(samples: list[Sample], batch: int) -> Iterator[tuple[list[Sample], torch.Tensor | UsageError]]:
+    """Pictures of one size that follow each other, at most `batch` together, and no more pixels than one picture may
+    have; the reason instead for a file that is no picture."""
+    chunk: list[Sample] = []
+    images: list[torch.Tensor] = []
+    for sample in samples:
+        try:
+            image = load(sample.path)
+        except UsageError as error:
+            image = error
+        refused = isinstance(image, UsageError)
+        if chunk and (refused or image.shape != images[0].shape or len(chunk) == _most(batch, image)):
+            yield chunk, torch.stack(images)
+            chunk, images = [], []
+        if refused:
+            yield [sample], image
+        else:
+            chunk, images = [*chunk, sample], [*images, image]
+    if chunk:
+        yield chunk, torch.stack(images)
+
+
+def _most(batch: int, image_CHW: torch.Tensor) -> int:
+    """Pictures of this size to score together."""
+    return max(1, min(batch, LARGEST // image_CHW[0].numel()))
+
+
+def official_line(sample: Sample, detail: dict, metrics: dict[str, float]) -> dict:
+    """A line of results.jsonl: the official keys first, then this scorer's metrics; no verdict on a picture that
+    could not be scored."""
+    official = {"filename": str(sample.path), "tag": sample.prompt.stratum, "prompt": sample.prompt.text}
+    judged = "correct" in detail and not np.isnan(metrics["reward"])
+    if judged:
+        official |= {"correct": bool(detail["correct"]), "reason": detail["reason"]}
+    official["metadata"] = json.dumps(sample.prompt.metadata)
+    if judged:
+        official["details"] = json.dumps(detail["details"])
+    return official | {name: None if np.isnan(value) else value for name, value in metrics.items()}
+
+
+def imported(path: Path, task: str) -> Evaluation:
+    """The verdicts of a results.jsonl of the official evaluator, each picture's once.
+
+    "any picture of the prompt" is a value a prompt, as in the official summary: it stands at the prompt's first
+    picture, NaN at the others. Raises UsageError for another file, naming the line.
+    """
+    rows = verdicts_of(path)
+    first: dict[tuple[str, str], int] = {}
+    any_picture = np.full(len(rows), np.nan)
+    correct = np.array([row["correct"] for row in rows], np.float64)
+    for i, row in enumerate(rows):
+        place = first.setdefault((row["tag"], row["metadata"]), i)
+        any_picture[place] = np.fmax(any_picture[place], correct[i])
+    strata = np.array([row["tag"] for row in rows])
+    found = {"official": correct, "any picture of the prompt": any_picture}
+    return Evaluation(task, "official", strata, found, codes([f"{row['tag']} {row['metadata']}" for row in rows]))
+
+
+def verdicts_of(path: Path) -> list[dict]:
+    """{tag, metadata, correct} of every picture in a results.jsonl. Raises UsageError, naming the line.
+
+    A line that is there again is left out, and said to be; two verdicts on one picture are refused.
+    """
+    wrong = f"{path} is no results.jsonl of GenEval's evaluator"
+    try:
+        rows, lines = read_rows(path), [n for n, line in enumerate(read_lines(path), 1) if line.strip()]
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {one_line(error)}") from error
+    if len(rows) < len(lines):
+        raise DamagedError(f"{wrong}: line {lines[-1]} is no JSON, or is cut off")
+    if not rows:
+        raise UsageError(f"{path} is empty")
+    kept: dict[object, tuple[int, dict]] = {}
+    again = 0
+    names = _one_name_each([_picture_name(row.get("filename")) for row in rows], str(path))
+    for number, row, named in zip(lines, rows, names, strict=True):
+        found = verdict(row, f"{wrong}: line {number}")
+        name = named or number
+        before, known = kept.setdefault(name, (number, found))
+        if known != found:
+            raise UsageError(f"{path}, lines {before} and {number}: two verdicts on one picture, {name!r}")
+        again += before != number
+    if again:
+        print(f"{path}: {again} lines that are there twice count once", file=sys.stderr)
+    return [row for _, row in kept.values()]
+
+
+def _picture_name(told: object) -> str:
+    """A picture's name with plain slashes, as other systems write it too; empty where none is told."""
+    if not isinstance(told, str) or not told.strip():
+        return ""
+    if told.startswith("file:"):
+        told = urllib.parse.unquote(urllib.parse.urlsplit(told).path)
+    return os.path.normpath(told.replace("\\", "/"))
+
+
+def _one_name_each(names: list[str], where: str) -> list[str]:
+    """The names, a relative one as the absolute one that ends with it. Raises UsageError where several do."""
+    whole = {name for name in names if _is_absolute(name)}
+    tails = {name: re.sub(r"^(\.\./)+", "", name) for name in names if name and name not in whole}
+    ends: dict[str, set[str]] = {}
+    for depth in {tail.count("/") for tail in tails.values()}:
+        for name in whole:
+            ends.setdefault("/".join(name.split("/")[-depth - 1 :]), set()).add(name)
+    for name, tail in tails.items():
+        if len(ends.get(tail, ())) > 1:
+            raise UsageError(f"{where}: it is not certain which picture {name!r} is: {' or '.join(sorted(ends[tail]))}")
+    return [next(iter(ends.get(tails.get(name, ""), ())), name) for name in names]
+
+
+def _is_absolute(name: str) -> bool:
+    return re.match("([A-Za-z]:)?/", name) is not None
+
+
+def verdict(row: dict, where: str) -> dict:
+    """{tag, metadata, correct} of one line; metadata identifies the prompt. Raises UsageError, saying `where`."""
+    for key in ("tag", "prompt"):
+        if not isinstance(row.get(key), str):
+            raise UsageError(f"{where} has no {key!r} that is text: {json.dumps(row.get(key))[:60]}")
+    correct = row.get("correct")
+    if isinstance(correct, str | list | dict) or correct not in (True, False):
+        raise UsageError(f"{where}: 'correct' should be true or false, not {json.dumps(correct)[:60]}")
+    return {"tag": row["tag"], "metadata": _identity(row), "correct": bool(correct)}
+
+
+def _identity(row: dict) -> str:
+    """What tells a line's prompt from others: its text and its metadata, be it an object or the JSON of one."""
+    known = row.get("metadata")
+    if isinstance(known, str):
+        with suppress(DamagedError):
+            known = parse_json(known, "metadata")
+    return json.dumps([row["prompt"], known or None], sort_keys=True)
+
+
+def print_summary(found: Evaluation, title: str) -> None:
+    """Per stratum, the mean over strata (GenEval's overall) and the mean over pictures, each with its interval.
+
+    A metric that has a value a prompt is averaged over prompts.
+    """
+    from rich.table import Table
+
+    from bench.printing import terminal
+
+    strata = list(dict.fromkeys(found.strata.tolist()))
+    out = terminal(150)
+    out.print(f"{found.task}: {title}, {len(found.strata) - found.failed} pictures", soft_wrap=True)
+    table = Table()
+    heads = ("metric", *(strata if len(strata) > 1 else []), "mean over tags" if len(strata) > 1 else "mean")
+    for head in (*heads, *(["mean over all"] if len(strata) > 1 else [])):
+        table.add_column(head)
+    for metric, values in found.rows.items():
+        cells = [f"{np.nanmean(values[found.strata == s]):.4f}" for s in strata] if len(strata) > 1 else []
+        whole = [f"{np.nanmean(values):.4f}"] if len(strata) > 1 else []
+        shown = f"{metric} *" if metric == found.headline else metric
+        table.add_row(shown, *cells, str(found.estimate(metric)), *whole)
+    out.print(table)

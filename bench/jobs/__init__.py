@@ -1,0 +1,1 @@
+"""Runs as jobs: processes of this machine or of Slurm, their launches and their states."""

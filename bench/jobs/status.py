@@ -1,0 +1,314 @@
+"""`bench status`, `bench cancel`, `bench logs`: what runs are doing, from the files and the queue alone.
+
+Imports neither torch nor a method: it must answer at once, and over thousands of runs.
+"""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BenchError, DamagedError, PartialError, UsageError, one_line, unknown
+from bench.jobs.launches import Job, Launch, read_launches
+from bench.jobs.outcome import CANCELLED, failure_of, recorded_failure
+from bench.jobs.scheduler import ELSEWHERE, State, states
+from bench.store.damage import check_resumable, check_settings, check_whole
+from bench.system.files import described, open_file, parse_json
+from bench.system.processes import lives
+from bench.terminal import legible
+
+ORDER = ("running", "pending", "damaged", "failed", "stopped", "done")
+BEGUN = ("spec.json", "provenance.jsonl")
+"""What makes a folder a run's."""
+QUIET_S = 900
+"""A run on another machine that has not written for this long does not run any more."""
+TAIL = 65_536
+LOCK = 4096
+"""Bytes of a lock file that are looked at: it holds one line."""
+REFRESH_S = 2.0
+LINES = 100
+LOG_TAIL = 2**20
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run, or one job that makes no run."""
+
+    name: str
+    state: str
+    share: float | None = None
+    """Of its budget, if it has begun."""
+    left_s: float | None = None
+    where: str = ""
+    note: str = ""
+    """The error of a failed one, what a pending one waits for."""
+
+
+def survey(root: Path) -> list[Line]:
+    """Every run and job of a results folder, by state and name; what cannot be read is among them as damaged."""
+    known, damaged = read_launches(root)
+    answers = states(known)
+    latest: dict[str, tuple[Launch, Job, State | None]] = {}
+    for launch in known:
+        for job in launch.jobs:
+            if not job.id and not _will_submit(launch, job):
+                continue
+            state = answers.get((launch.name, job.label)) if answers is not None else None
+            latest[job.run or f"{launch.name}: {job.label}"] = (launch, job, state)
+    runs = {folder.name for folder in root.glob("*") if _begun(folder)}
+    lines = [_line(root, name, latest.get(name), answers is None) for name in runs | latest.keys()]
+    lines += [Line(f"launches/{name}".rstrip("/"), "damaged", note=note) for name, note in damaged.items()]
+    return sorted(lines, key=lambda line: (ORDER.index(line.state), line.name))
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a folder is a run's; a file that is a link to nowhere, or to itself, is there too."""
+    return any(os.path.lexists(folder / file) for file in BEGUN)
+
+
+def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
+    try:
+        if _begun(root / name):
+            check_settings(root / name)
+        line = _read_line(root, name, handed, silent)
+        if line.state in ("failed", "stopped"):
+            check_resumable(root / name)
+        return line
+    except (DamagedError, OSError) as error:
+        return Line(name, "damaged", note=one_line(error))
+
+
+def _read_line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
+    folder = root / name
+    if os.path.lexists(folder / "summary.json"):
+        check_whole(folder / "summary.json")
+        return Line(name, "done", 1.0)
+    share, left = _progress(folder)
+    launch, job, state = handed or (None, None, None)
+    if launch and job and job.id and launch.executor == "slurm" and silent:
+        return Line(name, "running" if share else "pending", share, left, "Slurm", "Slurm does not answer")
+    place = f"{launch.executor} {job.id} {state.where}".strip() if launch and job and state else ""
+    if state and state.waiting:
+        return Line(name, "pending", share, None, place, state.reason)
+    if state and state.active:
+        return Line(name, "running", share, left, place)
+    known = state is not None and state.name != ELSEWHERE
+    if owner := _owner(folder, guess=not known):
+        return Line(name, "running", share, left, owner)
+    if launch and job and state and not known:
+        return Line(name, "stopped", share, None, place, f"not seen from here: ask on {state.where}")
+    if launch and job and state:
+        error = failure_of(launch, job, root, state)
+        verdict = {None: "done", CANCELLED: "stopped"}.get(error, "failed")
+        return Line(name, verdict, share, None, place, error or "")
+    if launch and job and not job.id:
+        return Line(name, "pending", share, None, launch.executor, "waits for a free place")
+    if error := recorded_failure(folder):
+        return Line(name, "failed", share, None, "", error)
+    return Line(name, "stopped", share, None, "", "the same command goes on")
+
+
+def _will_submit(launch: Launch, job: Job) -> bool:
+    """Whether the command that would submit a job is still there to do it."""
+    alive = lives(launch.owner)
+    if alive is None:  # on another machine
+        alive = time.time() - launch.beaten < QUIET_S
+    return alive and not launch.cancelled(job)
+
+
+def _owner(folder: Path, guess: bool) -> str:
+    """The process that has a run in hand, if one does; with `guess` also one of another machine that wrote lately."""
+    written = ""
+    with suppress(FileNotFoundError), open_file(folder / "lock") as file:
+        written = file.read(LOCK).decode(errors="replace")
+    alive = lives(written)
+    if alive is None and guess:
+        metrics = folder / "metrics.jsonl"
+        alive = metrics.is_file() and time.time() - metrics.stat().st_mtime < QUIET_S
+    return f"process {' on '.join(written.split()[:2])}" if alive else ""
+
+
+def _progress(folder: Path) -> tuple[float | None, float | None]:
+    """Share of the budget and seconds left at the rate until now. Raises DamagedError for a log that is none."""
+    metrics = folder / "metrics.jsonl"
+    if not os.path.lexists(metrics):
+        return None, None
+    with open_file(metrics) as file:
+        file.seek(max(0, metrics.stat().st_size - TAIL))
+        lines = file.read().split(b"\n")[:-1]  # what follows the last line break is still being written
+    if not lines:
+        return 0.0, None
+    budget = check_settings(folder)["budget"]
+    with described(metrics):
+        row = parse_json(lines[-1].decode(), f"the last line of {metrics}")
+        clocks = row["seconds"]
+        done = {
+            "updates": row["step"],
+            "evaluations": row["evaluations"].get("training", 0),
+            "seconds": clocks.get("training", 0) + clocks.get("scoring", 0),
+        }
+        spent = sum(seconds for name, seconds in clocks.items() if name != "idle")
+        share = min(1.0, next((done[name] / whole for name, whole in budget.items() if whole), 0.0))
+        return share, spent * (1 - share) / share if share else None
+
+
+def show(root: Path, watch: bool) -> None:
+    """Print the table; with `watch` again and again until nothing is pending or running."""
+    from bench.printing import terminal
+
+    console = terminal()
+    if not watch:
+        console.print(table(survey(root)))
+        return
+    from rich.live import Live
+
+    lines = survey(root)
+    with Live(table(lines), console=console, auto_refresh=False) as live:
+        while any(line.state in ("running", "pending") for line in lines):
+            time.sleep(REFRESH_S)
+            lines = survey(root)
+            live.update(table(lines), refresh=True)
+
+
+def table(lines: list[Line]):
+    """Runs by state, with how many there are of each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = {state: sum(line.state == state for line in lines) for state in ORDER}
+    shown = Table(title=", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs yet")
+    for head in ("run", "state", "progress", "left", "where", "note"):
+        shown.add_column(head, overflow="fold")
+    colours = {
+        "running": "cyan", "pending": "yellow", "damaged": "bold red", "failed": "red", "stopped": "magenta",
+        "done": "green",
+    }  # fmt: skip
+    for line in lines:
+        share = "" if line.share is None else f"{line.share:.0%}"
+        left = "" if line.left_s is None else span(line.left_s)
+        texts = (line.name, line.state, share, left, line.where, line.note)
+        styles = [colours[line.state] if i == 1 else "" for i in range(len(texts))]
+        shown.add_row(*(Text(legible(text), style=style) for text, style in zip(texts, styles, strict=True)))
+    return shown
+
+
+def span(seconds: float) -> str:
+    """3700 -> "1:01:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def cancel(root: Path, names: list[str]) -> list[str]:
+    """Stop jobs of runs (their folders' names, or beginnings of them), of launches, or 'all'; returns their names.
+
+    What they have checkpointed stays: the same command goes on. Raises UsageError for a name that no job has, and, once
+    all others have been asked, PartialError naming the jobs that could not be, as those of another user.
+    """
+    known = _known(root, names)
+    answers = states(known)
+    if answers is None:
+        raise BenchError("Slurm does not answer (squeue failed): nothing was cancelled")
+    stopped: list[str] = []
+    refused: dict[str, str] = {}
+    for name in names:
+        chosen = [(launch, job) for launch in known for job in launch.jobs if _meant(name, launch, job)]
+        if not chosen and name != "all":
+            raise unknown("run or launch", name, _names(known))
+        for launch, job in chosen:
+            state = answers.get((launch.name, job.label))
+            if state and state.active:
+                if cause := _asked_to_stop(launch, job):
+                    refused[job.run or job.label] = cause
+                else:
+                    stopped.append(job.run or job.label)
+            elif not job.id and _will_submit(launch, job):
+                launch.mark_cancelled(job)
+                stopped.append(job.run or job.label)
+    stopped = list(dict.fromkeys(stopped))  # two launches may have named the same run
+    if refused:
+        others = f"; cancelled: {', '.join(stopped)}" if stopped else ""
+        told = ", ".join(f"{name} ({cause})" for name, cause in refused.items())
+        raise PartialError(f"not cancelled: {told}{others}")
+    return stopped
+
+
+def _asked_to_stop(launch: Launch, job: Job) -> str:
+    """Mark a job as cancelled and ask it to stop; returns why it could not be asked, having taken a new mark back."""
+    before = launch.cancelled(job)
+    try:
+        launch.mark_cancelled(job)
+        _stop(launch, job)
+    except OSError as error:
+        if not before:
+            with suppress(OSError):
+                launch.take_back_cancelled(job)
+        return f"{launch.executor} {job.id}: {one_line(error)}"
+    return ""
+
+
+def _known(root: Path, names: list[str]) -> list[Launch]:
+    """The launches that can be read; of the others one line.
+
+    Raises UsageError for a name that says nothing, DamagedError for that of a damaged launch.
+    """
+    if not all(name.strip() for name in names):
+        raise UsageError("an empty name means every run: name a run folder, the beginning of one, or a launch")
+    known, damaged = read_launches(root)
+    for launch, what in damaged.items():
+        if launch in names:
+            raise DamagedError(what)
+        print(f"note: {legible(what)}; its jobs are left alone", file=sys.stderr)
+    return known
+
+
+def _meant(name: str, launch: Launch, job: Job) -> bool:
+    return name in ("all", launch.name, job.label) or bool(job.run and job.run.startswith(name))
+
+
+def _names(known: list[Launch]) -> Iterable[str]:
+    return {launch.name for launch in known} | {job.run or job.label for launch in known for job in launch.jobs}
+
+
+def _stop(launch: Launch, job: Job) -> None:
+    """Ask a job to stop; a run checkpoints first (bench/jobs/command.py). Raises PermissionError for another user's."""
+    if launch.executor == "slurm":
+        said = ""
+        with suppress(OSError):  # it may have gone since it was asked after; its mark stays in any case
+            command = ["scancel", job.id]
+            said = subprocess.run(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+            ).stderr
+        if "permission denied" in said.lower():
+            raise PermissionError(errno.EPERM, "scancel says that permission is denied")
+        return
+    with suppress(ProcessLookupError):
+        os.kill(int(job.id), signal.SIGTERM)  # its controller hands it on
+
+
+def logs(root: Path, name: str) -> None:
+    """Print the end of the latest job's output that a name means. Raises UsageError if there is none."""
+    known = _known(root, [name])
+    chosen = [(launch, job) for launch in known for job in launch.jobs if job.id and _meant(name, launch, job)]
+    if not chosen:
+        raise unknown("run with a job", name, _names(known))
+    launch, job = chosen[-1]
+    for kind in ("out", "err"):
+        path = launch.log(job, kind)
+        print(f"==> {legible(str(path))}")
+        if path.is_file():
+            print("\n".join(log_lines(path)[-LINES:]))
+
+
+def log_lines(path: Path) -> list[str]:
+    """The lines at the end of a log as a terminal would show them, but with nothing that it would obey."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_TAIL))
+        lines = file.read().decode(errors="replace").removesuffix("\n").split("\n")
+    return [legible(line.rstrip("\r").rpartition("\r")[2], lines=True) for line in lines]  # a bar is drawn over

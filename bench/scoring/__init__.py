@@ -1,0 +1,1 @@
+"""Pictures, the scorers that judge them, and where both come from."""

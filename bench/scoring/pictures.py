@@ -1,0 +1,115 @@
+"""Pictures as tensors in [0, 1], as bytes and from files."""
+
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.errors import one_line
+from bench.system.files import open_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST = 2**25
+"""Pixels of a picture that is still read: more than 7680 x 4320. A small file may hold any number of them."""
+DEEP = 65535
+"""White of 16-bit grey."""
+READ = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
+"""Formats that are read, whatever a file's name says. Pillow knows others, among them such as start a program: EPS."""
+COUNTED = ("PNG", "PPM", "JPEG2000")
+"""Formats whose grey of more than 8 bits Pillow gives as 0 to 65535, in whatever mode."""
+
+
+BITS, MEANING, WHITE_IS_ZERO = 258, 262, 0
+"""TIFF's BitsPerSample and PhotometricInterpretation, and a value of the latter."""
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Pictures [..., 3, H, W] in [0, 1] -> uint8 [..., H, W, 3], rounded."""
+    return (images.movedim(-3, -1).float().cpu().numpy() * 255).round().astype(np.uint8)
+
+
+class TooLargeError(ValueError):
+    """A picture has more pixels than are read."""
+
+
+def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
+    """A picture file as [3, H, W] in [0, 1], RGB, upright by its EXIF, on white where it is transparent.
+
+    Grey of 16 bits and of floats keeps its depth. Raises TooLargeError for more than `most` pixels, OSError or
+    ValueError for what is no picture, has several frames or does not say what white is.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    # Pillow warns of large pictures and of odd EXIF on stderr; here what matters is refused in so many words.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    Image.init()
+    known = [kind for kind in READ if kind in Image.OPEN]
+    try:
+        with (
+            open_file(file) if isinstance(file, Path) else nullcontext(file) as opened,
+            Image.open(opened, formats=known) as image,
+        ):
+            width, height = image.size
+            if width * height > most:
+                raise TooLargeError(f"it has {width * height:,} pixels; at most {most:,} are read")
+            kind = image.format
+            _refuse_what_is_not_one_picture(image)
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I") or upright.mode == "F":
+                return _deep_grey(upright, kind)
+            pixels = np.asarray(_rgb(upright))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(known)}") from error
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises whatever odd files lead it to: SyntaxError, struct.error, KeyError
+        raise ValueError(one_line(error)) from error
+    # From H x W x 3 to 3 x H x W before the numbers become floats, four times as large. A copy: Pillow's is read-only.
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")).float().div_(255)
+
+
+def _refuse_what_is_not_one_picture(image: "Image") -> None:
+    """Raise ValueError for several frames, and for grey that Pillow gives with another white than its mode says."""
+    # A JPEG with others behind it (MPO, as telephones write it) begins with the picture itself.
+    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise ValueError(f"it holds {frames} frames, and nothing says which is meant")
+    if image.format == "TIFF" and image.mode.startswith(("I", "F")):
+        bits, meaning = image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(MEANING)
+        if image.mode.startswith("I;") and bits != 16:
+            raise ValueError(f"its grey has {bits} bits a pixel; of more than 8, only 16 are read")
+        if meaning == WHITE_IS_ZERO:
+            raise ValueError("its grey is of more than 8 bits and has white at zero, which is not read")
+
+
+def _rgb(image: "Image") -> "Image":
+    """8-bit RGB, as a viewer shows it on white paper."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def _deep_grey(image: "Image", kind: str | None) -> Tensor:
+    """Grey of more than 8 bits, which convert("RGB") would cut off at 255."""
+    pixels = np.asarray(image)
+    if image.mode == "F":
+        if not ((pixels >= 0) & (pixels <= 1)).all():
+            raise ValueError("its pixels are floats outside [0, 1]")
+        grey = pixels.astype(np.float32)
+    elif image.mode != "I" or kind in COUNTED:
+        hidden = image.info.get("transparency")
+        grey = pixels.astype(np.float32) / DEEP
+        if isinstance(hidden, int):
+            grey[pixels == hidden] = 1
+    else:
+        raise ValueError("its pixels are 32-bit integers, and nothing says which is white")
+    return torch.from_numpy(grey).expand(3, -1, -1).contiguous()

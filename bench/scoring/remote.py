@@ -1,0 +1,229 @@
+"""Scoring over HTTP, so that a scorer may live on another machine, GPU or Python than the run.
+
+GET URL/ answers {"protocol": 1, "scorer": NAME}, NAME being the engine, version and weights. POST URL/score takes
+{"images": [base64 PNG, ...], "prompts": [{"text": ..., "stratum": ..., "metadata": {...}}, ...]} and answers
+{"rewards": [...], "metrics": {NAME: [...], ...}, "details": [{...}, ...]}, one entry a picture; rewards lie in [0, 1],
+or below it where the task's published reward does, null stands for a picture that could not be scored, metrics and
+details may be left out. Everything is JSON.
+"""
+
+import base64
+import http.client
+import io
+import ipaddress
+import json
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from functools import cached_property
+from time import sleep
+
+import numpy as np
+from torch import Tensor
+
+from bench.api.scores import stacked
+from bench.api.task import Prompt, Scores, Task, TaskAround
+from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line
+from bench.masking import masked
+from bench.scoring.pictures import LARGEST, from_file, to_bytes
+from bench.system.files import parse_json
+
+PROTOCOL = 1
+TIMEOUT_S, FIRST_S = 600, 30
+"""For an answer: a scorer may have to load its weights, but says at once that it is there."""
+PAUSES_S = (1, 5, 20, 60)
+"""A server that is restarting, or busy, is asked again after these."""
+BUSY = (429, 502, 503, 504)
+PICTURES, PIXELS = 16, 2 * LARGEST
+"""In one request, at most."""
+ANSWER = 2**28
+"""Bytes of an answer that is still read."""
+
+
+def check_url(url: str, name: str) -> None:
+    """Raise UsageError for what is no http address of a scorer; `name` is the task's."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        valid = valid and url.isascii() and url.isprintable() and " " not in url and ".." not in parts.netloc
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"scorers.{name}.url takes an http address, got {masked(url)!r}")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(f"scorers.{name}.url takes an address without user, password, ? and #")
+
+
+class RemoteTask(TaskAround):
+    """A task whose pictures are scored by the server at `url`.
+
+    A server on this machine is asked without a proxy. One that has answered before may restart and is waited for; one
+    that has not is given up at once.
+    """
+
+    def __init__(self, inner: Task, url: str):
+        super().__init__(inner)
+        check_url(url, inner.name)
+        self.url = url.rstrip("/")
+        self.proxy = _proxy(url)
+        handlers = [] if self.proxy else [urllib.request.ProxyHandler({})]
+        self.opener = urllib.request.build_opener(*handlers)
+        self.met = False
+        """Whether it has ever answered."""
+
+    @cached_property
+    def scorer_name(self) -> str:
+        answer = self._ask("/", None)
+        if answer.get("protocol") != PROTOCOL or not isinstance(answer.get("scorer"), str):
+            raise BenchError(f"{self.url} does not speak scoring protocol {PROTOCOL}: it answered {str(answer)[:200]}")
+        return answer["scorer"]
+
+    def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        if not self.met:
+            self._ask("/", None)
+        size = max(1, min(PICTURES, PIXELS // images_BCHW[0, 0].numel()))
+        starts = range(0, len(prompts), size)
+        return stacked([self._part(images_BCHW[i : i + size], prompts[i : i + size]) for i in starts])
+
+    def _part(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        told = [{"text": p.text, "stratum": p.stratum, "metadata": p.metadata} for p in prompts]
+        answer = self._ask("/score", {"images": encode(images_BCHW), "prompts": told})
+        try:
+            rewards = as_numbers(answer["rewards"], len(prompts))
+            metrics = {name: as_numbers(v, len(prompts)) for name, v in answer.get("metrics", {}).items()}
+            details = as_details(answer.get("details", []), len(prompts))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BenchError(f"{self.url}/score answered what is no score: {one_line(error)}") from error
+        if ((rewards < self.lowest_reward) | (rewards > 1)).any():
+            raise BenchError(f"{self.url}/score answered a reward outside [{self.lowest_reward:g}, 1]")
+        return Scores(rewards, metrics, details)
+
+    def _ask(self, path: str, content: dict | None) -> dict:
+        """One request. Raises BenchError with what the server says, MissingError where there is none."""
+        body = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
+        cause = ""
+        for pause in (0, *PAUSES_S):
+            sleep(pause)
+            try:
+                with self.opener.open(request, timeout=TIMEOUT_S if self.met else FIRST_S) as answer:
+                    return self._understood(path, answer.read(ANSWER + 1))
+            except urllib.error.HTTPError as error:
+                said = _beginning(error)
+                cause = f"{error.code}: {_page(said) or ' '.join(said.split())}"
+                if error.code not in BUSY or (_page(said) and not self.met):
+                    raise BenchError(f"{self.url}{path} answered {cause}{self._way}") from error
+                self.met = True
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
+                cause = one_line(getattr(error, "reason", error) if isinstance(error, OSError) else error)
+                if not self.met:
+                    break
+        raise MissingError(
+            f"no scorer answers at {self.url} ({cause}){self._way}: is it running (bench serve {self.name}), is "
+            f"scorers.{self.name}.url right?"
+        )
+
+    def _understood(self, path: str, body: bytes) -> dict:
+        """The object that an answer holds. Raises BenchError for anything else, a proxy's login page among it."""
+        text = body.decode(errors="replace")
+        if len(body) > ANSWER:
+            raise BenchError(f"{self.url}{path} answered more than {ANSWER:,} bytes{self._way}")
+        try:
+            found = parse_json(text, f"the answer of {self.url}{path}")
+        except DamagedError as error:
+            page = f": {page}" if (page := _page(text)) else f": {one_line(error.__cause__ or error)}"
+            raise BenchError(f"{self.url}{path} did not answer JSON{page}{self._way}") from error
+        if not isinstance(found, dict):
+            raise BenchError(f"{self.url}{path} answered {type(found).__name__}, not an object{self._way}")
+        self.met = True
+        return found
+
+    @property
+    def _way(self) -> str:
+        """How it was asked, where that is worth a word."""
+        if not self.proxy:
+            return ""
+        return f", asked through the proxy {self.proxy} (if that is wrong, put {_host(self.url)} into no_proxy)"
+
+
+def _host(url: str) -> str:
+    return urllib.parse.urlsplit(url).hostname or ""
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for an address, without its password; None for one on this machine."""
+    host = _host(url)
+    try:
+        address = ipaddress.ip_address(host)
+        here = address.is_loopback or address.is_unspecified
+    except ValueError:
+        here = host == "localhost" or host.endswith(".localhost")
+    scheme = urllib.parse.urlsplit(url).scheme
+    proxy = urllib.request.getproxies().get(scheme)
+    if here or not proxy or urllib.request.proxy_bypass(urllib.parse.urlsplit(url).netloc):
+        return None
+    return f"{proxy.rpartition('@')[2].rpartition('//')[2]} of {scheme}_proxy"
+
+
+def _beginning(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(500).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return error.reason
+
+
+def _page(text: str) -> str | None:
+    """What to call an answer that is a web page; None for any other."""
+    if not text.lstrip().startswith("<"):
+        return None
+    title = re.search(r"<title[^>]*>(.*?)</title", text, re.DOTALL | re.IGNORECASE)
+    named = f" {' '.join(title[1].split())[:80]!r}" if title else ""
+    return f"a web page{named}, of another service or a proxy's (a login page?)"
+
+
+def encode(images_BCHW: Tensor) -> list[str]:
+    """Pictures in [0, 1] as base64 PNG."""
+    from PIL import Image
+
+    found = []
+    for image in to_bytes(images_BCHW):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+        found.append(base64.b64encode(buffer.getvalue()).decode())
+    return found
+
+
+def decode(text: str, most: int = LARGEST) -> Tensor:
+    """A base64 picture as [3, H, W] in [0, 1]. Raises TooLargeError for more than `most` pixels, ValueError or OSError
+    for anything else."""
+    return from_file(io.BytesIO(base64.b64decode(text, validate=True)), most)
+
+
+def as_numbers(values: list, count: int) -> np.ndarray:
+    """`count` numbers, float64, null as NaN. Raises ValueError or TypeError for anything else."""
+    if not isinstance(values, list) or any(isinstance(value, str | bool) for value in values):
+        raise TypeError(f"not a list of numbers: {str(values)[:100]}")
+    try:
+        found = np.array([np.nan if value is None else float(value) for value in values], np.float64)
+    except OverflowError as error:
+        raise ValueError("a number is too large") from error
+    if len(found) != count:
+        raise ValueError(f"{len(found)} numbers for {count} pictures")
+    if np.isinf(found).any():
+        raise ValueError("a number is infinite")
+    return found
+
+
+def as_details(values: list, count: int) -> list[dict]:
+    """`count` objects, or none at all. Raises ValueError or TypeError for anything else."""
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise TypeError("details are not a list of objects")
+    if len(values) not in (0, count):
+        raise ValueError(f"{len(values)} details for {count} pictures")
+    return values
+
+
+def plain(values: np.ndarray) -> list:
+    """Numbers for JSON, NaN as null."""
+    return [None if np.isnan(value) else float(value) for value in values]

@@ -1,0 +1,1 @@
+"""Carrying out a run: teachers, the loop, held-out evaluation."""

@@ -1,0 +1,153 @@
+"""Running out of memory, said as which settings would help."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from bench.config.compute import Compute
+from bench.config.spec import describe
+from bench.errors import BenchError
+from bench.registry import find
+
+if TYPE_CHECKING:
+    from bench.config.spec import Spec
+
+SCORERS = "a lower scorers.<task>.batch, or .device or .url to score elsewhere"
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+
+
+@contextmanager
+def memory(phase: str, spec: "Spec") -> Iterator[None]:
+    """Turn a failed allocation in a phase (loading, training, evaluation) into a BenchError that names the settings."""
+    with allocating(lambda: exhausted(phase, spec)):
+        yield
+
+
+@contextmanager
+def memory_of(compute: Compute, batch: int, device: str, backbone: str) -> Iterator[None]:
+    """As `memory`, where pictures are drawn outside a run, `batch` at a time."""
+    tried = [f"compute.batch={batch // 2}" if batch > 1 else "", precision(compute)]
+    if beside(backbone):
+        tried += ["compute.decode=sliced" if compute.decode == "whole" else "", resolution(compute), SCORERS]
+    told = ", ".join(filter(None, tried))
+    cure = f"try --set with {told}" if told else "this machine has too little for it"
+    with allocating(lambda: BenchError(f"out of memory on {device}; {cure}")):
+        yield
+
+
+@contextmanager
+def allocating(cause: Callable[[], BenchError]) -> Iterator[None]:
+    """Raise `cause()` for an allocation that fails, on a GPU or on the CPU."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise cause() from error
+    except RuntimeError as error:
+        if CPU_ALLOCATOR not in str(error):
+            raise
+        raise cause() from error
+
+
+def exhausted(phase: str, spec: "Spec") -> BenchError:
+    """The error, with settings in the order in which to try them: those under which this run goes on, then those that
+    make it another run."""
+    compute, method = spec.compute, find("method", spec.method)
+    another = [precision(compute), *smaller_pictures(spec)]
+    if phase == "training":
+        same = ["" if compute.gradient_checkpointing else "compute.gradient_checkpointing=true", fewer_drawn(spec)]
+        same += [*(decoding(spec) if method.needs.rewards else ()), *offloading(spec), *scorers(spec)]
+        another = [*lower(spec, method.memory_settings(spec)), *another]
+    elif phase == "evaluation":
+        same = [*lower(spec, ("evaluation.batch",)), *decoding(spec), *offloading(spec), *scorers(spec)]
+        same.insert(1, fewer_drawn(spec))
+    else:
+        same = [*offloading(spec), *scorers(spec, ("device", "url"))]
+    return BenchError(f"out of memory on {spec.device} in {phase}; {cures(same, another)}")
+
+
+def cures(same: list[str], another: list[str]) -> str:
+    """Both lists in words."""
+    same, another = (", ".join(filter(None, listed)) for listed in (same, another))
+    if same and another:
+        return f"go on with --set {same}; or, as another run, {another}"
+    if same:
+        return f"go on with --set {same}"
+    return f"as another run, --set {another}" if another else "this machine has too little for it"
+
+
+def lower(spec: "Spec", names: Iterable[str]) -> list[str]:
+    """Settings of these that can be lowered, with what they are now; where one only counts below another, with that."""
+    said = []
+    for name in names:
+        now, most = value(spec, name), limit(spec, name)
+        if isinstance(now, int) and min(now, most or now) > 1:
+            said.append(f"a lower {name} (now {now})" + (f" below {most}" if most and now > most else ""))
+    return said
+
+
+def limit(spec: "Spec", name: str) -> int | None:
+    """The largest batch with gradients, for a `chunk` of it; None for other settings."""
+    largest = find("method", spec.method).largest_batch(spec)
+    return largest if largest and name.rpartition(".")[2] == "chunk" else None
+
+
+def fewer_drawn(spec: "Spec") -> str:
+    now = spec.compute.batch
+    return "" if now == 1 else f"a lower compute.batch (now {now or 'all at once'})"
+
+
+def precision(compute: Compute) -> str:
+    return "compute.precision=bfloat16" if compute.precision == "float32" else ""
+
+
+def beside(backbone: str) -> bool:
+    """Whether text encoders, a VAE and scorers of their size lie beside the transformer: they do where somebody plans
+    GPU-hours."""
+    return describe(backbone).size is not None
+
+
+def decoding(spec: "Spec") -> list[str]:
+    return ["compute.decode=sliced"] if spec.compute.decode == "whole" and beside(spec.backbone) else []
+
+
+def offloading(spec: "Spec") -> list[str]:
+    """Text encoders in host memory: nothing where they are there already, or where all is on the CPU."""
+    useful = spec.device != "cpu" and not spec.compute.offload_text_encoders and beside(spec.backbone)
+    return ["compute.offload_text_encoders=true"] if useful else []
+
+
+def smaller_pictures(spec: "Spec") -> list[str]:
+    """A lower resolution, where the backbone has a choice of it."""
+    return [resolution(spec.compute)] if beside(spec.backbone) else []
+
+
+def resolution(compute: Compute) -> str:
+    return f"a lower compute.resolution (now {compute.resolution or 'the size the model was made for'})"
+
+
+def scorers(spec: "Spec", which: tuple[str, ...] = ("batch", "device", "url")) -> list[str]:
+    """Settings of the tasks' scorers that take work off this device: every task can be scored at a url, the others are
+    those that its scorer knows."""
+    if not beside(spec.backbone):
+        return []
+    cures = []
+    for task in spec.tasks:
+        given, known = spec.scorers.get(task, {}), find("task", task).sources
+        if "url" in given:
+            continue
+        if "batch" in which and "batch" in known:
+            cures.append(f"a lower scorers.{task}.batch")
+        if "device" in known and spec.device != "cpu" and given.get("device") != "cpu":
+            cures.append(f"scorers.{task}.device=cpu")
+        cures.append(f"scorers.{task}.url to score elsewhere")
+    return cures
+
+
+def value(spec: "Spec", name: str) -> object:
+    """A dotted setting of a spec."""
+    found: object = spec.model_dump()
+    for part in name.split("."):
+        found = found[part]
+    return found

@@ -1,0 +1,60 @@
+"""What a method owes to the other processes of its run, checked while it collects and computes losses.
+
+Processes share every update's prompts. A method that draws prompts without `lab.prompts` gives all prompts to each of
+them, and their summed gradient is N times too large; one that draws random numbers past bench.sampler.draws gives each
+process the numbers of other rows, and the update is not that of one process.
+"""
+
+import random
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from bench.api.lab import Lab
+from bench.errors import UsageError
+
+
+class Watch:
+    """One update under watch; does nothing where one process has all prompts."""
+
+    def __init__(self, lab: Lab, method: str):
+        self.lab, self.method, self.needed = lab, method, lab.workers.count > 1
+        if self.needed:
+            lab.rows, lab.given = {}, []
+            self.before = _global_generators()
+
+    def check(self, tasks: Iterable[str]) -> None:
+        """Raise UsageError if the method forgot the other processes until now, in any of its `tasks`."""
+        if not self.needed:
+            return
+        count = self.lab.workers.count
+        for task in tasks:
+            if task not in self.lab.rows:
+                raise UsageError(
+                    f"method {self.method!r} collects for task {task!r} without lab.prompts, which shares prompts "
+                    f"among the {count} processes: its gradient would be {count} times too large. Draw prompts with "
+                    "lab.prompts, or run one process"
+                )
+        for generator in self.lab.given:
+            if generator.used_directly:
+                raise UsageError(
+                    f"method {self.method!r} draws from lab.generator by itself: each of the {count} processes would "
+                    "draw the numbers of other rows. Draw batches with bench.sampler.draws (normal, draw), and what "
+                    "all prompts share from lab.numpy_generator, or run one process"
+                )
+        if _global_generators() != self.before:
+            raise UsageError(
+                f"method {self.method!r} draws from a global random generator: the {count} processes would not give "
+                "the update of one. Draw from lab.generator, or run one process"
+            )
+
+
+def _global_generators() -> tuple[bytes, ...]:
+    """The states of torch's, numpy's and Python's own generators."""
+    legacy = np.random.get_state(legacy=False)["state"]
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        legacy["key"].tobytes() + str(legacy["pos"]).encode(),
+        repr(random.getstate()).encode(),
+    )

@@ -1,0 +1,132 @@
+"""Frozen models by folder or hub id: loading them, and what their weights hash to."""
+
+import re
+from functools import cache
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+
+from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line, unknown
+from bench.hashing import content_hash
+from bench.system.devices import check_device
+from bench.weights.checkpoints import cause_of, refuse_stand_ins, require_folder, require_tokenizer, require_weights
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+FILES = ("model.safetensors", "pytorch_model.bin")
+NEVER_SAVED = re.compile(r"(^|\.)position_ids$")
+"""Buffers that only count, which files of some releases hold and others do not."""
+CURE = "name a local folder in transformers' format, or make the hub reachable and accept the model's licence"
+
+
+def _absent(what: str, source: str, error: Exception) -> MissingError:
+    """The error of what cannot be loaded; of a local folder no licence is to be accepted."""
+    cure = "" if Path(source).is_dir() else f"; {CURE}"
+    return MissingError(f"no {what} at {source!r}: {one_line(error)}{cure}")
+
+
+@cache
+def weights_hash(source: str) -> str:
+    """Content hash of a transformers model's weights; fetches those of a hub id.
+
+    Raises MissingError for a folder without weights, and for a hub id that cannot be reached; DamagedError for a file
+    that is no weights.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        for name in FILES:
+            if path := cached_file(source, name, _raise_exceptions_for_missing_entries=False):
+                require_weights(Path(path), "weights file")
+                return content_hash([Path(path)])
+    except OSError as error:
+        raise _absent("model", source, error) from error
+    raise _absent("weights", source, OSError(f"neither {' nor '.join(FILES)}"))
+
+
+def weights_name(source: str, precision: str) -> str:
+    """`weights_hash`, and the precision if it is not float32, which changes scores too."""
+    return weights_hash(source) + ("" if precision == "float32" else f"-{precision}")
+
+
+def whole(loaded: tuple, where: str | Path, unread: re.Pattern = NEVER_SAVED):
+    """The model of what `from_pretrained(..., output_loading_info=True)` gave, if its files held all of it.
+
+    The libraries only remark on a tensor that they made up. `unread` ones may lack. Raises DamagedError naming the
+    first.
+    """
+    model, report = loaded
+    lacks = sorted(n for n in report["missing_keys"] if not (NEVER_SAVED.search(n) or unread.search(n)))
+    for cause, names in (
+        ("lacks the tensor", lacks),
+        ("holds in another shape than its config.json says the tensor", sorted(_named(report["mismatched_keys"]))),
+    ):
+        if names:
+            others = f" and {len(names) - 1} more" if names[1:] else ""
+            raise DamagedError(f"{where} {cause} {names[0]}{others}: download its weights again, or save them whole")
+    return model
+
+
+def _named(mismatched) -> list[str]:
+    """The libraries give names alone, or with the two shapes."""
+    return [entry if isinstance(entry, str) else entry[0] for entry in mismatched]
+
+
+def load_frozen(
+    model_class, source: str, device: str, what: str, precision: str = "float32", unread: re.Pattern = NEVER_SAVED
+):
+    """A transformers model without gradients; its files may lack the parameters that match `unread`.
+
+    Raises MissingError naming what is not where, DamagedError for files that are no weights or not all of them,
+    UsageError for a model of another kind, for another precision than float32, bfloat16 and float16 and for a device
+    that is no device.
+    """
+    from transformers import AutoConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    check_device(device, what, "set its device to cpu")
+    disable_progress_bar()  # its bar would tear ours
+    if Path(source).is_dir():
+        require_folder(Path(source), what)
+    try:
+        kind, wanted = AutoConfig.from_pretrained(source).model_type, model_class.config_class.model_type
+        if kind != wanted:  # transformers would only warn, and make the weights up
+            raise UsageError(f"{source!r} holds a model of type {kind!r}, not {wanted!r}: it is no {what}")
+        how = {"dtype": getattr(torch, precision), "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model = whole(model_class.from_pretrained(source, **how), source, unread)
+    except BenchError:
+        raise
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _absent(what, source, error) from error
+    except (SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
+        raise DamagedError(f"no {what} at {source!r}: {cause_of(error)}") from error
+    return model.eval().requires_grad_(False).to(device)
+
+
+def save_folder(model, folder: Path) -> None:
+    """Write a transformers model as a folder. Raises UsageError where that cannot be done."""
+    if folder.is_file():  # transformers would only remark on it
+        raise UsageError(f"{folder} is a file: name a folder for the converted model")
+    try:
+        model.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot write the converted model to {folder}: {one_line(error)}") from error
+
+
+def load_processor(source: str):
+    """The tokenizer and the image processor (on PIL pictures) of a CLIP model. Raises MissingError likewise."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    what = "tokenizer and image processor"
+    if Path(source).is_dir():
+        refuse_stand_ins(Path(source), what)
+        require_tokenizer(Path(source))
+    try:
+        return AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (OSError, ValueError) as error:
+        raise _absent(what, source, error) from error
