@@ -134,7 +134,7 @@ def main() -> None:
         raise UsageError("a covariance needs --draws of 2 or more, its interval --states of 2 or more")
     check_output(arguments.output)
     from bench.cli.probe import laboratory
-    from bench.config.spec import resolve
+    from bench.config.resolve import resolve
 
     results = []
     for kernel in arguments.kernels.split(","):

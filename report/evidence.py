@@ -10,8 +10,8 @@ import numpy as np
 from bench.analysis.comparison import STRICTER
 from bench.analysis.records import Record
 from bench.errors import DamagedError, UsageError, one_line
-from bench.jobs.outcome import recorded_failure
 from bench.store.damage import check_checkpoint
+from bench.store.names import recorded_failure
 from bench.system.files import read_text
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_printable, checked
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.analysis.records import score
-from bench.config.spec import Spec, describe
+from bench.config.resolve import describe
+from bench.config.spec import Spec
 from bench.errors import BusyError, Stopped
 from bench.store.run import Run
 from bench.training.loop import Progress

@@ -11,8 +11,9 @@ import optuna
 from pydantic import Field, ValidationError, model_validator
 
 from bench.config.contradictions import leaves
+from bench.config.resolve import resolve
 from bench.config.settings import Settings, first_problem, parse_seeds, read_yaml
-from bench.config.spec import Spec, resolve
+from bench.config.spec import Spec
 from bench.errors import UsageError, unknown
 from bench.hashing import seed_of, text_hash
 from bench.registry import task_names

@@ -191,7 +191,7 @@ def test_a_setting_of_slurm_is_called_by_its_own_option(tmp_path: Path, monkeypa
 
 
 def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
-    from bench.config.spec import describe, resolve
+    from bench.config.resolve import describe, resolve
     from bench.store.run import Run
 
     monkeypatch.chdir(tmp_path)

@@ -9,9 +9,10 @@ import pytest
 
 from bench.analysis.comparison import Goal, standings
 from bench.analysis.records import Record
-from bench.cli.compare import EQUAL, beyond_budget, overrides_of, parse_axis, settle, target_text, variants
+from bench.cli.compare import EQUAL, beyond_budget, settle, target_text
 from bench.cli.probe import probe_specs
-from bench.config.spec import resolve
+from bench.config.grid import overrides_of, parse_axis, variants
+from bench.config.resolve import resolve
 from bench.errors import UsageError
 from report import lines as report_lines
 from report.tables import cosines

@@ -11,7 +11,8 @@ from bench.backbones.sd3 import DEFAULT, VAE, size
 from bench.backbones.size import Size
 from bench.cli.dryrun import explain
 from bench.config.compute import Compute
-from bench.config.spec import LoraSpec, describe, resolve
+from bench.config.resolve import describe, resolve
+from bench.config.spec import LoraSpec
 from bench.errors import UsageError
 from bench.prediction.cost import PEAK, UTILISATION, Cost, evaluations_of_student, held_out, hours, of_passes, of_update
 from bench.prediction.footprint import training_memory

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from bench.cli.app import main
-from bench.cli.compare import recipes, settle, variants
-from bench.config.spec import resolve
+from bench.cli.compare import settle
+from bench.config.grid import recipes, variants
+from bench.config.resolve import resolve
 from bench.jobs.launches import Job, launches, new_launch
 from report.evidence import collect
 from report.sections import make

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config.spec import resolve, teacher_spec
+from bench.config.resolve import resolve, teacher_spec
 from bench.errors import MissingError, PartialError, UsageError
 from bench.jobs.dispatch import dispatch
 from bench.jobs.launches import Job, Launch, launches, new_launch

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.api.lab import EMA
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.store.run import read_checkpoint
 from bench.training.ema import averages_at, decay_at
 from bench.training.loop import Loop

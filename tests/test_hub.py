@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.backbones.sd3 import descriptor
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.errors import MissingError, UsageError
 from bench.training.teacher_sets import check_teachers
 from bench.weights.hub import DIFFUSERS_FILE, FILES, adapter_folder

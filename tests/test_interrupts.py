@@ -202,7 +202,7 @@ def test_a_stop_is_taken_between_batches_of_an_evaluation(tmp_path: Path, monkey
     """The checkpoint is there already; the run evaluates again, and ends as if nothing had been."""
     from contextlib import nullcontext
 
-    from bench.config.spec import resolve
+    from bench.config.resolve import resolve
     from bench.errors import Interrupted
     from bench.training import runner
     from bench.training.runner import Session, execute

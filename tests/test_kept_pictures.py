@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from bench.config.spec import Spec, resolve
+from bench.config.resolve import resolve
+from bench.config.spec import Spec
 from bench.scoring.folders import read
 from bench.training.runner import Session, execute
 

@@ -10,7 +10,7 @@ import torch
 from bench.api.lab import EMA, STUDENT
 from bench.api.task import Scores
 from bench.backbones.adapters import read_adapter
-from bench.config.spec import describe, resolve
+from bench.config.resolve import describe, resolve
 from bench.errors import BenchError, MissingError, UsageError
 from bench.registry import find
 from bench.sampler.rollout import Sampler

@@ -8,8 +8,9 @@ import torch
 
 from bench.backbones.flow import FlowBackbone
 from bench.config.compute import Compute
+from bench.config.resolve import resolve
 from bench.config.settings import merge
-from bench.config.spec import Spec, resolve
+from bench.config.spec import Spec
 from bench.errors import BenchError
 from bench.registry import find
 from bench.training.out_of_memory import exhausted, memory, memory_of

@@ -12,7 +12,7 @@ import torch
 
 import bench.registry as registry
 from bench.api.task import Prompt
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.scoring.folders import write
 from bench.scoring.loading import load_task
 from bench.training.runner import Session, execute

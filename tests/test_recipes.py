@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.config.spec import PRESETS, preset_tasks, resolve
+from bench.config.resolve import PRESETS, preset_tasks, resolve
 from bench.errors import UsageError
 from bench.registry import find
 
@@ -83,7 +83,7 @@ def test_a_runs_spec_makes_it_again(tmp_path) -> None:
     """spec.json is a preset of all but the seed."""
     import json
 
-    from bench.config.spec import resolve
+    from bench.config.resolve import resolve
 
     made = resolve("opd_analytic", ["ocr"], 3, overrides=["sampler.kernel=cps", "sampler.eta=0.5", "optimizer.lr=1e-4"])
     path = tmp_path / "spec.json"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.config.resolve import resolve
 from bench.config.scorers import view_settings
 from bench.config.settings import parse_override, parse_seeds, parse_yaml, read_yaml
-from bench.config.spec import resolve
 from bench.errors import UsageError
 from bench.jobs.placement import placement
 

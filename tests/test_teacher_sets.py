@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.errors import MissingError, UsageError
 from bench.training.teacher_sets import check_teachers
 from tests.commands import bench

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.config.spec import Spec, resolve
+from bench.config.resolve import resolve
+from bench.config.spec import Spec
 from bench.registry import find
 from bench.store.run import read_checkpoint
 from bench.system.workers import Workers

@@ -105,8 +105,8 @@ def run(
 ) -> None:
     """Train one student, resume it, or print its finished summary."""
     from bench.config.contradictions import replaced
+    from bench.config.resolve import resolve
     from bench.config.settings import parse_seeds
-    from bench.config.spec import resolve
     from bench.jobs.placement import placement
     from bench.printing import note
     from bench.system.files import results_root
@@ -146,8 +146,8 @@ def teach(
 
     Trained as they are by default, they are also those that --teachers train means.
     """
+    from bench.config.resolve import TEACHER_METHOD, preset_tasks, resolve
     from bench.config.settings import parse_seeds
-    from bench.config.spec import TEACHER_METHOD, preset_tasks, resolve
     from bench.jobs.placement import placement
     from bench.system.files import results_root
 

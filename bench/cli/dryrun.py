@@ -2,7 +2,8 @@
 
 import yaml
 
-from bench.config.spec import Spec, describe
+from bench.config.resolve import describe
+from bench.config.spec import Spec
 from bench.prediction.cost import lines, updates
 from bench.prediction.footprint import memory_lines
 from bench.registry import find

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from bench.api.task import SPLITS
 from bench.config.bounds import Guidance
+from bench.config.resolve import describe
 from bench.config.scorers import view_settings
-from bench.config.spec import EvaluationSpec, describe
+from bench.config.spec import EvaluationSpec
 from bench.errors import BenchError, UsageError, explained, unknown
 from bench.printing import progress_bar, terminal
 from bench.registry import task_names

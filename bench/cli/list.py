@@ -3,7 +3,7 @@
 from itertools import takewhile
 from pathlib import Path
 
-from bench.config.spec import PRESETS
+from bench.config.resolve import PRESETS
 from bench.errors import unknown
 from bench.registry import find, registered
 from bench.sampler.transitions import KERNELS

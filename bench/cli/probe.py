@@ -7,8 +7,9 @@ from pathlib import Path
 from bench.analysis.stats import Estimate
 from bench.api.lab import STUDENT
 from bench.api.method import Method
-from bench.cli.compare import overrides_of, recipes, variants
-from bench.config.spec import Spec, describe, resolve
+from bench.config.grid import overrides_of, recipes, variants
+from bench.config.resolve import describe, resolve
+from bench.config.spec import Spec
 from bench.errors import UsageError
 from bench.probes.estimates import ProbeLab, nested
 from bench.probes.gradient import GradientNoise, Moments, gradient_noise

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.cli.console import Console
-from bench.config.spec import Spec, describe
+from bench.config.resolve import describe
+from bench.config.spec import Spec
 from bench.errors import BenchError, Interrupted, PartialError, UsageError, one_line
 from bench.jobs.placement import Placement
 from bench.jobs.runs import carry_out_runs

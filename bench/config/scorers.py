@@ -1,5 +1,6 @@
 """What may be set where pictures are drawn or scored but nothing is trained."""
 
+import urllib.request
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -8,9 +9,11 @@ from bench.config.bounds import Shift
 from bench.config.compute import Compute
 from bench.config.settings import Settings, first_problem, merge, parse_override
 from bench.errors import UsageError, unknown
+from bench.masking import masked
 from bench.registry import find
-from bench.scoring.loading import URL
-from bench.scoring.remote import check_url
+
+URL = "url"
+"""Source that every task knows: the address of a server that scores its pictures."""
 
 
 class SigmasSpec(Settings):
@@ -75,3 +78,17 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: s
                 raise UsageError(f"scorers.{name}.{key} does nothing in the world {world!r}: leave it out")
         if URL in sources:
             check_url(sources[URL], name)
+
+
+def check_url(url: str, name: str) -> None:
+    """Raise UsageError for what is no http address of a scorer; `name` is the task's."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        valid = valid and url.isascii() and url.isprintable() and " " not in url and ".." not in parts.netloc
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"scorers.{name}.url takes an http address, got {masked(url)!r}")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(f"scorers.{name}.url takes an address without user, password, ? and #")

@@ -1,32 +1,20 @@
 """What a run is: typed, validated, hashed, overridable with key=value."""
 
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from bench.config.bounds import Decay, Guidance, Positive, Share, Shift
 from bench.config.compute import Compute
-from bench.config.descriptor import Descriptor
-from bench.config.scorers import check_scorers, words
-from bench.config.settings import Settings, first_problem, merge, parse_override, read_yaml
-from bench.errors import DamagedError, UsageError, unknown
+from bench.config.settings import Settings
 from bench.hashing import text_hash
-from bench.registry import find, task_names
+from bench.registry import find
 from bench.sampler.rollout import Sampler, euler
 from bench.sampler.schedule import TRAIN_TIMESTEPS, make_schedule
 from bench.sampler.transitions import get_kernel
-from bench.system.files import read_record
-from bench.weights.hub import PREFIX as HUB
 
-TEACHER_METHOD = "single_task"
-PRESETS = Path(__file__).parent / "presets"
-"""Published recipes by name."""
 PLACEMENT = ("device", "batch", "url")
 """Sources of a scorer that say where, not what, it is."""
-TRAINED_HERE = ("shipped", "train")
-"""Sources of teachers that come from this project's recipe."""
 Table = Literal["diffusers", "once"]
 Steps = Annotated[int, Field(gt=0, le=TRAIN_TIMESTEPS)]
 
@@ -199,213 +187,3 @@ class Spec(Settings):
 
 
 SILENT = {name: field.default for name, field in Spec.model_fields.items()}
-
-
-def describe(backbone: str) -> Descriptor:
-    """The descriptor of a registered backbone, or of the pipeline at a path or hub address; raises UsageError."""
-    path = Path(backbone)
-    if backbone.startswith(HUB) or (path.suffix == ".safetensors" and path.is_file()):
-        return find("backbone", "sd3")(backbone)
-    if "/" in backbone or path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise UsageError(
-                f"{backbone} is no diffusers pipeline: neither a folder with model_index.json nor a .safetensors file; "
-                f"one of the hub is written {HUB}OWNER/REPO"
-            )
-        return find("backbone", "sd3")(backbone)
-    return find("backbone", backbone)()
-
-
-def resolve(
-    method: str | None,
-    tasks: list[str] | None,
-    seed: int = 0,
-    backbone: str | None = None,
-    preset: Path | None = None,
-    overrides: list[str] | None = None,
-    teachers: str | None = None,
-) -> Spec:
-    """Build a spec: defaults <- the backbone's recipe <- preset file <- overrides. Raises UsageError.
-
-    `tasks` may be ["all"]. `preset` is a file, a run's spec.json, or the name of one of bench/config/presets;
-    method, tasks and backbone that are None are the preset's, tasks otherwise all, the backbone micro; of a preset's
-    teachers those of the run's tasks are taken. `overrides` are "dotted.key=value" with YAML values. `teachers` is
-    'shipped', 'train' or a folder that holds one adapter folder a task; it goes before those of a preset.
-    """
-    asked = _read_preset(preset) if preset else {}
-    method, tasks = _named(asked, "method", method), _tasks(asked, tasks)
-    for section in ("teachers", "teacher_guidance"):
-        if section in asked:
-            asked[section] = {task: value for task, value in asked[section].items() if task in tasks}
-    if method is None:
-        raise UsageError("name a method (--method), or a preset that names one")
-    backbone = backbone or asked.get("backbone", "micro")
-    asked.pop("backbone", None)
-    if teachers:
-        asked.pop("teachers", None)
-    method_class = find("method", method)
-    descriptor = describe(backbone)
-    for override in overrides or []:
-        merge(asked, parse_override(override))
-    settings: dict[str, Any] = {}
-    merge(settings, descriptor.defaults)
-    if path := _recipe_file(descriptor, method):
-        merge(settings, _recipe(path, method_class, tasks, asked))
-    merge(settings, asked)
-    fixed = {"method": method, "backbone": backbone, "tasks": tasks, "seed": seed}
-    for key, value in fixed.items():
-        if settings.get(key, value) != value:
-            raise UsageError(f"{key!r} is set by its own flag, not by --set")
-    if method_class.needs.teachers:
-        source = teachers or ("shipped" if descriptor.teachers else "train")
-        named = source in TRAINED_HERE
-        sources = {task: source if named else str(Path(source) / task) for task in tasks}
-        settings["teachers"] = sources | settings.get("teachers", {})
-        for told in [source, *settings["teachers"].values()]:
-            _refuse_misspelt(told)
-    elif teachers or settings.get("teachers") or settings.get("teacher_guidance"):
-        raise UsageError(f"method {method!r} takes no teachers")
-    settings["scorers"] = words(settings.get("scorers", {}))
-    try:
-        spec = Spec.model_validate(settings | fixed)
-        spec = spec.model_copy(update={"params": method_class.Options.model_validate(spec.params).record()})
-    except ValidationError as error:
-        in_params = error.title == method_class.Options.__name__
-        whole = (method_class.Options, ("params",)) if in_params else (Spec, ())
-        raise UsageError(first_problem(error, *whole)) from error
-    spec = spec.model_copy(update={"evaluation": _as_trained(spec.evaluation, spec.sampler)})
-    descriptor.check(spec.compute)
-    if spec.probes.interference and len(tasks) == 1:
-        raise UsageError("probes.interference compares tasks, and the run has one: leave it out")
-    for section in ("teachers", "teacher_guidance"):
-        for task in getattr(spec, section):
-            if task not in tasks:
-                raise unknown(f"task in {section}", task, tasks)
-    check_scorers(spec.scorers, tasks, descriptor.world)
-    if spec.teachers:
-        guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
-        spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
-    sampler = spec.sampler.build(descriptor.shift)
-    method_class.check(spec, sampler)
-    return spec
-
-
-def _refuse_misspelt(source: object) -> None:
-    """Raise UsageError for teachers from what is no folder, but nearly a word that is known."""
-    told = str(source)
-    if told not in TRAINED_HERE and get_close_matches(told, TRAINED_HERE, 1, cutoff=0.7) and not Path(told).exists():
-        raise UsageError(f"{unknown('source of teachers', told, TRAINED_HERE)}, or a folder")
-
-
-def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec) -> EvaluationSpec:
-    """What is not said of evaluation is as in training; what is at its default there too stays unsaid."""
-    told = {
-        "guidance": evaluation.guidance if evaluation.guidance is not None else sampler.guidance,
-        "shift": evaluation.shift or sampler.shift,
-        "table": evaluation.table or (sampler.table if sampler.table != SamplerSpec().table else None),
-    }
-    return evaluation.model_copy(update=told)
-
-
-def teacher_spec(spec: Spec, task: str) -> Spec:
-    """How a task's teacher is trained: single-task RL by the backbone's recipe, with the run's seed and device."""
-    trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)
-    scorers = {task: spec.scorers[task]} if task in spec.scorers else {}
-    return trained.model_copy(update={"device": spec.device, "scorers": scorers, "compute": spec.compute})
-
-
-def _teacher_guidance(spec: Spec, task: str) -> float:
-    if spec.teachers[task] in TRAINED_HERE:
-        return teacher_spec(spec, task).evaluation.guidance
-    kept = Path(spec.teachers[task]) / "training.json"  # of `bench teach`: a copy, away from its run
-    guidance = read_record(kept).get("guidance") if kept.is_file() else None
-    if guidance is not None:
-        return _written_guidance(guidance, f"{kept}: guidance", task)
-    beside = Path(spec.teachers[task]).parent / "spec.json"
-    if not beside.is_file():
-        return spec.sampler.guidance
-    try:
-        guidance = read_record(beside)["spec"]["evaluation"]["guidance"]
-    except (OSError, ValueError, KeyError, TypeError, DamagedError) as error:
-        raise UsageError(
-            f"{beside} is no run's spec.json ({error!r}): move it away or set teacher_guidance.{task}"
-        ) from error
-    return _written_guidance(guidance, f"{beside}: spec.evaluation.guidance", task)
-
-
-def _written_guidance(value: Any, where: str, task: str) -> float:
-    """A guidance scale that a file beside a teacher holds, under the setting's own rule. Raises UsageError."""
-    try:
-        return TypeAdapter(Guidance).validate_python(value, strict=True)
-    except (ValidationError, OverflowError) as error:
-        cause = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is too large"
-        raise UsageError(
-            f"{where} is {repr(value)[:60]}, which is no guidance scale ({cause}): mend it or set "
-            f"teacher_guidance.{task}"
-        ) from error
-
-
-def _recipe_file(descriptor: Descriptor, method: str) -> Path | None:
-    """The backbone's recipe for a method, or the one for all others."""
-    files = [descriptor.recipes / f"{name}.yaml" for name in (method, "default")] if descriptor.recipes else []
-    return next((path for path in files if path.is_file()), None)
-
-
-def _recipe(path: Path, method_class: Any, tasks: list[str], asked: dict) -> dict:
-    """A recipe file's settings for what is asked.
-
-    Its `by_task` section applies when the run has just that one task; `by_param` when a method's setting, as asked, by
-    the recipe or by default, has that value: {engine: {grpo: {settings}}}.
-    """
-    recipe = read_yaml(path)
-    by_task, by_param = recipe.pop("by_task", {}), recipe.pop("by_param", {})
-    if len(tasks) == 1:
-        merge(recipe, by_task.get(tasks[0], {}))
-    for name, settings in by_param.items():
-        default = method_class.Options.model_fields.get(name)
-        told = [_param(asked, name), _param(recipe, name), default.default if default else None]
-        value = next((v for v in told if v is not None), None)
-        if isinstance(value, str):
-            merge(recipe, settings.get(value, {}))
-    return recipe
-
-
-def _param(settings: dict, name: str) -> object:
-    params = settings.get("params")
-    return params.get(name) if isinstance(params, dict) else None
-
-
-def preset_tasks(preset: Path | None, asked: list[str] | None) -> list[str]:
-    """The tasks that were asked for, else a preset's, else all. Raises UsageError as `resolve` does."""
-    return _tasks(_read_preset(preset) if preset else {}, asked)
-
-
-def _tasks(preset: dict[str, Any], asked: list[str] | None) -> list[str]:
-    told = _named(preset, "tasks", asked)
-    return task_names(["all"] if told is None else told)
-
-
-def _named(preset: dict[str, Any], key: str, asked: Any) -> Any:
-    """A preset's method or tasks, taken out of it, or what was asked for. Raises UsageError if these differ."""
-    told = preset.pop(key, None)
-    if None not in (told, asked) and told != asked:
-        raise UsageError(f"the preset is for {key} {told}, not {asked}")
-    return told if asked is None else asked
-
-
-def _read_preset(preset: Path) -> dict[str, Any]:
-    """A preset's settings; a run's spec.json is one too, of all but its seed."""
-    content = read_yaml(_preset_file(preset))
-    if isinstance(content.get("spec"), dict) and "backbone_hash" in content:
-        return {key: value for key, value in content["spec"].items() if key != "seed"}
-    return content
-
-
-def _preset_file(preset: Path) -> Path:
-    """A preset that comes with the package by its name, else the file itself."""
-    if preset.suffix or preset.exists() or len(preset.parts) > 1:
-        return preset
-    shipped = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
-    if preset.name not in shipped:
-        raise unknown("preset", preset.name, shipped)
-    return shipped[preset.name]

@@ -7,28 +7,15 @@ from pathlib import Path
 from bench.errors import DamagedError, one_line
 from bench.jobs.launches import Job, Launch
 from bench.jobs.scheduler import GONE, State
-from bench.system.files import described, read_record
+from bench.store.names import recorded_failure
 from bench.terminal import legible
 
-FAILURE = "failure.json"
 CANCELLED, NO_RESULT = "cancelled", "ended without a result"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
 """What a job says of its end."""
 TAIL = 16_384
 ERROR = re.compile(r"(?:[\w.]*\.)?(\w*(?:Error|Exception|Interrupt)\w*): (.+)|(?:slurmstepd|srun): error: (.+)")
 OURS = ("BenchError", "UsageError", "DamagedError", "BusyError", "MissingError", "PartialError")
-
-
-def recorded_failure(folder: Path, since: float = 0.0) -> str | None:
-    """The error that ended a run's last start, if one did, and not before the time `since`. Raises DamagedError."""
-    path = folder / FAILURE
-    if not path.exists() or path.stat().st_mtime < since:
-        return None
-    with described(path):
-        error = read_record(path)["error"]
-        if not isinstance(error, str):
-            raise TypeError("its error is no text")
-        return legible(" ".join(error.split())) or "it does not say why"
 
 
 def failure_of(launch: Launch, job: Job, root: Path, state: State) -> str | None:

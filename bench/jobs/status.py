@@ -16,9 +16,10 @@ from pathlib import Path
 
 from bench.errors import BenchError, DamagedError, PartialError, UsageError, one_line, unknown
 from bench.jobs.launches import Job, Launch, read_launches
-from bench.jobs.outcome import CANCELLED, failure_of, recorded_failure
+from bench.jobs.outcome import CANCELLED, failure_of
 from bench.jobs.scheduler import ELSEWHERE, State, states
 from bench.store.damage import check_resumable, check_settings, check_whole
+from bench.store.names import recorded_failure
 from bench.system.files import described, open_file, parse_json
 from bench.system.processes import lives
 from bench.terminal import legible

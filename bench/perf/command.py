@@ -144,7 +144,7 @@ def fastest(rows: list[dict]) -> float:
 def preset_hours(flop_per_s: float) -> dict[str, float]:
     """GPU-hours of every preset's training at a measured rate of operations, the transformer's alone: decoding, scoring
     and held-out evaluation come on top."""
-    from bench.config.spec import PRESETS, describe, resolve
+    from bench.config.resolve import PRESETS, describe, resolve
     from bench.registry import find
 
     hours = {}

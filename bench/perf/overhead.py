@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 
-from bench.config.spec import describe, resolve
+from bench.config.resolve import describe, resolve
 from bench.perf.updates import model_seconds
 from bench.registry import find
 from bench.store.run import Run

@@ -13,7 +13,8 @@ from bench.backbones.meter import Passes
 from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
-from bench.config.spec import TRAINED_HERE, LoraSpec, Spec, teacher_spec
+from bench.config.resolve import TRAINED_HERE, teacher_spec
+from bench.config.spec import LoraSpec, Spec
 from bench.errors import BenchError, one_line
 from bench.registry import find
 from bench.scoring.loading import load_task

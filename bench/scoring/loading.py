@@ -1,12 +1,11 @@
 """Tasks by name, with the scorers that settings name for them."""
 
 from bench.api.task import Task
+from bench.config.scorers import URL
 from bench.registry import find
 from bench.scoring.remote import RemoteTask
 
 DEVICE = "device"
-URL = "url"
-"""Source that every task knows: the address of a server that scores its pictures."""
 
 
 def load_task(name: str, world: str, sources: dict[str, str] | None = None, device: str = "cpu") -> Task:

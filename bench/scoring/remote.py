@@ -24,8 +24,8 @@ from torch import Tensor
 
 from bench.api.scores import stacked
 from bench.api.task import Prompt, Scores, Task, TaskAround
-from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line
-from bench.masking import masked
+from bench.config.scorers import check_url
+from bench.errors import BenchError, DamagedError, MissingError, one_line
 from bench.scoring.pictures import LARGEST, from_file, to_bytes
 from bench.system.files import parse_json
 
@@ -39,20 +39,6 @@ PICTURES, PIXELS = 16, 2 * LARGEST
 """In one request, at most."""
 ANSWER = 2**28
 """Bytes of an answer that is still read."""
-
-
-def check_url(url: str, name: str) -> None:
-    """Raise UsageError for what is no http address of a scorer; `name` is the task's."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        valid = valid and url.isascii() and url.isprintable() and " " not in url and ".." not in parts.netloc
-    except ValueError:
-        valid = False
-    if not valid:
-        raise UsageError(f"scorers.{name}.url takes an http address, got {masked(url)!r}")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise UsageError(f"scorers.{name}.url takes an address without user, password, ? and #")
 
 
 class RemoteTask(TaskAround):

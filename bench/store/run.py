@@ -24,8 +24,8 @@ from torch import Tensor
 
 from bench.config.spec import Spec
 from bench.errors import DamagedError, Stopped, UsageError, explained
-from bench.jobs.outcome import FAILURE
 from bench.store.damage import checkpoint_state, log_lengths, read_starts
+from bench.store.names import FAILURE
 from bench.store.shapes import check_points, check_state, check_summary
 from bench.system.files import (
     described,

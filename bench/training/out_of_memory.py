@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench.config.compute import Compute
-from bench.config.spec import describe
+from bench.config.resolve import describe
 from bench.errors import BenchError
 from bench.registry import find
 

@@ -14,7 +14,8 @@ from bench.backbones.adapters import adapter_hash
 from bench.backbones.flow import FlowBackbone
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
-from bench.config.spec import Spec, describe
+from bench.config.resolve import describe
+from bench.config.spec import Spec
 from bench.errors import BenchError, DamagedError, UsageError, one_line
 from bench.hashing import text_hash
 from bench.registry import find

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bench.api.lab import STUDENT
 from bench.backbones.flow import FlowBackbone
-from bench.config.spec import Spec, describe
+from bench.config.resolve import describe
+from bench.config.spec import Spec
 from bench.errors import explained
 from bench.sampler.rollout import Sampler
 from bench.scoring.loading import load_tasks

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.backbones.adapters import adapter_hash
-from bench.config.spec import TEACHER_METHOD, Spec, describe, resolve, teacher_spec
+from bench.config.resolve import TEACHER_METHOD, describe, resolve, teacher_spec
+from bench.config.spec import Spec
 from bench.errors import DamagedError, MissingError
 from bench.hashing import text_hash
 from bench.store.run import Run

@@ -8,7 +8,8 @@ from pathlib import Path
 from bench.backbones.adapters import adapter_hash
 from bench.backbones.flow import FlowBackbone
 from bench.config.descriptor import Descriptor
-from bench.config.spec import Spec, teacher_spec
+from bench.config.resolve import teacher_spec
+from bench.config.spec import Spec
 from bench.errors import DamagedError, MissingError, UsageError
 from bench.store.run import Run
 from bench.system.files import read_json

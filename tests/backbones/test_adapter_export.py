@@ -12,7 +12,7 @@ from safetensors import safe_open
 from bench.api.task import Prompt
 from bench.backbones.adapters import CONFIG_FILE, WEIGHTS_FILE, Shape, read_adapter
 from bench.backbones.sd3 import descriptor
-from bench.config.spec import describe, resolve
+from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
 from bench.sampler.rollout import euler
 from bench.training.evaluate import pictures

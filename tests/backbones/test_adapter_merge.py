@@ -10,7 +10,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
-from bench.config.spec import describe, resolve
+from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
 from bench.store.run import Run
 from bench.training.runner import Session, execute

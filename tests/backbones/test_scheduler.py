@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.backbones.flow_scheduler import FILE
 from bench.backbones.sd3 import descriptor
 from bench.config.compute import Compute
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.sampler.rollout import Sampler, euler, rollout
 from bench.sampler.schedule import make_schedule

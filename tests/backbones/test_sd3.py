@@ -12,7 +12,7 @@ from bench.api.task import Prompt, Scores, Task
 from bench.backbones.adapters import Shape
 from bench.backbones.sd3 import descriptor
 from bench.config.compute import Compute
-from bench.config.spec import describe
+from bench.config.resolve import describe
 from bench.errors import MissingError, UsageError
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule

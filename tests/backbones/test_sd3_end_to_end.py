@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.config.spec import describe, resolve
+from bench.config.resolve import describe, resolve
 from bench.errors import BenchError
 from bench.scoring.folders import load, write
 from bench.training.runner import Session, execute

@@ -17,7 +17,7 @@ from bench.backbones.size import Size
 from bench.backbones.trial import Count, training_pass
 from bench.cli.dryrun import explain
 from bench.config.compute import Compute
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.errors import UsageError
 
 TINY = {

@@ -5,7 +5,7 @@ import torch
 
 from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.registry import find
 from methods.dance_opd import DanceOpd, DanceOptions

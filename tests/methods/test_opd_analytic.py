@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bench.api.lab import STUDENT
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.sampler.gaussian import Transition
 from bench.sampler.weighting import step_weights

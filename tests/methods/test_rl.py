@@ -4,7 +4,7 @@ import torch
 
 from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
 from methods.cascade import PREVIOUS, Cascade, CascadeOptions

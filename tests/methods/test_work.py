@@ -7,7 +7,7 @@ import torch
 
 from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.registry import find
 from tests.methods.conftest import TASKS, shake
 

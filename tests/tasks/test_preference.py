@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bench.api.task import Prompt
-from bench.config.spec import describe
+from bench.config.resolve import describe
 from bench.errors import MissingError, UsageError
 from bench.sampler.rollout import euler
 from bench.training.evaluate import evaluate

@@ -15,7 +15,7 @@ import torch
 from bench.api.scores import score_each
 from bench.api.task import Prompt, Scores, Task
 from bench.cli.score import score_folder
-from bench.config.spec import resolve
+from bench.config.resolve import resolve
 from bench.errors import BenchError, MissingError, UsageError
 from bench.sampler.rollout import euler
 from bench.scoring import remote
