@@ -133,8 +133,8 @@ def main() -> None:
     if min(arguments.states, arguments.draws) < 2:
         raise UsageError("a covariance needs --draws of 2 or more, its interval --states of 2 or more")
     check_output(arguments.output)
-    from bench.cli.probe import laboratory
     from bench.config.resolve import resolve
+    from bench.training.laboratory import laboratory
 
     results = []
     for kernel in arguments.kernels.split(","):

@@ -5,23 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.analysis.stats import Estimate
-from bench.api.lab import STUDENT
-from bench.api.method import Method
 from bench.config.grid import overrides_of, recipes, variants
-from bench.config.resolve import describe, resolve
+from bench.config.resolve import resolve
 from bench.config.spec import Spec
 from bench.errors import UsageError
-from bench.probes.estimates import ProbeLab, nested
+from bench.probes.estimates import nested
 from bench.probes.gradient import GradientNoise, Moments, gradient_noise
 from bench.probes.interference import interference
 from bench.registry import find
 from bench.system.files import json_bytes, results_root
 from bench.system.outputs import check_output, write_output
 from bench.system.places import check_writable
-from bench.training.runner import equip, load_backbone
+from bench.training.laboratory import laboratory
 from bench.training.teacher_sets import check_teachers
-from bench.training.teachers import locate
-from bench.weights.hub import adapter_folder
 
 HELD_APART = 10_000
 """First state of the reference gradient: far from those of the estimates, so that the cosine is not flattered."""
@@ -113,26 +109,6 @@ def probe_specs(
 def trained(split: dict[float, GradientNoise]) -> dict[float, GradientNoise]:
     """Without the noise levels at which the method never trains."""
     return {sigma: noise for sigma, noise in split.items() if noise.gram.any()}
-
-
-def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
-    """Backbone, teachers and a student: the base (a fresh adapter of the spec's shape) or an adapter folder."""
-    from bench.backbones.adapters import TARGETS, Shape
-
-    descriptor = describe(spec.backbone)
-    backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
-    if student == "base":
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
-        backbone.adapters.add(STUDENT, shape, seed=0, trainable=True)
-    else:
-        backbone.adapters.load(STUDENT, adapter_folder(student), trainable=True)
-    method_class = find("method", spec.method)
-    method = method_class(method_class.Options.model_validate(spec.params))
-    for name in method.adapters:
-        backbone.adapters.add(name, backbone.adapters.configs[STUDENT])
-        backbone.adapters.load_state(name, backbone.adapters.state(STUDENT))
-    teachers = locate(spec, descriptor, root, descriptor.fingerprint())
-    return ProbeLab.of(equip(spec, descriptor, backbone, teachers)), method
 
 
 def as_json(probe: Probe, student: str) -> dict:

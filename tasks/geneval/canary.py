@@ -5,23 +5,49 @@ looked at again before anything is scored.
 """
 
 import re
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
 from bench.scoring.pictures import from_file, to_bytes
 from bench.system.files import json_bytes, read_json, write_atomic
+from tasks.geneval.detector import Detection, Detector
 from tasks.geneval.prompts import COCO, RENAMED
 from tasks.geneval.rules import COUNTING_THRESHOLD
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tasks.geneval.detector import Detection, Mask2FormerDetector
 
 PICTURE, RECORD = "canary.png", "canary.json"
 OVERLAP, SCORE_SHIFT = 0.9, 0.05
 """How far a box and a confidence may move, half precision included."""
+
+
+class CheckedDetector:
+    """A detector whose weights a canary picture beside them vouches for; without one its name says "unchecked"."""
+
+    def __init__(self, detector: Detector, source: str):
+        """`source` is the folder of the detector's weights, or a hub id, which has no canary."""
+        self.detector, self.folder = detector, Path(source)
+
+    @cached_property
+    def name(self) -> str:
+        """The detector's, and whether it is unchecked."""
+        return f"{self.detector.name}{'' if self._kept else '-unchecked'}"
+
+    @property
+    def _kept(self) -> bool:
+        return (self.folder / RECORD).is_file()
+
+    @cached_property
+    def _listened(self) -> bool:
+        if self._kept:
+            listen(self.detector, self.folder)
+        return True
+
+    def detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
+        """The detector's answer. Raises BenchError if the canary picture says that the weights are wrong."""
+        _ = self._listened
+        return self.detector.detect(images_BCHW, floor)
 
 
 def expectations(text: str) -> dict[str, int]:
@@ -40,7 +66,7 @@ def expectations(text: str) -> dict[str, int]:
     return wanted
 
 
-def keep(detector: "Mask2FormerDetector", picture: Path, wanted: dict[str, int], folder: Path) -> None:
+def keep(detector: Detector, picture: Path, wanted: dict[str, int], folder: Path) -> None:
     """Make `picture` the canary of a converted folder. Raises BenchError if the detector does not see what is there."""
     from PIL import Image
 
@@ -48,7 +74,7 @@ def keep(detector: "Mask2FormerDetector", picture: Path, wanted: dict[str, int],
         image = from_file(picture)
     except (OSError, ValueError) as error:
         raise UsageError(f"{picture} is no picture: {one_line(error)}") from error
-    found = detector.look(image[None], COUNTING_THRESHOLD)[0]
+    found = detector.detect(image[None], COUNTING_THRESHOLD)[0]
     counts = {name: sum(COCO.names[d.label] == name for d in found) for name in wanted}
     if counts != wanted:
         raise BenchError(f"the converted detector finds {counts} in {picture}, not {wanted}: not the official weights?")
@@ -57,10 +83,10 @@ def keep(detector: "Mask2FormerDetector", picture: Path, wanted: dict[str, int],
     write_atomic(folder / RECORD, json_bytes(record))
 
 
-def listen(detector: "Mask2FormerDetector", folder: Path) -> None:
+def listen(detector: Detector, folder: Path) -> None:
     """Raise BenchError if a detector sees something else in its canary than when it was converted."""
     record, image = _kept(folder)
-    found = detector.look(image[None], COUNTING_THRESHOLD - SCORE_SHIFT)[0]
+    found = detector.detect(image[None], COUNTING_THRESHOLD - SCORE_SHIFT)[0]
     for known in record:
         if not any(same(known, detection) for detection in found):
             seen = ", ".join(f"{COCO.names[d.label]} {d.score:.2f}" for d in found) or "nothing"
@@ -70,7 +96,7 @@ def listen(detector: "Mask2FormerDetector", folder: Path) -> None:
             )
 
 
-def _kept(folder: Path) -> tuple[list[dict], "Tensor"]:
+def _kept(folder: Path) -> tuple[list[dict], Tensor]:
     """What was found when the weights were converted, and in which picture. Raises DamagedError."""
     record = read_json(folder / RECORD)
     try:
@@ -86,7 +112,7 @@ def _kept(folder: Path) -> tuple[list[dict], "Tensor"]:
         raise DamagedError(f"the canary picture {folder / PICTURE} cannot be read: {one_line(error)}") from error
 
 
-def same(known: dict, found: "Detection") -> bool:
+def same(known: dict, found: Detection) -> bool:
     """Whether a detection is the recorded one."""
     (a1, b1, a2, b2), (c1, d1, c2, d2) = known["box"], found.box
     inner = max(0.0, min(a2, c2) - max(a1, c1)) * max(0.0, min(b2, d2) - max(b1, d1))

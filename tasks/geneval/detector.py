@@ -7,7 +7,6 @@ Resizing, padding, mask upsampling, scoring and boxes follow mmdet 2.x's test pi
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +16,6 @@ from torch.nn.functional import interpolate, pad
 
 from bench.scoring.pictures import to_bytes
 from bench.weights.frozen import load_frozen, weights_name
-from tasks.geneval import canary
 
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
 PADDING = 128.0
@@ -58,13 +56,8 @@ class Mask2FormerDetector:
 
     @cached_property
     def name(self) -> str:
-        """Says too if no canary picture vouches for the weights."""
-        vouched = "" if self._canary else "-unchecked"
-        return f"{self.engine}-{weights_name(self.source, self.precision)}{vouched}"
-
-    @property
-    def _canary(self) -> bool:
-        return (Path(self.source) / canary.RECORD).is_file()
+        """Engine and weights."""
+        return f"{self.engine}-{weights_name(self.source, self.precision)}"
 
     @cached_property
     def model(self):
@@ -73,23 +66,12 @@ class Mask2FormerDetector:
         kind = Mask2FormerForUniversalSegmentation
         return load_frozen(kind, self.source, self.device, "detector", self.precision, UNREAD)
 
-    @cached_property
-    def _listened(self) -> bool:
-        if self._canary:
-            canary.listen(self, Path(self.source))
-        return True
-
     def detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
-        """As the protocol says. Deterministic on one device; pictures of a batch share their size.
-
-        Raises BenchError if the canary picture says that the weights are wrong.
-        """
-        _ = self._listened
-        return [found for part in images_BCHW.split(self.batch) for found in self.look(part, floor)]
+        """As the protocol says. Deterministic on one device; pictures of a batch share their size."""
+        return [found for part in images_BCHW.split(self.batch) for found in self._detect(part, floor)]
 
     @torch.no_grad()
-    def look(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
-        """`detect` without asking the canary."""
+    def _detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
         height, width = images_BCHW.shape[-2:]
         pixels, (inner_h, inner_w) = prepare(images_BCHW.to(self.device))
         outputs = self.model(pixel_values=pixels.to(self.model.dtype))

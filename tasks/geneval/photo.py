@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bench.errors import MissingError
 from tasks.clip import devices, placed
+from tasks.geneval.canary import CheckedDetector
 from tasks.geneval.colours import ClipColourJudge, ColourJudge
 from tasks.geneval.detector import Detection, Detector, Mask2FormerDetector
 from tasks.geneval.prompts import COCO
@@ -66,4 +67,5 @@ def photo_reader(sources: dict[str, str]) -> PhotoReader:
     if engine is None:
         raise MissingError(f"GenEval on photographs needs a detector: {CURE}")
     detector = Mask2FormerDetector(sources[engine], ENGINES[engine], **placed(sources, BATCH))
-    return PhotoReader(detector, ClipColourJudge(sources.get("colours", CLIP), COCO.colours, sources))
+    checked = CheckedDetector(detector, sources[engine])
+    return PhotoReader(checked, ClipColourJudge(sources.get("colours", CLIP), COCO.colours, sources))

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.backbones.micro import WEIGHTS
 from bench.backbones.micro.captions import Brief, caption, draw_brief
+from bench.backbones.micro.files import WEIGHTS
 from bench.backbones.micro.text import MAX_TOKENS, PAD, Tokenizer
 
 FOLDER: Path = WEIGHTS / "preference"

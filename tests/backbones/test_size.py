@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.backbones.adapters import TARGETS, Adapters, Shape
-from bench.backbones.micro import WEIGHTS
+from bench.backbones.micro.files import WEIGHTS
 from bench.backbones.sd3 import DEFAULT, MEDIUM, descriptor, size
 from bench.backbones.size import Size
 from bench.backbones.trial import Count, training_pass

@@ -34,29 +34,32 @@ def detector(folder: Path) -> Mask2FormerDetector:
     return Mask2FormerDetector(str(folder), "hf-converted")
 
 
+def checked(inner: Mask2FormerDetector, folder: Path) -> canary.CheckedDetector:
+    return canary.CheckedDetector(inner, str(folder))
+
+
 def counts(folder: Path, picture: Path) -> dict[str, int]:
-    found = detector(folder).look(canary.from_file(picture)[None], 0.1)[0]
+    found = detector(folder).detect(canary.from_file(picture)[None], 0.1)[0]
     names = [COCO.names[d.label] for d in found]
     assert names
     return {name: names.count(name) for name in names}
 
 
 def test_a_canary_notices_other_weights(folder: Path, picture: Path) -> None:
-    assert detector(folder).name.endswith("-unchecked")
+    assert checked(detector(folder), folder).name == f"{detector(folder).name}-unchecked"
     canary.keep(detector(folder), picture, counts(folder, picture), folder)
-    checked = detector(folder)
-    assert not checked.name.endswith("-unchecked")
-    assert checked.detect(torch.rand(1, 3, 32, 32), 0.3) is not None
+    assert checked(detector(folder), folder).name == detector(folder).name
+    assert checked(detector(folder), folder).detect(torch.rand(1, 3, 32, 32), 0.3) is not None
     other = detector(folder)
     with torch.no_grad():
         other.model.class_predictor.weight.mul_(-1)
     with pytest.raises(BenchError, match=r"no longer finds the .* of its canary picture"):
-        other.detect(torch.rand(1, 3, 32, 32), 0.3)
+        checked(other, folder).detect(torch.rand(1, 3, 32, 32), 0.3)
     record = json.loads((folder / canary.RECORD).read_text())
     record[0]["box"] = [0, 0, 1, 1]
     (folder / canary.RECORD).write_text(json.dumps(record))
     with pytest.raises(BenchError, match="no longer finds"):
-        detector(folder).detect(torch.rand(1, 3, 32, 32), 0.3)
+        checked(detector(folder), folder).detect(torch.rand(1, 3, 32, 32), 0.3)
 
 
 @pytest.mark.parametrize("content", ["{", '{"class": "cat"}', "[1]", '[{"class": "cat", "box": [1, 2], "score": 1}]', "null"])
@@ -65,11 +68,11 @@ def test_a_damaged_canary_is_named(folder: Path, picture: Path, content: str) ->
     record = (folder / canary.RECORD).read_text()
     (folder / canary.RECORD).write_text(content)
     with pytest.raises(DamagedError, match=r"canary\.json"):
-        detector(folder).detect(torch.rand(1, 3, 32, 32), 0.3)
+        checked(detector(folder), folder).detect(torch.rand(1, 3, 32, 32), 0.3)
     (folder / canary.RECORD).write_text(record)
     (folder / canary.PICTURE).write_text("no picture")
     with pytest.raises(DamagedError, match=r"canary picture .*canary\.png cannot be read"):
-        detector(folder).detect(torch.rand(1, 3, 32, 32), 0.3)
+        checked(detector(folder), folder).detect(torch.rand(1, 3, 32, 32), 0.3)
 
 
 def test_what_is_expected_must_be_seen(folder: Path, picture: Path) -> None:

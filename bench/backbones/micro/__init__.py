@@ -2,18 +2,12 @@
 
 from pathlib import Path
 
+from bench.backbones.micro.files import WEIGHTS, weight_files
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
 from bench.errors import UsageError
 from bench.hashing import content_hash
 from bench.system.files import read_json
-
-WEIGHTS = Path(__file__).parent / "weights"
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that make the model what it is."""
-    return [p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name != "pretraining.json"]
 
 
 def _load(device: str, compute: Compute = PLAIN, cache: Path | None = None):

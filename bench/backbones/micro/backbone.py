@@ -8,8 +8,8 @@ from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
-from bench.backbones.micro import weight_files
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
+from bench.backbones.micro.files import weight_files
 from bench.backbones.micro.text import TextEncoder, Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL
 from bench.config.compute import PLAIN, Compute
