@@ -1,11 +1,17 @@
 """`bench sweep`: make or join a study, and show what it found."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.app import Executor, ProfileFile, Slurm
+from bench.cli.options import Executor, ProfileFile, Slurm
+
+if TYPE_CHECKING:
+    import optuna
+
+    from sweeps.storage import Place
+    from sweeps.study import StudySpec
 
 
 def sweep(
@@ -35,7 +41,7 @@ def sweep(
     from sweeps.storage import Place, check_storage, for_jobs, storage_url
     from sweeps.study import open_study, read_study
     from sweeps.summary import show, summarise
-    from sweeps.worker import Claims, complete, work
+    from sweeps.worker import Claims, complete
 
     spec, where = read_study(study), placement(executor, profile, slurm)
     place = Place(results_root(results) / spec.name, storage_url(storage))
@@ -49,11 +55,7 @@ def sweep(
     if where.executor == "inline":
         if workers > 1:
             raise UsageError("several workers need --executor local or slurm")
-        from bench.printing import terminal
-
-        console = terminal(stderr=True)
-        found = work(spec, place, lambda text: console.print(text, soft_wrap=True))
-        close(found)
+        close(_work_here(spec, place))
         return
     from bench.jobs.dispatch import dispatch
     from bench.jobs.launches import Job
@@ -61,10 +63,27 @@ def sweep(
     with Claims(place.folder / "trials").alone():
         found = open_study(spec, place)
     address = for_jobs(storage)
-    words = ("sweep", str(study), "--results", str(results), *(("--storage", address) if address else ()))
-    jobs = [Job(f"worker {index}", words) for index in range(workers)]
+    task = {"study": spec.model_dump(mode="json"), "storage": address}
+    jobs = [Job(f"worker {index}", task) for index in range(workers)]
     device = spec.run(spec.example(), spec.seed_list[0]).device
-    failures = dispatch(jobs, place.folder, where, device, lambda label, error: print(f"{label}: {error or 'done'}"))
+    report = lambda label, error: print(f"{label}: {error or 'done'}")  # noqa: E731
+    failures = dispatch(jobs, take_trials, place.folder, where, device, report)
     close(found)
     if failures and not complete(spec, found, place):  # one worker's death is nothing where the others did the work
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
+
+
+def take_trials(work: dict[str, Any], folder: Path) -> None:
+    """What the job of a worker does: carry out trials of a study, given as its settings, until it has all its own."""
+    from sweeps.storage import Place, storage_url
+    from sweeps.study import StudySpec
+
+    _work_here(StudySpec.model_validate(work["study"]), Place(folder, storage_url(work["storage"])))
+
+
+def _work_here(spec: "StudySpec", place: "Place") -> "optuna.Study":
+    from bench.printing import terminal
+    from sweeps.worker import work
+
+    console = terminal(stderr=True)
+    return work(spec, place, lambda text: console.print(text, soft_wrap=True))

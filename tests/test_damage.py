@@ -209,7 +209,7 @@ def test_a_damaged_cache_is_made_again(call, results: Path) -> None:
 @pytest.fixture
 def launched(results: Path) -> Path:
     """The folder of a launch with two jobs that have ended, one of a run and one of none."""
-    launch = new_launch(results, "local", [Job("a", ("list",), run=unfinished(results).name), Job("b", ("probe",))])
+    launch = new_launch(results, "local", [Job("a", run=unfinished(results).name), Job("b")])
     known = launch.submitted({"a": "4000000001", "b": "4000000002"})
     for job in known:
         for kind in ("out", "err"):
@@ -226,7 +226,7 @@ def launched(results: Path) -> Path:
 @pytest.mark.parametrize("file", ["launch.json", "told", "ended", "cancelled", "log"])
 def test_a_damaged_launch(call, results: Path, launched: Path, file: str) -> None:
     """The other runs are listed; the launch is named and its jobs are left alone."""
-    other = new_launch(results, "local", [Job("c", ("list",), run="merge-0000000000-s0")])
+    other = new_launch(results, "local", [Job("c", run="merge-0000000000-s0")])
     place = {"launch.json": launched, "log": launched / "jobs"}.get(file, launched / file)
     (path, *_) = sorted(place.glob("*_0_log.err" if file == "log" else "*.json" if file != "ended" else "*"))[:1] or [
         launched / "cancelled" / "none"

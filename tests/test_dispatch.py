@@ -9,17 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli.status import logs
 from bench.config.resolve import resolve, teacher_spec
-from bench.errors import MissingError, PartialError, UsageError
+from bench.errors import BenchError, MissingError, PartialError, UsageError
+from bench.jobs.command import STARTS, Submitted
 from bench.jobs.dispatch import dispatch
-from bench.jobs.launches import Job, Launch, launches, new_launch
+from bench.jobs.launches import Job, Launch, launches, new_launch, work_file
 from bench.jobs.outcome import failure_of, last_error
 from bench.jobs.placement import Placement, placement
-from bench.jobs.runs import teacher_jobs
+from bench.jobs.runs import spec_of, teacher_jobs
 from bench.jobs.scheduler import GONE, State
-from bench.jobs.status import cancel, logs, survey
+from bench.jobs.status import cancel, survey
+from bench.registry import registered
+from bench.store.provenance import code_hash
 from bench.store.run import Run
 from bench.system.processes import identity, lives
+from tests.work import speak
 
 SHORT = [
     "run", "--method", "opd_analytic", "--tasks", "ocr", "--set", "budget.updates=2", "--set", "evaluation.steps=1",
@@ -36,15 +41,15 @@ def root(tmp_path: Path) -> Path:
 
 def carried(jobs: list[Job], root: Path, executor: str) -> tuple[dict[str, str], list[tuple]]:
     told: list[tuple] = []
-    return dispatch(jobs, root, Placement(executor), "cpu", lambda *a: told.append(a)), told
+    return dispatch(jobs, speak, root, Placement(executor), "cpu", lambda *a: told.append(a)), told
 
 
 @pytest.mark.parametrize("executor", ["inline", "local"])
 def test_one_failure_stops_no_other_job_but_what_needs_it(root: Path, executor: str) -> None:
     jobs = [
-        Job("bad", ("run", "--method", "nothing")),
-        Job("good", ("list", "kernels")),
-        Job("after good", ("list", "tasks"), needs=("good",)),
+        Job("bad", {"fails": "unknown method 'nothing'"}),
+        Job("good", {"says": "good"}),
+        Job("after good", {"says": "after"}, needs=("good",)),
     ]
     failures, told = carried(jobs, root, executor)
     assert list(failures) == ["bad"]
@@ -56,7 +61,7 @@ def test_one_failure_stops_no_other_job_but_what_needs_it(root: Path, executor: 
 
 @pytest.mark.parametrize("executor", ["inline", "local"])
 def test_what_needs_a_failed_job_is_not_started(root: Path, executor: str) -> None:
-    jobs = [Job("bad", ("run", "--method", "nothing")), Job("student", ("list", "tasks"), needs=("bad",))]
+    jobs = [Job("bad", {"fails": "no"}), Job("student", needs=("bad",))]
     failures, _ = carried(jobs, root, executor)
     assert failures["student"] == "not started: bad did not end well"
 
@@ -171,12 +176,12 @@ def test_the_last_error_of_a_log(tmp_path: Path, log: str, said: str | None) -> 
 
 def test_what_slurm_says_of_a_job_without_a_result(root: Path) -> None:
     launch = new_launch(root, "slurm", [])
-    job = Job("a", ("list",), run="r", id="7")
+    job = Job("a", run="r", id="7")
     assert "(timeout)" in failure_of(launch, job, root, State("TIMEOUT"))
     assert "(timeout)" in failure_of(launch, job, root, GONE)  # Slurm has forgotten it, we have not
-    stopped = Job("c", ("list",), run="s", id="9")
+    stopped = Job("c", run="s", id="9")
     assert failure_of(launch, stopped, root, State("CANCELLED")) == "cancelled"
-    needy = Job("b", ("list",), run="r", needs=("teacher",), id="8")
+    needy = Job("b", run="r", needs=("teacher",), id="8")
     assert failure_of(launch, needy, root, State("CANCELLED")) == "not started: teacher did not end well"
     launch.mark_cancelled(needy)
     assert failure_of(launch, needy, root, GONE) == "cancelled"
@@ -199,15 +204,15 @@ def test_profiles(tmp_path: Path, monkeypatch) -> None:
         placement("local", None, ["cpus=2"])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingError, match="no Slurm on this machine"):
-        dispatch([Job("a", ("list",))], tmp_path, Placement("slurm"), "cpu", lambda *_: None)
+        dispatch([Job("a")], speak, tmp_path, Placement("slurm"), "cpu", lambda *_: None)
     with pytest.raises(UsageError, match="asks for GPUs, but the runs are on the CPU"):
-        dispatch([Job("a", ("list",))], tmp_path, Placement("slurm", found), "cpu", lambda *_: None)
+        dispatch([Job("a")], speak, tmp_path, Placement("slurm", found), "cpu", lambda *_: None)
     with pytest.raises(UsageError, match="not below the time limit"):
         placement("slurm", None, ["minutes=1"])
 
 
 def test_every_launch_has_a_folder_of_its_own(root: Path) -> None:
-    made = [new_launch(root, "local", [Job("a", ("list",))]) for _ in range(5)]
+    made = [new_launch(root, "local", [Job("a")]) for _ in range(5)]
     assert len({launch.folder for launch in made}) == 5
     assert sorted(launch.name for launch in launches(root)) == sorted(launch.name for launch in made)
     (known,) = made[0].submitted({"a": "12"})
@@ -224,11 +229,28 @@ def test_a_missing_teacher_is_trained_once_for_all_runs(root: Path) -> None:
     assert [needs[run.folder.name] for run in runs] == [
         *[("teacher for ocr, seed 0",)] * 2, *[("teacher for ocr, seed 1",)] * 2, ()
     ]  # fmt: skip
-    words = list(jobs[1].arguments)
-    settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    assert words[words.index("--seeds") + 1] == "1"
-    assert resolve("single_task", ["ocr"], 1, overrides=settings) == teacher_spec(specs[2], "ocr")
+    assert spec_of(jobs[1].work) == teacher_spec(specs[2], "ocr")
     assert jobs[1].run == Run(root, teacher_spec(specs[2], "ocr"), "f").folder.name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["sampler.steps=7", "ema.every=3", "optimizer.lr=1.1e-5", "device=cuda:1"],
+        ["evaluation.pictures=true", "evaluation.shift=1.7", "compute.batch=5", "compute.precision=bfloat16"],
+        ["scorers.ocr.url=http://localhost:1", "lora.targets=[attn.to_q]", "evaluation.points=[0.1, 1]"],
+    ],
+)
+@pytest.mark.parametrize("method", registered("method"))
+def test_a_job_s_file_is_its_run_s_spec(root: Path, method: str, overrides: list[str]) -> None:
+    """Written as JSON and read back nothing is lost, and the run has the same folder."""
+    tasks = ["ocr"] if method == "single_task" else ["ocr", "geneval"]
+    spec = resolve(method, tasks, 3, overrides=overrides)
+    launch = new_launch(root, "local", [Job("a", spec.record())])
+    found = spec_of(json.loads(work_file(launch.folder, "a").read_text()))
+    assert found.model_dump(mode="json") == spec.model_dump(mode="json")
+    assert Run(root, found, "f").folder == Run(root, spec, "f").folder
 
 
 def test_a_thousand_runs_are_listed_at_once(root: Path) -> None:
@@ -245,32 +267,30 @@ def test_a_thousand_runs_are_listed_at_once(root: Path) -> None:
     assert time.perf_counter() - started < 6  # under 2 s on an idle machine; tests may share its cores
 
 
-def test_code_that_changed_since_submission_is_refused(monkeypatch) -> None:
-    from bench.jobs.command import Command
-
+def test_code_that_changed_since_submission_is_refused(root: Path) -> None:
+    launch = new_launch(root, "local", [Job("a")])
     with pytest.raises(UsageError, match="has changed since this job was submitted"):
-        Command(("list", "kernels"), None, "other")()
+        Submitted(speak, launch.folder, "a", root, "", "other")()
 
 
-def test_a_run_that_gets_no_further_is_not_requeued(tmp_path: Path) -> None:
-    from bench.errors import BenchError
-    from bench.jobs.command import STARTS, Command, code_hash
-
-    command = Command(("list", "kernels"), tmp_path, code_hash())
+def test_a_run_that_gets_no_further_is_not_requeued(root: Path) -> None:
+    launch = new_launch(root, "local", [Job("a", run="r")])
+    (root / "r").mkdir()
+    command = Submitted(speak, launch.folder, "a", root, "r", code_hash())
     for _ in range(STARTS - 1):
         command()
         command = command.checkpoint().function
     command()
     with pytest.raises(BenchError, match=f"nothing new in {STARTS} starts"):
         command.checkpoint()
-    (tmp_path / "checkpoint.safetensors").touch()
+    (root / "r" / "checkpoint.safetensors").touch()
     assert command.checkpoint().function.idle_starts == 0
 
 
 def test_a_number_that_is_another_ones_by_now_is_not_ours(root: Path, monkeypatch) -> None:
     from bench.jobs import scheduler
 
-    launch = new_launch(root, "slurm", [Job("a", ("list",), run="r")])
+    launch = new_launch(root, "slurm", [Job("a", run="r")])
     launch.submitted({"a": "7"})
     monkeypatch.setattr(scheduler, "_squeue", lambda: {("someone", "7"): State("RUNNING")})
     (line,) = survey(root)
@@ -292,14 +312,14 @@ def test_an_ended_job_of_another_machine_is_not_running(root: Path, monkeypatch)
     (run.folder / "lock").write_text("12 node7 345")
     (run.folder / "metrics.jsonl").touch()
     assert survey(root)[0].state == "running"  # without a job all there is to go by
-    launch = new_launch(root, "slurm", [Job("a", ("list",), run=run.folder.name)])
+    launch = new_launch(root, "slurm", [Job("a", run=run.folder.name)])
     launch.submitted({"a": "7"})
     monkeypatch.setattr(scheduler, "_squeue", dict)
     assert survey(root)[0].state == "failed"
 
 
 def test_a_failure_after_a_cancellation_is_what_counts(root: Path) -> None:
-    launch = new_launch(root, "slurm", [Job("a", ("list",), run="r")])
+    launch = new_launch(root, "slurm", [Job("a", run="r")])
     (job,) = launch.submitted({"a": "7"})
     launch.mark_cancelled(job)
     assert failure_of(launch, job, root, GONE) == "cancelled"
@@ -309,7 +329,7 @@ def test_a_failure_after_a_cancellation_is_what_counts(root: Path) -> None:
 
 
 def test_a_waiting_local_run_can_be_cancelled_by_name(root: Path) -> None:
-    launch = new_launch(root, "local", [Job("a", ("list",), run="run-a"), Job("b", ("list",), run="run-b")])
+    launch = new_launch(root, "local", [Job("a", run="run-a"), Job("b", run="run-b")])
     assert {line.state for line in survey(root)} == {"pending"}
     assert cancel(root, ["run-a"]) == ["run-a"]
     assert [line.name for line in survey(root)] == ["run-b"]
@@ -329,42 +349,37 @@ def test_teachers_that_differ_have_labels_that_differ(root: Path) -> None:
 
 
 def test_a_busy_run_is_waited_for(root: Path, monkeypatch) -> None:
-    from bench.cli import app as cli
     from bench.errors import BusyError
-    from bench.jobs import command as job
+    from bench.jobs import command
 
     tries = []
 
-    def invoke(words):
-        tries.append(words)
+    def carry_out(work, where):
+        tries.append((work, where))
         if len(tries) < 3:
             raise BusyError("in hand")
 
-    monkeypatch.setattr(cli, "invoke", invoke)
-    monkeypatch.setattr(job, "BUSY_S", 0)
-    job.carry_out(("run",))
-    assert len(tries) == 3
+    monkeypatch.setattr(command, "BUSY_S", 0)
+    command.when_free(carry_out, {"seed": 0}, root)
+    assert tries == [({"seed": 0}, root)] * 3
 
 
 def test_a_job_tells_how_it_ended(root: Path) -> None:
     """In JSON, for whoever looks; a stopped one is not failed."""
-    from bench.errors import BenchError
-    from bench.jobs.command import Command, code_hash
-
-    launch = new_launch(root, "local", [Job(label, ("list",)) for label in ("good", "bad", "stopped")])
+    launch = new_launch(root, "local", [Job(label, {"fails": "unknown method"} if label == "bad" else {"says": label}) for label in ("good", "bad", "stopped")])
     known = {job.label: job for job in launch.submitted(dict.fromkeys(("good", "bad", "stopped"), "4000000001"))}
-    Command(("list", "kernels"), None, code_hash(), launch.folder, "good")()
+    Submitted(speak, launch.folder, "good", root, "", code_hash())()
     with pytest.raises(UsageError, match="unknown method"):
-        Command(("run", "--method", "nothing"), None, code_hash(), launch.folder, "bad")()
+        Submitted(speak, launch.folder, "bad", root, "", code_hash())()
     launch.mark_cancelled(known["stopped"])  # before it has begun
     with pytest.raises(SystemExit):
-        Command(("list", "kernels"), None, code_hash(), launch.folder, "stopped")()
+        Submitted(speak, launch.folder, "stopped", root, "", code_hash())()
     assert {label: launch.told(job)["outcome"] for label, job in known.items()} == {
         "good": "done", "bad": "failed", "stopped": "stopped"
     }  # fmt: skip
     errors = {label: failure_of(launch, job, root, GONE) for label, job in known.items()}
     assert errors["good"] is None
-    assert "unknown method 'nothing'" in errors["bad"]
+    assert "unknown method" in errors["bad"]
     assert errors["stopped"] == "cancelled"
     assert issubclass(UsageError, BenchError)
 
@@ -377,22 +392,20 @@ def test_a_job_is_interrupted_by_sigterm_but_not_by_slurm_s_preemption(
     """Slurm sends SIGTERM before it preempts, and starts the job again: it must not end by itself then."""
     import signal
 
-    from bench.jobs import command as module
-    from bench.jobs.command import Command, code_hash
 
-    launch = new_launch(root, "slurm" if slurm else "local", [Job("a", ("list",))])
+    launch = new_launch(root, "slurm" if slurm else "local", [Job("a")])
     if slurm:
         monkeypatch.setenv("SLURM_JOB_ID", "7")
     reached = []
 
-    def carry_out(arguments):
+    def carry_out(work, _root):
         if cancelled:
             launch.mark_cancelled(launch.jobs[0])
         signal.raise_signal(signal.SIGTERM)
-        reached.append(arguments)
+        reached.append(work)
 
-    monkeypatch.setattr(module, "carry_out", carry_out)
-    command, before = Command(("list",), None, code_hash(), launch.folder, "a"), signal.getsignal(signal.SIGTERM)
+    command = Submitted(carry_out, launch.folder, "a", root, "", code_hash())
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if stops:
             with pytest.raises(SystemExit):
@@ -421,7 +434,7 @@ def test_another_user_s_job_keeps_no_other_from_being_cancelled(root: Path, monk
     monkeypatch.setattr(status, "states", lambda known: {(x.name, j.label): State("RUNNING") for x in known for j in x.jobs})
     monkeypatch.setattr(status.os, "kill", kill)
     monkeypatch.setattr(status.subprocess, "run", scancel)
-    launch = new_launch(root, executor, [Job(label, ("list",), run=f"run-{label}") for label in "abc"])
+    launch = new_launch(root, executor, [Job(label, run=f"run-{label}") for label in "abc"])
     launch.submitted({"a": "1000001", "b": "1000002", "c": "1000003"})
     with pytest.raises(PartialError, match=r"not cancelled: run-b \(.*1000002: .*; cancelled: run-a, run-c$"):
         cancel(root, ["all"])
@@ -438,7 +451,7 @@ def test_a_cancelled_process_is_asked_and_one_that_has_gone_is_no_error(root: Pa
     asked = []
     monkeypatch.setattr(status, "states", lambda known: {(x.name, j.label): State("RUNNING") for x in known for j in x.jobs})
     monkeypatch.setattr(status.os, "kill", lambda *what: asked.append(what) or (_ for _ in ()).throw(ProcessLookupError))
-    launch = new_launch(root, "local", [Job("a", ("list",), run="r")])
+    launch = new_launch(root, "local", [Job("a", run="r")])
     launch.submitted({"a": "4000000001"})
     import signal
 

@@ -15,7 +15,8 @@ from bench.cli.compare import print_standings
 from bench.cli.console import Console, print_table
 from bench.cli.probe import print_probes
 from bench.cli.score import print_summary
-from bench.jobs.status import Line, table
+from bench.cli.status import table
+from bench.jobs.status import Line
 from bench.printing import progress_bar, terminal
 from bench.training.evaluate import Evaluation
 from bench.training.loop import Progress
@@ -37,7 +38,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("columns", ["0", "1", "5", "30"])
 def test_a_table_is_shown_in_however_few_columns(columns: str, monkeypatch, capsys, tmp_path: Path) -> None:
-    from bench.jobs.status import show
+    from bench.cli.status import show
 
     monkeypatch.setenv("COLUMNS", columns)
     (tmp_path / "opd-run").mkdir()

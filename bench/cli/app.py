@@ -9,6 +9,24 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from bench.cli.options import (
+    RUNS,
+    Axes,
+    Backbone,
+    BackboneOrPreset,
+    Executor,
+    Grid,
+    LaterSet,
+    Preset,
+    ProfileFile,
+    Results,
+    Seeds,
+    Set,
+    Slurm,
+    Tasks,
+    TasksOrPreset,
+    split_names,
+)
 from bench.errors import UsageError, exit_on_error, one_line
 from bench.registry import find, registered
 
@@ -19,64 +37,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-ALL = "'all': those that count themselves in (bench list tasks)"
-
-
-def _once(overrides: list[str] | None) -> list[str] | None:
-    """Refuse --set values that contradict one another, as soon as they are read."""
-    from bench.config.contradictions import refuse_contradicting_sets
-
-    return refuse_contradicting_sets(overrides)
-
-
-Tasks = Annotated[str, typer.Option("--tasks", help=f"Comma-separated tasks, or {ALL}.")]
-Backbone = Annotated[str, typer.Option("--backbone", help="A registered backbone.")]
-TasksOrPreset = Annotated[
-    str | None, typer.Option("--tasks", help=f"Comma-separated tasks, or {ALL}; default: the preset's, or all.")
-]
-BackboneOrPreset = Annotated[
-    str | None, typer.Option("--backbone", help="A backbone, or a pipeline; default: the preset's, or micro.")
-]
-Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0, 0-2, 0,3,5.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable, a key once.", callback=_once),
-]
-LaterSet = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable, the last one of a key holds."),
-]
-Preset = Annotated[
-    Path | None, typer.Option("--preset", help="YAML of settings, a run's spec.json, or one of bench list presets.")
-]
-Results = Annotated[Path, typer.Option("--results", help="Folder for runs; must lie in a folder named 'results'.")]
-Grid = Annotated[
-    list[str] | None, typer.Option("--grid", metavar="[METHOD.]KEY=V1,V2", help="An axis of settings; more may follow.")
-]
-Axes = Annotated[list[str] | None, typer.Argument(metavar="[[METHOD.]KEY=V1,V2]...", help="Further axes.")]
-Executor = Annotated[str, typer.Option("--executor", help="inline, local (processes here) or slurm.")]
-ProfileFile = Annotated[
-    Path | None, typer.Option("--profile", help="YAML file of what jobs ask Slurm for (bench/jobs/placement.py).")
-]
-Slurm = Annotated[
-    list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="Over the profile: partition=gpu; repeatable.")
-]
-RUNS = Path("results/runs")
-
-
-def split_names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def words(command: str, given: dict) -> list[str]:
-    """A command and its options as a shell would give them; options that are None, False or empty are left out."""
-    result = [command]
-    for name, value in given.items():
-        values = value if isinstance(value, list) else [] if value is None or value is False else [value]
-        for one in values:
-            result += [f"--{name}"] if one is True else [f"--{name}", str(one)]
-    return result
 
 
 @app.command()
@@ -125,9 +85,7 @@ def run(
         return
     from bench.cli.run import run_seeds
 
-    given = {"method": method, "tasks": tasks, "backbone": backbone, "preset": preset, "set": set_}
-    given["teachers"] = teachers
-    run_seeds([(spec.with_seed(s), words("run", given | {"seeds": s})) for s in seed_list], root, where)
+    run_seeds([spec.with_seed(s) for s in seed_list], root, where)
 
 
 @app.command()
@@ -153,21 +111,13 @@ def teach(
 
     names = preset_tasks(preset, None if tasks is None else split_names(tasks))
     seed_list, root, where = parse_seeds(seeds), results_root(results), placement(executor, profile, slurm)
-    given = {"backbone": backbone, "preset": preset, "set": set_}
-    members = [
-        (
-            resolve(TEACHER_METHOD, [t], s, backbone, preset, set_),
-            words("run", {"method": TEACHER_METHOD} | given | {"tasks": t, "seeds": s}),
-        )
-        for s in seed_list
-        for t in names
-    ]
+    specs = [resolve(TEACHER_METHOD, [task], s, backbone, preset, set_) for s in seed_list for task in names]
     from bench.cli.run import teach_tasks
     from bench.config.contradictions import replaced
     from bench.printing import note
 
     note(replaced(set_))
-    teach_tasks(members, root, where)
+    teach_tasks(specs, root, where)
 
 
 @app.command()
@@ -223,27 +173,16 @@ def probe(
     slurm: Slurm = None,
 ) -> None:
     """Measure gradient noise and interference between tasks at a frozen student."""
+    from bench.cli.probe import Probing, carry_out_probe
     from bench.jobs.placement import placement
     from bench.system.files import results_root
 
-    where, grids = placement(executor, profile, slurm), [*(grid or []), *(axes or [])]
-    if where.executor != "inline":
-        from bench.cli.probe import probe_specs
-        from bench.jobs.runs import carry_out_command
-
-        given = {
-            "methods": methods, "tasks": tasks, "student": student, "backbone": backbone, "states": states,
-            "draws": draws, "by-sigma": by_sigma, "grid": grids, "set": set_, "output": output,
-        }  # fmt: skip
-        specs = probe_specs(split_names(methods), split_names(tasks), backbone, grids, set_ or [])
-        carry_out_command("probe", words("probe", given), results_root(results), where, specs[0][-1].device)
-        return
-    from bench.cli.probe import probe_methods
-
-    probe_methods(
-        split_names(methods), split_names(tasks), student, backbone, grids, set_ or [], states, draws, by_sigma,
-        results, output,
+    where, root = placement(executor, profile, slurm), results_root(results)
+    asked = Probing(
+        split_names(methods), split_names(tasks), student, backbone, [*(grid or []), *(axes or [])], set_ or [],
+        states, draws, by_sigma, str(output) if output else None,
     )  # fmt: skip
+    carry_out_probe(asked, root, where)
 
 
 @app.command(name="eval")
@@ -323,7 +262,7 @@ def status(
     results: Results = RUNS,
 ) -> None:
     """List runs: pending, running with progress and time left, done, failed with the error."""
-    from bench.jobs.status import show
+    from bench.cli.status import show
     from bench.system.files import results_root
 
     show(results_root(results), watch)
@@ -349,7 +288,7 @@ def logs(
     results: Results = RUNS,
 ) -> None:
     """Print the end of a job's output."""
-    from bench.jobs.status import logs as print_logs
+    from bench.cli.status import logs as print_logs
     from bench.system.files import results_root
 
     print_logs(results_root(results), name)

@@ -7,6 +7,7 @@ from bench.analysis.comparison import TARGET, Standing, standings
 from bench.analysis.records import Record
 from bench.analysis.stats import p_text
 from bench.cli.closing import write_report
+from bench.cli.run import train
 from bench.config.contradictions import leaves
 from bench.config.grid import Variant, method_names, overrides_of, recipes, variants
 from bench.config.resolve import describe, resolve
@@ -43,11 +44,8 @@ def settle(
     backbone: str,
     budget: int,
     overrides: list[str],
-) -> tuple[Spec, list[str]]:
-    """The spec of one member, and the `bench run` arguments that give exactly it.
-
-    Raises UsageError if the settings have a budget of their own.
-    """
+) -> Spec:
+    """The spec of one member. Raises UsageError if the settings have a budget of their own."""
     told = [*overrides, *variant.overrides]
     keys = {key: text for text in told for key in leaves(parse_override(text))}
     if own := keys.get("budget", next((text for key, text in keys.items() if key.startswith("budget.")), None)):
@@ -56,10 +54,7 @@ def settle(
     if "evaluation.points" not in keys:
         settings.append("evaluation.points=[" + ",".join(f"{(i + 1) / POINTS:.4f}" for i in range(POINTS)) + "]")
     settings += told
-    spec = resolve(variant.method, tasks, seed, backbone, overrides=settings)
-    sets = [part for setting in settings for part in ("--set", setting)]
-    names = ["--method", variant.method, "--tasks", ",".join(tasks), "--backbone", backbone, "--seeds", str(seed)]
-    return spec, ["run", *names, *sets]
+    return resolve(variant.method, tasks, seed, backbone, overrides=settings)
 
 
 def refuse_twins(runs: dict[tuple[str, int], Run]) -> None:
@@ -104,13 +99,12 @@ def compare_methods(
     lines = variants(axes, recipes(methods, tasks, backbone), overrides)
     members = {(v.label, s): settle(v, tasks, s, backbone, budget, own[v.method]) for v in lines for s in seeds}
     fingerprint = describe(backbone).fingerprint()
-    runs = {key: Run(root, spec, fingerprint) for key, (spec, _) in members.items()}
+    runs = {key: Run(root, spec, fingerprint) for key, spec in members.items()}
     refuse_twins(runs)
-    _refuse_splits({label: spec.evaluation.split for (label, _), (spec, _) in members.items()})
-    check_teachers([spec for spec, _ in members.values()])
+    _refuse_splits({label: spec.evaluation.split for (label, _), spec in members.items()})
+    check_teachers(list(members.values()))
     note([*taught_otherwise([run.spec for run in runs.values()], root), *_overshoot(members, budget)])
-    named = {f"{label}, seed {seed}": (runs[label, seed], members[label, seed][1]) for label, seed in members}
-    failures = carry_out_runs(named, placement)
+    failures = carry_out_runs({f"{label}, seed {seed}": run for (label, seed), run in runs.items()}, train, placement)
     groups = {
         v.label: [
             Record(run.summary, run.rows("evaluations.jsonl"), run.spec.record())
@@ -126,7 +120,7 @@ def compare_methods(
         table = standings(done, tuple(tasks), reference, cost)
         identity = text_hash([backbone, fingerprint, tasks, seeds, budget, [v.label for v in lines], overrides])
         path = root / f"comparison-{identity}.json"
-        split = next(iter(members.values()))[0].evaluation.split
+        split = next(iter(members.values())).evaluation.split
         print_standings(table, reference, tuple(tasks), budget, split, path)  # first: the file may not be writable
         write_atomic(path, json_bytes(as_json(table, reference, budget, runs)))
         write_report(path, root / f"report-{identity}")
@@ -145,9 +139,9 @@ def _refuse_splits(splits: dict[str, str]) -> None:
             )
 
 
-def _overshoot(members: dict[tuple[str, int], tuple[Spec, list[str]]], budget: int) -> list[str]:
+def _overshoot(members: dict[tuple[str, int], Spec], budget: int) -> list[str]:
     """What to say before training of lines that will not be at the budget."""
-    specs = {label: spec for (label, _), (spec, _) in members.items()}
+    specs = {label: spec for (label, _), spec in members.items()}
     over = beyond_budget(budget, {label: expected(spec, budget) for label, spec in specs.items()})
     return [
         f"{label} will spend {count:,} training evaluations of --budget {budget:,}, because it ends on a whole update: "

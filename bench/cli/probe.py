@@ -1,19 +1,22 @@
 """`bench probe`: gradient noise and interference of methods at one frozen student."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bench.analysis.stats import Estimate
 from bench.config.grid import overrides_of, recipes, variants
 from bench.config.resolve import resolve
 from bench.config.spec import Spec
 from bench.errors import UsageError
+from bench.jobs.placement import Placement
+from bench.jobs.runs import carry_out_command
 from bench.probes.estimates import nested
 from bench.probes.gradient import GradientNoise, Moments, gradient_noise
 from bench.probes.interference import interference
 from bench.registry import find
-from bench.system.files import json_bytes, results_root
+from bench.system.files import json_bytes
 from bench.system.outputs import check_output, write_output
 from bench.system.places import check_writable
 from bench.training.laboratory import laboratory
@@ -21,6 +24,41 @@ from bench.training.teacher_sets import check_teachers
 
 HELD_APART = 10_000
 """First state of the reference gradient: far from those of the estimates, so that the cosine is not flattered."""
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What a command asks for; plain data, as a job's work."""
+
+    methods: list[str]
+    tasks: list[str]
+    student: str
+    """'base', or an adapter folder."""
+    backbone: str
+    axes: list[str]
+    overrides: list[str]
+    states: int
+    draws: int
+    by_sigma: bool
+    output: str | None
+
+    def specs(self) -> list[tuple[str, tuple[str, ...], Spec]]:
+        """As `probe_specs`."""
+        return probe_specs(self.methods, self.tasks, self.backbone, self.axes, self.overrides)
+
+
+def carry_out_probe(asked: Probing, root: Path, placement: Placement) -> None:
+    """Measure here or as a job, and print the tables."""
+    if placement.executor == "inline":
+        probe_methods(asked, root)
+        return
+    device = asked.specs()[0][-1].device
+    carry_out_command("probe", asdict(asked), measure, root, placement, device)
+
+
+def measure(work: dict[str, Any], root: Path) -> None:
+    """What a job does."""
+    probe_methods(Probing(**work), root)
 
 
 @dataclass(frozen=True)
@@ -40,48 +78,36 @@ class Probe:
     interference: dict[str, dict[str, float]]
 
 
-def probe_methods(
-    methods: list[str],
-    tasks: list[str],
-    student: str,
-    backbone: str,
-    axes: list[str],
-    overrides: list[str],
-    states: int,
-    draws: int,
-    by_sigma: bool,
-    results: Path,
-    output: Path | None,
-) -> None:
+def probe_methods(asked: Probing, root: Path) -> None:
     """Measure, print, and write JSON if asked. Raises UsageError before anything loads where a method cannot run."""
-    specs = probe_specs(methods, tasks, backbone, axes, overrides)
+    specs, states = asked.specs(), asked.states
     check_teachers([spec for _, _, spec in specs])
-    root = results_root(results)
+    output = Path(asked.output) if asked.output else None
     check_output(output)
     check_writable(root / "cache")
     probes: list[Probe] = []
     firsts: dict[tuple[str, ...], tuple[GradientNoise, GradientNoise]] = {}  # by point: its reference and first method
     for label, point, spec in specs:
-        lab, method = laboratory(spec, student, root)
+        lab, method = laboratory(spec, asked.student, root)
         if point not in firsts:
             apart = range(HELD_APART, HELD_APART + 2 * states)
             reference = gradient_noise(nested(method, lab, spec.tasks, apart, 1))
         else:
             reference, _ = firsts[point]
-        measure = lambda where, m=method, s=spec, r=reference: gradient_noise(  # noqa: E731
-            nested(m, where, s.tasks, range(states), draws), r.mean
+        measured = lambda where, m=method, s=spec, r=reference: gradient_noise(  # noqa: E731
+            nested(m, where, s.tasks, range(states), asked.draws), r.mean
         )
-        noise = measure(lab)
+        noise = measured(lab)
         _, first = firsts.setdefault(point, (reference, noise))
-        levels = lab.sampler.schedule.sigmas[:-1] if by_sigma else []
-        split = {sigma: measure(replace(lab, sigma=sigma)) for sigma in levels}
+        levels = lab.sampler.schedule.sigmas[:-1] if asked.by_sigma else []
+        split = {sigma: measured(replace(lab, sigma=sigma)) for sigma in levels}
         pulls = interference(method, lab, spec.tasks, max(2, states // 4))
         probes.append(
             Probe(label, point, spec, noise, noise.cosine(reference.mean), noise.slope(first), trained(split), pulls)
         )
-    print_probes(probes, methods[0], student)
+    print_probes(probes, asked.methods[0], asked.student)
     if output:
-        write_output(output, json_bytes([as_json(p, student) for p in probes]))
+        write_output(output, json_bytes([as_json(p, asked.student) for p in probes]))
 
 
 def probe_specs(

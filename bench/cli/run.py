@@ -3,34 +3,37 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bench.cli.console import Console
 from bench.config.resolve import describe
 from bench.config.spec import Spec
 from bench.errors import BenchError, Interrupted, PartialError, UsageError, one_line
 from bench.jobs.placement import Placement
-from bench.jobs.runs import carry_out_runs
+from bench.jobs.runs import carry_out_runs, spec_of
 from bench.store.run import Run
 from bench.system.workers import connect
 from bench.training.runner import Session, execute
 from bench.training.sheet import try_contact_sheet
 from bench.training.teacher_sets import keep_teachers
 
-Member = tuple[Spec, list[str]]
-"""A spec, and the `bench` arguments, less --results, that give exactly it."""
 
-
-def run_seeds(members: list[Member], root: Path, placement: Placement) -> None:
+def run_seeds(specs: list[Spec], root: Path, placement: Placement) -> None:
     """Carry out the seeds of one spec and print one table. Raises PartialError if some of several failed."""
     if placement.executor == "inline":
-        _here([spec for spec, _ in members], root)
+        _here(specs, root)
         return
-    summaries, failures = _as_jobs(members, root, placement)
+    summaries, failures = _as_jobs(specs, root, placement)
     if summaries:
-        spec = members[0][0].with_seed(summaries[0]["seed"])
+        spec = specs[0].with_seed(summaries[0]["seed"])
         with Console() as console:
             console.table(summaries, try_contact_sheet(spec, root, summaries[0], console.say))
-    _tell(failures, members)
+    _tell(failures, specs)
+
+
+def train(work: dict[str, Any], root: Path) -> None:
+    """Carry out one run, given as its spec, and print its table: what a job does."""
+    _here([spec_of(work)], root)
 
 
 def _here(specs: list[Spec], root: Path) -> None:
@@ -70,40 +73,40 @@ def _one_by_one(specs: list[Spec], root: Path) -> None:
         raise PartialError("; ".join(failures))
 
 
-def teach_tasks(members: list[Member], root: Path, placement: Placement) -> None:
+def teach_tasks(specs: list[Spec], root: Path, placement: Placement) -> None:
     """Train teachers and print a table for each. Raises PartialError if some failed as jobs."""
     if placement.executor == "inline":
-        workers = connect(members[0][0].device)
+        workers = connect(specs[0].device)
         with going_on(), Console(quiet=not workers.main) as console:
-            for spec, _ in members:
+            for spec in specs:
                 summary = execute(spec, Session(root, workers, console.say, console.listen))
                 if workers.main:
                     console.table([summary])
         if workers.main:
-            _keep(members, root)
+            _keep(specs, root)
         return
-    summaries, failures = _as_jobs(members, root, placement)
+    summaries, failures = _as_jobs(specs, root, placement)
     with Console() as console:
         for summary in summaries:
             console.table([summary])
-    _tell(failures, members)
-    _keep(members, root)
+    _tell(failures, specs)
+    _keep(specs, root)
 
 
-def _keep(members: list[Member], root: Path) -> None:
+def _keep(specs: list[Spec], root: Path) -> None:
     """What was taught, as --teachers takes it."""
-    print("\n".join(keep_teachers([spec for spec, _ in members], root)))
+    print("\n".join(keep_teachers(specs, root)))
 
 
-def _as_jobs(members: list[Member], root: Path, placement: Placement) -> tuple[list[dict], dict[str, str]]:
+def _as_jobs(specs: list[Spec], root: Path, placement: Placement) -> tuple[list[dict], dict[str, str]]:
     """Summaries of the runs that ended well, and the errors of the others by label."""
-    fingerprint = describe(members[0][0].backbone).fingerprint()
-    runs = {f"{'+'.join(s.tasks)}, seed {s.seed}": (Run(root, s, fingerprint), words) for s, words in members}
-    failures = carry_out_runs(runs, placement)
-    return [run.summary for run, _ in runs.values() if run.summary], failures
+    fingerprint = describe(specs[0].backbone).fingerprint()
+    runs = {f"{'+'.join(spec.tasks)}, seed {spec.seed}": Run(root, spec, fingerprint) for spec in specs}
+    failures = carry_out_runs(runs, train, placement)
+    return [run.summary for run in runs.values() if run.summary], failures
 
 
-def _tell(failures: dict[str, str], members: list[Member]) -> None:
+def _tell(failures: dict[str, str], specs: list[Spec]) -> None:
     if failures:
-        kind = BenchError if len(members) == 1 else PartialError
+        kind = BenchError if len(specs) == 1 else PartialError
         raise kind("; ".join(f"{label}: {error}" for label, error in failures.items()))

@@ -1,45 +1,45 @@
-"""A `bench` command as a job of an executor: what submitit pickles, runs, and asks to checkpoint."""
+"""A job as an executor has it: what submitit pickles, runs, and asks to checkpoint."""
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from submitit.helpers import Checkpointable, DelayedSubmission, TorchDistributedEnvironment
 
 from bench.errors import BenchError, BusyError, UsageError, explained, one_line
-from bench.jobs.launches import cancelled_file, told_file
+from bench.jobs.launches import cancelled_file, told_file, work_file
 from bench.jobs.outcome import DONE, FAILED, STOPPED
 from bench.store.provenance import code_hash
-from bench.system.files import json_bytes, write_atomic
+from bench.system.files import json_bytes, read_record, write_atomic
+from bench.system.interrupts import terminated_is_interrupted
 
 STARTS = 5
 """A run that makes nothing new in so many starts in a row would never get further."""
 BUSY_S = 5.0
+CarryOut = Callable[[dict[str, Any], Path], None]
+"""Does a job's work, given as plain data, in a results folder. A pickle holds its name alone: it must be importable."""
 
 
-class Command(Checkpointable):
-    """Carries out `bench ARGUMENTS`; requeued, it goes on from what the store holds."""
+class Submitted(Checkpointable):
+    """Does the work of one job of a launch; requeued, it goes on from what the store holds."""
 
     def __init__(
-        self,
-        arguments: tuple[str, ...],
-        run: Path | None,
-        code: str,
-        launch: Path | None = None,
-        label: str = "",
-        idle_starts: int = 0,
+        self, carry_out: CarryOut, launch: Path, label: str, root: Path, run: str, code: str, idle_starts: int = 0
     ):
-        """`run` is the folder of the run it makes, `code` the hash of the code it was submitted with, `launch` and
-        `label` where and under which name it tells how it ended."""
-        self.arguments, self.run, self.code, self.idle_starts = arguments, run, code, idle_starts
-        self.launch, self.label = launch, label
+        """`launch` and `label` say which job; `run` is the run folder that it makes in `root`, or empty; `code` is the
+        hash of the code that it was submitted with."""
+        self.carry_out, self.launch, self.label, self.root = carry_out, launch, label, root
+        self.run = root / run if run else None
+        self.code, self.idle_starts = code, idle_starts
         self._before = 0.0
 
     def __call__(self) -> None:
-        """Raises what the command raises; UsageError if the code is not the one that was submitted; SystemExit if it
+        """Raises what the work raises; UsageError if the code is not the one that was submitted; SystemExit if it
         was stopped."""
         signal.signal(signal.SIGTERM, self._asked_to_end)
         try:
@@ -64,7 +64,8 @@ class Command(Checkpointable):
             # All GPUs stay visible: a process takes the one of its local rank.
             TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
         self._before = self._newest()
-        carry_out(self.arguments)
+        with terminated_is_interrupted():
+            when_free(self.carry_out, read_record(work_file(self.launch, self.label)), self.root)
 
     def _asked_to_end(self, number: int, frame: object) -> None:
         """SIGTERM is an interrupt, which a run takes after its update.
@@ -78,11 +79,11 @@ class Command(Checkpointable):
         (interrupt if callable(interrupt) else signal.default_int_handler)(signal.SIGINT, frame)
 
     def _cancelled(self) -> bool:
-        return self.launch is not None and cancelled_file(self.launch, self.label).exists()
+        return cancelled_file(self.launch, self.label).exists()
 
     def _tell(self, outcome: str, error: str) -> None:
         """Leave word of the end for `bench status` and for who waits, which unpickle nothing."""
-        if self.launch is None or os.environ.get("SLURM_PROCID", "0") != "0":
+        if os.environ.get("SLURM_PROCID", "0") != "0":
             return
         path = told_file(self.launch, self.label)
         path.parent.mkdir(exist_ok=True)
@@ -96,7 +97,8 @@ class Command(Checkpointable):
         idle = self.idle_starts + 1 if self.run and self._newest() == self._before else 0
         if idle >= STARTS:
             raise BenchError(f"nothing new in {idle} starts: allow more time, or lower checkpoint_every")
-        return DelayedSubmission(Command(self.arguments, self.run, self.code, self.launch, self.label, idle))
+        run = self.run.name if self.run else ""
+        return DelayedSubmission(Submitted(self.carry_out, self.launch, self.label, self.root, run, self.code, idle))
 
     def _newest(self) -> float:
         """When the run's checkpoint, or an evaluation of its base or teachers, was last written."""
@@ -106,16 +108,10 @@ class Command(Checkpointable):
         return max((path.stat().st_mtime for path in made if path.exists()), default=0.0)
 
 
-def carry_out(arguments: tuple[str, ...]) -> None:
-    """Run a `bench` command in this process, waiting while another has its run in hand. Raises what it raises."""
-    from bench.cli.app import invoke
-
+def when_free(carry_out: CarryOut, work: dict[str, Any], root: Path) -> None:
+    """Do a job's work in this process, waiting while another has its run in hand. Raises what it raises."""
     while True:
         try:
-            code = invoke(list(arguments))
+            return carry_out(work, root)
         except BusyError:
             time.sleep(BUSY_S)
-            continue
-        if code:
-            raise BenchError(f"bench {' '.join(arguments)} ended with exit code {code}")
-        return

@@ -1,4 +1,4 @@
-"""Carry out `bench` commands where a placement says: here one after another, in processes of this machine, in Slurm.
+"""Carry out jobs where a placement says: here one after another, in processes of this machine, or in Slurm.
 
 Jobs go through submitit. Time-outs and preemption are its checkpoint mechanism (bench/jobs/command.py) on top of the
 store's own checkpoints. A run waits for the jobs of the teachers that it needs. What another launch has submitted is
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.errors import BenchError, DetachedError, Interrupted, MissingError, UsageError, explained, one_line
-from bench.jobs.command import Command, carry_out
+from bench.jobs.command import CarryOut, Submitted, when_free
 from bench.jobs.launches import Job, Launch, launches, new_launch, only_one
 from bench.jobs.outcome import CANCELLED, NO_RESULT, failure_of, not_started
 from bench.jobs.placement import Placement
@@ -43,8 +43,10 @@ TIMEOUTS = 1000
 Report = Callable[[str, str | None], None]
 
 
-def dispatch(jobs: list[Job], root: Path, placement: Placement, device: str, report: Report) -> dict[str, str]:
-    """Carry out all jobs; label -> error of those that failed.
+def dispatch(
+    jobs: list[Job], carry_out: CarryOut, root: Path, placement: Placement, device: str, report: Report
+) -> dict[str, str]:
+    """Carry out all jobs; label -> error of those that failed. `carry_out` does the work of one.
 
     One failure stops no other job but those that need it. `report(label, error or None)` is called as each ends. Raises
     MissingError where there is no Slurm, UsageError where it refuses, DetachedError on an interrupt while Slurm has the
@@ -55,10 +57,10 @@ def dispatch(jobs: list[Job], root: Path, placement: Placement, device: str, rep
     if placement.profile.gpus and device == "cpu":
         raise UsageError("the profile asks for GPUs, but the runs are on the CPU: add --set device=cuda")
     if placement.executor == "inline":
-        return _inline(jobs, report)
+        return _inline(jobs, carry_out, root, report)
     if placement.executor == "slurm" and not shutil.which("srun"):
         raise MissingError("there is no Slurm on this machine (srun is not on PATH): use --executor local")
-    dispatcher = _Dispatcher(jobs, root, placement, device, report)
+    dispatcher = _Dispatcher(jobs, carry_out, root, placement, device, report)
     check_writable(root / "launches")
     made = missing_folders(root / "launches")
     try:
@@ -70,7 +72,7 @@ def dispatch(jobs: list[Job], root: Path, placement: Placement, device: str, rep
         raise
 
 
-def _inline(jobs: list[Job], report: Report) -> dict[str, str]:
+def _inline(jobs: list[Job], carry_out: CarryOut, root: Path, report: Report) -> dict[str, str]:
     failures: dict[str, str] = {}
     for job in jobs:
         failed = [need for need in job.needs if need in failures]
@@ -78,7 +80,7 @@ def _inline(jobs: list[Job], report: Report) -> dict[str, str]:
         if not failed:
             try:
                 with redirect_stdout(StringIO()):  # its own table; the whole is shown in the end
-                    carry_out(job.arguments)
+                    when_free(carry_out, job.work, root)
             except Exception as problem:  # whatever breaks one run, the others go on
                 error = explained(problem)
         if error:
@@ -100,7 +102,10 @@ class Watched:
 class _Dispatcher:
     """Submits what can start, watches what was submitted, until nothing is left."""
 
-    def __init__(self, jobs: list[Job], root: Path, placement: Placement, device: str, report: Report):
+    def __init__(
+        self, jobs: list[Job], work: CarryOut, root: Path, placement: Placement, device: str, report: Report
+    ):
+        self.work = work
         self.queue, self.root, self.placement, self.report = list(jobs), root, placement, report
         self.slurm = placement.executor == "slurm"
         self.free: list[int | None] = [] if self.slurm else _places(device)
@@ -233,7 +238,7 @@ class _Dispatcher:
             executor.update_parameters(gpus_per_node=1, visible_gpus=(place,))
         with held_back():
             with environment_variables(OMP_NUM_THREADS=THREADS):
-                handle = executor.submit(self._command(job, launch))
+                handle = executor.submit(self._submitted(job, launch))
             (known,) = launch.submitted({job.label: handle.job_id})
             self.handles.append(handle)
             self.taken[job.label] = place
@@ -251,7 +256,7 @@ class _Dispatcher:
         executor = _executor(launch, "slurm", **parameters)
         try:
             with undisturbed():
-                handles = executor.submit_array([self._command(job, launch) for job in group])
+                handles = executor.submit_array([self._submitted(job, launch) for job in group])
                 known = launch.submitted({job.label: h.job_id for job, h in zip(group, handles, strict=True)})
         except (FailedJobError, FailedSubmissionError) as error:
             shutil.rmtree(launch.folder, ignore_errors=True)  # nothing of it came to be
@@ -262,9 +267,8 @@ class _Dispatcher:
             self.watched[job.label] = Watched(launch, job)
         self.queue = [job for job in self.queue if job.label not in self.watched]
 
-    def _command(self, job: Job, launch: Launch) -> Command:
-        run = self.root / job.run if job.run else None
-        return Command(job.arguments, run, self.code, launch.folder, job.label)
+    def _submitted(self, job: Job, launch: Launch) -> Submitted:
+        return Submitted(self.work, launch.folder, job.label, self.root, job.run, self.code)
 
     def _ended(self) -> Iterator[tuple[str, str | None]]:
         """Take jobs that have ended out of `watched`; yields (label, error or None)."""
@@ -340,7 +344,7 @@ def _executor(launch: Launch, cluster: str, **parameters):
 
 def _identity(job: Job) -> Hashable:
     """What two commands that want the same thing have in common."""
-    return job.run or (job.label, job.arguments)
+    return job.run or (job.label, job.digest)
 
 
 def _active(root: Path) -> dict[Hashable, Watched] | None:

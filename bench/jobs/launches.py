@@ -1,7 +1,8 @@
 """Records of what was handed to an executor: one folder a launch under <results>/launches, never used twice.
 
 <root>/launches/<when>-<random>/
-    launch.json    executor, host, and every job: label, command, run folder, id
+    launch.json    executor, host, and every job: label, run folder, id
+    work/          a JSON file a job: what it is to do; of a run its spec
     cancelled/     a file a job that a user stopped
     ended/         a file a job: how the executor said that it ended
     told/          a JSON file a job: what it says itself of how it ended
@@ -16,10 +17,11 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
+from typing import Any
 
 from bench.errors import DamagedError, one_line
 from bench.hashing import text_hash
@@ -33,21 +35,29 @@ IDS = {"local": re.compile(r"[1-9][0-9]{0,9}"), "slurm": re.compile(r"[1-9][0-9]
 """An executor -> what its job ids look like: a process; a job, or a task of an array."""
 FIRST_PROCESS = "1"
 STATE = re.compile(r"[A-Z_]{1,40}")
+RECORDED = ("label", "run", "needs", "id", "digest")
+"""What launch.json says of a job; its work has a file of its own."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One `bench` command to carry out somewhere."""
+    """One piece of work to carry out somewhere."""
 
     label: str
-    arguments: tuple[str, ...]
-    """Of `bench`."""
+    work: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Plain data that says what to do: of a run its spec. Empty in a job that was read from a launch's record."""
     run: str = ""
     """Name of the run folder it makes; empty for commands that make none."""
     needs: tuple[str, ...] = ()
     """Labels of jobs that must be done before."""
     id: str = ""
     """The executor's own; empty until it is submitted."""
+    digest: str = ""
+    """Hash of `work`."""
+
+    def __post_init__(self) -> None:
+        if self.work:
+            object.__setattr__(self, "digest", text_hash(self.work))
 
 
 @dataclass
@@ -137,7 +147,8 @@ class Launch:
 
     def save(self) -> None:
         told = {"executor": self.executor, "host": self.host, "owner": self.owner}
-        record = told | {"jobs": [asdict(job) for job in self.jobs]}
+        jobs = [{name: getattr(job, name) for name in RECORDED} for job in self.jobs]
+        record = told | {"jobs": jobs}
         write_atomic(self.folder / "launch.json", json_bytes(record))
 
 
@@ -151,11 +162,19 @@ def told_file(launch: Path, label: str) -> Path:
     return launch / "told" / f"{text_hash(label)}.json"
 
 
+def work_file(launch: Path, label: str) -> Path:
+    """What a job is to do."""
+    return launch / "work" / f"{text_hash(label)}.json"
+
+
 def new_launch(root: Path, executor: str, jobs: list[Job]) -> Launch:
     """A launch with a folder of its own: an executor's job ids may start again, and old files would speak for new."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = root / "launches" / f"{stamp}-{secrets.token_hex(3)}"
     (folder / "jobs").mkdir(parents=True)
+    (folder / "work").mkdir()
+    for job in jobs:
+        write_atomic(work_file(folder, job.label), json_bytes(job.work))
     launch = Launch(folder, executor, gethostname(), identity(), list(jobs))
     launch.save()
     return launch
@@ -200,12 +219,12 @@ def _launch(path: Path) -> Launch:
 def _job(record: dict, executor: str) -> Job:
     """Raises KeyError, TypeError or ValueError for what is no job of the executor's."""
     label, run, number = (_text(record[key]) for key in ("label", "run", "id"))
-    arguments, needs = (tuple(_text(part) for part in record[key]) for key in ("arguments", "needs"))
+    needs = tuple(_text(part) for part in record["needs"])
     if run and not RUN.fullmatch(run):
         raise ValueError(f"{run!r} is no name of a run's folder")
     if number and (not IDS[executor].fullmatch(number) or (number == FIRST_PROCESS and executor == "local")):
         raise ValueError(f"{number!r} is no id of a job")
-    return Job(label, arguments, run, needs, number)
+    return Job(label, {}, run, needs, number, _text(record.get("digest", "")))  # older records have none
 
 
 def _text(value: object) -> str:

@@ -1,9 +1,11 @@
 """Runs as jobs: what is finished is left alone, teachers that are missing come first, each once."""
 
-import json
 from pathlib import Path
+from typing import Any
 
+from bench.config.spec import Spec
 from bench.errors import BenchError
+from bench.jobs.command import CarryOut
 from bench.jobs.dispatch import dispatch
 from bench.jobs.launches import Job, launches
 from bench.jobs.placement import Placement
@@ -12,21 +14,22 @@ from bench.store.run import Run
 from bench.training.teachers import to_train
 
 
-def carry_out_runs(members: dict[str, tuple[Run, list[str]]], placement: Placement) -> dict[str, str]:
-    """Carry out runs, each label with the `bench run` arguments that give exactly it (less --results), with progress
-    on stderr. Returns label -> error of those that failed."""
+def spec_of(work: dict[str, Any]) -> Spec:
+    """The spec of a job that makes a run."""
+    return Spec.model_validate(work)
+
+
+def carry_out_runs(members: dict[str, Run], train: CarryOut, placement: Placement) -> dict[str, str]:
+    """Carry out runs by label, with progress on stderr. Returns label -> error of those that failed."""
     from bench.printing import progress_bar
 
     if not members:
         return {}
-    runs = [run for run, _ in members.values()]
+    runs = list(members.values())
     root, device = runs[0].folder.parent, runs[0].spec.device
-    waiting = {label: pair for label, pair in members.items() if not pair[0].summary}
-    jobs, needs = teacher_jobs([run for run, _ in waiting.values()], root)
-    jobs += [
-        Job(label, (*arguments, "--results", str(root)), run.folder.name, needs[run.folder.name])
-        for label, (run, arguments) in waiting.items()
-    ]
+    waiting = {label: run for label, run in members.items() if not run.summary}
+    jobs, needs = teacher_jobs(list(waiting.values()), root)
+    jobs += [_job(label, run.spec, run.folder.name, needs[run.folder.name]) for label, run in waiting.items()]
     with progress_bar() as progress:
         total, ready = len(members) + len(jobs) - len(waiting), len(members) - len(waiting)
         bar = progress.add_task(f"{len(members)} runs, {placement.executor}", total=total, completed=ready)
@@ -35,7 +38,7 @@ def carry_out_runs(members: dict[str, tuple[Run, list[str]]], placement: Placeme
             progress.update(bar, advance=1)
             progress.console.print(f"{label}: {error or 'done'}", soft_wrap=True)
 
-        failures = dispatch(jobs, root, placement, device, report)
+        failures = dispatch(jobs, train, root, placement, device, report)
     return {label: error for label, error in failures.items() if label in members}
 
 
@@ -51,23 +54,24 @@ def teacher_jobs(runs: list[Run], root: Path) -> tuple[list[Job], dict[str, tupl
             if any(other.label == label and other.run != name for other in jobs.values()):
                 label = f"{label} ({name})"  # as by another precision
             labels.append(label)
-            jobs[name] = Job(label, (
-                "run", "--method", spec.method, "--tasks", spec.tasks[0], "--backbone", spec.backbone,
-                "--seeds", str(spec.seed), "--set", f"device={spec.device}",
-                "--set", f"scorers={json.dumps(spec.scorers)}", "--set", f"compute={spec.compute.model_dump_json()}",
-                "--results", str(root),
-            ), name)  # fmt: skip
+            jobs[name] = _job(label, spec, name)
         needs[run.folder.name] = tuple(labels)
     return list(jobs.values()), needs
 
 
-def carry_out_command(label: str, arguments: list[str], root: Path, placement: Placement, device: str) -> None:
-    """Carry out one command that makes no run as a job, and print what it printed. Raises BenchError if it fails."""
-    job = Job(label, (*arguments, "--results", str(root)))
-    failures = dispatch([job], root, placement, device, lambda *_: None)
+def _job(label: str, spec: Spec, run: str, needs: tuple[str, ...] = ()) -> Job:
+    return Job(label, spec.record(), run, needs)
+
+
+def carry_out_command(
+    label: str, work: dict[str, Any], carry_out: CarryOut, root: Path, placement: Placement, device: str
+) -> None:
+    """Carry out work that makes no run as a job, and print what it printed. Raises BenchError if it fails."""
+    job = Job(label, work)
+    failures = dispatch([job], carry_out, root, placement, device, lambda *_: None)
     if failures:
         raise BenchError(f"{label}: {failures[job.label]}")
-    same = lambda other: (other.label, other.arguments) == (job.label, job.arguments)  # noqa: E731
+    same = lambda other: (other.label, other.digest) == (job.label, job.digest)  # noqa: E731
     launch = next(launch for launch in reversed(launches(root)) if any(map(same, launch.jobs)))
     done = next(filter(same, launch.jobs))
     print("\n".join(line for line in log_lines(launch.log(done, "out")) if not line.startswith("submitit ")))

@@ -1,4 +1,4 @@
-"""`bench status`, `bench cancel`, `bench logs`: what runs are doing, from the files and the queue alone.
+"""What runs and jobs are doing, from the files and the queue alone; and stopping them.
 
 Imports neither torch nor a method: it must answer at once, and over thousands of runs.
 """
@@ -32,8 +32,6 @@ QUIET_S = 900
 TAIL = 65_536
 LOCK = 4096
 """Bytes of a lock file that are looked at: it holds one line."""
-REFRESH_S = 2.0
-LINES = 100
 LOG_TAIL = 2**20
 
 
@@ -159,53 +157,6 @@ def _progress(folder: Path) -> tuple[float | None, float | None]:
         return share, spent * (1 - share) / share if share else None
 
 
-def show(root: Path, watch: bool) -> None:
-    """Print the table; with `watch` again and again until nothing is pending or running."""
-    from bench.printing import terminal
-
-    console = terminal()
-    if not watch:
-        console.print(table(survey(root)))
-        return
-    from rich.live import Live
-
-    lines = survey(root)
-    with Live(table(lines), console=console, auto_refresh=False) as live:
-        while any(line.state in ("running", "pending") for line in lines):
-            time.sleep(REFRESH_S)
-            lines = survey(root)
-            live.update(table(lines), refresh=True)
-
-
-def table(lines: list[Line]):
-    """Runs by state, with how many there are of each."""
-    from rich.table import Table
-    from rich.text import Text
-
-    counts = {state: sum(line.state == state for line in lines) for state in ORDER}
-    shown = Table(title=", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs yet")
-    for head in ("run", "state", "progress", "left", "where", "note"):
-        shown.add_column(head, overflow="fold")
-    colours = {
-        "running": "cyan", "pending": "yellow", "damaged": "bold red", "failed": "red", "stopped": "magenta",
-        "done": "green",
-    }  # fmt: skip
-    for line in lines:
-        share = "" if line.share is None else f"{line.share:.0%}"
-        left = "" if line.left_s is None else span(line.left_s)
-        texts = (line.name, line.state, share, left, line.where, line.note)
-        styles = [colours[line.state] if i == 1 else "" for i in range(len(texts))]
-        shown.add_row(*(Text(legible(text), style=style) for text, style in zip(texts, styles, strict=True)))
-    return shown
-
-
-def span(seconds: float) -> str:
-    """3700 -> "1:01:40"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
-
-
 def cancel(root: Path, names: list[str]) -> list[str]:
     """Stop jobs of runs (their folders' names, or beginnings of them), of launches, or 'all'; returns their names.
 
@@ -293,18 +244,13 @@ def _stop(launch: Launch, job: Job) -> None:
         os.kill(int(job.id), signal.SIGTERM)  # its controller hands it on
 
 
-def logs(root: Path, name: str) -> None:
-    """Print the end of the latest job's output that a name means. Raises UsageError if there is none."""
+def latest_job(root: Path, name: str) -> tuple[Launch, Job]:
+    """The latest submitted job that a name means. Raises UsageError if there is none."""
     known = _known(root, [name])
     chosen = [(launch, job) for launch in known for job in launch.jobs if job.id and _meant(name, launch, job)]
     if not chosen:
         raise unknown("run with a job", name, _names(known))
-    launch, job = chosen[-1]
-    for kind in ("out", "err"):
-        path = launch.log(job, kind)
-        print(f"==> {legible(str(path))}")
-        if path.is_file():
-            print("\n".join(log_lines(path)[-LINES:]))
+    return chosen[-1]
 
 
 def log_lines(path: Path) -> list[str]:

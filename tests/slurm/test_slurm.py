@@ -15,10 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bench.cli.run import train
+from bench.config.resolve import resolve
 from bench.jobs.dispatch import dispatch
 from bench.jobs.launches import Job, launches
 from bench.jobs.placement import Placement, Profile
 from bench.jobs.status import cancel, survey
+from tests.work import speak
 
 
 def _answers() -> bool:
@@ -231,14 +234,13 @@ def test_what_others_need_comes_first_and_once(root: Path) -> None:
     """Two students of one teacher, here three quick commands, in the order in which Slurm started them."""
     root.mkdir()
     jobs = [
-        Job("teacher", ("list", "tasks")),
-        Job("student 0", ("list", "kernels"), needs=("teacher",)),
-        Job("student 1", ("list", "methods"), needs=("teacher",)),
+        Job("teacher", {"says": "teacher"}),
+        Job("student 0", {"says": "0"}, needs=("teacher",)),
+        Job("student 1", {"says": "1"}, needs=("teacher",)),
     ]
     told: list[str] = []
-    assert (
-        dispatch(jobs, root, Placement("slurm", Profile(minutes=5)), "cpu", lambda label, _: told.append(label)) == {}
-    )
+    slurm = Placement("slurm", Profile(minutes=5))
+    assert dispatch(jobs, speak, root, slurm, "cpu", lambda label, _: told.append(label)) == {}
     assert told[0] == "teacher"
     ids = {job.label: job.id for launch in launches(root) for job in launch.jobs}
     assert ids["student 0"].partition("_")[0] == ids["student 1"].partition("_")[0]
@@ -254,9 +256,10 @@ def times(job: str) -> tuple[str, str]:
 
 def test_several_processes_of_a_job_share_a_run(root: Path) -> None:
     """Two tasks of one job find each other and make one run."""
-    words = (*ONE, "--set", "budget.updates=3", "--results", str(root))
+    overrides = [word for word in ONE if "=" in word] + ["budget.updates=3"]
+    spec = resolve("opd_analytic", ["ocr"], overrides=overrides)
     root.mkdir()
     two = Placement("slurm", Profile(minutes=10, processes=2))
-    assert dispatch([Job("two", words)], root, two, "cpu", lambda *_: None) == {}
+    assert dispatch([Job("two", spec.record())], train, root, two, "cpu", lambda *_: None) == {}
     (entry,) = [json.loads(x) for x in next(root.glob("*/provenance.jsonl")).read_text().splitlines()]
     assert entry["processes"] == 2

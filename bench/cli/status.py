@@ -1,0 +1,67 @@
+"""What `bench status` and `bench logs` print."""
+
+import time
+from pathlib import Path
+
+from bench.jobs.status import ORDER, Line, latest_job, log_lines, survey
+from bench.terminal import legible
+
+REFRESH_S = 2.0
+LINES = 100
+
+
+def show(root: Path, watch: bool) -> None:
+    """Print the table; with `watch` again and again until nothing is pending or running."""
+    from bench.printing import terminal
+
+    console = terminal()
+    if not watch:
+        console.print(table(survey(root)))
+        return
+    from rich.live import Live
+
+    lines = survey(root)
+    with Live(table(lines), console=console, auto_refresh=False) as live:
+        while any(line.state in ("running", "pending") for line in lines):
+            time.sleep(REFRESH_S)
+            lines = survey(root)
+            live.update(table(lines), refresh=True)
+
+
+def table(lines: list[Line]):
+    """Runs by state, with how many there are of each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = {state: sum(line.state == state for line in lines) for state in ORDER}
+    shown = Table(title=", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs yet")
+    for head in ("run", "state", "progress", "left", "where", "note"):
+        shown.add_column(head, overflow="fold")
+    colours = {
+        "running": "cyan", "pending": "yellow", "damaged": "bold red", "failed": "red", "stopped": "magenta",
+        "done": "green",
+    }  # fmt: skip
+    for line in lines:
+        share = "" if line.share is None else f"{line.share:.0%}"
+        left = "" if line.left_s is None else span(line.left_s)
+        texts = (line.name, line.state, share, left, line.where, line.note)
+        styles = [colours[line.state] if i == 1 else "" for i in range(len(texts))]
+        shown.add_row(*(Text(legible(text), style=style) for text, style in zip(texts, styles, strict=True)))
+    return shown
+
+
+def span(seconds: float) -> str:
+    """3700 -> "1:01:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def logs(root: Path, name: str) -> None:
+    """Print the end of the latest job's output that a name means. Raises UsageError if there is none."""
+    launch, job = latest_job(root, name)
+    for kind in ("out", "err"):
+        path = launch.log(job, kind)
+        print(f"==> {legible(str(path))}")
+        if path.is_file():
+            print("\n".join(log_lines(path)[-LINES:]))
