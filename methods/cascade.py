@@ -4,12 +4,13 @@ The budget is cut into equal stages. With `anchor` "previous" the engine's penal
 when the stage began, instead of towards the base.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.errors import UsageError, unknown
+from bench.lazy import torch
 from methods.rl.method import RlMethod, RlOptions
 
 PREVIOUS = "previous"

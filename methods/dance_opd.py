@@ -4,21 +4,24 @@ The student rolls out without gradients; a single step, drawn from a Beta distri
 where its velocity is matched to the teacher's.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
 from bench.config.bounds import Fraction, Moderate
+from bench.lazy import torch
 from bench.sampler.draws import draw
 from bench.sampler.rollout import rollout
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
 from methods.trained_steps import trained_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DanceOptions(DistillationOptions):

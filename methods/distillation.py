@@ -1,9 +1,8 @@
 """What every distillation method shares: its settings, the teacher's velocity field, the trained steps, the anchor."""
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Method, Needs, Options, Work
@@ -11,8 +10,12 @@ from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
 from bench.config.bounds import Count, Fraction, Weight
 from bench.errors import UsageError
+from bench.lazy import torch
 from bench.sampler.distance import squared_distance
 from methods.trained_steps import trained_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DistillationOptions(Options):

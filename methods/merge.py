@@ -1,13 +1,15 @@
 """Merging the teachers' adapters, without training: weight average and task arithmetic (arXiv 2212.04089)."""
 
+from __future__ import annotations
+
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 
 from bench.api.lab import Lab
 from bench.api.method import Method, Needs, Options, Work
 from bench.backbones.meter import Passes
+from bench.lazy import torch
 from methods.distillation import merge_teachers
 
 

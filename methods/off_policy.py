@@ -4,10 +4,11 @@ The same loss, teachers and budget as opd_analytic; only whose trajectories are 
 row of DanceOPD (arXiv 2606.27377) and what "on-policy" must be worth something against.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Work
@@ -16,6 +17,9 @@ from bench.sampler.rollout import walk
 from bench.sampler.weighting import Weighting, step_weights
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
 from methods.trained_steps import trained_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OffPolicyOptions(DistillationOptions):

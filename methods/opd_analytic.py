@@ -5,22 +5,25 @@ one-step transitions is minimised. For Gaussian kernels of the same std that is 
 w_k |v_student - v_teacher|^2 (Eq. 11; Eq. 12 for deterministic kernels), with w_k from bench/sampler/weighting.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
 from bench.config.bounds import Count
+from bench.lazy import torch
 from bench.sampler.draws import Rows
 from bench.sampler.rollout import rollout, walk
 from bench.sampler.weighting import Weighting, step_weights
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
 from methods.trained_steps import trained_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OpdOptions(DistillationOptions):

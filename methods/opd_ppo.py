@@ -8,11 +8,11 @@ Draws must be kept whole before the loss, so a trajectory costs a rollout beside
 noise (the last one of flow_sde and cps) have no density and are not trained, where analytic OPD matches means.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Needs, Work
@@ -25,6 +25,9 @@ from methods.distillation import DistillationMethod, DistillationOptions
 from methods.rl.grpo import surrogate
 from methods.rl.ratios import Ratios
 from methods.trained_steps import trained_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RELEASED_CLIP = 5.0
 """Flow-OPD's bound on its advantages."""

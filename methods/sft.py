@@ -4,19 +4,23 @@ The baseline of DiffusionOPD's ablation (arXiv 2605.15055, Fig. 5): same teacher
 pictures, not the student's own trajectories.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
 from bench.config.bounds import Count
+from bench.lazy import torch
 from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import rollout
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SftOptions(DistillationOptions):

@@ -1,21 +1,23 @@
 """CLIP as every scorer uses it: unit embeddings of pictures and of texts."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cache, cached_property, partial
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bench.errors import MissingError, UsageError
+from bench.lazy import torch, without_gradients
 from bench.scoring.pictures import to_bytes
 from bench.weights.frozen import load_frozen, load_processor, weights_name
 
-Tokenise = Callable[[list[str]], dict[str, Tensor]]
-Pictures = Tensor | list
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tokenise = Callable[[list[str]], dict[str, "Tensor"]]
+Pictures: TypeAlias = "Tensor | list"
 """[B, 3, H, W] in [0, 1], or PIL pictures, which may differ in size."""
-Prepare = Callable[[Pictures, int], Tensor]
+Prepare = Callable[[Pictures, int], "Tensor"]
 """Pictures and the model's side -> its pixel values."""
 DEVICES = {
     "device": "where it runs; default: where the run does",
@@ -63,27 +65,28 @@ class Clip:
 
         return load_frozen(CLIPModel, self.source, self.device, "CLIP model", self.precision)
 
-    @torch.no_grad()
+    @without_gradients
     def texts(self, texts: list[str]) -> Tensor:
         """Unit vectors [B, D], float32; every distinct text is encoded once."""
         new = [t for t in dict.fromkeys(texts) if t not in self._texts]
         if new:
             tokens = {k: v.to(self.device) for k, v in self.tokenise(new).items()}
             embedded = self.model.get_text_features(**tokens).pooler_output.float()
-            self._texts.update(zip(new, normalize(embedded, dim=-1)))
+            self._texts.update(zip(new, torch.nn.functional.normalize(embedded, dim=-1)))
         return torch.stack([self._texts[t] for t in texts])
 
-    @torch.no_grad()
+    @without_gradients
     def images(self, pictures: Pictures) -> Tensor:
         """Unit vectors [B, D], float32."""
         side, size = self.model.config.vision_config.image_size, self.batch or len(pictures)
         found = []
         for start in range(0, len(pictures), size):
             pixels = self.prepare(pictures[start : start + size], side).to(self.device, self.model.dtype)
-            found.append(normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1))
+            embedded = self.model.get_image_features(pixel_values=pixels).pooler_output.float()
+            found.append(torch.nn.functional.normalize(embedded, dim=-1))
         return torch.cat(found)
 
-    @torch.no_grad()
+    @without_gradients
     def cosines(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
         """Cosine of every picture with its text, [B], float32."""
         return (self.images(images_BCHW) * self.texts(texts)).sum(-1)
@@ -107,7 +110,7 @@ def with_processor(model: str, processor: str, sources: dict[str, str], prepare:
     def processed(pictures: Pictures, side: int) -> Tensor:
         from PIL import Image
 
-        if isinstance(pictures, Tensor):
+        if isinstance(pictures, torch.Tensor):
             pictures = [Image.fromarray(image) for image in to_bytes(pictures)]
         pixels = parts()[1](images=pictures, return_tensors="pt")["pixel_values"]
         if pixels.shape[-2:] != (side, side):

@@ -1,12 +1,15 @@
 """A reward that only a server knows (scorers.remote.url; protocol: bench/scoring/remote.py), on prompts from files."""
 
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from bench.api.task import Prompt, Scores
 from bench.errors import MissingError
 from tasks.prompt_files import SOURCE, PromptFileTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Remote(PromptFileTask):

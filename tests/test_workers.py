@@ -202,10 +202,11 @@ def test_all_training_methods_are_tried() -> None:
 
 
 def test_parts_of_a_batch_draw_what_the_whole_draws() -> None:
-    from bench.sampler.draws import Draws, Rows, normal
+    from bench.sampler.draws import Rows, normal
+    from bench.sampler.generator import RowGenerator
 
     def drawn(rows: Rows | None, count: int) -> torch.Tensor:
-        generator = Draws()
+        generator = RowGenerator()
         generator.manual_seed(3)
         generator.rows = rows
         return normal((count, 2, 2), generator)

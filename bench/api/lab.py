@@ -1,19 +1,26 @@
 """What a method is handed: backbone, tasks, teachers, sampler, and seeds that are functions of the step."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from bench.api.scores import NOT_FINITE, finite, parts_of, stacked
 from bench.api.task import Prompt, Scores, Task
-from bench.backbones.conditioning import Conditioning
-from bench.backbones.flow import FlowBackbone
 from bench.errors import BenchError, UsageError
 from bench.hashing import seed_of
-from bench.sampler.draws import Draws, Rows
+from bench.sampler.draws import Rows
 from bench.sampler.rollout import Sampler, Velocity
 from bench.system.workers import ALONE, Workers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.backbones.conditioning import Conditioning
+    from bench.backbones.flow import FlowBackbone
+    from bench.sampler.generator import RowGenerator
 
 STUDENT, EMA = "student", "ema"
 
@@ -41,7 +48,7 @@ class Lab:
     workers: Workers = ALONE
     rows: dict[str, Rows] = field(default_factory=dict)
     """task -> which prompts of this update are this process's; empty where one process has them all."""
-    given: list[Draws] = field(default_factory=list)
+    given: list[RowGenerator] = field(default_factory=list)
     """Generators handed out in this update, where several processes share it (bench/training/sharing.py)."""
     notes: dict[str, float] = field(default_factory=dict)
     """What a method wants logged with this update."""
@@ -50,12 +57,14 @@ class Lab:
         """The seed of one kind of draw in this update."""
         return seed_of(self.seed, self.step, task, purpose)
 
-    def generator(self, purpose: str, task: str = "") -> Draws:
+    def generator(self, purpose: str, task: str = "") -> RowGenerator:
         """A fresh generator for (run seed, step, task, purpose): the same on resume, whatever ran before.
 
         Draw batches from it by `bench.sampler.draws`, which gives every process its rows of them.
         """
-        generator = Draws()
+        from bench.sampler.generator import RowGenerator
+
+        generator = RowGenerator()
         generator.manual_seed(self.seed_for(purpose, task))
         generator.rows = self.rows.get(task)
         if self.workers.count > 1:

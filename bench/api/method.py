@@ -1,17 +1,19 @@
 """What a method is: a plan over tasks, what it collects, what it minimises. The loop owns everything else."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
-
-from torch import Tensor
 
 from bench.backbones.meter import Passes
 from bench.config.settings import Settings
 from bench.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bench.api.lab import Lab
     from bench.config.spec import Spec
     from bench.sampler.rollout import Sampler
@@ -79,7 +81,7 @@ class Method(ABC, Generic[Experience]):
         self.options = options
 
     @classmethod
-    def check(cls, spec: "Spec", sampler: "Sampler") -> None:
+    def check(cls, spec: Spec, sampler: Sampler) -> None:
         """Refuse a spec this method cannot run. Called before anything loads; raises UsageError."""
         if not cls.several_tasks and len(spec.tasks) > 1:
             raise UsageError(f"method {cls.name!r} takes one task, got {', '.join(spec.tasks)}")
@@ -91,10 +93,10 @@ class Method(ABC, Generic[Experience]):
         """Optimiser steps on what one update collected; `lab.inner` counts them."""
         return 1
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, lab: Lab) -> None:
         """Called once, before a fresh run's first update, without gradients; may write to the student."""
 
-    def plan(self, lab: "Lab") -> dict[str, float]:
+    def plan(self, lab: Lab) -> dict[str, float]:
         """task -> weight of its gradient in this update: a function of `lab.step` and `lab.progress` alone.
 
         Default: every task equally.
@@ -102,39 +104,39 @@ class Method(ABC, Generic[Experience]):
         return dict.fromkeys(lab.tasks, 1 / len(lab.tasks))
 
     @abstractmethod
-    def collect(self, lab: "Lab", task: str) -> Experience:
+    def collect(self, lab: Lab, task: str) -> Experience:
         """What this update learns from. Runs without gradients."""
 
-    def mix(self, lab: "Lab", experiences: dict[str, Experience]) -> dict[str, Experience]:
+    def mix(self, lab: Lab, experiences: dict[str, Experience]) -> dict[str, Experience]:
         """Look at all tasks' experiences of an update together before any loss is taken. Default: leave them."""
         return experiences
 
     @abstractmethod
-    def losses(self, lab: "Lab", task: str, experience: Experience) -> Iterator[Tensor]:
+    def losses(self, lab: Lab, task: str, experience: Experience) -> Iterator[Tensor]:
         """Scalar pieces whose sum is the task's loss; each is backpropagated and freed before the next is asked for."""
 
     @classmethod
     @abstractmethod
-    def predict(cls, spec: "Spec", sampler: "Sampler") -> int:
+    def predict(cls, spec: Spec, sampler: Sampler) -> int:
         """Model evaluations of one update, in the unit of budgets: forward 1, backward 2 by convention, guidance
         doubles (bench/backbones/meter.py)."""
 
     @classmethod
-    def work(cls, spec: "Spec", sampler: "Sampler") -> Work | None:
+    def work(cls, spec: Spec, sampler: Sampler) -> Work | None:
         """What one update does, from which hours and memory are predicted. Default None: not known beyond `predict`."""
         return None
 
     @classmethod
-    def memory_settings(cls, spec: "Spec") -> tuple[str, ...]:
+    def memory_settings(cls, spec: Spec) -> tuple[str, ...]:
         """Settings that lower what an update needs of memory, best first. Default: those of a usual name."""
         return tuple(f"params.{name}" for name in ("chunk", "trajectories", "groups") if name in spec.params)
 
     @classmethod
-    def largest_batch(cls, spec: "Spec") -> int:
+    def largest_batch(cls, spec: Spec) -> int:
         """Latents of its largest forward with gradients, guidance not counted. Default: `chunk` of `trajectories`;
         0, which says that it is not known, where settings have other names."""
         settings = [spec.params[name] for name in ("chunk", "trajectories") if name in spec.params]
         return min(settings, default=0)
 
-    def after_update(self, lab: "Lab") -> None:
+    def after_update(self, lab: Lab) -> None:
         """Called after the optimiser's step, without gradients."""

@@ -1,13 +1,18 @@
 """Scoring that survives a picture that a scorer cannot take: NaN for it alone, never 0; and in parts, for memory."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bench.api.task import Prompt, Scores, Task
 from bench.errors import BenchError, one_line
+from bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PART = 2**16
 """Places of latents that are decoded and scored together: sixteen pictures of 512 pixels a side, 50 MB."""

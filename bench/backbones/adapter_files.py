@@ -1,19 +1,21 @@
 """Adapters on disk: peft's folders and the LoRA files that diffusers reads."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from bench.backbones.adapter_config import lora_config
 from bench.errors import DamagedError, UsageError, one_line
+from bench.hashing import content_hash
 from bench.system.files import read_record
 from bench.weights.checkpoints import refuse_stand_in, require_weights
 from bench.weights.hub import CONFIG_FILE, DIFFUSERS_FILE, SAFETENSORS, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from torch import Tensor
 
 PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
 METADATA_KEY = "lora_adapter_metadata"
@@ -55,7 +57,7 @@ def refuse_shards(files: list[Path]) -> None:
         raise UsageError(f"{shard} is a part of an adapter in several files, which are not read: save it as one file")
 
 
-def read_adapter(place: Path) -> tuple["LoraConfig", dict[str, Tensor]]:
+def read_adapter(place: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """peft's configuration of an adapter and its tensors in float32, keyed as peft keys them without a model prefix.
 
     Raises UsageError with the file at fault, or the field that cannot be carried out, MissingError for the Git-LFS
@@ -74,7 +76,7 @@ def read_adapter(place: Path) -> tuple["LoraConfig", dict[str, Tensor]]:
     return lora_config(told, str(files[0])), whole(tensors, files[1])
 
 
-def read_diffusers(file: Path) -> tuple["LoraConfig", dict[str, Tensor]]:
+def read_diffusers(file: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """As `read_adapter`, of one file in diffusers' format, by diffusers' own conversion for SD3.
 
     A layer's scale is that of the configuration in the file's header, or of its `.alpha` tensors, or else 1.
@@ -185,3 +187,8 @@ def refuse_foreign(names: list[str], file: Path) -> None:
             )
         if ".lokr_" in key or ".hada_" in key or "dora_scale" in key:
             raise UsageError(f"{file} holds {key}: only LoRA, and DoRA as peft saves it, is taken")
+
+
+def adapter_hash(place: Path) -> str:
+    """Content hash of the files that an adapter is made of. Raises UsageError if one is missing."""
+    return content_hash(adapter_files(place))

@@ -1,5 +1,7 @@
 """LoRA adapters on a transformer, through peft: create, switch, save, load, compare."""
 
+from __future__ import annotations
+
 import copy
 import json
 import math
@@ -11,19 +13,17 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
 from bench.backbones.adapter_config import config_record
-from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, adapter_files, read_adapter
+from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, read_adapter
 from bench.errors import BenchError, UsageError, one_line
-from bench.hashing import content_hash
+from bench.lazy import torch, without_gradients
 from bench.system.files import json_bytes, remove_leftovers, write_atomic
 from bench.weights.hub import CONFIG_FILE, DIFFUSERS_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
+    from torch import Tensor, nn
 
 # As published for SD3.5-M (Flow-GRPO, DiffusionNFT, DiffusionOPD): every attention projection.
 TARGETS = (
@@ -40,7 +40,7 @@ class Shape:
     alpha: float
     targets: tuple[str, ...] = TARGETS
 
-    def config(self) -> "LoraConfig":
+    def config(self) -> LoraConfig:
         """As peft's configuration."""
         from peft import LoraConfig
 
@@ -58,7 +58,7 @@ class Adapters:
         self._current: str | None = None
         self._found: dict[str, dict[str, nn.Parameter]] = {}
 
-    def add(self, name: str, shape: "Shape | LoraConfig", seed: int = 0, trainable: bool = False) -> None:
+    def add(self, name: str, shape: Shape | LoraConfig, seed: int = 0, trainable: bool = False) -> None:
         """Create an adapter that equals the base (B = 0, A Gaussian from `seed`).
 
         Raises what peft raises for layers that the transformer does not have.
@@ -125,7 +125,7 @@ class Adapters:
             self._found[name] = dict(sorted((pattern.sub(r"\1\2", key), p) for key, p in named if pattern.search(key)))
         return self._found[name]
 
-    def _adapted(self, name: str) -> "dict[str, LoraLayer]":
+    def _adapted(self, name: str) -> dict[str, LoraLayer]:
         """Layers that have the adapter, by their place in the transformer."""
         from peft.tuners.lora import LoraLayer
 
@@ -136,7 +136,7 @@ class Adapters:
         """Copies of the adapter's tensors, keyed as peft keys them without the model prefix."""
         return {key: p.detach().clone() for key, p in self._named(name).items()}
 
-    @torch.no_grad()
+    @without_gradients
     def load_state(self, name: str, state: dict[str, Tensor], origin: str = "") -> None:
         """Copy tensors into an adapter. Raises UsageError unless keys and shapes match exactly."""
         from peft import set_peft_model_state_dict
@@ -195,7 +195,7 @@ class Adapters:
                 f"{config.lora_alpha:g} at rank {config.r})"
             )
 
-    @torch.no_grad()
+    @without_gradients
     def deltas(self, name: str) -> dict[str, Tensor]:
         """What an adapter adds to the weight of every layer that it adapts, keyed by layer, in float32; what it adds to
         a bias is keyed by the layer with `.bias`.
@@ -216,7 +216,7 @@ class Adapters:
                 found[f"{place}.bias"] = layer.scaling[name] * layer.lora_B[name].bias
         return found
 
-    @torch.no_grad()
+    @without_gradients
     def set_deltas(self, name: str, deltas: dict[str, Tensor]) -> float:
         """Set an adapter to the best approximation of weight changes at its rank (truncated SVD); layers without a
         change become the base's.
@@ -253,8 +253,3 @@ class Adapters:
     def delta_norm(self, name: str) -> float:
         """Frobenius norm of the weight change, 0 means equal to the base."""
         return float(sum(delta.square().sum() for delta in self.deltas(name).values())) ** 0.5
-
-
-def adapter_hash(place: Path) -> str:
-    """Content hash of the files that an adapter is made of. Raises UsageError if one is missing."""
-    return content_hash(adapter_files(place))

@@ -1,9 +1,15 @@
 """Encoded prompts, the form in which text reaches a backbone."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 
 @dataclass(frozen=True)
@@ -16,10 +22,10 @@ class Conditioning:
     def __len__(self) -> int:
         return len(self.pooled)
 
-    def __getitem__(self, index) -> "Conditioning":
+    def __getitem__(self, index) -> Conditioning:
         return Conditioning(self.sequence[index], self.pooled[index])
 
-    def repeat(self, times: int) -> "Conditioning":
+    def repeat(self, times: int) -> Conditioning:
         """The whole batch, `times` times over: [times * B, ...]."""
         return Conditioning(self.sequence.repeat(times, 1, 1), self.pooled.repeat(times, 1))
 
@@ -29,5 +35,5 @@ class Conditioning:
         return self.sequence.nbytes + self.pooled.nbytes
 
     @staticmethod
-    def cat(parts: list["Conditioning"]) -> "Conditioning":
+    def cat(parts: list[Conditioning]) -> Conditioning:
         return Conditioning(torch.cat([p.sequence for p in parts]), torch.cat([p.pooled for p in parts]))

@@ -1,13 +1,17 @@
 """Which code does the elementwise work: Triton's kernels for tensors on a GPU, the torch reference everywhere else."""
 
+from __future__ import annotations
+
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from bench.lazy import torch
 
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 
 @cache
@@ -22,7 +26,7 @@ def triton_kernels() -> ModuleType | None:
 
 def on_gpu(x: Tensor) -> bool:
     """Whether the GPU's kernels can take tensors like this one; they compute in float32."""
-    return x.is_cuda and x.dtype in TYPES
+    return x.is_cuda and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def fused(x: Tensor) -> ModuleType | None:

@@ -1,9 +1,14 @@
 """The sum that every loss of a velocity or a Gaussian is made of."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from bench.lazy import torch
 from bench.sampler.backend import fused
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:

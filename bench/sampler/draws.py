@@ -4,11 +4,16 @@ Processes that share an update, and parts of a batch that are trained one after 
 process would draw for the whole batch: everybody draws the whole and keeps its own rows.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Rows:
     stop: int
     whole: int
 
-    def part(self, start: int, stop: int) -> "Rows":
+    def part(self, start: int, stop: int) -> Rows:
         """Of these rows, `start` to `stop`."""
         return Rows(self.start + start, self.start + stop, self.whole)
 
@@ -29,34 +34,12 @@ class Rows:
         return make(self.whole * each).narrow(axis, self.start * each, count)
 
 
-class Draws(torch.Generator):
-    """A generator that knows which rows it draws for; None: all of a batch."""
-
-    rows: Rows | None = None
-    _settled: Tensor | None = None
-    """Its state when `draw` last used it; None where nobody asks whether it is used otherwise."""
-
-    def settle(self) -> None:
-        """Take the present state as one that `draw` left behind."""
-        self._settled = self.get_state()
-
-    @property
-    def watched(self) -> bool:
-        """Whether somebody asks how it was used."""
-        return self._settled is not None
-
-    @property
-    def used_directly(self) -> bool:
-        """Whether numbers were drawn past `draw`, which would be those of the first rows in every process."""
-        return self._settled is not None and not torch.equal(self._settled, self.get_state())
-
-
 def draw(make: Callable[[int], Tensor], count: int, generator: torch.Generator, axis: int = 0) -> Tensor:
     """`make(n)` draws for a batch of n from `generator` along `axis`; returns the `count` entries of its rows."""
     rows = getattr(generator, "rows", None)
     if rows is None:
         return make(count)
-    honest = isinstance(generator, Draws) and generator.watched and not generator.used_directly
+    honest = getattr(generator, "watched", False) and not generator.used_directly
     drawn = rows.draw(make, count, axis)
     if honest:
         generator.settle()

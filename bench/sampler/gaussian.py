@@ -1,15 +1,19 @@
 """What a transition is: a Gaussian with a mean per element and one scalar standard deviation."""
 
+from __future__ import annotations
+
 import math
 from functools import cached_property
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
+from bench.lazy import torch
 from bench.sampler.backend import fused
 from bench.sampler.distance import squared_distance
 from bench.sampler.transitions import Coefficients
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Gaussian:
@@ -34,7 +38,7 @@ class Gaussian:
         squares = ((x.to(dtype) - self.mean.to(dtype)) / self.std).square()
         return -(0.5 * squares + math.log(self.std) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
 
-    def kl(self, other: "Gaussian") -> Tensor:
+    def kl(self, other: Gaussian) -> Tensor:
         """KL(self || other), [B], summed over elements: |mean difference|^2 / (2 std^2).
 
         At std 0, where KL is infinite, 0.5 |mean difference|^2: mean matching (DiffusionOPD Eq. 12). Raises

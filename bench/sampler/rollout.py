@@ -1,16 +1,20 @@
 """Sampling a trajectory: schedule + kernel + velocity field -> states."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from bench.lazy import torch
 from bench.sampler.draws import normal
 from bench.sampler.schedule import Schedule, make_schedule
 from bench.sampler.step import Step, step
 from bench.sampler.transitions import KERNELS, Coefficients, Kernel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Trajectory:
     """Log-density of each drawn state, [B]; None for deterministic steps."""
 
 
-Velocity = Callable[[Tensor, float], Tensor]
+Velocity = Callable[["Tensor", float], "Tensor"]
 """(x [B, C, H, W], sigma) -> guided velocity, same shape."""
 
 
@@ -78,17 +82,17 @@ def walk(
         x = taken.next
 
 
-@torch.no_grad()
 def rollout(
     velocity: Velocity, x: Tensor, sampler: Sampler, generator: torch.Generator, keep: bool = False
 ) -> Trajectory:
     """Sample from x [B, C, H, W] at sigma 1 down to sigma 0 without gradients; `keep` stores states on the way."""
     states, velocities, log_probs = [], [], []
     taken = None
-    for _, state, taken in walk(velocity, x, sampler, generator):
-        if keep:
-            states.append(state)
-            velocities.append(taken.velocity)
-            log_probs.append(taken.log_prob)
+    with torch.no_grad():
+        for _, state, taken in walk(velocity, x, sampler, generator):
+            if keep:
+                states.append(state)
+                velocities.append(taken.velocity)
+                log_probs.append(taken.log_prob)
     assert taken is not None
     return Trajectory(taken.next, [*states, taken.next] if keep else [], velocities, log_probs)

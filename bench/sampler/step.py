@@ -1,13 +1,17 @@
 """The step kernel: guidance, mean, noise and log-probability of one transition (the torch reference)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from bench.lazy import torch
 from bench.sampler.backend import fused
 from bench.sampler.gaussian import Transition
 from bench.sampler.transitions import Coefficients
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Scores that were given before, by picture, prompt and scorer."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from bench.api.scores import score_each, stacked
 from bench.api.task import Prompt, Scores, Task, TaskAround
@@ -14,6 +16,9 @@ from bench.errors import DamagedError, UsageError
 from bench.scoring.pictures import to_bytes
 from bench.scoring.remote import as_numbers, plain
 from bench.system.files import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RememberingTask(TaskAround):

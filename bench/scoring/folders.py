@@ -4,19 +4,23 @@ DIR/00000/metadata.jsonl holds one JSON object with the prompt (and what the sco
 DIR/00000/samples/0000.png and so on its pictures. DIR/origin.json says of what was made here for which task and world.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import shutil
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bench.api.task import Prompt
 from bench.errors import DamagedError, UsageError, one_line
 from bench.scoring.pictures import from_file, to_bytes
 from bench.system.files import json_bytes, read_record
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURES = "pictures"
 """Where runs keep them: RUN/pictures/TASK."""

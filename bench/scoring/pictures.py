@@ -1,19 +1,21 @@
 """Pictures as tensors in [0, 1], as bytes and from files."""
 
+from __future__ import annotations
+
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bench.errors import one_line
+from bench.lazy import torch
 from bench.system.files import open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 LARGEST = 2**25
 """Pixels of a picture that is still read: more than 7680 x 4320. A small file may hold any number of them."""
@@ -75,7 +77,7 @@ def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")).float().div_(255)
 
 
-def _refuse_what_is_not_one_picture(image: "Image") -> None:
+def _refuse_what_is_not_one_picture(image: Image) -> None:
     """Raise ValueError for several frames, and for grey that Pillow gives with another white than its mode says."""
     # A JPEG with others behind it (MPO, as telephones write it) begins with the picture itself.
     if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
@@ -88,7 +90,7 @@ def _refuse_what_is_not_one_picture(image: "Image") -> None:
             raise ValueError("its grey is of more than 8 bits and has white at zero, which is not read")
 
 
-def _rgb(image: "Image") -> "Image":
+def _rgb(image: Image) -> Image:
     """8-bit RGB, as a viewer shows it on white paper."""
     from PIL import Image
 
@@ -98,7 +100,7 @@ def _rgb(image: "Image") -> "Image":
     return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
 
 
-def _deep_grey(image: "Image", kind: str | None) -> Tensor:
+def _deep_grey(image: Image, kind: str | None) -> Tensor:
     """Grey of more than 8 bits, which convert("RGB") would cut off at 255."""
     pixels = np.asarray(image)
     if image.mode == "F":

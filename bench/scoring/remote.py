@@ -7,6 +7,8 @@ or below it where the task's published reward does, null stands for a picture th
 details may be left out. Everything is JSON.
 """
 
+from __future__ import annotations
+
 import base64
 import http.client
 import io
@@ -18,9 +20,9 @@ import urllib.parse
 import urllib.request
 from functools import cached_property
 from time import sleep
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from bench.api.scores import stacked
 from bench.api.task import Prompt, Scores, Task, TaskAround
@@ -28,6 +30,9 @@ from bench.config.scorers import check_url
 from bench.errors import BenchError, DamagedError, MissingError, one_line
 from bench.scoring.pictures import LARGEST, from_file, to_bytes
 from bench.system.files import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROTOCOL = 1
 TIMEOUT_S, FIRST_S = 600, 30

@@ -13,14 +13,14 @@
     summary.json         written last; its presence means the run is finished
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from bench.config.spec import Spec
 from bench.errors import DamagedError, Stopped, UsageError, explained
@@ -39,6 +39,9 @@ from bench.system.files import (
 )
 from bench.system.places import check_writable, locked, missing_folders, remove_empty
 from bench.system.processes import identity
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DAY_S = 86_400
 EVALUATIONS = "evaluations.jsonl"

@@ -3,9 +3,8 @@
 import os
 import re
 
-import torch
-
 from bench.errors import MissingError, UsageError
+from bench.lazy import torch
 
 NAMES = re.compile(r"cpu|cuda(?::([0-9]{1,4}))?")
 

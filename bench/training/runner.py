@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bench.api.lab import EMA, STUDENT, Lab
-from bench.backbones.adapters import adapter_hash
+from bench.backbones.adapter_files import adapter_hash
 from bench.backbones.flow import FlowBackbone
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.backbones.adapters import adapter_hash
+from bench.backbones.adapter_files import adapter_hash
 from bench.config.resolve import TEACHER_METHOD, describe, resolve, teacher_spec
 from bench.config.spec import Spec
 from bench.errors import DamagedError, MissingError

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.backbones.adapters import adapter_hash
+from bench.backbones.adapter_files import adapter_hash
 from bench.backbones.flow import FlowBackbone
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import teacher_spec

@@ -1,15 +1,17 @@
 """Frozen models by folder or hub id: loading them, and what their weights hash to."""
 
+from __future__ import annotations
+
 import re
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 
-import torch
 from safetensors import SafetensorError
 
 from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line, unknown
 from bench.hashing import content_hash
+from bench.lazy import torch
 from bench.system.devices import check_device
 from bench.weights.checkpoints import cause_of, refuse_stand_ins, require_folder, require_tokenizer, require_weights
 

@@ -1,19 +1,23 @@
 """What an RL objective is: how it samples pictures and what it minimises, given advantages."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bench.api.lab import Lab
 from bench.api.method import Options
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
+from bench.lazy import torch
 from bench.sampler.rollout import Sampler, Trajectory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass

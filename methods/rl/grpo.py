@@ -9,11 +9,10 @@ they are masked, so that the others count more, and the penalty less), and inner
 (there by shuffled pictures).
 """
 
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Options
@@ -21,6 +20,7 @@ from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
 from bench.config.bounds import Count, Fraction, Moderate, Weight
 from bench.errors import UsageError
+from bench.lazy import torch
 from bench.sampler.distance import squared_distance
 from bench.sampler.draws import Rows
 from bench.sampler.gaussian import Gaussian, Transition
@@ -29,6 +29,9 @@ from bench.sampler.weighting import released_kl_factor
 from methods.rl.engine import Engine, Samples
 from methods.rl.ratios import Ratios
 from methods.trained_steps import trained_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GrpoOptions(Options):

@@ -1,12 +1,17 @@
 """GRPO-Guard (arXiv 2510.22319): Flow-GRPO with a normalised ratio and per-step gradients of equal scale."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from bench.config.bounds import Moderate, Weight
 from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler
 from methods.rl.grpo import Grpo, GrpoOptions, surrogate
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GrpoGuardOptions(GrpoOptions):

@@ -1,23 +1,27 @@
 """The part that single-task, joint and cascaded RL share: an engine, prompt groups, rewards, advantages."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from bench.api.lab import Lab
 from bench.api.method import Method, Needs, Options, Work
 from bench.config.bounds import Count
 from bench.errors import UsageError
+from bench.lazy import torch
 from methods.distillation import branches
 from methods.rl.advantages import Mixing, advantages
 from methods.rl.engine import Engine, Samples
 from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.nft import Nft, NftOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_PICTURES = 1_000_000
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Nft, Grpo, GrpoGuard)}

@@ -4,20 +4,23 @@ Pictures come from the "old" adapter. Advantages become an optimality probabilit
 positive and negative policy are regressed on re-noised pictures.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Options
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
 from bench.config.bounds import Count, Moderate, Weight
+from bench.lazy import torch
 from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from methods.rl.engine import Engine, Samples, chunks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OLD = "old"
 # How fast the old policy follows: decay of step k (released code, "type 1" and "type 2").

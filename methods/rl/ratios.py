@@ -1,9 +1,14 @@
 """What published trainers log of a clipped objective: the mean ratio, and how many ratios lay beyond the clip."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from bench.api.lab import Lab
+from bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Ratios:
@@ -13,10 +18,9 @@ class Ratios:
         self.clip = clip
         self._ratio = self._beyond = torch.zeros(())
 
-    @torch.no_grad()
     def add(self, log_ratio_B: Tensor) -> None:
         """Take in the log-ratios of one step, as the objective exponentiates them."""
-        ratio = log_ratio_B.exp()
+        ratio = log_ratio_B.detach().exp()
         self._ratio = self._ratio.to(ratio.device) + ratio.sum()
         self._beyond = self._beyond.to(ratio.device) + ((ratio - 1).abs() > self.clip).sum()
 

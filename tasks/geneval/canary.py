@@ -4,11 +4,12 @@ A detector's folder may hold canary.png and canary.json (what was found in it wh
 looked at again before anything is scored.
 """
 
+from __future__ import annotations
+
 import re
 from functools import cached_property
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
 from bench.scoring.pictures import from_file, to_bytes
@@ -16,6 +17,9 @@ from bench.system.files import json_bytes, read_json, write_atomic
 from tasks.geneval.detector import Detection, Detector
 from tasks.geneval.prompts import COCO, RENAMED
 from tasks.geneval.rules import COUNTING_THRESHOLD
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURE, RECORD = "canary.png", "canary.json"
 OVERLAP, SCORE_SHIFT = 0.9, 0.05

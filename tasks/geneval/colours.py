@@ -4,17 +4,20 @@ Cut-outs are brought to CLIP's size as open_clip does it for evaluation (torchvi
 pictures), whose crop lies a pixel beside transformers' where the margin is odd.
 """
 
+from __future__ import annotations
+
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
+from bench.lazy import torch
 from bench.scoring.pictures import to_bytes
 from tasks.clip import with_processor
 from tasks.geneval.detector import Detection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 BACKGROUND = 153
@@ -49,7 +52,7 @@ class ClipColourJudge:
     def _embed_words(self, noun: str) -> Tensor:
         """One unit vector a colour [colours, D]: the renormalised mean over the templates."""
         texts = [t.format(colour=colour, name=noun) for colour in self.colours for t in TEMPLATES]
-        return normalize(self.clip.texts(texts).unflatten(0, (-1, len(TEMPLATES))).mean(1), dim=-1)
+        return torch.nn.functional.normalize(self.clip.texts(texts).unflatten(0, (-1, len(TEMPLATES))).mean(1), dim=-1)
 
     def judge(self, image_CHW: Tensor, objects: list[Detection], noun: str) -> list[str]:
         """As the protocol says."""

@@ -4,18 +4,21 @@ Resizing, padding, mask upsampling, scoring and boxes follow mmdet 2.x's test pi
 (mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco), which differs from transformers' image processor in all of them.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate, pad
 
+from bench.lazy import torch, without_gradients
 from bench.scoring.pictures import to_bytes
 from bench.weights.frozen import load_frozen, weights_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
 PADDING = 128.0
@@ -70,7 +73,7 @@ class Mask2FormerDetector:
         """As the protocol says. Deterministic on one device; pictures of a batch share their size."""
         return [found for part in images_BCHW.split(self.batch) for found in self._detect(part, floor)]
 
-    @torch.no_grad()
+    @without_gradients
     def _detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
         height, width = images_BCHW.shape[-2:]
         pixels, (inner_h, inner_w) = prepare(images_BCHW.to(self.device))
@@ -81,8 +84,9 @@ class Mask2FormerDetector:
             if not len(query):
                 found.append([])
                 continue
-            masks = interpolate(masks[query][None], pixels.shape[-2:], mode="bilinear")[..., :inner_h, :inner_w]
-            masks = interpolate(masks, (height, width), mode="bilinear")[0]
+            resize = partial(torch.nn.functional.interpolate, mode="bilinear")
+            masks = resize(masks[query][None], pixels.shape[-2:])[..., :inner_h, :inner_w]
+            masks = resize(masks, (height, width))[0]
             found.append(instances(label, probability, masks, floor))
         return found
 
@@ -101,7 +105,7 @@ def prepare(images_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
     scaled = np.stack([cv2.resize(i, inner[::-1], interpolation=cv2.INTER_LINEAR) for i in to_bytes(images_BCHW)])
     resized = torch.from_numpy(scaled).to(images_BCHW.device).permute(0, 3, 1, 2).float()
     missing = [-side % DIVISOR for side in inner]
-    padded = pad(resized, (0, missing[1], 0, missing[0]), value=PADDING)
+    padded = torch.nn.functional.pad(resized, (0, missing[1], 0, missing[0]), value=PADDING)
     mean, std = (torch.tensor(v, device=padded.device).view(3, 1, 1) for v in (MEAN, STD))
     return (padded - mean) / std, inner
 

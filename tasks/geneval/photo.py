@@ -1,7 +1,10 @@
 """Reading photographs for GenEval: a COCO detector, and a colour judge for the objects whose colour is asked."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-from torch import Tensor
 
 from bench.errors import MissingError
 from tasks.clip import devices, placed
@@ -10,6 +13,9 @@ from tasks.geneval.colours import ClipColourJudge, ColourJudge
 from tasks.geneval.detector import Detection, Detector, Mask2FormerDetector
 from tasks.geneval.prompts import COCO
 from tasks.geneval.rules import THRESHOLD, Found, Objects
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENGINES = {"converted": "hf-converted", "facebook": "hf-facebook"}
 """Source of the detector's weights -> engine in the score's name. Only the converted official checkpoint gives figures

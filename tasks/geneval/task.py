@@ -1,12 +1,13 @@
 """The composition task: GenEval's prompts and rules with a detector for the backbone's world."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from bench.api.task import Prompt, Scores, Task
 from bench.backbones.micro.reader import find_shapes
@@ -15,6 +16,9 @@ from tasks.geneval.photo import SOURCES, photo_reader
 from tasks.geneval.prompt_records import check_record
 from tasks.geneval.prompts import COCO, Vocabulary, generate
 from tasks.geneval.rules import MAX_OBJECTS, Found, Objects, official, partial, select, strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURES_PER_TAG = {"validation": 24, "test": 48}
 PICTURES_PER_PROMPT = 4
@@ -72,7 +76,7 @@ def _photo_splits(vocabulary: Vocabulary) -> dict[str, list[dict]]:
     }
 
 
-Reader = Callable[[Tensor, list[dict]], list[Objects]]
+Reader = Callable[["Tensor", list[dict]], list[Objects]]
 """Pictures and their prompt records -> objects, coloured where the record asks for a colour."""
 
 

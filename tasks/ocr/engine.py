@@ -1,13 +1,18 @@
 """The real OCR engine: RapidOCR with its bundled PP-OCR models, a picture a core."""
 
+from __future__ import annotations
+
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from bench.scoring.pictures import to_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENGINE = "rapidocr-3.10.0"
 """Pinned in pyproject.toml: the package brings its models."""

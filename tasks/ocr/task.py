@@ -1,11 +1,12 @@
 """The text-rendering task: read the picture, compare with the quoted text."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from bench.api.task import Prompt, Scores, Task
 from bench.backbones.micro.captions import SIGN_LENGTHS, Brief, caption
@@ -15,6 +16,9 @@ from bench.errors import UsageError
 from tasks.ocr.engine import ENGINE, read_with_rapidocr
 from tasks.ocr.formula import ocr_reward, plain, target_text
 from tasks.prompt_files import SOURCE, as_prompts, read_prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
 
@@ -33,7 +37,7 @@ def _photo_prompts(sources: dict[str, str]) -> dict[str, list[str]]:
     return read_prompts("ocr", sources, target_text)
 
 
-Reader = Callable[[Tensor], list[str]]
+Reader = Callable[["Tensor"], list[str]]
 # world -> prompts by split, reader that gives the reward
 WORLDS: dict[str, tuple[Callable[[dict[str, str]], dict[str, list[str]]], Reader]] = {
     "micro": (_micro_signs, read_text),

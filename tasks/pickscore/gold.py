@@ -4,12 +4,18 @@ Five parts, each in [0, 1], weighted equally: palette harmony, contrast, margins
 Optimising the learned score can raise it while this one falls; the gap is over-optimisation.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from bench.backbones.micro.reader import Mark, find_shapes
 from bench.backbones.micro.world import BLOCK, CANVAS, COLOURS, GROUNDS, shape_masks
+from bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTS = ("harmony", "contrast", "margins", "cleanliness", "match")
 CONFIDENT = 0.5

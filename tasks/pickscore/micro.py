@@ -1,14 +1,19 @@
 """Preference prompts and text tokens of the micro world."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bench.backbones.micro.captions import Brief, caption, draw_brief
 from bench.backbones.micro.files import WEIGHTS
-from bench.backbones.micro.text import MAX_TOKENS, PAD, Tokenizer
+from bench.backbones.micro.tokens import MAX_TOKENS, PAD, Tokenizer
+from bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER: Path = WEIGHTS / "preference"
 _TOKENIZER = Tokenizer()

@@ -1,9 +1,15 @@
 """PickScore's formula on a CLIPModel: exp(logit_scale) * cosine(image, text) (arXiv 2305.01569)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-from torch import Tensor
 
 from tasks.clip import Clip
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ClipScorer:

@@ -1,10 +1,12 @@
 """The preference task: a CLIP scorer trained on pairs, as PickScore is."""
 
+from __future__ import annotations
+
 import json
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from bench.api.task import Prompt, Scores, Task
 from bench.backbones.micro.captions import caption
@@ -14,6 +16,9 @@ from tasks.pickscore.gold import gold
 from tasks.pickscore.photo import SOURCES, photo_scorer
 from tasks.pickscore.scorer import ClipScorer
 from tasks.prompt_files import as_prompts, read_prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
 

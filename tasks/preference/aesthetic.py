@@ -1,17 +1,22 @@
 """LAION's aesthetic predictor: a small head on CLIP ViT-L/14's picture embedding
 (github.com/christophschuhmann/improved-aesthetic-predictor, Apache-2.0)."""
 
+from __future__ import annotations
+
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from bench.errors import DamagedError, MissingError
 from bench.hashing import content_hash
+from bench.lazy import torch, without_gradients
 from bench.weights.checkpoints import load_checkpoint, require_weights
 from tasks.clip import with_processor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODEL = "openai/clip-vit-large-patch14"
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
@@ -41,24 +46,24 @@ class AestheticJudge:
         return f"aesthetic-{content_hash([self.head_file])}-clip-{self.clip.name}"
 
     @cached_property
-    def head(self) -> nn.Sequential:
+    def head(self) -> torch.nn.Sequential:
         return read_head(self.head_file).to(self.clip.device)
 
-    @torch.no_grad()
+    @without_gradients
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
         return self.head(self.clip.images(images_BCHW)).squeeze(1).double().cpu().numpy()
 
 
-def read_head(path: Path) -> nn.Sequential:
+def read_head(path: Path) -> torch.nn.Sequential:
     """The head from a .pth or .safetensors file. Raises MissingError or DamagedError."""
     state = load_checkpoint(path, "aesthetic head")
     layers = []
     for place in LAYERS:
         try:
             weight, bias = (state[f"layers.{place}.{kind}"].float() for kind in ("weight", "bias"))
-            layers.append(nn.Linear(weight.shape[1], weight.shape[0]))
+            layers.append(torch.nn.Linear(weight.shape[1], weight.shape[0]))
             layers[-1].load_state_dict({"weight": weight, "bias": bias})
         except (KeyError, AttributeError, IndexError, RuntimeError) as error:
             cause = f"its layer {place} is missing or of another shape; the file is {HEAD}"
             raise DamagedError(f"{path} is no aesthetic head: {cause}") from error
-    return nn.Sequential(*layers).requires_grad_(False)
+    return torch.nn.Sequential(*layers).requires_grad_(False)

@@ -1,10 +1,16 @@
 """CLIPScore with CLIP ViT-L/14, in the three conventions of published code, which differ in scale and resizing."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-from torch import Tensor
 
 from bench.errors import unknown
 from tasks.clip import cropped, with_processor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODEL = "openai/clip-vit-large-patch14"
 DEFAULT = "100"

@@ -1,17 +1,21 @@
 """DrawBench: prompts that nothing here trains on, judged by every preference score that is named."""
 
+from __future__ import annotations
+
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from bench.api.task import Prompt, Scores, Task
 from bench.errors import MissingError, UsageError, unknown
 from tasks.clip import BATCH, DEVICES, devices
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import read_lines
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DrawBench(Task):

@@ -4,11 +4,17 @@ The released HPS_v2.1_compressed.pt is an open_clip checkpoint. open_clip needs 
 so the checkpoint is converted once to transformers' CLIPModel (open_clip_weights.py), which computes the same.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-from torch import Tensor
 
 from bench.errors import MissingError
 from tasks.clip import with_processor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 MODELS = {

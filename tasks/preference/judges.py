@@ -1,15 +1,19 @@
 """What a preference score is, and those there are, by name."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from tasks.clip import BATCH, devices
 from tasks.pickscore import photo as pickscore
 from tasks.preference import aesthetic, clipscore, hps
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Judge(Protocol):

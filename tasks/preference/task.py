@@ -1,15 +1,19 @@
 """Preference scores as tasks: trained on, or measured, on prompts from a user's files."""
 
+from __future__ import annotations
+
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from bench.api.task import Prompt, Scores
 from tasks.preference.clipscore import DEFAULT
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import SOURCE, PromptFileTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PreferenceTask(PromptFileTask):

@@ -10,7 +10,8 @@ from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from bench.backbones.adapters import adapter_hash, read_adapter
+from bench.backbones.adapter_files import adapter_hash
+from bench.backbones.adapters import read_adapter
 from bench.errors import BenchError, UsageError
 from bench.weights.hub import DIFFUSERS_FILE
 from tests.backbones.adapter_makers import by_peft, shaken, untouched, velocity

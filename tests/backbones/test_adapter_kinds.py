@@ -12,7 +12,8 @@ import torch
 from peft import EvaConfig, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 
 from bench.backbones.adapter_config import INERT, START, Carried, lora_config
-from bench.backbones.adapters import CONFIG_FILE, TARGETS, WEIGHTS_FILE, Shape, adapter_hash, read_adapter
+from bench.backbones.adapter_files import adapter_hash
+from bench.backbones.adapters import CONFIG_FILE, TARGETS, WEIGHTS_FILE, Shape, read_adapter
 from bench.config.resolve import describe
 from bench.errors import BenchError, MissingError, UsageError
 from tests.backbones.adapter_makers import by_peft, in_peft, shaken, untouched, velocity

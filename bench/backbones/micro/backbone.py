@@ -10,7 +10,8 @@ from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
 from bench.backbones.micro.files import weight_files
-from bench.backbones.micro.text import TextEncoder, Tokenizer
+from bench.backbones.micro.text import TextEncoder
+from bench.backbones.micro.tokens import Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL
 from bench.config.compute import PLAIN, Compute
 from bench.errors import MissingError, UsageError

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from bench.backbones.micro.captions import MISTAKES, caption, draw_brief, draw_scene, garble
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
-from bench.backbones.micro.text import MAX_TOKENS, WIDTH, TextEncoder, Tokenizer
+from bench.backbones.micro.text import WIDTH, TextEncoder
+from bench.backbones.micro.tokens import MAX_TOKENS, Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL, draw
 from bench.weights.checkpoints import load_checkpoint
 

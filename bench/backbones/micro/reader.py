@@ -5,15 +5,20 @@ The share of the patch's variance that the best fit explains is the evidence. Wh
 taken out of both variances, so that a grainy picture is read as its clean twin for as long as a person could.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bench.backbones.micro.glyphs import GLYPHS
 from bench.backbones.micro.world import BLOCK, CANVAS, CELL, COLOURS, shape_masks
+from bench.lazy import torch, without_gradients
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIN_CONTRAST = 0.2
 """Smallest distance (Euclidean, RGB in [0, 1]) between paint and ground."""
@@ -100,7 +105,7 @@ def _best_fits(images_BCHW: Tensor, templates: _Templates, size: int) -> tuple[i
     return places, best, which, ground, paint
 
 
-@torch.no_grad()
+@without_gradients
 def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
     """Shapes in each of B pictures [B, 3, 32, 32], best first; overlapping blocks keep the better one."""
     places, best, which, ground, paint = _best_fits(images_BCHW, _shapes(), BLOCK)
@@ -130,7 +135,7 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
     return pictures
 
 
-@torch.no_grad()
+@without_gradients
 def read_text(images_BCHW: Tensor) -> list[str]:
     """Characters in each of B pictures, row by row, left to right, without separators."""
     places, best, which, ground, paint = _best_fits(images_BCHW, _glyphs(), CELL)

@@ -1,0 +1,54 @@
+"""The micro world's tokens: words, and characters inside quotes."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from bench.backbones.micro.captions import vocabulary
+from bench.errors import UsageError
+from bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_TOKENS = 15
+PAD = 0
+
+
+class Tokenizer:
+    """Maps captions to token ids; refuses words the micro world does not know."""
+
+    def __init__(self) -> None:
+        self.ids = {token: i + 1 for i, token in enumerate(vocabulary())}
+        self.size = len(self.ids) + 1
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """Prompts -> ids [B, MAX_TOKENS], padded with PAD; the empty prompt is all padding.
+
+        Raises UsageError for a word outside the vocabulary or a prompt that is too long.
+        """
+        ids = torch.full((len(prompts), MAX_TOKENS), PAD)
+        for row, prompt in enumerate(prompts):
+            tokens = list(self._split(prompt))
+            if len(tokens) > MAX_TOKENS:
+                raise UsageError(f"prompt has {len(tokens)} tokens, the micro world takes {MAX_TOKENS}: {prompt!r}")
+            ids[row, : len(tokens)] = torch.tensor([self._id(t, prompt) for t in tokens], dtype=torch.long)
+        return ids
+
+    @staticmethod
+    def _split(prompt: str):
+        for i, part in enumerate(prompt.split('"')):
+            if i % 2:
+                yield '"'
+                yield from (f'"{char}' for char in part)
+            else:
+                yield from re.findall(r"[^\s,.]+", part.lower())
+
+    def _id(self, token: str, prompt: str) -> int:
+        if token not in self.ids:
+            near = get_close_matches(token, self.ids, 1)
+            hint = f"; nearest known: {near[0]!r}" if near else ""
+            raise UsageError(f"the micro world does not know {token!r} (in prompt {prompt!r}){hint}")
+        return self.ids[token]
