@@ -97,7 +97,7 @@ class Method(ABC, Generic[Experience]):
         """Called once, before a fresh run's first update, without gradients; may write to the student."""
 
     def plan(self, lab: Lab) -> dict[str, float]:
-        """task -> weight of its gradient in this update: a function of `lab.step` and `lab.progress` alone.
+        """task -> weight of its gradient in this update: a function of `lab.step`, `lab.progress` and `state` alone.
 
         Default: every task equally.
         """
@@ -114,6 +114,33 @@ class Method(ABC, Generic[Experience]):
     @abstractmethod
     def losses(self, lab: Lab, task: str, experience: Experience) -> Iterator[Tensor]:
         """Scalar pieces whose sum is the task's loss; each is backpropagated and freed before the next is asked for."""
+
+    def combine(self, lab: Lab, gradients: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+        """One gradient from those of the tasks, each flat float32 [P] over all the student's weights.
+
+        They are the tasks' own (the plan's `weights` are not in them), summed over the processes of a run and free of
+        float16's loss scale; every process is given the same ones and must return the same one. Called before the
+        gradient is clipped, once an optimiser step, without gradients. Default: the weighted sum. A method with a rule
+        of its own needs memory for one gradient a task.
+        """
+        first, *others = gradients
+        total = weights[first] * gradients[first]
+        for task in others:
+            total += weights[task] * gradients[task]
+        return total
+
+    @classmethod
+    def combines(cls) -> bool:
+        """Whether it has a rule of its own for the tasks' gradients."""
+        return cls.combine is not Method.combine
+
+    def state(self) -> dict[str, Tensor]:
+        """What it remembers between updates besides its adapters: name -> tensor. Every checkpoint holds it, and a
+        resumed run goes on from it. It must be the same in every process of a run."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` returned; the tensors are on the CPU."""
 
     @classmethod
     @abstractmethod

@@ -81,10 +81,15 @@ def task_gradients(method: Method, lab: Lab, tasks: tuple[str, ...]) -> dict[str
 def nested(
     method: Method, lab: ProbeLab, tasks: tuple[str, ...], states: Iterable[int], draws: int
 ) -> Iterator[list[Tensor]]:
-    """For each state (a seed of prompts and noise): `draws` estimates of the mean gradient over tasks, each [P]."""
+    """For each state (a seed of prompts and noise): `draws` estimates of the mean gradient over tasks, each [P]; the
+    combined one of a method that has a rule for it."""
     for state in states:
         estimates = []
         for draw in range(draws):
-            gradients = task_gradients(method, lab.at(state, state * draws + draw), tasks)
-            estimates.append(torch.stack(list(gradients.values())).mean(0))
+            there = lab.at(state, state * draws + draw)
+            gradients = task_gradients(method, there, tasks)
+            if method.combines():
+                estimates.append(method.combine(there, gradients, dict.fromkeys(tasks, 1 / len(tasks))))
+            else:
+                estimates.append(torch.stack(list(gradients.values())).mean(0))
         yield estimates

@@ -21,6 +21,7 @@ from bench.scoring.folders import PICTURES
 from bench.store.run import Run
 from bench.training.ema import averages_at, decay_at
 from bench.training.evaluate import Evaluation, evaluate
+from bench.training.gradients import give, take
 from bench.training.out_of_memory import memory
 from bench.training.sharing import Watch
 from bench.training.start import layer_of, read_start, targets_of
@@ -143,8 +144,7 @@ class Loop:
                 experiences = self.method.mix(lab, {task: self.method.collect(lab, task) for task in plan})
             watch.check(plan)
             for lab.inner in range(self.method.inner_updates):
-                for task, weight in plan.items():
-                    row[f"loss/{task}"] = self._backward(task, weight, experiences[task])
+                row |= self._backward(plan, experiences)
                 watch.check(plan)
                 norm = self._descend()
                 self._average()
@@ -168,7 +168,24 @@ class Loop:
         shares = self.workers.gather({name: weight[name] * value for name, value in numbers.items()})
         return {name: sum(share[name] for share in shares) for name in numbers}
 
-    def _backward(self, task: str, weight: float, experience: object) -> float:
+    def _backward(self, plan: dict[str, float], experiences: dict[str, object]) -> dict[str, float]:
+        """Gradients of all tasks, summed over the processes, in the parameters; returns the losses."""
+        losses, apart = {}, {}
+        combines = self.method.combines()
+        for task, weight in plan.items():
+            losses[f"loss/{task}"] = self._add_gradient(task, 1.0 if combines else weight, experiences[task])
+            if combines:
+                apart[task] = take(self.parameters)
+        if combines:
+            self._combine(apart, plan)
+        elif self.workers.count > 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:  # nothing of this step was this process's
+                    parameter.grad = torch.zeros_like(parameter)
+            self.workers.add(p.grad for p in self.parameters)
+        return losses
+
+    def _add_gradient(self, task: str, weight: float, experience: object) -> float:
         """Add a task's weighted gradient; returns its loss."""
         total = 0.0
         for piece in self.method.losses(self.lab, task, experience):
@@ -179,16 +196,21 @@ class Loop:
             self.scaler.scale(weight * self.lab.share(task) * piece).backward()
         return total
 
+    @torch.no_grad()
+    def _combine(self, gradients: dict[str, Tensor], plan: dict[str, float]) -> None:
+        """Let the method make one gradient of the tasks'; one that is not finite is left for `_descend` to find."""
+        if self.workers.count > 1:
+            self.workers.add(gradients.values())
+        scale = self.scaler.get_scale()  # a power of two: dividing and multiplying by it changes no bit
+        own = {task: gradient / scale for task, gradient in gradients.items()}
+        broken = next((gradient for gradient in own.values() if not gradient.isfinite().all()), None)
+        give(self.parameters, scale * (self.method.combine(self.lab, own, plan) if broken is None else broken))
+
     def _descend(self) -> float | None:
-        """Sum over processes, clip, step, clear; returns the gradient's norm before clipping.
+        """Clip, step, clear; returns the gradient's norm before clipping.
 
         None: it overflowed float16, the step was left out and the loss scale lowered.
         """
-        if self.workers.count > 1:
-            for parameter in self.parameters:
-                if parameter.grad is None:  # nothing of this step was this process's
-                    parameter.grad = torch.zeros_like(parameter)
-            self.workers.add(p.grad for p in self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.optimizer.clip))
         overflowed = not math.isfinite(norm)
@@ -262,6 +284,7 @@ class Loop:
         tensors: dict[str, Tensor] = {}
         for name in self._kept():
             tensors |= {f"adapter/{name}/{k}": v for k, v in self.lab.backbone.adapters.state(name).items()}
+        tensors |= {f"method/{name}": tensor for name, tensor in self.method.state().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
         state = {
@@ -278,6 +301,8 @@ class Loop:
             prefix = f"adapter/{name}/"
             mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             self.lab.backbone.adapters.load_state(name, mine, str(self.run.checkpoint))
+        remembered = {k.removeprefix("method/"): v for k, v in tensors.items() if k.startswith("method/")}
+        self.method.load_state(remembered)
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
