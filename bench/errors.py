@@ -81,11 +81,20 @@ def explained(error: BaseException) -> str:
     return f"{one_line(error)}; {cure}" if cure else one_line(error)
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known word that a user may have meant."""
+    folded: dict[str, str] = {}
+    for word in known:
+        folded.setdefault(word.casefold(), word)
+    near = get_close_matches(name.casefold(), folded, 1, cutoff=0.5)
+    return folded[near[0]] if near else None
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
-    """A UsageError that names the nearest valid value."""
+    """A UsageError that names the nearest valid value, whatever the case of its letters."""
     known = sorted(known)
-    near = get_close_matches(name, known, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}? " if near else ""
     return UsageError(f"unknown {what} {name!r}; {hint}known: {', '.join(known) or 'none'}")
 
 

@@ -1,10 +1,11 @@
 """The `bench` command. Heavy imports wait until a command needs them."""
 
+import inspect
 import os
+import re
 import sys
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -28,7 +29,7 @@ from bench.cli.options import (
     split_names,
 )
 from bench.errors import UsageError, exit_on_error, one_line
-from bench.registry import find, registered
+from bench.registry import find, origin, ours, registered, rivals
 
 app = typer.Typer(
     name="bench",
@@ -304,27 +305,70 @@ def doctor() -> None:
 
 class Command(TyperCommand):
     """A command of which no option or argument may be empty, as an unset shell variable in quotes makes one: it would
-    be taken for one that is not given, or for the current folder."""
+    be taken for one that is not given, or for the current folder. Nor may an option that takes one value be given two:
+    the first would be dropped. Whole numbers are written as in settings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        parser = self.make_parser(ctx)
+        for option in parser._long_opt.values():
+            if option.action == "store":
+                option.action = "append"  # here, so that every value is seen
+        given, _, _ = parser.parse_args(args=list(args))
+        kinds = get_type_hints(inspect.unwrap(self.callback)) if self.callback else {}
         for parameter in self.get_params(ctx):
-            value = given.get(parameter.name)
-            values = value if isinstance(value, list | tuple) else [value]
-            if any(isinstance(one, str) and not one.strip() for one in values):
-                name = next((o for o in parameter.opts if o.startswith("--")), str(parameter.name).upper())
-                raise UsageError(f"{name} is empty: give a value, or leave it out")
+            told = given.get(parameter.name)
+            values = told if isinstance(told, list) else [told]
+            name = next((o for o in parameter.opts if o.startswith("--")), str(parameter.name).upper())
+            kind = kinds.get(str(parameter.name))
+            _check_values(name, values, whole=int in (kind, *get_args(kind)))
+            several = getattr(parameter, "multiple", False) or parameter.nargs == -1
+            other = next((value for value in values if value != values[0]), None)
+            if other is not None and not several:
+                raise UsageError(f"{name} is given twice, as {_shown(values[0])} and as {_shown(other)}: give it once")
         return super().parse_args(ctx, args)
 
 
-@cache
-def whole() -> typer.Typer:
-    """`bench` with the commands of other packages (entry points bench.commands): sweeps, reports."""
-    for name in registered("command"):
-        app.command(name=name)(find("command", name))
-    for command in app.registered_commands:
+def _check_values(name: str, values: list[Any], whole: bool) -> None:
+    """Raise UsageError for an empty value of an option or argument, or for one of a `whole` number that is none."""
+    from bench.config.settings import INTEGER, NUMBERS
+
+    for value in values:
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, str) and not part.strip():
+                raise UsageError(f"{name} is empty: give a value, or leave it out")
+            if whole and isinstance(part, str) and not re.fullmatch(NUMBERS[INTEGER], part):
+                raise UsageError(f"{name} takes a plain whole number, got {part!r}")
+
+
+def _shown(value: Any) -> str:
+    return repr(" ".join(value) if isinstance(value, list | tuple) else value)
+
+
+def whole(called: str | None = None) -> typer.Typer:
+    """`bench` with the commands of other packages (entry points bench.commands): sweeps, reports.
+
+    Of packages that are not this project's only the command that is called is imported, the others are just listed.
+    """
+    full = typer.Typer(
+        name="bench", help=app.info.help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    )
+    full.registered_commands = list(app.registered_commands)
+    own = {command.name or command.callback.__name__ for command in app.registered_commands}
+    for name, point in registered("command").items():
+        if name in own:
+            if name == called:
+                raise UsageError(f"command {name!r} of {origin(point)} is one of bench's own too: uninstall it")
+        elif name == called or (ours("command", name) and not rivals("command", name)):
+            full.command(name=name)(find("command", name))
+        else:
+            full.command(name=name, help=f"Of the package {rivals('command', name) or origin(point)}.")(_unloaded)
+    for command in full.registered_commands:
         command.cls = Command
-    return app
+    return full
+
+
+def _unloaded() -> None:
+    """Stands in a list for a command that is not called."""
 
 
 def invoke(arguments: list[str]) -> int | None:
@@ -332,7 +376,7 @@ def invoke(arguments: list[str]) -> int | None:
     KeyboardInterrupt at SIGTERM too."""
     from bench.system.interrupts import terminated_is_interrupted
 
-    command = typer.main.get_command(whole())
+    command = typer.main.get_command(whole(next(iter(arguments), None)))
     try:
         with terminated_is_interrupted(), command.make_context("bench", list(arguments)) as context:
             return command.invoke(context)

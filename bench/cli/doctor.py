@@ -4,8 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+from bench.config.resolve import describe
 from bench.errors import BenchError
-from bench.registry import find, registered
+from bench.registry import registered
 from bench.store.provenance import versions
 
 
@@ -53,7 +54,7 @@ def examine() -> None:
         print(f"{'ok' if good else 'no':<9}{name}: {text}")
     for name in registered("backbone"):
         try:
-            descriptor = find("backbone", name)()
+            descriptor = describe(name)
             fingerprint = descriptor.fingerprint()
         except BenchError as error:
             print(f"{'no':<9}backbone {name}: {error}")

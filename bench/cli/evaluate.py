@@ -15,6 +15,7 @@ from bench.api.task import SPLITS
 from bench.config.bounds import Guidance
 from bench.config.resolve import describe
 from bench.config.scorers import view_settings
+from bench.config.settings import plain_number
 from bench.config.spec import EvaluationSpec
 from bench.errors import BenchError, UsageError, explained, unknown
 from bench.printing import progress_bar, terminal
@@ -91,10 +92,12 @@ def score_adapter(
 
 def _scales(guidance: str) -> list[float]:
     """Raises UsageError for what is no scale, and for two that tables and folders would call by one name."""
-    try:
-        scales = [float(part) for part in guidance.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--guidance takes numbers, got {guidance!r}") from error
+    scales = []
+    for part in guidance.split(","):
+        try:
+            scales.append(plain_number(part.strip()))
+        except ValueError as error:
+            raise UsageError(f"--guidance {part.strip()} is no plain decimal number") from error
     try:
         TypeAdapter(list[Guidance]).validate_python(scales)
     except ValidationError as error:

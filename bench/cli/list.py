@@ -3,9 +3,9 @@
 from itertools import takewhile
 from pathlib import Path
 
-from bench.config.resolve import PRESETS
-from bench.errors import unknown
-from bench.registry import find, registered
+from bench.config.resolve import PRESETS, describe
+from bench.errors import BenchError, unknown
+from bench.registry import find, leave_out, registered, rivals
 from bench.sampler.transitions import KERNELS
 from bench.system.files import read_lines
 
@@ -23,22 +23,42 @@ def print_list(what: str) -> None:
         ]
     elif what == "presets":
         rows = [(path.stem, _heading(path)) for path in sorted(PRESETS.glob("*.yaml"))]
-    elif what == "methods":
-        rows = [
-            (name, find("method", name).source, _needs(find("method", name).needs)) for name in registered("method")
-        ]
-    elif what == "tasks":
-        tasks = {name: find("task", name) for name in registered("task")}
-        rows = [
-            (n, f"version {t.version}", *(["in all"] if t.in_all else []), f"headline {t.headline}: {_about(n, t)}")
-            for n, t in tasks.items()
-        ]
     else:
-        found = {name: find("backbone", name)() for name in registered("backbone")}
-        rows = [(n, f"world {d.world}", f"shift {d.shift:g}") for n, d in found.items()]
-    width = max(len(row[0]) for row in rows) + 2
+        kind = what.removesuffix("s")
+        rows = [row for name in registered(kind) if (row := _row(kind, name))]
+    width = max((len(row[0]) for row in rows), default=0) + 2
     for name, *facts in rows:
         print(f"{name:<{width}}{'; '.join(facts)}")
+
+
+def _row(kind: str, name: str) -> tuple[str, ...] | None:
+    """A line of a list; None, with a word on stderr, for what is broken."""
+    if packages := rivals(kind, name):
+        return name, f"registered more than once, so it cannot be named: by {packages}"
+    try:
+        return name, *FACTS[kind](name)
+    except BenchError as error:
+        leave_out(error)
+        return None
+
+
+def _method(name: str) -> tuple[str, ...]:
+    method = find("method", name)
+    return method.source, _needs(method.needs)
+
+
+def _task(name: str) -> tuple[str, ...]:
+    task = find("task", name)
+    counted = ["in all"] if task.in_all else []
+    return f"version {task.version}", *counted, f"headline {task.headline}: {_about(name, task)}"
+
+
+def _backbone(name: str) -> tuple[str, ...]:
+    descriptor = describe(name)
+    return f"world {descriptor.world}", f"shift {descriptor.shift:g}"
+
+
+FACTS = {"method": _method, "task": _task, "backbone": _backbone}
 
 
 def _heading(path: Path) -> str:

@@ -9,7 +9,7 @@ from bench.config.resolve import resolve
 from bench.config.settings import parse_override
 from bench.config.spec import Spec
 from bench.errors import UsageError, unknown
-from bench.registry import find, registered
+from bench.registry import find, named, registered, usable
 
 TEACHERS = re.compile(r"\s*(teachers|teacher_guidance)\s*[.=]")
 """Settings of teachers."""
@@ -151,14 +151,8 @@ def dotted_keys(section: dict, prefix: str = "") -> list[str]:
 
 def method_names(names: list[str], tasks: list[str]) -> list[str]:
     """Methods a user named; ["all"] is every registered one that can train these tasks together."""
-    known = list(registered("method"))
     if not names:
         raise UsageError("the method list is empty; name methods or 'all'")
     if names == ["all"]:
-        return [name for name in known if find("method", name).several_tasks or len(tasks) == 1]
-    for name in names:
-        if name not in known:
-            raise unknown("method", name, [*known, "all"])
-    if len(set(names)) != len(names):
-        raise UsageError(f"a method is named twice: {', '.join(names)}")
-    return names
+        return [name for name, method in usable("method").items() if method.several_tasks or len(tasks) == 1]
+    return named("method", names)

@@ -11,8 +11,8 @@ from bench.config.descriptor import Descriptor
 from bench.config.scorers import check_scorers, words
 from bench.config.settings import first_problem, merge, parse_override, read_yaml
 from bench.config.spec import EvaluationSpec, SamplerSpec, Spec
-from bench.errors import DamagedError, UsageError, unknown
-from bench.registry import find, task_names
+from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
+from bench.registry import broken, find, ours, task_names
 from bench.system.files import read_record
 from bench.weights.hub import PREFIX as HUB
 
@@ -35,7 +35,16 @@ def describe(backbone: str) -> Descriptor:
                 f"one of the hub is written {HUB}OWNER/REPO"
             )
         return find("backbone", "sd3")(backbone)
-    return find("backbone", backbone)()
+    make = find("backbone", backbone)
+    try:
+        descriptor = make()
+    except Exception as error:
+        if isinstance(error, BenchError) or ours("backbone", backbone):
+            raise
+        raise broken("backbone", backbone, f"fails: {one_line(error)}") from error
+    if not isinstance(descriptor, Descriptor):
+        raise broken("backbone", backbone, f"gives no Descriptor but {type(descriptor).__name__}")
+    return descriptor
 
 
 def resolve(

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from pydantic_core import PydanticCustomError
 
-from bench.errors import UsageError, one_line, unknown
+from bench.errors import UsageError, nearest, one_line, unknown
 from bench.system.files import read_text
 
 LARGEST = 10_000
@@ -82,6 +81,9 @@ def read_yaml(path: Path) -> dict:
 def parse_yaml(text: str) -> Any:
     """The value of a YAML document. Raises ValueError, in words, for anything that settings cannot be."""
     try:
+        for event in yaml.parse(text, PlainLoader):
+            if getattr(event, "tag", None) is not None:
+                raise ValueError(f"a tag such as {_written(event.tag)} is not taken: write the value alone")
         node = yaml.compose(text, PlainLoader)
         if node is not None:
             _size(node, {}, 0)
@@ -90,6 +92,18 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(one_line(error)) from error
     except RecursionError as error:
         raise ValueError(f"sections lie more than {DEEPEST} deep in one another") from error
+
+
+def _written(tag: str) -> str:
+    """A tag of YAML as people write it."""
+    return tag.replace("tag:yaml.org,2002:", "!!")[:60]
+
+
+def plain_number(text: str) -> float:
+    """A number that is written as settings write theirs. Raises ValueError for other text, as 1_0 and other digits."""
+    if not any(re.match(pattern, text) for pattern in NUMBERS.values()):
+        raise ValueError(f"{text[:60]!r} is no plain decimal number")
+    return float(text)
 
 
 def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
@@ -182,8 +196,8 @@ def first_problem(error: ValidationError, root: type[BaseModel], prefix: tuple[s
 
 def _nearest(given: object, expected: str) -> str:
     """The one of pydantic's list of quoted words that is nearest to what was given, as the end of a message."""
-    near = get_close_matches(str(given), re.findall(r"'([^']*)'", expected), 1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(str(given), re.findall(r"'([^']*)'", expected))
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def _fields(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
