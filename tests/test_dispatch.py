@@ -211,6 +211,43 @@ def test_profiles(tmp_path: Path, monkeypatch) -> None:
         placement("slurm", None, ["minutes=1"])
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("memory_gb=.inf", "memory_gb"),
+        ("memory_gb=.nan", "memory_gb"),
+        ("memory_gb=true", "memory_gb: Input should be a plain decimal number, not a truth value"),
+        ("gpus=true", "gpus: Input should be a plain decimal number, not a truth value"),
+        ("gpus='2'", "gpus: Input should be a plain decimal number, not text"),
+        ("gpus=20000", "gpus"),
+        ("minutes=1" + "0" * 30, "minutes"),
+        ("cpus=1" + "0" * 400, "cpus"),
+        ("signal_s=70000", "signal_s"),
+        ("array_parallelism=0", "array_parallelism"),
+        ('partition="a\\nb"', "partition: it should be one line"),
+        ('account="a\\e[2Jb"', "account: it should be one line"),
+        ("qos=' '", "qos: it should be one line"),
+        ("constraint=''", "constraint: it should be one line"),
+        ("sbatch.bad name=1", "'bad name' is no long option of sbatch"),
+        ("sbatch.--gres=1", "'--gres' is no long option of sbatch"),
+        ("sbatch.nice=.inf", "sbatch: nice should be finite"),
+        ("sbatch.nice=true", "sbatch: Input should be a plain decimal number"),
+        ('sbatch.comment="a\\n#SBATCH --x"', "sbatch: it should be one line"),
+        ("sbatch={1: 2}", "sbatch.1"),
+    ],
+)
+def test_what_no_job_can_ask_for(given: str, said: str) -> None:
+    with pytest.raises(UsageError, match=r"^Slurm profile: ") as refused:
+        placement("slurm", None, [given])
+    assert said in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_a_setting_of_slurm_that_is_replaced_is_told(capsys) -> None:
+    found = placement("slurm", None, ["partition=x", "cpus=2", "partition=y", "cpus=2"]).profile
+    assert (found.partition, found.cpus) == ("y", 2)
+    assert capsys.readouterr().err == "note: --slurm partition=y holds, and not --slurm partition=x\n"
+
+
 def test_every_launch_has_a_folder_of_its_own(root: Path) -> None:
     made = [new_launch(root, "local", [Job("a")]) for _ in range(5)]
     assert len({launch.folder for launch in made}) == 5

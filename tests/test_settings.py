@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.config.resolve import resolve
+from bench.config.grid import overrides_of
+from bench.config.resolve import preset_tasks, refuse_idle, resolve
 from bench.config.scorers import view_settings
 from bench.config.settings import parse_override, parse_seeds, parse_yaml, read_yaml
 from bench.errors import UsageError
@@ -43,8 +44,28 @@ REFUSED = {
     "params.anchor=nan": "params.anchor",
     "params.anchor=1e300": "params.anchor: Input should be less than or equal to 1000000",
     "budget={}": "exactly one of budget",
-    "budget=": "'budget' is a section",
-    "sampler=": "'sampler' is a section of settings",
+    "budget=": "--set budget= is empty",
+    "lora.start= ": "is empty: give a value",
+    "budget=null": "'budget' is a section",
+    "sampler=null": "'sampler' is a section of settings",
+    "lora.start=''": "lora.start",
+    "lora.start=nowhere": "lora.start: there is no adapter at nowhere",
+    "lora.start=hub:x": "should be hub:OWNER/REPO",
+    "lora.start=https://huggingface.co/a/b": "is written hub:a/b",
+    "lora.targets=['']": "lora.targets: a layer's name is empty",
+    "lora.targets=[attn.to_q, attn.to_q]": "lora.targets: a layer is named twice",
+    "sampler.kernel=cps": "set sampler.eta",
+    "sampler={kernel: flow_sde}": "set sampler.eta",
+    "teachers=train": "teachers is a section of settings (teachers.TASK=...), not a value; --teachers",
+    "teachers=null": "--teachers",
+    "teachers=[train]": "--teachers",
+    "teacher_guidance=3": "teacher_guidance is a section of settings",
+    "teacher_guidance=null": "teacher_guidance is a section of settings",
+    "device=gpu": "device: it should be cpu, cuda (a GPU) or cuda:NUMBER (got 'gpu')",
+    "device=CPU": "it should be cpu",
+    "device=!!str cpu": "a tag such as !!str is not taken",
+    "evaluation.split=TEST": "did you mean 'test'?",
+    "budget.updates=!!int 5": "a tag such as !!int",
     "sampler=[]": "sampler",
     "sampler.kernel.name=x": "sampler.kernel",
     "params=3": "params",
@@ -138,6 +159,86 @@ def test_a_teacher_s_guidance_as_its_files_have_it_follows_the_setting_s_rule(
     assert resolve("opd_analytic", ["ocr"], overrides=[f"teachers.ocr={folder}"]).teacher_guidance == {"ocr": 3.0}
 
 
+@pytest.mark.parametrize("setting", ["budget.updates=5", "optimizer.lr=1", "ema.decay=0.5", "probes.interference=2",
+                                     "checkpoint_every=5", "sampler.kernel=cps", "sampler.steps=5", "sampler={eta: 0.1}"])  # fmt: skip
+def test_settings_of_training_are_refused_where_nothing_is_trained(setting: str) -> None:
+    with pytest.raises(UsageError, match=r"method 'merge' does not train, so .* does nothing"):
+        refuse_idle("merge", [setting])
+    with pytest.raises(UsageError, match="does not train"):
+        overrides_of("merge", ["merge", "sft"], [f"merge.{setting}"])
+    assert overrides_of("merge", ["merge", "sft"], [setting]) == [setting]  # meant for the others
+    refuse_idle("sft", [setting])
+    refuse_idle("merge", ["sampler.guidance=2", "lora.rank=4", "evaluation.steps=2", "params.scale=2", "device=cuda"])
+
+
+def test_a_noise_level_of_nothing_can_be_said() -> None:
+    assert resolve("opd_analytic", ["ocr"], overrides=["sampler.kernel=cps", "sampler.eta=0"]).sampler.eta == 0
+    assert resolve("opd_ppo", ["ocr"], overrides=["sampler.kernel=dance_sde"]).sampler.eta == 0.7  # the recipe's
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method: 5", "method should be a name, not 5"),
+        ("method: [a]", r"method should be a name, not \['a'\]"),
+        ("method:", "method should be a name, not None"),
+        ("backbone: 5", "backbone should be a name"),
+        ("backbone: null", "backbone should be a name"),
+        ("backbone: [micro]", "backbone should be a name"),
+        ("tasks: [1]", "tasks should be a list of names, or all"),
+        ("tasks: {ocr: 1}", "tasks should be a list of names, or all"),
+        ("tasks: null", "tasks should be a list of names"),
+        ("tasks: 'ocr,,geneval'", "tasks should be a list of names"),
+        ("tasks: []", "the task list is empty"),
+        ("tasks: ocrr", "unknown task 'ocrr'; did you mean 'ocr'"),
+        ("tasks: [all, ocr]", "'all' stands alone"),
+        ("teachers: train", "teachers is a section of settings"),
+        ("teachers: null", "teachers is a section of settings"),
+        ("teachers: [train]", "teachers is a section of settings"),
+        ("teacher_guidance: 3", "teacher_guidance is a section of settings"),
+        ("params: 3", "params"),
+        ("budget: 3", "budget"),
+        ("sampler: null", "sampler"),
+        ("scorers: 3", "scorers is a section"),
+        ("1: 2", "1"),
+    ],
+)
+def test_presets_are_typed_before_they_are_used(tmp_path: Path, text: str, said: str) -> None:
+    preset = tmp_path / "x.yaml"
+    preset.write_text(text)
+    with pytest.raises(UsageError, match=said) as refused:
+        resolve(None if text.startswith("method") else "opd_analytic", None, preset=preset)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "tasks"),
+    [
+        ("ocr", ("ocr",)),
+        ("ocr, geneval", ("ocr", "geneval")),
+        ("[ocr]", ("ocr",)),
+        ("all", ("geneval", "ocr", "pickscore")),
+    ],
+)
+def test_tasks_of_a_preset_are_text_or_a_list(tmp_path: Path, text: str, tasks: tuple[str, ...]) -> None:
+    preset = tmp_path / "x.yaml"
+    preset.write_text(f"tasks: {text}\n")
+    assert resolve("opd_analytic", None, preset=preset).tasks == tasks
+    assert preset_tasks(preset, None) == list(tasks)
+
+
+@pytest.mark.parametrize("backbone", ["hub:", "hub:x", "hub:/x", "hub:a/", "hub:a/b/c", "hub:a b/c"])
+def test_addresses_of_backbones_are_looked_at(backbone: str) -> None:
+    with pytest.raises(UsageError, match=r"should be hub:OWNER/REPO$"):
+        resolve("opd_analytic", ["ocr"], backbone=backbone)
+
+
+@pytest.mark.parametrize("method", ["single_task", "opd_analytic"])
+def test_a_task_of_another_world_is_refused_before_anything_else(method: str) -> None:
+    with pytest.raises(UsageError, match="unknown world for task clipscore 'micro'; known: photo"):
+        resolve(method, ["clipscore"])
+
+
 def test_pictures_and_noise_are_bounded_too() -> None:
     with pytest.raises(UsageError, match="more than 1,000,000 pictures"):
         resolve("single_task", ["ocr"], overrides=["params.groups=100000", "params.group_size=100000"])
@@ -154,6 +255,15 @@ def test_pictures_and_noise_are_bounded_too() -> None:
         ("lora: {rank: 4}\nlora: {rank: 8}\n", "'lora' is said twice"),
         ("a: [1\n", "expected"),
         ("a: \x00", "special characters"),
+        ("a: !!bool x", "a tag such as !!bool is not taken: write the value alone"),
+        ("a: !!timestamp x", "a tag such as !!timestamp"),
+        ("a: !!int ''", "a tag such as !!int"),
+        ("a: !!float ''", "a tag such as !!float"),
+        ("a: !!set {x, y}", "a tag such as !!set"),
+        ("a: !own [1]", "a tag such as !own"),
+        ("a: ! 1", "a tag such as !"),
+        ("!!map {a: 1}", "a tag such as !!map"),
+        ("a: 2001-13-45", "month"),
     ],
 )
 def test_yaml_that_would_fill_the_memory_or_says_two_things(text: str, said: str, tmp_path: Path) -> None:

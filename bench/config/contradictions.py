@@ -29,7 +29,7 @@ def contradictions(told: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, 
     for words, override in told:
         for key, value in leaves(parse_override(override)).items():
             before, known = last.get(key, (words, value))
-            if known != value:
+            if key in last and known != value:  # NaN is not equal to itself
                 yield key, before, words
             last[key] = words, value
 
@@ -40,9 +40,9 @@ def refuse_contradictions(told: Iterable[tuple[str, str]]) -> None:
         raise UsageError(f"{before} and {words} contradict one another: give exactly one value for {key}")
 
 
-def replaced(overrides: list[str] | None) -> list[str]:
+def replaced(overrides: list[str] | None, option: str = "--set") -> list[str]:
     """What to say where a --set replaces an earlier one, as where one is added to a command that is there."""
-    told = contradictions((f"--set {text}", text) for text in overrides or [])
+    told = contradictions((f"{option} {text}", text) for text in overrides or [])
     return [f"{words} holds, and not {before}" for _, before, words in told]
 
 

@@ -7,18 +7,26 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bench.config.bounds import Guidance
+from bench.config.contradictions import leaves
 from bench.config.descriptor import Descriptor
-from bench.config.scorers import check_scorers, words
+from bench.config.scorers import check_scorers, check_worlds, words
 from bench.config.settings import first_problem, merge, parse_override, read_yaml
 from bench.config.spec import EvaluationSpec, SamplerSpec, Spec
 from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
 from bench.registry import broken, find, ours, task_names
+from bench.sampler.transitions import get_kernel
 from bench.system.files import read_record
 from bench.weights.hub import PREFIX as HUB
+from bench.weights.hub import check_repository, check_source
 
 TEACHER_METHOD = "single_task"
 PRESETS = Path(__file__).parent / "presets"
 """Published recipes by name."""
+OF_TEACHERS = ("teachers", "teacher_guidance")
+TRAINING = (
+    "budget", "optimizer.", "ema.", "probes.", "checkpoint_every", "sampler.kernel", "sampler.eta", "sampler.steps",
+)  # fmt: skip
+"""Beginnings of settings of training."""
 TRAINED_HERE = ("shipped", "train")
 """Sources of teachers that come from this project's recipe."""
 
@@ -26,6 +34,8 @@ TRAINED_HERE = ("shipped", "train")
 def describe(backbone: str) -> Descriptor:
     """The descriptor of a registered backbone, or of the pipeline at a path or hub address; raises UsageError."""
     path = Path(backbone)
+    if backbone.startswith(HUB):
+        check_repository(backbone)
     if backbone.startswith(HUB) or (path.suffix == ".safetensors" and path.is_file()):
         return find("backbone", "sd3")(backbone)
     if "/" in backbone or path.is_dir():
@@ -65,7 +75,8 @@ def resolve(
     """
     asked = _read_preset(preset) if preset else {}
     method, tasks = _named(asked, "method", method), _tasks(asked, tasks)
-    for section in ("teachers", "teacher_guidance"):
+    _check_sections(asked)
+    for section in OF_TEACHERS:
         if section in asked:
             asked[section] = {task: value for task, value in asked[section].items() if task in tasks}
     if method is None:
@@ -78,6 +89,7 @@ def resolve(
     descriptor = describe(backbone)
     for override in overrides or []:
         merge(asked, parse_override(override))
+    _check_sections(asked)
     settings: dict[str, Any] = {}
     merge(settings, descriptor.defaults)
     if path := _recipe_file(descriptor, method):
@@ -105,20 +117,52 @@ def resolve(
         whole = (method_class.Options, ("params",)) if in_params else (Spec, ())
         raise UsageError(first_problem(error, *whole)) from error
     spec = spec.model_copy(update={"evaluation": _as_trained(spec.evaluation, spec.sampler)})
+    _refuse_silent_kernel(asked, spec.sampler)
+    if spec.lora.start:
+        check_source(spec.lora.start, "lora.start")
     descriptor.check(spec.compute)
     if spec.probes.interference and len(tasks) == 1:
         raise UsageError("probes.interference compares tasks, and the run has one: leave it out")
-    for section in ("teachers", "teacher_guidance"):
+    for section in OF_TEACHERS:
         for task in getattr(spec, section):
             if task not in tasks:
                 raise unknown(f"task in {section}", task, tasks)
     check_scorers(spec.scorers, tasks, descriptor.world)
+    check_worlds(spec.scorers, tasks, descriptor.world)
     if spec.teachers:
         guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
         spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
     sampler = spec.sampler.build(descriptor.shift)
     method_class.check(spec, sampler)
     return spec
+
+
+def refuse_idle(method: str, overrides: list[str]) -> None:
+    """Raise UsageError for a setting of training, among those that a user gives to a method that does not train."""
+    if find("method", method).trains:
+        return
+    for text in overrides:
+        for key in leaves(parse_override(text)):
+            if key.startswith(TRAINING):
+                raise UsageError(f"method {method!r} does not train, so {key} does nothing: leave it out")
+
+
+def _check_sections(asked: dict[str, Any]) -> None:
+    """Raise UsageError for what is said of teachers other than by task."""
+    for section in OF_TEACHERS:
+        if section in asked and not isinstance(asked[section], dict):
+            all_at_once = "; --teachers says it of all tasks" if section == "teachers" else ""
+            raise UsageError(f"{section} is a section of settings ({section}.TASK=...), not a value{all_at_once}")
+
+
+def _refuse_silent_kernel(asked: dict[str, Any], sampler: SamplerSpec) -> None:
+    """Raise UsageError for a kernel that is asked for because it draws noise, where nobody says how much."""
+    said = asked.get("sampler", {})
+    if "kernel" in said and "eta" not in said and not sampler.eta and get_kernel(sampler.kernel).eta_max:
+        raise UsageError(
+            f"sampler.kernel {sampler.kernel} draws no noise at the default sampler.eta 0: set sampler.eta "
+            "(0 says that none is meant)"
+        )
 
 
 def _refuse_misspelt(source: object) -> None:
@@ -213,11 +257,26 @@ def _named(preset: dict[str, Any], key: str, asked: Any) -> Any:
 
 
 def _read_preset(preset: Path) -> dict[str, Any]:
-    """A preset's settings; a run's spec.json is one too, of all but its seed."""
-    content = read_yaml(_preset_file(preset))
+    """A preset's settings; a run's spec.json is one too, of all but its seed. Raises UsageError if method and backbone
+    are no names, or tasks neither a list of names nor, as in --tasks, names with commas."""
+    file = _preset_file(preset)
+    content = read_yaml(file)
     if isinstance(content.get("spec"), dict) and "backbone_hash" in content:
-        return {key: value for key, value in content["spec"].items() if key != "seed"}
+        content = {key: value for key, value in content["spec"].items() if key != "seed"}
+    for key in ("method", "backbone"):
+        if key in content and not (isinstance(content[key], str) and content[key].strip()):
+            raise UsageError(f"{file}: {key} should be a name, not {_short(content[key])}")
+    if "tasks" in content:
+        tasks = content["tasks"]
+        if isinstance(tasks, str):
+            content["tasks"] = tasks = [name.strip() for name in tasks.split(",")]
+        if not isinstance(tasks, list) or not all(isinstance(name, str) and name for name in tasks):
+            raise UsageError(f"{file}: tasks should be a list of names, or all, not {_short(tasks)}")
     return content
+
+
+def _short(value: object) -> str:
+    return repr(value)[:60]
 
 
 def _preset_file(preset: Path) -> Path:

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from bench.config.bounds import Shift
 from bench.config.compute import Compute
 from bench.config.settings import Settings, first_problem, merge, parse_override
-from bench.errors import UsageError, unknown
+from bench.errors import MissingError, UsageError, unknown
 from bench.masking import masked
 from bench.registry import find
 
@@ -78,6 +78,16 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: s
                 raise UsageError(f"scorers.{name}.{key} does nothing in the world {world!r}: leave it out")
         if URL in sources:
             check_url(sources[URL], name)
+
+
+def check_worlds(scorers: dict[str, dict[str, str]], tasks: list[str], world: str) -> None:
+    """Raise UsageError for a task that does not serve a world. Tasks are made for this, which loads no weights."""
+    for name in tasks:
+        sources = {key: value for key, value in scorers.get(name, {}).items() if key != URL}
+        try:
+            find("task", name)(world, sources)
+        except MissingError:
+            continue  # what is missing is asked for where it is needed
 
 
 def check_url(url: str, name: str) -> None:

@@ -81,12 +81,12 @@ def read_yaml(path: Path) -> dict:
 def parse_yaml(text: str) -> Any:
     """The value of a YAML document. Raises ValueError, in words, for anything that settings cannot be."""
     try:
-        for event in yaml.parse(text, PlainLoader):
-            if getattr(event, "tag", None) is not None:
-                raise ValueError(f"a tag such as {_written(event.tag)} is not taken: write the value alone")
         node = yaml.compose(text, PlainLoader)
         if node is not None:
             _size(node, {}, 0)
+        for event in yaml.parse(text, PlainLoader):  # after the above, which ends early where brackets are deep
+            if getattr(event, "tag", None) is not None:
+                raise ValueError(f"a tag such as {_written(event.tag)} is not taken: write the value alone")
         return yaml.load(text, PlainLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(one_line(error)) from error
@@ -133,6 +133,8 @@ def parse_override(text: str, option: str = "--set") -> dict:
         raise UsageError(f"{option} takes key=value, got {text[:200]!r}")
     if len(parts) > DEEPEST:
         raise UsageError(f"{option} {key.strip()[:60]!r}...: no setting lies that deep")
+    if not value.strip():
+        raise UsageError(f"{option} {text[:200]} is empty: give a value; null is none")
     try:
         parsed = parse_yaml(value)
     except ValueError as error:
@@ -191,7 +193,8 @@ def first_problem(error: ValidationError, root: type[BaseModel], prefix: tuple[s
         return f"{shown} is a section of settings, not a value"
     given = f" (got {repr(problem['input'])[:200]})" if not isinstance(problem["input"], dict) else ""
     near = _nearest(problem["input"], problem["ctx"]["expected"]) if problem["type"] == "literal_error" else ""
-    return f"{shown or 'settings'}: {problem['msg']}{given}{near}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{shown or 'settings'}: {said}{given}{near}"
 
 
 def _nearest(given: object, expected: str) -> str:

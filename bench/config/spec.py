@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bench.config.bounds import Decay, Guidance, Positive, Share, Shift
+from bench.config.bounds import Decay, DeviceName, Guidance, Positive, Share, Shift, Targets
 from bench.config.compute import Compute
 from bench.config.settings import Settings
 from bench.hashing import text_hash
@@ -70,9 +70,9 @@ class LoraSpec(Settings):
 
     rank: Annotated[int, Field(gt=0, le=4096)] = 32
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 64.0
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    targets: Targets | None = None
     """None: the published set (every attention projection)."""
-    start: str | None = None
+    start: Annotated[str, Field(min_length=1)] | None = None
     """Adapter of this rank and alpha that the student starts from (folder or hub:OWNER/REPO/FOLDER); None: the base."""
 
 
@@ -141,7 +141,7 @@ class Spec(Settings):
     compute: Compute = Compute()
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
     """Updates between checkpoints."""
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:[0-9]{1,4})?)$")] = "cpu"
+    device: DeviceName = "cpu"
     params: dict[str, Any] = Field(default={})
     """The method's own options, validated by the method."""
 

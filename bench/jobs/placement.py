@@ -1,46 +1,72 @@
 """Where runs execute: in this process, in processes of this machine, or in Slurm with a profile."""
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from bench.config.settings import first_problem, merge, parse_override, read_yaml
+from bench.config.contradictions import replaced
+from bench.config.settings import Settings, first_problem, merge, parse_override, read_yaml
 from bench.errors import UsageError, unknown
+from bench.printing import note
+from bench.terminal import legible
 
 Executor = Literal["inline", "local", "slurm"]
 EXECUTORS = get_args(Executor)
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=100_000)]
+TEN_YEARS = 10 * 366 * 24 * 60
 
 
-class Profile(BaseModel):
+def _is_one_line(text: str) -> str:
+    if not text.strip() or legible(text) != text:
+        raise ValueError("it should be one line of plain text, and not empty")
+    return text
+
+
+Word = Annotated[str, Field(max_length=1000), AfterValidator(_is_one_line)]
+"""What becomes one line of a batch script."""
+
+
+class Profile(Settings):
     """What a job asks Slurm for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gpus: Annotated[int, Field(ge=0)] = 0
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    gpus: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Of one run."""
     processes: Count | None = None
     """That share one run; None: one a GPU."""
     cpus: Count = 1
     """Per process; also its number of threads."""
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """None: the cluster's default."""
-    minutes: Count = 24 * 60
+    minutes: Annotated[int, Field(gt=0, le=TEN_YEARS)] = 24 * 60
     """Time limit. A run that needs longer checkpoints, is requeued and goes on."""
-    signal_s: Count = 90
+    signal_s: Annotated[int, Field(gt=0, le=65_535)] = 90
     """How long before the limit a run is told."""
     array_parallelism: Count = 256
     """Jobs of a grid at a time."""
     setup: tuple[str, ...] = ()
     """Shell lines before the run."""
-    sbatch: dict[str, str | int | float] = {}
+    sbatch: dict[str, str | int | float] = Field(default={})
     """Any further option of sbatch: {gres: "gpu:h100:1"}."""
+
+    @field_validator("sbatch")
+    @classmethod
+    def _options_are_words(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, value in options.items():
+            if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
+                raise ValueError(f"{name!r} is no long option of sbatch")
+            if isinstance(value, str):
+                _is_one_line(value)
+            elif not math.isfinite(value):
+                raise ValueError(f"{name} should be finite")
+        return options
 
     @model_validator(mode="after")
     def _warned_in_time(self) -> "Profile":
@@ -107,6 +133,7 @@ def placement(executor: str, profile: Path | None, slurm: list[str] | None) -> P
     settings: dict[str, Any] = read_yaml(profile) if profile else {}
     for override in slurm or []:
         merge(settings, parse_override(override, "--slurm"))
+    note(replaced(slurm, "--slurm"))
     try:
         return Placement(executor, Profile.model_validate(settings))
     except ValidationError as error:

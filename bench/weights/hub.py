@@ -28,25 +28,47 @@ def adapter_folder(source: str) -> Path:
     Raises UsageError for a malformed hub address, MissingError, with the cure, where the hub or the adapter cannot be
     reached. A local folder is not checked here.
     """
-    if not source.startswith(PREFIX):
-        if address := ADDRESS.match(source):
-            raise UsageError(f"{source!r} is no folder: an adapter of the hub is written {PREFIX}{address[1]}")
+    split = _split(source)
+    if not split:
         return Path(source)
-    owner, _, rest = source.removeprefix(PREFIX).partition("/")
-    repository, _, place = rest.rstrip("/").partition("/")
-    if not owner or not repository or ".." in place.split("/"):
-        raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO or {PREFIX}OWNER/REPO/FOLDER")
+    repository, place = split
     if place.endswith(SAFETENSORS):
-        found = _fetched(f"{owner}/{repository}", [place]) / place
+        found = _fetched(repository, [place]) / place
         if not found.is_file():
             raise MissingError(f"{source!r} is not there")
         return found
     # diffusers' file only where there is no other: a repository that holds both holds every tensor twice
     for names in (FILES, (DIFFUSERS_FILE,)):
-        found = _fetched(f"{owner}/{repository}", [f"{place}/{name}" if place else name for name in names]) / place
+        found = _fetched(repository, [f"{place}/{name}" if place else name for name in names]) / place
         if all((found / name).is_file() for name in names):
             return found
     raise MissingError(f"{source!r} holds no peft adapter ({' and '.join(FILES)}) and no {DIFFUSERS_FILE}")
+
+
+def _split(source: str) -> tuple[str, str] | None:
+    """Repository and folder of a hub address; None for a local path. Raises UsageError for a malformed address."""
+    if not source.startswith(PREFIX):
+        if address := ADDRESS.match(source):
+            raise UsageError(f"{source!r} is no folder: an adapter of the hub is written {PREFIX}{address[1]}")
+        return None
+    owner, _, rest = source.removeprefix(PREFIX).partition("/")
+    repository, _, place = rest.rstrip("/").partition("/")
+    if not owner or not repository or ".." in place.split("/"):
+        raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO or {PREFIX}OWNER/REPO/FOLDER")
+    return f"{owner}/{repository}", place
+
+
+def check_source(source: str, setting: str) -> None:
+    """Raise UsageError for an adapter, as `setting` names it, whose local folder or file is not there, or whose hub
+    address is malformed. Nothing is fetched."""
+    if not _split(source) and not Path(source).exists():
+        raise UsageError(f"{setting}: there is no adapter at {source}")
+
+
+def check_repository(source: str) -> None:
+    """Raise UsageError for what is no hub:OWNER/REPO."""
+    if not re.fullmatch(rf"{PREFIX}[^/\s]+/[^/\s]+", source):
+        raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO")
 
 
 def _fetched(repository: str, names: list[str]) -> Path:
