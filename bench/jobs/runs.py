@@ -11,6 +11,7 @@ from bench.jobs.launches import Job, launches
 from bench.jobs.placement import Placement
 from bench.jobs.status import log_lines
 from bench.store.run import Run
+from bench.training.same_scorers import check_scored
 from bench.training.teachers import to_train
 
 
@@ -28,6 +29,8 @@ def carry_out_runs(members: dict[str, Run], train: CarryOut, placement: Placemen
     runs = list(members.values())
     root, device = runs[0].folder.parent, runs[0].spec.device
     waiting = {label: run for label, run in members.items() if not run.summary}
+    for run in (run for label, run in members.items() if label not in waiting):
+        check_scored(run)
     jobs, needs = teacher_jobs(list(waiting.values()), root)
     jobs += [_job(label, run.spec, run.folder.name, needs[run.folder.name]) for label, run in waiting.items()]
     with progress_bar() as progress:

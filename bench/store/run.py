@@ -2,7 +2,7 @@
 
 <root>/<method>-<hash>-s<seed>/
     spec.json            the resolved spec and the backbone's hash
-    provenance.jsonl     one entry per start: versions, device, commit, teachers' hashes
+    provenance.jsonl     one entry per start: versions, device, commit, teachers' hashes, scorers' names
     metrics.jsonl        one line per update
     evaluations.jsonl    one line per evaluation, with every picture's scores
     probes.jsonl         one line per probe along training (empty unless asked for)

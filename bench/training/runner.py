@@ -31,6 +31,7 @@ from bench.system.workers import ALONE, Workers
 from bench.training.evaluate import Evaluation
 from bench.training.loop import Loop, Progress
 from bench.training.out_of_memory import memory
+from bench.training.same_scorers import check_scored, refuse_other_scorers
 from bench.training.start import read_start
 from bench.training.teachers import Teacher, locate, mount, to_train, training_evaluations
 from bench.weights.hub import adapter_folder, model_name
@@ -67,6 +68,7 @@ def execute(spec: Spec, session: Session) -> dict:
         teachers = locate(spec, descriptor, session.root, fingerprint)
         for start in run.starts()[-1:]:
             refuse_changed(run, start["teachers"], origins(spec, teachers))
+        check_scored(run)
         session.say(f"already finished: {run.folder}")
         return run.summary
     run.check_place()
@@ -95,7 +97,10 @@ def execute(spec: Spec, session: Session) -> dict:
         loop = Loop(run, lab, method, descriptor.shift)
         with memory("loading", spec):
             try_scorers(lab, spec.evaluation.split)
-        run.append("provenance.jsonl", entry)
+        scorers = {name: task.scorer_name for name, task in lab.tasks.items()}
+        for earlier in run.starts():
+            refuse_other_scorers(run.folder, earlier.get("scorer_names"), scorers)
+        run.append("provenance.jsonl", entry | {"scorer_names": scorers})
         session.say(f"run folder: {run.folder}")
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
         with stopping() as loop.stop_requested:
