@@ -379,3 +379,33 @@ def test_what_is_set_need_only_fit_the_grids_kernels() -> None:
     assert {point for _, point, _ in found} == {("sampler.kernel=flow_sde",), ("sampler.kernel=cps",)}
     with pytest.raises(UsageError, match="eta must be at most 0"):
         probe_specs(methods, ["ocr"], "micro", [], ["sampler.eta=0.7"])
+
+
+@pytest.mark.parametrize(
+    ("axes", "overrides", "student", "said"),
+    [
+        ([], ["optimizer.lr=7"], "base", "optimizer.lr does nothing in a probe"),
+        ([], ["sft.ema.decay=0.5"], "base", "ema.decay does nothing in a probe"),
+        ([], ["budget.updates=5"], "base", "budget does nothing in a probe"),
+        ([], ["evaluation={steps: 3}"], "base", "evaluation.steps does nothing"),
+        ([], ["probes.interference=3"], "base", "probes.interference does nothing"),
+        ([], ["checkpoint_every=3"], "base", "checkpoint_every does nothing"),
+        (["lr=1,2"], [], "base", "optimizer.lr does nothing in a probe"),
+        ([], ["lora.start=/nonexistent"], "base", "--student names the adapter"),
+        ([], ["lora.rank=4"], "folder", "lora.rank does nothing in a probe of an adapter"),
+    ],
+)
+def test_a_probe_takes_no_setting_that_changes_nothing_in_it(
+    axes: list[str], overrides: list[str], student: str, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        probe_specs(["opd_analytic", "sft"], ["ocr"], "micro", axes, overrides, student)
+
+
+def test_a_probe_takes_what_changes_it_and_each_method_once() -> None:
+    taken = ["lora.rank=4", "sampler.steps=5", "params.trajectories=2", "teachers.ocr=shipped", "compute.batch=2",
+             "teacher_guidance.ocr=2", "device=cpu"]  # fmt: skip
+    ((_, _, spec),) = probe_specs(["opd_analytic"], ["ocr"], "micro", [], taken)
+    assert (spec.lora.rank, spec.sampler.steps, spec.teacher_guidance) == (4, 5, {"ocr": 2.0})
+    with pytest.raises(UsageError, match="a method is named twice"):
+        probe_specs(["opd_analytic", "opd_analytic"], ["ocr"], "micro", [], [])

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.analysis.stats import Estimate
+from bench.config.contradictions import leaves
 from bench.config.grid import overrides_of, recipes, variants
 from bench.config.resolve import resolve
+from bench.config.settings import parse_override
 from bench.config.spec import Spec
 from bench.errors import UsageError
 from bench.jobs.placement import Placement
@@ -24,6 +26,9 @@ from bench.training.teacher_sets import check_teachers
 
 HELD_APART = 10_000
 """First state of the reference gradient: far from those of the estimates, so that the cosine is not flattered."""
+
+IDLE = ("budget", "optimizer", "ema", "evaluation", "probes", "checkpoint_every")
+"""Sections of settings that change nothing at a frozen student."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Probing:
 
     def specs(self) -> list[tuple[str, tuple[str, ...], Spec]]:
         """As `probe_specs`."""
-        return probe_specs(self.methods, self.tasks, self.backbone, self.axes, self.overrides)
+        return probe_specs(self.methods, self.tasks, self.backbone, self.axes, self.overrides, self.student)
 
 
 def carry_out_probe(asked: Probing, root: Path, placement: Placement) -> None:
@@ -111,7 +116,7 @@ def probe_methods(asked: Probing, root: Path) -> None:
 
 
 def probe_specs(
-    methods: list[str], tasks: list[str], backbone: str, axes: list[str], overrides: list[str]
+    methods: list[str], tasks: list[str], backbone: str, axes: list[str], overrides: list[str], student: str = "base"
 ) -> list[tuple[str, tuple[str, ...], Spec]]:
     """(label, point of the shared grid, spec) of every probe; raises UsageError.
 
@@ -122,14 +127,29 @@ def probe_specs(
     for method in methods:
         if not find("method", method).trains:
             raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
+    if len(set(methods)) != len(methods):
+        raise UsageError(f"a method is named twice: {', '.join(methods)}")
     own = {method: overrides_of(method, methods, overrides) for method in methods}
     found = []
     for v in variants(axes, recipes(methods, tasks, backbone), overrides):
+        _refuse_idle([*own[v.method], *v.overrides], student)
         first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
         shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
         spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *own[v.method], *v.overrides])
         found.append((v.label, v.common, spec))
     return found
+
+
+def _refuse_idle(overrides: list[str], student: str) -> None:
+    """Raise UsageError for a setting that changes nothing at a frozen student, as a learning rate."""
+    for key in (key for text in overrides for key in leaves(parse_override(text))):
+        section = key.partition(".")[0]
+        if key == "lora.start":
+            raise UsageError("lora.start does nothing in a probe: --student names the adapter that is probed")
+        if section == "lora" and student != "base":
+            raise UsageError(f"{key} does nothing in a probe of an adapter: --student {student} has a shape of its own")
+        if section in IDLE:
+            raise UsageError(f"{key} does nothing in a probe, which trains nothing: leave it out")
 
 
 def trained(split: dict[float, GradientNoise]) -> dict[float, GradientNoise]:
