@@ -99,6 +99,12 @@ def test_finished_run_returns_at_once(session: Session, monkeypatch) -> None:
     assert execute(spec, session) == summary
 
 
+def test_a_student_of_layers_that_are_not_there_leaves_no_run(session: Session) -> None:
+    with pytest.raises(UsageError, match=r"unknown layer in lora\.targets 'attn\.to_qq'; did you mean 'attn\.to_q'"):
+        execute(quick("lora.targets=[attn.to_qq]"), session)
+    assert not session.root.exists()
+
+
 def test_two_processes_on_one_run_are_refused(session: Session) -> None:
     spec = quick()
     run = Run(session.root, spec, describe("micro").fingerprint())

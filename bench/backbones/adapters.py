@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench.backbones.adapter_config import config_record
 from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, read_adapter
-from bench.errors import BenchError, UsageError, one_line
+from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.lazy import torch, without_gradients
 from bench.system.files import json_bytes, remove_leftovers, write_atomic
 from bench.weights.hub import CONFIG_FILE, DIFFUSERS_FILE, WEIGHTS_FILE
@@ -61,11 +61,13 @@ class Adapters:
     def add(self, name: str, shape: Shape | LoraConfig, seed: int = 0, trainable: bool = False) -> None:
         """Create an adapter that equals the base (B = 0, A Gaussian from `seed`).
 
-        Raises what peft raises for layers that the transformer does not have.
+        Raises UsageError for a Shape of layers that the transformer does not have, what peft raises for a LoraConfig.
         """
         from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
+        if isinstance(shape, Shape) and shape.targets != TARGETS:
+            self._check_targets(shape.targets)
         self.configs[name] = shape.config() if isinstance(shape, Shape) else shape
         config = copy.deepcopy(self.configs[name])  # peft writes into it
         config.init_lora_weights = "gaussian"
@@ -82,6 +84,18 @@ class Adapters:
         for parameter in self.transformer.parameters():  # injecting made the newcomer trainable, whatever we asked
             parameter.requires_grad_(id(parameter) in wanted)
         self._activate(None)
+
+    def _check_targets(self, targets: tuple[str, ...]) -> None:
+        """Raise UsageError, naming the nearest, for an ending that no adaptable layer's name has."""
+        from torch import nn
+
+        inner = re.compile(r"\.(base_layer|lora_\w+)\b.*")  # of layers that have an adapter already
+        kinds = (nn.Linear, nn.Conv2d, nn.Embedding)
+        adaptable = (key for key, layer in self.transformer.named_modules() if isinstance(layer, kinds))
+        layers = {inner.sub("", key) for key in adaptable}
+        for target in targets:
+            if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+                raise unknown("layer in lora.targets", target, {re.sub(r"^\w+\.\d+\.", "", key) for key in layers})
 
     def use(self, name: str | None) -> None:
         """Make `name` the adapter of the next forward; None disables all."""

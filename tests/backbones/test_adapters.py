@@ -142,3 +142,15 @@ def test_decode_gives_pictures(backbone) -> None:
     assert images.shape[:2] == (2, 3)
     assert images.min() >= 0
     assert images.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("target", "near"),
+    [("attn.to_qq", "did you mean 'attn.to_q'"), ("x", "known: "), ("attn", "known: "), ("o_q", "attn.to_q"), ("", "known: ")],
+)
+def test_layers_that_are_not_there_are_refused_with_the_nearest(backbone, target: str, near: str) -> None:
+    for _ in range(2):  # also where layers have an adapter already
+        with pytest.raises(UsageError, match=r"unknown layer in lora\.targets") as refused:
+            backbone.adapters.add("student", Shape(4, 8.0, ("attn.to_k", target)))
+        assert near in str(refused.value) and "lora_A" not in str(refused.value)
+        backbone.adapters.add("other", Shape(4, 8.0, ("attn.to_k", "ff.net.2", "pos_embed.proj")))
