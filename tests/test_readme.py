@@ -5,7 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,14 +32,16 @@ def example(name: str) -> str:
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch):
     """register(kind, name, object): as if an installed package had the entry point."""
-    real_find, real_registered = registry.find, registry.registered
-    added: dict[tuple[str, str], object] = {}
-    find = lambda kind, name: added[kind, name] if (kind, name) in added else real_find(kind, name)
-    registered = lambda kind: real_registered(kind) | {n: None for k, n in added if k == kind}
-    for module in ("bench.registry", "bench.config.spec", "bench.training.runner", "bench.scoring.loading", "bench.config.scorers"):
-        monkeypatch.setattr(f"{module}.find", find)
-    monkeypatch.setattr("bench.registry.registered", registered)
-    return lambda kind, name, thing: added.__setitem__((kind, name), thing)
+    real, added = registry.entry_points, []
+    monkeypatch.setattr(registry, "entry_points", lambda group: [*real(group=group), *(p for p in added if p.group == group)])
+
+    def add(kind: str, name: str, thing: object) -> None:
+        monkeypatch.setitem(sys.modules, f"plugin_{name}", SimpleNamespace(thing=thing))
+        added.append(EntryPoint(name, f"plugin_{name}:thing", registry.GROUPS[kind]))
+        registry._points.cache_clear()
+
+    yield add
+    registry._points.cache_clear()
 
 
 def test_example_method_runs(register, tmp_path: Path) -> None:
