@@ -73,7 +73,8 @@ class Lab:
         return generator
 
     def numpy_generator(self, purpose: str, task: str = "") -> np.random.Generator:
-        """As `generator`, for distributions that numpy has."""
+        """A generator that gives every process the same numbers: for what the prompts of an update share (which task,
+        which noise level), never for one number a prompt, which would be those of the first prompts in every process."""
         return np.random.default_rng(self.seed_for(purpose, task))
 
     def prompts(self, task: str, count: int) -> list[Prompt]:
