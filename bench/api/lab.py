@@ -73,8 +73,8 @@ class Lab:
         return generator
 
     def numpy_generator(self, purpose: str, task: str = "") -> np.random.Generator:
-        """A generator that gives every process the same numbers: for what the prompts of an update share (which task,
-        which noise level), never for one number a prompt, which would be those of the first prompts in every process."""
+        """A generator that gives every process the same numbers: for what the prompts of an update share, such as
+        which task. Never for one number a prompt: every process would draw those of the first prompts."""
         return np.random.default_rng(self.seed_for(purpose, task))
 
     def prompts(self, task: str, count: int) -> list[Prompt]:
