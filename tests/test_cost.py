@@ -160,12 +160,12 @@ class Foreign(Method):
 
 def test_what_a_plug_in_does_not_say_is_not_known(sd3_folder: Path, capsys, monkeypatch) -> None:
     from bench.cli import dryrun
-    from bench.config import spec
+    from bench.config import resolve, spec
     from bench.prediction import cost, footprint
 
     honest = find
     foreign = lambda kind, name: Foreign if name == "foreign" else honest(kind, name)
-    for module in (cost, dryrun, footprint, spec):
+    for module in (cost, dryrun, footprint, resolve, spec):
         monkeypatch.setattr(module, "find", foreign)
     told = said(capsys, "foreign", ["geneval"], backbone=str(sd3_folder))
     assert "of 0 latents" not in told
