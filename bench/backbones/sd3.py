@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.backbones.flow import FlowBackbone
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
 from bench.backbones.pipeline_files import require_whole, variant_of, weight_files
+from bench.backbones.sd3_transformer import Sd3Transformer
 from bench.backbones.size import Size
 from bench.config.bounds import Positive
 from bench.config.compute import PLAIN, Compute
@@ -63,7 +63,7 @@ precision, and by far most of a 24 GB card would go into activations."""
 CURE = "give a local folder in diffusers' format, or make the hub reachable, accept the model's licence and log in"
 
 
-class Sd3Backbone(FlowBackbone):
+class Sd3Backbone(Sd3Transformer):
     """StableDiffusion3Pipeline: frozen text encoders and VAE, LoRA on the transformer.
 
     Text encoders are loaded when a prompt turns up that is not in the cache.
@@ -101,6 +101,12 @@ class Sd3Backbone(FlowBackbone):
         if self.compute.offload_text_encoders:
             for encoder in encoders:
                 encoder.to("cpu")
+
+    def encode_pictures(self, images_BCHW: Tensor) -> Tensor:
+        """By the mean of the VAE's distribution: the same latents whatever was drawn before."""
+        config, pixels = self.vae.config, 2 * images_BCHW.to(self.vae.dtype) - 1
+        latents = self.vae.encode(pixels, return_dict=False)[0].mode()
+        return ((latents - (config.shift_factor or 0)) * config.scaling_factor).float()
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         config = self.vae.config

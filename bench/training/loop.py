@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.analysis.records import score
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.api.method import Method
-from bench.backbones.adapters import TARGETS, Shape
+from bench.backbones.adapters import Shape
 from bench.config.spec import LoraSpec
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.hashing import seed_of
@@ -52,7 +52,7 @@ class Loop:
         """Asked once an update, and before each batch of an evaluation."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = spec.evaluation.build(shift)
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
+        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or backbone.targets)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)
         for name in (EMA, *method.adapters):
