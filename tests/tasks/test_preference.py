@@ -106,6 +106,13 @@ def test_clipscore_says_its_convention(clip_folder, images) -> None:
         ClipScore("photo", {"convention": "cosin"}).score(images, PROMPTS)
 
 
+def test_what_a_judge_makes_of_pictures_is_in_every_name_that_it_is_in(clip_folder) -> None:
+    sources = {"judges": "clipscore", "clipscore_model": str(clip_folder), "clipscore_convention": "30"}
+    judge = ClipScore("photo", {"model": str(clip_folder), "convention": "30"})
+    assert judge.scorer_name.startswith("clipscore-2+clipscore-30-v2-clip-")
+    assert DrawBench("photo", sources).scorer_name == f"drawbench-2+{judge.judge.name}"
+
+
 def test_half_precision_is_another_scorer(clip_folder, images) -> None:
     whole, half = (
         ClipScore("photo", {"model": str(clip_folder), "precision": precision}) for precision in ("float32", "bfloat16")
