@@ -101,9 +101,9 @@ def load_frozen(
 ):
     """A transformers model without gradients; its files may lack the parameters that match `unread`.
 
-    Raises MissingError naming what is not where, DamagedError for files that are no weights or not all of them,
-    UsageError for a model of another kind, for another precision than float32, bfloat16 and float16 and for a device
-    that is no device.
+    Raises MissingError naming what is not where, DamagedError for files that are no weights, not all of them or
+    no numbers, UsageError for a model of another kind, for another precision than float32, bfloat16 and float16 and for
+    a device that is no device.
     """
     from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
