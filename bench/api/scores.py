@@ -129,8 +129,8 @@ def _some(scores: Scores, task: str) -> Scores:
 
 
 def cause_of(details: list[dict]) -> str:
-    """Why the first picture that says so has no scores; empty if none does."""
-    return next((str(detail[FAILURE]) for detail in details if FAILURE in detail), "")
+    """Why the first picture that says so has no scores, shortened; empty if none does."""
+    return next((str(detail[FAILURE])[:500] for detail in details if FAILURE in detail), "")
 
 
 def blanked(scores: Scores, headline: str) -> Scores:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bench.analysis.stats import codes
-from bench.api.scores import FAILURE, REWARD, Collected
+from bench.api.scores import REWARD, Collected, cause_of
 from bench.api.task import Task
 from bench.config.scorers import view_settings
 from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
@@ -170,7 +170,7 @@ def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Ev
         metrics = {name: float(values[i]) for name, values in result.rows.items()}
         lines.append(official_line(sample, detail, metrics, task.name == JUDGED))
         if np.isnan(metrics[task.headline]):
-            cause = str(detail.get(FAILURE, "the scorer gives it no score"))
+            cause = cause_of([detail]) or "the scorer gives it no score"
             failed.append(cause if str(sample.path) in cause else f"{sample.path}: {cause}")
     return result, lines, failed
 

@@ -51,10 +51,12 @@ ANSWER = 2**28
 
 
 class _NoRedirections(urllib.request.HTTPRedirectHandler):
-    """urllib would ask the new address without the pictures, and take whatever that answers."""
+    """urllib would ask the new address without the pictures, and take whatever that answers; here it is an error."""
 
-    def redirect_request(self, *_: object) -> None:
-        return None
+    def http_error_302(self, *_: object) -> None:
+        """Leave it to the next handler."""
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class RemoteTask(TaskAround):
@@ -156,8 +158,13 @@ class RemoteTask(TaskAround):
 
     def _redirection(self, path: str, error: urllib.error.HTTPError) -> str:
         """What is said of an answer that names another address: a picture sent there might be lost, or not ours."""
-        target = urllib.parse.urlsplit(urllib.parse.urljoin(self.url + path, error.headers.get("Location", "")))
-        shown = one_line(ValueError(target._replace(query="", fragment="").geturl()[:200]))
+        try:
+            target = urllib.parse.urlsplit(urllib.parse.urljoin(self.url + path, error.headers.get("Location", "")))
+            # Without what may be secret: a password, a key.
+            bare = target._replace(netloc=target.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        except ValueError:
+            bare = "what is no address"
+        shown = one_line(ValueError(bare[:200]))
         return (
             f"{self.url}{path} answered {error.code}, a redirection to {shown}, which is not followed{self._way}: name "
             f"the scorer's own address in scorers.{self.name}.url"

@@ -16,7 +16,8 @@ from PIL import Image
 
 from bench.api.scores import Unscorable, score_each
 from bench.api.task import Prompt, Scores
-from bench.cli.score import may_replace, score_folder
+from bench.cli.evaluate import _print
+from bench.cli.score import may_replace, print_summary, score_folder
 from bench.errors import BenchError, UsageError
 from bench.scoring import cache
 from bench.scoring.cache import RememberingTask
@@ -159,6 +160,30 @@ def test_a_redirection_is_refused_with_its_target(status: int, answering) -> Non
     with pytest.raises(BenchError, match=f"answered {status}, a redirection to {away.url}/login, which") as refused:
         away.score(pictures(), PROMPTS)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("target", ["http://[bad", "http://me:secret@127.0.0.1/x", "", "file:///etc/passwd"])
+def test_a_redirection_to_anything_is_one_line(target: str, answering) -> None:
+    with pytest.raises(BenchError, match="answered 307, a redirection to ") as refused:
+        RemoteTask(Moody(), answering(307, target)).score(pictures(), PROMPTS)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_stratum_without_scores_leaves_no_mean_over_strata(capsys) -> None:
+    strata, half = np.array(["a", "a", "b", "b"]), np.array([1.0, 0.0, 1.0, np.nan])
+    lost = np.array([1.0, 0.0, np.nan, np.nan])
+    whole = Evaluation("t", "official", strata, {"official": half, "other": lost})
+    assert (whole.estimate().value, whole.missing, whole.failed) == (0.75, "", 1)
+    assert np.isnan(whole.estimate("other").value)  # of a metric, too
+    without = Evaluation("t", "official", strata, {"official": lost, "other": half})
+    assert np.isnan([without.estimate(metric).value for metric in without.rows]).all()
+    assert without.missing == "no picture of 'b' has a score, so that there is no mean over tags"
+    print_summary(without, "made up")
+    _print("made up", [(1.0, without), (2.0, whole), (3.0, without)])
+    shown = capsys.readouterr().out
+    assert "b none" in shown
+    assert "best guidance by headline: t 2" in shown
 
 
 # What is there before
