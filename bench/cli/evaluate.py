@@ -86,7 +86,8 @@ def score_adapter(
             if output:
                 _keep(output, [{"guidance": g, "split": split, "steps": steps} | r.record() for g, r in results])
     if failed := sum(result.failed for _, result in results):
-        raise BenchError(f"{failed} pictures could not be scored; they count in no mean")
+        without = [f"{result.task}: {result.missing}" for _, result in results if result.missing]
+        raise BenchError("; ".join([f"{failed} pictures could not be scored; they count in no mean", *without]))
 
 
 def _scales(guidance: str) -> list[float]:
@@ -138,17 +139,18 @@ def _print(title: str, results: Results) -> None:
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     for scale, result in results:
-        kept = ~np.isnan(result.rows[result.headline])
-        strata = dict.fromkeys(result.strata.tolist() if len(set(result.strata.tolist())) > 1 else [])
-        for metric, values in result.rows.items():
-            parts = {s: values[kept & (result.strata == s)] for s in strata}
+        for metric in result.rows:
+            parts = result.parts(metric) if len(set(result.strata.tolist())) > 1 else {}
             split_up = ", ".join(f"{s} {part.mean():.2f}" if len(part) else f"{s} none" for s, part in parts.items())
             shown = f"{metric} *" if metric == result.headline else metric
             table.add_row(result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
     terminal(130).print(table)
     if len({scale for scale, _ in results}) > 1:
-        best: dict[str, tuple[float, Evaluation]] = {}
+        best: dict[str, tuple[float, float]] = {}
         for scale, result in results:
-            if result.task not in best or result.estimate().value > best[result.task][1].estimate().value:
-                best[result.task] = (scale, result)
-        print("best guidance by headline: " + ", ".join(f"{task} {scale:g}" for task, (scale, _) in best.items()))
+            value = result.estimate().value
+            if not np.isnan(value) and value > best.get(result.task, (-np.inf, 0))[0]:
+                best[result.task] = (value, scale)
+        if best:
+            shown = ", ".join(f"{task} {scale:g}" for task, (_, scale) in best.items())
+            print(f"best guidance by headline: {shown}")
