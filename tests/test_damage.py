@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from bench.cli.app import main
+from bench.cli.compare import POINTS
 from bench.config.resolve import resolve
 from bench.jobs.launches import Job, launches, new_launch
 from report.evidence import collect
 from report.sections import make
 
-SETTINGS = ["evaluation.steps=1", "evaluation.points=[0.5]", "evaluation.split=validation", "params.trajectories=2", "lora.rank=4", "probes.interference=0"]
+SETTINGS = ["evaluation.steps=1", "evaluation.split=validation", "params.trajectories=2", "lora.rank=4", "probes.interference=0"]
 BUDGET = 64
 ESCAPE = "\x1b]52;c;aGVsbG8=\x07"
 
@@ -105,9 +106,10 @@ def compared(root: Path) -> list[str]:
 
 
 def ran(root: Path) -> list[str]:
-    """The same run by itself."""
-    sets = [part for setting in (f"budget={{evaluations: {BUDGET}}}", *SETTINGS) for part in ("--set", setting)]
-    return ["run", "--method", "opd_analytic", "--tasks", "ocr", *sets, "--results", str(root)]
+    points = ",".join(f"{(i + 1) / POINTS:.4f}" for i in range(POINTS))
+    told = [f"budget={{evaluations: {BUDGET}}}", f"evaluation.points=[{points}]", *SETTINGS]
+    sets = [word for setting in told for word in ("--set", setting)]
+    return ["run", "--method", "opd_analytic", "--tasks", "ocr", "--seeds", "0", *sets, "--results", str(root)]
 
 
 @pytest.fixture
