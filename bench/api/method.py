@@ -56,9 +56,9 @@ class Options(Settings):
     """Settings that a run's record leaves out where they are at their defaults: those that came later than records."""
 
     @property
-    def idle(self) -> tuple[str, ...]:
-        """Sections of further Options that do nothing under what the others say: --set refuses to change them."""
-        return ()
+    def idle(self) -> dict[str, str]:
+        """Sections of further Options that do nothing -> the setting that says so: --set refuses to change them."""
+        return {}
 
     def record(self) -> dict[str, Any]:
         """What a spec keeps of them, and of sections of further Options within."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from bench.backbones.adapters import TARGETS
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
@@ -372,6 +373,16 @@ def load(source: str, shift: float, device: str, compute: Compute = PLAIN, cache
     return backbone
 
 
+def own(source: str) -> dict[str, dict]:
+    """What a pipeline does where nobody says; the resolution of one that is not fetched yet is not known."""
+    compute = {"max_sequence_length": MAX_TEXT_TOKENS}
+    home = Path(folder_of(source))
+    if home.is_dir() or source == DEFAULT:
+        config, vae = configuration(home) if home.is_dir() else (MEDIUM, VAE)
+        compute["resolution"] = config["sample_size"] * downsampling_of(vae)
+    return {"compute": compute, "lora": {"targets": TARGETS}}
+
+
 def draws_large(source: str) -> bool:
     """Whether a pipeline draws more than 512 pixels a side by itself, as every published SD3 does."""
     home = Path(folder_of(source))
@@ -392,6 +403,7 @@ def descriptor(source: str = DEFAULT) -> Descriptor:
         fingerprint=partial(fingerprint, source),
         size=partial(size, source),
         check=partial(size, source),
+        own=partial(own, source),
         defaults={"device": best_device(), "compute": PUBLISHED, "sampler": {"guidance": 4.5}} if large else {},
         recipes=Path(__file__).parent / "sd3_recipes" if large else None,
     )

@@ -12,9 +12,9 @@ def advantages(rewards: dict[str, np.ndarray], mixing: Mixing, global_std: bool)
     """Rewards [prompts, group] of each task -> advantages of the same shape.
 
     Every reward is centred on its prompt's mean. `per_reward` then divides each task by its own standard deviation,
-    `pooled` and `raw` divide all tasks by one common deviation, so that a reward with a larger spread dominates. None is
-    GDPO (arXiv 2601.05242), which normalises several rewards of ONE picture within its group, sums them and whitens the
-    sum over the batch; here each task has pictures of its own.
+    `pooled` and `raw` divide all tasks by one common deviation, so that a reward with a larger spread dominates. None
+    is GDPO (arXiv 2601.05242), which normalises several rewards of ONE picture within its group, sums them and whitens
+    the sum over the batch; here each task has pictures of its own.
 
     With `global_std` the deviation is that of all rewards of the batch, prompts' means included, as the released code
     of Flow-GRPO and DiffusionNFT has it: a task whose prompts differ much in difficulty pulls less than one whose

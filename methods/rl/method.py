@@ -44,9 +44,9 @@ class RlOptions(Options):
     grpo_guard: GrpoGuardOptions = GrpoGuardOptions()
 
     @property
-    def idle(self) -> tuple[str, ...]:
+    def idle(self) -> dict[str, str]:
         """The sections of the engines that are not chosen."""
-        return tuple(name for name in ENGINES if name != self.engine)
+        return {name: f"params.engine is {self.engine}" for name in ENGINES if name != self.engine}
 
     def build(self) -> Engine:
         """The chosen engine with its section of settings."""
