@@ -174,7 +174,7 @@ def test_what_a_plug_in_does_not_say_is_not_known(sd3_folder: Path, capsys, monk
 
     honest = find
     foreign = lambda kind, name: Foreign if name == "foreign" else honest(kind, name)
-    for module in (cost, dryrun, footprint, spec, resolving, out_of_memory):
+    for module in (cost, dryrun, footprint, resolving, spec, out_of_memory):
         monkeypatch.setattr(module, "find", foreign)
     told = said(capsys, "foreign", ["geneval"], backbone=str(sd3_folder))
     assert "of 0 latents" not in told

@@ -38,7 +38,8 @@ class Work:
     drawn: int = 0
     """Latents that go through the model at once without gradients, guidance not counted; compute.batch cuts them."""
     trained_at_once: int = 0
-    """Latents of the largest forward with gradients, guidance not counted; 0: not known."""
+    """Latents whose activations wait for one backward pass, guidance not counted; 0: not known. Where a piece of a loss
+    is of one forward, those of the largest."""
     kept: int = 0
     """Latents (float32) that lie in memory from collecting to the optimiser's step: states, velocities, targets."""
     prompts: int = 0
