@@ -34,7 +34,7 @@ def register(monkeypatch: pytest.MonkeyPatch):
     added: dict[tuple[str, str], object] = {}
     find = lambda kind, name: added[kind, name] if (kind, name) in added else real_find(kind, name)
     registered = lambda kind: real_registered(kind) | {n: None for k, n in added if k == kind}
-    for module in ("bench.registry", "bench.config.spec", "bench.training.runner", "bench.scoring.loading", "bench.config.scorers"):
+    for module in ("bench.registry", "bench.config.spec", "bench.config.resolve", "bench.training.runner", "bench.scoring.loading", "bench.config.scorers"):
         monkeypatch.setattr(f"{module}.find", find)
     monkeypatch.setattr("bench.registry.registered", registered)
     return lambda kind, name, thing: added.__setitem__((kind, name), thing)

@@ -29,9 +29,14 @@ class Unscorable(BenchError):
     """A scorer fails on every picture that it was given."""
 
 
+def pictures_at_once(places: int) -> int:
+    """How many pictures are decoded and scored together, each of so many places of a latent."""
+    return max(1, PART // places)
+
+
 def parts_of(latents_BCHW: Tensor) -> Iterator[slice]:
     """Rows to decode and score one part after the other, so that an update's pictures never lie in memory together."""
-    size = max(1, PART // latents_BCHW[0, 0].numel()) if len(latents_BCHW) else 1
+    size = pictures_at_once(latents_BCHW[0, 0].numel()) if len(latents_BCHW) else 1
     return (slice(start, start + size) for start in range(0, len(latents_BCHW), size))
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from bench.backbones.adapters import TARGETS
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
@@ -370,6 +371,16 @@ def shift_of(source: str) -> float:
     return shift_in(path) if path else PUBLISHED_SHIFT
 
 
+def own(source: str) -> dict[str, dict]:
+    """What a pipeline does where nobody says; the resolution of one that is not fetched yet is not known."""
+    compute = {"max_sequence_length": MAX_TEXT_TOKENS}
+    home = Path(folder_of(source))
+    if home.is_dir() or source == DEFAULT:
+        config, vae = configuration(home) if home.is_dir() else (MEDIUM, VAE)
+        compute["resolution"] = config["sample_size"] * downsampling_of(vae)
+    return {"compute": compute, "lora": {"targets": TARGETS}}
+
+
 def load(source: str, shift: float, device: str, compute: Compute = PLAIN, cache: Path | None = None) -> Sd3Backbone:
     """The backbone of a descriptor that gave `shift`. Raises UsageError if the scheduler, now fetched, has another."""
     backbone = Sd3Backbone(source, device, compute, cache)
@@ -396,6 +407,7 @@ def descriptor(source: str = DEFAULT) -> Descriptor:
         shift=shift,
         load=partial(load, source, shift),
         fingerprint=partial(fingerprint, source),
+        own=partial(own, source),
         size=partial(size, source),
         check=partial(size, source),
         defaults={"device": best_device(), "compute": PUBLISHED, "sampler": {"guidance": 4.5}} if large else {},

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from bench.api.task import SPLITS
 from bench.config.bounds import Guidance
+from bench.config.compute import Compute
+from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
 from bench.config.scorers import view_settings
 from bench.config.spec import EvaluationSpec
@@ -55,7 +57,9 @@ def score_adapter(
     names = tuple(task_names(tasks))
     scales = _scales(guidance)
     descriptor = describe(backbone_name)
-    view = view_settings(overrides, names, ("scorers", "compute", "sampler"), descriptor.world)
+    sections = ("scorers", "compute", "sampler")
+    view = view_settings(overrides, names, sections, descriptor.world, descriptor.defaults.get("compute", {}))
+    descriptor.check(view.compute)
     sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
     check_output(output)
     device = best_device()
@@ -73,7 +77,7 @@ def score_adapter(
         check_folder(folder)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
-    title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
+    title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps{_drawn_as(view.compute, descriptor)}"
     with _printed(title, results), _progress() as shown, memory_of(view.compute, batch, device, backbone_name):
         lines = [shown.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
         for line, (task, scale) in zip(lines, work):
@@ -88,6 +92,14 @@ def score_adapter(
     if failed := sum(result.failed for _, result in results):
         without = [f"{result.task}: {result.missing}" for _, result in results if result.missing]
         raise BenchError("; ".join([f"{failed} pictures could not be scored; they count in no mean", *without]))
+
+
+def _drawn_as(compute: Compute, descriptor: Descriptor) -> str:
+    """Size and precision of the pictures where they are not the model's own, for a title."""
+    own = (None, descriptor.own().get("compute", {}).get("resolution"))
+    told = [f"{compute.resolution} pixels"] if compute.resolution not in own else []
+    told += [compute.precision] if compute.precision != Compute().precision else []
+    return "".join(f", {text}" for text in told)
 
 
 def _scales(guidance: str) -> list[float]:

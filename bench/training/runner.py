@@ -98,9 +98,13 @@ def execute(spec: Spec, session: Session) -> dict:
             try_scorers(lab, spec.evaluation.split)
         run.append("provenance.jsonl", entry)
         session.say(f"run folder: {run.folder}")
+        if early := spec.too_short(spec.budget.updates) if spec.budget.updates else "":
+            session.say(f"note: {early}")
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
         with stopping() as loop.stop_requested:
             loop.train(lambda progress: session.listen(label, progress))
+        if (late := spec.too_short(loop.step)) and not early:
+            session.say(f"note: {late}")
         if workers.main:
             backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
         summary = workers.agreed(_summarise(loop, teachers, session, descriptor.base_guidance or {}))

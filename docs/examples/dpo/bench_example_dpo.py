@@ -42,6 +42,7 @@ class DiffusionDpo(Method):
     name = "dpo"
     source = "Diffusion-DPO, arXiv 2311.12908, Eq. 14, with the velocity's error for the noise's"
     Options = DpoOptions
+    lowers_memory = ("batch",)
 
     @classmethod
     def check(cls, spec, sampler) -> None:
@@ -58,7 +59,8 @@ class DiffusionDpo(Method):
     @classmethod
     def work(cls, spec, sampler) -> Work:
         pictures = 2 * spec.params["batch"] * len(spec.tasks)
-        return Work(Passes(forward=pictures, trained=pictures), kept=pictures)
+        at_once = 2 * spec.params["batch"]
+        return Work(Passes(forward=pictures, trained=pictures), trained_at_once=at_once, kept=pictures)
 
     def collect(self, lab: Lab, task: str) -> Pairs:
         """The update's pairs, as latents: drawn anew in every update, the same ones whatever ran before."""

@@ -60,6 +60,7 @@ class Draft(Method):
     name = "draft"
     source = "DRaFT-K, arXiv 2309.17400, Alg. 1"
     Options = DraftOptions
+    lowers_memory = ("trajectories", "last")
 
     @classmethod
     def check(cls, spec, sampler) -> None:
@@ -78,7 +79,8 @@ class Draft(Method):
         pictures, last = spec.params["trajectories"] * len(spec.tasks), spec.params["last"]
         branches = 1 if spec.sampler.guidance == 1 else 2
         passes = Passes(forward=pictures * (sampler.steps - last) * branches, trained=pictures * last * branches)
-        return Work(passes, drawn=spec.params["trajectories"], pictures=pictures)
+        drawn = spec.params["trajectories"]
+        return Work(passes, drawn=drawn, trained_at_once=drawn * last, pictures=pictures)
 
     def collect(self, lab: Lab, task: str) -> Start:
         prompts = lab.prompts(task, self.options.trajectories)
