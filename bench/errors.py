@@ -58,6 +58,7 @@ class Interrupted(KeyboardInterrupt):
 CURES = {
     errno.ENOSPC: "free some space, and the same command goes on",
     errno.EDQUOT: "the quota is used up: free some space, and the same command goes on",
+    errno.EFBIG: "allow larger files (ulimit -f), and the same command goes on",
     errno.EROFS: "choose a place that can be written to",
     errno.EACCES: "choose a place that you may use",
     errno.EPERM: "choose a place that you may use",
@@ -106,6 +107,7 @@ def exit_on_error(main: Callable[[], int | None]) -> None:
     `| head`) is no error to tell: exit code 141, as of other programs. Anything else is a fault of this program and
     keeps its traceback.
     """
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names and prompts may hold what the locale cannot show
@@ -121,6 +123,16 @@ def exit_on_error(main: Callable[[], int | None]) -> None:
         _say(one_line(stop) if str(stop) else "interrupted")
         code = 130
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Of stdin, stdout and stderr those that are closed lead nowhere: else the next file that is opened would get the
+    number of one, and what is printed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free: this one
 
 
 def _exit_code(error: Exception) -> int | None:

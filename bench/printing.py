@@ -52,6 +52,6 @@ def progress_bar(*columns: ProgressColumn, quiet: bool = False) -> Progress:
 
 def note(lines: list[str]) -> None:
     """Tell the user something before it happens, once where several processes share a run."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if os.environ.get("RANK") in (None, "", "0"):
         for line in lines:
             print(f"note: {legible(line)}", file=sys.stderr)

@@ -38,6 +38,7 @@ class DistillationMethod(Method):
     """Checks and plan shared by the distillation methods."""
 
     needs = Needs(teachers=True)
+    lowers_memory = ("trajectories",)
 
     @classmethod
     def check(cls, spec, sampler) -> None:
@@ -82,11 +83,13 @@ class DistillationMethod(Method):
 
     @classmethod
     def trajectory_work(
-        cls, spec, trained: int, teacher: int, rollout: int = 0, anchor: int = 0, kept: int = 1, prompts: int = 1
-    ) -> Work:
+        cls, spec, trained: int, teacher: int, rollout: int = 0, anchor: int = 0, kept: int = 1, prompts: int = 1,
+        at_once: int | None = None,
+    ) -> Work:  # fmt: skip
         """The work of an update from that of one trajectory, in passes per guidance branch: the student's with
         gradients, the teacher's, the student's without gradients, the base's if there is an anchor; and the latents and
-        encoded prompts that are kept of it."""
+        encoded prompts that are kept of it. `at_once`: latents of the largest forward with gradients, by default all
+        trajectories of a task."""
         options = cls.Options.model_validate(spec.params)
         tasks, together = len(spec.tasks), len(spec.tasks) if options.batches == "mixed" else 1
         own = branches(spec.sampler.guidance)
@@ -96,6 +99,7 @@ class DistillationMethod(Method):
         return Work(
             Passes(trajectories * -(-without * together // tasks), trajectories * trained * own * together),
             drawn=trajectories,
+            trained_at_once=at_once or trajectories,
             kept=trajectories * kept * together,
             prompts=trajectories * prompts * together,
         )

@@ -52,22 +52,17 @@ class OpdAnalytic(DistillationMethod):
     name = "opd_analytic"
     source = "DiffusionOPD, arXiv 2605.15055, Eq. 11-14"
     Options = OpdOptions
+    lowers_memory = ("chunk", "trajectories")
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
         o = OpdOptions.model_validate(spec.params)
         steps = len(trained_steps(sampler, o.timestep_fraction))
         if o.execution == "fused":
-            return cls.trajectory_work(spec, trained=steps, teacher=steps, anchor=steps)
-        kept = 1 + steps * (3 if o.anchor else 2)
-        return cls.trajectory_work(spec, steps, steps, sampler.steps, steps, kept, prompts=1 + steps)
-
-    @classmethod
-    def largest_batch(cls, spec) -> int:
-        o = OpdOptions.model_validate(spec.params)
-        sampler = spec.sampler.build(1.0)  # the shift does not change how many steps are trained
-        steps = len(trained_steps(sampler, o.timestep_fraction)) if o.execution == "plain" else 1
-        return min(o.chunk, o.trajectories * steps)
+            at_once = min(o.chunk, o.trajectories)
+            return cls.trajectory_work(spec, trained=steps, teacher=steps, anchor=steps, at_once=at_once)
+        kept, at_once = 1 + steps * (3 if o.anchor else 2), min(o.chunk, o.trajectories * steps)
+        return cls.trajectory_work(spec, steps, steps, sampler.steps, steps, kept, prompts=1 + steps, at_once=at_once)
 
     def collect(self, lab: Lab, task: str) -> Start:
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))

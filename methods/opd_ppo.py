@@ -5,7 +5,7 @@ The student draws SDE trajectories. At every step the reward is how much more li
 than the student does; the clipped surrogate raises the log-probability of rewarded draws. With the sampled log-ratio
 the expected gradient is exactly the analytic one (weighting "kl", both as means over elements), with extra variance.
 Draws must be kept whole before the loss, so a trajectory costs a rollout besides its training passes; steps without
-noise (the last one of flow_sde and cps) have no density and are not trained, where analytic OPD matches means.
+noise (the last one of cps and ddim) have no density and are not trained, where analytic OPD matches means.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
         open_ = "Neither distinguished from it nor shown to be equivalent"
     for said, group in (
         (open_, [row for row in others if row not in (*told, *same, *untested, *equal)]),
-        ("The same as it, bit for bit", same),
+        ("The same score as it on every prompt", same),
         ("Not tested, for want of two common seeds", untested),
     ):
         if group:
@@ -95,8 +95,9 @@ def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> list[Markup]
     base = next((row for row in tables.scores.rows[len(pool.lines) :] if row["line"] == BASE), None)
     for task in pool.tasks:
         top = max(ranked, key=lambda row: row[task].value)
+        highest = [row["line"] for row in ranked if row[task].value == top[task].value]
         clear = next(i for i, row in enumerate(tables.scores.rows) if row is top), task
-        said = Markup("{}: {} {}").format(task, top["line"], number(top[task], "score"))
+        said = Markup("{}: {} {}").format(task, _some(highest), number(top[task], "score"))
         if base and base[task].value >= top[task].value:
             said += Markup(", not above the base's {}").format(number(base[task], "score"))
         found[clear in tables.scores.strong].append(said)

@@ -234,8 +234,9 @@ def scores_figure(
             axes.set(title=heads.get(key, "mean score"), xlabel="score")
         return figure
 
-    best = rows.loc[rows["mean"].idxmax()]
-    alt = f"Scores with intervals of {len(rows)} lines. The highest mean score is {best['line']}'s, {best['mean']:.3f}."
+    best = rows[rows["mean"] == rows["mean"].max()]
+    whose = " and ".join(best["line"])
+    alt = f"Scores with intervals of {len(rows)} lines. The highest mean score is {whose}'s, {rows['mean'].max():.3f}."
     return Figure(
         name, _said("Held-out scores, mean and 95% interval; at column width the mean score only.", levels), alt, draw
     )

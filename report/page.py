@@ -118,7 +118,7 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for table in report.tables:
         texts = {
-            "csv": table.frame().to_csv(index=False),
+            "csv": table.frame().map(_no_formula).to_csv(index=False),
             "md": _noted(table),
             "tex": table.latex(),
         }
@@ -133,6 +133,14 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
     environment = Environment(loader=PackageLoader("report"), autoescape=True)
     page = environment.get_template("report.html.j2").render(title=title, sections=report.sections, shown=_shown)
     return found | {"index.html": _encoded(page)}
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _no_formula(cell: object) -> object:
+    """A cell that no spreadsheet computes: text that begins like a formula gets an apostrophe before it."""
+    return f"'{cell}" if isinstance(cell, str) and len(cell) > 1 and cell.startswith(FORMULA) else cell
 
 
 def _encoded(text: str) -> bytes:

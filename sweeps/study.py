@@ -161,7 +161,7 @@ def shown(chosen: dict[str, Scalar]) -> list[str]:
 def read_study(path: Path) -> StudySpec:
     """A study's file, or one of this folder's by its name. Raises UsageError for what it cannot mean."""
     shipped = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.yaml"))}
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.exists() and len(path.parts) == 1:
         if path.name not in shipped:
             raise unknown("study", path.name, shipped)
         path = shipped[path.name]

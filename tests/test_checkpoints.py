@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bench.errors import BenchError, DamagedError, MissingError, UsageError
 from bench.weights.checkpoints import load_checkpoint, state_dict
-from bench.weights.frozen import load_frozen, load_processor, weights_hash
+from bench.weights.frozen import load_frozen, load_processor, require_numbers, weights_hash
 from tasks.geneval.mmdet_weights import convert as convert_mmdet
 from tasks.preference.aesthetic import AestheticJudge, read_head
 from tasks.preference.open_clip_weights import convert as convert_open_clip
@@ -202,3 +202,57 @@ def test_stand_ins_beside_weights_are_found(clip_folder: Path, tmp_path: Path, n
     (folder / name).write_bytes(POINTER)
     with pytest.raises(MissingError, match=rf"{name} is no file of .*: it is a Git-LFS pointer"):
         load_processor(str(folder))
+
+
+def with_value(folder: Path, to: Path, tensor: str, value: float) -> Path:
+    """A copy of a model's folder with one number changed."""
+    copy = Path(shutil.copytree(folder, to))
+    state = load_file(copy / "model.safetensors")
+    state[tensor].view(-1)[0] = value
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("value", "precision", "said"),
+    [
+        (float("nan"), "float32", "not finite in the tensor visual_projection.weight: download its weights again"),
+        (float("-inf"), "float32", "not finite in the tensor visual_projection.weight: download its weights again"),
+        (1e5, "float16", "not finite as float16 in the tensor visual_projection.weight: set its precision to float32"),
+        (1e5, "bfloat16", None),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(value, precision, said, clip_folder: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    folder = str(with_value(clip_folder, tmp_path / "clip", "visual_projection.weight", value))
+    if said is None:
+        load_frozen(CLIPModel, folder, "cpu", "CLIP model", precision)
+        return
+    with pytest.raises(DamagedError, match=said) as refused:
+        load_frozen(CLIPModel, folder, "cpu", "CLIP model", precision)
+    plain(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: torch.full((2, 2), torch.nan), "not finite in the tensor a"),
+        (lambda: torch.tensor([0, torch.inf], dtype=torch.float16), "not finite in the tensor a"),
+        (lambda: torch.zeros(2, dtype=torch.int8), "int8 in the tensor a"),
+        (lambda: torch.zeros(2, dtype=torch.complex64), "complex64 in the tensor a"),
+        (lambda: torch.zeros(2, dtype=torch.float8_e4m3fn), "float8_e4m3fn in the tensor a"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(made, said: str) -> None:
+    require_numbers({"b": torch.ones(1), "empty": torch.zeros(0), "one": torch.tensor(4.6)}, "here")
+    with pytest.raises(DamagedError, match=f"^here holds .*{said}"):
+        require_numbers({"b": torch.ones(1), "a": made()}, "here")
+
+
+def test_an_aesthetic_head_of_no_numbers_is_refused(tmp_path: Path) -> None:
+    state = {f"layers.{p}.{k}": torch.zeros((1, 1) if k == "weight" else 1) for p in (0, 2, 4, 6, 7) for k in ("weight", "bias")}
+    read_head(torch_file(tmp_path / "head.pth", state))
+    state["layers.4.bias"][0] = torch.inf
+    with pytest.raises(DamagedError, match=r"not finite in the tensor layers\.4\.bias"):
+        read_head(torch_file(tmp_path / "head.pth", state))

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench.api.method import Method, Options
+from bench.api.method import Method, Options, Work
+from bench.api.scores import parts_of
 from bench.backbones.meter import BACKWARD, Passes
 from bench.backbones.sd3 import DEFAULT, VAE, size
 from bench.backbones.size import Size
@@ -15,7 +17,7 @@ from bench.config.resolve import describe, resolve
 from bench.config.spec import LoraSpec
 from bench.errors import UsageError
 from bench.prediction.cost import PEAK, UTILISATION, Cost, evaluations_of_student, held_out, hours, of_passes, of_update
-from bench.prediction.footprint import training_memory
+from bench.prediction.footprint import evaluation_memory, training_memory
 from bench.registry import find
 
 
@@ -139,6 +141,10 @@ def test_a_budget_in_seconds_is_its_own_prediction(sd3_folder: Path, capsys) -> 
     assert "training: ends after 3,600 seconds of training and scoring, as the budget says" in told
 
 
+class Deep(Options):
+    part: int = 3
+
+
 class Foreign(Method):
     """A method of another package, which says what it must and no more."""
 
@@ -146,6 +152,7 @@ class Foreign(Method):
 
     class Options(Options):
         pictures: int = 7
+        deep: Deep = Deep()
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
@@ -159,13 +166,15 @@ class Foreign(Method):
 
 
 def test_what_a_plug_in_does_not_say_is_not_known(sd3_folder: Path, capsys, monkeypatch) -> None:
+    import bench.config.resolve as resolving
     from bench.cli import dryrun
     from bench.config import spec
     from bench.prediction import cost, footprint
+    from bench.training import out_of_memory
 
     honest = find
     foreign = lambda kind, name: Foreign if name == "foreign" else honest(kind, name)
-    for module in (cost, dryrun, footprint, spec):
+    for module in (cost, dryrun, footprint, resolving, spec, out_of_memory):
         monkeypatch.setattr(module, "find", foreign)
     told = said(capsys, "foreign", ["geneval"], backbone=str(sd3_folder))
     assert "of 0 latents" not in told
@@ -174,16 +183,26 @@ def test_what_a_plug_in_does_not_say_is_not_known(sd3_folder: Path, capsys, monk
     assert re.search(
         r"training: between .* and .*; the method does not say how many of its passes have gradients", told
     )
+    wanted = resolve("foreign", ["geneval"], backbone=str(sd3_folder))
+    assert "params" not in str(out_of_memory.exhausted("training", wanted))
+    # and what it says is taken, whatever its options are called
+    work = classmethod(lambda cls, spec, sampler: Work(Passes(trained=5), trained_at_once=5))
+    monkeypatch.setattr(Foreign, "work", work)
+    monkeypatch.setattr(Foreign, "lowers_memory", ("pictures", "deep.part"))
+    told = said(capsys, "foreign", ["geneval"], backbone=str(sd3_folder), overrides=["sampler.guidance=2"])
+    assert "training (activations of 10 latents (estimate))" in told
+    cures = str(out_of_memory.exhausted("training", wanted))
+    assert "a lower params.pictures (now 7) below 5, a lower params.deep.part (now 3)" in cures
 
 
 def test_memory_is_told_by_phase(capsys) -> None:
-    """Flow-GRPO keeps states and velocities of 1,152 trajectories, and decodes as many pictures in one call."""
+    """Flow-GRPO keeps states and velocities of 1,152 trajectories, and decodes as many pictures part by part."""
     told = said(capsys, None, None, preset=Path("flow-grpo-sd35-ocr"))
     latent, prompt = 4 * 16 * 64 * 64, 2 * (205 * 4096 + 2048)
     collected = 1152 * (21 * latent + prompt)
     assert f"(activations of 18 latents (estimate) and {collected / 1e9:.1f} of states, velocities and prompts)" in told
     assert "rollouts (128 latents at once)" in told  # compute.batch, twice for guidance
-    assert "decoding (1,152 pictures)" in told
+    assert "decoding (16 pictures at once)" in told
     assert "and 5.8e+18 FLOP of decoding" in told
 
 
@@ -195,6 +214,31 @@ def test_decoding_whole_sliced_and_tiled() -> None:
     assert Size({}, 128 * 2, 205, {}, VAE).decoding(1, Compute(decode="tiled")).peak < 5 * sliced.peak
     assert medium.picture_bytes == 3 * 512 * 512 * 4
     assert Size({}, 64, 205, {}).decoding(8, Compute()) is None
+
+
+@pytest.mark.parametrize("resolution", [256, 512, 1024])
+def test_pictures_are_predicted_in_the_parts_in_which_they_are_decoded(resolution: int) -> None:
+    overrides = [f"compute.resolution={resolution}", "compute.decode=whole", "evaluation.batch=96", "evaluation.guidance=1"]
+    spec = resolve("single_task", ["geneval"], backbone="sd3", overrides=overrides)
+    medium = size(DEFAULT, spec.compute)
+    parts = [rows.stop - rows.start for rows in parts_of(torch.empty(96, 1, medium.latent_side, medium.latent_side))]
+    (name,) = (name for name in training_memory(medium, spec, spec.sampler.build(3.0)) if name.startswith("decoding"))
+    assert name == f"decoding ({max(parts)} pictures at once)"
+    (evaluation,) = evaluation_memory(medium, spec).values()
+    at_once = medium.decoding(max(parts), spec.compute).peak + 2 * max(parts) * medium.picture_bytes
+    assert evaluation == max(at_once, medium.sampling(64, spec.compute).peak)
+
+
+def test_text_encoders_that_come_back_to_encode_are_in_the_memory(capsys) -> None:
+    small = ["params.nft.chunk=1", "compute.batch=1", "evaluation.batch=1", "params.groups=2", "params.group_size=2"]
+    kept = said(capsys, "single_task", ["geneval"], backbone="sd3", overrides=small)
+    moved = said(
+        capsys, "single_task", ["geneval"], backbone="sd3", overrides=[*small, "compute.offload_text_encoders=true"]
+    )
+    assert "text encoders 11.2" in kept and "on top of that encoding prompts" not in kept
+    assert "text encoders 0.0" in moved and "on top of that encoding prompts 11.2" in moved
+    assert ": 18 at most (encoding prompts)" in moved
+    assert all("encoded prompts up to 1.1" in told for told in (kept, moved))
 
 
 @pytest.mark.parametrize("preset", ["nft-sd35", "multi-reward-sd35"])

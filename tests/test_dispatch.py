@@ -310,6 +310,29 @@ def test_code_that_changed_since_submission_is_refused(root: Path) -> None:
         Submitted(speak, launch.folder, "a", root, "", "other")()
 
 
+def test_code_of_plug_ins_counts(tmp_path: Path, monkeypatch) -> None:
+    """A job is refused too when the code of another package's method has changed since it was submitted."""
+    from importlib.metadata import EntryPoint
+
+    from bench.store import provenance
+
+    (tmp_path / "otherpackage").mkdir()
+    file = tmp_path / "otherpackage" / "__init__.py"
+    file.write_text("raise ImportError('looking at it imports nothing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    alone = code_hash()
+    honest = provenance.registered
+    point = EntryPoint("other", "otherpackage.method:Other", "bench.methods")
+    gone = EntryPoint("gone", "nopackage.method:Gone", "bench.methods")
+    more = lambda kind: honest(kind) | ({"other": point, "gone": gone} if kind == "method" else {})
+    monkeypatch.setattr(provenance, "registered", more)
+    with_it = code_hash()
+    assert with_it != alone
+    file.write_text("raise ImportError('another')")
+    assert code_hash() not in (alone, with_it)
+    assert provenance.packages()["otherpackage"] == ""
+
+
 def test_a_run_that_gets_no_further_is_not_requeued(root: Path) -> None:
     launch = new_launch(root, "local", [Job("a", run="r")])
     (root / "r").mkdir()

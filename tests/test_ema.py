@@ -72,6 +72,36 @@ def test_a_run_averages_as_the_released_code_does(tmp_path: Path, monkeypatch, e
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
+SHORT = ["evaluation.steps=1", "evaluation.points=[]", "evaluation.split=validation", "params.trajectories=1",
+         "lora.rank=4", "lora.alpha=8", "sampler.steps=2"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("budget", "every", "told"),
+    [("updates: 2", 3, "before"), ("updates: 2", 2, "never"), ("evaluations: 1", 2, "after"), ("seconds: 1e-6", 1, "never")],
+)
+def test_a_run_that_ends_before_its_first_average_says_so(tmp_path: Path, budget: str, every: int, told: str) -> None:
+    said: list[str] = []
+    spec = resolve("opd_analytic", ["ocr"], overrides=[*SHORT, f"budget={{{budget}}}", f"ema.every={every}"])
+    heard = Session(tmp_path, say=said.append, listen=lambda *_: said.append("update"))
+    folder = tmp_path / execute(spec, heard)["folder"]
+    notes = [i for i, line in enumerate(said) if line.startswith(f"note: ema.every={every} is more than the ")]
+    assert len(notes) == (told != "never")
+    if notes:
+        assert (notes[0] < said.index("update")) == (told == "before")
+    tensors, _ = read_checkpoint(folder / "checkpoint.safetensors")
+    average = [tensor for name, tensor in tensors.items() if name.startswith(f"adapter/{EMA}/") and "lora_B" in name]
+    assert average and any(tensor.any() for tensor in average) == (told == "never")
+
+
+@pytest.mark.parametrize(("method", "setting", "short"), [
+    ("opd_ppo", "params.inner_updates=2", True), ("opd_ppo", "params.inner_updates=3", False), ("merge", "lora.rank=96", False)
+])  # fmt: skip
+def test_inner_updates_count_and_methods_that_do_not_train_do_not(method: str, setting: str, short: bool) -> None:
+    spec = resolve(method, ["ocr"], overrides=["ema.every=8", setting])
+    assert bool(spec.too_short(3)) == short
+
+
 def test_runs_whose_average_changed_are_other_runs() -> None:
     """Digests of specs as they were before the rule counted optimiser steps."""
     from bench.hashing import text_hash

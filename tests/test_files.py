@@ -14,6 +14,7 @@ from bench.errors import DamagedError, UsageError
 from bench.jobs import status
 from bench.scoring import folders as layout
 from bench.scoring.pictures import from_file
+from bench.store.names import APPENDED, REPLACED
 from bench.system.files import parse_json, read_lines, read_record, read_rows, read_text
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
@@ -27,7 +28,7 @@ def put(path: Path, kind: str) -> None:
     elif kind == "folder":
         path.mkdir()
     else:
-        path.symlink_to({"device": "/dev/zero", "itself": path.name}[kind])
+        path.symlink_to({"device": "/dev/zero", "itself": path.name, "nowhere": "gone/away"}[kind])
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "itself"])
@@ -44,8 +45,8 @@ def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
         layout.read(tmp_path / "d")
 
 
-@pytest.mark.parametrize("kind", ["pipe", "device", "itself"])
-@pytest.mark.parametrize("file", ["spec.json", "summary.json", "metrics.jsonl", "lock"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "itself", "nowhere", "folder"])
+@pytest.mark.parametrize("file", [*APPENDED, *REPLACED])
 def test_a_run_with_what_is_no_file_is_damaged(file: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "spec.json").write_text('{"spec": {"budget": {"updates": 3}}}')

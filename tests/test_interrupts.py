@@ -30,8 +30,9 @@ def command(method: str, root: Path, *extra: str, **others: int) -> list[str]:
 
 def started(words: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True
-    )
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # tests may be run by nohup
+    )  # fmt: skip
 
 
 def lines_of(root: Path) -> int:
@@ -60,10 +61,10 @@ def interrupted(words: list[str], root: Path, updates: int, *signals: int) -> tu
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["opd_analytic", "opd_ppo", "single_task"])
 def test_an_interrupted_run_goes_on_bit_identically(tmp_path: Path, method: str) -> None:
-    """Twice, at updates that no checkpoint was due at, once by the keyboard's signal and once by a scheduler's."""
+    """At updates that no checkpoint was due at, by the keyboard's signal, a scheduler's, and a closed terminal's."""
     whole, stopped = tmp_path / "whole" / "results", tmp_path / "stopped" / "results"
     assert subprocess.run(command(method, whole), capture_output=True).returncode == 0
-    for updates, number in ((2, signal.SIGINT), (6, signal.SIGTERM)):
+    for updates, number in ((2, signal.SIGINT), (5, signal.SIGTERM), (8, signal.SIGHUP)):
         code, said = interrupted(command(method, stopped), stopped, updates, number)
         assert code == 130, said
         assert "Traceback" not in said
@@ -103,13 +104,13 @@ def test_an_interrupt_while_loading_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_local_jobs_stop_with_their_command(tmp_path: Path, number: int) -> None:
-    """The terminal sends its signal to all processes of the command; SIGTERM comes to one."""
+    """The terminal sends its signals to all processes of the command; SIGTERM comes to one."""
     root = tmp_path / "results"
     process = started(command("opd_analytic", root, "--executor", "local", updates=2000))
     wait_until(lambda: lines_of(root) >= 3, process)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, said
     assert "Traceback" not in said
@@ -145,12 +146,15 @@ def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_sigterm_is_an_interrupt_in_every_command(number: int, monkeypatch, capsys) -> None:
     """What has been computed is printed, in one line more it is said why there is no more."""
     from bench.cli import evaluate as evaluation_command
     from bench.cli.app import main
+    from bench.system import interrupts
 
+    monkeypatch.setattr(interrupts, "_without_terminal", lambda: None)  # the streams are the tests'
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     honest, before = evaluation_command.evaluate, signal.getsignal(signal.SIGTERM)
 
     def evaluate(backbone, task, *given, **more):
@@ -168,6 +172,7 @@ def test_sigterm_is_an_interrupt_in_every_command(number: int, monkeypatch, caps
     assert shown.err.endswith("interrupted\n") and "Traceback" not in shown.err
     assert "strict" in shown.out
     assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
 
 
 @pytest.mark.alone
@@ -196,6 +201,66 @@ def test_sigterm_is_left_to_who_has_it_and_runs_take_it_after_their_update() -> 
     finally:
         signal.signal(signal.SIGTERM, before)
     assert came == ["submitted", "a job's"]
+
+
+@pytest.mark.alone
+def test_a_closed_terminal_is_an_interrupt_that_may_come_twice() -> None:
+    """From the shell and from the system. What nohup ignores stays ignored."""
+    from bench.jobs.dispatch import undisturbed
+    from bench.system.interrupts import held_back, hung_up, stopping, terminated_is_interrupted
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with terminated_is_interrupted():
+            with stopping() as asked:
+                for _ in range(2):
+                    signal.raise_signal(signal.SIGHUP)
+                    assert asked()
+            with pytest.raises(KeyboardInterrupt), undisturbed():
+                signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is hung_up
+            with pytest.raises(KeyboardInterrupt), held_back():
+                signal.raise_signal(signal.SIGHUP)
+                blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            assert signal.SIGHUP in blocked  # by jobs that are started meanwhile too
+            signal.raise_signal(signal.SIGHUP)  # what is still to be done is done
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with terminated_is_interrupted(), stopping() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert not asked()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+HANGS_UP = """
+import os, signal, sys
+from bench.system.interrupts import terminated_is_interrupted
+os.setsid()
+master, slave = os.openpty()
+for number in (1, 2):
+    os.dup2(slave, number)
+os.close(slave)
+stopped = 0
+try:
+    with terminated_is_interrupted():
+        os.close(master)
+        try:
+            print("x", flush=True)
+        except OSError:
+            stopped += 1
+        os.kill(os.getpid(), signal.SIGHUP)
+except KeyboardInterrupt:
+    print("said", file=sys.stderr, flush=True)
+    stopped += 1
+os._exit(stopped)
+"""
+
+
+def test_what_is_said_after_the_terminal_has_gone_fails_nothing() -> None:
+    hangs_up = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n{HANGS_UP}"
+    assert subprocess.run([sys.executable, "-c", hangs_up], timeout=60).returncode == 2
 
 
 def test_a_stop_is_taken_between_batches_of_an_evaluation(tmp_path: Path, monkeypatch) -> None:

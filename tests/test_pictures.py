@@ -2,7 +2,10 @@
 
 import base64
 import io
+import json
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,9 @@ from PIL import Image
 
 from bench.errors import UsageError
 from bench.scoring.folders import load
-from bench.scoring.pictures import LARGEST, TooLargeError, from_file
+from bench.scoring.pictures import LARGEST, THINNEST, TooLargeError, from_file
 from bench.scoring.remote import decode
+from bench.scoring.server import Refusal, understood
 
 RAMP = np.linspace(0, 1, 64 * 48).reshape(48, 64)
 """Grey, in shares of white."""
@@ -106,6 +110,65 @@ def test_colours_are_those_that_a_viewer_shows(name: str) -> None:
     found = from_file(saved(image, kind, **options))
     assert found[:, 4, 1].tolist() == pytest.approx(left, abs=1.5 / 255)
     assert found[:, 4, 6].tolist() == pytest.approx(right, abs=1.5 / 255)
+
+
+def png(depth: int, kind: int, clear: bytes, pixels: bytes) -> bytes:
+    """Two pixels beside each other, one value of which is transparent; Pillow writes no such files."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0)
+    rows = zlib.compress(b"\0" + pixels)
+    parts = chunk(b"IHDR", head) + chunk(b"tRNS", clear) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("clear", ["left", "right"])
+def test_grey_of_any_depth_is_on_white_where_it_is_transparent(depth: int, clear: str) -> None:
+    left, right = (0, 1) if depth == 1 else (1, 2**depth - 2)
+    pixels = ((left << depth | right) << (-2 * depth % 8)).to_bytes(-(-2 * depth // 8), "big")
+    file = png(depth, 0, struct.pack(">H", {"left": left, "right": right}[clear]), pixels)
+    shares = [1.0 if clear == side else value / (2**depth - 1) for side, value in (("left", left), ("right", right))]
+    assert from_file(io.BytesIO(file))[0, 0].tolist() == pytest.approx(shares, abs=1e-3)
+
+
+def test_sixteen_bits_of_colour_with_a_transparent_one_are_refused() -> None:
+    file = png(16, 2, struct.pack(">3H", 1, 2, 3), struct.pack(">6H", 1, 2, 3, 65535, 0, 0))
+    with pytest.raises(ValueError, match="its colours are of 16 bits, one of them transparent, which is not read"):
+        from_file(io.BytesIO(file))
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (2, 2 * THINNEST + 1), (1, THINNEST + 1)])
+def test_a_line_is_no_picture(size: tuple[int, int], tmp_path: Path) -> None:
+    """Scorers enlarge the short side: 167 bytes took gigabytes."""
+    Image.new("1", size).save(tmp_path / "line.png")
+    with pytest.raises(UsageError, match=rf"it is {size[0]:,} x {size[1]:,} pixels; none thinner than 1:50 is read"):
+        load(tmp_path / "line.png")
+    sent = base64.b64encode((tmp_path / "line.png").read_bytes()).decode()
+    with pytest.raises(Refusal, match=r"picture 0 is none that can be scored: .* thinner than 1:50") as refused:
+        understood(json.dumps({"images": [sent], "prompts": [{"text": "a"}]}).encode())
+    assert refused.value.status == 400
+    assert from_file(saved(Image.new("L", (2 * THINNEST, 2)), "PNG")).shape == (3, 2, 2 * THINNEST)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", r"a Git-LFS pointer; .*\(git lfs pull\)"),
+        (b"<!DOCTYPE html>\n<html>", "it is a web page; download it again"),
+        (b"", "it is empty"),
+        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "it is none of PNG, JPEG"),
+        (b"no picture", "it is none of PNG, JPEG"),
+    ],
+)
+def test_what_stands_for_a_picture_is_called_what_it_is(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "0000.png").write_bytes(content)
+    with pytest.raises(UsageError, match=rf"0000\.png is no picture that can be scored: .*{said}"):
+        load(tmp_path / "0000.png")
+    with pytest.raises(ValueError, match=said):
+        decode(base64.b64encode(content).decode())
 
 
 def test_eight_bits_are_read_exactly() -> None:

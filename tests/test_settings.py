@@ -1,13 +1,15 @@
 """Settings that nobody can mean are refused in one line, before anything is allocated."""
 
+import json
 import resource
 import time
 from pathlib import Path
 
 import pytest
 
+from bench.backbones.adapters import TARGETS
 from bench.config.grid import overrides_of
-from bench.config.resolve import preset_tasks, refuse_idle, resolve
+from bench.config.resolve import preset_tasks, refuse_training, resolve
 from bench.config.scorers import view_settings
 from bench.config.settings import parse_override, parse_seeds, parse_yaml, read_yaml
 from bench.errors import UsageError
@@ -163,12 +165,12 @@ def test_a_teacher_s_guidance_as_its_files_have_it_follows_the_setting_s_rule(
                                      "checkpoint_every=5", "sampler.kernel=cps", "sampler.steps=5", "sampler={eta: 0.1}"])  # fmt: skip
 def test_settings_of_training_are_refused_where_nothing_is_trained(setting: str) -> None:
     with pytest.raises(UsageError, match=r"method 'merge' does not train, so .* does nothing"):
-        refuse_idle("merge", [setting])
+        refuse_training("merge", [setting])
     with pytest.raises(UsageError, match="does not train"):
         overrides_of("merge", ["merge", "sft"], [f"merge.{setting}"])
     assert overrides_of("merge", ["merge", "sft"], [setting]) == [setting]  # meant for the others
-    refuse_idle("sft", [setting])
-    refuse_idle("merge", ["sampler.guidance=2", "lora.rank=4", "evaluation.steps=2", "params.scale=2", "device=cuda"])
+    refuse_training("sft", [setting])
+    refuse_training("merge", ["sampler.guidance=2", "lora.rank=4", "evaluation.steps=2", "params.scale=2", "device=cuda"])
 
 
 def test_a_noise_level_of_nothing_can_be_said() -> None:
@@ -330,6 +332,71 @@ def test_whole_numbers_and_lists_are_taken_where_they_are_meant() -> None:
     spec = resolve("opd_analytic", ["ocr"], overrides=settings)
     assert spec.optimizer.lr == 1.0 and spec.budget.evaluations == 1_000_000
     assert spec.evaluation.points == (0.5, 1.0) and spec.lora.targets == ("attn.to_q",)
+
+
+OWN = {
+    "prompt length": ("sd3", ["compute.max_sequence_length=128"], []),
+    "resolution": ("sd3", ["compute.resolution=1024"], ["compute.resolution=null"]),
+    "targets": ("sd3", [f"lora.targets=[{', '.join(TARGETS)}]"], []),
+    "targets in another order": ("micro", [f"lora.targets=[{', '.join(reversed(TARGETS))}]"], []),
+    "shift": ("micro", ["sampler.shift=3"], []),
+    "shift of evaluation": ("micro", ["evaluation.shift=3.0"], []),
+    "both shifts": ("sd3", ["sampler.shift=3", "evaluation.shift=3"], []),
+    "shift of evaluation as in training": ("micro", ["sampler.shift=2", "evaluation.shift=2"], ["sampler.shift=2"]),
+    "table": ("micro", ["evaluation.table=diffusers"], []),
+    "table as in training": ("micro", ["sampler.table=once", "evaluation.table=once"], ["sampler.table=once"]),
+    "a section without use at its default": ("sd3", ["params.grpo.clip=1e-4"], []),
+    "as the recipe has it": ("micro", ["params.engine=grpo", "params.nft.kl=0.1"], ["params.engine=grpo"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_saying_what_holds_anyway_gives_a_run_no_other_name(name: str) -> None:
+    backbone, said, unsaid = OWN[name]
+    resolved = lambda overrides: resolve("single_task", ["geneval"], backbone=backbone, overrides=overrides)
+    assert resolved(said) == resolved(unsaid)
+
+
+@pytest.mark.parametrize(
+    "said", ["sampler.shift=2", "evaluation.shift=2", "evaluation.table=once", "lora.targets=[attn.to_q]"]
+)
+def test_what_is_said_otherwise_does(said: str) -> None:
+    digest = lambda overrides: resolve("single_task", ["geneval"], overrides=overrides).digest("x")
+    assert digest([said]) != digest([])
+    assert digest([said, "sampler.shift=2", "evaluation.shift=3"]) != digest([said, "sampler.shift=2"])
+
+
+@pytest.mark.parametrize("said", ["evaluation.shift=3", "evaluation.table=diffusers"])
+def test_evaluation_as_the_backbone_has_it_stays_where_training_differs(said: str, tmp_path: Path) -> None:
+    spec = resolve("single_task", ["geneval"], overrides=["sampler.shift=2", "sampler.table=once", said])
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps({"spec": spec.record(), "backbone_hash": "x"}))
+    assert resolve(None, None, preset=path) == spec
+    assert (spec.evaluation.shift, spec.evaluation.table) == ((3, "once") if "shift" in said else (2, "diffusers"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "setting"),
+    [("nft", "params.grpo.clip=0.5"), ("nft", "params.grpo.log_prob=squared_error"), ("grpo", "params.nft.beta=0.5"),
+     ("grpo", "params.nft.kl=1e-4"), ("grpo_guard", "params.grpo.chunk=3")],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["single_task", "cascade"])
+def test_a_setting_of_an_engine_that_is_not_chosen_is_refused(method: str, engine: str, setting: str) -> None:
+    """On micro, whose recipe says params.nft.kl 0.1: 1e-4, the engine's own default, is then a change too."""
+    name = setting.partition("=")[0]
+    with pytest.raises(UsageError, match=f"^{name} does nothing where params.engine is {engine}: leave it out$"):
+        resolve(method, ["geneval"], overrides=[f"params.engine={engine}", setting])
+
+
+def test_a_preset_may_hold_sections_of_other_engines(tmp_path: Path) -> None:
+    """A run's spec.json holds all of them; another engine is then chosen on the command line."""
+    made = resolve("single_task", ["geneval"], overrides=["params.nft.beta=0.5"])
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps({"spec": made.record(), "backbone_hash": "x"}))
+    noisy = ["params.engine=grpo", "sampler.kernel=cps", "sampler.eta=0.7"]
+    assert resolve(None, None, preset=path, overrides=noisy).params["nft"]["beta"] == 0.5
+    with pytest.raises(UsageError, match=r"params\.nft\.beta does nothing"):
+        resolve(None, None, preset=path, overrides=[*noisy, "params.nft.beta=0.7"])
 
 
 def test_unknown_keys_name_the_nearest_in_any_section(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ FORGETFUL = {
         "draws from lab.generator by itself",
     ),
     "global": ("conditioning = lab.encode(lab.prompts(task, 4))", "torch.rand(1)", "global random generator"),
+    "prepare": ("conditioning = lab.encode(lab.prompts(task, 4))", "", "global random generator"),
+    "apart": ("conditioning = lab.encode(lab.prompts(task, 4))", "", "hold different students before the first update"),
     "numpy": ("conditioning = lab.encode(lab.prompts(task, 4))", "np.random.rand()", "global random generator"),
 }
 
@@ -176,6 +178,13 @@ def losses(self, lab, task, start):
     {drawn or "pass"}
     yield from honest(self, lab, task, start)
 opd_analytic.OpdAnalytic.collect, opd_analytic.OpdAnalytic.losses = collect, losses
+def prepare(self, lab):
+    if {kind!r} == "prepare":
+        np.random.rand()
+    if {kind!r} == "apart":  # drawn from a generator of its own, which nobody watches
+        for tensor in lab.backbone.adapters.parameters("student"):
+            tensor += np.random.default_rng().normal()
+opd_analytic.OpdAnalytic.prepare = prepare
 sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", *{settings!r}]
 from bench.cli.app import main
 main()

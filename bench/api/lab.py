@@ -73,7 +73,8 @@ class Lab:
         return generator
 
     def numpy_generator(self, purpose: str, task: str = "") -> np.random.Generator:
-        """As `generator`, for distributions that numpy has."""
+        """A generator that gives every process the same numbers: for what the prompts of an update share, such as
+        which task. Never for one number a prompt: every process would draw those of the first prompts."""
         return np.random.default_rng(self.seed_for(purpose, task))
 
     def prompts(self, task: str, count: int) -> list[Prompt]:
@@ -82,13 +83,22 @@ class Lab:
         Raises UsageError where there are fewer prompts than processes.
         """
         drawn = self.tasks[task].sample(count, self.numpy_generator("prompts", task))
+        mine = self.share_rows(task, count)
+        return drawn[mine.start : mine.stop]
+
+    def share_rows(self, task: str, count: int) -> range:
+        """Which of `count` rows of this update, prompts or pairs of a given set, are this process's; all of them where
+        there is one process. Whoever learns from other rows than `prompts` asks for its own here.
+
+        Raises UsageError where there are fewer rows than processes.
+        """
         if self.workers.count == 1:
-            return drawn
+            return range(count)
         if count < self.workers.count:
             raise UsageError(f"{self.workers.count} processes cannot share {count} prompts of task {task!r} an update")
         mine = self.workers.share(count)
         self.rows[task] = Rows(mine.start, mine.stop, count)
-        return drawn[mine.start : mine.stop]
+        return mine
 
     def share(self, task: str) -> float:
         """Share of the task's prompts of this update that are this process's."""
@@ -106,6 +116,12 @@ class Lab:
     def teacher(self, task: str, conditioning: Conditioning) -> Velocity:
         """The velocity field of a task's teacher at its own guidance scale."""
         return self.velocity(conditioning, self.teachers[task], self.teacher_guidance[task])
+
+    def differentiable_reward(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Tensor:
+        """Rewards [B] of decoded latents, through which gradients flow back to them. Raises UsageError for a task whose
+        reward has none."""
+        with self.backbone.meter.purpose("scoring"):
+            return self.tasks[task].differentiable_reward(self.backbone.decode(latents), prompts)
 
     def score(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:
         """Decode and score, part by part. Raises BenchError if a picture or a reward is not finite: neither a broken

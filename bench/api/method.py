@@ -37,6 +37,9 @@ class Work:
     passes: Passes
     drawn: int = 0
     """Latents that go through the model at once without gradients, guidance not counted; compute.batch cuts them."""
+    trained_at_once: int = 0
+    """Latents whose activations wait for one backward pass, guidance not counted; 0: not known. Where a piece of a loss
+    is of one forward, those of the largest."""
     kept: int = 0
     """Latents (float32) that lie in memory from collecting to the optimiser's step: states, velocities, targets."""
     prompts: int = 0
@@ -44,7 +47,7 @@ class Work:
     pictures: int = 0
     """Pictures that are decoded and scored."""
     pictures_at_once: int = 0
-    """How many of them are decoded in one call."""
+    """How many of them are scored in one call, which decodes them part by part."""
 
 
 class Options(Settings):
@@ -52,6 +55,11 @@ class Options(Settings):
 
     unsaid: ClassVar[tuple[str, ...]] = ()
     """Settings that a run's record leaves out where they are at their defaults: those that came later than records."""
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Sections of further Options that do nothing -> the setting that says so: --set refuses to change them."""
+        return {}
 
     def record(self) -> dict[str, Any]:
         """What a spec keeps of them, and of sections of further Options within."""
@@ -76,6 +84,9 @@ class Method(ABC, Generic[Experience]):
     """False for a method that takes exactly one task."""
     trains: ClassVar[bool] = True
     """False for a method whose result is ready after `prepare`."""
+    lowers_memory: ClassVar[tuple[str, ...]] = ()
+    """Options that lower what an update needs of memory, as `params` spells them ("nft.chunk"), best first: the first
+    one bounds the forwards with gradients (Work.trained_at_once) directly."""
 
     def __init__(self, options: Any):
         self.options = options
@@ -152,18 +163,6 @@ class Method(ABC, Generic[Experience]):
     def work(cls, spec: Spec, sampler: Sampler) -> Work | None:
         """What one update does, from which hours and memory are predicted. Default None: not known beyond `predict`."""
         return None
-
-    @classmethod
-    def memory_settings(cls, spec: Spec) -> tuple[str, ...]:
-        """Settings that lower what an update needs of memory, best first. Default: those of a usual name."""
-        return tuple(f"params.{name}" for name in ("chunk", "trajectories", "groups") if name in spec.params)
-
-    @classmethod
-    def largest_batch(cls, spec: Spec) -> int:
-        """Latents of its largest forward with gradients, guidance not counted. Default: `chunk` of `trajectories`;
-        0, which says that it is not known, where settings have other names."""
-        settings = [spec.params[name] for name in ("chunk", "trajectories") if name in spec.params]
-        return min(settings, default=0)
 
     def after_update(self, lab: Lab) -> None:
         """Called after the optimiser's step, without gradients."""

@@ -20,6 +20,8 @@ PATIENCE = 8
 """Pictures that may fail before any is scored."""
 FAILURE = "failure"
 """What a picture's details say of a scorer that cannot take it."""
+REWARD = "reward"
+"""What rows call the reward, beside the metrics; no metric may be called so."""
 NOT_FINITE = "the model gives values that are not finite"
 
 
@@ -27,9 +29,14 @@ class Unscorable(BenchError):
     """A scorer fails on every picture that it was given."""
 
 
+def pictures_at_once(places: int) -> int:
+    """How many pictures are decoded and scored together, each of so many places of a latent."""
+    return max(1, PART // places)
+
+
 def parts_of(latents_BCHW: Tensor) -> Iterator[slice]:
     """Rows to decode and score one part after the other, so that an update's pictures never lie in memory together."""
-    size = max(1, PART // latents_BCHW[0, 0].numel()) if len(latents_BCHW) else 1
+    size = pictures_at_once(latents_BCHW[0, 0].numel()) if len(latents_BCHW) else 1
     return (slice(start, start + size) for start in range(0, len(latents_BCHW), size))
 
 
@@ -98,7 +105,7 @@ def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores
     scored.
     """
     try:
-        return blanked(task.score(images_BCHW, prompts))
+        return _some(blanked(task.score(images_BCHW, prompts), task.headline), task.name)
     except (BenchError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a scorer may raise anything
@@ -107,7 +114,7 @@ def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores
     parts: list[Scores | str] = []
     for i in range(len(prompts)):
         try:
-            parts.append(blanked(task.score(images_BCHW[i : i + 1], prompts[i : i + 1])))
+            parts.append(blanked(task.score(images_BCHW[i : i + 1], prompts[i : i + 1]), task.headline))
         except (BenchError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -115,14 +122,39 @@ def score_each(task: Task, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores
     good = next((part for part in parts if isinstance(part, Scores)), None)
     if good is None:
         raise Unscorable(f"the scorer of task {task.name!r} fails on every picture: {parts[0]}")
-    return stacked([part if isinstance(part, Scores) else unscored(good, 1, part) for part in parts])
+    whole = stacked([part if isinstance(part, Scores) else unscored(good, 1, part) for part in parts])
+    return _some(whole, task.name)
 
 
-def blanked(scores: Scores) -> Scores:
-    """NaN in every metric of a picture whose reward is NaN."""
-    lost = np.isnan(scores.rewards)
+def _some(scores: Scores, task: str) -> Scores:
+    """The scores. Raises Unscorable if they are none at all."""
+    if len(scores.rewards) and np.isnan(scores.rewards).all():
+        raise Unscorable(cause_of(scores.details) or f"the scorer of task {task!r} gives no picture a score")
+    return scores
+
+
+def cause_of(details: list[dict]) -> str:
+    """Why the first picture that says so has no scores, shortened; empty if none does."""
+    return next((str(detail[FAILURE])[:500] for detail in details if FAILURE in detail), "")
+
+
+def blanked(scores: Scores, headline: str) -> Scores:
+    """NaN in the reward and in every metric of a picture that lacks its reward or its headline: half of a score would
+    count in one mean and not in the other."""
+    lost = np.isnan(scores.rewards) | np.isnan(scores.metrics.get(headline, scores.rewards))
     metrics = {name: np.where(lost, np.nan, values) for name, values in scores.metrics.items()}
-    return Scores(scores.rewards, metrics, scores.details)
+    return Scores(np.where(lost, np.nan, scores.rewards), metrics, scores.details)
+
+
+def rows_of(task: Task, scores: Scores) -> dict[str, np.ndarray]:
+    """metric -> values [B], the reward among them. Raises BenchError for a scorer without the task's headline, and for
+    one that calls a metric as the reward."""
+    if REWARD in scores.metrics:
+        raise BenchError(f"the scorer of {task.name!r} calls a metric {REWARD!r}, which the reward itself is called")
+    rows = {REWARD: scores.rewards} | scores.metrics
+    if task.headline not in rows:
+        raise BenchError(f"the scorer of {task.name!r} gives {', '.join(rows)}, not its headline {task.headline!r}")
+    return rows
 
 
 def unscored(like: Scores, count: int, cause: str) -> Scores:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from bench.errors import UsageError, unknown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -74,6 +76,11 @@ class Task(ABC):
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         """Score pictures [B, 3, H, W] in [0, 1]. Deterministic; never raises on an ugly picture."""
 
+    def differentiable_reward(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Tensor:
+        """Reward [B] of pictures [B, 3, H, W] in [0, 1] through which gradients flow; equal to `score`'s rewards where
+        both are defined. Raises UsageError for a task whose reward has no gradient: the default."""
+        raise UsageError(f"the reward of task {self.name!r} has no gradient")
+
     def check(self, prompt: Prompt) -> None:  # noqa: B027 - plain text has nothing to check
         """Raise UsageError, naming the field and the nearest valid value, for a prompt that this task cannot score.
 
@@ -106,8 +113,6 @@ class Task(ABC):
 
     def world_entry(self, table: dict[str, Any]) -> Any:
         """The table's entry for this world; raises UsageError if the task does not serve it."""
-        from bench.errors import unknown
-
         if self.world not in table:
             raise unknown(f"world for task {self.name}", self.world, table)
         return table[self.world]

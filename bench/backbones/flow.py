@@ -1,4 +1,4 @@
-"""A flow-matching policy around SD3Transformer2DModel: what methods and evaluation call."""
+"""A flow-matching policy around a frozen network with LoRA adapters: what methods and evaluation call."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,6 +14,7 @@ from bench.backbones.conditioning import Conditioning
 from bench.backbones.embeddings import Embeddings
 from bench.backbones.meter import Meter
 from bench.config.compute import Compute
+from bench.errors import UsageError
 from bench.sampler.draws import normal
 
 COMPILATIONS = 64
@@ -21,10 +22,13 @@ COMPILATIONS = 64
 
 
 class FlowBackbone(ABC, nn.Module):
-    """Frozen transformer with LoRA adapters. Subclasses say how prompts are encoded and latents decoded."""
+    """A frozen network with LoRA adapters. Subclasses say how it is called, how prompts are encoded, and how latents
+    and pictures turn into one another."""
 
     latent_shape: tuple[int, int, int]
     """(C, h, w)."""
+    targets: tuple[str, ...]
+    """Layers that the student's adapter is put on where a spec does not say: ends of their names."""
 
     def __init__(
         self,
@@ -48,13 +52,24 @@ class FlowBackbone(ABC, nn.Module):
             transformer.enable_gradient_checkpointing(self._checkpointed)
         if compute.compile:
             torch._dynamo.config.recompile_limit = COMPILATIONS
-            for block in transformer.transformer_blocks:
+            for block in self.blocks():
                 block.compile()
 
     def _checkpointed(self, block: nn.Module, *args) -> Tensor:
         """A block whose second forward, in the backward pass, runs under the adapter of its first: by then the teacher
         may be the current one."""
         return checkpoint(self.adapters.bound(block), *args, use_reentrant=False)
+
+    def blocks(self) -> list[nn.Module]:
+        """Repeated parts of the network, which compute.compile compiles one by one. Default: none."""
+        return []
+
+    @abstractmethod
+    def predict(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's velocity eps - x0 at x [B, C, h, w] = (1 - sigma) x0 + sigma eps, without guidance.
+
+        Called under autocast at compute.precision; may return any float type.
+        """
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
@@ -64,6 +79,13 @@ class FlowBackbone(ABC, nn.Module):
     @abstractmethod
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Latents -> pictures [B, 3, H, W], float32 in [0, 1]."""
+
+    def encode_pictures(self, images_BCHW: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] -> latents [B, C, h, w], for methods that learn from given pictures.
+
+        Raises UsageError where the backbone has no encoder.
+        """
+        raise UsageError(f"backbone {self.name!r} does not say how pictures become latents")
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
@@ -109,14 +131,7 @@ class FlowBackbone(ABC, nn.Module):
     def _forward(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         self.meter.count(len(x), torch.is_grad_enabled())
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            v = self.transformer(
-                hidden_states=x.to(self.dtype),
-                encoder_hidden_states=conditioning.sequence.to(self.dtype),
-                pooled_projections=conditioning.pooled.to(self.dtype),
-                timestep=1000 * sigma_B,
-                return_dict=False,
-            )[0]
-        return v.float()
+            return self.predict(x, sigma_B, conditioning).float()
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Standard normal latents [count, C, h, w], the same on every device."""

@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from bench.backbones.adapters import TARGETS
 from bench.backbones.conditioning import Conditioning
-from bench.backbones.flow import FlowBackbone
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
 from bench.backbones.pipeline_files import require_whole, variant_of, weight_files
+from bench.backbones.sd3_transformer import Sd3Transformer
 from bench.backbones.size import Size
 from bench.config.bounds import Positive
 from bench.config.compute import PLAIN, Compute
@@ -63,7 +64,7 @@ precision, and by far most of a 24 GB card would go into activations."""
 CURE = "give a local folder in diffusers' format, or make the hub reachable, accept the model's licence and log in"
 
 
-class Sd3Backbone(FlowBackbone):
+class Sd3Backbone(Sd3Transformer):
     """StableDiffusion3Pipeline: frozen text encoders and VAE, LoRA on the transformer.
 
     Text encoders are loaded when a prompt turns up that is not in the cache.
@@ -101,6 +102,12 @@ class Sd3Backbone(FlowBackbone):
         if self.compute.offload_text_encoders:
             for encoder in encoders:
                 encoder.to("cpu")
+
+    def encode_pictures(self, images_BCHW: Tensor) -> Tensor:
+        """By the mean of the VAE's distribution: the same latents whatever was drawn before."""
+        config, pixels = self.vae.config, 2 * images_BCHW.to(self.vae.dtype) - 1
+        latents = self.vae.encode(pixels, return_dict=False)[0].mode()
+        return ((latents - (config.shift_factor or 0)) * config.scaling_factor).float()
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         config = self.vae.config
@@ -364,6 +371,16 @@ def shift_of(source: str) -> float:
     return shift_in(path) if path else PUBLISHED_SHIFT
 
 
+def own(source: str) -> dict[str, dict]:
+    """What a pipeline does where nobody says; the resolution of one that is not fetched yet is not known."""
+    compute = {"max_sequence_length": MAX_TEXT_TOKENS}
+    home = Path(folder_of(source))
+    if home.is_dir() or source == DEFAULT:
+        config, vae = configuration(home) if home.is_dir() else (MEDIUM, VAE)
+        compute["resolution"] = config["sample_size"] * downsampling_of(vae)
+    return {"compute": compute, "lora": {"targets": TARGETS}}
+
+
 def load(source: str, shift: float, device: str, compute: Compute = PLAIN, cache: Path | None = None) -> Sd3Backbone:
     """The backbone of a descriptor that gave `shift`. Raises UsageError if the scheduler, now fetched, has another."""
     backbone = Sd3Backbone(source, device, compute, cache)
@@ -390,6 +407,7 @@ def descriptor(source: str = DEFAULT) -> Descriptor:
         shift=shift,
         load=partial(load, source, shift),
         fingerprint=partial(fingerprint, source),
+        own=partial(own, source),
         size=partial(size, source),
         check=partial(size, source),
         defaults={"device": best_device(), "compute": PUBLISHED, "sampler": {"guidance": 4.5}} if large else {},

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.backbones.flow import FlowBackbone
 from bench.backbones.sd3 import CLIP_TOKENS, MAX_TEXT_TOKENS, MEDIUM, latent_side
+from bench.backbones.sd3_transformer import Sd3Transformer
 from bench.config.compute import PLAIN, Compute
 from bench.hashing import seed_of, text_hash
 
 DOWNSAMPLING = 8
 
 
-class ShapeOnly(FlowBackbone):
+class ShapeOnly(Sd3Transformer):
     """Weights drawn on the device itself; a decoder is not part of what is measured."""
 
     def __init__(self, device: str, compute: Compute = PLAIN, cache: Path | None = None, config: dict = MEDIUM):

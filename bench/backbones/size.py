@@ -62,14 +62,11 @@ class Size:
         return _sampling(self._key, latents, self.latent_side, self.text_tokens, compute.precision)
 
     def decoding(self, pictures: int, compute: Compute) -> "Pass | None":
-        """What the VAE's decoder does at once of a batch of pictures: all of them, one, or (at most) tiles of all."""
+        """What the VAE's decoder does at once of a batch of pictures: all of them, one, or tile by tile all."""
         if self.vae is None:
             return None
-        side = self.latent_side
-        if compute.decode == "tiled":
-            side = min(side, self.vae.get("sample_size", 32) // 2 ** (len(self.vae["block_out_channels"]) - 1))
         at_once = 1 if compute.decode == "sliced" else pictures
-        return _decoding(json.dumps(self.vae, sort_keys=True), at_once, side)
+        return _decoding(json.dumps(self.vae, sort_keys=True), at_once, self.latent_side, compute.decode == "tiled")
 
     @property
     def picture_bytes(self) -> int:
@@ -122,7 +119,7 @@ def _sampling(config: str, latents: int, side: int, text_tokens: int, precision:
 
 
 @cache
-def _decoding(config: str, pictures: int, side: int) -> "Pass":
+def _decoding(config: str, pictures: int, side: int, tiled: bool) -> "Pass":
     from bench.backbones.trial import decoding_pass
 
-    return decoding_pass(json.loads(config), pictures, side)
+    return decoding_pass(json.loads(config), pictures, side, tiled)

@@ -121,12 +121,16 @@ def sampling_pass(config: dict, latents: int, side: int, text_tokens: int, preci
     return Pass(count.flops, 0, kept, count.peak)
 
 
-def decoding_pass(config: dict, pictures: int, side: int) -> Pass:
-    """The decoder of an AutoencoderKL of this configuration, at float32, on latents of `side` x `side`."""
+def decoding_pass(config: dict, pictures: int, side: int, tiled: bool = False) -> Pass:
+    """The decoder of an AutoencoderKL of this configuration, at float32, on latents of `side` x `side`, whole or in
+    diffusers' own overlapping tiles."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
         model = AutoencoderKL.from_config(config).requires_grad_(False).eval()
+    if tiled:
+        model.enable_tiling()
+        model.blend_v = model.blend_h = lambda _, tile, __: tile  # in place, row by row: no products, but many calls
     fake = FakeTensorMode()
     filled(model, fake)
     with torch.no_grad(), fake, Count(model) as count:

@@ -66,7 +66,7 @@ def run(
 ) -> None:
     """Train one student, resume it, or print its finished summary."""
     from bench.config.contradictions import replaced
-    from bench.config.resolve import refuse_idle, resolve
+    from bench.config.resolve import refuse_training, resolve
     from bench.config.settings import parse_seeds
     from bench.jobs.placement import placement
     from bench.printing import note
@@ -77,7 +77,7 @@ def run(
     names = None if tasks is None else split_names(tasks)
     where = placement(executor, profile, slurm)
     spec = resolve(method, names, seed_list[0], backbone, preset, set_, teachers)
-    refuse_idle(spec.method, set_ or [])
+    refuse_training(spec.method, set_ or [])
     check_teachers([spec])
     note([*replaced(set_), *taught_otherwise([spec.with_seed(s) for s in seed_list], root)])
     if dry_run:

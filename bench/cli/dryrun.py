@@ -21,6 +21,9 @@ def explain(spec: Spec) -> None:
     print(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).strip())
     print_steps(sampler)
     print(f"\n# {budget_line(spec, sampler)}")
+    count = updates(spec, find("method", spec.method).predict(spec, sampler))
+    if note := spec.too_short(count) if count else "":
+        print(f"# note: {note}")
     if descriptor.size and (size := descriptor.size(spec.compute)) is None:
         print("# hours and memory: the model's size is not known before it is fetched")
     elif descriptor.size:

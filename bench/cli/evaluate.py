@@ -13,6 +13,8 @@ from rich.table import Table
 
 from bench.api.task import SPLITS
 from bench.config.bounds import Guidance
+from bench.config.compute import Compute
+from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
 from bench.config.scorers import view_settings
 from bench.config.settings import plain_number
@@ -56,7 +58,9 @@ def score_adapter(
     names = tuple(task_names(tasks))
     scales = _scales(guidance)
     descriptor = describe(backbone_name)
-    view = view_settings(overrides, names, ("scorers", "compute", "sampler"), descriptor.world)
+    sections = ("scorers", "compute", "sampler")
+    view = view_settings(overrides, names, sections, descriptor.world, descriptor.defaults.get("compute", {}))
+    descriptor.check(view.compute)
     sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
     check_output(output)
     device = best_device()
@@ -74,7 +78,7 @@ def score_adapter(
         check_folder(folder)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
-    title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps"
+    title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps{_drawn_as(view.compute, descriptor)}"
     with _printed(title, results), _progress() as shown, memory_of(view.compute, batch, device, backbone_name):
         lines = [shown.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
         for line, (task, scale) in zip(lines, work):
@@ -87,7 +91,16 @@ def score_adapter(
             if output:
                 _keep(output, [{"guidance": g, "split": split, "steps": steps} | r.record() for g, r in results])
     if failed := sum(result.failed for _, result in results):
-        raise BenchError(f"{failed} pictures could not be scored; they count in no mean")
+        without = [f"{result.task}: {result.missing}" for _, result in results if result.missing]
+        raise BenchError("; ".join([f"{failed} pictures could not be scored; they count in no mean", *without]))
+
+
+def _drawn_as(compute: Compute, descriptor: Descriptor) -> str:
+    """Size and precision of the pictures where they are not the model's own, for a title."""
+    own = (None, descriptor.own().get("compute", {}).get("resolution"))
+    told = [f"{compute.resolution} pixels"] if compute.resolution not in own else []
+    told += [compute.precision] if compute.precision != Compute().precision else []
+    return "".join(f", {text}" for text in told)
 
 
 def _scales(guidance: str) -> list[float]:
@@ -141,17 +154,18 @@ def _print(title: str, results: Results) -> None:
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     for scale, result in results:
-        kept = ~np.isnan(result.rows[result.headline])
-        strata = dict.fromkeys(result.strata.tolist() if len(set(result.strata.tolist())) > 1 else [])
-        for metric, values in result.rows.items():
-            parts = {s: values[kept & (result.strata == s)] for s in strata}
+        for metric in result.rows:
+            parts = result.parts(metric) if len(set(result.strata.tolist())) > 1 else {}
             split_up = ", ".join(f"{s} {part.mean():.2f}" if len(part) else f"{s} none" for s, part in parts.items())
             shown = f"{metric} *" if metric == result.headline else metric
             table.add_row(result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
     terminal(130).print(table)
     if len({scale for scale, _ in results}) > 1:
-        best: dict[str, tuple[float, Evaluation]] = {}
+        best: dict[str, tuple[float, float]] = {}
         for scale, result in results:
-            if result.task not in best or result.estimate().value > best[result.task][1].estimate().value:
-                best[result.task] = (scale, result)
-        print("best guidance by headline: " + ", ".join(f"{task} {scale:g}" for task, (scale, _) in best.items()))
+            value = result.estimate().value
+            if not np.isnan(value) and value > best.get(result.task, (-np.inf, 0))[0]:
+                best[result.task] = (value, scale)
+        if best:
+            shown = ", ".join(f"{task} {scale:g}" for task, (_, scale) in best.items())
+            print(f"best guidance by headline: {shown}")

@@ -25,6 +25,8 @@ class Descriptor:
     """Folder of shipped teacher adapters, one folder a task."""
     size: Callable[..., object] | None = None
     """compute -> Size without loading weights, or None if it is not known; no function where nobody plans GPU-hours."""
+    own: Callable[[], dict[str, dict[str, Any]]] = dict
+    """() -> section of a spec -> setting -> what holds where nobody says it: saying that gives a run no other name."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """Settings under every recipe: what this backbone is sensibly computed with where nobody says."""
     check: Callable[..., object] = lambda compute: None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from bench.config.contradictions import leaves, refuse_contradictions
-from bench.config.resolve import refuse_idle, resolve
+from bench.config.resolve import refuse_training, resolve
 from bench.config.settings import parse_override
 from bench.config.spec import Spec
 from bench.errors import UsageError, unknown
@@ -91,7 +91,7 @@ def overrides_of(method: str, methods: list[str], overrides: list[str]) -> list[
     taught = [name for name in methods if find("method", name).needs.teachers]
     owned = [(text, *split_owner(text, methods, "--set")) for text in overrides]
     mine = []
-    refuse_idle(method, [rest for _, owner, rest in owned if owner == method])
+    refuse_training(method, [rest for _, owner, rest in owned if owner == method])
     for text, owner, rest in owned:
         meant = [owner] if owner else taught if TEACHERS.match(rest) and taught else methods
         if method in meant:

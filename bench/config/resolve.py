@@ -1,5 +1,6 @@
 """How the words of a command become a spec: defaults, the backbone's recipe, a preset, overrides."""
 
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def resolve(
         asked.pop("teachers", None)
     method_class = find("method", method)
     descriptor = describe(backbone)
+    preset_alone = deepcopy(asked)
     for override in overrides or []:
         merge(asked, parse_override(override))
     _check_sections(asked)
@@ -94,6 +96,8 @@ def resolve(
     merge(settings, descriptor.defaults)
     if path := _recipe_file(descriptor, method):
         merge(settings, _recipe(path, method_class, tasks, asked))
+    before = deepcopy(settings)
+    merge(before, preset_alone)
     merge(settings, asked)
     fixed = {"method": method, "backbone": backbone, "tasks": tasks, "seed": seed}
     for key, value in fixed.items():
@@ -111,12 +115,15 @@ def resolve(
     settings["scorers"] = words(settings.get("scorers", {}))
     try:
         spec = Spec.model_validate(settings | fixed)
-        spec = spec.model_copy(update={"params": method_class.Options.model_validate(spec.params).record()})
+        options = method_class.Options.model_validate(spec.params)
     except ValidationError as error:
         in_params = error.title == method_class.Options.__name__
         whole = (method_class.Options, ("params",)) if in_params else (Spec, ())
         raise UsageError(first_problem(error, *whole)) from error
-    spec = spec.model_copy(update={"evaluation": _as_trained(spec.evaluation, spec.sampler)})
+    _refuse_idle(options, before)
+    spec = _unsaid(spec.model_copy(update={"params": options.record()}), descriptor)
+    evaluation = _as_trained(spec.evaluation, spec.sampler, descriptor.shift)
+    spec = spec.model_copy(update={"evaluation": evaluation})
     _refuse_silent_kernel(asked, spec.sampler)
     if spec.lora.start:
         check_source(spec.lora.start, "lora.start")
@@ -137,7 +144,7 @@ def resolve(
     return spec
 
 
-def refuse_idle(method: str, overrides: list[str]) -> None:
+def refuse_training(method: str, overrides: list[str]) -> None:
     """Raise UsageError for a setting of training, among those that a user gives to a method that does not train."""
     if find("method", method).trains:
         return
@@ -172,13 +179,43 @@ def _refuse_misspelt(source: object) -> None:
         raise UsageError(f"{unknown('source of teachers', told, TRAINED_HERE)}, or a folder")
 
 
-def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec) -> EvaluationSpec:
-    """What is not said of evaluation is as in training; what is at its default there too stays unsaid."""
+def _refuse_idle(options: Any, before: dict[str, Any]) -> None:
+    """Raise UsageError where --set changes a section of a method's options that does nothing under the others, which
+    would give the same run another name; `before` are the settings of recipe and preset."""
+    for section, cause in options.idle.items():
+        was = _param(before, section)
+        for name, value in getattr(options, section):
+            default = type(getattr(options, section)).model_fields[name].default
+            if value != (was if isinstance(was, dict) else {}).get(name, default):
+                raise UsageError(f"params.{section}.{name} does nothing where {cause}: leave it out")
+
+
+def _unsaid(spec: Spec, descriptor: Descriptor) -> Spec:
+    """The spec without what holds anyway where nobody says it, so that a run has one name."""
+    for section, values in (descriptor.own() | {"sampler": {"shift": descriptor.shift}}).items():
+        said = getattr(spec, section)
+        as_ever = {name: None for name, value in values.items() if _alike(getattr(said, name), value)}
+        spec = spec.model_copy(update={section: said.model_copy(update=as_ever)})
+    return spec
+
+
+def _alike(said: object, own: object) -> bool:
+    """Whether two values of a setting mean the same: the order of a list of names does not count."""
+    return set(said) == set(own) if isinstance(said, tuple) and isinstance(own, tuple) else said == own
+
+
+def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec, shift: float) -> EvaluationSpec:
+    """What is not said of evaluation is as in training; what is at its default there too stays unsaid. `shift` is the
+    backbone's."""
     told = {
         "guidance": evaluation.guidance if evaluation.guidance is not None else sampler.guidance,
         "shift": evaluation.shift or sampler.shift,
-        "table": evaluation.table or (sampler.table if sampler.table != SamplerSpec().table else None),
+        "table": evaluation.table or sampler.table,
     }
+    if sampler.shift is None and told["shift"] == shift:
+        told["shift"] = None
+    if told["table"] == sampler.table == SamplerSpec().table:
+        told["table"] = None
     return evaluation.model_copy(update=told)
 
 

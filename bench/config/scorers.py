@@ -1,6 +1,8 @@
 """What may be set where pictures are drawn or scored but nothing is trained."""
 
 import urllib.request
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -32,12 +34,19 @@ class ViewSpec(Settings):
     sampler: SigmasSpec = SigmasSpec()
 
 
-def view_settings(overrides: list[str], tasks: tuple[str, ...], sections: tuple[str, ...], world: str) -> ViewSpec:
-    """What --set says of the named sections of a ViewSpec; `world` is that of the pictures.
+def view_settings(
+    overrides: list[str],
+    tasks: tuple[str, ...],
+    sections: tuple[str, ...],
+    world: str,
+    compute: Mapping[str, Any] = MappingProxyType({}),
+) -> ViewSpec:
+    """What --set says of the named sections of a ViewSpec; `world` is that of the pictures, `compute` how the backbone
+    that draws them is computed where nobody says (Descriptor.defaults).
 
     Raises UsageError for anything else.
     """
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"compute": dict(compute)}
     for override in overrides:
         parsed = parse_override(override)
         if not set(parsed) <= set(sections):

@@ -159,6 +159,18 @@ class Spec(Settings):
         inner = method(method.Options.model_validate(self.params)).inner_updates
         return method.trains and (self.ema.every > 1 or inner > 1)
 
+    def too_short(self, updates: int) -> str:
+        """What is to be said of a run of so many updates that ends before weights are averaged for the first time;
+        empty for any other."""
+        method = find("method", self.method)
+        steps = updates * method(method.Options.model_validate(self.params)).inner_updates
+        if not method.trains or steps >= self.ema.every:
+            return ""
+        return (
+            f"ema.every={self.ema.every} is more than the {steps} optimiser steps of this run: the average of weights, "
+            "which is evaluated and kept, stays what training began with; --set ema.every=1 averages at every step"
+        )
+
     def without_placement(self) -> "Spec":
         """With settings at their defaults that only say where and in what portions to compute.
 

@@ -17,6 +17,7 @@ from bench.jobs.outcome import DONE, FAILED, STOPPED
 from bench.store.provenance import code_hash
 from bench.system.files import json_bytes, read_record, write_atomic
 from bench.system.interrupts import terminated_is_interrupted
+from bench.system.workers import launched
 
 STARTS = 5
 """A run that makes nothing new in so many starts in a row would never get further."""
@@ -60,7 +61,7 @@ class Submitted(Checkpointable):
     def _carry_out(self) -> None:
         if (now := code_hash()) != self.code:
             raise UsageError(f"the code has changed since this job was submitted ({self.code} to {now}): submit again")
-        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        if launched("SLURM_NTASKS", 1) > 1:
             # All GPUs stay visible: a process takes the one of its local rank.
             TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
         self._before = self._newest()

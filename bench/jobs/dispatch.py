@@ -24,7 +24,7 @@ from bench.jobs.outcome import CANCELLED, NO_RESULT, failure_of, not_started
 from bench.jobs.placement import Placement
 from bench.jobs.scheduler import ELSEWHERE, states
 from bench.store.provenance import code_hash
-from bench.system.interrupts import held_back, terminated_is_interrupted
+from bench.system.interrupts import ENDING, held_back, terminated_is_interrupted
 from bench.system.places import check_writable, missing_folders, remove_empty
 
 THREADS = 1
@@ -300,14 +300,15 @@ class _Dispatcher:
 def undisturbed() -> Iterator[None]:
     """An interrupt comes after: what was submitted must be on record. (Jobs would inherit a signal mask.)"""
     came: list[int] = []
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is signal.default_int_handler]
-    for number in numbers:
+    handlers = {signal.SIGINT: signal.default_int_handler} | ENDING
+    before = {number: handler for number, handler in handlers.items() if signal.getsignal(number) is handler}
+    for number in before:
         signal.signal(number, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        for number in numbers:
-            signal.signal(number, signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from bench.errors import DamagedError, one_line
 from bench.hashing import text_hash
-from bench.system.files import described, json_bytes, naming, read_record, read_text, write_atomic
+from bench.system.files import described, is_there, json_bytes, naming, read_record, read_text, write_atomic
 from bench.system.places import locked
 from bench.system.processes import identity
 
@@ -194,16 +194,16 @@ def read_launches(root: Path) -> tuple[list[Launch], dict[str, str]]:
     damaged: dict[str, str] = {}
     home = root / "launches"
     try:
-        folders = sorted(home.iterdir()) if os.path.lexists(home) else []
+        folders = sorted(home.iterdir()) if is_there(home) else []
     except OSError as error:
         return found, {"": one_line(error)}
     for folder in folders:
         path = folder / "launch.json"
-        if os.path.lexists(path):  # a link to nowhere, or to itself, is there too
-            try:
+        try:
+            if is_there(path):  # so is a link to nowhere, or to itself
                 found.append(_launch(path))
-            except (DamagedError, OSError) as error:
-                damaged[folder.name] = str(error)
+        except (DamagedError, OSError) as error:
+            damaged[folder.name] = one_line(error)
     return found, damaged
 
 

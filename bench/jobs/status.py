@@ -4,7 +4,9 @@ Imports neither torch nor a method: it must answer at once, and over thousands o
 """
 
 import errno
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,13 +22,15 @@ from bench.jobs.outcome import CANCELLED, failure_of
 from bench.jobs.scheduler import ELSEWHERE, State, states
 from bench.store.damage import check_resumable, check_settings, check_whole
 from bench.store.names import recorded_failure
-from bench.system.files import described, open_file, parse_json
+from bench.system.files import described, is_file, is_there, open_file, parse_json
 from bench.system.processes import lives
 from bench.terminal import legible
 
 ORDER = ("running", "pending", "damaged", "failed", "stopped", "done")
 BEGUN = ("spec.json", "provenance.jsonl")
 """What makes a folder a run's."""
+NAMED = re.compile(r".+-[0-9a-f]{10}-s[0-9]+")
+"""How a run's folder is called."""
 QUIET_S = 900
 """A run on another machine that has not written for this long does not run any more."""
 TAIL = 65_536
@@ -60,15 +64,27 @@ def survey(root: Path) -> list[Line]:
                 continue
             state = answers.get((launch.name, job.label)) if answers is not None else None
             latest[job.run or f"{launch.name}: {job.label}"] = (launch, job, state)
-    runs = {folder.name for folder in root.glob("*") if _begun(folder)}
+    runs = {folder.name for folder in _entries(root) if _begun(folder)}
     lines = [_line(root, name, latest.get(name), answers is None) for name in runs | latest.keys()]
     lines += [Line(f"launches/{name}".rstrip("/"), "damaged", note=note) for name, note in damaged.items()]
     return sorted(lines, key=lambda line: (ORDER.index(line.state), line.name))
 
 
+def _entries(root: Path) -> list[Path]:
+    """Of a results folder, which may not be there yet. Raises OSError if it may not be looked into."""
+    try:
+        return list(root.iterdir())
+    except FileNotFoundError:
+        return []
+
+
 def _begun(folder: Path) -> bool:
-    """Whether a folder is a run's; a file that is a link to nowhere, or to itself, is there too."""
-    return any(os.path.lexists(folder / file) for file in BEGUN)
+    """Whether a folder is a run's; a file that is a link to nowhere, or to itself, is there too. One that may not be
+    looked into is what its name says."""
+    try:
+        return any(is_there(folder / file) for file in BEGUN)
+    except OSError:
+        return bool(NAMED.fullmatch(folder.name))
 
 
 def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
@@ -124,8 +140,9 @@ def _will_submit(launch: Launch, job: Job) -> bool:
 def _owner(folder: Path, guess: bool) -> str:
     """The process that has a run in hand, if one does; with `guess` also one of another machine that wrote lately."""
     written = ""
-    with suppress(FileNotFoundError), open_file(folder / "lock") as file:
-        written = file.read(LOCK).decode(errors="replace")
+    if is_file(lock := folder / "lock"):
+        with open_file(lock) as file:
+            written = file.read(LOCK).decode(errors="replace")
     alive = lives(written)
     if alive is None and guess:
         metrics = folder / "metrics.jsonl"
@@ -154,7 +171,10 @@ def _progress(folder: Path) -> tuple[float | None, float | None]:
         }
         spent = sum(seconds for name, seconds in clocks.items() if name != "idle")
         share = min(1.0, next((done[name] / whole for name, whole in budget.items() if whole), 0.0))
-        return share, spent * (1 - share) / share if share else None
+        left = spent * (1 - share) / share if share else None
+        if not all(0 <= number < math.inf for number in (*done.values(), spent, left or 0)):
+            raise ValueError("its last line counts what cannot be")
+        return share, left
 
 
 def cancel(root: Path, names: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 moment. Bytes are counted on shapes (bench/backbones/trial.py), those of stored pictures and states by arithmetic."""
 
 from bench.api.method import Work
+from bench.api.scores import pictures_at_once
 from bench.backbones.size import Size
 from bench.config.spec import Spec
 from bench.prediction.cost import branches
@@ -14,18 +15,23 @@ NOTABLE = 5e8
 
 def memory_lines(size: Size, spec: Spec, sampler: Sampler) -> list[str]:
     """Memory of one GPU by what it holds throughout, and what each phase needs on top."""
+    from bench.backbones.embeddings import MEMORY  # with torch, which a dry run on micro does without
+
     method, compute = find("method", spec.method), spec.compute
     each = 4 if compute.precision == "float32" else 2
-    encoders = sum(count for part, count in size.frozen.items() if part != "vae")
+    encoders = each * sum(count for part, count in size.frozen.items() if part != "vae")
     adapter = size.adapter(spec.lora.rank, spec.lora.targets)
     kept = 2 + len(method(method.Options.model_validate(spec.params)).adapters) + len(spec.teachers)
     always = {
         "transformer": size.parameters * each,
-        "text encoders": 0 if compute.offload_text_encoders else encoders * each,
+        "text encoders": 0 if compute.offload_text_encoders else encoders,
         "VAE": size.frozen.get("vae", 0) * 4,
         f"{kept} adapters, gradient, optimiser": adapter * 4 * (kept + 3),
+        "encoded prompts up to": MEMORY,
     }
+    moved = {"encoding prompts": encoding_memory(size, spec, sampler, encoders)}
     phases = {
+        **(moved if compute.offload_text_encoders else {}),
         **(training_memory(size, spec, sampler) if method.trains else {}),
         **evaluation_memory(size, spec),
     }
@@ -45,7 +51,8 @@ def memory_lines(size: Size, spec: Spec, sampler: Sampler) -> list[str]:
 def training_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float | None]:
     """Phase of an update -> bytes at its worst moment; None: not known."""
     method, compute, twice = find("method", spec.method), spec.compute, branches(spec.sampler.guidance)
-    work, latents = method.work(spec, sampler), twice * method.largest_batch(spec)
+    work = method.work(spec, sampler)
+    latents = twice * work.trained_at_once if work else 0
     _, prompt = size.state_bytes(compute)
     collected = stored(size, spec, work) if work else 0
     mine = f" and {collected / 1e9:.1f} of states, velocities and prompts" if collected > NOTABLE else ""
@@ -54,9 +61,8 @@ def training_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float
         drawn = twice * min(work.drawn, compute.batch or work.drawn)
         phases[f"rollouts ({drawn} latents at once)"] = collected + size.sampling(drawn, compute).peak + drawn * prompt
     if work and work.pictures:
-        phases[f"decoding ({work.pictures_at_once:,} pictures)"] = collected + decoded(
-            size, work.pictures_at_once, spec
-        )
+        together = decoded_together(size, work.pictures_at_once)
+        phases[f"decoding ({together:,} pictures at once)"] = collected + decoded(size, together, spec)
     if latents:
         graph = size.training(latents, spec.lora.rank, spec.lora.targets, compute)
         beside = size.sampling(min(latents, twice * (compute.batch or latents)), compute).peak
@@ -65,6 +71,12 @@ def training_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float
     else:
         phases["training (activations: its largest batch is not known)"] = None
     return phases
+
+
+def encoding_memory(size: Size, spec: Spec, sampler: Sampler, encoders: int) -> float:
+    """Bytes of text encoders that come back from host memory, beside what an update may have of other tasks by then."""
+    work = find("method", spec.method).work(spec, sampler)
+    return encoders + (stored(size, spec, work) if work and len(spec.tasks) > 1 else 0)
 
 
 def stored(size: Size, spec: Spec, work: Work) -> int:
@@ -78,7 +90,12 @@ def evaluation_memory(size: Size, spec: Spec) -> dict[str, float]:
     batch, compute = spec.evaluation.batch, spec.compute
     latents = branches(spec.evaluation.guidance) * min(batch, compute.batch or batch)
     drawn = size.sampling(latents, compute).peak
-    return {f"evaluation ({batch} pictures at once)": max(drawn, decoded(size, batch, spec))}
+    return {f"evaluation ({batch} pictures at once)": max(drawn, decoded(size, decoded_together(size, batch), spec))}
+
+
+def decoded_together(size: Size, pictures: int) -> int:
+    """How many of so many pictures lie in memory together, decoded."""
+    return min(pictures, pictures_at_once(size.latent_side**2))
 
 
 def decoded(size: Size, pictures: int, spec: Spec) -> float:

@@ -10,48 +10,99 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.api.scores import score_each, stacked
+from bench.api.scores import REWARD, Unscorable, blanked, rows_of, score_each, stacked, unscored
 from bench.api.task import Prompt, Scores, Task, TaskAround
-from bench.errors import DamagedError, UsageError
+from bench.errors import BenchError, UsageError, one_line
+from bench.scoring.folders import JUDGED
 from bench.scoring.pictures import to_bytes
-from bench.scoring.remote import as_numbers, plain
+from bench.scoring.remote import as_details, as_numbers, plain
 from bench.system.files import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+WAIT_S = 1
+"""For another process that is writing scores."""
+
+
 class RememberingTask(TaskAround):
     """A task that scores a picture once; scores are kept in an SQLite file. Failures are tried again.
 
-    Where the file cannot be written (a read-only place, a full disk, another process at it) it scores all the same, and
-    `forgets` says why nothing is kept. Raises UsageError for a file that is no database.
+    Where the file cannot be written (a read-only place, a full disk) it scores all the same, and `forgets` says why
+    nothing is kept. A file that another process holds is waited for once, not for every picture, and then done without.
+    Raises UsageError for a file that is no database.
     """
 
     def __init__(self, inner: Task, path: Path):
         super().__init__(inner)
+        self.path = path
         self.forgets: str | None = None
+        self.held = False
+        """Whether another process holds the file."""
         self.kept: sqlite3.Connection | None = None
+        self.remembered: set[str] | None = None
+        self.fresh: set[str] | None = None
+        """Names of the metrics that were remembered, and that the scorer has given now."""
         try:
-            self.kept = sqlite3.connect(path)
+            self.kept = sqlite3.connect(path, timeout=WAIT_S)
             self.kept.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, scores TEXT)")
         except sqlite3.OperationalError as error:
-            self.forgets = f"{path}: {error}"
-            self.kept = _as_it_is(path)
+            self._forget(error)
+            self.kept = None if self.held else _as_it_is(path)
         except sqlite3.Error as error:
             raise UsageError(f"cannot keep scores in {path}: {error}; move it away") from error
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         keys = [self._key(image, prompt) for image, prompt in zip(to_bytes(images_BCHW), prompts, strict=True)]
         found = {key: self._read(key) for key in keys}
+        if len({frozenset(row.metrics) for row in found.values() if row}) > 1:
+            found = dict.fromkeys(keys)  # written by hand, or by two scorers of one name
+        self._score_new(found, keys, images_BCHW, prompts)
+        if self.fresh is not None:
+            found = {key: row if row and set(row.metrics) == self.fresh else None for key, row in found.items()}
+            self._score_new(found, keys, images_BCHW, prompts)
+        return self._of_one_kind([found[key] for key in keys])
+
+    def _score_new(
+        self, found: dict[str, Scores | None], keys: list[str], images_BCHW: Tensor, prompts: list[Prompt]
+    ) -> None:
+        """Score what is not known. Raises Unscorable if nothing is known and nothing can be scored."""
         new = [i for i, key in enumerate(keys) if found[key] is None]
-        if new:
+        if not new:
+            return
+        try:
             scored = score_each(self.inner, images_BCHW[new], [prompts[i] for i in new])
-            for place, i in enumerate(new):
-                found[keys[i]] = one = _row(scored, place)
-                if not np.isnan(one.rewards).any():
-                    self._write(keys[i], one)
-        return stacked([found[key] for key in keys])
+            self.fresh = set(scored.metrics)
+        except Unscorable as error:
+            known = next((row for row in found.values() if row), None)
+            if known is None:
+                raise
+            scored = unscored(known, len(new), one_line(error))
+        for place, i in enumerate(new):
+            found[keys[i]] = one = _row(scored, place)
+            if not np.isnan(one.rewards).any():
+                self._write(keys[i], one)
+
+    def _of_one_kind(self, rows: list[Scores]) -> Scores:
+        """All of them. Raises UsageError where earlier pictures' scores were remembered with other metrics than the
+        scorer gives now: a server may change and keep its name."""
+        whole = stacked(rows)
+        self.remembered = self.remembered or set(whole.metrics)
+        if set(whole.metrics) != self.remembered:
+            before, now = (", ".join(sorted(names)) or "none" for names in (self.remembered, set(whole.metrics)))
+            raise UsageError(
+                f"{self.path} holds scores of this scorer with the metrics {before}, and now it gives {now}: move the "
+                "file away to score all pictures again"
+            )
+        return whole
+
+    def _forget(self, error: sqlite3.Error) -> None:
+        """Keep nothing any more; do without the file if another process holds it: every picture would wait for it."""
+        self.forgets = f"{self.path}: {error}"
+        self.held = (getattr(error, "sqlite_errorcode", 0) & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        if self.held:
+            self.kept = None
 
     def _key(self, image_HWC: np.ndarray, prompt: Prompt) -> str:
         told = json.dumps([self.scorer_name, prompt.text, prompt.stratum, prompt.metadata, image_HWC.shape])
@@ -67,10 +118,13 @@ class RememberingTask(TaskAround):
                 return None
             content = parse_json(row[0], "a remembered score")
             metrics = {name: as_numbers([value], 1) for name, value in content["metrics"].items()}
-            return Scores(as_numbers([content["reward"]], 1), metrics, list(content["details"]))
+            details = as_details(content["details"], 1, self.name == JUDGED)
+            found = blanked(Scores(as_numbers([content["reward"]], 1), metrics, details), self.headline)
+            (reward,) = rows_of(self, found)[REWARD]
+            return found if self.lowest_reward <= reward <= 1 else None  # NaN is neither: a failure is tried again
         except sqlite3.Error as error:
-            self.forgets = str(error)
-        except (DamagedError, KeyError, TypeError, ValueError, AttributeError):
+            self._forget(error)
+        except (BenchError, KeyError, TypeError, ValueError, AttributeError):
             pass
         return None
 
@@ -83,13 +137,13 @@ class RememberingTask(TaskAround):
             with self.kept:
                 self.kept.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, json.dumps(content)))
         except sqlite3.Error as error:
-            self.forgets = str(error)
+            self._forget(error)
 
 
 def _as_it_is(path: Path) -> sqlite3.Connection | None:
     """A database that may be read but not written; None if there is none."""
     try:
-        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=WAIT_S, uri=True)
     except sqlite3.Error:
         return None
 

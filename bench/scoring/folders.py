@@ -18,6 +18,7 @@ from bench.api.task import Prompt
 from bench.errors import DamagedError, UsageError, one_line
 from bench.scoring.pictures import from_file, to_bytes
 from bench.system.files import json_bytes, read_record
+from bench.weights.checkpoints import refuse_stand_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,8 @@ PICTURES = "pictures"
 RECORD, SAMPLES, ORIGIN = "metadata.jsonl", "samples", "origin.json"
 RESULTS, CACHE = "results.jsonl", "scores.sqlite"
 """What `bench score` writes beside the pictures; results of most tasks are in results-<task>.jsonl."""
+JUDGED = "geneval"
+"""The task whose results are verdicts, as GenEval's evaluator writes and its other scripts read them."""
 SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".jxl",
     ".avif", ".heic", ".heif", ".ppm", ".pgm",
@@ -42,6 +45,19 @@ class Sample:
 
     path: Path
     prompt: Prompt
+
+
+def identity(tag: str, text: str, metadata: object) -> str:
+    """What tells a prompt from others, wherever its pictures are counted: one tag, one text, the same metadata.
+
+    No place in a list or among folders: a prompt may come again later, and tools differ in what they put in one folder.
+    """
+    return json.dumps([tag, text, metadata or None], sort_keys=True, default=repr)
+
+
+def is_verdict(value: object) -> bool:
+    """Whether a value is true or false, as JSON or as the numbers 1 and 0; text that says so is neither."""
+    return isinstance(value, bool | int | float) and value in (True, False)
 
 
 def read(folder: Path) -> list[Sample]:
@@ -128,7 +144,9 @@ def _may_be_a_picture(path: Path) -> bool:
 
 
 def _prompt(path: Path) -> Prompt:
-    """Raises UsageError for a file that is no prompt record."""
+    """Raises UsageError for a file that is no prompt record, MissingError for one that is still to be fetched."""
+    if path.is_file():
+        refuse_stand_in(path, "prompt record")
     try:
         record = read_record(path)
     except (OSError, DamagedError) as error:

@@ -12,6 +12,7 @@ import numpy as np
 from bench.errors import one_line
 from bench.lazy import torch
 from bench.system.files import open_file
+from bench.weights.checkpoints import LOOKED_AT, stand_in
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 LARGEST = 2**25
 """Pixels of a picture that is still read: more than 7680 x 4320. A small file may hold any number of them."""
+THINNEST = 50
+"""Times its short side that a picture may be long: scorers enlarge the short side to hundreds of pixels, and a line of
+167 bytes became gigabytes."""
 DEEP = 65535
 """White of 16-bit grey."""
 READ = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
@@ -29,6 +33,8 @@ COUNTED = ("PNG", "PPM", "JPEG2000")
 
 BITS, MEANING, WHITE_IS_ZERO = 258, 262, 0
 """TIFF's BitsPerSample and PhotometricInterpretation, and a value of the latter."""
+SHALLOW = {"L;2": 85, "L;4": 17}
+"""PNG's grey of fewer than 8 bits, as Pillow calls it -> the factor by which Pillow makes it 8."""
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
@@ -44,7 +50,7 @@ def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
     """A picture file as [3, H, W] in [0, 1], RGB, upright by its EXIF, on white where it is transparent.
 
     Grey of 16 bits and of floats keeps its depth. Raises TooLargeError for more than `most` pixels, OSError or
-    ValueError for what is no picture, has several frames or does not say what white is.
+    ValueError for what is no picture, is thinner than 1:THINNEST, has several frames or does not say what white is.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -56,13 +62,16 @@ def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
     try:
         with (
             open_file(file) if isinstance(file, Path) else nullcontext(file) as opened,
-            Image.open(opened, formats=known) as image,
+            Image.open(_of_a_picture(opened), formats=known) as image,
         ):
             width, height = image.size
             if width * height > most:
                 raise TooLargeError(f"it has {width * height:,} pixels; at most {most:,} are read")
+            if max(width, height) > THINNEST * min(width, height):
+                raise ValueError(f"it is {width:,} x {height:,} pixels; none thinner than 1:{THINNEST} is read")
             kind = image.format
             _refuse_what_is_not_one_picture(image)
+            _mend_transparency(image)
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I") or upright.mode == "F":
                 return _deep_grey(upright, kind)
@@ -77,6 +86,16 @@ def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")).float().div_(255)
 
 
+def _of_a_picture(opened: BinaryIO) -> BinaryIO:
+    """The same file, at its beginning. Raises ValueError for one that is empty or stands for a picture elsewhere."""
+    head = opened.read(LOOKED_AT)
+    cause = stand_in(head) if head else "it is empty"
+    if cause and b"<svg" not in head:  # a drawing is XML too, and no web page
+        raise ValueError(cause)
+    opened.seek(0)
+    return opened
+
+
 def _refuse_what_is_not_one_picture(image: Image) -> None:
     """Raise ValueError for several frames, and for grey that Pillow gives with another white than its mode says."""
     # A JPEG with others behind it (MPO, as telephones write it) begins with the picture itself.
@@ -88,6 +107,18 @@ def _refuse_what_is_not_one_picture(image: Image) -> None:
             raise ValueError(f"its grey has {bits} bits a pixel; of more than 8, only 16 are read")
         if meaning == WHITE_IS_ZERO:
             raise ValueError("its grey is of more than 8 bits and has white at zero, which is not read")
+
+
+def _mend_transparency(image: Image) -> None:
+    """Which value of a PNG is clear, in Pillow's 8 bits: it gives the file's own. Raises ValueError where 16 bits of
+    colour have become 8, in which others may be the same."""
+    if image.format != "PNG" or "transparency" not in image.info or not image.tile:
+        return
+    how = image.tile[0][3]
+    if how == "RGB;16B":
+        raise ValueError("its colours are of 16 bits, one of them transparent, which is not read")
+    if how in SHALLOW:
+        image.info["transparency"] *= SHALLOW[how]
 
 
 def _rgb(image: Image) -> Image:

@@ -3,8 +3,10 @@
 GET URL/ answers {"protocol": 1, "scorer": NAME}, NAME being the engine, version and weights. POST URL/score takes
 {"images": [base64 PNG, ...], "prompts": [{"text": ..., "stratum": ..., "metadata": {...}}, ...]} and answers
 {"rewards": [...], "metrics": {NAME: [...], ...}, "details": [{...}, ...]}, one entry a picture; rewards lie in [0, 1],
-or below it where the task's published reward does, null stands for a picture that could not be scored, metrics and
-details may be left out. Everything is JSON.
+or below it where the task's published reward does, null stands for a picture that could not be scored ("failure" in its
+details may say why), metrics and details may be left out. No metric is called "reward". GenEval's details may hold
+"correct" (true or false), "reason" (text) and "details" (an object) as its evaluator writes them; whether a picture is
+correct is what the metric "official" says. Everything is JSON; redirections are not followed.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.api.scores import stacked
+from bench.api.scores import REWARD, Collected, Unscorable, cause_of
 from bench.api.task import Prompt, Scores, Task, TaskAround
 from bench.config.scorers import check_url
 from bench.errors import BenchError, DamagedError, MissingError, one_line
+from bench.scoring.folders import JUDGED, is_verdict
 from bench.scoring.pictures import LARGEST, from_file, to_bytes
 from bench.system.files import parse_json
 
@@ -40,10 +43,20 @@ TIMEOUT_S, FIRST_S = 600, 30
 PAUSES_S = (1, 5, 20, 60)
 """A server that is restarting, or busy, is asked again after these."""
 BUSY = (429, 502, 503, 504)
+REDIRECTED = (301, 302, 303, 307, 308)
 PICTURES, PIXELS = 16, 2 * LARGEST
 """In one request, at most."""
 ANSWER = 2**28
 """Bytes of an answer that is still read."""
+
+
+class _NoRedirections(urllib.request.HTTPRedirectHandler):
+    """urllib would ask the new address without the pictures, and take whatever that answers; here it is an error."""
+
+    def http_error_302(self, *_: object) -> None:
+        """Leave it to the next handler."""
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class RemoteTask(TaskAround):
@@ -59,7 +72,7 @@ class RemoteTask(TaskAround):
         self.url = url.rstrip("/")
         self.proxy = _proxy(url)
         handlers = [] if self.proxy else [urllib.request.ProxyHandler({})]
-        self.opener = urllib.request.build_opener(*handlers)
+        self.opener = urllib.request.build_opener(_NoRedirections, *handlers)
         self.met = False
         """Whether it has ever answered."""
 
@@ -74,20 +87,31 @@ class RemoteTask(TaskAround):
         if not self.met:
             self._ask("/", None)
         size = max(1, min(PICTURES, PIXELS // images_BCHW[0, 0].numel()))
-        starts = range(0, len(prompts), size)
-        return stacked([self._part(images_BCHW[i : i + size], prompts[i : i + size]) for i in starts])
+        found = Collected()
+        for i in range(0, len(prompts), size):
+            part = prompts[i : i + size]
+            try:
+                found.parts.append(self._part(images_BCHW[i : i + size], part))
+            except Unscorable as error:
+                found.lose(len(part), error)
+        return found.whole()
 
     def _part(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        """One request. Raises Unscorable where the server scores none of its pictures and names no metrics."""
         told = [{"text": p.text, "stratum": p.stratum, "metadata": p.metadata} for p in prompts]
         answer = self._ask("/score", {"images": encode(images_BCHW), "prompts": told})
         try:
             rewards = as_numbers(answer["rewards"], len(prompts))
             metrics = {name: as_numbers(v, len(prompts)) for name, v in answer.get("metrics", {}).items()}
-            details = as_details(answer.get("details", []), len(prompts))
+            details = as_details(answer.get("details", []), len(prompts), self.name == JUDGED)
+            if REWARD in metrics:
+                raise ValueError(f"a metric is called {REWARD!r}, which the reward itself is called")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BenchError(f"{self.url}/score answered what is no score: {one_line(error)}") from error
         if ((rewards < self.lowest_reward) | (rewards > 1)).any():
             raise BenchError(f"{self.url}/score answered a reward outside [{self.lowest_reward:g}, 1]")
+        if np.isnan(rewards).all() and not metrics:
+            raise Unscorable(cause_of(details) or f"{self.url} gives no picture a score")
         return Scores(rewards, metrics, details)
 
     def _ask(self, path: str, content: dict | None) -> dict:
@@ -101,6 +125,8 @@ class RemoteTask(TaskAround):
                 with self.opener.open(request, timeout=TIMEOUT_S if self.met else FIRST_S) as answer:
                     return self._understood(path, answer.read(ANSWER + 1))
             except urllib.error.HTTPError as error:
+                if error.code in REDIRECTED:
+                    raise BenchError(self._redirection(path, error)) from error
                 said = _beginning(error)
                 cause = f"{error.code}: {_page(said) or ' '.join(said.split())}"
                 if error.code not in BUSY or (_page(said) and not self.met):
@@ -129,6 +155,20 @@ class RemoteTask(TaskAround):
             raise BenchError(f"{self.url}{path} answered {type(found).__name__}, not an object{self._way}")
         self.met = True
         return found
+
+    def _redirection(self, path: str, error: urllib.error.HTTPError) -> str:
+        """What is said of an answer that names another address: a picture sent there might be lost, or not ours."""
+        try:
+            target = urllib.parse.urlsplit(urllib.parse.urljoin(self.url + path, error.headers.get("Location", "")))
+            # Without what may be secret: a password, a key.
+            bare = target._replace(netloc=target.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        except ValueError:
+            bare = "what is no address"
+        shown = one_line(ValueError(bare[:200]))
+        return (
+            f"{self.url}{path} answered {error.code}, a redirection to {shown}, which is not followed{self._way}: name "
+            f"the scorer's own address in scorers.{self.name}.url"
+        )
 
     @property
     def _way(self) -> str:
@@ -206,12 +246,21 @@ def as_numbers(values: list, count: int) -> np.ndarray:
     return found
 
 
-def as_details(values: list, count: int) -> list[dict]:
-    """`count` objects, or none at all. Raises ValueError or TypeError for anything else."""
+def as_details(values: list, count: int, judged: bool = False) -> list[dict]:
+    """`count` objects, or none at all; of a task whose results are verdicts, also as GenEval's evaluator writes them.
+
+    Raises ValueError or TypeError for anything else.
+    """
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise TypeError("details are not a list of objects")
     if len(values) not in (0, count):
         raise ValueError(f"{len(values)} details for {count} pictures")
+    for value in values if judged else []:
+        if not is_verdict(value.get("correct", False)):
+            raise ValueError(f"'correct' should be true or false, not {json.dumps(value['correct'])[:60]}")
+        for key, kind, called in (("reason", str, "text"), ("details", dict, "an object")):
+            if not isinstance(value.get(key, kind()), kind):
+                raise TypeError(f"{key!r} of details should be {called}, not {json.dumps(value[key])[:60]}")
     return values
 
 

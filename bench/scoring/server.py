@@ -16,9 +16,10 @@ from threading import BoundedSemaphore, Lock
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import torch
 
-from bench.api.scores import score_each, stacked
+from bench.api.scores import Unscorable, score_each, stacked, unscored
 from bench.api.task import Prompt, Scores, Task
 from bench.config.scorers import view_settings
 from bench.errors import DamagedError, UsageError, one_line
@@ -66,7 +67,8 @@ def serve(named: str, overrides: list[str], world: str, host: str, port: int) ->
         server = server_for(task, host, port)
     except (OSError, OverflowError) as error:
         raise UsageError(f"cannot listen on {host}:{port}: {one_line(error)}") from error
-    print(f"use it: --set scorers.{name}.url=http://{host}:{server.server_port}", flush=True)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"use it: --set scorers.{name}.url=http://{shown}:{server.server_port}", flush=True)
     with server:
         server.serve_forever()
 
@@ -97,6 +99,8 @@ class Server(ThreadingHTTPServer):
         self.held, self.counting = 0, Lock()
         self.receiving: dict[socket.socket, float] = {}
         """Connections whose request is not there yet -> when they have had their time."""
+        if ":" in host:
+            self.address_family = socket.AF_INET6
         super().__init__((host, port), Handler)
 
     def process_request(self, request: socket.socket, client_address: Any) -> None:
@@ -326,10 +330,21 @@ def _error(reason: str) -> bytes:
 
 
 def score_sizes(task: Task, images: list[torch.Tensor], prompts: list[Prompt]) -> Scores:
-    """Score pictures [3, H, W] of any sizes; those of one size that follow each other share a batch."""
-    parts, start = [], 0
+    """Score pictures [3, H, W] of any sizes; those of one size that follow each other share a batch.
+
+    Pictures that the scorer cannot take are NaN, with the reason in their details; where that goes for all of them,
+    there are no metrics.
+    """
+    parts: list[Scores | Unscorable] = []
+    sizes: list[int] = []
     for _, same in groupby(images, key=lambda image: image.shape):
-        batch = torch.stack(list(same))
-        parts.append(score_each(task, batch, prompts[start : start + len(batch)]))
-        start += len(batch)
-    return stacked(parts)
+        batch, start = torch.stack(list(same)), sum(sizes)
+        sizes.append(len(batch))
+        try:
+            parts.append(score_each(task, batch, prompts[start : start + len(batch)]))
+        except Unscorable as error:
+            parts.append(error)
+    good = next((part for part in parts if isinstance(part, Scores)), Scores(np.zeros(0), {}))
+    return stacked([
+        part if isinstance(part, Scores) else unscored(good, size, one_line(part)) for part, size in zip(parts, sizes)
+    ])  # fmt: skip

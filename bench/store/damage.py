@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import DamagedError, one_line
-from bench.system.files import described, open_file, parse_json, read_record, read_rows
+from bench.store.names import APPENDED, REPLACED, STARTS
+from bench.system.files import described, is_file, open_file, parse_json, read_record, read_rows
 
 TAIL = 65_536
 
@@ -13,7 +14,7 @@ TAIL = 65_536
 def check_settings(folder: Path) -> dict[str, Any]:
     """The settings in a run's spec.json. Raises DamagedError if there are none."""
     path = folder / "spec.json"
-    if not path.exists() and not path.is_symlink():
+    if not is_file(path):
         raise DamagedError(f"{path} is gone")
     with described(path):
         spec = read_record(path)["spec"]
@@ -34,14 +35,16 @@ def check_whole(path: Path) -> None:
 
 def check_resumable(folder: Path) -> None:
     """Raise DamagedError, OSError if unreadable, if the run of a folder could not go on from what is there."""
-    if (starts := folder / "provenance.jsonl").exists():
+    for name in (*APPENDED, *REPLACED):
+        is_file(folder / name)
+    if is_file(starts := folder / STARTS):
         read_starts(starts)
     check_checkpoint(folder)
 
 
 def check_checkpoint(folder: Path) -> None:
     """Raise DamagedError if a run's checkpoint, if it has one, or the logs that go with it are not whole."""
-    if (checkpoint := folder / "checkpoint.safetensors").exists():
+    if is_file(checkpoint := folder / "checkpoint.safetensors"):
         for path, length in log_lengths(folder, checkpoint_state(checkpoint)).items():
             _check_end(path, length)
 
@@ -78,7 +81,7 @@ def log_lengths(folder: Path, state: dict[str, Any]) -> dict[Path, int]:
         if not all(isinstance(length, int) and length >= 0 and "/" not in log for log, length in state["logs"].items()):
             raise ValueError("its logs' lengths are none")
     for path, length in lengths.items():
-        size = path.stat().st_size if path.is_file() else 0
+        size = path.stat().st_size if is_file(path) else 0
         if size < length:
             raise DamagedError(f"{path} has lost its end: {size} bytes where its run's checkpoint says {length}")
     return lengths

@@ -4,11 +4,13 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench.hashing import content_hash
+from bench.registry import GROUPS, registered
 
-PARTS = ("bench", "methods", "tasks", "report", "sweeps")
+CODE = ("*.py", "*.yaml")
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "numpy", "rapidocr", "onnxruntime")
 
 
@@ -41,11 +43,31 @@ def commit() -> dict[str, str]:
         return {}
 
 
+def packages() -> dict[str, str]:
+    """The packages that the program is made of -> the distribution that brought each: this one's, and those of every
+    plug-in that is installed."""
+    points = [point for kind in GROUPS for point in registered(kind).values()]
+    found = {"bench": ""} | {point.module.partition(".")[0]: point.dist.name if point.dist else "" for point in points}
+    return dict(sorted(found.items()))
+
+
 def code_hash() -> str:
-    """Of this project's own code, with its recipes, wherever it is installed."""
-    here = Path(__file__).parent.parent.parent
-    files = [path for part in PARTS for kind in ("*.py", "*.yaml") for path in (here / part).rglob(kind)]
+    """Of the code and recipes of all these packages, wherever they are installed; nothing of them is imported."""
+    files: list[Path] = []
+    for package in packages():
+        spec = find_spec(package)
+        if spec is None:  # registered, but gone: whoever uses it is told
+            continue
+        places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
+        for place in map(Path, places):
+            files += [place] if place.is_file() else [path for kind in CODE for path in place.rglob(kind)]
     return content_hash(files)
+
+
+def plugins() -> dict[str, str]:
+    """Installed distributions of other people's plug-ins -> their versions."""
+    brought = packages()
+    return {name: version(name) for name in sorted(set(brought.values()) - {brought["bench"], ""})}
 
 
 def device_name(device: str) -> str:
@@ -60,4 +82,5 @@ def device_name(device: str) -> str:
 def record(device: str) -> dict:
     """One provenance entry."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"started": when, "device": device_name(device), "versions": versions()} | commit()
+    others = {"plugins": found} if (found := plugins()) else {}
+    return {"started": when, "device": device_name(device), "versions": versions()} | others | commit()

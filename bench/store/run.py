@@ -8,6 +8,7 @@
     probes.jsonl         one line per probe along training (empty unless asked for)
     checkpoint.safetensors   adapters, optimiser, EMA; step, meter and file sizes in its metadata
     adapter/             the result: the EMA student as a peft folder
+    pictures/            of the student, where they are to be kept
     lock                 the process that has it
     failure.json         the error that ended its last start, until it is started again
     summary.json         written last; its presence means the run is finished
@@ -19,16 +20,19 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.config.spec import Spec
 from bench.errors import DamagedError, Stopped, UsageError, explained
+from bench.lazy import torch
 from bench.store.damage import checkpoint_state, log_lengths, read_starts
-from bench.store.names import FAILURE
+from bench.store.names import APPENDED, EVALUATIONS, FAILURE, LOGS, REPLACED, STARTS
 from bench.store.shapes import check_points, check_state, check_summary
 from bench.system.files import (
     described,
+    is_file,
     json_bytes,
     naming,
     read_record,
@@ -37,15 +41,14 @@ from bench.system.files import (
     remove_leftovers,
     write_atomic,
 )
-from bench.system.places import check_writable, locked, missing_folders, remove_empty
+from bench.system.places import check_appendable, check_writable, locked, missing_folders, remove_empty
 from bench.system.processes import identity
+from bench.weights.hub import DIFFUSERS_FILE, FILES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DAY_S = 86_400
-EVALUATIONS = "evaluations.jsonl"
-LOGS = ("metrics.jsonl", EVALUATIONS, "probes.jsonl")
 
 
 class Run:
@@ -59,9 +62,17 @@ class Run:
 
     def check_place(self) -> None:
         """Raise UsageError if what a run writes could not be written: here, or in the cache beside."""
-        if self.writes:
-            for folder in (self.folder, self.folder.parent / "cache"):
-                check_writable(folder)
+        if not self.writes:
+            return
+        pictures = self.folder / "pictures"
+        kept = [pictures, *(pictures / task for task in self.spec.tasks)] if self.spec.evaluation.pictures else []
+        for folder in (self.folder, self.folder / "adapter", *kept, self.folder.parent / "cache"):
+            check_writable(folder)
+        with self._advised():
+            for name in APPENDED:
+                check_appendable(self.folder / name)
+            for name in (*REPLACED, *(f"adapter/{file}" for file in (*FILES, DIFFUSERS_FILE))):
+                is_file(self.folder / name)
 
     def open(self) -> None:
         """Make the folder, or check that the one there is this run's. Raises UsageError for another's."""
@@ -69,9 +80,10 @@ class Run:
             return
         identity = {"spec": self.spec.record(), "backbone_hash": self.backbone_hash}
         path = self.folder / "spec.json"
-        if path.exists():
-            with self._advised():
-                same = self._same(path)
+        with self._advised():
+            there = is_file(path)
+            same = there and self._same(path)
+        if there:
             if not same:
                 raise UsageError(f"{self.folder} holds a run of another spec; move it away or use another --results")
             return
@@ -139,9 +151,9 @@ class Run:
     def rows(self, log: str) -> list[dict]:
         """The lines of a log; none if it is not there. Raises DamagedError."""
         path = self.folder / log
-        if not path.exists():
-            return []
         with self._advised():
+            if not is_file(path):
+                return []
             rows = read_rows(path)
             if log == EVALUATIONS:
                 check_points(path, rows)
@@ -149,9 +161,9 @@ class Run:
 
     def starts(self) -> list[dict]:
         """The lines of provenance.jsonl, each with the hashes of the run's "teachers". Raises DamagedError."""
-        path = self.folder / "provenance.jsonl"
+        path = self.folder / STARTS
         with self._advised():
-            return read_starts(path) if path.exists() else []
+            return read_starts(path) if is_file(path) else []
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Checkpoint. The logs' lengths go with it, so that resuming can cut them back to the same moment."""
@@ -165,8 +177,9 @@ class Run:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         lengths = {log: (self.folder / log).stat().st_size for log in LOGS}
-        metadata = {"state": json.dumps(state | {"logs": lengths, "spec": self.spec.digest(self.backbone_hash)})}
-        write_atomic(self.checkpoint, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        made = {"logs": lengths, "spec": self.spec.digest(self.backbone_hash), "tensors": _hash(tensors)}
+        write_atomic(self.checkpoint, save(tensors, {"state": json.dumps(state | made)}))
 
     def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last checkpoint, with the logs cut back to it; None (and empty logs) when there is none.
@@ -174,7 +187,9 @@ class Run:
         Raises UsageError for a checkpoint of another spec, DamagedError for a checkpoint or logs from which training
         cannot go on: nothing is changed then.
         """
-        if not self.checkpoint.exists():
+        with self._advised():
+            there = is_file(self.checkpoint)
+        if not there:
             for log in LOGS if self.writes else ():
                 (self.folder / log).unlink(missing_ok=True)
             return None
@@ -195,9 +210,9 @@ class Run:
     def summary(self) -> dict | None:
         """The result; None while there is none. Raises DamagedError."""
         path = self.folder / "summary.json"
-        if not path.exists():
-            return None
         with self._advised():
+            if not is_file(path):
+                return None
             summary = read_record(path)
             check_summary(path, summary, self.spec.tasks)
         return summary
@@ -214,9 +229,21 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = checkpoint_state(path)
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise DamagedError(f"corrupt checkpoint {path}: {error}") from error
+    if "tensors" in state and state["tensors"] != _hash(tensors):  # older versions wrote no hash
+        raise DamagedError(f"corrupt checkpoint {path}: its tensors are not those that were written")
+    return tensors, state
+
+
+def _hash(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names and values, 16 hex digits."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _mend(log: Path) -> None:

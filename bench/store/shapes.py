@@ -1,5 +1,6 @@
 """What the project's own records hold, checked before anything is computed from them."""
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def check_state(path: Path, state: dict[str, Any]) -> None:
         for key, kind in (("step", int), ("last_share", (int, float)), ("evaluated", list), ("scaler", dict)):
             _kind(state[key], kind, key)
         _numbers(state["evaluated"], "evaluated")
+        _numbers([*state["scaler"].values()], "scaler")
         _check_meter(state["meter"])
 
 
@@ -61,6 +63,10 @@ def _check_row(row: dict[str, Any], task: str, strata: list[str]) -> None:
         _numbers(values, f"{task}'s {name}", unknown=name != row["headline"])
         if len(values) != len(strata):
             raise ValueError(f"{task} has {len(values)} values of {name} for {len(strata)} prompts")
+    if "prompts" in row:
+        _numbers(row["prompts"], f"{task}'s prompts")
+        if len(row["prompts"]) != len(strata):
+            raise ValueError(f"{task} has {len(row['prompts'])} numbers of prompts for {len(strata)} prompts")
 
 
 def _check_meter(meter: dict[str, Any]) -> None:
@@ -70,12 +76,17 @@ def _check_meter(meter: dict[str, Any]) -> None:
 
 
 def _numbers(values: Any, what: str, unknown: bool = False) -> None:
-    """`unknown`: some may be None."""
+    """`unknown`: some may be None, or without limit as a scorer gave them. JSON as Python reads it holds NaN as well,
+    which is never written."""
     _kind(values, list, what)
-    if not set(map(type, values)) - ({type(None)} if unknown else set()) <= {int, float}:
+    known = [value for value in values if not (unknown and value is None)]
+    if not set(map(type, known)) <= {int, float}:
         raise TypeError(f"{what} holds what is no number")
+    if any(map(math.isnan, known)) or not (unknown or all(map(math.isfinite, known))):
+        raise ValueError(f"{what} holds what is not finite")
 
 
 def _kind(value: Any, kind: type | tuple[type, ...], what: str) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
+    endless = isinstance(value, float) and not math.isfinite(value)
+    if not isinstance(value, kind) or isinstance(value, bool) or endless:
         raise TypeError(f"{what} is {value!r:.40}")

@@ -4,6 +4,7 @@ Everything here is UTF-8 whatever the locale says, and lines end in a line feed 
 U+2028, U+0085 or a vertical tab, which prompts may hold.
 """
 
+import errno
 import json
 import os
 import re
@@ -36,7 +37,43 @@ def open_file(path: Path) -> BinaryIO:
     if stat.S_ISREG(kind):
         return os.fdopen(number, "rb")
     os.close(number)
-    raise DamagedError(f"{path} is {'a folder' if stat.S_ISDIR(kind) else 'a pipe or a device'}, not a file")
+    raise DamagedError(f"{path} is {_what(kind)}, not a file")
+
+
+def _what(kind: int) -> str:
+    return "a folder" if stat.S_ISDIR(kind) else "a pipe or a device"
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything is there, a link that leads nowhere too. Raises OSError where it cannot be looked at."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there.
+
+    Raises DamagedError for anything else in its place, as a folder, a pipe, or a link that leads nowhere, and OSError
+    where it cannot be looked at: neither is a file that was never written.
+    """
+    if not is_there(path):
+        return False
+    try:
+        kind = path.stat().st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise DamagedError(f"{path} is a link that leads {_where(error)}") from error
+    if not stat.S_ISREG(kind):
+        raise DamagedError(f"{path} is {_what(kind)}, not a file")
+    return True
+
+
+def _where(error: OSError) -> str:
+    return "to itself" if error.errno == errno.ELOOP else "nowhere"
 
 
 def read_text(path: Path, length: int = -1) -> str:
@@ -160,13 +197,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Replace a file in one step: a kill leaves the old or the new content, never a mixture.
 
     Raises OSError naming the file, and leaves nothing behind, if it cannot be written. A link stays one: what it leads
-    to is replaced. A device or pipe is written to as it is.
+    to is replaced. A device or a pipe is refused: writing to it could wait for ever, and replacing it breaks others.
     """
     with naming(path):
-        if path.exists() and not path.is_file() and not path.is_dir():
-            path.write_bytes(data)
-            return
         target = Path(os.path.realpath(path))
+        if is_special(target):
+            raise FileExistsError(errno.EEXIST, "it is a pipe or a device, not a file")
         # Two processes may write the same.
         temporary = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}{TEMPORARY}")
         try:
@@ -178,6 +214,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def is_special(path: Path) -> bool:
+    """Whether a pipe or a device is there. Raises OSError where it cannot be looked at."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def remove_leftovers(folder: Path, older_than_s: float = 0) -> None:
@@ -200,8 +241,11 @@ def results_root(folder: Path) -> Path:
     try:
         resolved = folder.resolve()
         exists, is_folder = resolved.exists(), resolved.is_dir()
+        lost = [place for place in (named, *named.parents) if place.is_symlink() and not place.exists()]
     except (OSError, RuntimeError) as error:  # a link that leads to itself
         raise UsageError(f"{folder} cannot be followed: {one_line(error)}") from error
+    if lost:
+        raise UsageError(f"{lost[-1]} is a link that leads nowhere: make what it leads to, or take it away")
     if exists and not is_folder:
         raise UsageError(f"{folder} is not a folder")
     if ".." not in named.parts and "results" in named.parts:

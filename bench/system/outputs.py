@@ -1,9 +1,10 @@
 """Places that a user names for what a command makes: looked at before anything is computed, made when it is written."""
 
+import os
 from pathlib import Path
 
 from bench.errors import UsageError, one_line
-from bench.system.files import naming, write_atomic
+from bench.system.files import is_special, naming, write_atomic
 from bench.system.places import check_writable
 
 
@@ -12,13 +13,13 @@ def check_output(path: Path | None) -> None:
     if path is None:
         return
     try:
-        is_folder, is_special = path.is_dir(), path.exists() and not path.is_file()
+        is_folder, as_it_is = path.is_dir(), is_special(path)
     except OSError as error:
         raise UsageError(f"cannot write to {one_line(error)}") from error
     if is_folder:
         raise UsageError(f"cannot write to {path}: it is a folder; name a file")
-    if not is_special:  # a device or a pipe is written to as it is
-        check_writable(path.parent)
+    if not as_it_is:
+        check_writable(_target(path).parent)
 
 
 def check_folder(path: Path) -> None:
@@ -32,7 +33,15 @@ def check_folder(path: Path) -> None:
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a file that a user named, with the folders to it. Raises OSError naming it."""
+    """Write a file that a user named, with the folders to it; a device or a pipe as it is. Raises OSError naming it."""
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if is_special(path):
+            path.write_bytes(data)
+            return
+        _target(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)
+
+
+def _target(path: Path) -> Path:
+    """Where a file is written: a link stays one."""
+    return Path(os.path.realpath(path))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from bench.errors import BenchError, BusyError, UsageError, one_line
-from bench.system.files import naming
+from bench.system.files import is_file, naming
 
 
 def check_writable(folder: Path) -> None:
@@ -28,6 +28,15 @@ def check_writable(folder: Path) -> None:
             file.write(b"0")
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {one_line(error)}; choose another place") from error
+
+
+def check_appendable(path: Path) -> None:
+    """Before work begins: raise UsageError if a file that is there cannot be written on, DamagedError if it is none."""
+    try:
+        if is_file(path):
+            path.open("ab").close()
+    except OSError as error:
+        raise UsageError(f"cannot write to {one_line(error)}; choose another place") from error
 
 
 def missing_folders(folder: Path) -> list[Path]:
@@ -52,12 +61,13 @@ def remove_empty(folders: list[Path]) -> None:
 def locked(path: Path, wait: bool = True) -> Iterator[IO[str]]:
     """Hold a file's lock for this process; the file, and its folder, are made if need be.
 
-    Raises BusyError, naming the process that has it by the file's own word, if that is not waited for; BenchError on a
-    file system without locks.
+    Raises BusyError, naming the process that has it by the file's own word, if that is not waited for; DamagedError for
+    what is no file; BenchError on a file system without locks.
     """
     while True:
         made = missing_folders(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_file(path)
         with path.open("a+", encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

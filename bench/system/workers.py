@@ -14,6 +14,8 @@ from typing import TypeVar
 from bench.errors import UsageError
 
 Value = TypeVar("Value")
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What every launcher of several processes sets beside WORLD_SIZE."""
 PATIENCE = timedelta(hours=6)
 """How long processes wait for one another: one of them may be summarising, or scoring on the CPU."""
 
@@ -75,12 +77,33 @@ class Workers:
 ALONE = Workers()
 
 
+CURE = "start with torchrun or accelerate launch, or unset it"
+
+
+def launched(name: str, least: int) -> int:
+    """A number that a launcher puts into the environment; `least` if it is not there. Raises UsageError for none."""
+    text = os.environ.get(name) or str(least)
+    if not (text.isascii() and text.isdecimal() and int(text) >= least):
+        raise UsageError(f"{name}={text} in the environment is no number from {least} up: {CURE}")
+    return int(text)
+
+
 def connect(device: str) -> Workers:
-    """Join the processes that the launcher started, if several. Raises UsageError for the name of a single GPU."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the processes that the launcher started, if several.
+
+    Raises UsageError for the name of a single GPU, and for an environment that no launcher makes.
+    """
+    if (count := launched("WORLD_SIZE", 1)) == 1:
         return ALONE
     if device not in ("cpu", "cuda"):
         raise UsageError(f"several processes each have a GPU of their own: device=cuda, not {device}")
+    if missing := [name for name in RENDEZVOUS if not os.environ.get(name)]:
+        raise UsageError(
+            f"WORLD_SIZE={count} is set but nothing launched these processes ({missing[0]} is not set): {CURE}"
+        )
+    for name in ("RANK", "LOCAL_RANK"):
+        if launched(name, 0) >= count:
+            raise UsageError(f"{name}={os.environ[name]} is not below WORLD_SIZE={count}: {CURE}")
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)

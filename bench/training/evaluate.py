@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from bench.analysis.stats import Design, Estimate, codes, estimate
-from bench.api.scores import Collected, finite, parts_of, score_each, score_finite, stacked
+from bench.api.scores import Collected, finite, parts_of, rows_of, score_each, score_finite, stacked
 from bench.api.task import Prompt, Scores, Task
 from bench.backbones.flow import FlowBackbone
-from bench.errors import BenchError
 from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
-from bench.scoring.folders import begin, places, write
+from bench.scoring.folders import begin, identity, places, write
 from bench.scoring.remote import plain
 from bench.system.workers import ALONE, Workers
 
@@ -34,12 +33,38 @@ class Evaluation:
     prompts: np.ndarray | None = None
     """Number of each picture's prompt, [N]: pictures of one prompt are one cluster. None: not known."""
 
+    @staticmethod
+    def of(task: Task, prompts: list[Prompt], scores: Scores) -> "Evaluation":
+        """Of one picture a prompt entry. Raises as `rows_of` does."""
+        strata = np.array([prompt.stratum for prompt in prompts])
+        same = codes([identity(prompt.stratum, prompt.text, prompt.metadata) for prompt in prompts])
+        return Evaluation(task.name, task.headline, strata, rows_of(task, scores), same)
+
     def estimate(self, metric: str | None = None) -> Estimate:
         """Mean over strata with its interval; the headline unless a metric is named. Failed pictures, and those without
-        a value of the metric, do not count."""
-        values = self.rows[metric or self.headline]
-        kept = ~np.isnan(self.rows[self.headline]) & ~np.isnan(values)
+        a value of the metric, do not count; without any in a stratum there is no mean over strata, but NaN."""
+        if self.without(metric):
+            return Estimate.unknown()
+        values, kept = self.rows[metric or self.headline], self._kept(metric)
         return estimate(values[kept], Design(self.strata, self.prompts).kept(kept))
+
+    def parts(self, metric: str | None = None) -> dict[str, np.ndarray]:
+        """stratum -> the values that count, in the order of first appearance."""
+        values, kept = self.rows[metric or self.headline], self._kept(metric)
+        return {name: values[kept & (self.strata == name)] for name in dict.fromkeys(self.strata.tolist())}
+
+    def without(self, metric: str | None = None) -> list[str]:
+        """Strata in which no picture has a value."""
+        return [name for name, values in self.parts(metric).items() if not len(values)]
+
+    def _kept(self, metric: str | None) -> np.ndarray:
+        return ~np.isnan(self.rows[self.headline]) & ~np.isnan(self.rows[metric or self.headline])
+
+    @property
+    def missing(self) -> str:
+        """What is to be said of strata that no picture has a score in; empty where all have some."""
+        none = ", ".join(repr(name) for name in self.without())
+        return f"no picture of {none} has a score, so that there is no mean over tags" if none else ""
 
     @property
     def failed(self) -> int:
@@ -144,8 +169,4 @@ def _scores(task: Task, audit: bool, images: torch.Tensor, prompts: list[Prompt]
 def _evaluation(task: Task, prompts: list[Prompt], shares: list[Scores | None]) -> Evaluation:
     """Of all processes' scores; None is the share of one that had no prompt."""
     whole = stacked([share for share in shares if share])
-    rows = {"reward": whole.rewards} | whole.metrics
-    if task.headline not in rows:
-        raise BenchError(f"the scorer of {task.name!r} gives {', '.join(rows)}, not its headline {task.headline!r}")
-    strata, texts = np.array([p.stratum for p in prompts]), codes([p.text for p in prompts])
-    return Evaluation(task.name, task.headline, strata, rows, texts)
+    return Evaluation.of(task, prompts, whole)

@@ -15,12 +15,12 @@ from bench.weights.hub import adapter_folder
 
 def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     """Backbone, teachers and a student: the base (a fresh adapter of the spec's shape) or an adapter folder."""
-    from bench.backbones.adapters import TARGETS, Shape
+    from bench.backbones.adapters import Shape
 
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     if student == "base":
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
+        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or backbone.targets)
         backbone.adapters.add(STUDENT, shape, seed=0, trainable=True)
     else:
         backbone.adapters.load(STUDENT, adapter_folder(student), trainable=True)

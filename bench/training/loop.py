@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.analysis.records import score
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.api.method import Method
-from bench.backbones.adapters import TARGETS, Shape
+from bench.backbones.adapters import Shape
 from bench.config.spec import LoraSpec
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.hashing import seed_of
@@ -23,7 +23,7 @@ from bench.training.ema import averages_at, decay_at
 from bench.training.evaluate import Evaluation, evaluate
 from bench.training.gradients import give, take
 from bench.training.out_of_memory import memory
-from bench.training.sharing import Watch
+from bench.training.sharing import Watch, check_equal
 from bench.training.start import layer_of, read_start, targets_of
 
 
@@ -52,7 +52,7 @@ class Loop:
         """Asked once an update, and before each batch of an evaluation."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = spec.evaluation.build(shift)
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or TARGETS)
+        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or backbone.targets)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)
         for name in (EMA, *method.adapters):
@@ -114,7 +114,10 @@ class Loop:
         """Let the method set the student up; a method that does not train is evaluated here."""
         if self.spec.lora.start:
             self._start(self.spec.lora)
+        watch = Watch(self.lab, self.method.name)
         self.method.prepare(self.lab)
+        watch.check_draws()
+        check_equal(self.lab, self.method.name, self.parameters, "before the first update")
         if self.lab.notes:
             self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | self.lab.backbone.meter.whole(self.workers))
         adapters = self.lab.backbone.adapters
@@ -154,6 +157,7 @@ class Loop:
                     row["grad_norm"] = norm
             with torch.no_grad():
                 self.method.after_update(lab)
+                watch.check_draws()
                 self.step += 1
         self.last_share = share
         rate = {"lr": spec.optimizer.lr * decayed}
@@ -281,6 +285,7 @@ class Loop:
         if self.saved == (moment := (self.step, len(self.evaluated))):
             return
         self.saved = moment
+        check_equal(self.lab, self.method.name, self.parameters, f"after update {self.step}")
         tensors: dict[str, Tensor] = {}
         for name in self._kept():
             tensors |= {f"adapter/{name}/{k}": v for k, v in self.lab.backbone.adapters.state(name).items()}

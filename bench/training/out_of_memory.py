@@ -1,12 +1,13 @@
 """Running out of memory, said as which settings would help."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from bench.config.compute import Compute
+from bench.config.contradictions import leaves
 from bench.config.resolve import describe
 from bench.errors import BenchError
 from bench.registry import find
@@ -58,9 +59,9 @@ def exhausted(phase: str, spec: "Spec") -> BenchError:
     if phase == "training":
         same = ["" if compute.gradient_checkpointing else "compute.gradient_checkpointing=true", fewer_drawn(spec)]
         same += [*(decoding(spec) if method.needs.rewards else ()), *offloading(spec), *scorers(spec)]
-        another = [*lower(spec, method.memory_settings(spec)), *another]
+        another = [*smaller_updates(spec), *another]
     elif phase == "evaluation":
-        same = [*lower(spec, ("evaluation.batch",)), *decoding(spec), *offloading(spec), *scorers(spec)]
+        same = [lower("evaluation.batch", spec.evaluation.batch), *decoding(spec), *offloading(spec), *scorers(spec)]
         same.insert(1, fewer_drawn(spec))
     else:
         same = [*offloading(spec), *scorers(spec, ("device", "url"))]
@@ -77,20 +78,22 @@ def cures(same: list[str], another: list[str]) -> str:
     return f"as another run, --set {another}" if another else "this machine has too little for it"
 
 
-def lower(spec: "Spec", names: Iterable[str]) -> list[str]:
-    """Settings of these that can be lowered, with what they are now; where one only counts below another, with that."""
-    said = []
-    for name in names:
-        now, most = value(spec, name), limit(spec, name)
-        if isinstance(now, int) and min(now, most or now) > 1:
-            said.append(f"a lower {name} (now {now})" + (f" below {most}" if most and now > most else ""))
-    return said
+def lower(name: str, now: object, most: int = 0) -> str:
+    """A setting that can be lowered with what it is now, and with `most` (0: not known) where it only counts below."""
+    if not isinstance(now, int) or min(now, most or now) <= 1:
+        return ""
+    return f"a lower {name} (now {now})" + (f" below {most}" if most and now > most else "")
 
 
-def limit(spec: "Spec", name: str) -> int | None:
-    """The largest batch with gradients, for a `chunk` of it; None for other settings."""
-    largest = find("method", spec.method).largest_batch(spec)
-    return largest if largest and name.rpartition(".")[2] == "chunk" else None
+def smaller_updates(spec: "Spec") -> list[str]:
+    """The method's own settings, those of a section that is not in use left out."""
+    method = find("method", spec.method)
+    options = method.Options.model_validate(spec.params)
+    used = [name for name in method.lowers_memory if name.partition(".")[0] not in options.idle]
+    work = method.work(spec, spec.sampler.build(describe(spec.backbone).shift))
+    most = [work.trained_at_once if work else 0, *(0 for _ in used[1:])]
+    now = leaves(options.model_dump(), "params.")
+    return [lower(f"params.{name}", now.get(f"params.{name}"), bound) for name, bound in zip(used, most)]
 
 
 def fewer_drawn(spec: "Spec") -> str:
@@ -143,11 +146,3 @@ def scorers(spec: "Spec", which: tuple[str, ...] = ("batch", "device", "url")) -
             cures.append(f"scorers.{task}.device=cpu")
         cures.append(f"scorers.{task}.url to score elsewhere")
     return cures
-
-
-def value(spec: "Spec", name: str) -> object:
-    """A dotted setting of a spec."""
-    found: object = spec.model_dump()
-    for part in name.split("."):
-        found = found[part]
-    return found

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
 from bench.config.spec import Spec
-from bench.errors import BenchError, DamagedError, UsageError, one_line
+from bench.errors import BenchError, DamagedError, UsageError, explained, one_line
 from bench.hashing import text_hash
 from bench.registry import find
 from bench.scoring.folders import PICTURES
@@ -25,7 +26,7 @@ from bench.store.provenance import record
 from bench.store.run import Run
 from bench.store.shapes import check_evaluation
 from bench.system.devices import check_device
-from bench.system.files import read_record, write_atomic
+from bench.system.files import is_there, read_record, write_atomic
 from bench.system.interrupts import stopping
 from bench.system.workers import ALONE, Workers
 from bench.training.evaluate import Evaluation
@@ -102,9 +103,13 @@ def execute(spec: Spec, session: Session) -> dict:
             refuse_other_scorers(run.folder, earlier.get("scorer_names"), scorers)
         run.append("provenance.jsonl", entry | {"scorer_names": scorers})
         session.say(f"run folder: {run.folder}")
+        if early := spec.too_short(spec.budget.updates) if spec.budget.updates else "":
+            session.say(f"note: {early}")
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
         with stopping() as loop.stop_requested:
             loop.train(lambda progress: session.listen(label, progress))
+        if (late := spec.too_short(loop.step)) and not early:
+            session.say(f"note: {late}")
         if workers.main:
             backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
         summary = workers.agreed(_summarise(loop, teachers, session, descriptor.base_guidance or {}))
@@ -212,7 +217,7 @@ class Reference:
         if settings.pictures:
             self.pictures.setdefault(model, {})[task] = f"{self.folder.name}/{kept.name}"
         known = None
-        if workers.main and path.exists() and (kept.exists() or not settings.pictures):
+        if workers.main and (os.path.exists(kept) or not settings.pictures):
             known = self._kept(path, task)
         if known := workers.agreed(known):
             return known
@@ -221,18 +226,29 @@ class Reference:
         with self.loop.lab.backbone.meter.purpose("references"):
             result: Evaluation = self.loop.evaluate(adapter, task, guidance, half)
         if workers.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if half and kept.exists():
-                shutil.rmtree(half)
-            elif half:
-                half.rename(kept)
-            write_atomic(path, json.dumps(result.record()).encode())
+            try:
+                self._keep(path, result.record(), half, kept)
+            except OSError as error:  # another run makes it again; this one has what it needs
+                self.say(f"the evaluation of {model} on {task} is not kept: {explained(error)}")
+                if half and not os.path.exists(kept):
+                    shutil.rmtree(half, ignore_errors=True)
+                    del self.pictures[model][task]
         return result.record()
 
+    def _keep(self, path: Path, record: dict, half: Path | None, kept: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if half and kept.exists():
+            shutil.rmtree(half)
+        elif half:
+            half.rename(kept)
+        write_atomic(path, json.dumps(record).encode())
+
     def _kept(self, path: Path, task: str) -> dict | None:
-        """A stored evaluation; None, which has it made again, for one that is damaged."""
+        """A stored evaluation; None, which has it made again, for one that is not there or damaged."""
         prompts = self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)
         try:
+            if not is_there(path):
+                return None
             record = read_record(path)
             check_evaluation(path, record, task, len(prompts))
         except (DamagedError, OSError) as error:

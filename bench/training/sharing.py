@@ -5,6 +5,7 @@ them, and their summed gradient is N times too large; one that draws random numb
 process the numbers of other rows, and the update is not that of one process.
 """
 
+import hashlib
 import random
 from collections.abc import Iterable
 
@@ -36,6 +37,13 @@ class Watch:
                     f"among the {count} processes: its gradient would be {count} times too large. Draw prompts with "
                     "lab.prompts, or run one process"
                 )
+        self.check_draws()
+
+    def check_draws(self) -> None:
+        """Raise UsageError if numbers were drawn that another process cannot have drawn too, or has drawn as well."""
+        if not self.needed:
+            return
+        count = self.lab.workers.count
         for generator in self.lab.given:
             if generator.used_directly:
                 raise UsageError(
@@ -55,6 +63,31 @@ def _global_generators() -> tuple[bytes, ...]:
     legacy = np.random.get_state(legacy=False)["state"]
     return (
         torch.get_rng_state().numpy().tobytes(),
+        *(state.numpy().tobytes() for state in _gpu_generators()),
         legacy["key"].tobytes() + str(legacy["pos"]).encode(),
         repr(random.getstate()).encode(),
     )
+
+
+def _gpu_generators() -> list[torch.Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def check_equal(lab: Lab, method: str, parameters: Iterable[torch.Tensor], when: str) -> None:
+    """Raise UsageError if the processes of a run do not hold the same student, to the bit."""
+    if lab.workers.count == 1:
+        return
+    held = lab.workers.gather(tensors_hash(parameters))
+    if len(set(held)) > 1:
+        raise UsageError(
+            f"the {lab.workers.count} processes hold different students {when}: method {method!r} draws or decides "
+            "something in each of them by itself. Draw from lab.generator or lab.numpy_generator, or run one process"
+        )
+
+
+def tensors_hash(tensors: Iterable[torch.Tensor]) -> str:
+    """Of the bytes of tensors in their order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -152,11 +152,18 @@ def refuse_stand_in(path: Path, what: str) -> bytes:
         raise MissingError(f"no {what} at {path}") from error
     except OSError as error:
         raise DamagedError(f"cannot read {path}: {one_line(error)}") from error
-    if POINTER.match(head):
-        raise MissingError(f"{path} is no {what}: it is a Git-LFS pointer; fetch the file itself (git lfs pull)")
-    if PAGE.match(head):
-        raise DamagedError(f"{path} is no {what}: it is a web page; {AGAIN}, by the address of the file itself")
+    if cause := stand_in(head):
+        raise (MissingError if POINTER.match(head) else DamagedError)(f"{path} is no {what}: {cause}")
     return head
+
+
+def stand_in(head: bytes) -> str:
+    """What a file is that stands for one elsewhere, by its beginning, and how to get it; empty for any other."""
+    if POINTER.match(head):
+        return "it is a Git-LFS pointer; fetch the file itself (git lfs pull)"
+    if PAGE.match(head):
+        return f"it is a web page; {AGAIN}, by the address of the file itself"
+    return ""
 
 
 def _of_safetensors(path: Path) -> str:

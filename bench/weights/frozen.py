@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
@@ -14,6 +16,9 @@ from bench.hashing import content_hash
 from bench.lazy import torch
 from bench.system.devices import check_device
 from bench.weights.checkpoints import cause_of, refuse_stand_ins, require_folder, require_tokenizer, require_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -62,7 +67,7 @@ def whole(loaded: tuple, where: str | Path, unread: re.Pattern = NEVER_SAVED):
     lacks = sorted(n for n in report["missing_keys"] if not (NEVER_SAVED.search(n) or unread.search(n)))
     for cause, names in (
         ("lacks the tensor", lacks),
-        ("holds in another shape than its config.json says the tensor", sorted(_named(report["mismatched_keys"]))),
+        ("holds in another shape than its config.json says the tensor", sorted(names_of(report["mismatched_keys"]))),
     ):
         if names:
             others = f" and {len(names) - 1} more" if names[1:] else ""
@@ -70,9 +75,25 @@ def whole(loaded: tuple, where: str | Path, unread: re.Pattern = NEVER_SAVED):
     return model
 
 
-def _named(mismatched) -> list[str]:
-    """The libraries give names alone, or with the two shapes."""
+def names_of(mismatched: Iterable) -> list[str]:
+    """Tensors of another shape in a loading report: the libraries give names alone, or with the two shapes."""
     return [entry if isinstance(entry, str) else entry[0] for entry in mismatched]
+
+
+def require_numbers(tensors: Mapping[str, Tensor], where: str | Path, precision: str = "float32") -> None:
+    """Raise DamagedError, naming the first, for tensors that are not of floats or hold values that are not finite.
+
+    A network gives NaN for them, which is neither above nor below any threshold: nothing found, the first of all
+    answers. `precision` is what the tensors were read in: half precision has no numbers beyond 65504.
+    """
+    again = "download its weights again" if precision == "float32" else "set its precision to float32"
+    for name, tensor in tensors.items():
+        if (kind := str(tensor.dtype).removeprefix("torch.")) not in (*PRECISIONS, "float64"):
+            raise DamagedError(f"{where} holds {kind} in the tensor {name}, not one of {', '.join(PRECISIONS)}")
+        # The extremes of a tensor with NaN are NaN, and no mask as large as the tensor is made.
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            of = "" if precision == "float32" else f" as {precision}"
+            raise DamagedError(f"{where} holds values that are not finite{of} in the tensor {name}: {again}")
 
 
 def load_frozen(
@@ -80,9 +101,9 @@ def load_frozen(
 ):
     """A transformers model without gradients; its files may lack the parameters that match `unread`.
 
-    Raises MissingError naming what is not where, DamagedError for files that are no weights or not all of them,
-    UsageError for a model of another kind, for another precision than float32, bfloat16 and float16 and for a device
-    that is no device.
+    Raises MissingError naming what is not where, DamagedError for files that are no weights, not all of them or
+    no numbers, UsageError for a model of another kind, for another precision than float32, bfloat16 and float16 and for
+    a device that is no device.
     """
     from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
@@ -99,6 +120,8 @@ def load_frozen(
             raise UsageError(f"{source!r} holds a model of type {kind!r}, not {wanted!r}: it is no {what}")
         how = {"dtype": getattr(torch, precision), "ignore_mismatched_sizes": True, "output_loading_info": True}
         model = whole(model_class.from_pretrained(source, **how), source, unread)
+        floats = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        require_numbers(floats, source, precision)
     except BenchError:
         raise
     except torch.OutOfMemoryError:

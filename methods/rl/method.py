@@ -43,6 +43,11 @@ class RlOptions(Options):
     grpo: GrpoOptions = GrpoOptions()
     grpo_guard: GrpoGuardOptions = GrpoGuardOptions()
 
+    @property
+    def idle(self) -> dict[str, str]:
+        """The sections of the engines that are not chosen."""
+        return {name: f"params.engine is {self.engine}" for name in ENGINES if name != self.engine}
+
     def build(self) -> Engine:
         """The chosen engine with its section of settings."""
         return ENGINES[self.engine](getattr(self, self.engine))
@@ -53,6 +58,7 @@ class RlMethod(Method[Samples]):
 
     needs = Needs(rewards=True)
     Options = RlOptions
+    lowers_memory = (*(f"{name}.chunk" for name in ENGINES), "groups")
     reference: str | None = None
     """Adapter that the engines' penalty pulls towards; None is the base."""
 
@@ -71,8 +77,10 @@ class RlMethod(Method[Samples]):
                 f"{MOST_PICTURES:,} pictures a task and update"
             )
         options.build().check(sampler, options.groups)
-        if options.mixing == "raw" and not options.global_std:
-            raise UsageError("params.mixing raw divides all tasks by one deviation: it needs params.global_std true")
+        if options.mixing != "per_reward" and not options.global_std:
+            raise UsageError(
+                f"params.mixing {options.mixing} divides all tasks by one deviation: it needs params.global_std true"
+            )
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
@@ -83,24 +91,16 @@ class RlMethod(Method[Samples]):
         options = cls.Options.model_validate(spec.params)
         engine, drawn = options.build(), options.groups * options.group_size
         pictures = cls.tasks_per_update(spec) * drawn
+        trained = drawn // getattr(engine.options, "inner_updates", 1)
         return Work(
             engine.passes(sampler) * branches(spec.sampler.guidance) * pictures,
             drawn=drawn,
+            trained_at_once=min(trained, engine.options.chunk),
             kept=engine.kept(sampler) * pictures,
             prompts=pictures,
             pictures=pictures,
             pictures_at_once=drawn,
         )
-
-    @classmethod
-    def memory_settings(cls, spec) -> tuple[str, ...]:
-        return f"params.{spec.params['engine']}.chunk", *super().memory_settings(spec)
-
-    @classmethod
-    def largest_batch(cls, spec) -> int:
-        engine = spec.params[spec.params["engine"]]
-        pictures = spec.params["groups"] * spec.params["group_size"] // engine.get("inner_updates", 1)
-        return min(pictures, engine["chunk"])
 
     @classmethod
     def tasks_per_update(cls, spec) -> int:

@@ -36,6 +36,8 @@ class CheckedDetector:
     @cached_property
     def name(self) -> str:
         """The detector's, and whether it is unchecked."""
+        if self._kept:
+            known_objects(self.folder)  # a record that vouches for nothing is no check
         return f"{self.detector.name}{'' if self._kept else '-unchecked'}"
 
     @property
@@ -59,8 +61,10 @@ def expectations(text: str) -> dict[str, int]:
     wanted: dict[str, int] = {}
     for part in text.split(","):
         name, equals, count = (piece.strip() for piece in part.rpartition("="))
-        if not equals or not re.fullmatch(r"[0-9]+", count):
-            raise UsageError(f"the canary's objects are COCO classes with counts, cat=2,tv remote=2, not {part!r}")
+        if not equals or not re.fullmatch(r"0*[1-9][0-9]*", count):
+            raise UsageError(
+                f"the canary's objects are COCO classes with counts from 1 on, cat=2,tv remote=2, not {part!r}"
+            )
         name = RENAMED.get(name, name)
         if name not in COCO.names:
             raise unknown("name of the COCO classes", name, COCO.names)
@@ -78,7 +82,7 @@ def keep(detector: Detector, picture: Path, wanted: dict[str, int], folder: Path
         image = from_file(picture)
     except (OSError, ValueError) as error:
         raise UsageError(f"{picture} is no picture: {one_line(error)}") from error
-    found = detector.detect(image[None], COUNTING_THRESHOLD)[0]
+    found = _seen(detector, image, COUNTING_THRESHOLD)
     counts = {name: sum(COCO.names[d.label] == name for d in found) for name in wanted}
     if counts != wanted:
         raise BenchError(f"the converted detector finds {counts} in {picture}, not {wanted}: not the official weights?")
@@ -89,8 +93,8 @@ def keep(detector: Detector, picture: Path, wanted: dict[str, int], folder: Path
 
 def listen(detector: Detector, folder: Path) -> None:
     """Raise BenchError if a detector sees something else in its canary than when it was converted."""
-    record, image = _kept(folder)
-    found = detector.detect(image[None], COUNTING_THRESHOLD - SCORE_SHIFT)[0]
+    record, image = known_objects(folder), _picture(folder)
+    found = _seen(detector, image, COUNTING_THRESHOLD - SCORE_SHIFT)
     for known in record:
         if not any(same(known, detection) for detection in found):
             seen = ", ".join(f"{COCO.names[d.label]} {d.score:.2f}" for d in found) or "nothing"
@@ -100,18 +104,31 @@ def listen(detector: Detector, folder: Path) -> None:
             )
 
 
-def _kept(folder: Path) -> tuple[list[dict], Tensor]:
-    """What was found when the weights were converted, and in which picture. Raises DamagedError."""
+def _seen(detector: Detector, image_CHW: Tensor, floor: float) -> list[Detection]:
+    try:
+        return detector.detect(image_CHW[None], floor)[0]
+    except FloatingPointError as error:
+        raise BenchError(f"the canary picture cannot be looked at: {one_line(error)}") from error
+
+
+def known_objects(folder: Path) -> list[dict]:
+    """What was found when the weights were converted. Raises DamagedError."""
     record = read_json(folder / RECORD)
     try:
+        if not isinstance(record, list) or not record:
+            raise ValueError("it names no object")
         for known in record:
             x1, y1, x2, y2 = known["box"]
             if not isinstance(known["class"], str) or not known["score"] + x1 + y1 + x2 + y2 > 0:
                 raise ValueError("an object without extent")
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{folder / RECORD} is no list of objects with class, box and score") from error
+    return record
+
+
+def _picture(folder: Path) -> Tensor:
     try:
-        return record, from_file(folder / PICTURE)
+        return from_file(folder / PICTURE)
     except (OSError, ValueError) as error:
         raise DamagedError(f"the canary picture {folder / PICTURE} cannot be read: {one_line(error)}") from error
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 BACKGROUND = 153
 """Grey level outside the object's mask."""
+THIN = 50
+"""Times its short side that a cut-out is scaled whole."""
 
 
 class ColourJudge(Protocol):
@@ -55,11 +57,15 @@ class ClipColourJudge:
         return torch.nn.functional.normalize(self.clip.texts(texts).unflatten(0, (-1, len(TEMPLATES))).mean(1), dim=-1)
 
     def judge(self, image_CHW: Tensor, objects: list[Detection], noun: str) -> list[str]:
-        """As the protocol says."""
+        """As the protocol says. Raises FloatingPointError where CLIP makes no numbers of them: the largest of none is
+        the first colour."""
         if not objects:
             return []
         images = self.clip.images([cut_out(image_CHW, o) for o in objects])
-        return [self.colours[i] for i in (images @ self._words(noun).T).argmax(1).tolist()]
+        likeness = images @ self._words(noun).T
+        if not likeness.isfinite().all():
+            raise FloatingPointError("the colour judge gives values that are not finite")
+        return [self.colours[i] for i in likeness.argmax(1).tolist()]
 
 
 def open_clip_pixels(pictures: list, side: int) -> Tensor:
@@ -68,7 +74,7 @@ def open_clip_pixels(pictures: list, side: int) -> Tensor:
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     found = []
-    for picture in pictures:
+    for picture in map(without_ends, pictures):
         short = min(picture.size)
         scaled = picture.resize([int(side * length / short) for length in picture.size], Image.Resampling.BICUBIC)
         left, top = (round((length - side) / 2) for length in scaled.size)  # halves to the even side, as torchvision
@@ -76,6 +82,18 @@ def open_clip_pixels(pictures: list, side: int) -> Tensor:
         found.append(torch.from_numpy(pixels).permute(2, 0, 1) / 255)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (torch.stack(found) - mean) / std
+
+
+def without_ends(picture):
+    """The picture, and of one thinner than 1:THIN the middle: a line a pixel wide would become gigabytes.
+
+    The central square does not show the ends. They go by whole squares, an even number at each, so that the scale and
+    the roundings stay what they are for the whole picture.
+    """
+    short, long = sorted(picture.size)
+    end = 2 * short * max(0, (long - THIN * short) // (4 * short))
+    left, top = (end if side == long else 0 for side in picture.size)
+    return picture.crop((left, top, picture.width - left, picture.height - top)) if end else picture
 
 
 def cut_out(image_CHW: Tensor, found: Detection):

@@ -7,15 +7,18 @@ Resizing, padding, mask upsampling, scoring and boxes follow mmdet 2.x's test pi
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from bench.errors import UsageError
 from bench.lazy import torch, without_gradients
 from bench.scoring.pictures import to_bytes
 from bench.weights.frozen import load_frozen, weights_name
+from tasks.geneval.prompts import COCO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,10 +70,15 @@ class Mask2FormerDetector:
         from transformers import Mask2FormerForUniversalSegmentation
 
         kind = Mask2FormerForUniversalSegmentation
-        return load_frozen(kind, self.source, self.device, "detector", self.precision, UNREAD)
+        model = load_frozen(kind, self.source, self.device, "detector", self.precision, UNREAD)
+        require_coco(model.config.id2label, self.source)
+        return model
 
     def detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
-        """As the protocol says. Deterministic on one device; pictures of a batch share their size."""
+        """As the protocol says. Deterministic on one device; pictures of a batch share their size.
+
+        Raises FloatingPointError for a picture that the network makes no numbers of: nothing found would be a verdict.
+        """
         return [found for part in images_BCHW.split(self.batch) for found in self._detect(part, floor)]
 
     @without_gradients
@@ -80,6 +88,8 @@ class Mask2FormerDetector:
         outputs = self.model(pixel_values=pixels.to(self.model.dtype))
         found = []
         for classes, masks in zip(outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()):
+            if not (classes.isfinite().all() and masks.isfinite().all()):
+                raise FloatingPointError("the detector gives values that are not finite")
             query, label, probability = candidates(classes, floor)
             if not len(query):
                 found.append([])
@@ -89,6 +99,30 @@ class Mask2FormerDetector:
             masks = resize(masks, (height, width))[0]
             found.append(instances(label, probability, masks, floor))
         return found
+
+
+def require_coco(labels: Mapping[int, str], source: str) -> None:
+    """Raise UsageError for a detector whose classes, by number, are not COCO's 80: only their order is read.
+
+    Names that transformers made up say nothing, and releases write some in other ways; but none of COCO's may stand in
+    another place, and most are to be known.
+    """
+    if len(labels) != len(COCO.names):
+        raise UsageError(f"the detector {source!r} knows {len(labels)} classes; GenEval's are COCO's {len(COCO.names)}")
+    places = {_letters(name): place for place, name in enumerate(COCO.names)}
+    places |= {_letters(other): places[_letters(name)] for other, name in COCO.aliases.items()}
+    named = {place: name for place, name in labels.items() if not re.fullmatch("LABEL_[0-9]+", name)}
+    found = {place: places[_letters(name)] for place, name in named.items() if _letters(name) in places}
+    for place, name in named.items():
+        if found.get(place, place) != place or 2 * len(found) < len(named):
+            raise UsageError(
+                f"the detector {source!r} calls its class {place} {name!r}, where COCO has {COCO.names[place]!r}: "
+                "GenEval reads COCO's 80 classes in their order"
+            )
+
+
+def _letters(name: str) -> str:
+    return re.sub("[^a-z]", "", name.lower())
 
 
 def prepare(images_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:

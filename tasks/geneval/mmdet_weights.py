@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bench.errors import DamagedError, UsageError, exit_on_error
 from bench.weights.checkpoints import cause_of, state_dict
-from bench.weights.frozen import save_folder
+from bench.weights.frozen import names_of, require_numbers, save_folder
 from tasks.geneval.canary import expectations, keep
-from tasks.geneval.detector import UNREAD, Mask2FormerDetector
+from tasks.geneval.detector import UNREAD, Mask2FormerDetector, require_coco
 
 OFFICIAL = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth"
 """The official evaluator's file, from mmdet 2.x (folder v2.0 of OpenMMLab's downloads)."""
@@ -178,6 +178,8 @@ def convert(checkpoint: Path, folder: Path) -> bool:
         raise DamagedError(f"{checkpoint} is no {WHAT}{of}: it has no {error.args[0]!r}; {hint}") from error
     except (IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise DamagedError(f"{checkpoint} is no {WHAT}{of}: {cause_of(error)}; {hint}") from error
+    require_numbers(tensors, checkpoint)
+    require_coco(config.id2label, str(checkpoint))
     save_folder(_model(config, tensors, f"{checkpoint}{of and f', a file{of},'}", hint), folder)
     return version_3
 
@@ -192,14 +194,15 @@ def _model(config, tensors: dict[str, Tensor], source: str, hint: str):
     transformers.utils.logging.set_verbosity_error()  # what does not fit is an error below
     try:
         model, report = Mask2FormerForUniversalSegmentation.from_pretrained(
-            None, config=config, state_dict=tensors, output_loading_info=True
+            None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except RuntimeError as error:
         raise DamagedError(f"{source} does not fit transformers' Mask2Former: {cause_of(error)}; {hint}") from error
     finally:
         transformers.utils.logging.set_verbosity(before)
     missing = [key for key in report["missing_keys"] if not UNREAD.search(key)]
-    wrong = {"missing": missing, "unknown": report["unexpected_keys"]}
+    reshaped = names_of(report["mismatched_keys"])
+    wrong = {"missing": missing, "unknown": report["unexpected_keys"], "of another shape": reshaped}
     if any(wrong.values()):
         found = ", ".join(f"{kind}: {sorted(map(str, keys))[0]!r}" for kind, keys in wrong.items() if keys)
         raise DamagedError(f"{source} does not fit transformers' Mask2Former ({found}); {hint}")

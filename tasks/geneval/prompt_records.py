@@ -5,7 +5,6 @@ A record is {"tag", "include": [{"class", "count", ["color"], ["position": [rela
 every picture of the prompt wrong without a sign.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -20,7 +19,8 @@ FORMS = {"include": (*REQUIRED, "color", "position"), "exclude": REQUIRED}
 KEYS = ("tag", "include", "exclude", "prompt")
 """A record may have others, which are passed over; but not one of these misspelt."""
 NEEDED = {"colors": "color", "color_attr": "color", "position": "position"}
-"""Tag -> the key that at least one clause has: without it, the picture would not be asked what the tag says."""
+"""Tag -> the key that at least one clause has: without it, the picture would not be asked what the tag says. As to
+counting, see `_check_limits`."""
 
 
 def check_record(record: Any, vocabulary: Vocabulary) -> None:
@@ -48,6 +48,29 @@ def check_record(record: Any, vocabulary: Vocabulary) -> None:
     needed = NEEDED.get(record["tag"])
     if needed and not any(needed in clause for clause in record["include"]):
         raise UsageError(f"the tag {record['tag']!r} needs a {needed!r} in a clause of include, and there is none")
+    _check_limits(record)
+
+
+def _check_limits(record: dict) -> None:
+    """Raise UsageError where excludes contradict what is asked, and for counting without one: only an exclude tells
+    that there are too many."""
+    asked: dict[str, int] = {}
+    for clause in record["include"]:
+        asked[clause["class"]] = max(clause["count"], asked.get(clause["class"], 0))
+    limits = record.get("exclude", [])
+    for place, clause in enumerate(limits):
+        if clause["count"] <= (wanted := asked.get(clause["class"], 0)):
+            raise UsageError(
+                f"exclude[{place}].count should be more than the {wanted} of {clause['class']!r} that include asks "
+                f"for, not {clause['count']}: every picture would be wrong"
+            )
+    unlimited = asked.keys() - {clause["class"] for clause in limits}
+    if record["tag"] == "counting" and unlimited:
+        name = min(unlimited)
+        raise UsageError(
+            f"the tag 'counting' needs an exclude of {name!r}, as {{class: {name}, count: {asked[name] + 1}}}: without "
+            "it any larger number is correct"
+        )
 
 
 def _check_clause(clause: Any, of: str, place: int, vocabulary: Vocabulary) -> None:
@@ -60,11 +83,10 @@ def _check_clause(clause: Any, of: str, place: int, vocabulary: Vocabulary) -> N
         if key not in clause:
             raise UsageError(f"{where} has no {key}")
     _one_of(vocabulary.names, clause["class"], f"{where}.class", vocabulary.aliases)
-    most = MAX_OBJECTS if of == "include" else math.inf
     count = clause["count"]
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
-        limit = "on" if most == math.inf else f"to {most}, as no more are kept"
-        raise UsageError(f"{where}.count should be a whole number from 1 {limit}, not {_shown(count)}")
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_OBJECTS:
+        limit = f"from 1 to {MAX_OBJECTS}, as no more are kept"
+        raise UsageError(f"{where}.count should be a whole number {limit}, not {_shown(count)}")
     if "color" in clause:
         _one_of(vocabulary.colours, clause["color"], f"{where}.color")
     if "position" in clause:

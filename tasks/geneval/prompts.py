@@ -45,6 +45,7 @@ COCO = Vocabulary(
     aliases=RENAMED | {
         "sofa": "couch", "television": "tv", "tvmonitor": "tv", "motorbike": "motorcycle", "mobile phone": "cell phone",
         "fridge": "refrigerator", "plane": "airplane", "hairdryer": "hair drier", "doughnut": "donut",
+        "aeroplane": "airplane",
     },
 )  # fmt: skip
 

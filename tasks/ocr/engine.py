@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.scoring.pictures import to_bytes
+from bench.system.workers import launched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ def cores() -> int:
     """Threads that this process may keep busy: its cores, shared with the processes of its run on this machine, and no
     more than OMP_NUM_THREADS where it is alone (a launcher of several sets that to 1 for all of them)."""
     mine = len(os.sched_getaffinity(0))
-    together = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    together = launched("LOCAL_WORLD_SIZE", 1)
     if together > 1:
         return max(1, mine // together)
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]

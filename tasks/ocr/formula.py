@@ -5,12 +5,20 @@ space or a decomposed accent would otherwise count as an error that no picture c
 """
 
 import json
+import re
+import string
 import unicodedata
 
 UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf")
 """Unicode's categories of blanks, line ends, controls and marks without ink: no reading can tell them."""
-
-
+IGNORABLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Others without ink, whatever their category: joiners, fillers, the braille blank and variation selectors, which say
+whether a heart is drawn as text or as a picture."""
+FIELD = r'(?:"[^"]*"|[^\s",;]*)'
+ROW = re.compile(f"(?:{FIELD}[,;\t])*{FIELD}")
+"""A row of a table: no blank between its fields, and none in those without quotes."""
 CURLY = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u275d\u275e\uff02"
 """Double quotes that are not the published ones."""
 
@@ -27,13 +35,28 @@ def target_text(prompt: str) -> str:
         raise ValueError(f"an OCR prompt needs plain double quotes, without backslashes: {prompt!r}")
     if _is_json(prompt):
         raise ValueError(f"an OCR prompt is plain text with text in double quotes, not JSON: {prompt!r}")
-    if len(parts) == 3 and not plain(parts[0] + parts[2]).strip(",.;:!?'"):
+    if ROW.fullmatch(prompt) or not _says_something("".join(parts[::2])):
         raise ValueError(f"an OCR prompt needs its text in double quotes, not the whole prompt: {prompt!r}")
     if any(mark in prompt for mark in CURLY):
         raise ValueError(f"an OCR prompt needs straight double quotes alone, no others beside them: {prompt!r}")
-    if len(parts) % 2 == 0 or parts[0][-1:].isnumeric():
+    if len(parts) % 2 == 0 or _measures(parts):
         raise ValueError(f"an OCR prompt needs text in double quotes, and no other such marks (inches): {prompt!r}")
+    if parts[1] != parts[1].strip():
+        raise ValueError(f"an OCR prompt needs text in double quotes, without blanks at its ends: {prompt!r}")
     return parts[1]
+
+
+def _says_something(around: str) -> bool:
+    """Whether what stands around the quotes is more than a number and punctuation."""
+    return not all(char.isnumeric() or char in string.punctuation for char in plain(around))
+
+
+def _measures(parts: list[str]) -> bool:
+    """Whether the first quote may be a sign of inches: behind a number, or a word without a blank; behind a number and
+    a blank where there are others. Scripts without capitals put quotes behind words."""
+    before = parts[0]
+    word = before[-1:].lower() != before[-1:].upper()
+    return before[-1:].isnumeric() or word or (len(parts) > 3 and before.rstrip()[-1:].isnumeric())
 
 
 def _is_json(text: str) -> bool:
@@ -45,8 +68,8 @@ def _is_json(text: str) -> bool:
 
 def plain(text: str) -> str:
     """What is compared: lower case, in Unicode's composed form, without blanks of any kind."""
-    seen = (char for char in unicodedata.normalize("NFC", text) if unicodedata.category(char) not in UNSEEN)
-    return "".join(seen).lower()
+    seen = "".join(char for char in IGNORABLE.sub("", text) if unicodedata.category(char) not in UNSEEN)
+    return unicodedata.normalize("NFC", seen).lower()
 
 
 def edit_distance(a: str, b: str) -> int:

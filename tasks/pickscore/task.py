@@ -73,6 +73,10 @@ class PickScore(Task):
     def scorer_name(self) -> str:
         return f"pickscore-{self.version}+{self.scorer.name}"
 
+    def check(self, prompt: Prompt) -> None:
+        if self.utility:
+            micro.check_prompt(prompt)
+
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         raw = self.scorer.raw(images_BCHW, [p.text for p in prompts])
         metrics: dict[str, np.ndarray] = {"pickscore": raw}

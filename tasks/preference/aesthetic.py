@@ -13,6 +13,7 @@ from bench.errors import DamagedError, MissingError
 from bench.hashing import content_hash
 from bench.lazy import torch, without_gradients
 from bench.weights.checkpoints import load_checkpoint, require_weights
+from bench.weights.frozen import require_numbers
 from tasks.clip import with_processor
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def read_head(path: Path) -> torch.nn.Sequential:
     layers = []
     for place in LAYERS:
         try:
-            weight, bias = (state[f"layers.{place}.{kind}"].float() for kind in ("weight", "bias"))
+            parts = {kind: state[f"layers.{place}.{kind}"] for kind in ("weight", "bias")}
+            require_numbers({f"layers.{place}.{kind}": part for kind, part in parts.items()}, path)
+            weight, bias = (part.float() for part in parts.values())
             layers.append(torch.nn.Linear(weight.shape[1], weight.shape[0]))
             layers[-1].load_state_dict({"weight": weight, "bias": bias})
         except (KeyError, AttributeError, IndexError, RuntimeError) as error:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL = "openai/clip-vit-large-patch14"
+VERSION = "2"
+"""Of what is made of a picture before CLIP sees it, and of the ceiling; part of every name that the judge is in."""
 DEFAULT = "100"
 CONVENTIONS = {
     "30": "logit over 30, cropped to its central square (flow_grpo, Flow-OPD, UniRL)",
@@ -40,7 +42,7 @@ class ClipScoreJudge:
 
     @property
     def name(self) -> str:
-        return f"{self.metric}-clip-{self.clip.name}"
+        return f"{self.metric}-v{VERSION}-clip-{self.clip.name}"
 
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
         factor = 1.0 if self.convention == "cosine" else self.clip.scale / float(self.convention)

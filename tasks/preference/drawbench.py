@@ -22,7 +22,7 @@ class DrawBench(Task):
     """Out-of-domain prompts. Reward: mean over the judges of their scores over their ceilings."""
 
     name = "drawbench"
-    version = "1"
+    version = "2"
     headline = "reward"
     sources: ClassVar[dict[str, str]] = {
         "prompts": "file with one prompt a line; a line that comes again is another picture of it",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.errors import DamagedError, exit_on_error
 from bench.weights.checkpoints import cause_of, state_dict
-from bench.weights.frozen import save_folder
+from bench.weights.frozen import require_numbers, save_folder
 
 VISION_HEAD, TEXT_HEAD = 80, 64
 """Width of an attention head in ViT-H/14; the weights do not tell."""
@@ -48,7 +48,7 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 found[f"{match[1]}.self_attn.{part}_proj.{match[2]}"] = tensor
         else:
             found[key] = value.T if key in TRANSPOSED else value
-    return {key: value.float().contiguous() for key, value in found.items() if key != "attn_mask"}
+    return {key: value.float().contiguous() for key, value in found.items()}
 
 
 def architecture(state: dict[str, Tensor]):
@@ -83,6 +83,8 @@ def convert(checkpoint: Path, folder: Path) -> None:
 
     what = "open_clip ViT-H/14 checkpoint"
     state = {key.removeprefix("module."): value for key, value in state_dict(checkpoint, what).items()}
+    state.pop("attn_mask", None)  # a constant that some files hold, of infinities
+    require_numbers(state, checkpoint)
     try:
         model = CLIPModel(architecture(state))
         model.load_state_dict(converted(state))

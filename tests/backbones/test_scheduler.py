@@ -208,8 +208,8 @@ def test_a_model_of_published_size_has_sensible_defaults() -> None:
     grpo = resolve("multi_reward", ["ocr", "geneval"], backbone="sd3", overrides=["params.engine=grpo"])
     assert (grpo.sampler.kernel, grpo.sampler.eta, grpo.sampler.guidance) == ("flow_sde", 0.7, 4.5)
     assert resolve("opd_ppo", ["ocr"], backbone="sd3").sampler.kernel == "flow_sde"
-    told = resolve("opd_analytic", ["ocr"], backbone="sd3", overrides=["compute.resolution=1024", "device=cpu"])
-    assert (told.compute.resolution, told.device) == (1024, "cpu")
+    told = resolve("opd_analytic", ["ocr"], backbone="sd3", overrides=["compute.resolution=768", "device=cpu"])
+    assert (told.compute.resolution, told.device) == (768, "cpu")
 
 
 def test_a_gpu_is_chosen_where_there_is_one(monkeypatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -99,6 +100,25 @@ def test_operations_are_what_pytorch_counts(name: str, targets: str, checkpointe
     with FlopCounterMode(display=False) as base, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         forward(real(config, None), batch, side, text)
     assert size.flops * batch == pytest.approx(base.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.parametrize("side", [8, 9, 16, 20])
+@pytest.mark.parametrize("decode", ["whole", "tiled"])
+def test_operations_of_decoding_are_what_pytorch_counts(decode: str, side: int) -> None:
+    """Tiles overlap, and those at the edge are partial ones; up to a tile a side there is but one."""
+    config = {
+        "block_out_channels": [8, 8, 8], "norm_num_groups": 1, "latent_channels": 4, "sample_size": 32,
+        "down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "use_quant_conv": False, "use_post_quant_conv": False,
+    }  # fmt: skip
+    vae = AutoencoderKL(**config).eval()
+    if decode == "tiled":
+        vae.enable_tiling()
+    # the counter does not know the CPU's fused attention
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        vae.decode(torch.randn(2, 4, side, side))
+    found = Size({}, side, 1, {}, config).decoding(2, Compute(decode=decode))
+    assert found.forward == pytest.approx(counted.get_total_flops(), rel=1e-3)
 
 
 def test_a_backward_pass_to_the_published_adapter_is_no_two_forwards() -> None:

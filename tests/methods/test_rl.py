@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
 from methods.cascade import PREVIOUS, Cascade, CascadeOptions
 from methods.multi_reward import MultiReward, MultiRewardOptions
-from methods.rl.advantages import advantages
+from methods.rl.advantages import Mixing, advantages
 from methods.rl.grpo import Grpo, GrpoOptions, surrogate
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.method import RlOptions
@@ -19,7 +21,7 @@ from tests.methods.conftest import shake
 
 def test_advantages_are_centred_in_each_group() -> None:
     rewards = {"a": np.random.default_rng(0).uniform(size=(6, 8)), "b": np.random.default_rng(1).uniform(size=(6, 8))}
-    for mixing in ("per_reward", "raw"):
+    for mixing in get_args(Mixing):
         for values in advantages(rewards, mixing, True).values():
             np.testing.assert_allclose(values.mean(1), 0, atol=1e-12)
     flat = advantages({"a": np.ones((3, 4))}, "per_reward", True)["a"]
@@ -28,10 +30,27 @@ def test_advantages_are_centred_in_each_group() -> None:
     np.testing.assert_allclose(spread[0], spread[1], rtol=5e-3)  # a group's own scale does not matter
 
 
-def test_raw_mixing_lets_the_wider_reward_dominate() -> None:
+@pytest.mark.parametrize("tasks", [["a"], ["a", "b"]])
+def test_pooled_mixing_is_the_released_rule(tasks: list[str]) -> None:
+    """Flow-GRPO's PerPromptStatTracker with global_std: rewards minus the prompt's mean, over the batch's deviation of
+    all rewards; prompts' means of spread .3 are in it, where `raw` leaves them out."""
+    rng = np.random.default_rng(0)
+    rewards = {task: rng.normal(0, 0.3, (200, 1)) + rng.normal(0, 0.05, (200, 8)) for task in tasks}
+    every = np.concatenate(list(rewards.values()))
+    released = (every - every.mean(1, keepdims=True)) / (np.std(every) + 1e-4)
+    found = advantages(rewards, "pooled", True)
+    np.testing.assert_allclose(np.concatenate(list(found.values())), released)
+    assert released.std() == pytest.approx(0.16, abs=0.03)
+    assert np.concatenate(list(advantages(rewards, "raw", True).values())).std() == pytest.approx(1, abs=0.01)
+    if len(tasks) == 1:
+        np.testing.assert_array_equal(found["a"], advantages(rewards, "per_reward", True)["a"])
+
+
+@pytest.mark.parametrize("mixing", ["pooled", "raw"])
+def test_one_deviation_for_all_lets_the_wider_reward_dominate(mixing: str) -> None:
     narrow = np.random.default_rng(0).uniform(0.5, 0.51, size=(6, 8))
     wide = np.random.default_rng(1).uniform(0, 1, size=(6, 8))
-    raw = advantages({"narrow": narrow, "wide": wide}, "raw", True)
+    raw = advantages({"narrow": narrow, "wide": wide}, mixing, True)
     even = advantages({"narrow": narrow, "wide": wide}, "per_reward", True)
     assert raw["wide"].std() > 50 * raw["narrow"].std()
     assert even["wide"].std() == pytest.approx(even["narrow"].std(), rel=0.1)

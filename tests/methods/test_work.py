@@ -99,7 +99,7 @@ def test_an_update_does_what_was_said(make_lab, name: str, guidance: float) -> N
     assert sum(watched.decoded) == work.pictures
     assert max(watched.decoded) == work.pictures_at_once
     if cls.trains:
-        assert max(watched.trained) == cls.largest_batch(spec) * branches
+        assert max(watched.trained) == work.trained_at_once * branches
         assert max(watched.drawn) <= work.drawn * branches
         assert lab.backbone.adapters.parameters(STUDENT)[0].grad is not None
 

@@ -128,7 +128,7 @@ def test_a_highest_line_below_the_base_is_said_to_be(tmp_path: Path) -> None:
         run = make_run(tmp_path, method, 0)
         edit(run, scored([0.0]))
         edit(run, lambda s: s["models"]["base"]["ocr"]["rows"].update(exact=[0.25] * len(STRATA["ocr"])))
-    assert "ocr: merge 0.000 [0.000, 0.000], not above the base's 0.250" in answers(tmp_path)
+    assert "ocr: merge, sft 0.000 [0.000, 0.000], not above the base's 0.250" in answers(tmp_path)
 
 
 def test_bases_that_differ_are_named(tmp_path: Path) -> None:
@@ -220,7 +220,9 @@ def test_equal_lines_share_the_first_place(tmp_path: Path) -> None:
             edit(make_run(tmp_path, method, seed), everything_right)
     text = answers(tmp_path)
     assert "opd_analytic, sft share the highest mean score, 1.000" in text
-    assert "The same as it, bit for bit: sft." in text
+    assert "The same score as it on every prompt: sft." in text
+    assert "bit for bit" not in text  # equal scores are no proof of equal runs
+    assert "ocr: opd_analytic, sft " in text
 
 
 def everything_right(summary: dict) -> None:
@@ -294,3 +296,11 @@ def test_the_papers_comparisons_are_named_and_equivalence_is_said_at_its_margin(
     assert {row.get("family") for row in table.rows[:3]} == {"primary", "exploratory", None}
     ours = next(row for row in table.rows if row["line"] == "opd_analytic")
     assert ours["geneval: strict"].value <= ours["geneval"].value
+
+
+@pytest.mark.parametrize("cell", ["=cmd|'/C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\tx", "\rx"])
+def test_no_spreadsheet_computes_a_cell(cell: str) -> None:
+    from report.page import _no_formula
+
+    assert _no_formula(cell) == f"'{cell}"
+    assert [_no_formula(plain) for plain in ("-", "opd", -1.5, None)] == ["-", "opd", -1.5, None]

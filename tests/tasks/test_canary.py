@@ -62,13 +62,15 @@ def test_a_canary_notices_other_weights(folder: Path, picture: Path) -> None:
         checked(detector(folder), folder).detect(torch.rand(1, 3, 32, 32), 0.3)
 
 
-@pytest.mark.parametrize("content", ["{", '{"class": "cat"}', "[1]", '[{"class": "cat", "box": [1, 2], "score": 1}]', "null"])
+@pytest.mark.parametrize("content", ["{", '{"class": "cat"}', "[1]", '[{"class": "cat", "box": [1, 2], "score": 1}]', "null", "[]", "{}"])
 def test_a_damaged_canary_is_named(folder: Path, picture: Path, content: str) -> None:
     canary.keep(detector(folder), picture, counts(folder, picture), folder)
     record = (folder / canary.RECORD).read_text()
     (folder / canary.RECORD).write_text(content)
     with pytest.raises(DamagedError, match=r"canary\.json"):
         checked(detector(folder), folder).detect(torch.rand(1, 3, 32, 32), 0.3)
+    with pytest.raises(DamagedError, match=r"canary\.json"):  # nor is the detector called a checked one
+        _ = checked(detector(folder), folder).name
     (folder / canary.RECORD).write_text(record)
     (folder / canary.PICTURE).write_text("no picture")
     with pytest.raises(DamagedError, match=r"canary picture .*canary\.png cannot be read"):
@@ -93,7 +95,7 @@ def test_expectations_are_coco_classes_with_counts(monkeypatch) -> None:
         canary.expectations("remote=1,tv remote=1")
     with pytest.raises(UsageError, match="did you mean 'cat'"):
         canary.expectations("cats=1")
-    for text in ("cat", "cat=x", "cat=\u00b2", "cat=-1", "unicorn=1", ""):
+    for text in ("cat", "cat=x", "cat=\u00b2", "cat=-1", "unicorn=1", "", "cat=0", "cat=1,dog=00"):
         with pytest.raises(UsageError, match="COCO classes"):
             canary.expectations(text)
     from tasks.geneval import mmdet_weights

@@ -7,9 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.errors import MissingError
-from tasks.geneval.colours import ClipColourJudge, cut_out, open_clip_pixels
-from tasks.geneval.detector import Detection, Mask2FormerDetector, candidates, instances, prepare
+from bench.api.scores import score_each
+from bench.api.task import Prompt
+from bench.errors import MissingError, UsageError
+from tasks.geneval.colours import THIN, ClipColourJudge, cut_out, open_clip_pixels, without_ends
+from tasks.geneval.detector import Detection, Mask2FormerDetector, candidates, instances, prepare, require_coco
+from tasks.geneval.photo import PhotoReader
+from tasks.geneval.prompts import COCO
+from tasks.geneval.task import GenEval
 
 COLOURS = ("red", "green", "blue")
 
@@ -102,6 +107,73 @@ def test_missing_models_are_said_to_be(tmp_path: Path) -> None:
         ClipColourJudge(str(tmp_path), COLOURS).judge(torch.zeros(3, 8, 8), [found], "car")
 
 
+@pytest.mark.parametrize("part", ["class_queries_logits", "masks_queries_logits"])
+def test_a_picture_that_the_detector_makes_no_numbers_of_has_no_verdict(detector_folder, part: str, monkeypatch) -> None:
+    mine = Mask2FormerDetector(str(detector_folder), "hf-converted")
+    forward = mine.model.forward
+
+    def dark_ones_overflow(pixel_values):
+        outputs = forward(pixel_values=pixel_values)
+        getattr(outputs, part)[pixel_values.mean((1, 2, 3)) < -1, 0] = torch.nan
+        return outputs
+
+    monkeypatch.setattr(mine.model, "forward", dark_ones_overflow)
+    images = torch.ones(3, 3, 48, 64)
+    images[1] = 0
+    with pytest.raises(FloatingPointError, match="the detector gives values that are not finite"):
+        mine.detect(images, 0.3)
+    task = GenEval("photo")
+    task.reader = PhotoReader(mine, ClipColourJudge("nowhere", COLOURS))  # no colour is asked
+    record = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"}
+    scores = score_each(task, images, [Prompt("a photo of a cat", "single_object", record)] * 3)
+    assert np.isnan(scores.rewards).tolist() == [False, True, False]
+    assert "not finite" in scores.details[1]["failure"]
+
+
+def test_no_colour_is_judged_from_no_numbers(clip_folder: Path) -> None:
+    judge = ClipColourJudge(str(clip_folder), COLOURS)
+    found = Detection(0, (0, 0, 4, 4), 1.0, np.ones((8, 8), bool))
+    assert judge.judge(torch.zeros(3, 8, 8), [found], "car")[0] in COLOURS
+    with torch.no_grad():
+        judge.clip.model.visual_projection.weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="the colour judge gives values that are not finite"):
+        judge.judge(torch.zeros(3, 8, 8), [found], "car")
+
+
+def labels(*changed: tuple[int, str], count: int = 80) -> dict[int, str]:
+    return dict(enumerate(COCO.names[:count])) | dict(changed)
+
+
+def test_the_classes_are_those_of_coco_in_their_order() -> None:
+    require_coco({place: f"LABEL_{place}" for place in range(80)}, "here")
+    require_coco(labels(), "here")
+    require_coco(labels((64, "mouse"), (65, "remote"), (66, "keyboard"), (9, "Traffic_Light")), "here")
+    # Names of Pascal VOC, and a few that are in neither.
+    others = {3: "motorbike", 4: "aeroplane", 57: "sofa", 58: "pottedplant", 60: "diningtable", 62: "tvmonitor", 7: "lorry"}
+    require_coco(labels(*others.items()), "here")
+    for wrong, said in (
+        (labels(count=8), "knows 8 classes"),
+        (labels(count=79), "knows 79 classes"),
+        ({place: f"LABEL_{place}" for place in range(133)}, "knows 133 classes; GenEval's are COCO's 80"),
+        (labels((0, "bicycle"), (1, "person")), "calls its class 0 'bicycle', where COCO has 'person'"),
+        (labels(*((79 - place, name) for place, name in enumerate(COCO.names))), "class 0 'toothbrush'"),
+        ({place: f"thing {place}" for place in range(80)}, "class 0 'thing 0'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            require_coco(wrong, "here")
+
+
+def test_a_detector_of_other_classes_is_refused(detector_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(detector_folder)
+    config.id2label = labels((0, "cat"), (15, "person"))
+    (tmp_path / "model.safetensors").symlink_to(detector_folder / "model.safetensors")
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="calls its class 0 'cat'"):
+        Mask2FormerDetector(str(tmp_path), "hf-converted").detect(torch.zeros(1, 3, 8, 8), 0.3)
+
+
 def test_cut_out_shows_the_object_on_grey() -> None:
     mask = np.zeros((8, 10), bool)
     mask[2:5, 3:6] = True
@@ -147,6 +219,21 @@ def test_cut_outs_are_brought_to_size_as_open_clip_does_it() -> None:
         other = theirs(images=picture, return_tensors="pt")["pixel_values"][0]
         beside += float((found - other).abs().max()) > 0.1
     assert 0.15 * len(sizes) < beside < 0.4 * len(sizes)
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (2, 900), (1201, 8), (7, 5000), (3001, 13)])
+def test_the_ends_of_a_line_are_not_enlarged(size: tuple[int, int]) -> None:
+    """The central square of a thin cut-out, from little more than itself: a level may be rounded otherwise."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    short = min(size)
+    middle = without_ends(picture)
+    assert THIN * short <= max(middle.size) < (THIN + 4) * short
+    assert min(middle.size) == short
+    (found,) = open_clip_pixels([picture], 32)
+    whole = torchvision_like(picture, 32)
+    exact = short in (1, 2, 8)  # CLIP's side is a whole number of times theirs
+    np.testing.assert_allclose(found.numpy(), whole, atol=1e-5 if exact else 0.1)
+    assert without_ends(Image.new("RGB", (8, 8 * THIN))).size == (8, 8 * THIN)
 
 
 def test_margins_of_a_half_go_to_the_even_side() -> None:

@@ -29,6 +29,10 @@ def related(position: Any) -> dict:
     return GOOD | {"tag": "position", "include": [{"class": "dog", "count": 1}, CAT | {"position": position}]}
 
 
+def counting(exclude: list) -> dict:
+    return GOOD | {"tag": "counting", "include": [CAT | {"count": 2}], "exclude": exclude}
+
+
 def without(key: str) -> dict:
     return {k: v for k, v in GOOD.items() if k != key}
 
@@ -89,7 +93,14 @@ WRONG = [
     (clause(position=["above", 0]), "none before the first"),
     (GOOD | {"exclude": None}, "exclude should be a list"),
     (GOOD | {"exclude": CAT}, "exclude should be a list"),
-    (GOOD | {"exclude": [CAT | {"count": 0}]}, r"exclude\[0\]\.count should be a whole number from 1 on"),
+    (GOOD | {"exclude": [CAT | {"count": 0}]}, r"exclude\[0\]\.count should be a whole number from 1 to 16"),
+    (GOOD | {"exclude": [CAT | {"count": 17}]}, r"exclude\[0\]\.count should be .* from 1 to 16, as no more are kept, not 17"),
+    (GOOD | {"exclude": [CAT]}, r"exclude\[0\]\.count should be more than the 1 of 'cat' that include asks for, not 1"),
+    (counting([CAT | {"count": 2}]), r"exclude\[0\]\.count should be more than the 2 of 'cat'"),
+    (counting([CAT | {"count": 30}]), r"exclude\[0\]\.count should be a whole number from 1 to 16"),
+    (counting([]), r"'counting' needs an exclude of 'cat', as \{class: cat, count: 3\}"),
+    (counting([{"class": "dog", "count": 3}]), "'counting' needs an exclude of 'cat'"),
+    ({k: v for k, v in counting([]).items() if k != "exclude"}, "'counting' needs an exclude of 'cat'"),
     (GOOD | {"exclude": [CAT | {"class": "mouse"}]}, r"unknown exclude\[0\]\.class 'mouse'"),
     (GOOD | {"exclude": [CAT | {"color": "red"}]}, r"unknown key in exclude\[0\]: 'color'"),
     ([GOOD], "a prompt record is an object"),
@@ -104,8 +115,9 @@ def test_wrong_records_are_refused_by_field(record: Any, said: str) -> None:
 
 
 def test_right_records_pass() -> None:
-    more = {"id": 7, "exclude": [{"class": "cat", "count": 17}]}
-    for record in (*generate(COCO), GOOD | more, GOOD | {"exclude": []}, clause(color="red"), related(["above", 0])):
+    more = {"id": 7, "exclude": [{"class": "cat", "count": 16}, {"class": "dog", "count": 1}]}
+    several = counting([CAT | {"count": 9}])  # 2 to 8 of them
+    for record in (*generate(COCO), several, GOOD | more, GOOD | {"exclude": []}, clause(color="red"), related(["above", 0])):
         check_record(record, COCO)
     for world, entry in WORLDS.items():
         task = GenEval(world)

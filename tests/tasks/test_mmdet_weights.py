@@ -210,6 +210,35 @@ def test_patch_merging_of_unfolded_channels(tiny) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state, key: state[key].fill_(torch.nan), "not finite in the tensor class_predictor.weight"),
+        (lambda state, key: state.update({key: state[key].to(torch.int8)}), "int8 in the tensor class_predictor.weight"),
+        (lambda state, key: state.update({key: state[key] * 1j}), "complex64 in the tensor class_predictor.weight"),
+        (lambda state, key: state.update({key: state[key][:, :8]}), "of another shape: 'class_predictor.weight'"),
+    ],
+)
+def test_tensors_of_another_kind_are_named(mmdet_state, tmp_path: Path, change, said: str) -> None:
+    state = {key: value.clone() for key, value in mmdet_state.items()}
+    change(state, "panoptic_head.cls_embed.weight")
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(DamagedError, match=rf"other\.pth .*{said}") as refused:
+        convert(tmp_path / "other.pth", tmp_path / "out")
+    assert "\n" not in str(refused.value)
+    assert "ignore_mismatched_sizes" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [8, 79, 133])
+def test_a_checkpoint_of_other_classes_is_refused(mmdet_state, tmp_path: Path, count: int) -> None:
+    head = {"panoptic_head.cls_embed.weight": torch.zeros(count + 1, 32), "panoptic_head.cls_embed.bias": torch.zeros(count + 1)}
+    torch.save(dict(mmdet_state) | head, tmp_path / "other.pth")
+    with pytest.raises(UsageError, match=rf"other\.pth' knows {count} classes; GenEval's are COCO's 80"):
+        convert(tmp_path / "other.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("damage", ["missing", "unknown", "shape", "not a checkpoint", "garbage"])
 def test_other_files_are_refused(mmdet_state, tmp_path: Path, damage: str) -> None:
     path, state = tmp_path / "other.pth", dict(mmdet_state)

@@ -30,6 +30,12 @@ def test_formula(read: str, target: str, reward: float) -> None:
     assert ocr_reward(read, target) == pytest.approx(reward)
 
 
+def test_scores_that_the_formula_changed_have_another_name_and_micros_have_not() -> None:
+    """Remembered scores are found by it, and stored records hold it."""
+    assert Ocr("photo").scorer_name == "ocr-2+rapidocr-3.10.0"
+    assert Ocr("micro").scorer_name == "ocr-1+micro"
+
+
 def test_edit_distance_against_known_pairs() -> None:
     pairs = [("kitten", "sitting", 3), ("", "abc", 3), ("flaw", "lawn", 2)]
     assert [edit_distance(a, b) for a, b, _ in pairs] == [d for *_, d in pairs]

@@ -1,6 +1,7 @@
 """GenEval on photographs: prompts, colours asked only where needed, folders in the official layout, `bench score`."""
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench.cli.score import imported, official_line, print_summary, score_folder
 from bench.config.scorers import view_settings
 from bench.errors import MissingError, UsageError
 from bench.scoring.folders import Sample, load, places, read, write
+from bench.training.evaluate import Evaluation
 from tasks.geneval.detector import Detection
 from tasks.geneval.photo import PhotoReader
 from tasks.geneval.prompts import COCO
@@ -149,7 +151,8 @@ def test_scoring_a_folder_writes_the_evaluators_lines(folder: Path, detector_fol
 def test_results_made_elsewhere_are_summarised_as_the_official_script_does(tmp_path: Path) -> None:
     """Overall is the unweighted mean of the tags' means over pictures; of prompts, those count that have any picture
     right, each once, however many pictures it has."""
-    rows = [("a", "p", True), ("a", "p", False), ("a", "q", False), ("a", "q", False), ("b", "r", True)]
+    a, b = "colors", "counting"
+    rows = [(a, "p", True), (a, "p", False), (a, "q", False), (a, "q", False), (b, "r", True)]
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps({"tag": t, "prompt": p, "correct": c}) + "\n" for t, p, c in rows))
     found = imported(path, "geneval")
@@ -210,7 +213,9 @@ def test_lines_without_tag_or_prompt_are_refused_by_line(tmp_path: Path, key: st
 
 def test_a_picture_counts_once(tmp_path: Path, capsys) -> None:
     lines = [line(i, i % 2 == 0) for i in range(4)]
-    path = results(tmp_path / "results.jsonl", [*lines, lines[0], line(2, True, filename="P/./00000//samples/0002.png")])
+    path = results(
+        tmp_path / "results.jsonl", [*lines, lines[0], line(2, True, filename="P/./00000//samples/0002.png")]
+    )
     assert imported(path, "geneval").rows["official"].tolist() == [1, 0, 1, 0]
     assert "2 lines that are there twice count once" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"lines 2 and 5: two verdicts on one picture, 'P/00000/samples/0001\.png'"):
@@ -243,9 +248,80 @@ def test_pictures_of_two_folders_are_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "  ", None, 3])
-def test_lines_without_a_name_are_a_picture_each(name: object, tmp_path: Path) -> None:
+def test_lines_without_a_name_are_a_picture_each(name: object, tmp_path: Path, capsys) -> None:
     path = results(tmp_path / "r.jsonl", [line(i, i % 2, filename=name) for i in range(4)])
     assert imported(path, "geneval").rows["official"].tolist() == [0, 1, 0, 1]
+    assert "2 lines without a filename are like others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", [f"out/{NAMED}", f"../x/{NAMED}", f"a/b/../{NAMED}", f"../{NAMED}"])
+def test_relative_names_of_one_picture_count_once(other: str, tmp_path: Path) -> None:
+    short = NAMED.removeprefix("P/")
+    two = [line(0, True, filename=short), line(1, False, filename="P/00000/samples/0001.png")]
+    for lines in ([*two, line(0, True, filename=other)], [line(0, True, filename=other), two[1], two[0]]):
+        assert sorted(imported(results(tmp_path / "r.jsonl", lines), "geneval").rows["official"]) == [0, 1]
+    chain = [line(0, True, filename=name) for name in (short, NAMED, f"x/{NAMED}", f"/y/x/{NAMED}")]
+    assert imported(results(tmp_path / "r.jsonl", chain), "geneval").rows["official"].tolist() == [1]
+    with pytest.raises(UsageError, match=f"not certain which picture '{short}' is: /y/x/{NAMED} or Q/{short}"):
+        imported(results(tmp_path / "r.jsonl", [*two, *chain, line(0, True, filename=f"Q/{short}")]), "geneval")
+
+
+def test_other_names_that_end_alike_are_two_pictures(tmp_path: Path) -> None:
+    names = ["a.png", "more/a.png", "../a.png", "samples/0000.png", "x/samples/0000.png"]
+    lines = [line(i, i % 2, filename=name) for i, name in enumerate(names)]
+    assert imported(results(tmp_path / "r.jsonl", lines), "geneval").rows["official"].tolist() == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("tag", ["Colors", "colour", " colors", "colors\n", ""])
+def test_a_tag_that_geneval_has_not_is_refused_by_line(tag: str, tmp_path: Path) -> None:
+    path = results(tmp_path / "r.jsonl", [line(0, True), line(4, True, tag=tag)])
+    with pytest.raises(UsageError, match=r"unknown tag in .*r\.jsonl, line 2: .*known: color_attr, colors, counting"):
+        imported(path, "geneval")
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "world", "said"),
+    [
+        (
+            "pickscore",
+            [],
+            "photo",
+            "pickscore scores folders of pictures; verdicts made elsewhere are of geneval alone",
+        ),
+        ("geneval", ["scorers.geneval.colours=x"], "photo", "--set scorers.geneval.colours=x says how pictures are"),
+        ("geneval", [], "micro", "--world micro says how pictures are scored"),
+    ],
+)
+def test_verdicts_made_elsewhere_take_no_scorer(
+    task: str, settings: list[str], world: str, said: str, tmp_path: Path, capsys
+) -> None:
+    path = results(tmp_path / "r.jsonl", [line(0, True)])
+    with pytest.raises(UsageError, match=said):
+        score_folder(task, path, settings, world, 8)
+    assert capsys.readouterr().out == ""
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+
+
+@pytest.mark.parametrize("place", ["results.jsonl", "00000/metadata.jsonl"])
+@pytest.mark.parametrize(
+    ("content", "kind", "said"),
+    [(POINTER, MissingError, "git lfs pull"), (b"<!DOCTYPE html><html></html>", UsageError, "it is a web page")],
+)
+def test_what_stands_in_for_a_file_is_called_what_it_is(
+    content: bytes, kind: type, said: str, place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "00000").mkdir()
+    (tmp_path / place).write_bytes(content)
+    with pytest.raises(kind, match=f"{place} is no .*{said}"):
+        imported(tmp_path / place, "geneval") if place == "results.jsonl" else read(tmp_path)
+
+
+def test_what_bench_score_takes_is_said_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"is a pipe or a device; bench score takes a folder .* or a file"):
+        score_folder("geneval", tmp_path / "pipe", [], "photo", 8)
 
 
 @pytest.mark.parametrize("known", [None, "{}", {}, "", "null"])
@@ -282,9 +358,9 @@ def test_any_line_ends_and_separators_inside_texts_are_read(tmp_path: Path) -> N
         imported(tmp_path / "nowhere.jsonl", "geneval")
 
 
-def test_tags_are_printed_as_text(tmp_path: Path, capsys) -> None:
-    lines = [line(0, True, tag="[red]x[/]"), line(4, True, tag="[/]"), line(8, True, tag="a\x1b[31mb")]
-    print_summary(imported(results(tmp_path / "[bold]r.jsonl", lines), "geneval"), "[bold]r.jsonl")
+def test_tags_are_printed_as_text(capsys) -> None:
+    tags = np.array(["[red]x[/]", "[/]", "a\x1b[31mb"])
+    print_summary(Evaluation("geneval", "official", tags, {"official": np.ones(3)}), "[bold]r.jsonl")
     shown = capsys.readouterr().out
     assert "[bold]r.jsonl" in shown
     assert "[red]x[/]" in shown

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from bench.api.task import Prompt
 from bench.backbones.micro.captions import caption, draw_brief, draw_scene
 from bench.backbones.micro.world import Scene, Thing, draw
+from bench.errors import UsageError
+from tasks.geneval.task import GenEval
+from tasks.ocr.task import Ocr
 from tasks.pickscore import micro
 from tasks.pickscore.gold import gold, gold_parts
 from tasks.pickscore.task import PickScore
@@ -65,3 +69,47 @@ def test_rewards_are_in_the_unit_interval_and_deterministic() -> None:
 def test_calibration_records_held_out_accuracy() -> None:
     calibration = json.loads((micro.FOLDER / "calibration.json").read_text())
     assert calibration["held_out_pair_accuracy"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({}, "the record has no 'wanted': a list of"),
+        ({"tag": "counting", "include": [{"class": "square", "count": 2}]}, "the record has no 'wanted'"),
+        ({"wanted": []}, r"wanted should be a list .*, not \[\]"),
+        ({"wanted": "square"}, "wanted should be a list"),
+        ({"wanted": [["square"]]}, r"wanted\[0\] should be \[shape, colour\], not \['square'\]"),
+        ({"wanted": [["square", "blue"], ["square", 3]]}, r"wanted\[1\] should be"),
+        ({"wanted": [["Square", "blue"]]}, r"unknown shape in wanted\[0\]: 'Square'; did you mean 'square'"),
+        ({"wanted": [["square", "Blue"]]}, r"unknown colour in wanted\[0\]: 'Blue'; did you mean 'blue'"),
+        ({"wanted": [["blue", "square"]]}, r"unknown shape in wanted\[0\]: 'blue'"),
+    ],
+)
+def test_records_that_the_utility_cannot_judge_are_refused(metadata: dict, said: str) -> None:
+    task = PickScore("micro")
+    known = task.prompts("test")[0]
+    with pytest.raises(UsageError, match=said):
+        task.check(Prompt(known.text, "", metadata))
+    PickScore("photo").check(Prompt("a photo of a cat", "", metadata))
+
+
+def test_its_own_prompts_pass_and_words_that_it_does_not_know_do_not() -> None:
+    task = PickScore("micro")
+    for split in ("train", "validation", "test"):
+        for prompt in task.prompts(split):
+            task.check(prompt)
+    told = json.loads(json.dumps(prompt.metadata))  # as a file has them: lists
+    task.check(Prompt(prompt.text, "", told))
+    with pytest.raises(UsageError, match="does not know 'cat'"):
+        task.check(Prompt("a photo of a cat", "", told))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (32, 64)])
+@pytest.mark.parametrize("kind", [GenEval, Ocr, PickScore])
+def test_micro_pictures_of_another_size_are_refused(kind: type, size: tuple[int, int]) -> None:
+    """Enlarged, a picture would be read as if its objects were others."""
+    task = kind("micro")
+    prompts = task.prompts("test")[:2]
+    task.score(torch.rand(2, 3, 32, 32), prompts)
+    with pytest.raises(UsageError, match=rf"of 32 x 32 pixels, not {size[1]} x {size[0]}"):
+        task.score(torch.rand(2, 3, *size), prompts)

@@ -106,6 +106,13 @@ def test_clipscore_says_its_convention(clip_folder, images) -> None:
         ClipScore("photo", {"convention": "cosin"}).score(images, PROMPTS)
 
 
+def test_what_a_judge_makes_of_pictures_is_in_every_name_that_it_is_in(clip_folder) -> None:
+    sources = {"judges": "clipscore", "clipscore_model": str(clip_folder), "clipscore_convention": "30"}
+    judge = ClipScore("photo", {"model": str(clip_folder), "convention": "30"})
+    assert judge.scorer_name.startswith("clipscore-2+clipscore-30-v2-clip-")
+    assert DrawBench("photo", sources).scorer_name == f"drawbench-2+{judge.judge.name}"
+
+
 def test_half_precision_is_another_scorer(clip_folder, images) -> None:
     whole, half = (
         ClipScore("photo", {"model": str(clip_folder), "precision": precision}) for precision in ("float32", "bfloat16")
@@ -201,6 +208,11 @@ def test_converted_open_clip_weights_compute_the_same(tmp_path: Path) -> None:
         assert theirs.abs().max() > 0.1
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     assert float(model.logit_scale.detach()) == pytest.approx(4.6)
+    torch.save(state | {"attn_mask": torch.full((9, 9), float("-inf")).triu(1)}, tmp_path / "masked.pt")
+    convert(tmp_path / "masked.pt", tmp_path / "masked")  # a constant that some files hold
+    torch.save(state | {"visual.proj": torch.full((160, 24), torch.nan)}, tmp_path / "broken.pt")
+    with pytest.raises(UsageError, match=r"not finite in the tensor visual\.proj"):
+        convert(tmp_path / "broken.pt", tmp_path / "out")
     for broken in ({"state_dict": {"x": torch.zeros(1)}}, {k: v for k, v in state.items() if k != "visual.proj"}):
         torch.save(broken, tmp_path / "broken.pt")
         with pytest.raises(UsageError, match="is no open_clip ViT-H/14 checkpoint"):

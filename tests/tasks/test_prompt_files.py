@@ -119,6 +119,23 @@ def test_odd_prompts_among_plain_ones_are_prompts(lines: list[str], tmp_path: Pa
         ('a ½" x ¾" sign "OPEN"', "inches"),
         ("a sign that says 'OPEN'", "double quotes"),
         ('a sign that says "\u00a0\u200b"', "double quotes"),
+        ('a sign that says "\ufe0f\u034f"', "double quotes"),
+        # tables without a head
+        ("0,\"a shop sign that says 'OPEN', in red\"", "not the whole prompt"),
+        ("12;\"a shop sign that says 'OPEN'\"", "not the whole prompt"),
+        ("3\t\"a shop sign that says 'OPEN'\"", "not the whole prompt"),
+        ("7: \"a shop sign that says 'OPEN'\"", "not the whole prompt"),
+        ("(7.) \"a shop sign that says 'OPEN'\"", "not the whole prompt"),
+        ("\"a shop sign that says 'OPEN', in red\",0.5", "not the whole prompt"),
+        ("\"0\",\"a shop sign that says 'OPEN', in red\"", "not the whole prompt"),
+        ("train_0.png,\"a shop sign that says 'OPEN', in red\",1", "not the whole prompt"),
+        # inches
+        ('a sign 12 " wide and 15 " tall that says "OPEN"', "inches"),
+        ('a twelve" by six" sign says "OPEN"', "inches"),
+        ('a sign 12 "wide and 15" tall that says "OPEN"', "inches"),
+        ('a sign, twelve " wide and six " tall, says "OPEN"', "without blanks at its ends"),
+        ('a sign that says "OPEN "', "without blanks at its ends"),
+        ('a sign that says "\u00a0OPEN"', "without blanks at its ends"),
     ],
 )
 def test_a_target_that_is_not_certain_is_refused_with_its_line(line: str, said: str, tmp_path: Path) -> None:
@@ -135,6 +152,11 @@ def test_a_target_that_is_not_certain_is_refused_with_its_line(line: str, said: 
         ('saying:"OPEN"', "OPEN"),
         ('"OPEN" on a door', "OPEN"),
         ('a sign that says "don\'t"', "don't"),
+        ('Neon, "OPEN"', "OPEN"),
+        ('2 signs, "OPEN"', "OPEN"),
+        ('a neon sign,"OPEN"', "OPEN"),
+        ('a sign ("OPEN")', "OPEN"),
+        ('\u770b\u677f\u5199\u7740"OPEN"', "OPEN"),  # a script that puts no blank before a quote
     ],
 )
 def test_a_certain_target_stays(prompt: str, target: str) -> None:
@@ -145,6 +167,12 @@ def test_a_certain_target_stays(prompt: str, target: str) -> None:
 def test_no_white_space_makes_an_exact_reading_impossible(space: str) -> None:
     assert plain(target_text(f'a sign that says "OPEN{space}LATE"')) == plain("open late") == "openlate"
     assert ocr_reward("OPENLATE", f"OPEN{space}LATE") == 1
+
+
+@pytest.mark.parametrize("mark", [*"\ufe0f\ufe0e\u034f\u115f\u180b\u2800\u3164\U000e0100"])
+def test_no_mark_without_ink_makes_an_exact_reading_impossible(mark: str) -> None:
+    assert ocr_reward("I \u2764 NY", f"I \u2764{mark} NY") == 1
+    assert plain(f"E{mark}\u0301") == plain("\u00e9")
 
 
 def test_a_letter_and_its_accent_are_one_letter() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bench.backbones.adapters import TARGETS
 from bench.backbones.micro.files import WEIGHTS, weight_files
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
@@ -38,6 +39,7 @@ def descriptor() -> Descriptor:
         shift=3.0,
         load=_load,
         check=_check,
+        own=lambda: {"lora": {"targets": TARGETS}},
         fingerprint=_fingerprint,
         recipes=Path(__file__).parent / "recipes",
         teachers=WEIGHTS / "teachers",

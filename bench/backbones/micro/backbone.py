@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.backbones.flow import FlowBackbone
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
 from bench.backbones.micro.files import weight_files
 from bench.backbones.micro.text import TextEncoder
 from bench.backbones.micro.tokens import Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL
+from bench.backbones.sd3_transformer import Sd3Transformer
 from bench.config.compute import PLAIN, Compute
 from bench.errors import MissingError, UsageError
 from bench.hashing import content_hash
 
 
-class MicroBackbone(FlowBackbone):
+class MicroBackbone(Sd3Transformer):
     """A tiny SD3Transformer2DModel with its own text encoder and linear codec."""
 
     latent_shape = (CHANNELS, CANVAS // CELL, CANVAS // CELL)
@@ -48,6 +48,9 @@ class MicroBackbone(FlowBackbone):
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
         for prompt in prompts:
             yield Conditioning(*self.text(self.tokenizer([prompt]).to(self.device)))
+
+    def encode_pictures(self, images_BCHW: Tensor) -> Tensor:
+        return self.codec.encode(images_BCHW.float())
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         return self.codec.decode(latents_BCHW.float())

@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.backbones.micro.glyphs import GLYPHS
 from bench.backbones.micro.world import BLOCK, CANVAS, CELL, COLOURS, shape_masks
+from bench.errors import UsageError
 from bench.lazy import torch, without_gradients
 
 if TYPE_CHECKING:
@@ -95,7 +96,13 @@ def _noise(images_BCHW: Tensor) -> Tensor:
 
 
 def _best_fits(images_BCHW: Tensor, templates: _Templates, size: int) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
-    """Places L a picture and, for each of B * L patches: evidence and index of the best template, ground, paint."""
+    """Places L a picture and, for each of B * L patches: evidence and index of the best template, ground, paint.
+
+    Raises UsageError for pictures of another size: their objects would be looked for in the wrong places.
+    """
+    height, width = images_BCHW.shape[-2:]
+    if (height, width) != (CANVAS, CANVAS):
+        raise UsageError(f"the micro world's pictures are of {CANVAS} x {CANVAS} pixels, not {width} x {height}")
     images_BCHW = images_BCHW.float().cpu()
     patches = _patches(images_BCHW, size)
     places = patches.shape[1]

@@ -1,0 +1,26 @@
+"""Backbones around diffusers' SD3Transformer2DModel: how it is called, and where its adapter goes."""
+
+from torch import Tensor, nn
+
+from bench.backbones.adapters import TARGETS
+from bench.backbones.conditioning import Conditioning
+from bench.backbones.flow import FlowBackbone
+from bench.sampler.schedule import TRAIN_TIMESTEPS
+
+
+class Sd3Transformer(FlowBackbone):
+    """A policy whose network is an SD3Transformer2DModel of any size."""
+
+    targets = TARGETS
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.transformer.transformer_blocks)
+
+    def predict(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.transformer(
+            hidden_states=x.to(self.dtype),
+            encoder_hidden_states=conditioning.sequence.to(self.dtype),
+            pooled_projections=conditioning.pooled.to(self.dtype),
+            timestep=TRAIN_TIMESTEPS * sigma_B,
+            return_dict=False,
+        )[0]
