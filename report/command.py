@@ -36,6 +36,10 @@ def report(
     usual = Path("results/runs")
     evidence = collect(paths or ([usual] if usual.exists() else []))
     if not evidence:
-        where = ", ".join(map(str, paths or [usual]))
-        print(f"nothing to report in {legible(where)}: no run, comparison, study or probe's output", file=sys.stderr)
+        where = legible(", ".join(map(str, paths or [usual])))
+        if evidence.unread:
+            told = [f"nothing could be read in {where}:", *(f"  {legible(problem)}" for problem in evidence.unread)]
+        else:
+            told = [f"nothing to report in {where}: no run, comparison, study or probe's output"]
+        print("\n".join(told), file=sys.stderr)
     print(legible(str(write(make(evidence), output))))
