@@ -17,7 +17,6 @@ from bench.store.names import recorded_failure
 from bench.system.files import read_text
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_printable, checked
 
-
 EMPTY = "no run, comparison or study is in it"
 LONG = re.compile(r"[0-9]{309}")
 """A whole number beyond every float, with which nothing can be computed, has so many digits."""
