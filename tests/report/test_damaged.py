@@ -208,6 +208,8 @@ def test_what_could_not_be_read_is_told_where_there_is_nothing_else(
         assert first == "nothing could be read in results/runs:"
         assert second.startswith("  mine: ")
     assert "mine: " in Path("out/report.md").read_text() or what == "empty"
+    command(None, Path("difference"), (Path("results/runs"), Path("results/runs")))
+    assert capsys.readouterr().err == said + said
 
 
 @pytest.mark.parametrize("kind", ["noise.json", "excess.json", "study", "comparison-x.json"])
