@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ from bench.system.files import read_text
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_printable, checked
 
 EMPTY = "no run, comparison or study is in it"
-LONG = re.compile(r"[0-9]{309}")
-"""A whole number beyond every float, with which nothing can be computed, has so many digits."""
+DIGITS = 308
+"""Whole numbers of more may be beyond every float, and nothing can be computed with those."""
 
 
 @dataclass(frozen=True)
@@ -273,12 +272,12 @@ def _text(path: Path) -> str:
     try:
         return read_text(path)
     except DamagedError as error:
-        raise ValueError("it is not UTF-8 text") from error
+        raise ValueError(f"it {str(error).removeprefix(f'{path} ')}") from error
 
 
 def _loads(text: str):
     try:
-        return json.loads(text, parse_int=_whole if LONG.search(text) else None)
+        return json.loads(text, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except json.JSONDecodeError as error:
@@ -286,6 +285,6 @@ def _loads(text: str):
 
 
 def _whole(digits: str) -> int:
-    if math.isinf(float(digits)):
+    if len(digits) > DIGITS and math.isinf(float(digits)):
         raise ValueError("it holds a number that is too large")
     return int(digits)

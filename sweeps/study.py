@@ -61,6 +61,12 @@ class Axis(Settings):
             return value in self.choices
         return isinstance(value, int | float) and self.low <= value <= self.high
 
+    def gave(self, value: Scalar) -> bool:
+        """Whether a sampler can have drawn it: at an end of a range rounding may lead just outside."""
+        if self.choices is not None or not isinstance(value, int | float):
+            return self.holds(value)
+        return math.isclose(value, min(max(value, self.low), self.high), rel_tol=1e-9)
+
     def suggest(self, trial: optuna.Trial, name: str) -> Scalar:
         """This trial's value."""
         if self.choices is not None:
@@ -237,7 +243,7 @@ def _check_trial(spec: StudySpec, trial: FrozenTrial) -> None:
         if not (math.isfinite(value) and math.isclose(value, mean, rel_tol=1e-9, abs_tol=1e-12)):
             raise ValueError(f"its value {value:g} is not the mean of its scores, {mean:g}")
     for key, value in told["settings"].items():
-        if key not in spec.space or not spec.space[key].holds(value):
+        if key not in spec.space or not spec.space[key].gave(value):
             raise ValueError(f"its {key} is {value!r}, which the study does not try")
     if not all(isinstance(name, str) for name in told["runs"]):
         raise TypeError("its runs are no names")

@@ -272,6 +272,8 @@ def test_a_damaged_study_or_comparison_among_runs_is_named(tmp_path: Path) -> No
     problems = collect([tmp_path]).problems
     assert any(problem.startswith("study a-study: damaged") for problem in problems)
     assert any(problem.startswith("comparison-x.json: damaged") for problem in problems)
+    (tmp_path / "comparison-y.json").mkdir()
+    assert "comparison-y.json: damaged (it is a folder, not a file)" in collect([tmp_path]).problems
 
 
 @pytest.mark.parametrize("how", ["file", "below a file", "a folder in the way", "a link"])

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -176,6 +177,12 @@ def test_a_trial_that_contradicts_itself_is_never_the_best(tmp_path: Path, whole
     with pytest.raises(DamagedJournal, match=r"journal\.log, trial 0 is damaged: .*move it away"):
         open_study(study(), place)
     assert place.journal.read_bytes() == before
+
+
+def test_a_setting_that_rounding_led_out_of_its_range_is_no_damage() -> None:
+    axis = study().space["optimizer.lr"]
+    assert axis.gave(math.nextafter(axis.low, 0)) and axis.gave(axis.high)
+    assert not any(axis.gave(value) for value in (axis.low * 0.99, math.inf, math.nan, "0.001"))
 
 
 @pytest.mark.parametrize("change", ["value = 2.0", "value = NULL, value_type = 'INF_POS'"])
