@@ -1,14 +1,19 @@
 """What a record must be for the report to read it; anything else is a damaged file, and said to be one."""
 
+import math
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from bench.analysis.comparison import STRICTER
 
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+LARGEST = 2**63 - 1
+"""What numpy holds as a whole number."""
+MOST = 1e100
+"""Of a score: the squares of larger ones are beyond every float."""
 Interval = Annotated[list[float], Field(min_length=3, max_length=3)]
 Text = Annotated[str, Field(max_length=100_000)]
 
@@ -38,12 +43,14 @@ class Row(Part):
             raise ValueError(f"{self.task} has {len(self.prompts)} numbers of prompts for {len(self.strata)} pictures")
         if set(map(type, self.prompts or [])) - {int}:
             raise ValueError(f"{self.task} has numbers of prompts that are no whole numbers")
+        if self.prompts and not 0 <= min(self.prompts) <= max(self.prompts) <= LARGEST:
+            raise ValueError(f"{self.task} has numbers of prompts that are too large, or below 0")
         for name in {self.headline, *STRICTER} & self.rows.keys():
             values = self.rows[name]
             if len(values) != len(self.strata):
                 raise ValueError(f"{self.task} has {len(values)} values of {name} for {len(self.strata)} prompts")
-            if not set(map(type, values)) <= {int, float} or not np.isfinite(np.array(values, np.float64)).all():
-                raise ValueError(f"{self.task} has values of {name} that are no numbers")
+            if not set(map(type, values)) <= {int, float} or not (abs(np.array(values, np.float64)) <= MOST).all():
+                raise ValueError(f"{self.task} has values of {name} that are no numbers, or no score's")
         return self
 
 
@@ -184,10 +191,16 @@ class Excess(Part):
     ratio: Interval
 
 
+def _not_infinite(value: float) -> float:
+    if math.isinf(value):
+        raise ValueError("it is infinite")
+    return value
+
+
 class ComparedLine(Part):
     label: Text
     runs: list[Text]
-    teacher_evaluations: float
+    teacher_evaluations: Annotated[float, AfterValidator(_not_infinite)]
     """NaN where nobody knows."""
 
 
@@ -201,7 +214,7 @@ class Compared(Part):
 class Trial(Part):
     trial: int
     values: Annotated[list[Number], Field(min_length=1)]
-    settings: dict[str, bool | int | float | Text | None]
+    settings: dict[str, Number | bool | Text | None]
 
 
 class Chosen(Part):

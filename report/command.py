@@ -2,9 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from report.evidence import Evidence
 
 
 def report(
@@ -30,12 +33,27 @@ def report(
         from report.diff import difference
 
         first, second = (path.resolve().name for path in diff)
-        page = write(difference(*(collect([path]) for path in diff)), output, f"{second} against {first}")
+        sets = [collect([path]) for path in diff]
+        for path, evidence in zip(diff, sets):
+            _tell_of_nothing(evidence, [path])
+        page = write(difference(*sets), output, f"{second} against {first}")
         print(legible(str(page)))
         return
     usual = Path("results/runs")
     evidence = collect(paths or ([usual] if usual.exists() else []))
-    if not evidence:
-        where = ", ".join(map(str, paths or [usual]))
-        print(f"nothing to report in {legible(where)}: no run, comparison, study or probe's output", file=sys.stderr)
+    _tell_of_nothing(evidence, paths or [usual])
     print(legible(str(write(make(evidence), output))))
+
+
+def _tell_of_nothing(evidence: "Evidence", paths: list[Path]) -> None:
+    """Say on stderr that there is nothing to report on, and why."""
+    from bench.terminal import legible
+
+    if evidence:
+        return
+    where = legible(", ".join(map(str, paths)))
+    if evidence.unread:
+        told = [f"nothing could be read in {where}:", *(f"  {legible(problem)}" for problem in evidence.unread)]
+    else:
+        told = [f"nothing to report in {where}: no run, comparison, study or probe's output"]
+    print("\n".join(told), file=sys.stderr)

@@ -1,6 +1,7 @@
 """What a report is made of: runs, probes, studies and comparisons at the given paths, and what is wrong with them."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,10 @@ from bench.store.damage import check_checkpoint
 from bench.store.names import recorded_failure
 from bench.system.files import read_text
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_printable, checked
+
+EMPTY = "no run, comparison or study is in it"
+DIGITS = 308
+"""Whole numbers of more may be beyond every float, and nothing can be computed with those."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class Evidence:
         """Whether there is anything to report on."""
         return bool(self.runs or self.probes or self.excess or self.studies)
 
+    @property
+    def unread(self) -> list[str]:
+        """Problems of what there is; of a folder with nothing in it there is no more to say."""
+        return [problem for problem in self.problems if not problem.endswith(EMPTY)]
+
     def unfinished(self) -> list[str]:
         """What became of the runs that have no result."""
         said = {"failed": "failed: ", "unfinished": "is not finished"}
@@ -78,30 +88,43 @@ def collect(paths: list[Path]) -> Evidence:
     evidence = Evidence()
     reader = _Reader()
     for path in paths:
-        if not path.exists():
-            raise UsageError(f"{path} is not there")
-        if path.is_file():
-            _file(path, evidence, reader)
-        elif not path.is_dir():  # a pipe would be waited for, a device has no end
-            raise UsageError(f"{path} is neither a folder nor a record")
-        elif _is_run(path):
-            _run(path, evidence, reader)
-        elif _is_study(path):
-            try:
-                _study(path, evidence)
-            except (OSError, ValueError) as error:
-                raise UsageError(f"the study {path} cannot be read: {one_line(error)}") from error
-        else:
-            _folder(path, evidence, reader)
+        try:
+            _path(path, evidence, reader)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {one_line(error)}") from error
     return evidence
+
+
+def _path(path: Path, evidence: Evidence, reader: "_Reader") -> None:
+    if not path.exists():
+        raise UsageError(f"{path} is not there")
+    if path.is_file():
+        _file(path, evidence, reader)
+    elif not path.is_dir():  # a pipe would be waited for, a device has no end
+        raise UsageError(f"{path} is neither a folder nor a record")
+    elif _is_run(path):
+        _run(path, evidence, reader)
+    elif _is_study(path):
+        try:
+            _study(path, evidence)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"the study {path} cannot be read: {one_line(error)}") from error
+    else:
+        _folder(path, evidence, reader)
 
 
 def _folder(path: Path, evidence: Evidence, reader: "_Reader") -> None:
     comparisons = sorted(path.glob("comparison-*.json"))
     specs = sorted(path.glob("*/spec.json"))
-    studies = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _is_study(folder)]
-    if not (comparisons or specs or studies):
-        evidence.problems.append(f"{path}: no run, comparison or study is in it")
+    studies, closed = [], []
+    for folder in sorted(path.iterdir()):
+        try:
+            studies += [folder] if folder.is_dir() and _is_study(folder) else []
+        except OSError as error:  # another user's, which may not be entered
+            closed.append(f"{folder.name}: it cannot be read ({one_line(error)})")
+    evidence.problems += closed
+    if not (comparisons or specs or studies or closed):
+        evidence.problems.append(f"{path}: {EMPTY}")
     for comparison in comparisons:
         try:
             _labels(_json(comparison), evidence)
@@ -141,7 +164,12 @@ def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is neither a comparison nor a probe's output: {one_line(error)}") from error
     for name in folders:
-        if "/" not in name and (path.parent / name / "spec.json").is_file():
+        try:
+            beside = "/" not in name and _is_run(path.parent / name)
+        except OSError as error:
+            evidence.problems.append(f"{name}: named by {path.name}, but it cannot be read ({one_line(error)})")
+            continue
+        if beside:
             _run(path.parent / name, evidence, reader)
         else:
             evidence.problems.append(f"{name}: named by {path.name}, but it is not beside it")
@@ -244,13 +272,19 @@ def _text(path: Path) -> str:
     try:
         return read_text(path)
     except DamagedError as error:
-        raise ValueError("it is not UTF-8 text") from error
+        raise ValueError(f"it {str(error).removeprefix(f'{path} ')}") from error
 
 
 def _loads(text: str):
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error.msg}, character {error.pos}") from error
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS and math.isinf(float(digits)):
+        raise ValueError("it holds a number that is too large")
+    return int(digits)

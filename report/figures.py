@@ -8,7 +8,7 @@ import re
 import signal
 import textwrap
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from xml.etree import ElementTree
@@ -74,7 +74,7 @@ _WAITING: list[Figure] = []
 
 
 def draw_all(figures: list[Figure]) -> None:
-    """Draw the files of many figures at once, on all cores."""
+    """Draw the files of many figures at once, on all cores. What this leaves out is drawn where it is asked for."""
     cores = min(len(os.sched_getaffinity(0)), len(figures))
     if cores < 2:
         return
@@ -82,10 +82,14 @@ def draw_all(figures: list[Figure]) -> None:
     import seaborn  # noqa: F401
 
     _WAITING[:] = figures
-    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork"), initializer=_quiet) as pool:
-        for figure, files in zip(figures, pool.map(_drawn, range(len(figures)))):
-            figure.__dict__["files"] = files
-    _WAITING.clear()
+    try:
+        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork"), initializer=_quiet) as pool:
+            for figure, files in zip(figures, pool.map(_drawn, range(len(figures)))):
+                figure.__dict__["files"] = files
+    except (OSError, BrokenExecutor):  # no more processes or semaphores here, or one was killed for its memory
+        pass
+    finally:
+        _WAITING.clear()
 
 
 def _quiet() -> None:

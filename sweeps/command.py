@@ -40,7 +40,7 @@ def sweep(
     from bench.training.teacher_sets import check_teachers
     from sweeps.storage import Place, check_storage, for_jobs, storage_url
     from sweeps.study import open_study, read_study
-    from sweeps.summary import show, summarise
+    from sweeps.summary import show, store, summarise
     from sweeps.worker import Claims, complete
 
     spec, where = read_study(study), placement(executor, profile, slurm)
@@ -49,7 +49,11 @@ def sweep(
     check_storage(place)
 
     def close(found) -> None:
-        show(spec, summarise(spec, found, place), place)
+        summary = summarise(spec, found, place)
+        try:
+            show(spec, summary, place)
+        finally:  # neither is worth the other: what cannot be printed is stored, what cannot be stored was printed
+            store(summary, place)
         write_report(place.folder, place.folder / "report")
 
     if where.executor == "inline":

@@ -88,7 +88,7 @@ def mend(path: Path) -> None:
         file.seek(start)
         end = file.read()
         if end.strip(b"\0") and not end.startswith(b"{"):
-            raise DamagedJournal(f"{path} does not end in a line of a study's journal: {_cure(path)}")
+            raise DamagedJournal(f"{path} does not end in a line of a study's journal: {cure(path)}")
         if _whole(end):
             file.write(b"\n")
         else:
@@ -105,9 +105,9 @@ def check(path: Path) -> None:
             try:
                 record = parse_json(line.decode(), where)
             except (UnicodeDecodeError, DamagedError) as error:
-                raise DamagedJournal(f"{where} is damaged: {_cure(path)}") from error
+                raise DamagedJournal(f"{where} is damaged: {cure(path)}") from error
             if not isinstance(record, dict) or not {"op_code", "worker_id"} <= record.keys():
-                raise DamagedJournal(f"{where} is no record of a study's journal: {_cure(path)}")
+                raise DamagedJournal(f"{where} is no record of a study's journal: {cure(path)}")
 
 
 def _whole(line: bytes) -> bool:
@@ -117,5 +117,6 @@ def _whole(line: bytes) -> bool:
         return False
 
 
-def _cure(path: Path) -> str:
+def cure(path: Path) -> str:
+    """What to do about a journal that is damaged."""
     return f"move it away and start the sweep again; runs that are done are in {path.parent / 'runs'} and not repeated"

@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from bench.errors import BenchError, MissingError, UsageError, one_line
 from bench.masking import masked, readable, secrets_of, without_secrets
-from sweeps.journal import Journal, StorageError
+from sweeps.journal import DamagedJournal, Journal, StorageError, cure
 
 REFERENCE, VARIABLE = "env:", "BENCH_STORAGE"
 """--storage env:NAME is the URL in the environment variable NAME; jobs are given theirs in this one."""
@@ -137,6 +137,13 @@ def storage_errors(place: Place) -> Iterator[None]:
         if isinstance(error, ImportError):
             raise MissingError(f"{place.shown}: install the database's driver ({told})") from None
         raise StorageError(f"{place.shown}: {told}") from None
+
+
+def damaged(place: Place, what: str) -> StorageError:
+    """The error for a storage that can be read and holds what no study does."""
+    if place.storage:
+        return StorageError(f"{place.shown}, {what}: mend it, or give the study another name")
+    return DamagedJournal(f"{place.journal}, {what}: {cure(place.journal)}")
 
 
 def _told(error: BaseException) -> str:

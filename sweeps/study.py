@@ -1,6 +1,7 @@
 """What a study is: one YAML file, typed and checked, and the Optuna study behind it."""
 
 import json
+import math
 import secrets
 import warnings
 from collections.abc import Callable
@@ -8,17 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field, ValidationError, model_validator
 
 from bench.config.contradictions import leaves
 from bench.config.resolve import resolve
 from bench.config.settings import Settings, first_problem, parse_seeds, read_yaml
 from bench.config.spec import Spec
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, one_line, unknown
 from bench.hashing import seed_of, text_hash
 from bench.registry import task_names
 from bench.system.files import read_text, write_atomic
-from sweeps.storage import Place, make_folder, open_storage, storage_errors
+from sweeps.storage import Place, damaged, make_folder, open_storage, storage_errors
 
 Scalar = bool | int | float | str
 LARGEST = 10**15
@@ -58,6 +60,12 @@ class Axis(Settings):
         if self.choices is not None:
             return value in self.choices
         return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def gave(self, value: Scalar) -> bool:
+        """Whether a sampler can have drawn it: at an end of a range rounding may lead just outside."""
+        if self.choices is not None or not isinstance(value, int | float):
+            return self.holds(value)
+        return math.isclose(value, min(max(value, self.low), self.high), rel_tol=1e-9)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Scalar:
         """This trial's value."""
@@ -137,6 +145,12 @@ class StudySpec(Settings):
         """The run of a trial with these settings. Raises UsageError where the method refuses them."""
         return resolve(self.method, self.task_list, seed, self.backbone, overrides=self.overrides(chosen))
 
+    def values(self, scores: dict[str, list[float]]) -> list[float]:
+        """What a trial is judged by, one value an objective: means of its scores, which every task has for every
+        seed."""
+        means = {task: sum(values) / len(values) for task, values in scores.items()}
+        return [sum(means.values()) / len(means)] if self.objective == MEAN else [means[t] for t in self.objective]
+
     def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
         """A trial's settings, dimension by dimension."""
         return self._walk(lambda name, axis: axis.suggest(trial, name))
@@ -194,7 +208,7 @@ def read_study(path: Path) -> StudySpec:
 
 def open_study(spec: StudySpec, place: Place) -> optuna.Study:
     """The Optuna study, made if need be. Raises UsageError if the one there was begun with another file, StorageError
-    if its storage cannot be used.
+    if its storage cannot be used or holds a damaged trial.
 
     Call it under the study's lock: two processes that make one RDB schema at once trip over each other.
     """
@@ -203,14 +217,45 @@ def open_study(spec: StudySpec, place: Place) -> optuna.Study:
     make_folder(place.folder)
     storage = open_storage(place)
     with storage_errors(place):
-        return _begun(spec, place, storage)
+        study = _begun(spec, place, storage)
+        check_trials(spec, study, place)
+    return study
+
+
+def check_trials(spec: StudySpec, study: optuna.Study, place: Place) -> None:
+    """Raises StorageError for a trial whose record contradicts itself: what is best, and what is tried next, is read
+    from it."""
+    for trial in study.get_trials(deepcopy=False):
+        try:
+            _check_trial(spec, trial)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
+            what = f"its {error} is missing" if isinstance(error, KeyError) else one_line(error)
+            raise damaged(place, f"trial {trial.number} is damaged: {what}") from error
+
+
+def _check_trial(spec: StudySpec, trial: FrozenTrial) -> None:
+    if any(math.isinf(value) for value in trial.intermediate_values.values()):
+        raise ValueError("a score on its course is infinite")
+    if trial.state != TrialState.COMPLETE:
+        return
+    told = trial.user_attrs
+    for value, mean in zip(trial.values, spec.values(told["scores"]), strict=True):
+        if not (math.isfinite(value) and math.isclose(value, mean, rel_tol=1e-9, abs_tol=1e-12)):
+            raise ValueError(f"its value {value:g} is not the mean of its scores, {mean:g}")
+    for key, value in told["settings"].items():
+        if key not in spec.space or not spec.space[key].gave(value):
+            raise ValueError(f"its {key} is {value!r}, which the study does not try")
+    if not all(isinstance(name, str) for name in told["runs"]):
+        raise TypeError("its runs are no names")
 
 
 def _begun(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage) -> optuna.Study:
     directions = ["maximize"] * (1 if spec.objective == MEAN else len(spec.objective))
-    study = optuna.create_study(
-        storage=storage, study_name=spec.name, directions=directions, load_if_exists=True, pruner=_pruner(spec.pruner)
-    )
+    how = {"storage": storage, "study_name": spec.name, "pruner": _pruner(spec.pruner)}
+    try:
+        study = optuna.load_study(**how)  # writes nothing: a finished study is shown where no space is left
+    except KeyError:
+        study = optuna.create_study(**how, directions=directions)
     begun, home = study.user_attrs.get("identity"), _home(place)
     if begun is None:
         study.set_user_attr("home", home)

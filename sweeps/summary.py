@@ -1,7 +1,9 @@
 """What a study found: best settings or Pareto front, importances, and the command of the best run."""
 
 import shlex
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -10,21 +12,30 @@ from rich.table import Table
 
 from bench.analysis.comparison import against
 from bench.analysis.records import Record
+from bench.errors import BenchError, DamagedError, explained, one_line
 from bench.printing import terminal
+from bench.store.shapes import check_summary
 from bench.system.files import json_bytes, read_record, write_atomic
 from sweeps.storage import Place, storage_errors
-from sweeps.study import MEAN, StudySpec, shown
+from sweeps.study import MEAN, StudySpec, check_trials, shown
 from sweeps.worker import brief
 
 SHOWN = 5
 
 
 def summarise(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
-    """Write summary.json into the study's folder; returns the summary. Works on a half-done study."""
+    """What is known of a study, finished or half-done. Raises StorageError."""
     with storage_errors(place):
-        summary = _summary(spec, study, place)
-    write_atomic(place.folder / "summary.json", json_bytes(summary))
-    return summary
+        check_trials(spec, study, place)
+        return _summary(spec, study, place)
+
+
+def store(summary: dict, place: Place) -> None:
+    """summary.json in the study's folder. Raises BenchError where it cannot be written."""
+    try:
+        write_atomic(place.folder / "summary.json", json_bytes(summary))
+    except OSError as error:
+        raise BenchError(f"the result could not be stored in {explained(error)}") from error
 
 
 def _summary(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
@@ -83,15 +94,26 @@ def importances(spec: StudySpec, study: optuna.Study, complete: list[FrozenTrial
 
 
 def _difference(spec: StudySpec, place: Place, leader: FrozenTrial, first: FrozenTrial) -> dict | None:
-    """Mean score of the best trial minus the first one's, paired by seed and prompt. None where a run is gone."""
+    """Mean score of the best trial minus the first one's, paired by seed and prompt. None where a run is gone, or is
+    damaged, which is said: the trials' scores are there without it."""
     records = []
     for trial in (leader, first):
         paths = [place.runs / name / "summary.json" for name in trial.user_attrs["runs"]]
         if not all(path.is_file() for path in paths):
             return None
-        records.append([Record(read_record(path), [], {}) for path in paths])
+        try:
+            records.append([_record(spec, path) for path in paths])
+        except (DamagedError, OSError) as error:
+            print(f"no difference between the best and the first trial: {one_line(error)}", file=sys.stderr)
+            return None
     found = against(records[0], records[1], tuple(spec.task_list))
     return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _record(spec: StudySpec, path: Path) -> Record:
+    summary = read_record(path)
+    check_summary(path, summary, spec.task_list)
+    return Record(summary, [], {})
 
 
 def command(spec: StudySpec, trial: FrozenTrial) -> str:

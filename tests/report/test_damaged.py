@@ -1,6 +1,7 @@
 """Whatever a record holds, the report is made: what is damaged is named, and nothing of it is in a mean."""
 
 import copy
+import errno
 import json
 import os
 import random
@@ -101,6 +102,116 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str, text:
     make(evidence)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [10**400, 1e999, 10**308, 2**64], ids=["10^400", "inf", "10^308", "2^64"])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("spec.json", ("spec", "params", "order")),
+        ("spec.json", ("spec", "optimizer", "lr")),
+        ("spec.json", ("spec", "seed")),
+        ("spec.json", ("spec", "evaluation", "guidance")),
+        ("summary.json", ("cost", "evaluations", "training")),
+        ("summary.json", ("cost", "seconds", "idle")),
+        ("summary.json", ("models", "student", "ocr", "rows", "exact", 0)),
+        ("summary.json", ("models", "student", "ocr", "prompts", 0)),
+        ("summary.json", ("teachers", "ocr", "evaluations")),
+        ("evaluations.jsonl", (0, "share")),
+        ("evaluations.jsonl", (0, "step")),
+        ("probes.jsonl", (0, "interference", "geneval | ocr", "all")),
+    ],
+)
+def test_a_number_beyond_all_measure_is_shown_or_named(tmp_path: Path, name: str, place: tuple, number: float) -> None:
+    """What no float holds names the run as damaged, wherever it stands; below that there is a page."""
+    run = make_run(tmp_path, "opd_analytic", 0)
+    make_run(tmp_path, "cascade", 0, 0.3)
+    put(run / "probes.jsonl", [{"share": 0.5, "interference": {"geneval | ocr": {"all": 0.25}}}])
+    put(run / name, changed(read(run / name), place, number))
+    evidence = collect([tmp_path])
+    assert evidence.problems or abs(number) <= 10**308 or name == "spec.json" or place == (0, "step")
+    if number == 10**400:
+        assert [problem.startswith(f"{run.name}: damaged ({name}: ") for problem in evidence.problems] == [True]
+    for table in make(evidence).tables:
+        assert table.html() and table.latex()
+
+
+@pytest.mark.parametrize("kind", ["noise.json", "excess.json", "study", "comparison-x.json"])
+def test_other_records_with_a_number_beyond_every_float_are_refused(tmp_path: Path, kind: str) -> None:
+    make_probes(tmp_path)
+    path, place = {
+        "noise.json": (tmp_path / kind, (0, "params", "weighting")),
+        "excess.json": (tmp_path / kind, (0, "by_sigma", 0, "ratio", 0)),
+        "study": (make_study(tmp_path) / "summary.json", ("complete", 0, "settings", "optimizer.lr")),
+        "comparison-x.json": (tmp_path / kind, ("lines", 0, "teacher_evaluations")),
+    }[kind]
+    if kind == "comparison-x.json":
+        put(path, {"lines": [{"label": "a", "runs": [], "teacher_evaluations": 5.0}]})
+    unmeasured = ["Infinity"] if kind in ("study", "comparison-x.json") else []  # elsewhere a ratio may be one
+    text = json.dumps(changed(read(path), place, "here"))
+    for number in ("1" + "0" * 400, "-1" + "0" * 5000, *unmeasured):
+        path.write_text(text.replace('"here"', number))
+        with pytest.raises(UsageError, match=r"too large|infinite|finite number"):
+            collect([path.parent if kind == "study" else path])
+
+
+def test_numbers_in_texts_are_no_numbers(tmp_path: Path) -> None:
+    make_run(tmp_path, "sft", 0, prompt="9" * 400)
+    assert collect([tmp_path]).problems == []
+
+
+def _closed(folder: Path, monkeypatch) -> None:
+    """A folder that may not be entered, as another user's: root may enter all."""
+    real = Path.stat
+
+    def stat(self, **how):
+        if folder in self.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self, **how)
+
+    monkeypatch.setattr(Path, "stat", stat)
+
+
+def test_a_folder_that_may_not_be_entered_costs_itself_alone(tmp_path: Path, monkeypatch) -> None:
+    run = make_run(tmp_path / "r", "sft", 0)
+    other = tmp_path / "r" / "other"
+    other.mkdir()
+    put(tmp_path / "r" / "comparison-x.json", {
+        "lines": [{"label": "a", "runs": [run.name, "other"], "teacher_evaluations": 5.0}]
+    })  # fmt: skip
+    _closed(other, monkeypatch)
+    for path in (tmp_path / "r", tmp_path / "r" / "comparison-x.json"):
+        evidence = collect([path])
+        assert [found.name for found in evidence.runs] == [run.name]
+        (problem,) = evidence.problems
+        assert problem.startswith("other: ") and "Permission denied" in problem
+    with pytest.raises(UsageError, match=r"other cannot be read: .*Permission denied"):
+        collect([other])
+
+
+@pytest.mark.parametrize("what", ["damaged", "closed", "empty"])
+def test_what_could_not_be_read_is_told_where_there_is_nothing_else(
+    tmp_path: Path, monkeypatch, capsys, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (Path("results/runs")).mkdir(parents=True)
+    if what == "damaged":
+        (make_run(Path("results/runs"), "sft", 0, name="mine") / "spec.json").write_text("{")
+    elif what == "closed":
+        Path("results/runs/mine").mkdir()
+        _closed(Path("results/runs/mine"), monkeypatch)
+    command([], Path("out"), None)
+    said = capsys.readouterr().err
+    if what == "empty":
+        assert said == "nothing to report in results/runs: no run, comparison, study or probe's output\n"
+    else:
+        first, second = said.splitlines()
+        assert first == "nothing could be read in results/runs:"
+        assert second.startswith("  mine: ")
+    assert "mine: " in Path("out/report.md").read_text() or what == "empty"
+    command(None, Path("difference"), (Path("results/runs"), Path("results/runs")))
+    assert capsys.readouterr().err == said + said
+
+
 @pytest.mark.parametrize("kind", ["noise.json", "excess.json", "study", "comparison-x.json"])
 def test_other_changed_records_are_read_or_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     make_probes(tmp_path)
@@ -161,6 +272,8 @@ def test_a_damaged_study_or_comparison_among_runs_is_named(tmp_path: Path) -> No
     problems = collect([tmp_path]).problems
     assert any(problem.startswith("study a-study: damaged") for problem in problems)
     assert any(problem.startswith("comparison-x.json: damaged") for problem in problems)
+    (tmp_path / "comparison-y.json").mkdir()
+    assert "comparison-y.json: damaged (it is a folder, not a file)" in collect([tmp_path]).problems
 
 
 @pytest.mark.parametrize("how", ["file", "below a file", "a folder in the way", "a link"])

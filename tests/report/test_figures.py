@@ -1,6 +1,9 @@
 """Figures as they are drawn: every label can be read, lies in the figure and runs into no other, at both widths."""
 
+import errno
 import math
+import os
+import signal
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -9,7 +12,7 @@ import pandas as pd
 import pytest
 
 from report.evidence import collect
-from report.figures import Figure, curves_figure, scores_figure
+from report.figures import Figure, curves_figure, draw_all, scores_figure
 from report.pictures import Grid
 from report.sections import make
 from report.style import MOST, WIDTHS, drawing, looks
@@ -115,3 +118,25 @@ def test_a_label_that_cannot_be_read_is_found() -> None:
 
     found = " ".join(faults(Figure("bad", "", "", draw), 3.35))
     assert "runs into" in found and "leaves the figure" in found and "is not set" in found
+
+
+@pytest.mark.parametrize("cause", ["no process", "a killed process"])
+def test_figures_are_drawn_where_no_process_draws_them(monkeypatch, cause: str) -> None:
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # as where there is no /dev/shm
+
+    here = os.getpid()
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plt.figure(figsize=(width, 1))
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    if cause == "no process":
+        monkeypatch.setattr("report.figures.ProcessPoolExecutor", refuse)
+    drawn = [Figure(f"f{i}", "t", "a", draw) for i in range(2)]
+    draw_all(drawn)
+    assert all(f"{figure.name}-page.svg" in figure.files for figure in drawn)

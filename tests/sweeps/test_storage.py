@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import fcntl
+import math
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -18,10 +20,11 @@ from optuna.trial import TrialState
 
 from bench.errors import UsageError
 from bench.masking import masked, without_secrets
-from sweeps.journal import StorageError, mend
+from sweeps.journal import DamagedJournal, StorageError, mend
 from sweeps.measure import Measured
 from sweeps.storage import Place, check_storage, open_storage
 from sweeps.study import StudySpec, open_study
+from sweeps.summary import summarise
 from sweeps.worker import work
 from tests.commands import bench
 from tests.sweeps.fast_worker import value
@@ -128,6 +131,85 @@ def test_a_damaged_journal_is_refused_and_left_as_it_is(tmp_path: Path, whole, d
     assert not list(journal.parent.glob("*.lock"))
     journal.rename(tmp_path / "away")  # the cure
     assert told(work(study(), Place(journal.parent), carry_out=fast)) == whole[1]
+
+
+def _told_again(record: bytes, *changes: tuple[bytes, bytes]):
+    """A journal with other words in one record."""
+
+    def change(whole: bytes) -> bytes:
+        lines = whole.splitlines(keepends=True)
+        index = next(i for i, line in enumerate(lines) if record in line)
+        for before, after in changes:
+            assert before in lines[index]
+            lines[index] = lines[index].replace(before, after)
+        return b"".join(lines)
+
+    return change
+
+
+def _values(whole: bytes, *values: bytes) -> bytes:
+    """A journal with these values of its first trials."""
+    left = iter(values)
+    return re.sub(rb'(?<="values":\[)[^]]+', lambda found: next(left, found[0]), whole)
+
+
+CONTRADICTIONS = {
+    "an infinite value": lambda whole: _values(whole, b"Infinity"),
+    "no number": lambda whole: _values(whole, b"NaN", b"NaN", b"NaN"),
+    "another value": lambda whole: _values(whole, b"0.5"),
+    "two values": lambda whole: _values(whole, b"0.5,0.5"),
+    "infinite scores": lambda whole: _told_again(b'"scores"', (b"[0.", b"[1e999, 0."))(_values(whole, b"Infinity")),
+    "scores of no task": _told_again(b'"scores"', (b'"ocr"', b'"orc"'), (b"[0.", b'["x", 0.')),
+    "no scores": _told_again(b'"scores"', (b'"scores"', b'"sores"')),
+    "settings out of range": _told_again(b'{"settings"', (b'"optimizer.lr":0', b'"optimizer.lr":1')),
+    "infinite settings": _told_again(b'{"settings"', (b'"optimizer.lr":0', b'"optimizer.lr":1e999, "x":0')),
+    "no runs": _told_again(b'"runs"', (b"[]", b"[1]")),
+}
+
+
+@pytest.mark.parametrize("damage", CONTRADICTIONS)
+def test_a_trial_that_contradicts_itself_is_never_the_best(tmp_path: Path, whole, damage: str) -> None:
+    place = Place(tmp_path / "s")
+    place.folder.mkdir()
+    (place.folder / "home").write_bytes(whole[2])
+    place.journal.write_bytes(before := CONTRADICTIONS[damage](whole[0]))
+    assert before != whole[0]
+    with pytest.raises(DamagedJournal, match=r"journal\.log, trial 0 is damaged: .*move it away"):
+        open_study(study(), place)
+    assert place.journal.read_bytes() == before
+
+
+def test_a_setting_that_rounding_led_out_of_its_range_is_no_damage() -> None:
+    axis = study().space["optimizer.lr"]
+    assert axis.gave(math.nextafter(axis.low, 0)) and axis.gave(axis.high)
+    assert not any(axis.gave(value) for value in (axis.low * 0.99, math.inf, math.nan, "0.001"))
+
+
+@pytest.mark.parametrize("change", ["value = 2.0", "value = NULL, value_type = 'INF_POS'"])
+def test_a_databases_trial_that_contradicts_itself_is_never_the_best(tmp_path: Path, change: str) -> None:
+    path, url = database(tmp_path)
+    place = Place(tmp_path / "s", url)
+    done = work(study(), place, carry_out=fast)
+    assert len(summarise(study(), done, place)["best"]) == 3
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE trial_values SET {change} WHERE trial_id = 2")
+        connection.commit()
+    for use in (lambda: open_study(study(), place), lambda: summarise(study(), _fresh(place), place)):
+        with pytest.raises(StorageError, match=r"studies\.db, trial 1 is damaged: its value"):
+            use()
+
+
+def _fresh(place: Place) -> optuna.Study:
+    return optuna.load_study(study_name="tiny", storage=open_storage(place))
+
+
+def test_a_study_that_is_shown_again_writes_nothing(tmp_path: Path, whole) -> None:
+    place = Place(tmp_path / "s")
+    place.folder.mkdir()
+    (place.folder / "home").write_bytes(whole[2])
+    place.journal.write_bytes(whole[0])
+    assert told(work(study(), place, carry_out=fast)) == whole[1]
+    assert place.journal.read_bytes() == whole[0]
 
 
 def test_a_journal_that_is_a_folder_or_leads_nowhere_is_named(tmp_path: Path) -> None:
@@ -403,6 +485,7 @@ def test_a_file_system_without_locks_is_one_line(tmp_path: Path, executor: str) 
     write_study(tmp_path)
     said = refused(tmp_path, "--executor", executor, code=1, before=_no_locks)
     assert "has no locks (flock)" in said and str(tmp_path / "results" / "sweeps" / "tiny") in said
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("executor", ["inline", "local"])

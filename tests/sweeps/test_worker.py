@@ -1,5 +1,6 @@
 """Workers share a study: nothing is lost or done twice, whoever dies; trials fail, prune and resume as they should."""
 
+import errno
 import json
 import os
 import random
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, DamagedError, MissingError, UsageError
 from sweeps.measure import Measured, PrunedError
 from sweeps.storage import Place
 from sweeps.study import StudySpec, open_study, read_study
-from sweeps.summary import summarise
+from sweeps.summary import store, summarise
 from sweeps.worker import TRIES, Claims, work
 from tests.commands import bench
 from tests.sweeps.fast_worker import value
@@ -118,6 +120,96 @@ def test_failures_do_not_stop_a_study(tmp_path: Path) -> None:
     assert len(open_study(study(trials=10), place(tmp_path)).trials) == 10
 
 
+def _raised(error: Exception, cause: Exception | None = None) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+ENVIRONMENT = {
+    "a full disk": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "checkpoint.safetensors"),
+    "a scorer that does not answer": MissingError("no scorer answers at http://127.0.0.1:9"),
+    "a scorer that breaks": _raised(BenchError("http://127.0.0.1:9 answered 500"), OSError("500")),
+    "a place that cannot be written": _raised(UsageError("cannot write to runs"), PermissionError("runs")),
+    "a damaged checkpoint": DamagedError("corrupt checkpoint"),
+    "a missing package": ImportError("no module named x"),
+}
+MEMORY = {
+    "no memory": MemoryError("not enough"),
+    "no memory, explained": _raised(BenchError("out of memory on cuda in training"), torch.OutOfMemoryError()),
+    "no host memory": RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    "a broken GPU": RuntimeError("CUDA error: device-side assert triggered"),
+}
+
+
+@pytest.mark.parametrize("cause", ENVIRONMENT)
+def test_what_no_settings_cause_stops_the_sweep_and_burns_no_trial(tmp_path: Path, cause: str) -> None:
+    def breaks(spec, place, chosen, reached):
+        raise ENVIRONMENT[cause]
+
+    said: list[str] = []
+    for _ in range(TRIES + 1):
+        with pytest.raises((BenchError, OSError)) as caught:
+            work(study(trials=2), place(tmp_path), said.append, breaks)
+        assert str(ENVIRONMENT[cause]) in str(caught.value)
+    assert said == []
+    done = work(study(trials=2), place(tmp_path), carry_out=lambda *_: scored(0.5))
+    assert [trial.state for trial in done.trials] == [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.parametrize("cause", MEMORY)
+def test_a_trial_that_never_has_the_memory_fails_in_the_end(tmp_path: Path, cause: str) -> None:
+    """The worker ends each time, as if the system had killed it; then the study goes on with the others."""
+    taken = []
+
+    def breaks(spec, place, chosen, reached):
+        taken.append(chosen["optimizer.lr"])
+        if taken[0] == taken[-1]:
+            raise MEMORY[cause]
+        return scored(0.5)
+
+    for _ in range(TRIES):
+        with pytest.raises(BenchError, match=str(MEMORY[cause]) or "OutOfMemoryError"):
+            work(study(trials=2), place(tmp_path), carry_out=breaks)
+    done = work(study(trials=2), place(tmp_path), carry_out=breaks)
+    assert [trial.state for trial in done.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert str(MEMORY[cause]) in done.trials[0].user_attrs["error"]
+
+
+def test_a_score_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
+    scores = iter([float("inf"), float("nan"), 0.5])
+    done = work(study(trials=3), place(tmp_path), carry_out=lambda *_: scored(next(scores)))
+    assert [trial.state for trial in done.trials] == [TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_a_result_that_cannot_be_stored_is_printed(tmp_path: Path) -> None:
+    import yaml
+
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(STUDY | {"trials": 2}))
+    where = Place(tmp_path / "results" / "sweeps" / "s")
+    work(read_study(tmp_path / "s.yaml"), where, carry_out=lambda s, p, chosen, r: scored(value(chosen)))
+    (where.folder / "summary.json").mkdir()
+    done = bench(["sweep", "s.yaml"], tmp_path)
+    assert done.returncode == 1
+    assert "the best trial again:" in done.stdout
+    assert done.stderr.startswith("error: the result could not be stored in ") and done.stderr.count("\n") == 1
+
+
+def test_a_damaged_run_costs_the_difference_alone(tmp_path: Path, capsys) -> None:
+    name = "opd_analytic-0-s0"
+    spec, numbers = study(trials=2), iter([0.25, 0.5])
+    done = work(spec, place(tmp_path), carry_out=lambda *_: Measured({"ocr": [next(numbers)]}, [name]))
+    assert summarise(spec, done, place(tmp_path))["best_minus_first"] is None
+    assert capsys.readouterr().err == ""
+    run = place(tmp_path).runs / name
+    run.mkdir(parents=True)
+    for damage in ("{", "{}", '{"folder": "x"}'):
+        (run / "summary.json").write_text(damage)
+        summary = summarise(spec, done, place(tmp_path))
+        assert summary["best_minus_first"] is None
+        assert summary["best"][0]["values"] == [0.5]
+        assert str(run / "summary.json") in capsys.readouterr().err
+
+
 def test_pruning_is_on_the_course_of_the_mean(tmp_path: Path) -> None:
     spec = study(pruner="median", trials=12)
     courses = iter([0.5] * 6 + [0.1] * 6)
@@ -149,6 +241,7 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     assert len(summary["best"]) == 20  # every point of a falling curve is on its front
     assert [trial["trial"] for trial in summary["complete"]] == list(range(20))
     assert summary["settings"] == {"optimizer.lr": "range"}
+    store(summary, place(tmp_path))
     written = json.loads((place(tmp_path).folder / "summary.json").read_text())
     assert written["complete"] == summary["complete"]
 
