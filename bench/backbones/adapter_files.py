@@ -134,7 +134,7 @@ def unwrapped(tensors: dict[str, Tensor], told: dict[str, Any], file: Path) -> d
     held = next((key for key in bare if WRAPPERS.search(key.removeprefix(PEFT_PREFIX))), None)
     fields = [told.get(name) for name in ("rank_pattern", "alpha_pattern") if held]
     for pattern in (word for field in fields if isinstance(field, dict) for word in field):
-        if pattern.startswith("^") or WRAPPERS.search(pattern.replace("\\", "")):
+        if re.search(HOLDERS, pattern) or WRAPPERS.search(pattern.replace("\\", "").lstrip("^")):
             raise UsageError(
                 f"{file} names a layer {held}, and its configuration has the pattern {pattern} for such names: save "
                 "the adapter from the transformer itself"
