@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,7 +195,8 @@ def part_of(model_class, home: str, subfolder: str, **how):
     refuse_quantised(read_config(fetched), fetched)
     how |= {"variant": variant_of(folder), "use_safetensors": True, "output_loading_info": True}
     try:
-        loaded = model_class.from_pretrained(home, subfolder=subfolder, **how)
+        with unremarked():
+            loaded = model_class.from_pretrained(home, subfolder=subfolder, **how)
         for path in weight_files(fetched.parent):  # those of the hub are here now
             require_model(path, what)
         return whole(loaded, folder)
@@ -203,6 +205,22 @@ def part_of(model_class, home: str, subfolder: str, **how):
             said = f"holds in another shape than its config.json says the tensor {other[1]}"
             raise DamagedError(f"{folder} {said}") from error
         raise
+
+
+@contextmanager
+def unremarked() -> Iterator[None]:
+    """The libraries' own remarks on tensors are left out: they advise to ignore what `whole` refuses."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    before = [(library, library.get_verbosity()) for library in (of_diffusers, of_transformers)]
+    for library, _ in before:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level in before:
+            library.set_verbosity(level)
 
 
 def config_file(home: str, subfolder: str) -> Path:
