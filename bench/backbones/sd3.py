@@ -326,6 +326,8 @@ def size(source: str, compute: Compute) -> Size | None:
     home = Path(folder_of(source))
     if source.endswith(SINGLE_FILE):
         require_checkpoint(source)
+    elif home.is_dir():
+        stored_parameters(home / "transformer")  # which its configuration tells; this tells files that are no weights
     if home.is_dir():
         config, vae = configuration(home)
         parts = [part for part in FROZEN_PARAMETERS if part not in left_out(index_of(str(home)))]
