@@ -23,6 +23,11 @@ METADATA_KEY = "lora_adapter_metadata"
 KOHYA = ("lora_unet_", "lora_transformer_", "lora_te")
 COMFY = "diffusion_model."
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+HOLDERS = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+WRAPPERS = re.compile(rf"^((base_model\.model|transformer|module|{HOLDERS})\.)+|(?<=\.)({HOLDERS})\.")
+"""What peft, trainers, torch's data parallelism, compilation and checkpointing put into names of what they hold."""
+OWN_NAME = re.compile(r"(\.lora_(?:[AB]|magnitude_vector))\.(?!weight$|bias$)\w+(?=\.(weight|bias)$|$)")
+"""An adapter's own name, which peft leaves out of what it saves."""
 SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.safetensors$")
 """The end of a file's name that holds a part of a model's tensors."""
 
@@ -46,7 +51,10 @@ def adapter_files(place: Path) -> tuple[Path, ...]:
     missing = WEIGHTS_FILE if config.is_file() else CONFIG_FILE
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     refuse_shards(files)
-    other = next((f"; name the file itself: {file}" for file in files if file.suffix == SAFETENSORS), "")
+    # as peft saves an adapter with a name of its own
+    inside = [file for file in files if (file / WEIGHTS_FILE).is_file() or (file / DIFFUSERS_FILE).is_file()]
+    other = f"; name {' or '.join(map(str, inside[:3]))}" if inside else ""
+    other = other or next((f"; name the file itself: {file}" for file in files if file.suffix == SAFETENSORS), "")
     pickle = next((f"; {file.name} is a pickle, which is not read" for file in files if file.suffix in PICKLES), "")
     raise UsageError(f"no adapter at {folder}: {missing} is missing, and {DIFFUSERS_FILE} too{other or pickle}")
 
@@ -72,14 +80,14 @@ def read_adapter(place: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         told = read_record(files[0])
     except DamagedError as error:
         raise DamagedError(f"{files[0]} is not a LoRA configuration: {one_line(error)}") from error
-    tensors = {key.removeprefix(PEFT_PREFIX): value for key, value in read_tensors(files[1]).items()}
+    tensors = unwrapped(read_tensors(files[1]), told, files[1])
     return lora_config(told, str(files[0])), whole(tensors, files[1])
 
 
 def read_diffusers(file: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """As `read_adapter`, of one file in diffusers' format, by diffusers' own conversion for SD3.
 
-    A layer's scale is that of the configuration in the file's header, or of its `.alpha` tensors, or else 1.
+    A layer's scale is that of the configuration in the file's header, or of its own `.alpha` tensor, or else 1.
     """
     refuse_foreign(tensor_names(file), file)
     from diffusers import StableDiffusion3Pipeline
@@ -92,7 +100,8 @@ def read_diffusers(file: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise DamagedError(f"{file} is no LoRA file that diffusers reads: {one_line(error)}") from error
-    tensors = of_transformer(tensors, file)
+    told = own_fields(told, file) if told else {}
+    tensors = unwrapped(of_transformer(tensors, file), told, file)
     alphas = {key: one_value(tensors.pop(key), key, file) for key in [key for key in tensors if key.endswith(".alpha")]}
     if not any("lora_A" in key for key in tensors):
         tensors = convert_unet_state_dict_to_peft(tensors)
@@ -103,10 +112,34 @@ def read_diffusers(file: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise UsageError(f"{file} is no LoRA file that diffusers reads: {strays[0] if strays else 'no lora_B'} alone")
     if alphas and told:
         raise UsageError(f"{file} has both .alpha tensors and {METADATA_KEY}: which scale is meant is not known")
-    told = own_fields(told, file) if told else get_peft_kwargs(ranks, alphas, tensors)
+    if alphas:  # diffusers would give every layer without one the commonest of the others'
+        own = {key.removeprefix("^").split(".lora_B")[0]: float(rank) for key, rank in ranks.items()}
+        alphas = {f"{layer}.alpha": rank for layer, rank in own.items()} | alphas
+    told = told or get_peft_kwargs(ranks, alphas, tensors)
     # diffusers adapts the layers that there are tensors for, whatever the configuration says of them
     only = {"target_modules": layers, "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
     return lora_config(told | only, str(file)), whole(tensors, file)
+
+
+def unwrapped(tensors: dict[str, Tensor], told: dict[str, Any], file: Path) -> dict[str, Tensor]:
+    """Tensors named by their place in the transformer, whatever held it when they were saved.
+
+    Raises UsageError if two have one name then, and for a configuration whose patterns name what is left out here: they
+    would no longer find the layers that they were written for.
+    """
+    bare = {key: OWN_NAME.sub(r"\1", WRAPPERS.sub("", key)) for key in tensors}
+    names = list(bare.values())
+    if twice := next((key for key in bare if names.count(bare[key]) > 1), None):
+        raise UsageError(f"{file} holds {bare[twice]} more than once, also as {twice}: save one adapter a file")
+    held = next((key for key in bare if WRAPPERS.search(key.removeprefix(PEFT_PREFIX))), None)
+    fields = [told.get(name) for name in ("rank_pattern", "alpha_pattern") if held]
+    for pattern in (word for field in fields if isinstance(field, dict) for word in field):
+        if re.search(HOLDERS, pattern) or WRAPPERS.search(pattern.replace("\\", "").lstrip("^")):
+            raise UsageError(
+                f"{file} names a layer {held}, and its configuration has the pattern {pattern} for such names: save "
+                "the adapter from the transformer itself"
+            )
+    return {name: tensors[key] for key, name in bare.items()}
 
 
 def one_value(tensor: Tensor, key: str, file: Path) -> float:

@@ -8,7 +8,7 @@ from bench.weights.checkpoints import read_config
 
 NAME = re.compile(
     r"(?:diffusion_pytorch_model|model)"
-    r"(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<older>\w+))?\.safetensors"
+    r"(?:\.(?P<variant>[\w.-]+?))?(?:-\d+-of-\d+)?(?:\.(?P<older>[\w.-]+))?\.safetensors"
 )
 """Of a shard the variant stands before its number, in older releases after it."""
 
@@ -41,9 +41,18 @@ def variant_of(folder: Path) -> str | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that are loaded from one model's folder."""
+    """The safetensors files that are loaded from one model's folder: one, or those shards of its index that are there.
+
+    Raises DamagedError for an index that cannot be followed.
+    """
     found = variants(folder)
-    return found.get("") or next(iter(found.values()), [])
+    variant = "" if "" in found else next(iter(found), "")
+    single, index = _names(folder, variant)
+    if _reads_one(single, index):
+        return [single]
+    if index.is_file():
+        return [path for name in _shards(index) if (path := folder / name).is_file()]
+    return found.get(variant, [])
 
 
 def require_whole(folder: Path) -> None:
@@ -66,14 +75,32 @@ def require_whole(folder: Path) -> None:
 
 def _lacks(folder: Path, variant: str) -> str:
     """The first file that a variant lacks, by the names that the libraries look for; empty for a whole one."""
+    single, index = _names(folder, variant)
+    if _reads_one(single, index):
+        return ""
+    if index.is_file():
+        return next((name for name in _shards(index) if not (folder / name).is_file()), "")
+    return index.name if any("-of-" in path.name for path in variants(folder).get(variant, [])) else single.name
+
+
+def _names(folder: Path, variant: str) -> tuple[Path, Path]:
+    """The file that the libraries look for, and the index of its shards."""
     stem = "model" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model"
     dotted = f".{variant}" if variant else ""
-    single, index = f"{stem}{dotted}.safetensors", folder / f"{stem}.safetensors.index{dotted}.json"
-    if (folder / single).is_file() and (stem == "model" or not index.is_file()):
-        return ""  # diffusers reads the index first, transformers the single file
-    if index.is_file():
-        shards = read_config(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise DamagedError(f"{index} names no file of every tensor: download it again")
-        return next((name for name in sorted(set(shards.values())) if not (folder / name).is_file()), "")
-    return index.name if any("-of-" in path.name for path in variants(folder).get(variant, [])) else single
+    return folder / f"{stem}{dotted}.safetensors", folder / f"{stem}.safetensors.index{dotted}.json"
+
+
+def _reads_one(single: Path, index: Path) -> bool:
+    """Whether a single file is read: diffusers reads the index first, transformers the single file."""
+    return single.is_file() and (single.name.startswith("model.") or not index.is_file())
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names. Raises DamagedError for an index that the libraries could not follow."""
+    told = read_config(index)
+    shards = told.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise DamagedError(f"{index} names no file of every tensor: download it again")
+    if not isinstance(told.get("metadata"), dict):
+        raise DamagedError(f"{index} lacks its metadata, without which it is not read: download it again")
+    return sorted(set(shards.values()))

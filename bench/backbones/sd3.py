@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
 from bench.backbones.pipeline_files import require_whole, variant_of, weight_files
 from bench.backbones.sd3_transformer import Sd3Transformer
+from bench.backbones.single_file import ENDING as SINGLE_FILE
+from bench.backbones.single_file import has_vae, require_checkpoint, require_places
 from bench.backbones.size import Size
 from bench.config.bounds import Positive
 from bench.config.compute import PLAIN, Compute
@@ -25,7 +28,13 @@ from bench.config.descriptor import Descriptor
 from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line
 from bench.hashing import content_hash, sampled_hash, text_hash
 from bench.system.devices import best_device
-from bench.weights.checkpoints import read_config, refuse_stand_ins, require_tokenizer, require_weights
+from bench.weights.checkpoints import (
+    read_config,
+    refuse_quantised,
+    refuse_stand_ins,
+    require_model,
+    require_tokenizer,
+)
 from bench.weights.frozen import whole
 from bench.weights.hub import PREFIX, require
 
@@ -51,7 +60,6 @@ FROZEN_PARAMETERS = {
     "text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656, "vae": 83_819_683,
 }  # fmt: skip
 """Of CLIP-L, CLIP-G, T5-XXL's encoder and the VAE in SD3.5."""
-SINGLE_FILE = ".safetensors"
 PIPELINE = "StableDiffusion3Pipeline"
 Side = Annotated[int, Field(gt=0, le=100_000)]
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
@@ -61,6 +69,8 @@ PUBLISHED = {
 }  # fmt: skip
 """Compute settings of a model of published size where nobody says: post-training is published at 512 pixels, in half
 precision, and by far most of a 24 GB card would go into activations."""
+LARGE = 5 * 10**8
+"""Parameters from which on a transformer is of published size; the smallest that is published has 2 billion."""
 CURE = "give a local folder in diffusers' format, or make the hub reachable, accept the model's licence and log in"
 
 
@@ -138,16 +148,21 @@ def load_models(source: str, dtype: torch.dtype):
     from diffusers import AutoencoderKL, SD3Transformer2DModel
 
     home = folder_of(source)
+    without = left_out(index_of(home))
     if not Path(home).is_dir():
-        require(home, "model_index.json")
         require(home, SCHEDULER)
+    elif "text_encoder_3" not in without:  # now, before a cache of prompts that were encoded without it stands in
+        require_whole(Path(home) / "text_encoder_3")
     if source.endswith(SINGLE_FILE):
-        require_weights(Path(source), "SD3 checkpoint")
+        require_checkpoint(source)
     try:
         if source.endswith(SINGLE_FILE):
             parts = {"config": home}
+            told = [read_config(config_file(home, part)) for part in ("transformer", "vae")]
+            with_vae = has_vae(source)
+            require_places(source, told[0], told[1] if with_vae else None)
             transformer = SD3Transformer2DModel.from_single_file(source, subfolder="transformer", dtype=dtype, **parts)
-            vae_source = partial(AutoencoderKL.from_single_file, source, **parts) if has_vae(source) else None
+            vae_source = partial(AutoencoderKL.from_single_file, source, **parts) if with_vae else None
         else:
             transformer = part_of(SD3Transformer2DModel, home, "transformer", dtype=dtype)
             vae_source = None
@@ -180,12 +195,18 @@ def part_of(model_class, home: str, subfolder: str, **how):
     if Path(home).is_dir():
         require_whole(folder)
         refuse_stand_ins(folder, subfolder)
-    variant = variant_of(folder)
+    what = f"weights file of the {subfolder}"
     for path in weight_files(folder):
-        require_weights(path, f"weights file of the {subfolder}")
-    how |= {"variant": variant, "use_safetensors": True, "output_loading_info": True}
+        require_model(path, what)
+    fetched = config_file(home, subfolder)
+    refuse_quantised(read_config(fetched), fetched)
+    how |= {"variant": variant_of(folder), "use_safetensors": True, "output_loading_info": True}
     try:
-        return whole(model_class.from_pretrained(home, subfolder=subfolder, **how), folder)
+        with unremarked():
+            loaded = model_class.from_pretrained(home, subfolder=subfolder, **how)
+        for path in weight_files(fetched.parent):  # those of the hub are here now
+            require_model(path, what)
+        return whole(loaded, folder)
     except ValueError as error:
         if other := re.search(r"(\S+) expected shape ", one_line(error)):  # diffusers', and then its advice
             said = f"holds in another shape than its config.json says the tensor {other[1]}"
@@ -193,8 +214,45 @@ def part_of(model_class, home: str, subfolder: str, **how):
         raise
 
 
+@contextmanager
+def unremarked() -> Iterator[None]:
+    """The libraries' own remarks on tensors are left out: they advise to ignore what `whole` refuses."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    before = [(library, library.get_verbosity()) for library in (of_diffusers, of_transformers)]
+    for library, _ in before:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level in before:
+            library.set_verbosity(level)
+
+
+def config_file(home: str, subfolder: str) -> Path:
+    """The config.json of a pipeline's model, fetched where it is the hub's."""
+    name = f"{subfolder}/config.json"
+    return Path(home) / name if Path(home).is_dir() else require(home, name)
+
+
+def index_of(home: str) -> dict:
+    """What a pipeline's model_index.json says, fetched where it is the hub's."""
+    name = "model_index.json"
+    return read_config(Path(home) / name if Path(home).is_dir() else require(home, name))
+
+
+def left_out(index: dict) -> dict[str, None]:
+    """T5 and its tokenizer, where a pipeline's index says null of it: diffusers then draws without."""
+    return {"text_encoder_3": None, "tokenizer_3": None} if says_null(index, "text_encoder_3") else {}
+
+
+def says_null(index: dict, name: str) -> bool:
+    return name in index and index[name] in (None, [None, None])
+
+
 def load_text_encoders(source: str, dtype: torch.dtype, transformer):
-    """A pipeline around the transformer with tokenizers and text encoders, T5 only where the folder has it.
+    """A pipeline around the transformer with tokenizers and text encoders, without T5 where its index names none.
 
     Raises MissingError.
     """
@@ -202,9 +260,7 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
     from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
     home = folder_of(source)
-    parts = {"transformer": transformer, "vae": None}
-    if Path(home).is_dir() and not (Path(home) / "text_encoder_3").is_dir():
-        parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    parts = {"transformer": transformer, "vae": None} | left_out(index_of(home))
     if Path(home).is_dir():
         require_tokenizers(Path(home), without=parts)
     try:
@@ -224,10 +280,15 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
 
 
 def require_tokenizers(home: Path, without: Container[str]) -> None:
-    """Raise MissingError where a tokenizer that a pipeline's folder names, and is not left out, is not whole."""
-    index = read_config(home / "model_index.json")
+    """Raise MissingError where a tokenizer of a pipeline's folder, that is not left out, is not whole.
+
+    Raises DamagedError where its index says null of one that a text encoder needs.
+    """
+    index = index_of(str(home))
     for name in TOKENIZERS:
-        if name not in without and (index.get(name) or [None])[0]:
+        if name not in without:
+            if says_null(index, name):
+                raise DamagedError(f"{home / 'model_index.json'} names no {name}, which one of its text encoders needs")
             folder = home / name
             if folder.is_dir():
                 refuse_stand_ins(folder, name)
@@ -252,14 +313,6 @@ def folder_of(source: str) -> str:
     return source.removeprefix(PREFIX)
 
 
-def has_vae(file: str) -> bool:
-    """Whether a single file holds a VAE under its original name."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as opened:
-        return any(key.startswith("first_stage_model.") for key in opened.keys())  # noqa: SIM118
-
-
 @cache
 def fingerprint(source: str) -> str:
     """Content hash of a local pipeline's weights and configuration, read once; a hub id stands for itself."""
@@ -276,11 +329,16 @@ def fingerprint(source: str) -> str:
 
 def size(source: str, compute: Compute) -> Size | None:
     """Size of a local pipeline by its files' headers, or of SD3.5-Medium as published; None where nothing is known
-    before it is fetched. Raises UsageError for a resolution that it cannot draw or a folder that is no pipeline."""
+    before it is fetched. Raises UsageError for a resolution that it cannot draw and for what is no pipeline."""
     home = Path(folder_of(source))
+    if source.endswith(SINGLE_FILE):
+        require_checkpoint(source)
+    elif home.is_dir():
+        stored_parameters(home / "transformer")  # which its configuration tells; this tells files that are no weights
     if home.is_dir():
         config, vae = configuration(home)
-        frozen = {part: stored_parameters(home / part) for part in FROZEN_PARAMETERS if (home / part).is_dir()}
+        parts = [part for part in FROZEN_PARAMETERS if part not in left_out(index_of(str(home)))]
+        frozen = {part: stored_parameters(home / part) for part in parts if (home / part).is_dir()}
     elif source == DEFAULT:
         config, frozen, vae = MEDIUM, FROZEN_PARAMETERS, VAE
     else:
@@ -314,13 +372,16 @@ def configuration(home: Path) -> tuple[dict, dict]:
 
 
 class TransformerFields(BaseModel):
-    """What is read of a transformer's config.json."""
+    """What is read of a transformer's config.json; diffusers' defaults."""
 
     model_config = ConfigDict(strict=True)
     sample_size: Side
     patch_size: Side
     in_channels: Side
     pos_embed_max_size: Side
+    num_layers: Side = 18
+    attention_head_dim: Side = 64
+    num_attention_heads: Side = 18
 
 
 class VaeFields(BaseModel):
@@ -345,7 +406,7 @@ def stored_parameters(folder: Path) -> int:
 
     total = 0
     for path in weight_files(folder):
-        require_weights(path, f"weights file of the {folder.name}")
+        require_model(path, f"weights file of the {folder.name}")
         with safe_open(path, "pt") as file:
             total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return total
@@ -389,18 +450,27 @@ def load(source: str, shift: float, device: str, compute: Compute = PLAIN, cache
     return backbone
 
 
-def draws_large(source: str) -> bool:
-    """Whether a pipeline draws more than 512 pixels a side by itself, as every published SD3 does."""
+def published(source: str) -> dict | None:
+    """The compute settings of a pipeline that is of published size; None for a smaller one.
+
+    Asked for by every command: counted by the configuration, without building the model. A layer has 36 numbers for
+    each pair of channels: 8 in attention and 16 in the two networks of image and text, 12 in their modulation.
+    """
     home = Path(folder_of(source))
     if not home.is_dir():
-        return True
+        return PUBLISHED
     config, vae = configuration(home)
-    return config.get("sample_size", 0) * downsampling_of(vae) > PUBLISHED["resolution"]
+    told = TransformerFields.model_validate(config)
+    if 36 * told.num_layers * (told.num_attention_heads * told.attention_head_dim) ** 2 < LARGE:
+        return None
+    larger = told.sample_size * downsampling_of(vae) > PUBLISHED["resolution"]
+    return {name: value for name, value in PUBLISHED.items() if larger or name != "resolution"}
 
 
 def descriptor(source: str = DEFAULT) -> Descriptor:
     """SD3.5-Medium from the hub, or the pipeline at `source` (folder, single file, hub:OWNER/REPO)."""
-    shift, large = shift_of(source), draws_large(source)
+    compute = published(source)  # first: it tells a pipeline of another class, whose scheduler is not to be changed
+    shift = shift_of(source)
     return Descriptor(
         name="sd3",
         world="photo",
@@ -410,6 +480,6 @@ def descriptor(source: str = DEFAULT) -> Descriptor:
         own=partial(own, source),
         size=partial(size, source),
         check=partial(size, source),
-        defaults={"device": best_device(), "compute": PUBLISHED, "sampler": {"guidance": 4.5}} if large else {},
-        recipes=Path(__file__).parent / "sd3_recipes" if large else None,
+        defaults={"device": best_device(), "compute": compute, "sampler": {"guidance": 4.5}} if compute else {},
+        recipes=Path(__file__).parent / "sd3_recipes" if compute else None,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.errors import DamagedError, MissingError, one_line
+from bench.errors import DamagedError, MissingError, UsageError, one_line
 from bench.system.files import read_record
 
 LOOKED_AT = 512
@@ -19,6 +19,13 @@ AGAIN = "download it again"
 CUT_OFF = f"it is cut off: {AGAIN}"
 WRITTEN = (".json", ".txt", ".model")
 """Endings of what lies beside weights in a folder and is read with them."""
+PLAIN = ("F64", "F32", "F16", "BF16")
+"""Types of a .safetensors file whose numbers are the weights themselves."""
+BUFFERS = ("I64", "BOOL")
+"""Types of buffers that count or mask; of no weight or bias."""
+COUNTS = re.compile(r"(^|\.)(position_ids|relative_position_index|num_batches_tracked)$")
+"""Buffers that only count, of whatever type."""
+QUANTISED = "quantised weights are not supported: name a model saved in float32, bfloat16 or float16"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 """Files that hold a tokenizer of CLIP's or T5's kind."""
 
@@ -45,14 +52,43 @@ def require_weights(path: Path, what: str) -> None:
         raise DamagedError(f"{path} is no {what}: {cause}")
 
 
+def require_model(path: Path, what: str, unread: tuple[str, ...] = ()) -> None:
+    """`require_weights` of a model's weights, and of a .safetensors file UsageError for quantised ones.
+
+    Their numbers stand for weights only together with scales that the libraries read past. Tensors under the prefixes
+    `unread` may be anything. Only the header is read.
+    """
+    require_weights(path, what)
+    if path.suffix != ".safetensors":
+        return
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            kind = file.get_slice(name).get_dtype()
+            counts = COUNTS.search(name) or (kind in BUFFERS and not name.endswith(("weight", "bias")))
+            if kind not in PLAIN and not counts and not name.startswith(unread):
+                raise UsageError(f"{path} holds the tensor {name} as {kind}: {QUANTISED}")
+
+
+def refuse_quantised(config: dict[str, Any], where: Path | str) -> None:
+    """Raise UsageError for the config.json of a model whose weights a library has quantised."""
+    if told := config.get("quantization_config"):
+        method = told.get("quant_method") if isinstance(told, dict) else None
+        by = f" by {method}" if isinstance(method, str) else ""
+        raise UsageError(f"{where} says that the weights are quantised{by} (quantization_config): {QUANTISED}")
+
+
 def require_folder(folder: Path, what: str) -> None:
-    """As `require_weights`, for the weights that transformers reads in a local folder, and for what it reads beside."""
+    """As `require_model`, for the weights that transformers reads in a local folder, and for what it reads beside."""
     for pattern in ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin"):
         if found := sorted(folder.glob(pattern)):
             for path in found:
-                require_weights(path, f"weights file of a {what}")
+                require_model(path, f"weights file of a {what}")
             break
     refuse_stand_ins(folder, what)
+    if (folder / "config.json").is_file():
+        refuse_quantised(read_config(folder / "config.json"), folder / "config.json")
 
 
 def refuse_stand_ins(folder: Path, what: str) -> None:

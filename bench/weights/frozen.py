@@ -15,7 +15,14 @@ from bench.errors import BenchError, DamagedError, MissingError, UsageError, one
 from bench.hashing import content_hash
 from bench.lazy import torch
 from bench.system.devices import check_device
-from bench.weights.checkpoints import cause_of, refuse_stand_ins, require_folder, require_tokenizer, require_weights
+from bench.weights.checkpoints import (
+    COUNTS,
+    cause_of,
+    refuse_stand_ins,
+    require_folder,
+    require_tokenizer,
+    require_weights,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +31,8 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 FILES = ("model.safetensors", "pytorch_model.bin")
 NEVER_SAVED = re.compile(r"(^|\.)position_ids$")
 """Buffers that only count, which files of some releases hold and others do not."""
+UNPLACED, SAVED_WITH = "holds more than its config.json describes, the tensor", "take the config.json saved with them"
+"""What is wrong, and its cure, where weights have tensors that the model has no place for."""
 CURE = "name a local folder in transformers' format, or make the hub reachable and accept the model's licence"
 
 
@@ -58,21 +67,29 @@ def weights_name(source: str, precision: str) -> str:
 
 
 def whole(loaded: tuple, where: str | Path, unread: re.Pattern = NEVER_SAVED):
-    """The model of what `from_pretrained(..., output_loading_info=True)` gave, if its files held all of it.
+    """The model of what `from_pretrained(..., output_loading_info=True)` gave, if its files held all of it and no more.
 
-    The libraries only remark on a tensor that they made up. `unread` ones may lack. Raises DamagedError naming the
-    first.
+    The libraries only remark on a tensor that they made up, or that they left out: the model that was trained is
+    another one then. `unread` ones may lack, and may be there. Raises DamagedError naming the first.
     """
     model, report = loaded
+    known = lambda name: NEVER_SAVED.search(name) or COUNTS.search(name) or unread.search(name)  # noqa: E731
     lacks = sorted(n for n in report["missing_keys"] if not (NEVER_SAVED.search(n) or unread.search(n)))
-    for cause, names in (
-        ("lacks the tensor", lacks),
-        ("holds in another shape than its config.json says the tensor", sorted(names_of(report["mismatched_keys"]))),
+    again = "download its weights again, or save them whole"
+    another_shape = "holds in another shape than its config.json says the tensor"
+    for cause, names, cure in (
+        ("lacks the tensor", lacks, again),
+        (another_shape, sorted(names_of(report["mismatched_keys"])), again),
+        (UNPLACED, sorted(n for n in report["unexpected_keys"] if not known(n)), SAVED_WITH),
     ):
         if names:
-            others = f" and {len(names) - 1} more" if names[1:] else ""
-            raise DamagedError(f"{where} {cause} {names[0]}{others}: download its weights again, or save them whole")
+            raise DamagedError(f"{where} {cause} {first_of(names)}: {cure}")
     return model
+
+
+def first_of(names: list[str]) -> str:
+    """The first name, and how many more there are."""
+    return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]
 
 
 def names_of(mismatched: Iterable) -> list[str]:

@@ -86,12 +86,12 @@ def model_name(source: str) -> str:
     return os.path.abspath(source) if os.path.exists(source) else source
 
 
-def require(repository: str, file: str) -> None:
-    """Raise MissingError, with what is wrong and the cure, if a file of a hub repository cannot be had."""
+def require(repository: str, file: str) -> Path:
+    """A file of a hub repository. Raises MissingError, with what is wrong and the cure, if it cannot be had."""
     from huggingface_hub import hf_hub_download
 
     with asking(repository):
-        hf_hub_download(repository, file)
+        return Path(hf_hub_download(repository, file))
 
 
 @contextmanager

@@ -2,18 +2,20 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bench.backbones.adapter_files import adapter_hash
 from bench.backbones.adapters import read_adapter
 from bench.errors import BenchError, UsageError
-from bench.weights.hub import DIFFUSERS_FILE
+from bench.weights.hub import DIFFUSERS_FILE, WEIGHTS_FILE
 from tests.backbones.adapter_makers import by_peft, shaken, untouched, velocity
 from tests.backbones.test_adapter_kinds import KINDS, PLAIN, backbone  # noqa: F401
 
@@ -92,6 +94,94 @@ def test_alphas_beside_the_tensors_are_their_layers(micro, tmp_path: Path, alpha
     theirs = untouched(micro)
     theirs.load_lora_adapter(prefixed, network_alphas=told)
     check(micro, tmp_path, theirs.eval())
+
+
+@pytest.mark.parametrize("settings", [PLAIN, MIXED_RANKS])
+def test_a_layer_without_an_alpha_of_its_own_has_scale_one(micro, tmp_path: Path, settings: dict) -> None:
+    base = untouched(micro)
+    tensors, _ = made(base, **settings)
+    ranks = {key.split(".lora_")[0]: len(value) for key, value in tensors.items() if "lora_A" in key}
+    prefixed = {f"transformer.{key}": value for key, value in tensors.items()}
+    told = {
+        f"transformer.{layer}.alpha": 1.0 if i == 0 else float(rank) for i, (layer, rank) in enumerate(ranks.items())
+    }
+    save_file(prefixed | {next(iter(told)): torch.tensor(1.0)}, tmp_path / DIFFUSERS_FILE)
+    theirs = untouched(micro)
+    theirs.load_lora_adapter(prefixed, network_alphas=told)
+    check(micro, tmp_path, theirs.eval())
+
+
+WRAPPED = {
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "data-parallel": lambda key: f"module.{key}",
+    "compiled layers": lambda key: key.replace("transformer_blocks.1.", "transformer_blocks.1._orig_mod."),
+    "sharded": lambda key: "_fsdp_wrapped_module." + key.replace(".attn.", "._fsdp_wrapped_module.attn."),
+    "in a pipeline": lambda key: f"module._orig_mod.transformer.{key}",
+    "peft's own name": lambda key: re.sub(r"(lora_[AB]|lora_magnitude_vector)", r"\1.student", key),
+    "peft, compiled": lambda key: f"_orig_mod.base_model.model.{key}",
+    "peft in peft": lambda key: f"base_model.model.{key}",
+}
+
+
+@pytest.mark.parametrize("kind", ["rank pattern", "DoRA"])
+@pytest.mark.parametrize("wrapper", WRAPPED)
+@pytest.mark.parametrize("form", ["peft", "diffusers"])
+def test_names_of_what_a_trainer_wrapped_are_read(micro, tmp_path: Path, form: str, wrapper: str, kind: str) -> None:
+    base = untouched(micro)
+    if form == "peft":
+        file, prefix = by_peft(base, tmp_path, **KINDS[kind]) / WEIGHTS_FILE, "base_model.model."
+    else:
+        file, prefix = by_diffusers(tmp_path, *made(base, **KINDS[kind])) / DIFFUSERS_FILE, "transformer."
+    micro.adapters.load("plain", tmp_path)
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    tensors = {prefix + WRAPPED[wrapper](key.removeprefix(prefix)): value for key, value in load_file(file).items()}
+    save_file(tensors, file, header)
+    micro.adapters.load("wrapped", tmp_path)
+    plain, wrapped = micro.adapters.state("plain"), micro.adapters.state("wrapped")
+    assert plain.keys() == wrapped.keys()
+    assert all(torch.equal(plain[key], wrapped[key]) for key in plain)
+    torch.testing.assert_close(velocity(micro, "wrapped"), velocity(micro, "plain"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"^module\.transformer_blocks.0.attn.to_q", r"0\._orig_mod\.attn.to_q", "module.transformer_blocks.0.attn.to_q"],
+)
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_for_wrapped_names_is_refused(micro, tmp_path: Path, field: str, pattern: str) -> None:
+    folder = by_peft(untouched(micro), tmp_path, **PLAIN)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: {pattern: 3}}))
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file(
+        {key.replace(".attn.", "._orig_mod.attn."): value for key, value in tensors.items()}, folder / WEIGHTS_FILE
+    )
+    with pytest.raises(UsageError, match=r"has the pattern .* for such names"):
+        micro.adapters.load("wrapped", folder)
+
+
+def test_two_adapters_in_one_file_are_refused(micro, tmp_path: Path) -> None:
+    folder = by_peft(untouched(micro), tmp_path, **PLAIN)
+    tensors = load_file(folder / WEIGHTS_FILE)
+    named = {
+        key.replace(".weight", f".{name}.weight"): value.clone() for key, value in tensors.items() for name in "ab"
+    }
+    save_file(named, folder / WEIGHTS_FILE)
+    with pytest.raises(UsageError, match="more than once"):
+        micro.adapters.load("two", folder)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_folder_of_adapters_names_them(micro, tmp_path: Path, named: bool) -> None:
+    """As peft saves an adapter with a name of its own."""
+    if named:
+        get_peft_model(untouched(micro), LoraConfig(**PLAIN), adapter_name="student").save_pretrained(tmp_path)
+    else:
+        by_diffusers(tmp_path / "student", made(untouched(micro), **PLAIN)[0])
+    with pytest.raises(UsageError, match=rf"no adapter at .*; name {tmp_path / 'student'}$"):
+        read_adapter(tmp_path)
+    assert read_adapter(tmp_path / "student")[1]
 
 
 def test_the_names_of_older_files_are_known(micro, tmp_path: Path) -> None:

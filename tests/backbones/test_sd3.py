@@ -106,13 +106,14 @@ def test_a_path_is_a_backbone_and_missing_weights_name_the_cure(sd3_folder, tmp_
         descriptor(str(broken)).load("cpu")
 
 
+@pytest.mark.parametrize("variant", ["fp16", "my-variant"])
 @pytest.mark.parametrize("shards", [False, True])
-def test_only_the_half_precision_files_were_downloaded(sd3_folder, tmp_path, shards: bool) -> None:
+def test_only_the_half_precision_files_were_downloaded(sd3_folder, tmp_path, shards: bool, variant: str) -> None:
     """Loaded as if they were the plain ones, and counted; a mixture too."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(sd3_folder, text_encoder_3=None, tokenizer_3=None)
-    folder = tmp_path / "fp16"
-    pipeline.save_pretrained(folder, variant="fp16", **({"max_shard_size": "10KB"} if shards else {}))
-    plain = {p.name for p in folder.rglob("*.safetensors") if "fp16" not in p.name}
+    folder = tmp_path / "p"
+    pipeline.save_pretrained(folder, variant=variant, **({"max_shard_size": "10KB"} if shards else {}))
+    plain = {p.name for p in folder.rglob("*.safetensors") if variant not in p.name}
     assert not plain
     shutil.rmtree(folder / "vae")
     shutil.copytree(sd3_folder / "vae", folder / "vae")

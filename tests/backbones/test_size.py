@@ -1,6 +1,7 @@
 """Predicted size and cost of a transformer against what PyTorch counts, and what --dry-run says of it."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.backbones.adapters import TARGETS, Adapters, Shape
 from bench.backbones.micro.files import WEIGHTS
-from bench.backbones.sd3 import DEFAULT, MEDIUM, descriptor, size
+from bench.backbones.sd3 import DEFAULT, MEDIUM, VAE, descriptor, size
 from bench.backbones.size import Size
 from bench.backbones.trial import Count, training_pass
 from bench.cli.dryrun import explain
@@ -184,6 +185,25 @@ def test_sd35_medium_is_as_published() -> None:
     assert size("hub:nobody/nothing", Compute()) is None
     with pytest.raises(UsageError, match=r"compute\.resolution 500 is no multiple of 16"):
         size(DEFAULT, Compute(resolution=500))
+
+
+@pytest.mark.parametrize(
+    ("changes", "resolution", "precision"),
+    [
+        ({}, 512, "bfloat16"),
+        ({"sample_size": 64}, None, "bfloat16"),
+        ({"num_layers": 1, "dual_attention_layers": []}, None, "float32"),
+    ],
+)
+def test_a_published_size_is_one_of_parameters(
+    sd3_folder: Path, tmp_path: Path, changes, resolution, precision
+) -> None:
+    """SD3.5-Medium's, whatever it draws; its resolution is capped where that is larger."""
+    folder = Path(shutil.copytree(sd3_folder, tmp_path / "p"))
+    for part, told in (("transformer", MEDIUM | changes), ("vae", VAE)):
+        (folder / part / "config.json").write_text(json.dumps(told))
+    spec = resolve("opd_analytic", ["ocr"], backbone=str(folder), teachers="train")
+    assert (spec.compute.resolution, spec.compute.precision) == (resolution, precision)
 
 
 def test_a_dry_run_predicts_hours_and_memory(sd3_folder: Path, capsys) -> None:

@@ -1,6 +1,7 @@
 """Pipelines and scorers whose folders lack something: one line that names it, and no made-up part in its place."""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.backbones.sd3 import descriptor
+from bench.backbones.pipeline_files import weight_files
+from bench.backbones.sd3 import descriptor, stored_parameters
 from bench.config.compute import Compute
 from bench.errors import BenchError, DamagedError, MissingError, UsageError
 from bench.weights.frozen import load_frozen, load_processor, weights_hash
@@ -33,6 +35,12 @@ def spoil(folder: Path, shape: bool = False) -> str:
         state[name] = torch.zeros(taken.numel() + 1)
     save_file(state, path, {"format": "pt"})
     return name
+
+
+def changed(folder: Path, change: Callable[[dict], dict]) -> None:
+    """Put a model's tensors through a change."""
+    (path,) = folder.glob("*.safetensors")
+    save_file(change(load_file(path)), path, {"format": "pt"})
 
 
 def refusal(call: Callable[[], object], kind: type[BenchError] | tuple[type[BenchError], ...] = BenchError) -> str:
@@ -261,3 +269,216 @@ def test_a_scorers_folder_asks_for_no_licence(clip_folder: Path, tmp_path: Path)
     (folder / "model.safetensors").rename(folder / "model.safetensors.incomplete")
     for look in (lambda: load_frozen(CLIPModel, str(folder), "cpu", "CLIP model"), lambda: weights_hash(str(folder))):
         assert "model.safetensors" in refusal(look, MissingError)
+
+
+def as_type(name: str, kind: torch.dtype) -> Callable[[dict], dict]:
+    return lambda state: state | {name: state[name].to(kind)}
+
+
+WEIGHT = {
+    "transformer": "transformer_blocks.0.attn.to_q.weight",
+    "vae": "decoder.conv_in.weight",
+    "text_encoder": "text_model.encoder.layers.0.mlp.fc1.weight",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (torch.float8_e4m3fn, "F8_E4M3"),
+        (torch.int8, "I8"),
+        (torch.uint8, "U8"),
+        (torch.int32, "I32"),
+        (torch.int64, "I64"),
+    ],
+)
+@pytest.mark.parametrize("part", WEIGHT)
+def test_quantised_weights_are_not_taken_for_plain_ones(pipeline: Path, part: str, kind, said: str) -> None:
+    changed(pipeline / part, as_type(WEIGHT[part], kind))
+    for look in (lambda: descriptor(str(pipeline)).size(Compute()), lambda: drawn(pipeline)):
+        assert f"holds the tensor {WEIGHT[part]} as {said}: quantised" in refusal(look, UsageError)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_a_quantised_models_configuration_says_so(pipeline: Path, part: str) -> None:
+    say(pipeline, part, "quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True})
+    said = refusal(lambda: drawn(pipeline), UsageError)
+    assert f"{pipeline / part / 'config.json'} says that the weights are quantised by bitsandbytes" in said
+
+
+def test_a_quantised_scorer_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    changed(folder, as_type("text_projection.weight", torch.int8))
+    load = lambda: load_frozen(CLIPModel, str(folder), "cpu", "CLIP model")
+    assert "text_projection.weight as I8: quantised" in refusal(load, UsageError)
+    shutil.copytree(clip_folder, folder, dirs_exist_ok=True)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "torchao"}}))
+    assert "quantised by torchao" in refusal(load, UsageError)
+
+
+@pytest.fixture
+def remarks():
+    """What the libraries log: they say of such a tensor that it can be ignored."""
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    for library in ("diffusers", "transformers"):
+        logging.getLogger(library).addHandler(handler)
+    yield said
+    for library in ("diffusers", "transformers"):
+        logging.getLogger(library).removeHandler(handler)
+
+
+@pytest.mark.parametrize("part", WEIGHT)
+def test_a_tensor_without_a_place_in_the_model_is_not_dropped(pipeline: Path, part: str, remarks) -> None:
+    """As where a configuration has fewer layers, or no normalisation, than the weights."""
+    extra = {"text_model.embeddings.position_ids": torch.arange(77)[None]} if part == "text_encoder" else {}
+    changed(pipeline / part, lambda state: state | extra)
+    drawn(pipeline)
+    changed(pipeline / part, lambda state: state | {"extra.norm.weight": torch.ones(4)})
+    said = refusal(lambda: drawn(pipeline), DamagedError)
+    assert f"{pipeline / part} holds more than its config.json describes, the tensor extra.norm.weight: take" in said
+    assert not [record for record in remarks if "extra.norm.weight" in record.getMessage()]
+
+
+def test_a_scorers_tensor_without_a_place_is_not_dropped(clip_folder: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    changed(folder, lambda state: state | {"text_model.encoder.layers.1.mlp.fc1.bias": torch.ones(24)})
+    said = refusal(lambda: load_frozen(CLIPModel, str(folder), "cpu", "CLIP model"), DamagedError)
+    assert "text_model.encoder.layers.1.mlp.fc1.bias" in said
+
+
+LDM = (
+    (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"), (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"down_blocks\.0\.resnets", "down.0.block"), (r"up_blocks\.0\.resnets", "up.0.block"),
+    ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"), ("group_norm", "norm"),
+    (r"to_out\.0", "proj_out"), (r"to_([qkv])", r"\1"),
+)  # fmt: skip
+
+
+def single_file(pipeline: Path, with_vae: bool = False) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A file in Stability's layout beside the pipeline, to be written; the tensors that it would hold."""
+    state = original_layout(descriptor(str(pipeline)).load("cpu").transformer)
+    for name, value in load_file(pipeline / "vae" / "diffusion_pytorch_model.safetensors").items() if with_vae else ():
+        for theirs, ours in LDM:
+            name = re.sub(theirs, ours, name)
+        state[f"first_stage_model.{name}"] = value
+    return pipeline / "single.safetensors", state
+
+
+def test_a_single_file_may_hold_a_vae_and_text_encoders_in_half_a_byte(pipeline: Path) -> None:
+    file, state = single_file(pipeline, with_vae=True)
+    encoders = {"text_encoders.t5xxl.transformer.shared.weight": torch.zeros(4).to(torch.float8_e4m3fn)}
+    save_file(state | encoders, file)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    folder, single = (descriptor(str(source)).load("cpu").decode(latents) for source in (pipeline, file))
+    torch.testing.assert_close(single, folder)
+    changed(pipeline / "vae", lambda old: {name: torch.zeros_like(value) for name, value in old.items()})
+    assert torch.equal(descriptor(str(file)).load("cpu").decode(latents), single)  # the file's own
+
+
+@pytest.mark.parametrize("name", ["model.diffusion_model.joint_blocks.0.x_block.attn.ln_q.weight", "first_stage_model.decoder.up.1.block.0.conv1.bias", "first_stage_model.quant_conv.bias", "model.diffusion_model.register"])  # fmt: skip
+def test_a_single_files_tensor_without_a_place_is_not_dropped(pipeline: Path, name: str) -> None:
+    file, state = single_file(pipeline, with_vae=True)
+    extra = {name: torch.ones(8)}
+    if "ln_q" in name:
+        blocks = [
+            name.replace(".0.", f".{i}.").replace("x_block", side)
+            for i in (0, 1)
+            for side in ("x_block", "context_block")
+        ]
+        extra = {block.replace("ln_q", norm): torch.ones(8) for block in blocks for norm in ("ln_q", "ln_k")}
+    save_file(state | extra, file)
+    assert f"{file} holds more than its config.json describes" in refusal(lambda: drawn(file), DamagedError)
+
+
+@pytest.mark.parametrize("change", ["none", "lacks", "extra", "fp8"])
+def test_a_single_file_in_diffusers_layout_is_as_whole(pipeline: Path, change: str) -> None:
+    state = load_file(pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+    name, file = WEIGHT["transformer"], pipeline / "single.safetensors"
+    taken = state.pop(name)
+    more = {
+        "none": {name: taken},
+        "lacks": {},
+        "extra": {name: taken, "vae.x": torch.ones(1)},
+        "fp8": {name: taken.to(torch.float8_e5m2)},
+    }
+    save_file(state | more[change], file)
+    if change == "none":
+        torch.testing.assert_close(drawn(file), drawn(pipeline))
+        return
+    said = {"lacks": f"lacks the tensor {name}", "extra": "the tensor vae.x", "fp8": f"{name} as F8_E5M2"}
+    assert said[change] in refusal(lambda: drawn(file), UsageError)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "it is a LoRA adapter .*: use --adapter"),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", "it is a LoRA adapter .*: use --adapter"),
+        ("double_blocks.0.img_attn.qkv.weight", "it holds no SD3 transformer; it holds double_blocks"),
+        ("single_transformer_blocks.0.attn.to_q.weight", "it holds no SD3 transformer"),
+        ("transformer.transformer_blocks.0.attn.to_q.weight", "it holds no SD3 transformer"),
+    ],
+)
+def test_another_kind_of_file_is_told_by_its_names(pipeline: Path, name: str, said: str) -> None:
+    file = pipeline / "single.safetensors"
+    save_file({name: torch.ones(2, 2)}, file)
+    for look in (lambda: descriptor(str(file)).size(Compute()), lambda: drawn(file)):
+        assert re.search(f"single.safetensors is no SD3 checkpoint: {said}", refusal(look, UsageError))
+
+
+def index(pipeline: Path, **told: object) -> None:
+    path = pipeline / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+
+
+def test_t5_is_left_out_only_where_the_index_says_so(pipeline: Path, tmp_path: Path) -> None:
+    without = drawn(pipeline, tmp_path / "cache")
+    shutil.copytree(pipeline / "text_encoder", pipeline / "text_encoder_3")  # no T5: reading it would fail
+    assert torch.equal(drawn(pipeline), without)
+    assert "text_encoder_3" not in descriptor(str(pipeline)).size(Compute()).frozen
+    shutil.rmtree(pipeline / "text_encoder_3")
+    index(pipeline, text_encoder_3=["transformers", "T5EncoderModel"], tokenizer_3=["transformers", "T5TokenizerFast"])
+    said = refusal(lambda: descriptor(str(pipeline)).load("cpu", cache=tmp_path / "cache"), MissingError)
+    assert f"{pipeline} lacks the folder text_encoder_3" in said
+
+
+def test_a_text_encoder_needs_its_tokenizer(pipeline: Path) -> None:
+    index(pipeline, tokenizer=[None, None])
+    assert "names no tokenizer, which" in refusal(lambda: drawn(pipeline), DamagedError)
+
+
+@pytest.mark.parametrize("kind", ["FluxPipeline", "WanPipeline", "StableDiffusionXLPipeline"])
+def test_another_pipeline_is_not_told_to_change_its_scheduler(pipeline: Path, kind: str) -> None:
+    index(pipeline, _class_name=kind)
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dynamic_shifting": True}))
+    assert f"holds a {kind}; pipelines of the class" in refusal(lambda: descriptor(str(pipeline)), UsageError)
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_an_index_that_cannot_be_followed_is_named(pipeline: Path, part: str) -> None:
+    sharded(pipeline, part)
+    path = pipeline / part / f"{WEIGHTS[part]}.safetensors.index.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"weight_map": {}}))
+    assert f"{path} names no file of every tensor" in refusal(lambda: drawn(pipeline), DamagedError)
+    path.write_text(json.dumps({"weight_map": told["weight_map"]}))
+    assert f"{path} lacks its metadata" in refusal(lambda: drawn(pipeline), DamagedError)
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_of_a_file_and_its_shards_those_that_are_read_are_counted(pipeline: Path, part: str) -> None:
+    whole = shutil.copy(next((pipeline / part).glob("*.safetensors")), pipeline / "kept")
+    shards = sharded(pipeline, part)
+    parameters = stored_parameters(pipeline / part)
+    single = Path(shutil.copy(whole, pipeline / part / f"{WEIGHTS[part]}.safetensors"))
+    assert stored_parameters(pipeline / part) == parameters
+    assert weight_files(pipeline / part) == (shards if part == "transformer" else [single])
+    drawn(pipeline)

@@ -1,0 +1,90 @@
+"""A checkpoint in one .safetensors file, in Stability's own layout or in diffusers': what it holds, by its header."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.errors import DamagedError, UsageError
+from bench.weights.checkpoints import require_model
+from bench.weights.frozen import SAVED_WITH, UNPLACED, first_of
+
+ENDING = ".safetensors"
+TRANSFORMER, VAE = "model.diffusion_model.", "first_stage_model."
+OTHERS = (VAE, "vae.", "text_encoders.", "text_encoder", "cond_stage_model.", "conditioner.")
+"""Prefixes of what is not the transformer; text encoders are never read from a single file."""
+BLOCKS = (f"{TRANSFORMER}joint_blocks.", "joint_blocks.", DIFFUSERS := "transformer_blocks.")
+"""How the names of an SD3 transformer's layers begin, in Stability's layout and in diffusers'."""
+FLUX = "single_transformer_blocks."
+LORA = ("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up")
+
+
+def require_checkpoint(file: str) -> None:
+    """Raise MissingError, DamagedError or UsageError for a file that holds no SD3 transformer to be read."""
+    path = Path(file)
+    require_model(path, "SD3 checkpoint", unread=tuple(prefix for prefix in OTHERS if prefix != VAE))
+    names = _names(file)
+    if adapted := next((name for name in names if any(half in name for half in LORA)), None):
+        raise UsageError(f"{file} is no SD3 checkpoint: it is a LoRA adapter (it holds {adapted}): use --adapter")
+    if not any(name.startswith(BLOCKS) for name in names) or any(name.startswith(FLUX) for name in names):
+        holds = f"it holds {first_of(sorted(names))}" if names else "it is empty"
+        raise UsageError(f"{file} is no SD3 checkpoint: it holds no SD3 transformer; {holds}")
+
+
+def has_vae(file: str) -> bool:
+    """Whether a single file holds a VAE under its original name."""
+    return any(name.startswith(VAE) for name in _names(file))
+
+
+def require_places(file: str, transformer: dict, vae: dict | None) -> None:
+    """Raise DamagedError unless a file holds the tensors of models of these configurations, and no more of them.
+
+    diffusers would leave out what has no place, and draw with another model. Tensors without content are put through
+    its own conversion; what that raises for a file without whole layers is raised here too.
+    """
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    from diffusers.loaders import single_file_utils as theirs
+
+    tensors = _shapes(file)
+    made, unused = tensors, set()
+    if not any(name.startswith(DIFFUSERS) for name in tensors):  # such a file is read as it is, and alone
+        own = {name: t for name, t in tensors.items() if name.startswith(TRANSFORMER)}
+        own = own or {name: t for name, t in tensors.items() if not name.startswith(OTHERS)}
+        made, unused = theirs.convert_sd3_transformer_checkpoint_to_diffusers(own), own  # it takes out what it uses
+    _compare(made.keys(), _places(SD3Transformer2DModel, transformer), unused, file)
+    if vae is not None:
+        own = {name: t for name, t in tensors.items() if name.startswith(VAE)}
+        made = theirs.convert_ldm_vae_checkpoint(own, vae)
+        used = {id(t if t._base is None else t._base) for t in made.values()}
+        unused = {name for name, t in own.items() if id(t) not in used}
+        _compare(made.keys(), _places(AutoencoderKL, vae), unused, file)
+
+
+def _compare(held: Iterable[str], places: set[str], unused: Iterable[str], file: str) -> None:
+    if lacks := sorted(places.difference(held)):
+        raise DamagedError(f"{file} lacks the tensor {first_of(lacks)}, which its config.json asks for")
+    if extra := sorted({*held, *unused} - places):
+        raise DamagedError(f"{file} {UNPLACED} {first_of(extra)}: {SAVED_WITH}")
+
+
+def _places(model_class, config: dict) -> set[str]:
+    """The names of the tensors that a model of a configuration has."""
+    with torch.device("meta"):
+        return set(model_class.from_config(config).state_dict())
+
+
+def _names(file: str) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return list(opened.keys())
+
+
+def _shapes(file: str) -> dict[str, Tensor]:
+    """A file's tensors without their content."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
