@@ -348,14 +348,14 @@ def test_a_size_that_cannot_be_scored_is_null_and_costs_no_other(serving) -> Non
 
     from bench.scoring.server import score_sizes
 
-    sizes = [torch.ones(3, 8, 8), torch.ones(3, 4, 400), torch.ones(3, 8, 8)]
+    sizes = [torch.ones(3, 8, 8), torch.ones(3, 16, 400), torch.ones(3, 8, 8)]
     found = score_sizes(Narrow(), sizes, PROMPTS)
     assert np.isnan(found.rewards).tolist() == [False, True, False]
     assert found.details[1] == {"failure": "the scorer of task 'moody' fails: too wide"}
     assert score_sizes(Narrow(), sizes[1:2] * 9, PROMPTS * 3).metrics == {}
     away = RemoteTask(Narrow(), serving(Narrow()))
     with pytest.raises(Unscorable, match="too wide"):
-        away.score(torch.ones(1, 3, 4, 400), PROMPTS[:1])
+        away.score(torch.ones(1, 3, 16, 400), PROMPTS[:1])
 
 
 def test_a_served_folder_loses_the_picture_that_fails_alone(serving, folder: Path) -> None:  # noqa: F811
@@ -368,7 +368,7 @@ def test_a_served_folder_loses_the_picture_that_fails_alone(serving, folder: Pat
 
     task.reader = read
     strange = folder / "00001" / "samples" / "0000.png"
-    Image.new("RGB", (4000, 1)).save(strange)
+    Image.new("RGB", (2000, 50)).save(strange)
     with pytest.raises(BenchError, match=f"1 of 6 pictures could not be scored; .*{strange}: .*too wide"):
         score(folder, serving(task))
     assert len(read_rows(folder / "results.jsonl")) == 5
