@@ -182,7 +182,9 @@ def test_a_damaged_file_of_an_unfinished_run(call, results: Path, file: str) -> 
         assert code in (0, 2) or way == "a folder", (way, err)
         if code:
             assert f"{name}/{file}" in err, (way, err)
-            if file not in ("lock", "probes.jsonl"):
+            # A list of thousands of runs reads no tensors: only going on tells that their bytes have changed.
+            unread = file == "checkpoint.safetensors" and way == "padded with NUL"
+            if file not in ("lock", "probes.jsonl") and not unread:
                 assert "damaged" in said, (way, said)
         shutil.rmtree(results)
         whole.rename(results)

@@ -66,6 +66,22 @@ def test_what_needs_a_failed_job_is_not_started(root: Path, executor: str) -> No
     assert failures["student"] == "not started: bad did not end well"
 
 
+def test_a_run_that_is_done_by_now_is_not_submitted(root: Path, monkeypatch) -> None:
+    """Another command's job may end between the first look at a run and its submission."""
+    from bench.jobs import dispatch as module
+
+    (root / "r").mkdir()
+
+    def late(root: Path):
+        (root / "r" / "summary.json").write_text("{}")
+        return {}
+
+    monkeypatch.setattr(module, "_active", late)
+    failures, told = carried([Job("a", {"fails": "submitted"}, run="r")], root, "local")
+    assert failures == {}
+    assert told == [("a", None)]
+
+
 @pytest.mark.slow
 def test_local_jobs_make_runs_and_their_records_and_logs(root: Path, capsys) -> None:
     """Two at a time of three; records, status and logs; again: nothing is left to do."""

@@ -216,6 +216,9 @@ class _Dispatcher:
                 if found := active.get(_identity(job)):
                     self.queue.remove(job)
                     self.watched[job.label] = found
+                elif self._is_done(job):  # by a job of another command, since this one looked
+                    self.queue.remove(job)
+                    self._end(job.label, None)
             ready = [job for job in self.queue if not self._open_needs(job)]
             if self.slurm:
                 for group in _groups(ready):
@@ -279,7 +282,7 @@ class _Dispatcher:
         now = time.monotonic()
         for label, watch in list(self.watched.items()):
             state = answers[watch.launch.name, watch.job.label]
-            if state.active or (state.name == ELSEWHERE and not self._is_done(watch)):
+            if state.active or (state.name == ELSEWHERE and not self._is_done(watch.job)):
                 watch.ended_at = 0.0
                 continue
             if not watch.ended_at:  # once is not enough: a job that is being requeued may be between two states
@@ -291,9 +294,9 @@ class _Dispatcher:
             del self.watched[label]
             yield label, error
 
-    def _is_done(self, watch: Watched) -> bool:
-        """Whether a job of another machine has left its result."""
-        return bool(watch.job.run) and (self.root / watch.job.run / "summary.json").is_file()
+    def _is_done(self, job: Job) -> bool:
+        """Whether a run has its result, whoever made it."""
+        return bool(job.run) and (self.root / job.run / "summary.json").is_file()
 
 
 @contextmanager
