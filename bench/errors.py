@@ -112,7 +112,7 @@ def exit_on_error(main: Callable[[], int | None]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names and prompts may hold what the locale cannot show
     try:
-        code = main() or 0
+        code: int | None = main() or 0
         _flush()
     except Exception as error:
         code = _exit_code(error)

@@ -36,7 +36,7 @@ class Description(ProgressColumn):
         return Text(legible(task.description), style="none")
 
 
-def terminal(least_width: int = 0, stderr: bool = False, quiet: bool = False) -> Console:
+def terminal(least_width: int = 0, stderr: bool = False, quiet: bool = False) -> Plain:
     """A console that takes no markup, at least `least_width` columns wide: tables in files should not be squeezed."""
     least = max(least_width, NARROWEST)
     width = least if Console(stderr=stderr).width < least else None

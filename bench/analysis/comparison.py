@@ -130,7 +130,7 @@ def family(records: list[Record], reference: list[Record]) -> str:
     """Which of the two families the comparison of a line with the reference is in; empty for the reference itself."""
     if records is reference:
         return ""
-    method, params = records[0].summary.get("method"), records[0].spec.get("params", {})
+    method, params = records[0].summary.get("method", ""), records[0].spec.get("params", {})
     wanted = PRIMARY.get(method) if reference[0].summary.get("method") == "opd_analytic" else None
     primary = wanted is not None and all(params.get(key, value) == value for key, value in wanted.items())
     return PRIMARY_FAMILY if primary else EXPLORATORY

@@ -65,21 +65,22 @@ def forgetting(
     end = complete[max(complete)]
     best = max(complete, key=lambda share: stratified_means(complete[share] - end, pictures).mean())
     stage, after = (_recorded(complete, share) for share in (own_stage_end, next_stage_end))
-    known = stage is not None
     return Forgetting(
         task,
         fall(complete[best], end, pictures),
-        paired_difference(end, complete[stage], pictures) if known else None,
-        paired_difference(complete[after], complete[stage], pictures)
-        if known and after not in (None, max(complete))
-        else None,
+        None if stage is None else paired_difference(end, complete[stage], pictures),
+        None
+        if stage is None or after is None or after == max(complete)
+        else paired_difference(complete[after], complete[stage], pictures),
     )
 
 
 def _recorded(shares: Collection[float], wanted: float | None) -> float | None:
     """The recorded point that is a stage's end; None where there is none."""
-    nearest = min(shares, key=lambda share: abs(share - wanted)) if wanted else None
-    return nearest if nearest is not None and abs(nearest - wanted) <= STAGE_TOLERANCE else None
+    if not wanted:
+        return None
+    nearest = min(shares, key=lambda share: abs(share - wanted))
+    return nearest if abs(nearest - wanted) <= STAGE_TOLERANCE else None
 
 
 def to_the_end(shares: Collection[float]) -> bool:

@@ -91,8 +91,7 @@ def model_rows(summaries: list[dict], model: str, task: str, metric: str | None 
 def paired_pictures(task: str, first: Design, *others: Design) -> Design:
     """The design that all evaluations of a task share. Raises UsageError where rows are not of the same prompts."""
     for other in others:
-        known = first.clusters is not None and other.clusters is not None
-        same = not known or np.array_equal(first.clusters, other.clusters)
+        same = first.clusters is None or other.clusters is None or np.array_equal(first.clusters, other.clusters)
         if not (same and np.array_equal(first.strata, other.strata)):
             raise UsageError(f"runs were evaluated on different prompts of task {task!r}: their rows cannot be paired")
     return first

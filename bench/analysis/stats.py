@@ -5,7 +5,7 @@ strata of two prompts alone cover 84 to 92%, micro's GenEval tags (2 to 48 promp
 up to .005 with another seed of the bootstrap; p-values are integrated and do not move.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -344,7 +344,7 @@ def p_text(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def joined(per_task: dict[str, tuple[np.ndarray, Rows]]) -> tuple[np.ndarray, Design]:
+def joined(per_task: Mapping[str, tuple[np.ndarray, Rows]]) -> tuple[np.ndarray, Design]:
     """Values [S, N] of several tasks, and their design, as one set whose stratified mean is the mean over tasks.
 
     Values of one seed are shared by all where another task has several (a model that is the same in every run).

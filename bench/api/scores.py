@@ -90,8 +90,9 @@ class Collected:
     def whole(self) -> Scores | None:
         """All scores in order; None if there was nothing to score. Raises the first cause if none was scored."""
         if (good := self._good()) is None:
-            if self.parts:
-                raise self.parts[0][1]
+            for part in self.parts:
+                if not isinstance(part, Scores):
+                    raise part[1]
             return None
         return stacked([
             part if isinstance(part, Scores) else unscored(good, part[0], one_line(part[1])) for part in self.parts

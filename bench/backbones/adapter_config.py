@@ -50,7 +50,7 @@ HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base as it is."""
 REBASED = ("pissa", "olora", "corda", "lora_ga")
 """Initialisations that take the adapter's first weights out of the base."""
-OFF = (None, False, "", [], {})
+OFF: tuple[object, ...] = (None, False, "", [], {})
 
 
 def lora_config(told: dict[str, Any], where: str) -> "LoraConfig":
@@ -64,7 +64,7 @@ def lora_config(told: dict[str, Any], where: str) -> "LoraConfig":
     if kind != "LORA":
         raise UsageError(f"{where}: peft_type is {shortened(kind)}; only LORA adapters are taken")
     refuse_start(told.get(START), where)
-    defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(LoraConfig)}
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(LoraConfig)}
     for name, value in told.items():
         if name in Carried.model_fields or name in INERT or name == START or value in OFF:
             continue

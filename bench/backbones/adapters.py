@@ -44,7 +44,11 @@ class Shape:
         """As peft's configuration."""
         from peft import LoraConfig
 
-        return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int, and takes any number
+            target_modules=list(self.targets),
+        )
 
 
 class Adapters:
@@ -219,11 +223,11 @@ class Adapters:
         """
         found = {}
         for place, layer in self._adapted(name).items():
-            delta = layer.get_delta_weight(name).float()
+            delta = layer.get_delta_weight(name).float()  # type: ignore[attr-defined]  # peft declares it of each kind
             if name in layer.lora_magnitude_vector:
                 base = layer.get_base_layer().weight.float()
                 rows = (base + delta).flatten(1)
-                magnitude = layer.lora_magnitude_vector[name].weight.flatten()
+                magnitude = layer.lora_magnitude_vector[name].get_parameter("weight").flatten()
                 delta = (rows * (magnitude / rows.norm(dim=1))[:, None]).view_as(base) - base
             found[place] = delta
             if layer.lora_bias[name]:
@@ -249,8 +253,9 @@ class Adapters:
             )
         kept = total = 0.0
         for place, layer in layers.items():
-            a, b, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-            a, b = a.flatten(1), b.flatten(1)  # of a convolution too; views
+            # Of a convolution too; views.
+            a, b = (side[name].get_parameter("weight").flatten(1) for side in (layer.lora_A, layer.lora_B))
+            scale = layer.scaling[name]
             if place not in deltas:
                 b.zero_()
                 continue

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from bench.backbones.meter import Meter
 from bench.config.compute import Compute
 from bench.errors import UsageError
 from bench.sampler.draws import normal
+
+if TYPE_CHECKING:
+    from diffusers.models import ModelMixin
 
 COMPILATIONS = 64
 """Versions of a block that torch.compile may keep: one for every adapter, with and without gradients, and shape."""
@@ -49,7 +53,7 @@ class FlowBackbone(ABC, nn.Module):
         self.meter = Meter()
         self._encoded = Embeddings(cache, self.device)
         if compute.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing(self._checkpointed)
+            cast("ModelMixin", transformer).enable_gradient_checkpointing(self._checkpointed)
         if compute.compile:
             torch._dynamo.config.recompile_limit = COMPILATIONS
             for block in self.blocks():
@@ -90,8 +94,9 @@ class FlowBackbone(ABC, nn.Module):
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
         """Prompts -> Conditioning on the device; every distinct prompt is encoded once while it is remembered."""
-        found = {prompt: self._encoded.get(prompt) for prompt in dict.fromkeys(prompts)}
-        new = [prompt for prompt, encoded in found.items() if encoded is None]
+        known = {prompt: self._encoded.get(prompt) for prompt in dict.fromkeys(prompts)}
+        found = {prompt: encoded for prompt, encoded in known.items() if encoded is not None}
+        new = [prompt for prompt in known if prompt not in found]
         if new:
             for prompt, encoded in zip(new, self._encode(new), strict=True):
                 self._encoded.put(prompt, encoded)

@@ -44,7 +44,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.evaluations: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
         self.passes = Passes()
         """Of this process, whatever they were for; no record keeps them."""
         self._purpose = "idle"
@@ -66,7 +66,7 @@ class Meter:
 
     def _switch(self, name: str) -> str:
         now = perf_counter()
-        self.seconds[self._purpose] += now - self._since
+        self.seconds[self._purpose] = self.seconds.get(self._purpose, 0) + (now - self._since)
         outer, self._purpose, self._since = self._purpose, name, now
         return outer
 
@@ -86,5 +86,5 @@ class Meter:
 
     def load(self, state: dict) -> None:
         self.evaluations = Counter(state["evaluations"])
-        self.seconds = Counter(state["seconds"])
+        self.seconds = dict(state["seconds"])
         self._since = perf_counter()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,12 +38,15 @@ from bench.weights.checkpoints import (
 from bench.weights.frozen import whole
 from bench.weights.hub import PREFIX, require
 
+if TYPE_CHECKING:
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+
 DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
 CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128
 """Of a prompt: CLIP's, and T5's where compute.max_sequence_length does not say."""
 PUBLISHED_SHIFT = 3.0
 """Timestep shift of Stability's SD3 and SD3.5 pipelines; a pipeline's own file goes before it."""
-MEDIUM = {
+MEDIUM: dict[str, Any] = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
     "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
     "pooled_projection_dim": 2048, "pos_embed_max_size": 384, "qk_norm": "rms_norm",
@@ -64,7 +67,7 @@ PIPELINE = "StableDiffusion3Pipeline"
 Side = Annotated[int, Field(gt=0, le=100_000)]
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 64, "decode": "sliced",
 }  # fmt: skip
 """Compute settings of a model of published size where nobody says: post-training is published at 512 pixels, in half
@@ -87,7 +90,8 @@ class Sd3Backbone(Sd3Transformer):
         words = tokenizers_hash(Path(folder_of(source)))
         folder = cache / f"{identity}-{compute.precision}{tokens}{words}" if cache else None
         super().__init__("sd3", transformer, identity, device, compute, folder)
-        self.source, self._text = source, None
+        self.source = source
+        self._text: StableDiffusion3Pipeline | None = None
         self.vae = vae.requires_grad_(False).eval()
         if compute.decode == "sliced":
             self.vae.enable_slicing()
@@ -105,7 +109,9 @@ class Sd3Backbone(Sd3Transformer):
             encoder.to(self.device)
         for prompt in prompts:
             sequence, _, pooled, _ = self._text.encode_prompt(
-                [prompt], None, None, do_classifier_free_guidance=False, device=self.device,
+                [prompt],
+                None, None,  # type: ignore[arg-type]  # the same prompt, which diffusers' types do not say
+                do_classifier_free_guidance=False, device=self.device,
                 max_sequence_length=self.compute.max_sequence_length or MAX_TEXT_TOKENS,
             )  # fmt: skip
             yield Conditioning(sequence, pooled)

@@ -1,5 +1,7 @@
 """Backbones around diffusers' SD3Transformer2DModel: how it is called, and where its adapter goes."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from bench.backbones.adapters import TARGETS
@@ -7,10 +9,14 @@ from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
 from bench.sampler.schedule import TRAIN_TIMESTEPS
 
+if TYPE_CHECKING:
+    from diffusers.models import SD3Transformer2DModel
+
 
 class Sd3Transformer(FlowBackbone):
     """A policy whose network is an SD3Transformer2DModel of any size."""
 
+    transformer: "SD3Transformer2DModel"
     targets = TARGETS
 
     def blocks(self) -> list[nn.Module]:

@@ -20,7 +20,7 @@ class ShapeOnly(Sd3Transformer):
     """Weights drawn on the device itself; a decoder is not part of what is measured."""
 
     def __init__(self, device: str, compute: Compute = PLAIN, cache: Path | None = None, config: dict = MEDIUM):
-        from diffusers import SD3Transformer2DModel
+        from diffusers.models import SD3Transformer2DModel
 
         dtype = getattr(torch, compute.precision)
         with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []), torch.device(device):
@@ -39,8 +39,8 @@ class ShapeOnly(Sd3Transformer):
         config, tokens = self.transformer.config, CLIP_TOKENS + MAX_TEXT_TOKENS
         for prompt in prompts:
             generator = torch.Generator().manual_seed(seed_of("shape", prompt))
-            sequence = torch.randn(1, tokens, config.joint_attention_dim, generator=generator)
-            pooled = torch.randn(1, config.pooled_projection_dim, generator=generator)
+            sequence = torch.randn(1, tokens, config["joint_attention_dim"], generator=generator)
+            pooled = torch.randn(1, config["pooled_projection_dim"], generator=generator)
             yield Conditioning(sequence.to(self.device, self.dtype), pooled.to(self.device, self.dtype))
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:

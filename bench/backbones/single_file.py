@@ -47,7 +47,8 @@ def require_places(file: str, transformer: dict, vae: dict | None) -> None:
     from diffusers.loaders import single_file_utils as theirs
 
     tensors = _shapes(file)
-    made, unused = tensors, set()
+    made = tensors
+    unused: Iterable[str] = ()
     if not any(name.startswith(DIFFUSERS) for name in tensors):  # such a file is read as it is, and alone
         own = {name: t for name, t in tensors.items() if name.startswith(TRANSFORMER)}
         own = own or {name: t for name, t in tensors.items() if not name.startswith(OTHERS)}

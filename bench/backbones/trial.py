@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from bench.backbones.adapters import Adapters, Shape
+
+if TYPE_CHECKING:
+    from diffusers.models import SD3Transformer2DModel
 
 aten = torch.ops.aten
 ADAPTER = "student"
@@ -140,9 +144,9 @@ def decoding_pass(config: dict, pictures: int, side: int, tiled: bool = False) -
     return Pass(count.flops, 0, kept, count.peak)
 
 
-def transformer(config: dict, dtype: torch.dtype = torch.float32) -> nn.Module:
+def transformer(config: dict, dtype: torch.dtype = torch.float32) -> "SD3Transformer2DModel":
     """The transformer without content, frozen, at a precision."""
-    from diffusers import SD3Transformer2DModel
+    from diffusers.models import SD3Transformer2DModel
 
     with torch.device("meta"):
         model = SD3Transformer2DModel.from_config(config)
@@ -165,14 +169,15 @@ def filled(model: nn.Module, fake: FakeTensorMode, cuda: bool = False) -> nn.Mod
     cpu = torch.device("cpu")
     for module in model.modules():
         if cuda and isinstance(module, nn.LayerNorm):
-            module.forward = partial(in_float32, module.forward)
+            own = partial(in_float32, module.forward)
+            module.forward = own  # type: ignore[method-assign]  # an instance's own goes before its class's
         for name, found in module._parameters.items():
             if found is not None:
                 made = FakeTensor(fake, found.data, cpu)
                 module._parameters[name] = nn.Parameter(made, requires_grad=found.requires_grad)
-        for name, found in module._buffers.items():
-            if found is not None:
-                module._buffers[name] = FakeTensor(fake, found, cpu)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = FakeTensor(fake, buffer, cpu)
     return model
 
 

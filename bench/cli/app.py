@@ -354,7 +354,7 @@ def whole(called: str | None = None) -> typer.Typer:
         name="bench", help=app.info.help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
     full.registered_commands = list(app.registered_commands)
-    own = {command.name or command.callback.__name__ for command in app.registered_commands}
+    own = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     for name, point in registered("command").items():
         if name in own:
             if name == called:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench.analysis.records import model_rows, recovered
@@ -21,7 +21,7 @@ class Console:
     def __enter__(self) -> "Console":
         columns = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
         self.progress = progress_bar(*columns, quiet=self.quiet)
-        self.bars: dict[str, int] = {}
+        self.bars: dict[str, TaskID] = {}
         self.progress.start()
         return self
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench.api.task import SPLITS
@@ -115,7 +115,7 @@ def _scales(guidance: str) -> list[float]:
         TypeAdapter(list[Guidance]).validate_python(scales)
     except ValidationError as error:
         problem = error.errors()[0]
-        which, said = scales[problem["loc"][0]], problem["msg"][0].lower() + problem["msg"][1:]
+        which, said = scales[int(problem["loc"][0])], problem["msg"][0].lower() + problem["msg"][1:]
         raise UsageError(f"--guidance {which:g}: {said}") from error
     names = [f"{abs(scale):g}" for scale in scales]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -135,7 +135,7 @@ def _progress() -> Progress:
     return progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
-def _advance(shown: Progress, line: int, done: int, _of: int) -> None:
+def _advance(shown: Progress, line: TaskID, done: int, _of: int) -> None:
     shown.update(line, completed=done)
 
 

@@ -16,6 +16,7 @@ def print_list(what: str) -> None:
     """Print names with one fact each. Raises UsageError for an unknown kind."""
     if what not in KINDS:
         raise unknown("list", what, KINDS)
+    rows: list[tuple[str, ...]]
     if what == "kernels":
         rows = [
             (k.name, ("deterministic" if k.eta_max == 0 else f"eta 0 to {k.eta_max:g}"), k.source)

@@ -163,6 +163,7 @@ def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Ev
         scores = found.whole()
     except BenchError as error:
         raise BenchError(f"no picture could be scored: {one_line(error)}") from error
+    assert scores is not None  # there is a picture
     result = Evaluation.of(task, [sample.prompt for sample in ordered], scores)
     lines, failed = [], []
     for i, sample in enumerate(ordered):
@@ -181,15 +182,17 @@ def batches(samples: list[Sample], batch: int) -> Iterator[tuple[list[Sample], t
     chunk: list[Sample] = []
     images: list[torch.Tensor] = []
     for sample in samples:
+        image: torch.Tensor | UsageError
         try:
             image = load(sample.path)
         except UsageError as error:
             image = error
-        refused = isinstance(image, UsageError)
-        if chunk and (refused or image.shape != images[0].shape or len(chunk) == _most(batch, image)):
+        if chunk and (
+            isinstance(image, UsageError) or image.shape != images[0].shape or len(chunk) == _most(batch, image)
+        ):
             yield chunk, torch.stack(images)
             chunk, images = [], []
-        if refused:
+        if isinstance(image, UsageError):
             yield [sample], image
         else:
             chunk, images = [*chunk, sample], [*images, image]
@@ -205,12 +208,13 @@ def _most(batch: int, image_CHW: torch.Tensor) -> int:
 def official_line(sample: Sample, detail: dict, metrics: dict[str, float], judged: bool = True) -> dict:
     """A line of results.jsonl: the official keys first, then this scorer's metrics; no verdict on a picture that
     could not be scored, or of a task that gives none."""
-    official = {"filename": str(sample.path), "tag": sample.prompt.stratum, "prompt": sample.prompt.text}
+    prompt = sample.prompt
+    official: dict[str, object] = {"filename": str(sample.path), "tag": prompt.stratum, "prompt": prompt.text}
     verdict = metrics.get("official")
     judged = judged and is_verdict(verdict)
     if judged:
         official |= {"correct": bool(verdict), "reason": detail.get("reason", "")}
-    official["metadata"] = json.dumps(sample.prompt.metadata)
+    official["metadata"] = json.dumps(prompt.metadata)
     if judged:
         official["details"] = json.dumps(detail.get("details", {}))
     return official | {name: None if np.isnan(value) else value for name, value in metrics.items()}

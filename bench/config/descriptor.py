@@ -1,4 +1,7 @@
-"""What is known of a backbone without loading it (this file imports no torch)."""
+"""What is known of a backbone without loading it (this file imports no torch).
+
+What functions return is named in words: the types lie in a room above this one.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +18,7 @@ class Descriptor:
     """Which detectors and vocabulary fit its pictures: a key of the tasks' tables ('micro', 'photo')."""
     shift: float
     """Timestep shift of its scheduler, as its own files say."""
-    load: Callable[..., object]
+    load: Callable[..., Any]
     """(device, compute=Compute(), cache=None) -> FlowBackbone; `cache` is a folder that keeps encoded prompts."""
     fingerprint: Callable[[], str]
     """Content hash of its weights."""
@@ -23,7 +26,7 @@ class Descriptor:
     """Folder of <method>.yaml settings tuned for this backbone, applied over the method's own defaults."""
     teachers: Path | None = None
     """Folder of shipped teacher adapters, one folder a task."""
-    size: Callable[..., object] | None = None
+    size: Callable[..., Any] | None = None
     """compute -> Size without loading weights, or None if it is not known; no function where nobody plans GPU-hours."""
     own: Callable[[], dict[str, dict[str, Any]]] = dict
     """() -> section of a spec -> setting -> what holds where nobody says it: saying that gives a run no other name."""

@@ -33,7 +33,8 @@ def variants(axes: list[str], specs: dict[str, Spec], overrides: list[str] | Non
     `axes` are "key=v1,v2" for every method or "method.key=v1,v2" for one; `specs` are the methods' own, in order. A
     key may be shortened to its last part where that is unambiguous: in the first method's spec, or in its owner's.
     """
-    common, owned = [], {method: [] for method in specs}
+    common: list[tuple[str, list[str]]] = []
+    owned: dict[str, list[tuple[str, list[str]]]] = {method: [] for method in specs}
     written: dict[str, dict[str, str]] = {method: {} for method in specs}
     for axis in axes:
         owner, rest = split_owner(axis, list(specs), "--grid")

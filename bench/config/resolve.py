@@ -228,7 +228,7 @@ def teacher_spec(spec: Spec, task: str) -> Spec:
 
 def _teacher_guidance(spec: Spec, task: str) -> float:
     if spec.teachers[task] in TRAINED_HERE:
-        return teacher_spec(spec, task).evaluation.guidance
+        return teacher_spec(spec, task).evaluation.scale
     kept = Path(spec.teachers[task]) / "training.json"  # of `bench teach`: a copy, away from its run
     guidance = read_record(kept).get("guidance") if kept.is_file() else None
     if guidance is not None:

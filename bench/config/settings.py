@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
@@ -57,12 +57,11 @@ class PlainLoader(yaml.SafeLoader):
     """YAML whose numbers are decimal ones. YAML 1.1 also takes 010 for 8, 1:30 for 90, 0x10 for 16 and 1e-3 for text:
     here the first three are text, which no number is made of, and the last is the number."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in known if tag not in NUMBERS]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
-
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _tag, _pattern in NUMBERS.items():
     PlainLoader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
 
@@ -85,8 +84,8 @@ def parse_yaml(text: str) -> Any:
         if node is not None:
             _size(node, {}, 0)
         for event in yaml.parse(text, PlainLoader):  # after the above, which ends early where brackets are deep
-            if getattr(event, "tag", None) is not None:
-                raise ValueError(f"a tag such as {_written(event.tag)} is not taken: write the value alone")
+            if (tag := getattr(event, "tag", None)) is not None:
+                raise ValueError(f"a tag such as {_written(tag)} is not taken: write the value alone")
         return yaml.load(text, PlainLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(one_line(error)) from error

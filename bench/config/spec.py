@@ -105,6 +105,12 @@ class EvaluationSpec(Settings):
     """Whether the result's pictures are kept, in GenEval's official layout under pictures/<task>, and the base's and
     teachers' in the results folder's cache."""
 
+    @property
+    def scale(self) -> float:
+        """The guidance scale, once `resolve` has said it."""
+        assert self.guidance is not None, "the spec is not resolved"
+        return self.guidance
+
     def build(self, shift: float) -> Sampler:
         """The deterministic Euler sampler of every evaluation; `shift` is the backbone's."""
         return euler(self.steps, self.shift or shift, self.table or "diffusers")

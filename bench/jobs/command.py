@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from submitit.helpers import Checkpointable, DelayedSubmission, TorchDistributedEnvironment
@@ -68,7 +69,7 @@ class Submitted(Checkpointable):
         with terminated_is_interrupted():
             when_free(self.carry_out, read_record(work_file(self.launch, self.label)), self.root)
 
-    def _asked_to_end(self, number: int, frame: object) -> None:
+    def _asked_to_end(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM is an interrupt, which a run takes after its update.
 
         Slurm sends one also before it preempts a job, which it will start again: there it counts only if a user has

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
@@ -135,6 +135,6 @@ def placement(executor: str, profile: Path | None, slurm: list[str] | None) -> P
         merge(settings, parse_override(override, "--slurm"))
     note(replaced(slurm, "--slurm"))
     try:
-        return Placement(executor, Profile.model_validate(settings))
+        return Placement(cast(Executor, executor), Profile.model_validate(settings))
     except ValidationError as error:
         raise UsageError(f"Slurm profile: {first_problem(error, Profile)}") from error

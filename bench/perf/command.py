@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from bench.backbones.flow import FlowBackbone
 from bench.backbones.meter import Passes
+from bench.backbones.sd3_transformer import Sd3Transformer
 from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.config.spec import LoraSpec
@@ -95,7 +95,7 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def sources(backbone: str, device: torch.device) -> tuple[Callable[[Compute], FlowBackbone], list[str]]:
+def sources(backbone: str, device: torch.device) -> tuple[Callable[[Compute], Sd3Transformer], list[str]]:
     """How to make the backbone that is measured, and prompts for it."""
     if backbone == "micro":
         from bench.backbones.micro import descriptor
@@ -108,7 +108,7 @@ def sources(backbone: str, device: torch.device) -> tuple[Callable[[Compute], Fl
     return partial(ShapeOnly, str(device)), [f"prompt {i}" for i in range(64)]
 
 
-def size_of(backbone: FlowBackbone, texts: list[str]) -> Size:
+def size_of(backbone: Sd3Transformer, texts: list[str]) -> Size:
     """Size of the measured transformer with these prompts."""
     tokens = backbone.encode(texts[:1]).sequence.shape[1]
     return Size(dict(backbone.transformer.config), backbone.latent_shape[1], tokens, {})
@@ -151,7 +151,9 @@ def preset_hours(flop_per_s: float) -> dict[str, float]:
     for path in sorted(PRESETS.glob("*.yaml")):
         tasks = ["geneval"] if path.stem == "nft-sd35" else None
         spec = resolve(None, tasks, preset=path)
-        size = describe(spec.backbone).size(spec.compute)
+        descriptor = describe(spec.backbone)
+        assert descriptor.size and spec.budget.updates  # the presets are of SD3.5, and say how many updates
+        size = descriptor.size(spec.compute)
         work = find("method", spec.method).work(spec, spec.sampler.build(3.0))
         hours[path.stem] = of_update(work, size, spec).model * spec.budget.updates / flop_per_s / 3600
     return hours

@@ -1,6 +1,6 @@
 """Timing a piece of work on a device, several times."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -33,7 +33,7 @@ def measure(work: Callable[[], object], device: torch.device, warmup: int = 2) -
     return measure_in_turns([work], device, warmup)[0]
 
 
-def measure_in_turns(works: list[Callable[[], object]], device: torch.device, warmup: int = 2) -> list[Timing]:
+def measure_in_turns(works: Sequence[Callable[[], object]], device: torch.device, warmup: int = 2) -> list[Timing]:
     """As `measure`, each repetition of all works before the next: a machine's slow minutes fall on all of them alike.
 
     The peak memory is that of the whole group.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from unittest.mock import patch
 
 import torch
 
@@ -124,7 +125,7 @@ def table(
         except torch.OutOfMemoryError:
             measured = [{"error": "out of memory"} for _ in group]
         rows += [{"update": w.label, "trajectories": TRAJECTORIES} | row for w, row in zip(group, measured)]
-        labs = works = None
+        labs, works = [], []
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return rows
@@ -179,11 +180,9 @@ def model_seconds(backbone: FlowBackbone) -> Iterator[list[float]]:
         return run
 
     backward, encode = torch.Tensor.backward, backbone._encode
-    backbone._forward = timed(backbone._forward)
-    backbone._encode = timed(lambda prompts: list(encode(prompts)))
-    torch.Tensor.backward = timed(backward)
-    try:
+    with (
+        patch.object(backbone, "_forward", timed(backbone._forward)),
+        patch.object(backbone, "_encode", timed(lambda prompts: list(encode(prompts)))),
+        patch.object(torch.Tensor, "backward", timed(backward)),
+    ):
         yield spent
-    finally:
-        torch.Tensor.backward = backward
-        del backbone._forward, backbone._encode

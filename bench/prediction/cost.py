@@ -198,14 +198,14 @@ def evaluation_lines(spec: Spec, descriptor: Descriptor, size: Size, count: int 
     listed = ", ".join(f"{task} {n:,}" for task, n in pictures.items())
     o = spec.evaluation
     if pictures:
-        student = of_evaluation(spec, size, pictures, dict.fromkeys(pictures, o.guidance))
+        student = of_evaluation(spec, size, pictures, dict.fromkeys(pictures, o.scale))
         yield (
             f"held-out evaluation: {times} x ({listed}) pictures of {o.steps} steps"
-            f"{', two passes each for guidance' if branches(o.guidance) == 2 else ''}: "
+            f"{', two passes each for guidance' if branches(o.scale) == 2 else ''}: "
             f"{hours(student * times, spec.compute)}"
         )
         base = of_evaluation(
-            spec, size, pictures, {t: (descriptor.base_guidance or {}).get(t, o.guidance) for t in pictures}
+            spec, size, pictures, {t: (descriptor.base_guidance or {}).get(t, o.scale) for t in pictures}
         )
         for teacher in spec.teachers:
             scale = spec.teacher_guidance[teacher]

@@ -88,7 +88,7 @@ def stored(size: Size, spec: Spec, work: Work) -> int:
 def evaluation_memory(size: Size, spec: Spec) -> dict[str, float]:
     """As `training_memory`, of held-out evaluation."""
     batch, compute = spec.evaluation.batch, spec.compute
-    latents = branches(spec.evaluation.guidance) * min(batch, compute.batch or batch)
+    latents = branches(spec.evaluation.scale) * min(batch, compute.batch or batch)
     drawn = size.sampling(latents, compute).peak
     return {f"evaluation ({batch} pictures at once)": max(drawn, decoded(size, decoded_together(size, batch), spec))}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from bench.lazy import torch
 
@@ -34,15 +34,25 @@ class Rows:
         return make(self.whole * each).narrow(axis, self.start * each, count)
 
 
+class Watched(Protocol):
+    """What of a generator that somebody watches is used here (bench/sampler/generator.py)."""
+
+    @property
+    def used_directly(self) -> bool: ...
+
+    def settle(self) -> None: ...
+
+
 def draw(make: Callable[[int], Tensor], count: int, generator: torch.Generator, axis: int = 0) -> Tensor:
     """`make(n)` draws for a batch of n from `generator` along `axis`; returns the `count` entries of its rows."""
-    rows = getattr(generator, "rows", None)
+    rows: Rows | None = getattr(generator, "rows", None)
     if rows is None:
         return make(count)
-    honest = getattr(generator, "watched", False) and not generator.used_directly
+    watched = cast(Watched, generator) if getattr(generator, "watched", False) else None
+    honest = watched is not None and not watched.used_directly
     drawn = rows.draw(make, count, axis)
-    if honest:
-        generator.settle()
+    if watched is not None and honest:
+        watched.settle()
     return drawn
 
 

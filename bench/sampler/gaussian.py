@@ -20,7 +20,11 @@ class Gaussian:
     """N(mean, std^2 I). `mean` is [B, ...]; `std` is the TRUE standard deviation (any sqrt(h) is inside)."""
 
     def __init__(self, mean: Tensor, std: float):
-        self.mean, self.std = mean, std
+        self._mean, self.std = mean, std
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean
 
     def sample(self, noise: Tensor) -> Tensor:
         """mean + std noise, in the mean's dtype."""
@@ -62,7 +66,10 @@ class Transition(Gaussian):
     @cached_property
     def mean(self) -> Tensor:
         mean = self.at.a * self.x + self.at.b * self.velocity
-        return mean + self.at.d * self.x0_prev if self.at.d else mean
+        if not self.at.d:
+            return mean
+        assert self.x0_prev is not None  # a multistep kernel is given it
+        return mean + self.at.d * self.x0_prev
 
     def log_prob(self, x: Tensor) -> Tensor:
         """As Gaussian's. On a GPU in one pass, with gradients to the velocity."""

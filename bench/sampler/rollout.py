@@ -57,8 +57,8 @@ class Trajectory:
     """Log-density of each drawn state, [B]; None for deterministic steps."""
 
 
-Velocity = Callable[["Tensor", float], "Tensor"]
-"""(x [B, C, H, W], sigma) -> guided velocity, same shape."""
+Velocity = Callable[["Tensor", "float | Tensor"], "Tensor"]
+"""(x [B, C, H, W], sigma: one, or one per sample [B]) -> guided velocity, same shape."""
 
 
 def walk(

@@ -56,7 +56,7 @@ def step(
     dtype = torch.promote_types(x.dtype, torch.float32)
     velocity = guided(v_cond.to(dtype), None if v_uncond is None else v_uncond.to(dtype), guidance)
     transition = Transition(x.to(dtype), velocity, at, x0_prev)
-    taken = transition.sample(noise.to(dtype)) if at.c else transition.mean
+    taken = transition.mean if noise is None or not at.c else transition.sample(noise.to(dtype))
     # The drawn state is data for the density: no gradient through it (REINFORCE, arXiv 2505.05470).
     log_prob = transition.log_prob(taken.detach()) if at.c else None
     return Step(taken.to(x.dtype), velocity, log_prob)

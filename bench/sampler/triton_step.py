@@ -8,6 +8,7 @@ depend on the order in which blocks run. TRITON_INTERPRET=1 runs all of it on th
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import overload
 
 import torch
 import triton
@@ -163,8 +164,8 @@ def fused_step(
         raise ValueError("a stochastic transition takes either noise or a seed")
     if at.d and x0_prev is None:
         raise ValueError("a multistep transition needs x0_prev")
-    x, v_cond, v_uncond = _same_shape(x, v_cond, v_uncond)
-    _, noise, x0_prev = _same_shape(x, noise, x0_prev)
+    x, v_cond, v_uncond = x.contiguous(), _like(x, v_cond), _like(x, v_uncond)
+    noise, x0_prev = _like(x, noise), _like(x, x0_prev)
     following = torch.empty_like(x)
     combined = keep_velocity and v_uncond is not None
     velocity = torch.empty_like(x, dtype=torch.float32) if combined else v_cond.float() if keep_velocity else None
@@ -217,8 +218,8 @@ def fused_log_prob(
     PPO-style loss (arXiv 2505.05470, Eq. 5; arXiv 2605.08063). Raises ValueError for a transition without noise."""
     if not at.c:
         raise ValueError("a deterministic transition has no log-probability")
-    x, v_cond, v_uncond = _same_shape(x, v_cond, v_uncond)
-    drawn = _same_shape(x, drawn)[1]
+    x, v_cond, v_uncond = x.contiguous(), _like(x, v_cond), _like(x, v_uncond)
+    drawn = _like(x, drawn)
     return _LogProb.apply(x, v_cond, v_uncond, drawn, at.a, at.b, at.c, guidance)
 
 
@@ -266,8 +267,8 @@ def fused_match(
 
     DiffusionOPD (arXiv 2605.15055, Eq. 11-12); `weight` from weighting.py. Both velocities are guided on the way.
     """
-    v_cond, v_uncond, target_cond = _same_shape(v_cond, v_uncond, target_cond)
-    target_uncond = _same_shape(v_cond, target_uncond)[1]
+    v_cond, v_uncond, target_cond = v_cond.contiguous(), _like(v_cond, v_uncond), _like(v_cond, target_cond)
+    target_uncond = _like(v_cond, target_uncond)
     return _Match.apply(v_cond, v_uncond, target_cond, target_uncond, guidance, target_guidance, weight)
 
 
@@ -282,12 +283,19 @@ def _grid(x: Tensor) -> tuple[tuple[int, int], int]:
     return (triton.cdiv(size, BLOCK), len(x)), size
 
 
-def _same_shape(first: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    """All of them contiguous. Raises ValueError unless they have the first one's shape and device."""
-    for other in others:
-        if other is not None and (other.shape != first.shape or other.device != first.device):
-            raise ValueError(f"{tuple(other.shape)} on {other.device} is not {tuple(first.shape)} on {first.device}")
-    return [None if t is None else t.contiguous() for t in (first, *others)]
+@overload
+def _like(first: Tensor, other: Tensor) -> Tensor: ...
+
+
+@overload
+def _like(first: Tensor, other: None) -> None: ...
+
+
+def _like(first: Tensor, other: Tensor | None) -> Tensor | None:
+    """The other one, contiguous. Raises ValueError unless it has the first one's shape and device."""
+    if other is not None and (other.shape != first.shape or other.device != first.device):
+        raise ValueError(f"{tuple(other.shape)} on {other.device} is not {tuple(first.shape)} on {first.device}")
+    return None if other is None else other.contiguous()
 
 
 def _or(tensor: Tensor | None, placeholder: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ class RememberingTask(TaskAround):
         if self.fresh is not None:
             found = {key: row if row and set(row.metrics) == self.fresh else None for key, row in found.items()}
             self._score_new(found, keys, images_BCHW, prompts)
-        return self._of_one_kind([found[key] for key in keys])
+        known = {key: row for key, row in found.items() if row is not None}
+        return self._of_one_kind([known[key] for key in keys])
 
     def _score_new(
         self, found: dict[str, Scores | None], keys: list[str], images_BCHW: Tensor, prompts: list[Prompt]
@@ -129,7 +130,7 @@ class RememberingTask(TaskAround):
         return None
 
     def _write(self, key: str, scores: Scores) -> None:
-        if self.forgets:
+        if self.forgets or self.kept is None:
             return
         metrics = {name: plain(values)[0] for name, values in scores.metrics.items()}
         content = {"reward": plain(scores.rewards)[0], "metrics": metrics, "details": scores.details}

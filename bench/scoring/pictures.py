@@ -16,6 +16,7 @@ from bench.weights.checkpoints import LOOKED_AT, stand_in
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
     from torch import Tensor
 
 LARGEST = 2**25
@@ -96,12 +97,14 @@ def _of_a_picture(opened: BinaryIO) -> BinaryIO:
     return opened
 
 
-def _refuse_what_is_not_one_picture(image: Image) -> None:
+def _refuse_what_is_not_one_picture(image: ImageFile) -> None:
     """Raise ValueError for several frames, and for grey that Pillow gives with another white than its mode says."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
     # A JPEG with others behind it (MPO, as telephones write it) begins with the picture itself.
     if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
         raise ValueError(f"it holds {frames} frames, and nothing says which is meant")
-    if image.format == "TIFF" and image.mode.startswith(("I", "F")):
+    if isinstance(image, TiffImageFile) and image.mode.startswith(("I", "F")):
         bits, meaning = image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(MEANING)
         if image.mode.startswith("I;") and bits != 16:
             raise ValueError(f"its grey has {bits} bits a pixel; of more than 8, only 16 are read")
@@ -109,7 +112,7 @@ def _refuse_what_is_not_one_picture(image: Image) -> None:
             raise ValueError("its grey is of more than 8 bits and has white at zero, which is not read")
 
 
-def _mend_transparency(image: Image) -> None:
+def _mend_transparency(image: ImageFile) -> None:
     """Which value of a PNG is clear, in Pillow's 8 bits: it gives the file's own. Raises ValueError where 16 bits of
     colour have become 8, in which others may be the same."""
     if image.format != "PNG" or "transparency" not in image.info or not image.tile:
@@ -137,7 +140,7 @@ def _deep_grey(image: Image, kind: str | None) -> Tensor:
     if image.mode == "F":
         if not ((pixels >= 0) & (pixels <= 1)).all():
             raise ValueError("its pixels are floats outside [0, 1]")
-        grey = pixels.astype(np.float32)
+        grey: np.ndarray = pixels.astype(np.float32)
     elif image.mode != "I" or kind in COUNTED:
         hidden = image.info.get("transparency")
         grey = pixels.astype(np.float32) / DEEP

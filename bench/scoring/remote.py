@@ -21,8 +21,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from functools import cached_property
+from http.client import HTTPMessage
 from time import sleep
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -53,7 +54,9 @@ ANSWER = 2**28
 class _NoRedirections(urllib.request.HTTPRedirectHandler):
     """urllib would ask the new address without the pictures, and take whatever that answers; here it is an error."""
 
-    def http_error_302(self, *_: object) -> None:
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
+    ) -> None:
         """Leave it to the next handler."""
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -94,7 +97,9 @@ class RemoteTask(TaskAround):
                 found.parts.append(self._part(images_BCHW[i : i + size], part))
             except Unscorable as error:
                 found.lose(len(part), error)
-        return found.whole()
+        whole = found.whole()
+        assert whole is not None  # there is a picture: the first one's size was asked for
+        return whole
 
     def _part(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         """One request. Raises Unscorable where the server scores none of its pictures and names no metrics."""

@@ -88,6 +88,9 @@ def server_for(task: Task, host: str, port: int) -> "Server":
     return Server(task, host, port)
 
 
+Request = socket.socket | tuple[bytes, socket.socket]
+
+
 class Server(ThreadingHTTPServer):
     """Connections in threads, no more than CLIENTS of them, none for longer than it may take."""
 
@@ -103,7 +106,8 @@ class Server(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         super().__init__((host, port), Handler)
 
-    def process_request(self, request: socket.socket, client_address: Any) -> None:
+    def process_request(self, request: Request, client_address: Any) -> None:
+        assert isinstance(request, socket.socket)  # as of every stream; pairs are of datagrams
         if not self.room.acquire(blocking=False):
             refuse(request, 503, f"{CLIENTS} clients are connected; come again")
             self.shutdown_request(request)
@@ -115,7 +119,8 @@ class Server(ThreadingHTTPServer):
             self._forget(request)
             raise
 
-    def process_request_thread(self, request: socket.socket, client_address: Any) -> None:
+    def process_request_thread(self, request: Request, client_address: Any) -> None:
+        assert isinstance(request, socket.socket)
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -135,7 +140,7 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is nobody's fault; anything else is one line."""
         error = sys.exception()
-        if not isinstance(error, OSError):
+        if error is not None and not isinstance(error, OSError):
             print(f"a request failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
 
     @contextmanager

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from bench.errors import UsageError
 
@@ -52,7 +52,7 @@ class Workers:
 
     def agreed(self, value: Value) -> Value:
         """The main process's value in every process."""
-        return self.gather(value if self.main else None)[0]
+        return cast(Value, self.gather(value if self.main else None)[0])  # the main process is the first
 
     def add(self, tensors: Iterable) -> None:
         """Replace tensors, in place, by their sums over the processes."""

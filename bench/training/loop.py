@@ -122,11 +122,12 @@ class Loop:
             self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | self.lab.backbone.meter.whole(self.workers))
         adapters = self.lab.backbone.adapters
         for name in self._kept():
-            torch._foreach_copy_(adapters.parameters(name), self.parameters)
+            torch._foreach_copy_(tuple(adapters.parameters(name)), tuple(self.parameters))
         if not self.method.trains:
             self._evaluate([1.0])
 
     def _start(self, lora: LoraSpec) -> None:
+        assert lora.start  # called where one is set
         state, adapters = read_start(lora), self.lab.backbone.adapters
         if left := sorted(adapters.state(STUDENT).keys() - state.keys()):
             raise UsageError(f"the adapter {lora.start} leaves {layer_of(left[0])} as it is: {targets_of(state)}")
@@ -231,7 +232,8 @@ class Loop:
         taken = self.step * self.method.inner_updates + self.lab.inner
         if averages_at(taken, self.spec.ema.every):
             decay = decay_at(taken, self.spec.ema.decay)
-            torch._foreach_lerp_(self.lab.backbone.adapters.parameters(EMA), self.parameters, 1 - decay)
+            averages = self.lab.backbone.adapters.parameters(EMA)
+            torch._foreach_lerp_(tuple(averages), tuple(self.parameters), 1 - decay)
 
     def _diverged(self, cause: str) -> BenchError:
         if not self.run.checkpoint.exists():
@@ -266,7 +268,7 @@ class Loop:
         Raises BenchError if a picture could not be scored: comparisons are paired by prompt.
         """
         o = self.spec.evaluation
-        scale = o.guidance if guidance is None else guidance
+        scale = o.scale if guidance is None else guidance
         lab, sampler = self.lab, self.evaluation_sampler
         with memory("evaluation", self.spec):
             found = evaluate(

@@ -70,12 +70,12 @@ def exhausted(phase: str, spec: "Spec") -> BenchError:
 
 def cures(same: list[str], another: list[str]) -> str:
     """Both lists in words."""
-    same, another = (", ".join(filter(None, listed)) for listed in (same, another))
-    if same and another:
-        return f"go on with --set {same}; or, as another run, {another}"
-    if same:
-        return f"go on with --set {same}"
-    return f"as another run, --set {another}" if another else "this machine has too little for it"
+    to_go_on, to_change = (", ".join(filter(None, listed)) for listed in (same, another))
+    if to_go_on and to_change:
+        return f"go on with --set {to_go_on}; or, as another run, {to_change}"
+    if to_go_on:
+        return f"go on with --set {to_go_on}"
+    return f"as another run, --set {to_change}" if to_change else "this machine has too little for it"
 
 
 def lower(name: str, now: object, most: int = 0) -> str:

@@ -65,13 +65,13 @@ def execute(spec: Spec, session: Session) -> dict:
     fingerprint = descriptor.fingerprint()
     workers = session.workers
     run = Run(session.root, spec, fingerprint, writes=workers.main)
-    if workers.agreed(run.summary is not None):
+    if (summary := workers.agreed(run.summary)) is not None:
         teachers = locate(spec, descriptor, session.root, fingerprint)
         for start in run.starts()[-1:]:
             refuse_changed(run, start["teachers"], origins(spec, teachers))
         check_scored(run)
         session.say(f"already finished: {run.folder}")
-        return run.summary
+        return summary
     run.check_place()
     if spec.lora.start:
         read_start(spec.lora)
@@ -168,7 +168,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
     models: dict[str, dict[str, dict]] = {"student": {row["task"]: _strip(row) for row in last}}
     references = Reference(loop, session.root / "cache", session.say)
     models["base"] = {
-        t: references.of("base", None, t, "base", base_guidance.get(t, spec.evaluation.guidance)) for t in spec.tasks
+        t: references.of("base", None, t, "base", base_guidance.get(t, spec.evaluation.scale)) for t in spec.tasks
     }
     for name, teacher in teachers.items():
         scale, model = spec.teacher_guidance[name], f"teacher {name}"

@@ -89,5 +89,5 @@ def tensors_hash(tensors: Iterable[torch.Tensor]) -> str:
     """Of the bytes of tensors in their order."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -34,7 +34,7 @@ def _columns(
     rows = [i * stride for i in range(min(PER_TASK, len(prompts)))]
     noise = torch.cat([initial_noise(backbone, task.name, split, range(i, i + 1)) for i in rows])
     chosen = [prompts[i] for i in rows]
-    guidance = spec.evaluation.guidance
+    guidance = spec.evaluation.scale
     draw = lambda adapter, scale: pictures(backbone, chosen, noise, adapter, sampler, scale)  # noqa: E731
     columns = {"base": draw(None, base_guidance)}
     if teacher:
@@ -64,7 +64,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     sampler = spec.evaluation.build(descriptor.shift)
     groups = []
     for name, task in load_tasks(spec.tasks, descriptor.world, spec.scorers, spec.device).items():
-        base_guidance = (descriptor.base_guidance or {}).get(name, spec.evaluation.guidance)
+        base_guidance = (descriptor.base_guidance or {}).get(name, spec.evaluation.scale)
         groups.append((name, *_columns(backbone, task, teachers.get(name), spec, sampler, base_guidance)))
     _paint(groups, path)
     return path

@@ -20,6 +20,7 @@ def read_start(lora: LoraSpec) -> dict[str, Tensor]:
 
     Raises UsageError for one of another rank, strength, layers or kind.
     """
+    assert lora.start  # called where one is set
     config, state = read_adapter(adapter_folder(lora.start))
     for field in ("rank_pattern", "alpha_pattern", "use_dora", "lora_bias"):
         if getattr(config, field):

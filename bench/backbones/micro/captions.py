@@ -132,7 +132,8 @@ def garble(brief: Brief, rng: np.random.Generator) -> Brief:
     field = "colours" if brief.colours[at] and rng.random() < 0.5 else "shapes"
     values = list(getattr(brief, field))
     values[at] = other(COLOURS if field == "colours" else SHAPES, values[at])
-    return replace(brief, **{field: tuple(values)})
+    changed = tuple(values)
+    return replace(brief, colours=changed) if field == "colours" else replace(brief, shapes=changed)
 
 
 def _pick(rng: np.random.Generator, options: Iterable[str], size: int) -> tuple[str, ...]:

@@ -13,6 +13,10 @@ WHITENING = 0.6
 class PatchCodec(nn.Module):
     """Encode and decode pictures patch by patch with one matrix each way. Frozen; all state is in buffers."""
 
+    mean: Tensor
+    basis: Tensor
+    scale: Tensor
+
     def __init__(self, channels: int = CHANNELS):
         super().__init__()
         width = 3 * PATCH * PATCH

@@ -114,7 +114,8 @@ class Trainer:
         self.optimizers = self._new_optimizers()
 
     def _new_optimizers(self) -> list[torch.optim.Optimizer]:
-        blocks, rest = [], []
+        blocks: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             matrix = parameter.ndim == 2 and "transformer_blocks" in name and ".norm" not in name
             (blocks if matrix else rest).append(parameter)
@@ -175,12 +176,15 @@ class Trainer:
 
     def export(self, folder: Path, codec: PatchCodec, record: dict) -> None:
         """Write the EMA weights in half precision, in the layout that the backbone loads."""
+        from diffusers.models import ModelMixin
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         exported = Trainer(self.seed).model
         exported.load_state_dict(self.model.state_dict() | self.ema)
-        exported["transformer"].half().save_pretrained(folder / "transformer")
+        transformer = exported["transformer"].half()
+        assert isinstance(transformer, ModelMixin)  # so `new_transformer` makes it
+        transformer.save_pretrained(folder / "transformer")
         half = {k: v.half().contiguous() for k, v in exported["text"].state_dict().items()}
         save_file(half, folder / "text.safetensors")
         save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, folder / "codec.safetensors")

@@ -122,7 +122,7 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
     contrast = (paint - ground).norm(dim=1)
     score = torch.sigmoid((best - SHAPE_EVIDENCE) / SHAPE_SLOPE) * (contrast > MIN_CONTRAST)
     order = score.view(batch, places).argsort(dim=1, descending=True, stable=True).tolist()
-    score, which = score.view(batch, places).tolist(), which.view(batch, places).tolist()
+    scores, kinds = score.view(batch, places).tolist(), which.view(batch, places).tolist()
     per_row = (CANVAS - BLOCK) // CELL + 1
     names, colour_names = _shapes().names, list(COLOURS)
     pictures = []
@@ -130,14 +130,14 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
         marks: list[Mark] = []
         for place in order[i]:
             left, top = place % per_row * CELL, place // per_row * CELL
-            if score[i][place] < 0.02:
+            if scores[i][place] < 0.02:
                 break
             if any(abs(m.left - left) < BLOCK and abs(m.top - top) < BLOCK for m in marks):
                 continue
-            name = names[which[i][place]]
+            name = names[kinds[i][place]]
             x1, y1, x2, y2 = _boxes()[name]
             box = (left + x1, top + y1, left + x2, top + y2)
-            marks.append(Mark(name, colour_names[nearest[i][place]], box, score[i][place], left, top))
+            marks.append(Mark(name, colour_names[nearest[i][place]], box, scores[i][place], left, top))
         pictures.append(marks)
     return pictures
 
@@ -148,6 +148,6 @@ def read_text(images_BCHW: Tensor) -> list[str]:
     places, best, which, ground, paint = _best_fits(images_BCHW, _glyphs(), CELL)
     batch = len(images_BCHW)
     seen = ((best > GLYPH_EVIDENCE) & ((paint - ground).norm(dim=1) > MIN_CONTRAST)).view(batch, places).tolist()
-    which = which.view(batch, places).tolist()
+    kinds = which.view(batch, places).tolist()
     names = _glyphs().names
-    return ["".join(names[c] for c, s in zip(row, ok, strict=True) if s) for row, ok in zip(which, seen, strict=True)]
+    return ["".join(names[c] for c, s in zip(row, ok, strict=True) if s) for row, ok in zip(kinds, seen, strict=True)]
