@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Method, Needs, Options, Work
@@ -38,7 +38,8 @@ class DistillationMethod(Method):
     """Checks and plan shared by the distillation methods."""
 
     needs = Needs(teachers=True)
-    lowers_memory = ("trajectories",)
+    lowers_memory: ClassVar[tuple[str, ...]] = ("trajectories",)
+    Options: ClassVar[type[DistillationOptions]]
 
     @classmethod
     def check(cls, spec, sampler) -> None:
@@ -79,7 +80,9 @@ class DistillationMethod(Method):
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
-        return cls.work(spec, sampler).passes.evaluations
+        work = cls.work(spec, sampler)
+        assert work is not None  # every one of these methods says what an update does
+        return work.passes.evaluations
 
     @classmethod
     def trajectory_work(
