@@ -122,7 +122,8 @@ def merge_teachers(lab: Lab, factor: float) -> None:
     adapters = lab.backbone.adapters
     deltas = [adapters.deltas(name) for name in lab.teachers.values()]
     layers = dict.fromkeys(layer for delta in deltas for layer in delta)  # a teacher may leave some as the base's
-    merged = {layer: factor * sum(delta[layer] for delta in deltas if layer in delta) for layer in layers}
+    nothing = torch.zeros(())
+    merged = {layer: factor * sum((d[layer] for d in deltas if layer in d), start=nothing) for layer in layers}
     lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
 
 
