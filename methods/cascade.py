@@ -61,5 +61,5 @@ class Cascade(RlMethod):
         if self.reference and stage != self.stage(lab, lab.last_progress):
             adapters = lab.backbone.adapters
             with torch.no_grad():
-                torch._foreach_copy_(adapters.parameters(PREVIOUS), adapters.parameters(STUDENT))
+                torch._foreach_copy_(tuple(adapters.parameters(PREVIOUS)), tuple(adapters.parameters(STUDENT)))
         return {order[stage]: 1.0}

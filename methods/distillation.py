@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Method, Needs, Options, Work
@@ -38,7 +38,8 @@ class DistillationMethod(Method):
     """Checks and plan shared by the distillation methods."""
 
     needs = Needs(teachers=True)
-    lowers_memory = ("trajectories",)
+    lowers_memory: ClassVar[tuple[str, ...]] = ("trajectories",)
+    Options: ClassVar[type[DistillationOptions]]
 
     @classmethod
     def check(cls, spec, sampler) -> None:
@@ -79,7 +80,9 @@ class DistillationMethod(Method):
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
-        return cls.work(spec, sampler).passes.evaluations
+        work = cls.work(spec, sampler)
+        assert work is not None  # every one of these methods says what an update does
+        return work.passes.evaluations
 
     @classmethod
     def trajectory_work(
@@ -119,7 +122,8 @@ def merge_teachers(lab: Lab, factor: float) -> None:
     adapters = lab.backbone.adapters
     deltas = [adapters.deltas(name) for name in lab.teachers.values()]
     layers = dict.fromkeys(layer for delta in deltas for layer in delta)  # a teacher may leave some as the base's
-    merged = {layer: factor * sum(delta[layer] for delta in deltas if layer in delta) for layer in layers}
+    nothing = torch.zeros(())
+    merged = {layer: factor * sum((d[layer] for d in deltas if layer in d), start=nothing) for layer in layers}
     lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
 
 

@@ -96,6 +96,7 @@ class OpdPpo(DistillationMethod):
         old = [Transition(x, trajectory.velocities[k], a) for x, k, a in zip(states, steps, at)]
         guide = [Transition(x, v, a) for x, v, a in zip(states, experience.teacher, at)]
         to_go = sum(q.log_prob(y) - p.log_prob(y) for p, q, y in zip(old, guide, drawn))
+        assert not isinstance(to_go, int)  # at least one step is trained
         ratios, total = Ratios(o.clip), 0.0
         for i, k in enumerate(steps):
             v = lab.velocity(experience.conditioning, STUDENT)(states[i], lab.sampler.schedule.sigmas[k])

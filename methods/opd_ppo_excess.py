@@ -71,7 +71,7 @@ def excess_at(lab: Lab, task: str, step: int, states_BCHW: Tensor, conditioning,
             ).double()
 
         noise = lambda: torch.randn(x.shape, generator=generator).to(x.device)  # noqa: B023, E731
-        total, squares, frobenius = 0.0, 0.0, 0.0
+        total, squares, frobenius = torch.zeros((), dtype=torch.float64), 0.0, 0.0
         for _ in range(draws):
             drawn = old.sample(noise())
             sampled = gradient(ppo_loss(new, old, guide, drawn, "log_ratio", 0.2, torch.zeros(1)).sum())

@@ -6,11 +6,12 @@ from markupsafe import Markup
 
 from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY
 from bench.analysis.records import prompts_known, score
+from bench.analysis.stats import Estimate
 from bench.registry import find
 from report.claims import ALPHA
 from report.evidence import Evidence
 from report.lines import Pool, World
-from report.table import number
+from report.table import cell, number
 from report.tables import BASE, PoolTables
 
 NOTICED = 5e-4
@@ -22,10 +23,10 @@ NAMED = 5
 def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
     """A sentence on one pool and what it rests on; every number is one of its tables'."""
     rows = tables.scores.rows[: len(pool.lines)]  # base and teachers come after the lines
-    ranked = sorted(rows, key=lambda row: -row["mean"].value)
+    ranked = sorted(rows, key=lambda row: -cell(row, "mean", Estimate).value)
     best, counts = ranked[0], tables.overview.rows[0]
     seeds = number(counts["fewest_seeds"], "count")
-    if counts["most_seeds"] > counts["fewest_seeds"]:
+    if counts["most_seeds"] != counts["fewest_seeds"]:
         seeds = Markup("{} to {}").format(seeds, number(counts["most_seeds"], "count"))
     spent = "evaluations a run, the teachers' training counted" if pool.whole else "training evaluations a run"
     many = "seed" if counts["most_seeds"] == 1 else "seeds"
@@ -33,7 +34,8 @@ def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
     if len(ranked) == 1:
         alone = Markup("{} has the mean score {}; there is nothing to compare it with.")
         return text + alone.format(best["line"], number(best["mean"], "score")), []
-    equal = [row["line"] for row in ranked if row["mean"].value == best["mean"].value]
+    highest = cell(best, "mean", Estimate).value
+    equal = [row["line"] for row in ranked if cell(row, "mean", Estimate).value == highest]
     text += Markup("{} {} the highest mean score, {}. ").format(
         Markup(", ").join(Markup("<strong>{}</strong>").format(name) for name in equal),
         "has" if len(equal) == 1 else "share", number(best["mean"], "score"),
@@ -98,12 +100,12 @@ def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> list[Markup]
         highest = [row["line"] for row in ranked if row[task].value == top[task].value]
         clear = next(i for i, row in enumerate(tables.scores.rows) if row is top), task
         said = Markup("{}: {} {}").format(task, _some(highest), number(top[task], "score"))
-        if base and base[task].value >= top[task].value:
+        if base and cell(base, task, Estimate).value >= top[task].value:
             said += Markup(", not above the base's {}").format(number(base[task], "score"))
         found[clear in tables.scores.strong].append(said)
-    said = {True: "Highest by task, and distinguished from every other line: {}.",
-            False: "Highest by task, but not distinguished from every other line: {}."}  # fmt: skip
-    return [Markup(said[clear]).format(Markup("; ").join(parts)) for clear, parts in found.items() if parts]
+    leads = {True: "Highest by task, and distinguished from every other line: {}.",
+             False: "Highest by task, but not distinguished from every other line: {}."}  # fmt: skip
+    return [Markup(leads[clear]).format(Markup("; ").join(parts)) for clear, parts in found.items() if parts]
 
 
 def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
@@ -154,7 +156,7 @@ def _prompts(evidence: Evidence) -> list[Markup]:
     """Where it is not the records that say which pictures show one prompt."""
     found: dict[str, set[str]] = {"task": set(), "": set()}
     for run in (run for run in evidence.runs if run.record):
-        for task, row in run.record.summary["models"]["student"].items():
+        for task, row in run.result.summary["models"]["student"].items():
             found.setdefault(prompts_known(row), set()).add(task)
     texts = []
     if listed := sorted(found["task"]):

@@ -5,12 +5,12 @@ from markupsafe import Markup
 
 from bench.analysis.comparison import against
 from bench.analysis.records import Record, model_rows
-from bench.analysis.stats import holm
+from bench.analysis.stats import Difference, holm
 from report.claims import ALPHA
 from report.evidence import Evidence
 from report.lines import Line, Pool, pools
 from report.page import Report, Section
-from report.table import Column, Table, number
+from report.table import Column, Table, cell, number
 from report.tables import seconds, student_score
 
 VERDICTS = MOVED, SAME, OPEN = "moved", "identical", "no clear change"
@@ -37,7 +37,7 @@ def difference(before: Evidence, after: Evidence) -> Report:
             rows = _rows(pool, line, others[key][1])
             table.rows += rows
             apart += [] if rows else [line.label]
-    for row, p in zip(table.rows, holm([row["change"].p for row in table.rows])):
+    for row, p in zip(table.rows, holm([cell(row, "change", Difference).p for row in table.rows])):
         row["p"] = p
         row["verdict"] = row["verdict"] or (MOVED if p < ALPHA else OPEN)
     counts = Table(
@@ -57,8 +57,8 @@ def difference(before: Evidence, after: Evidence) -> Report:
     if apart:
         section.say(f"In both sets, but without a common seed: {', '.join(apart)}.", "warn")
     for name, evidence in (("first", before), ("second", after)):
-        for said in (*evidence.unfinished(), *evidence.problems):
-            section.say(f"In the {name} set: {said}.", "warn")
+        for problem in (*evidence.unfinished(), *evidence.problems):
+            section.say(f"In the {name} set: {problem}.", "warn")
     report.show(section, table)
     report.show(section, counts, folded=True)
     report.sections = [section]
@@ -85,7 +85,7 @@ def _rows(pool: Pool, first: Line, second: Line) -> list[dict]:
         rows.append({
             "line": first.label, "task": task, "seeds": len(common), "first": student_score(pairs[0], task),
             "second": student_score(pairs[1], task), "change": change,
-            "verdict": SAME if np.array_equal(*values) else "",
+            "verdict": SAME if np.array_equal(values[0], values[1]) else "",
             "seconds": clocks[1] / clocks[0] if clocks[0] else None,
         })  # fmt: skip
     return rows

@@ -43,9 +43,15 @@ class Found:
         return self.folder.name
 
     @property
+    def result(self) -> Record:
+        """The record of a finished one."""
+        assert self.record is not None, f"{self.name} is not finished"
+        return self.record
+
+    @property
     def spent(self) -> float:
         """Training evaluations of a finished one."""
-        return self.record.summary["cost"]["evaluations"].get("training", 0)
+        return self.result.summary["cost"]["evaluations"].get("training", 0)
 
 
 @dataclass
@@ -217,11 +223,12 @@ class _Reader:
         spec, weights = kept["spec"], kept["backbone_hash"]
         starts = _of(folder / "provenance.jsonl", STARTS, _lines)
         last = starts[-1] if starts else {}
-        made = {"commit": (last.get("commit") or "")[:10], "device": last.get("device") or ""}
+        commit, device = (last.get("commit") or "")[:10], last.get("device") or ""
         if not (folder / "summary.json").is_file():
             error = recorded_failure(folder)
             check_checkpoint(folder)
-            return Found(folder, spec, weights, "failed" if error else "unfinished", str(error or ""), **made)
+            state = "failed" if error else "unfinished"
+            return Found(folder, spec, weights, state, str(error or ""), commit=commit, device=device)
         summary = _of(folder / "summary.json", SUMMARY, _json)
         points = _of(folder / "evaluations.jsonl", POINTS, _lines)
         if summary["models"]["student"].keys() != set(spec["tasks"]):
@@ -237,7 +244,7 @@ class _Reader:
         record = Record(
             summary, [self._compact(row) for row in points], spec, _of(folder / "probes.jsonl", PULLS, _lines)
         )
-        return Found(folder, spec, weights, "done", "", record, **made)
+        return Found(folder, spec, weights, "done", "", record, commit, device)
 
     def _compact(self, row: dict) -> dict:
         kept = {name: row["rows"][name] for name in {row["headline"], *STRICTER} & row["rows"].keys()}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,10 +21,13 @@ from markupsafe import Markup
 from bench.system.drawing import imported
 from report.style import INK, WIDTHS, Look, drawing, is_column
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+
 SVG = "http://www.w3.org/2000/svg"
 SEPARATOR = "\u241f"
-Draw = Callable[[float], "object"]
-"""Width in inches -> matplotlib Figure."""
+Draw = Callable[[float], "MatplotlibFigure"]
+"""Width in inches -> what is drawn."""
 
 
 @dataclass

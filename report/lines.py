@@ -114,7 +114,7 @@ class Pool:
     def reference(self) -> Line | None:
         """Whom the others are compared with: analytic OPD where there is one, else the first."""
         named = [line for line in self.lines if line.method == "opd_analytic"]
-        return (named or self.lines or [None])[0]
+        return next(iter(named or self.lines), None)
 
 
 def _words(worlds: list[World]) -> dict[World, str]:
@@ -232,13 +232,14 @@ def _pool(start: Pool, identities: list[str], groups: dict[str, list[Found]], ev
     for identity in identities:
         members = sorted(groups[identity], key=lambda run: run.spec["seed"])
         told = {label for run in members for label in evidence.labels.get(run.name, [None])}
-        label = printable(told.pop() if len(told) == 1 and None not in told else labels[identity])
+        only = told.pop() if len(told) == 1 else None
+        label = printable(labels[identity] if only is None else only)
         label = label if label not in folders else f"{label} ({identity})"
         once = list({run.spec["seed"]: run for run in reversed(members)}.values())[::-1]  # of equal seeds the first
         folders[label] = once
-        pictured[label] = [run for run in members if run.record.summary.get("pictures")]
+        pictured[label] = [run for run in members if run.result.summary.get("pictures")]
         repeated += [run for run in members if run not in once]
-        records, spent = [run.record for run in once], sum(run.spent for run in once) / len(once)
+        records, spent = [run.result for run in once], sum(run.spent for run in once) / len(once)
         lines.append(Line(label, records, spent, _teachers(once, evidence), identity))
     rank = {name: place for place, name in enumerate(registered("method"))}
     lines.sort(key=lambda line: (rank.get(line.method, len(rank)), line.label))
@@ -246,7 +247,7 @@ def _pool(start: Pool, identities: list[str], groups: dict[str, list[Found]], ev
 
 
 def _teachers(members: list[Found], evidence: Evidence) -> float:
-    teachers = members[0].record.summary["teachers"]
+    teachers = members[0].result.summary["teachers"]
     if not teachers:
         return 0.0
     known = [evidence.teacher_costs[run.name] for run in members if run.name in evidence.teacher_costs]

@@ -138,7 +138,7 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
                     raise UsageError("they are of other prompts than the first line's")
                 lines[line.label] = line, shown
                 for model in ("base", f"teacher {task}"):
-                    if model not in references and model in run.record.summary["pictures"]:
+                    if model not in references and model in run.result.summary["pictures"]:
                         references[model] = _shown(run, model, task, model)
             except FileNotFoundError as error:
                 lines.pop(line.label, None)
@@ -155,13 +155,13 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
 def _shown(run: Found, model: str, task: str, label: str) -> Shown:
     """Raises UsageError for pictures outside the results folder, or that are not those of the scores."""
     root = run.folder.parent.resolve()
-    place = run.record.summary["pictures"][model][task]
+    place = run.result.summary["pictures"][model][task]
     folder = (root / place).resolve()
     if root not in folder.parents:
         raise UsageError(f"{place} is outside the results folder")
     if not folder.is_dir():
         raise FileNotFoundError(place)
-    samples, (scores_N, _) = read(folder), headline(run.record.summary["models"][model][task])
+    samples, (scores_N, _) = read(folder), headline(run.result.summary["models"][model][task])
     if any(root not in sample.path.resolve().parents for sample in samples):
         raise UsageError(f"{place} has links out of the results folder")
     if len(samples) != len(scores_N):
@@ -197,7 +197,7 @@ def _grid(
     )  # fmt: skip
     for row in rows:
         scores = {f"score_{i}": float(column.scores_N[row.index]) for i, column in enumerate(columns)}
-        table.rows.append({"index": row.index, "prompt": row.prompt, "why": row.why} | scores)
+        table.rows.append({"index": row.index, "prompt": row.prompt, "why": row.why, **scores})
     title = f"{task}: {pool.title}. Under each picture its score."
     alt = f"Pictures of {len(rows)} prompts of {task} by {', '.join(column.label for column in columns)}."
     pictures = {(row.index, c.label): _picture(c.samples[row.index].path, problems) for row in rows for c in columns}

@@ -2,6 +2,7 @@
 
 from markupsafe import Markup
 
+from bench.analysis.stats import Estimate
 from report.answer import answer, warnings
 from report.claims import gradient_claims, score_claims
 from report.evidence import Evidence
@@ -11,7 +12,7 @@ from report.lines import Line, Pool, apart, pools
 from report.page import Report, Section
 from report.studies import study_parts
 from report.style import MOST, Look, looks
-from report.table import Column, Table, slugs
+from report.table import Column, Table, cell, slugs
 from report.tables import PoolTables, levels, pool_tables
 
 
@@ -137,7 +138,7 @@ def _ablations(report: Report, made: Made) -> Section:
     for index, (pool, tables) in enumerate(made):
         reference = pool.reference()
         peers = [x for x in pool.lines if reference and x.method == reference.method and x is not reference]
-        if not peers or pool.whole:
+        if not reference or not peers or pool.whole:
             continue
         against = f"minus {reference.label}"
         table = Table(
@@ -217,7 +218,7 @@ def _provenance(report: Report, made: Made) -> Section:
 def _looks(pool: Pool, tables: PoolTables, lines: list[Line]) -> dict[str, Look]:
     """How lines are drawn, the same in every figure of a pool: looks are given to all, the best MOST are kept."""
     look = looks([(line.label, line.method) for line in pool.lines])
-    means = {row["line"]: row["mean"].value for row in tables.scores.rows if row.get("mean")}
+    means = {row["line"]: cell(row, "mean", Estimate).value for row in tables.scores.rows if row.get("mean")}
     ranked = sorted(lines, key=lambda line: (line.label != tables.reference, -means.get(line.label, 0.0)))
     kept = {line.label for line in ranked[:MOST]}
     return {line.label: look[line.label] for line in lines if line.label in kept}

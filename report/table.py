@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pandas as pd
 from markupsafe import Markup, escape
@@ -27,6 +27,9 @@ NOTHING = "–"
 LONG = 45
 """Rows that a page of a paper holds."""
 Value = str | int | float | None | Estimate | Difference
+Row = dict[str, Value]
+"""Values by column key."""
+Held = TypeVar("Held", Estimate, Difference)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Table:
     title: str
     note: str
     columns: list[Column]
-    rows: list[dict[str, Value]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     strong: set[tuple[int, str]] = field(default_factory=set)
 
     def frame(self) -> pd.DataFrame:
@@ -132,6 +135,13 @@ class Table:
         fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%" + "\n"
         text = text.replace(begin, fit + begin).replace(end, end + "}")
         return f"% needs \\usepackage{{booktabs,graphicx}}\n{text}"
+
+
+def cell(row: Row, key: str, kind: type[Held]) -> Held:
+    """The value of a cell whose column holds nothing but `kind` in such rows."""
+    value = row[key]
+    assert isinstance(value, kind), f"{key} is {value!r}"
+    return value
 
 
 def unmarked(text: Markup | str) -> str:

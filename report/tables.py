@@ -10,10 +10,11 @@ from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY, TARGET, Stand
 from bench.analysis.forgetting import by_share
 from bench.analysis.overoptimisation import over_optimisation
 from bench.analysis.records import Record, model_rows, score
-from bench.analysis.stats import Estimate, estimate, estimates, holm, joined, stratified_mean
+from bench.analysis.stats import Difference, Estimate, estimate, estimates, holm, joined, stratified_mean
 from report.claims import ALPHA
+from report.evidence import Found
 from report.lines import EQUAL, Pool
-from report.table import Column, Table
+from report.table import Column, Row, Table, cell
 
 BASE = "base at its best guidance"
 TEACHERS = "each task's own teacher"
@@ -67,7 +68,7 @@ def overview(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
     """What is compared, in one row; the page's sentences count by it."""
     seeds = [len(line.records) for line in pool.lines]
     runs_ = [run for members in pool.folders.values() for run in members]
-    row = {
+    row: Row = {
         "budget": pool.budget, "lines": len(pool.lines), "runs": len(runs_),
         "primary": sum(_tested(s, PRIMARY_FAMILY) for s in found.values()),
         "exploratory": sum(_tested(s, EXPLORATORY) for s in found.values()),
@@ -147,7 +148,7 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         standing = found[line.label]
         own = line.label == reference
         summaries = [r.summary for r in line.records]
-        row = {"line": line.label, "seeds": len(line.records)}
+        row: Row = {"line": line.label, "seeds": len(line.records)}
         row["mean"] = mean_score(summaries, dict.fromkeys(pool.tasks, "student"))
         row |= dict(standing.tasks) | {"gain": standing.gain} | dict(standing.beside)
         row |= {"worst_task": standing.worst_task, "worst": standing.worst} if standing.worst_task else {}
@@ -161,7 +162,7 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
     for label, summaries, models in _references(pool):
         row = {"line": label, "seeds": None, "mean": mean_score(summaries, models)}
         row |= {task: estimate(*model_rows(summaries, model, task)) for task, model in models.items()}
-        table.rows.append(row | metrics_beside(summaries, models))
+        table.rows.append({**row, **metrics_beside(summaries, models)})
     return table
 
 
@@ -219,7 +220,7 @@ def aggregates(pool: Pool, found: dict[str, Standing], reference: str, prefix: s
     )  # fmt: skip
     for line in pool.lines:
         standing = found[line.label]
-        row = {"line": line.label, "seeds": standing.seeds, "iqm": standing.gain_iqm}
+        row: Row = {"line": line.label, "seeds": standing.seeds, "iqm": standing.gain_iqm}
         table.rows.append(row | ({} if line.label == reference else {"chance": standing.above_reference}))
     return table
 
@@ -227,7 +228,7 @@ def aggregates(pool: Pool, found: dict[str, Standing], reference: str, prefix: s
 def levels(scores: Table, keys: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Column of the table of scores -> the base's and the own teacher's value, of those that it has."""
     rows = {name: row for name in ("base", "teacher") for row in scores.rows if row["line"] == REFERENCES[name]}
-    return {key: {name: row[key].value for name, row in rows.items()} for key in keys if rows}
+    return {key: {name: cell(row, key, Estimate).value for name, row in rows.items()} for key in keys if rows}
 
 
 def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
@@ -312,15 +313,15 @@ def falls(pool: Pool, prefix: str) -> Table:
         ],
     )  # fmt: skip
     for line in pool.lines:
-        rows = []
+        rows: list[Row] = []
         for task in pool.tasks:
             found = line.forgetting(task)
-            row = {"line": line.label, "task": task, "drop": found.drop_from_best}
+            row: Row = {"line": line.label, "task": task, "drop": found.drop_from_best}
             for name, change in (("next", found.change_in_next_stage), ("since", found.change_after_own_stage)):
                 if change is not None:
                     row |= {f"{name}_stage": change, f"p_{name}": change.p if len(line.records) > 1 else None}
             rows.append(row)
-        table.rows += rows if any(not math.isnan(row["drop"].value) for row in rows) else []
+        table.rows += rows if any(not math.isnan(cell(row, "drop", Difference).value) for row in rows) else []
     return table
 
 
@@ -335,7 +336,7 @@ def course(pool: Pool, prefix: str) -> Table:
     for line in pool.lines:
         found = {task: by_share([r.evaluations for r in line.records], task) for task in pool.tasks}
         for share in sorted({share for points, _ in found.values() for share in points}):
-            row = {"line": line.label, "share": share}
+            row: Row = {"line": line.label, "share": share}
             for task, (points, pictures) in found.items():
                 row[task] = stratified_mean(points[share].mean(0), pictures) if share in points else None
             table.rows.append(row)
@@ -390,7 +391,7 @@ def goodhart(pool: Pool, prefix: str) -> Table | None:
             if found is None:
                 continue
             for share, proxy, gold in zip(found.shares, found.proxy, found.gold):
-                row = {"line": line.label, "task": task, "share": share, "proxy": proxy, "gold": gold}
+                row: Row = {"line": line.label, "task": task, "share": share, "proxy": proxy, "gold": gold}
                 if share == found.shares[-1]:
                     row |= {"gold_drop": found.gold_drop, "meanwhile": found.proxy_meanwhile}
                 table.rows.append(row)
@@ -422,7 +423,7 @@ def runs(pool: Pool, prefix: str) -> Table:
     return table
 
 
-def _run_row(label: str, run) -> dict:
+def _run_row(label: str, run: Found) -> Row:
     again = ["bench", "run", "--preset", str(run.folder / "spec.json"), "--seeds", str(run.spec["seed"])]
     return {
         "line": label, "seed": run.spec["seed"], "run": run.name, "state": run.state, "commit": run.commit,

@@ -6,9 +6,10 @@ import secrets
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field, ValidationError, model_validator
 
@@ -25,7 +26,7 @@ from sweeps.storage import Place, damaged, make_folder, open_storage, storage_er
 Scalar = bool | int | float | str
 LARGEST = 10**15
 """Beyond it Optuna's samplers lose whole numbers."""
-MEAN = "mean"
+MEAN: Final = "mean"
 
 
 class Axis(Settings):
@@ -44,35 +45,49 @@ class Axis(Settings):
     def _range_or_choices(self) -> "Axis":
         if (self.choices is None) == (self.low is None) or (self.low is None) != (self.high is None):
             raise ValueError("give either low and high, or choices")
-        if self.low is not None and not (abs(self.low) <= LARGEST and abs(self.high) <= LARGEST):
-            raise ValueError(f"low {self.low} and high {self.high} must lie within {LARGEST:.0e}")
-        if self.low is not None and not self.low < self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}")
-        if self.log and (self.choices is not None or self.low <= 0):
+        if self.low is not None and self.high is not None:
+            if not (abs(self.low) <= LARGEST and abs(self.high) <= LARGEST):
+                raise ValueError(f"low {self.low} and high {self.high} must lie within {LARGEST:.0e}")
+            if not self.low < self.high:
+                raise ValueError(f"low {self.low} is not below high {self.high}")
+        if self.log and (self.low is None or self.low <= 0):
             raise ValueError("log needs a range above 0")
-        for index, choice in enumerate(self.choices or ()):
-            if choice in self.choices[:index]:
+        choices = self.choices or ()
+        for index, choice in enumerate(choices):
+            if choice in choices[:index]:
                 raise ValueError(f"choices name {choice!r} twice")
         return self
+
+    @property
+    def ends(self) -> tuple[int | float, int | float]:
+        """low and high of a range."""
+        assert self.low is not None and self.high is not None, "choices have no ends"
+        return self.low, self.high
 
     def holds(self, value: Scalar) -> bool:
         """Whether a trial could have this value."""
         if self.choices is not None:
             return value in self.choices
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        low, high = self.ends
+        return isinstance(value, int | float) and low <= value <= high
 
     def gave(self, value: Scalar) -> bool:
         """Whether a sampler can have drawn it: at an end of a range rounding may lead just outside."""
         if self.choices is not None or not isinstance(value, int | float):
             return self.holds(value)
-        return math.isclose(value, min(max(value, self.low), self.high), rel_tol=1e-9)
+        low, high = self.ends
+        return math.isclose(value, min(max(value, low), high), rel_tol=1e-9)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Scalar:
         """This trial's value."""
         if self.choices is not None:
-            return trial.suggest_categorical(name, self.choices)
-        whole = isinstance(self.low, int) and isinstance(self.high, int)
-        return (trial.suggest_int if whole else trial.suggest_float)(name, self.low, self.high, log=self.log)
+            choice = trial.suggest_categorical(name, self.choices)
+            assert choice is not None  # Optuna knows such choices, a study's file does not
+            return choice
+        low, high = self.ends
+        if isinstance(low, int) and isinstance(high, int):
+            return trial.suggest_int(name, low, high, log=self.log)
+        return trial.suggest_float(name, low, high, log=self.log)
 
 
 class StudySpec(Settings):
@@ -157,7 +172,7 @@ class StudySpec(Settings):
 
     def example(self) -> dict[str, Scalar]:
         """Settings that a trial could have: of every dimension its first value."""
-        return self._walk(lambda _, axis: axis.choices[0] if axis.choices is not None else axis.low)
+        return self._walk(lambda _, axis: axis.choices[0] if axis.choices is not None else axis.ends[0])
 
     def _walk(self, value: Callable[[str, Axis], Scalar]) -> dict[str, Scalar]:
         chosen: dict[str, Scalar] = {}
@@ -250,12 +265,13 @@ def _check_trial(spec: StudySpec, trial: FrozenTrial) -> None:
 
 
 def _begun(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage) -> optuna.Study:
-    directions = ["maximize"] * (1 if spec.objective == MEAN else len(spec.objective))
-    how = {"storage": storage, "study_name": spec.name, "pruner": _pruner(spec.pruner)}
+    pruner = _pruner(spec.pruner)
     try:
-        study = optuna.load_study(**how)  # writes nothing: a finished study is shown where no space is left
+        # Writes nothing: a finished study is shown where no space is left.
+        study = optuna.load_study(storage=storage, study_name=spec.name, pruner=pruner)
     except KeyError:
-        study = optuna.create_study(**how, directions=directions)
+        directions = [StudyDirection.MAXIMIZE] * (1 if spec.objective == MEAN else len(spec.objective))
+        study = optuna.create_study(storage=storage, study_name=spec.name, pruner=pruner, directions=directions)
     begun, home = study.user_attrs.get("identity"), _home(place)
     if begun is None:
         study.set_user_attr("home", home)

@@ -68,7 +68,7 @@ def _summary(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
 def best(spec: StudySpec, study: optuna.Study, complete: list[FrozenTrial]) -> list[FrozenTrial]:
     """One objective: the best trials, best first. Several: the Pareto front, highest mean first."""
     if spec.objective == MEAN:
-        return sorted(complete, key=lambda trial: -trial.value)[:SHOWN]
+        return sorted(complete, key=lambda trial: -trial.values[0])[:SHOWN]
     front = study.best_trials if complete else []
     return sorted(front, key=lambda trial: -float(np.mean(trial.values)))
 

@@ -125,11 +125,11 @@ def _next(spec: StudySpec, study: optuna.Study, claims: Claims) -> tuple[Taken |
     if len(begun) >= spec.trials:
         return None, busy
     study.sampler = sampler(spec, len(begun))
-    trial = study.ask()
-    lock = claims.take(trial.number)
+    new = study.ask()
+    lock = claims.take(new.number)
     if lock is None:
-        raise BenchError(f"trial {trial.number} is new and yet in a worker's hands: is the storage another study's?")
-    return (trial, spec.suggest(trial), lock), busy
+        raise BenchError(f"trial {new.number} is new and yet in a worker's hands: is the storage another study's?")
+    return (new, spec.suggest(new), lock), busy
 
 
 def _adopt(spec: StudySpec, study: optuna.Study, frozen: FrozenTrial, lock: ExitStack) -> Taken:

@@ -120,9 +120,10 @@ def with_processor(model: str, processor: str, sources: dict[str, str], prepare:
     return Clip(model, tokenise, prepare or processed, **placed(sources, BATCH))
 
 
-def cropped(images_BCHW: Tensor, side: int) -> Tensor:
+def cropped(images_BCHW: Pictures, side: int) -> Tensor:
     """`standardise` of the central square: the short edge resized bilinearly, antialiased, as torchvision's Resize and
     CenterCrop do on tensors."""
+    assert isinstance(images_BCHW, torch.Tensor)  # who crops so shows no PIL pictures
     height, width = images_BCHW.shape[-2:]
     long = int(side * max(height, width) / min(height, width))
     size = (side, long) if height <= width else (long, side)

@@ -106,4 +106,4 @@ class Nft(Engine):
     def after_update(self, lab: Lab) -> None:
         keep = OLD_DECAY[self.options.old_decay](lab.step + 1)
         adapters = lab.backbone.adapters
-        torch._foreach_lerp_(adapters.parameters(OLD), adapters.parameters(STUDENT), 1 - keep)
+        torch._foreach_lerp_(tuple(adapters.parameters(OLD)), tuple(adapters.parameters(STUDENT)), 1 - keep)

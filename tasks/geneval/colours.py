@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.lazy import torch
 from bench.scoring.pictures import to_bytes
-from tasks.clip import with_processor
+from tasks.clip import Pictures, with_processor
 from tasks.geneval.detector import Detection
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ THIN = 50
 class ColourJudge(Protocol):
     """Anything that names the colour of a detected object."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Part of every score's name."""
 
     def judge(self, image_CHW: Tensor, objects: list[Detection], noun: str) -> list[str]:
         """The colour of each object, all of one noun, in a picture [3, H, W] in [0, 1]."""
@@ -68,11 +70,12 @@ class ClipColourJudge:
         return [self.colours[i] for i in likeness.argmax(1).tolist()]
 
 
-def open_clip_pixels(pictures: list, side: int) -> Tensor:
+def open_clip_pixels(pictures: Pictures, side: int) -> Tensor:
     """PIL pictures of any sizes -> pixel values [B, 3, side, side]: short side to `side`, centre, CLIP's statistics."""
     from PIL import Image
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+    assert isinstance(pictures, list)  # the judge shows no tensors
     found = []
     for picture in map(without_ends, pictures):
         short = min(picture.size)
@@ -101,4 +104,5 @@ def cut_out(image_CHW: Tensor, found: Detection):
     from PIL import Image
 
     on_grey = np.where(found.mask[..., None], to_bytes(image_CHW), np.uint8(BACKGROUND))
-    return Image.fromarray(on_grey).crop(tuple(round(side) for side in found.box))
+    left, top, right, bottom = (round(side) for side in found.box)
+    return Image.fromarray(on_grey).crop((left, top, right, bottom))

@@ -46,8 +46,9 @@ class Detection:
 class Detector(Protocol):
     """Anything that finds COCO objects."""
 
-    name: str
-    """Engine, version and weights: part of every score's name."""
+    @property
+    def name(self) -> str:
+        """Engine, version and weights: part of every score's name."""
 
     def detect(self, images_BCHW: Tensor, floor: float) -> list[list[Detection]]:
         """Objects scored above `floor` in each picture [B, 3, H, W] in [0, 1], RGB."""
@@ -86,7 +87,7 @@ class Mask2FormerDetector:
         height, width = images_BCHW.shape[-2:]
         pixels, (inner_h, inner_w) = prepare(images_BCHW.to(self.device))
         outputs = self.model(pixel_values=pixels.to(self.model.dtype))
-        found = []
+        found: list[list[Detection]] = []
         for classes, masks in zip(outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()):
             if not (classes.isfinite().all() and masks.isfinite().all()):
                 raise FloatingPointError("the detector gives values that are not finite")

@@ -9,7 +9,9 @@ official evaluator's mmdet 2.x does it.
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -26,7 +28,8 @@ SWIN = "model.pixel_level_module.encoder"
 PIXELS = "model.pixel_level_module.decoder"
 QUERIES = "model.transformer_module"
 FEED_FORWARD = [(r"ffns\.0\.layers\.0\.0", "fc1"), (r"ffns\.0\.layers\.1", "fc2")]
-SECTIONS = {
+Renames = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+SECTIONS: dict[str, tuple[str, Renames]] = {
     "backbone": (SWIN, [
         (r"patch_embed\.projection", "embeddings.patch_embeddings.projection"),
         (r"patch_embed\.norm", "embeddings.norm"),
@@ -141,14 +144,14 @@ def architecture(state: dict[str, Tensor]):
     hidden = state["panoptic_head.query_feat.weight"].shape[1]
     encoder = "panoptic_head.pixel_decoder.encoder.layers"
     points = 3 * 4  # levels and points of the deformable attention; transformers has no others
-    swin = SwinConfig(
+    swin = SwinConfig(  # type: ignore[call-arg]  # a field in its types, an argument where it is read
         embed_dim=state["backbone.patch_embed.projection.weight"].shape[0],
         depths=[count(rf"backbone\.stages\.{i}\.blocks\.(\d+)\.") for i in stages],
         num_heads=[table.shape[1] for table in tables],
         window_size=(round(tables[0].shape[0] ** 0.5) + 1) // 2,
         out_features=[f"stage{i + 1}" for i in stages],
     )
-    return Mask2FormerConfig(
+    return Mask2FormerConfig(  # type: ignore[call-arg]  # the base class takes num_labels
         backbone_config=swin,
         feature_size=hidden,
         mask_feature_size=state["panoptic_head.pixel_decoder.mask_feature.weight"].shape[0],
@@ -193,13 +196,15 @@ def _model(config, tensors: dict[str, Tensor], source: str, hint: str):
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # what does not fit is an error below
     try:
-        model, report = Mask2FormerForUniversalSegmentation.from_pretrained(
+        loaded: tuple[Mask2FormerForUniversalSegmentation, dict[str, Any]]
+        loaded = Mask2FormerForUniversalSegmentation.from_pretrained(  # type: ignore[assignment]  # its types know no report
             None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except RuntimeError as error:
         raise DamagedError(f"{source} does not fit transformers' Mask2Former: {cause_of(error)}; {hint}") from error
     finally:
         transformers.utils.logging.set_verbosity(before)
+    model, report = loaded
     missing = [key for key in report["missing_keys"] if not UNREAD.search(key)]
     reshaped = names_of(report["mismatched_keys"])
     wrong = {"missing": missing, "unknown": report["unexpected_keys"], "of another shape": reshaped}

@@ -64,7 +64,8 @@ def _photo_splits(vocabulary: Vocabulary) -> dict[str, list[dict]]:
     Single objects are 80 prompts in all, and all in test: training has none, as in the published mix.
     """
     test = generate(vocabulary)
-    told, by_tag = {record["prompt"] for record in test}, {}
+    told = {record["prompt"] for record in test}
+    by_tag: dict[str, list[dict]] = {}
     for record in generate(vocabulary, seed=TRAINING_SEED, draws=TRAINING_DRAWS):
         if record["prompt"] not in told:
             told.add(record["prompt"])

@@ -76,11 +76,11 @@ def gold_parts(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> dict
         if not marks:
             rows.append((0.0, 0.0, 0.0, clean, _match(marks, pairs)))
             continue
-        harmony = np.mean([HARMONY[ground][m.colour] for m in marks])
+        harmony = float(np.mean([HARMONY[ground][m.colour] for m in marks]))
         gaps = [abs(_luminance(COLOURS[m.colour]) - _luminance(GROUNDS[ground])) for m in marks]
         centre = np.mean([(m.left + BLOCK / 2, m.top + BLOCK / 2) for m in marks], axis=0)
         off_centre = np.abs(centre - CANVAS / 2).max() / (CANVAS / 2 - BLOCK / 2)
-        rows.append((harmony, min(1.0, np.mean(gaps) / 0.5), 1 - off_centre, clean, _match(marks, pairs)))
+        rows.append((harmony, min(1.0, float(np.mean(gaps)) / 0.5), 1 - off_centre, clean, _match(marks, pairs)))
     return dict(zip(PARTS, np.array(rows, np.float64).reshape(-1, len(PARTS)).T, strict=True))
 
 
