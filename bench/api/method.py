@@ -78,7 +78,7 @@ class Method(ABC, Generic[Experience]):
     """Paper and equation."""
     needs: ClassVar[Needs] = Needs()
     Options: ClassVar[type[Options]] = Options
-    adapters: ClassVar[tuple[str, ...]] = ()
+    adapters: tuple[str, ...] = ()
     """Further adapters the method keeps beside the student; they start equal to it and are checkpointed."""
     several_tasks: ClassVar[bool] = True
     """False for a method that takes exactly one task."""

@@ -43,9 +43,9 @@ class Task(ABC):
     """One reward. Built with the backbone's world, which picks detectors and vocabulary from the task's own table."""
 
     name: ClassVar[str]
-    version: ClassVar[str]
+    version: str
     """Changes whenever a score could."""
-    headline: ClassVar[str]
+    headline: str
     """The metric that tables show."""
     lowest_reward: float = 0.0
     """Smallest training reward; below 0 only where the published reward is."""
