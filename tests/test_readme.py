@@ -90,6 +90,16 @@ SHRINK = {
 }
 
 
+def shrunk(words: list[str]) -> list[str]:
+    """With what makes it small; an option of one value takes the place of the command's own."""
+    less = shlex.split(SHRINK.get(words[0], ""))
+    for option in {word for word in less if word.startswith("--")} - {"--set"}:
+        while option in words:
+            at = words.index(option)
+            words = [*words[:at], *words[at + 2 :]]
+    return words + less
+
+
 @pytest.fixture(scope="module")
 def places(detector_folder: Path, clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What stands for the README's capitals."""
@@ -124,7 +134,7 @@ def test_every_command_of_the_readme_runs(line: str, folder: Path, places: dict[
         pytest.skip("tests/sweeps, tests/slurm and tests/report do this on something small")
     if words[0] == "perf":
         pytest.skip("takes minutes; test_perf.py runs a small one")
-    words += shlex.split(SHRINK.get(words[0], ""))
+    words = shrunk(words)
     if words[0] == "serve":
         command = [sys.executable, "-m", "bench", *words, "--port", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
