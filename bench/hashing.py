@@ -4,6 +4,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PIECE, SAMPLES = 1 << 20, 256
 
@@ -32,6 +36,17 @@ def sampled_hash(paths: Iterable[Path]) -> str:
             for start in range(0, size, max(PIECE, size // SAMPLES)):
                 file.seek(start)
                 digest.update(file.read(PIECE))
+    return digest.hexdigest()[:16]
+
+
+def tensors_hash(tensors: "dict[str, Tensor]") -> str:
+    """sha256 over names and values, 16 hex digits; the device does not matter."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

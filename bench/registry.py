@@ -143,6 +143,11 @@ def named(kind: str, names: list[str]) -> list[str]:
         if name not in known:
             raise unknown(kind, name, [*known, "all"])
         find(kind, name)
+    refuse_repeats(kind, names)
+    return names
+
+
+def refuse_repeats(kind: str, names: list[str]) -> None:
+    """Raise UsageError where a name stands twice."""
     if len(set(names)) != len(names):
         raise UsageError(f"a {kind} is named twice: {', '.join(names)}")
-    return names

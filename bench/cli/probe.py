@@ -17,7 +17,7 @@ from bench.jobs.runs import carry_out_command
 from bench.probes.estimates import nested
 from bench.probes.gradient import GradientNoise, Moments, gradient_noise
 from bench.probes.interference import interference
-from bench.registry import find
+from bench.registry import find, refuse_repeats
 from bench.system.files import json_bytes
 from bench.system.outputs import check_output, write_output
 from bench.system.places import check_writable
@@ -127,8 +127,7 @@ def probe_specs(
     for method in methods:
         if not find("method", method).trains:
             raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
-    if len(set(methods)) != len(methods):
-        raise UsageError(f"a method is named twice: {', '.join(methods)}")
+    refuse_repeats("method", methods)
     own = {method: overrides_of(method, methods, overrides) for method in methods}
     found = []
     for v in variants(axes, recipes(methods, tasks, backbone), overrides):

@@ -20,13 +20,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.config.spec import Spec
 from bench.errors import DamagedError, Stopped, UsageError, explained
-from bench.lazy import torch
+from bench.hashing import tensors_hash
 from bench.store.damage import checkpoint_state, log_lengths, read_starts
 from bench.store.names import APPENDED, EVALUATIONS, FAILURE, LOGS, REPLACED, STARTS
 from bench.store.shapes import check_points, check_state, check_summary
@@ -178,7 +177,7 @@ class Run:
                 os.fsync(file.fileno())
         lengths = {log: (self.folder / log).stat().st_size for log in LOGS}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        made = {"logs": lengths, "spec": self.spec.digest(self.backbone_hash), "tensors": _hash(tensors)}
+        made = {"logs": lengths, "spec": self.spec.digest(self.backbone_hash), "tensors": tensors_hash(tensors)}
         write_atomic(self.checkpoint, save(tensors, {"state": json.dumps(state | made)}))
 
     def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -232,18 +231,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise DamagedError(f"corrupt checkpoint {path}: {error}") from error
-    if "tensors" in state and state["tensors"] != _hash(tensors):  # older versions wrote no hash
+    if "tensors" in state and state["tensors"] != tensors_hash(tensors):  # older versions wrote no hash
         raise DamagedError(f"corrupt checkpoint {path}: its tensors are not those that were written")
     return tensors, state
-
-
-def _hash(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names and values, 16 hex digits."""
-    digest = sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _mend(log: Path) -> None:

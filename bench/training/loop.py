@@ -117,7 +117,7 @@ class Loop:
         watch = Watch(self.lab, self.method.name)
         self.method.prepare(self.lab)
         watch.check_draws()
-        check_equal(self.lab, self.method.name, self.parameters, "before the first update")
+        check_equal(self.lab, self.method.name, "before the first update")
         if self.lab.notes:
             self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | self.lab.backbone.meter.whole(self.workers))
         adapters = self.lab.backbone.adapters
@@ -204,8 +204,7 @@ class Loop:
     @torch.no_grad()
     def _combine(self, gradients: dict[str, Tensor], plan: dict[str, float]) -> None:
         """Let the method make one gradient of the tasks'; one that is not finite is left for `_descend` to find."""
-        if self.workers.count > 1:
-            self.workers.add(gradients.values())
+        self.workers.add(gradients.values())
         scale = self.scaler.get_scale()  # a power of two: dividing and multiplying by it changes no bit
         own = {task: gradient / scale for task, gradient in gradients.items()}
         broken = next((gradient for gradient in own.values() if not gradient.isfinite().all()), None)
@@ -287,7 +286,7 @@ class Loop:
         if self.saved == (moment := (self.step, len(self.evaluated))):
             return
         self.saved = moment
-        check_equal(self.lab, self.method.name, self.parameters, f"after update {self.step}")
+        check_equal(self.lab, self.method.name, f"after update {self.step}")
         tensors: dict[str, Tensor] = {}
         for name in self._kept():
             tensors |= {f"adapter/{name}/{k}": v for k, v in self.lab.backbone.adapters.state(name).items()}

@@ -5,15 +5,15 @@ them, and their summed gradient is N times too large; one that draws random numb
 process the numbers of other rows, and the update is not that of one process.
 """
 
-import hashlib
 import random
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 
-from bench.api.lab import Lab
+from bench.api.lab import STUDENT, Lab
 from bench.errors import UsageError
+from bench.hashing import tensors_hash
 
 
 class Watch:
@@ -73,21 +73,13 @@ def _gpu_generators() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
-def check_equal(lab: Lab, method: str, parameters: Iterable[torch.Tensor], when: str) -> None:
+def check_equal(lab: Lab, method: str, when: str) -> None:
     """Raise UsageError if the processes of a run do not hold the same student, to the bit."""
     if lab.workers.count == 1:
         return
-    held = lab.workers.gather(tensors_hash(parameters))
+    held = lab.workers.gather(tensors_hash(lab.backbone.adapters.state(STUDENT)))
     if len(set(held)) > 1:
         raise UsageError(
             f"the {lab.workers.count} processes hold different students {when}: method {method!r} draws or decides "
             "something in each of them by itself. Draw from lab.generator or lab.numpy_generator, or run one process"
         )
-
-
-def tensors_hash(tensors: Iterable[torch.Tensor]) -> str:
-    """Of the bytes of tensors in their order."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
