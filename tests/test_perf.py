@@ -40,7 +40,7 @@ def fast(monkeypatch) -> None:
     monkeypatch.setattr(command, "overhead", partial(overhead, updates=4))
 
 
-def gradient(variant: updates.Variant, guidance: float) -> tuple[torch.Tensor, Passes]:
+def gradient(variant: updates.UpdateVariant, guidance: float) -> tuple[torch.Tensor, Passes]:
     lab = updates.laboratory(descriptor().load("cpu"), TEXTS, guidance)
     shake(lab.backbone, "teacher")
     shake(lab.backbone, STUDENT, 0.02)
@@ -55,7 +55,7 @@ def test_every_variant_makes_the_same_gradient(fast, guidance: float) -> None:
     wanted, cost = gradient(baseline, guidance)
     branches = 1 if guidance == 1 else 2
     # rollout, training, teacher
-    assert cost.evaluations == updates.TRAJECTORIES * branches * (10 + 9 * 3 + 9)
+    assert cost.nfe == updates.TRAJECTORIES * branches * (10 + 9 * 3 + 9)
     assert cost == Passes(forward=10 + 9, trained=9) * (updates.TRAJECTORIES * branches)
     for variant in others:
         found, passes = gradient(variant, guidance)
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_a_row_not_an_end(fast, monkeypatch) -> None:
 
     monkeypatch.setattr(ShapeOnly, "_forward", full)
     make = partial(ShapeOnly, "cpu", config=TINY)
-    rows = updates.table(make, Compute(), TEXTS, 1.0, (updates.Variant(updates.BASELINE, None),))
+    rows = updates.table(make, Compute(), TEXTS, 1.0, (updates.UpdateVariant(updates.BASELINE, None),))
     assert rows == [{"update": updates.BASELINE, "trajectories": 6, "error": "out of memory"}]
 
 

@@ -67,7 +67,7 @@ def compared(unpacked: Path) -> Compared:
 
 
 def standings_of(compared: Compared, reference: str) -> list[Standing]:
-    cost = max(line.teacher_evaluations for line in compared.lines) / len(compared.tasks)
+    cost = max(line.teacher_nfe for line in compared.lines) / len(compared.tasks)
     groups = {line.label: line.records for line in compared.lines}
     return standings(groups, compared.tasks, reference, dict.fromkeys(compared.tasks, cost))
 
@@ -82,7 +82,7 @@ def test_every_line_has_five_seeds_and_equal_compute(compared: Compared) -> None
     for line in compared.lines:
         assert sorted(r.summary["seed"] for r in line.records) == [0, 1, 2, 3, 4]
         if line.label != "merge":
-            assert line.training_evaluations == pytest.approx(compared.budget, rel=0.02)
+            assert line.training_nfe == pytest.approx(compared.budget, rel=0.02)
 
 
 def test_table_follows_from_the_runs(compared: Compared, table: list[Standing], capsys) -> None:
@@ -129,7 +129,7 @@ def test_readme_shows_the_stored_comparison(compared: Compared, table: list[Stan
     for line in table:
         own = line.label == "opd_analytic"
         gap = ["", ""] if own else [str(line.against_reference), plain(line.against_reference.p, "p")]
-        cost = f"{(line.training_evaluations + line.teacher_evaluations) / 1000:,.0f}k"
+        cost = f"{(line.training_nfe + line.teacher_nfe) / 1000:,.0f}k"
         hidden = [f"{line.worst_task} {line.worst}", *map(str, line.beside.values())]
         row = " | ".join([line.label, str(line.gain), *gap, line.family, *hidden, target_text(line), cost])
         assert f"| {row} |" in readme, row

@@ -27,8 +27,8 @@ from bench.scoring.loading import load_tasks
 from bench.system.devices import best_device
 from bench.system.outputs import check_folder, check_output, write_output
 from bench.training.evaluate import Evaluation, evaluate
+from bench.training.execute import load_backbone
 from bench.training.out_of_memory import memory_of
-from bench.training.runner import load_backbone
 from bench.weights.hub import adapter_folder
 
 KEPT = Path("results/runs/cache")

@@ -172,7 +172,7 @@ def tables(found: dict) -> list[Table]:
         faster = f"{eager['seconds'] / triton['seconds']:.1f}" if triton else "-"
         kernel.add_row(row["operation"], str(row["batch"]), row["dtype"], *_cell(eager), *_cell(triton), faster)
     made = Table(
-        "update", "pictures/s", "times baseline", "evaluations/s", "TFLOP/s", "of matrix rate", "memory, GB",
+        "update", "pictures/s", "times baseline", "NFE/s", "TFLOP/s", "of matrix rate", "memory, GB",
         title=f"{found['backbone']}: {updates.TRAJECTORIES} trajectories of {updates.STEPS} steps, guidance "
         f"{found['guidance']:g}",
     )  # fmt: skip

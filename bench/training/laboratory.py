@@ -8,7 +8,7 @@ from bench.config.resolve import describe
 from bench.config.spec import Spec
 from bench.probes.estimates import ProbeLab
 from bench.registry import find
-from bench.training.runner import equip, load_backbone
+from bench.training.execute import equip, load_backbone
 from bench.training.teachers import locate
 from bench.weights.hub import adapter_folder
 

@@ -16,7 +16,7 @@ from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
 from bench.sampler.rollout import euler
 from bench.training.evaluate import pictures
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 from bench.training.start import exact, read_start
 from bench.weights.hub import DIFFUSERS_FILE, model_name
 from tests.backbones.adapter_makers import by_peft, in_peft, untouched, velocity
@@ -93,7 +93,7 @@ def test_saving_twice_gives_the_same_bytes_and_clears_what_a_kill_left(micro, tm
 
 
 def test_a_runs_adapter_is_one_to_diffusers_and_peft(sd3_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("bench.training.runner.load_tasks", lambda names, *_: {name: Dark("photo") for name in names})
+    monkeypatch.setattr("bench.training.execute.load_tasks", lambda names, *_: {name: Dark("photo") for name in names})
     monkeypatch.setattr(Dark, "name", "ocr")
     backbone = descriptor(str(sd3_folder)).load("cpu")
     base = untouched(backbone)

@@ -16,8 +16,8 @@ from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.sampler.rollout import Sampler, euler, rollout
 from bench.sampler.schedule import make_schedule
+from bench.training.execute import Session, execute
 from bench.training.loop import Loop
-from bench.training.runner import Session, execute
 
 
 def with_scheduler(folder: Path, target: Path, **fields) -> str:
