@@ -23,7 +23,7 @@ from bench.training.loop import Loop
 from bench.training.runner import Session, execute
 from methods.opd_analytic import OpdAnalytic
 from tasks.ocr.task import Ocr
-from tests.test_resume import SETTINGS
+from tests.training.test_resume import SETTINGS
 
 QUICK = [
     "params.trajectories=2",
