@@ -1,3 +1,3 @@
 """Sampler kernels, training loop, store and command line shared by every method."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

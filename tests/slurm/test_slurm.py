@@ -21,7 +21,7 @@ from bench.jobs.dispatch import dispatch
 from bench.jobs.launches import Job, launches
 from bench.jobs.placement import Placement, Profile
 from bench.jobs.status import cancel, survey
-from tests.work import speak
+from tests.jobs.work import speak
 
 
 def _answers() -> bool:

@@ -14,7 +14,7 @@ from bench.jobs.runs import carry_out_runs
 from bench.store.run import Run
 from bench.training import same_scorers
 from bench.training.execute import Session, execute
-from tests.work import speak
+from tests.jobs.work import speak
 
 NOWHERE = "http://127.0.0.1:9"
 Q = ["budget.updates=2", "evaluation.steps=1", "evaluation.split=validation", "params.trajectories=2", "checkpoint_every=1"]

@@ -23,7 +23,7 @@ from bench.training.execute import Session, execute
 from bench.training.loop import Loop
 from methods.opd_analytic import OpdAnalytic
 from tasks.ocr.task import Ocr
-from tests.test_resume import SETTINGS
+from tests.training.test_resume import SETTINGS
 
 QUICK = [
     "params.trajectories=2",

@@ -8,8 +8,8 @@ from bench.analysis.records import Record
 from bench.analysis.stats import Estimate
 from report.claims import chance, gradient_claims, judge, judge_same, score_claims
 from report.lines import Line
-from tests.test_compare import record
-from tests.test_forgetting import SEEDS
+from tests.analysis.test_forgetting import SEEDS
+from tests.cli.test_compare import record
 
 
 @pytest.mark.parametrize(

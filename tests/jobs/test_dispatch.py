@@ -24,7 +24,7 @@ from bench.registry import registered
 from bench.store.provenance import code_hash
 from bench.store.run import Run
 from bench.system.processes import identity, lives
-from tests.work import speak
+from tests.jobs.work import speak
 
 SHORT = [
     "run", "--method", "opd_analytic", "--tasks", "ocr", "--set", "budget.updates=2", "--set", "evaluation.steps=1",

@@ -23,8 +23,8 @@ from bench.training.loop import Progress
 from sweeps.storage import Place
 from sweeps.study import StudySpec
 from sweeps.summary import show
+from tests.cli.test_compare import record
 from tests.commands import bench
-from tests.test_compare import record
 
 HOSTILE = ["[bold]x[/bold]", "[/]", "[/red]", ":smile:", "[link=a.b]y[/link]", "order=[ocr, geneval]", r"\[x]"]
 PRINTING = {"Console", "Progress", "print", "Prompt"}

@@ -39,7 +39,7 @@ finally:
 )  # fmt: skip
 def test_settings_are_read_without_torch(tmp_path: Path, words: list[str], code: int) -> None:
     command = [sys.executable, "-c", ASK.format(heavy=HEAVY), *words]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == code, done.stderr
     assert done.stderr.splitlines()[-1] == "LOADED", done.stderr

@@ -31,8 +31,8 @@ from bench.system.outputs import check_output, write_output
 from bench.system.places import locked
 from bench.system.workers import ALONE, connect, launched
 from bench.training.execute import Reference
-from tests.test_files import put
-from tests.test_places import everything
+from tests.system.test_files import put
+from tests.system.test_places import everything
 
 KINDS = ["nowhere", "itself", "pipe", "folder"]
 ADAPTER = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]

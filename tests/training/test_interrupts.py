@@ -12,7 +12,7 @@ import pytest
 
 from bench.jobs.launches import launches
 from bench.jobs.status import survey
-from tests.test_resume import SETTINGS, records
+from tests.training.test_resume import SETTINGS, records
 
 LONG = ["budget.updates=14", "checkpoint_every=1000", "evaluation.points=[]", "evaluation.steps=1", "lora.rank=4"]
 PATIENCE_S = 240
