@@ -151,8 +151,8 @@ def test_sentences_say_what_the_records_do(unpacked: Path, compared: Compared, t
     lines = {line.label: line for line in compared.lines}
     for found, p in ((lines["cascade"], ".008"), (next(x for x in long.lines if x.method == "cascade"), ".005")):
         change = found.forgetting("geneval")
-        assert f"{told(change.change_in_next_stage, turned=True)} (p {p})" in texts["."]
-        assert f"{told(change.change_in_next_stage)} (p {p}" in texts["results/reference"]
+        assert f"{told(change.change_in_next_stage, turned=True)} (p = {p})" in texts["."]
+        assert f"{told(change.change_in_next_stage)} (p = {p}" in texts["results/reference"]
         for text in texts.values():
             assert told(change.change_after_own_stage) in text
     claims = {v.claim: v for v in score_claims([*compared.lines, *long.lines], compared.tasks)}
@@ -164,13 +164,13 @@ def test_sentences_say_what_the_records_do(unpacked: Path, compared: Compared, t
     )
     for claim, p in (("multi_reward engine=nft", ".049"), ("cascade", ".049")):
         name = f"analytic OPD beats {claim} at equal compute (teachers' cost not counted)"
-        assert f"Holm p 0{p}" in claims[name].quantity and f"p is {p} for both" in texts["."]
+        assert f"Holm p 0{p}" in claims[name].quantity and f"p = {p} for both" in texts["."]
     raw = [against(x.records, lines["opd_analytic"].records, compared.tasks).p for x in compared.lines]
     together = dict(zip([x.label for x in compared.lines], holm(raw)))
     assert {plain(together[x], "p") for x in ("cascade", "multi_reward engine=nft")} == {"0.073"}
     assert all("would be .073" in text for text in texts.values())
     by_label = {line.label: line for line in table}
-    assert f"{by_label['off_policy'].p_equivalent:.3f}" == "0.012" and "p .012" in texts["."]
+    assert f"{by_label['off_policy'].p_equivalent:.3f}" == "0.012" and "p = .012" in texts["."]
     assert f"{by_label['off_policy'].margin:.3f}" == "0.027" and ".027" in texts["."]
 
 
