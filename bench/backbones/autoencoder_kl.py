@@ -43,5 +43,5 @@ class KlDecoder(Decoder):
             model.blend_v = model.blend_h = lambda _, tile, __: tile
         return model
 
-    def inputs(self, model: nn.Module, latents: int) -> Tensor:
+    def inputs(self, model: Any, latents: int) -> Tensor:
         return torch.empty(latents, model.config.latent_channels, self.latent_side, self.latent_side)

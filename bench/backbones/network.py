@@ -6,7 +6,7 @@ This file imports no torch: what a run will cost is told of a descriptor, before
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ class Network(ABC):
         """The network on the meta device, in float32. Called with `inputs` and return_dict=False, as diffusers' are."""
 
     @abstractmethod
-    def inputs(self, model: nn.Module, latents: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    def inputs(self, model: Any, latents: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """What the built network is called with for a batch; only shapes and types count."""
 
 
@@ -56,5 +56,5 @@ class Decoder(ABC):
         """The model on the meta device, in float32, with diffusers' `decode`."""
 
     @abstractmethod
-    def inputs(self, model: nn.Module, latents: int) -> Tensor:
+    def inputs(self, model: Any, latents: int) -> Tensor:
         """What the built model decodes for a batch; only the shape counts."""

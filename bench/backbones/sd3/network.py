@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.backbones.autoencoder_kl import KlDecoder
 from bench.backbones.network import Network
@@ -44,7 +44,7 @@ class Sd3Network(Network):
     def build(self) -> nn.Module:
         return _built(self.config)
 
-    def inputs(self, model: nn.Module, latents: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    def inputs(self, model: Any, latents: int, dtype: torch.dtype) -> dict[str, Tensor]:
         c, side = model.config, self.latent_side
         return {
             "hidden_states": torch.empty(latents, c.in_channels, side, side, dtype=dtype),
