@@ -59,7 +59,7 @@ def score_adapter(
     scales = _scales(guidance)
     descriptor = describe(backbone_name)
     sections = ("scorers", "compute", "sampler")
-    view = view_settings(overrides, names, sections, descriptor.world, descriptor.defaults.get("compute", {}))
+    view = view_settings(overrides, names, sections, descriptor.world, descriptor.defaults().get("compute", {}))
     descriptor.check(view.compute)
     sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
     check_output(output)

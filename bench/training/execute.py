@@ -74,7 +74,7 @@ def execute(spec: Spec, session: Session) -> dict:
         return summary
     run.check_place()
     if spec.lora.start:
-        read_start(spec.lora)
+        read_start(spec.lora, descriptor.own().get("lora", {}).get("targets"))
     for teacher_run in workers.agreed(to_train(spec, session.root, fingerprint)):
         session.say(f"training the teacher for {teacher_run.spec.tasks[0]}")
         execute(teacher_run.spec, session)

@@ -20,7 +20,7 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     if student == "base":
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or backbone.targets)
+        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets)
         backbone.adapters.add(STUDENT, shape, seed=0, trainable=True)
     else:
         backbone.adapters.load(STUDENT, adapter_folder(student), trainable=True)

@@ -52,7 +52,7 @@ class Loop:
         """Asked once an update, and before each batch of an evaluation."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = spec.evaluation.build(shift)
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or backbone.targets)
+        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)
         for name in (EMA, *method.adapters):
@@ -128,7 +128,8 @@ class Loop:
 
     def _start(self, lora: LoraSpec) -> None:
         assert lora.start  # called where one is set
-        state, adapters = read_start(lora), self.lab.backbone.adapters
+        adapters = self.lab.backbone.adapters
+        state = read_start(lora, adapters.targets)
         if left := sorted(adapters.state(STUDENT).keys() - state.keys()):
             raise UsageError(f"the adapter {lora.start} leaves {layer_of(left[0])} as it is: {targets_of(state)}")
         adapters.load_state(STUDENT, state, lora.start)

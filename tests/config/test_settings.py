@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.backbones.adapters import TARGETS
+from bench.backbones.sd3.network import TARGETS
 from bench.config.grid import overrides_of
 from bench.config.resolve import preset_tasks, refuse_training, resolve
 from bench.config.scorers import view_settings

@@ -10,8 +10,8 @@ import torch
 from bench.api.lab import STUDENT
 from bench.backbones.meter import Passes
 from bench.backbones.micro import descriptor
-from bench.backbones.shape_only import ShapeOnly
-from bench.backbones.size import Size
+from bench.backbones.sd3.network import sd3_size
+from bench.backbones.sd3.shape_only import ShapeOnly
 from bench.config.compute import Compute
 from bench.errors import UsageError
 from bench.perf import ceilings, command, kernels, updates
@@ -99,7 +99,7 @@ def test_the_shape_only_model_trains_and_is_measured(fast) -> None:
 
 def test_operations_of_a_row_are_counted_not_its_evaluations(fast) -> None:
     """A training pass is a forward pass and a backward pass of its own cost, not three forward passes."""
-    size = Size(TINY, 8, 205, {})
+    size = sd3_size(TINY, 8, 205, {})
     one = size.training(1, updates.RANK, None, Compute())
     again = size.training(1, updates.RANK, None, Compute(gradient_checkpointing=True))
     row = {"passes": {"forward": 5, "trained": 7}, "gradient_checkpointing": False}

@@ -10,7 +10,7 @@ from bench.api.method import Method, Options, Work
 from bench.api.scores import parts_of
 from bench.backbones.meter import BACKWARD, Passes
 from bench.backbones.sd3 import DEFAULT, VAE, size
-from bench.backbones.size import Size
+from bench.backbones.sd3.network import sd3_size
 from bench.cli.dryrun import explain
 from bench.config.compute import Compute
 from bench.config.resolve import describe, resolve
@@ -207,13 +207,13 @@ def test_memory_is_told_by_phase(capsys) -> None:
 
 
 def test_decoding_whole_sliced_and_tiled() -> None:
-    medium = Size({}, 64, 205, {}, VAE)
+    medium = sd3_size({}, 64, 205, {}, VAE)
     whole, sliced, tiled = (medium.decoding(8, Compute(decode=how)) for how in ("whole", "sliced", "tiled"))
     assert whole.forward == 8 * sliced.forward == tiled.forward  # a tile of 1,024 pixels is a whole picture of 512
     assert whole.peak == pytest.approx(8 * sliced.peak, rel=0.02)
-    assert Size({}, 128 * 2, 205, {}, VAE).decoding(1, Compute(decode="tiled")).peak < 5 * sliced.peak
+    assert sd3_size({}, 128 * 2, 205, {}, VAE).decoding(1, Compute(decode="tiled")).peak < 5 * sliced.peak
     assert medium.picture_bytes == 3 * 512 * 512 * 4
-    assert Size({}, 64, 205, {}).decoding(8, Compute()) is None
+    assert sd3_size({}, 64, 205, {}).decoding(8, Compute()) is None
 
 
 @pytest.mark.parametrize("resolution", [256, 512, 1024])

@@ -218,8 +218,8 @@ def test_a_prompts_encoding_does_not_depend_on_earlier_ones(micro) -> None:
     micro._encoded = Embeddings(None, micro.device)
     alone = [micro.encode([p]) for p in prompts]
     for i, one in enumerate(alone):
-        assert torch.equal(together[i : i + 1].sequence, one.sequence)
-        assert torch.equal(together[i : i + 1].pooled, one.pooled)
+        assert torch.equal(together[i : i + 1]["sequence"], one["sequence"])
+        assert torch.equal(together[i : i + 1]["pooled"], one["pooled"])
 
 
 def test_settings_are_chosen_on_other_prompts_than_they_are_reported_on(session: Session) -> None:
