@@ -82,7 +82,7 @@ class DistillationMethod(Method):
     def predict(cls, spec, sampler) -> int:
         work = cls.work(spec, sampler)
         assert work is not None  # every one of these methods says what an update does
-        return work.passes.evaluations
+        return work.passes.nfe
 
     @classmethod
     def trajectory_work(

@@ -52,7 +52,7 @@ class OpdPpoOptions(DistillationOptions):
 
 
 @dataclass
-class Draws:
+class Experience:
     """Trajectories of the old policy [B, ...] with the teacher's velocities at the visited states."""
 
     trajectory: Trajectory
@@ -77,7 +77,7 @@ class OpdPpo(DistillationMethod):
         trained, kept = steps * o.inner_updates, 2 * sampler.steps + 1 + steps
         return cls.trajectory_work(spec, trained, steps, rollout=sampler.steps, anchor=trained, kept=kept)
 
-    def collect(self, lab: Lab, task: str) -> Draws:
+    def collect(self, lab: Lab, task: str) -> Experience:
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         field = lab.velocity(conditioning, STUDENT)
@@ -85,9 +85,9 @@ class OpdPpo(DistillationMethod):
         teacher = lab.teacher(task, conditioning)
         sigmas = lab.sampler.schedule.sigmas
         steps = trained_steps(lab.sampler, self.options.timestep_fraction, noisy=True)
-        return Draws(trajectory, conditioning, [teacher(trajectory.states[k], sigmas[k]) for k in steps])
+        return Experience(trajectory, conditioning, [teacher(trajectory.states[k], sigmas[k]) for k in steps])
 
-    def losses(self, lab: Lab, task: str, experience: Draws) -> Iterator[Tensor]:
+    def losses(self, lab: Lab, task: str, experience: Experience) -> Iterator[Tensor]:
         o, trajectory = self.options, experience.trajectory
         steps = trained_steps(lab.sampler, o.timestep_fraction, noisy=True)
         at = [lab.sampler.coefficients[k] for k in steps]

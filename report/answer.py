@@ -10,7 +10,7 @@ from bench.analysis.stats import Estimate
 from bench.registry import find
 from report.claims import ALPHA
 from report.evidence import Evidence
-from report.lines import Pool, World
+from report.lines import Conditions, Pool
 from report.table import cell, number
 from report.tables import BASE, PoolTables
 
@@ -28,7 +28,7 @@ def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
     seeds = number(counts["fewest_seeds"], "count")
     if counts["most_seeds"] != counts["fewest_seeds"]:
         seeds = Markup("{} to {}").format(seeds, number(counts["most_seeds"], "count"))
-    spent = "evaluations a run, the teachers' training counted" if pool.whole else "training evaluations a run"
+    spent = "NFE per run, the teachers' training counted" if pool.whole else "training NFE per run"
     many = "seed" if counts["most_seeds"] == 1 else "seeds"
     text = Markup("At about {} {}, {} {}: ").format(number(counts["budget"], "count"), spent, seeds, many)
     if len(ranked) == 1:
@@ -111,27 +111,27 @@ def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> list[Markup]
 def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
     """What a reader must know: missing seeds, other budgets, failed and unfinished runs, few seeds, damaged files."""
     texts: list[Markup] = []
-    first: dict[World, Pool] = {}
+    first: dict[Conditions, Pool] = {}
     for pool in found:
-        where = Markup("At about {} evaluations: ").format(number(pool.budget, "count")) if len(found) > 1 else ""
+        where = Markup("At about {} NFE: ").format(number(pool.budget, "count")) if len(found) > 1 else ""
         if pool.whole:
             texts += _missing(pool, where)
             continue
         if (main := first.setdefault(pool.world, pool)) is not pool:
-            texts.append(Markup("{} spent about {} training evaluations a run, not {}: compared apart.").format(
+            texts.append(Markup("{} spent about {} training NFE per run, not {}: compared apart.").format(
                 _some([line.label for line in pool.lines]), number(pool.budget, "count"), number(main.budget, "count")
             ))  # fmt: skip
         texts += _missing(pool, where)
-        if idle := [line.label for line in pool.lines if not line.training_evaluations and pool.budget]:
+        if idle := [line.label for line in pool.lines if not line.training_nfe and pool.budget]:
             texts.append(
                 Markup("{}: trains nothing, so it is beside the others, not at their cost.").format(_some(idle))
             )
         for run in pool.odd:
-            texts.append(Markup("{} spent {:,.0f} training evaluations, unlike most of its line: in no mean.").format(
+            texts.append(Markup("{} spent {:,.0f} training NFE, unlike most of its line: in no mean.").format(
                 run.name, run.spent
             ))  # fmt: skip
         for line, (least, most) in pool.spread().items():
-            said = "{}{}: its runs spent {:,.0f} to {:,.0f} training evaluations; the budget is their mean."
+            said = "{}{}: its runs spent {:,.0f} to {:,.0f} training NFE; the budget is their mean."
             texts.append(Markup(said).format(where, line, least, most))
         scale = "{}The {} has other scores on {} in some runs; shares of gain are on one line's scale."
         for model, task in _unequal(pool):

@@ -22,7 +22,7 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=True)
 
 
-class Row(Part):
+class ScoreRecord(Part):
     """Scores of one model on one task."""
 
     task: Text
@@ -33,7 +33,7 @@ class Row(Part):
     """Number of each picture's prompt; records had none at first."""
 
     @model_validator(mode="after")
-    def _whole(self) -> "Row":
+    def _whole(self) -> "ScoreRecord":
         # Value by value in numpy: a results folder has millions of them.
         if set(map(type, self.strata)) != {str}:
             raise ValueError(f"{self.task} has strata that are no texts")
@@ -54,18 +54,18 @@ class Row(Part):
         return self
 
 
-class Point(Row):
+class Point(ScoreRecord):
     """One held-out evaluation along training."""
 
     share: Annotated[float, Field(ge=0, le=1)]
 
 
-class Cost(Part):
+class CostRecord(Part):
     evaluations: dict[str, Count]
     seconds: dict[str, Count]
 
 
-class Teacher(Part):
+class TeacherRecord(Part):
     evaluations: Count | None = None
 
 
@@ -74,9 +74,9 @@ class Summary(Part):
 
     method: Text
     seed: int
-    cost: Cost
-    teachers: dict[str, Teacher]
-    models: dict[str, dict[str, Row]]
+    cost: CostRecord
+    teachers: dict[str, TeacherRecord]
+    models: dict[str, dict[str, ScoreRecord]]
     pictures: dict[str, dict[str, Text]] = {}
 
     @model_validator(mode="after")
@@ -101,12 +101,12 @@ class HeldOut(Part):
     guidance: Number
 
 
-class Sampler(Part):
+class SamplerRecord(Part):
     kernel: Text
     eta: Number
 
 
-class Spec(Part):
+class SpecRecord(Part):
     """The settings of a run that the report looks at."""
 
     method: Text
@@ -114,7 +114,7 @@ class Spec(Part):
     tasks: Annotated[list[Text], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
     evaluation: HeldOut
-    sampler: Sampler
+    sampler: SamplerRecord
     params: dict[str, Any]
     budget: dict[str, Any]
     optimizer: dict[str, Any]
@@ -125,11 +125,11 @@ class Spec(Part):
 class Kept(Part):
     """spec.json."""
 
-    spec: Spec
+    spec: SpecRecord
     backbone_hash: Text
 
 
-class Start(Part):
+class StartRecord(Part):
     """A line of provenance.jsonl."""
 
     commit: Text | None = ""
@@ -158,13 +158,13 @@ class AtSigma(Noise):
     sigma: Number
 
 
-class Probe(Part):
+class ProbeRecord(Part):
     """One entry of bench probe's output."""
 
     label: Text
     method: Text
     point: list[Text]
-    sampler: Sampler
+    sampler: SamplerRecord
     params: dict[str, Any]
     states: Annotated[int, Field(gt=1)]
     all: Noise
@@ -180,7 +180,7 @@ class Level(Part):
     ratio: Interval
 
 
-class Excess(Part):
+class ExcessRecord(Part):
     """One entry of methods.opd_ppo_excess's output."""
 
     task: Text
@@ -243,9 +243,9 @@ class Study(Part):
 
 
 SUMMARY, KEPT = TypeAdapter(Summary), TypeAdapter(Kept)
-STARTS, POINTS, PULLS = TypeAdapter(list[Start]), TypeAdapter(list[Point]), TypeAdapter(list[Pulls])
-PROBES = TypeAdapter(Annotated[list[Probe], Field(min_length=1)])
-EXCESS = TypeAdapter(Annotated[list[Excess], Field(min_length=1)])
+STARTS, POINTS, PULLS = TypeAdapter(list[StartRecord]), TypeAdapter(list[Point]), TypeAdapter(list[Pulls])
+PROBES = TypeAdapter(Annotated[list[ProbeRecord], Field(min_length=1)])
+EXCESS = TypeAdapter(Annotated[list[ExcessRecord], Field(min_length=1)])
 COMPARED, STUDY = TypeAdapter(Compared), TypeAdapter(Study)
 
 

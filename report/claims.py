@@ -142,8 +142,8 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
     for line in lines:
         if line.method not in RIVALS:
             continue
-        own = near(line.training_evaluations, opd.training_evaluations)
-        if not own and not near(line.total_evaluations, opd.total_evaluations):
+        own = near(line.training_nfe, opd.training_nfe)
+        if not own and not near(line.total_nfe, opd.total_nfe):
             continue
         counted = "teachers' cost not counted" if own else "teachers' cost counted"
         claim = f"{name} beats {line.label} at equal compute ({counted})"
@@ -163,7 +163,7 @@ def order_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     verdicts, chances = [], []
     pairs = [pair for groups in combinations(named, 2) for pair in product(*groups)]
     for above, below in pairs:
-        if near(above.training_evaluations, below.training_evaluations):
+        if near(above.training_nfe, below.training_nfe):
             effect = against(above.records, below.records, tasks)
             claim = f"the paper's order of rivals: {above.label} above {below.label}"
             verdict = judge(claim, "difference of mean scores over tasks, above 0", effect)
@@ -233,7 +233,9 @@ def _but_kernel(line: Line) -> dict:
     """The line's settings without the noise of its sampler, and without what may differ between its runs."""
     spec = line.records[0].spec
     sampler = {key: value for key, value in spec["sampler"].items() if key not in ("kernel", "eta")}
-    return {key: spec[key] for key in ("tasks", "budget", "optimizer", "lora", "ema", "params")} | sampler
+    same = {key: spec[key] for key in ("tasks", "optimizer", "lora", "ema", "params")}
+    budget = {"nfe" if key == "evaluations" else key: value for key, value in spec["budget"].items()}  # older records
+    return same | {"budget": budget} | sampler
 
 
 def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:

@@ -49,7 +49,7 @@ def difference(before: Evidence, after: Evidence) -> Report:
     section.say(Markup("Of the lines and tasks that both sets have, {}.").format(Markup(", ").join(said)), "answer")
     for name, mine, theirs in (("first", firsts, others), ("second", others, firsts)):
         only = sorted(
-            f"{line.label} at {line.training_evaluations:,.0f} training evaluations"
+            f"{line.label} at {line.training_nfe:,.0f} training NFE"
             for key, (_, line) in mine.items() if key not in theirs
         )  # fmt: skip
         if only:

@@ -22,7 +22,7 @@ DIGITS = 308
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRun:
     """One run folder."""
 
     folder: Path
@@ -50,7 +50,7 @@ class Found:
 
     @property
     def spent(self) -> float:
-        """Training evaluations of a finished one."""
+        """Training NFE of a finished one."""
         return self.result.summary["cost"]["evaluations"].get("training", 0)
 
 
@@ -58,7 +58,7 @@ class Found:
 class Evidence:
     """All that was found."""
 
-    runs: list[Found] = field(default_factory=list)
+    runs: list[FoundRun] = field(default_factory=list)
     probes: list[tuple[Path, list[dict]]] = field(default_factory=list)
     excess: list[tuple[Path, list[dict]]] = field(default_factory=list)
     """Measured against predicted variance (methods/opd_ppo_excess.py)."""
@@ -217,7 +217,7 @@ class _Reader:
         self.seen: set[Path] = set()
         self._arrays: dict[bytes, np.ndarray] = {}
 
-    def read(self, folder: Path) -> Found:
+    def read(self, folder: Path) -> FoundRun:
         """Raises OSError, ValueError or DamagedError for what is damaged."""
         kept = _of(folder / "spec.json", KEPT, _json)
         spec, weights = kept["spec"], kept["backbone_hash"]
@@ -228,7 +228,7 @@ class _Reader:
             error = recorded_failure(folder)
             check_checkpoint(folder)
             state = "failed" if error else "unfinished"
-            return Found(folder, spec, weights, state, str(error or ""), commit=commit, device=device)
+            return FoundRun(folder, spec, weights, state, str(error or ""), commit=commit, device=device)
         summary = _of(folder / "summary.json", SUMMARY, _json)
         points = _of(folder / "evaluations.jsonl", POINTS, _lines)
         if summary["models"]["student"].keys() != set(spec["tasks"]):
@@ -244,7 +244,7 @@ class _Reader:
         record = Record(
             summary, [self._compact(row) for row in points], spec, _of(folder / "probes.jsonl", PULLS, _lines)
         )
-        return Found(folder, spec, weights, "done", "", record, commit, device)
+        return FoundRun(folder, spec, weights, "done", "", record, commit, device)
 
     def _compact(self, row: dict) -> dict:
         kept = {name: row["rows"][name] for name in {row["headline"], *STRICTER} & row["rows"].keys()}

@@ -251,14 +251,14 @@ def scores_figure(
 
 
 def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], levels: Levels, name: str) -> Figure:
-    """Scores along training against evaluations and against seconds."""
+    """Scores along training against NFE and against seconds."""
     lines = [label for label in look if (frame["line"] == label).any()]
 
     def draw(width: float):
         import matplotlib.pyplot as plt
 
         narrow = is_column(width)
-        axes_of = ("evaluations",) if narrow else ("evaluations", "seconds")  # a column has no room for both
+        axes_of = ("nfe",) if narrow else ("nfe", "seconds")  # a column has no room for both
         columns = 1 if narrow else min(3, len(tasks))
         rows = math.ceil(len(tasks) / columns) * len(axes_of)
         size = (width, 1.75 * rows + _room(lines, narrow))
@@ -272,16 +272,16 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
             task, axis = tasks[index], axes_of[kind]
             for label in lines:
                 points = frame[(frame["line"] == label) & (frame["task"] == task)]
-                scale = 1000 if axis == "evaluations" else 1
+                scale = 1000 if axis == "nfe" else 1
                 said = [f"{label}, {task}: {row.score!r} at {row[axis]!r} {axis}" for _, row in points.iterrows()]
                 draw_curve(axes, points[axis] / scale, points["score"], look[label], said)
             draw_levels(axes.axhline, task, levels)
-            unit = "training evaluations (thousands)" if axis == "evaluations" else "training and scoring (s)"
+            unit = "training NFE (thousands)" if axis == "nfe" else "training and scoring (s)"
             axes.set(title=task, xlabel=unit, ylabel="score")
         _legend(figure, grid.flat[0], lines, narrow)
         return figure
 
-    title = "Anytime curves: held-out score along training, against model evaluations and, at page width, seconds."
+    title = "Anytime curves: held-out score along training, against NFE and, at page width, seconds."
     return Figure(
         name, _said(title, levels),
         f"Scores along training of {len(lines)} lines on {', '.join(tasks)}; the numbers are in the table below.", draw,

@@ -9,7 +9,7 @@ from bench.analysis.records import Record
 from bench.hashing import text_hash
 from bench.registry import registered
 from report.checks import printable
-from report.evidence import Evidence, Found
+from report.evidence import Evidence, FoundRun
 
 EQUAL = 0.05
 """Relative difference up to which two costs count as equal: budgets end on whole updates."""
@@ -17,7 +17,7 @@ NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
 """Settings in which runs of one line may differ."""
 
 
-class World(NamedTuple):
+class Conditions(NamedTuple):
     """What two runs must share for their scores to compare."""
 
     backbone: str
@@ -38,8 +38,8 @@ class Line:
 
     label: str
     records: list[Record]
-    training_evaluations: float
-    teacher_evaluations: float
+    training_nfe: float
+    teacher_nfe: float
     """What its teachers cost to train; 0 for methods without teachers, NaN where no record says."""
     identity: str = ""
     """Hash of its settings."""
@@ -49,8 +49,8 @@ class Line:
         return self.records[0].summary["method"]
 
     @property
-    def total_evaluations(self) -> float:
-        return self.training_evaluations + self.teacher_evaluations
+    def total_nfe(self) -> float:
+        return self.training_nfe + self.teacher_nfe
 
     @property
     def stage_ends(self) -> dict[str, float]:
@@ -72,31 +72,31 @@ class Line:
 class Pool:
     """Lines of one world at one budget: they are compared."""
 
-    world: World
+    world: Conditions
     place: str
     """The world in words."""
     tasks: tuple[str, ...]
     """In the order of its first run."""
     budget: float
-    """Training evaluations of a run, as most of its runs have them."""
+    """Training NFE of a run, as most of its runs have them."""
     lines: list[Line]
     whole: bool = False
     """Whether the budget counts the teachers' training: its lines are then in other pools too."""
-    unfinished: list[Found] = field(default_factory=list)
-    folders: dict[str, list[Found]] = field(default_factory=dict)
+    unfinished: list[FoundRun] = field(default_factory=list)
+    folders: dict[str, list[FoundRun]] = field(default_factory=dict)
     """Line's label -> its finished runs."""
-    pictured: dict[str, list[Found]] = field(default_factory=dict)
+    pictured: dict[str, list[FoundRun]] = field(default_factory=dict)
     """Line's label -> its runs that kept pictures, by seed; those among them that are `repeated` too."""
-    repeated: list[Found] = field(default_factory=list)
+    repeated: list[FoundRun] = field(default_factory=list)
     """Finished runs of a line and seed that another folder already gives: in no mean."""
-    odd: list[Found] = field(default_factory=list)
+    odd: list[FoundRun] = field(default_factory=list)
     """Finished runs that spent something else than most of their line: in no mean."""
 
     @property
     def title(self) -> str:
         if not self.lines:
             return f"{self.place}; no finished run"
-        spent = "evaluations a run, the teachers' training counted" if self.whole else "training evaluations a run"
+        spent = "NFE per run, the teachers' training counted" if self.whole else "training NFE per run"
         return f"{self.place}; about {self.budget:,.0f} {spent}"
 
     @property
@@ -117,7 +117,7 @@ class Pool:
         return next(iter(named or self.lines), None)
 
 
-def _words(worlds: list[World]) -> dict[World, str]:
+def _words(worlds: list[Conditions]) -> dict[Conditions, str]:
     """Every world in words; hashes only where nothing else tells two apart. The drawn world is never taken for
     real pictures."""
     plain = {}
@@ -137,9 +137,9 @@ def _words(worlds: list[World]) -> dict[World, str]:
 
 def pools(evidence: Evidence) -> list[Pool]:
     """Pools of equal budget, world by world, those with the most runs first; then those that count the teachers."""
-    worlds: dict[World, list[Found]] = defaultdict(list)
+    worlds: dict[Conditions, list[FoundRun]] = defaultdict(list)
     for run in evidence.runs:
-        worlds[_world_of(run)].append(run)
+        worlds[_conditions_of(run)].append(run)
     # A run without a result tells no prompts: it is with those that share all else, if there are any.
     for world in [world for world in worlds if not world.prompts]:
         kin = [other for other in worlds if other.prompts and other._replace(prompts="") == world]
@@ -150,12 +150,12 @@ def pools(evidence: Evidence) -> list[Pool]:
     return [pool for pools_ in sorted(found, key=lambda pools_: -_size(pools_)) for pool in pools_]
 
 
-def _world_of(run: Found) -> World:
+def _conditions_of(run: FoundRun) -> Conditions:
     held_out, prompts = run.spec["evaluation"], ""
     if run.record:
         shown = run.record.summary["models"]["student"]
         prompts = text_hash([[task, row["headline"], row["strata"].tolist()] for task, row in sorted(shown.items())])
-    return World(
+    return Conditions(
         run.spec["backbone"], run.weights, tuple(sorted(run.spec["tasks"])), held_out["split"], held_out["steps"],
         held_out["guidance"], prompts,
     )  # fmt: skip
@@ -165,13 +165,13 @@ def _size(pools_: list[Pool]) -> int:
     return sum(len(line.records) for pool in pools_ for line in pool.lines)
 
 
-def _world(world: World, place: str, runs: list[Found], evidence: Evidence) -> list[Pool]:
-    groups: dict[str, list[Found]] = defaultdict(list)
+def _world(world: Conditions, place: str, runs: list[FoundRun], evidence: Evidence) -> list[Pool]:
+    groups: dict[str, list[FoundRun]] = defaultdict(list)
     for run in runs:
         if run.record:
             settings = {name: value for name, value in run.spec.items() if name not in NOT_THE_LINE}
             groups[text_hash(settings)].append(run)
-    odd: list[Found] = []
+    odd: list[FoundRun] = []
     for identity, members in groups.items():
         usual = _usual([run.spent for run in members])
         strangers = [run for run in members if run.spent != usual and not near(run.spent, usual)]
@@ -195,7 +195,7 @@ def _usual(budgets: list[float]) -> float:
     return max(counts, key=lambda b: (counts[b], b))
 
 
-def _budgets(spent: dict[str, float], groups: dict[str, list[Found]]) -> list[tuple[float, list[str]]]:
+def _budgets(spent: dict[str, float], groups: dict[str, list[FoundRun]]) -> list[tuple[float, list[str]]]:
     """(budget, identities of the lines that spent it), first the one of most methods and then of most runs.
 
     What trains nothing goes with the first.
@@ -223,11 +223,11 @@ def near(a: float, b: float) -> bool:
     return bool(b) and abs(a / b - 1) <= EQUAL
 
 
-def _pool(start: Pool, identities: list[str], groups: dict[str, list[Found]], evidence: Evidence) -> Pool:
+def _pool(start: Pool, identities: list[str], groups: dict[str, list[FoundRun]], evidence: Evidence) -> Pool:
     lines: list[Line] = []
-    folders: dict[str, list[Found]] = {}
-    pictured: dict[str, list[Found]] = {}
-    repeated: list[Found] = []
+    folders: dict[str, list[FoundRun]] = {}
+    pictured: dict[str, list[FoundRun]] = {}
+    repeated: list[FoundRun] = []
     labels = _labels({identity: groups[identity][0].spec for identity in identities})
     for identity in identities:
         members = sorted(groups[identity], key=lambda run: run.spec["seed"])
@@ -246,7 +246,7 @@ def _pool(start: Pool, identities: list[str], groups: dict[str, list[Found]], ev
     return replace(start, lines=lines, folders=folders, pictured=pictured, repeated=repeated)
 
 
-def _teachers(members: list[Found], evidence: Evidence) -> float:
+def _teachers(members: list[FoundRun], evidence: Evidence) -> float:
     teachers = members[0].result.summary["teachers"]
     if not teachers:
         return 0.0
@@ -262,13 +262,13 @@ def _whole(made: list[Pool]) -> list[Pool]:
     lines = apart(made)
     found: list[Pool] = []
     for line, pool in lines:
-        taught = [(other, home) for other, home in lines if other.teacher_evaluations and home is not pool]
-        same = [(other, home) for other, home in taught if near(line.total_evaluations, other.total_evaluations)]
-        budget = same[0][0].total_evaluations if same else 0.0
-        if line.teacher_evaluations or not same or any(near(budget, known.budget) for known in found):
+        taught = [(other, home) for other, home in lines if other.teacher_nfe and home is not pool]
+        same = [(other, home) for other, home in taught if near(line.total_nfe, other.total_nfe)]
+        budget = same[0][0].total_nfe if same else 0.0
+        if line.teacher_nfe or not same or any(near(budget, known.budget) for known in found):
             continue
-        members = [(other, home) for other, home in lines if near(other.total_evaluations, budget)]
-        budget = _usual([round(other.total_evaluations) for other, _ in members for _ in other.records])
+        members = [(other, home) for other, home in lines if near(other.total_nfe, budget)]
+        budget = _usual([round(other.total_nfe) for other, _ in members for _ in other.records])
         folders = {other.label: _folders(other, home) for other, home in members}
         found.append(
             Pool(
@@ -278,14 +278,14 @@ def _whole(made: list[Pool]) -> list[Pool]:
     return found
 
 
-def _folders(line: Line, pool: Pool) -> list[Found]:
+def _folders(line: Line, pool: Pool) -> list[FoundRun]:
     return next(pool.folders[own.label] for own in pool.lines if own.identity == line.identity)
 
 
 def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
     """Every line of a world's budgets and its pool; those beyond the first budget are labelled with theirs."""
     return [
-        (line if pool is made[0] else replace(line, label=f"{line.label} at {line.training_evaluations:,.0f}"), pool)
+        (line if pool is made[0] else replace(line, label=f"{line.label} at {line.training_nfe:,.0f}"), pool)
         for pool in made if not pool.whole
         for line in pool.lines
     ]  # fmt: skip

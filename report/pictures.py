@@ -16,7 +16,7 @@ from bench.errors import UsageError
 from bench.scoring.folders import Sample, load, read
 from bench.scoring.pictures import to_bytes
 from report.checks import printable
-from report.evidence import Found
+from report.evidence import FoundRun
 from report.figures import Figure, broken
 from report.lines import Line, Pool
 from report.table import Column, Table, number, plain, slugs
@@ -152,7 +152,7 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
     return lines, list(references.values())
 
 
-def _shown(run: Found, model: str, task: str, label: str) -> Shown:
+def _shown(run: FoundRun, model: str, task: str, label: str) -> Shown:
     """Raises UsageError for pictures outside the results folder, or that are not those of the scores."""
     root = run.folder.parent.resolve()
     place = run.result.summary["pictures"][model][task]

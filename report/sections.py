@@ -79,8 +79,8 @@ def _curves(report: Report, made: Made) -> Section:
             frame = tables.curves.frame()
             # A line evaluated at its end only has no course; one that trains nothing is a point to compare with.
             points = frame.groupby("line")["share"].nunique()
-            drawn = [line for line in pool.lines if points.get(line.label, 0) > 1 or not line.training_evaluations]
-            if any(line.training_evaluations for line in drawn):
+            drawn = [line for line in pool.lines if points.get(line.label, 0) > 1 or not line.training_nfe]
+            if any(line.training_nfe for line in drawn):
                 look, beside = _looks(pool, tables, drawn), levels(tables.scores, pool.tasks)
                 report.show(section, curves_figure(frame, list(pool.tasks), look, beside, tables.curves.name))
             report.show(section, tables.curves, folded=True)

@@ -42,7 +42,7 @@ def _trials(study: dict, name: str, chosen: set[int]) -> Table:
     counts = ", ".join(f"{count} {state}" for state, count in study["trials"].items() if count)
     table = Table(
         name, f"Study {study['study']}: trials, {'Pareto front' if objectives else 'best'} in bold",
-        f"{counts}; {study['split']} prompts, {study['budget']:,} training evaluations a run. The best of many trials "
+        f"{counts}; {study['split']} prompts, {study['budget']:,} training NFE per run. The best of many trials "
         "flatters: confirm it on other seeds and test prompts.",
         [Column("trial", "trial", "count"), Column("mean", "mean score", "score"),
          *(Column(key, key, "score") for key in objectives),

@@ -12,7 +12,7 @@ from bench.analysis.overoptimisation import over_optimisation
 from bench.analysis.records import Record, model_rows, score
 from bench.analysis.stats import Difference, Estimate, estimate, estimates, holm, joined, stratified_mean
 from report.claims import ALPHA
-from report.evidence import Found
+from report.evidence import FoundRun
 from report.lines import EQUAL, Pool
 from report.table import Column, Row, Table, cell
 
@@ -85,7 +85,7 @@ def overview(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
         "end on whole updates. Margin of equivalence: a tenth of the teachers' mean gain over the base. Damaged runs "
         "are in no column; the page names them.",
         [
-            Column("budget", "training", "count", "evaluations a run"),
+            Column("budget", "training", "count", "NFE per run"),
             Column("lines", "lines", "count"),
             Column("primary", "primary comparisons with the reference", "count"),
             Column("exploratory", "exploratory ones", "count"),
@@ -235,27 +235,27 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
     """What every line spent, with and without its teachers, and when it reached the target."""
     table = Table(
         f"{prefix}cost", f"Cost: {pool.title}",
-        "Model evaluations of a run: forward 1, backward 2, guidance doubles. The 2 is this budget's convention, not a "
+        "NFE of a run: forward 1, backward 2, guidance doubles. The 2 is this budget's convention, not a "
         "measurement: a backward that trains adapters alone costs less. With teachers: theirs added whole, as if "
-        "trained for this student alone; where nobody knows their cost, a dash. To target: training evaluations until "
+        "trained for this student alone; where nobody knows their cost, a dash. To target: training NFE until "
         f"the mean over seeds is at {TARGET:.0%} of the best teacher in every task, at the recorded points; seeds "
         "there: how many of the line's seeds reach it by themselves at some recorded point. A dash: no teachers among "
         "these runs. Where the budget counts the teachers, so does this. Seconds depend on the machine and on what ran "
         "beside it.",
         [
-            Column("line", "method"), Column("training", "training", "count", "evaluations"),
-            Column("with_teachers", "with teachers", "count", "evaluations"),
-            Column("to_target", "to target", "count", "evaluations"),
+            Column("line", "method"), Column("training", "training", "count", "NFE"),
+            Column("with_teachers", "with teachers", "count", "NFE"),
+            Column("to_target", "to target", "count", "NFE"),
             Column("reaching", "seeds there", "count"), Column("seeds", "of seeds", "count"),
             Column("seconds", "training and scoring", "count", "s"),
         ],
     )  # fmt: skip
     for line in pool.lines:
-        taught = line.teacher_evaluations if pool.whole else 0.0
+        taught = line.teacher_nfe if pool.whole else 0.0
         when = found[line.label].time_to_target
         reaching = None if math.isnan(when) else found[line.label].seeds_at_target
         table.rows.append({
-            "line": line.label, "training": line.training_evaluations, "with_teachers": line.total_evaluations,
+            "line": line.label, "training": line.training_nfe, "with_teachers": line.total_nfe,
             "to_target": when + taught, "reaching": reaching, "seeds": len(line.records),
             "seconds": seconds(line.records),
         })  # fmt: skip
@@ -269,14 +269,14 @@ def seconds(records: list[Record]) -> float:
 
 
 def curves(pool: Pool, prefix: str) -> Table:
-    """Scores along training: by share of the budget, evaluations and seconds."""
+    """Scores along training: by fraction of the budget, NFE and seconds."""
     table = Table(
         f"{prefix}curves", f"Anytime curves: {pool.title}",
         "Score at every recorded point that all of a line's seeds have. Seconds: the share of the budget times a run's "
         "training and scoring seconds. Intervals: 95%, as in the table of scores.",
         [
             Column("line", "method"), Column("task", "task"), Column("share", "share of budget", "share"),
-            Column("evaluations", "training", "count", "evaluations"),
+            Column("nfe", "training", "count", "NFE"),
             Column("seconds", "training and scoring", "count", "s"),
             Column("score", "score", "score"),
         ],
@@ -290,7 +290,7 @@ def curves(pool: Pool, prefix: str) -> Table:
             scored = estimates([points[share] for share in shares], pictures) if shares else []
             for share, value in zip(shares, scored):
                 table.rows.append({
-                    "line": line.label, "task": task, "share": share, "evaluations": share * line.training_evaluations,
+                    "line": line.label, "task": task, "share": share, "nfe": share * line.training_nfe,
                     "seconds": share * spent, "score": value,
                 })  # fmt: skip
     return table
@@ -423,7 +423,7 @@ def runs(pool: Pool, prefix: str) -> Table:
     return table
 
 
-def _run_row(label: str, run: Found) -> Row:
+def _run_row(label: str, run: FoundRun) -> Row:
     again = ["bench", "run", "--preset", str(run.folder / "spec.json"), "--seeds", str(run.spec["seed"])]
     return {
         "line": label, "seed": run.spec["seed"], "run": run.name, "state": run.state, "commit": run.commit,

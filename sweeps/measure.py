@@ -9,8 +9,8 @@ from bench.config.resolve import describe
 from bench.config.spec import Spec
 from bench.errors import BusyError, Stopped
 from bench.store.run import Run
+from bench.training.execute import Session, execute
 from bench.training.loop import Progress
-from bench.training.runner import Session, execute
 from sweeps.storage import Place, make_folder
 from sweeps.study import Scalar, StudySpec
 
@@ -43,8 +43,8 @@ def measure(spec: StudySpec, place: Place, chosen: dict[str, Scalar], reached: R
         def listen(label: str, progress: Progress, first: bool = index == 0) -> None:
             if first and progress.scores and label.startswith(f"{spec.method} "):  # not a teacher's on the way
                 mean = sum(progress.scores.values()) / len(progress.scores)
-                point = int(progress.share * spec.points + 1e-3) - 1
-                if reached(point, mean) and progress.share < 1:
+                point = int(progress.fraction * spec.points + 1e-3) - 1
+                if reached(point, mean) and progress.fraction < 1:
                     raise PrunedError
 
         make_folder(place.runs)

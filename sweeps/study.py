@@ -98,7 +98,7 @@ class StudySpec(Settings):
     tasks: str | tuple[str, ...] = "all"
     backbone: str = "micro"
     budget: Annotated[int, Field(gt=0, le=LARGEST)]
-    """Training evaluations of every run: trials compare at equal compute."""
+    """Training NFE of every run: trials compare at equal compute."""
     settings: dict[str, Any] = Field(default={})
     """Fixed, as --set key=value."""
     space: Annotated[dict[str, Axis], Field(min_length=1)]
@@ -152,7 +152,7 @@ class StudySpec(Settings):
         shares = ",".join(f"{(i + 1) / self.points:.4f}" for i in range(self.points - 1))
         fixed = [f"{key}={json.dumps(value, default=str)}" for key, value in self.settings.items()]
         return [
-            f"budget={{evaluations: {self.budget}}}", f"evaluation.points=[{shares}]", "evaluation.split=validation",
+            f"budget={{nfe: {self.budget}}}", f"evaluation.points=[{shares}]", "evaluation.split=validation",
             *fixed, *shown(chosen),
         ]  # fmt: skip
 

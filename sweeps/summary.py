@@ -128,7 +128,7 @@ def show(spec: StudySpec, summary: dict, place: Place) -> None:
     console = terminal(110)
     counts = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
     front = "" if spec.objective == MEAN else ", Pareto front"
-    table = Table(title=f"study {spec.name}: {counts}; validation prompts, {spec.budget:,} evaluations a run{front}")
+    table = Table(title=f"study {spec.name}: {counts}; validation prompts, {spec.budget:,} NFE per run{front}")
     for head in ("trial", *summary["objectives"], "settings"):
         table.add_column(head, overflow="fold")
     listed = [*summary["best"]]

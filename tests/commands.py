@@ -11,7 +11,7 @@ from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["torch", "peft", "diffusers.models.transformers.transformer_sd3", "scipy.stats", "bench.training.runner", "bench.cli.app"]
+    ["torch", "peft", "diffusers.models.transformers.transformer_sd3", "scipy.stats", "bench.training.execute", "bench.cli.app"]
 )
 TIMEOUT_S = 300
 

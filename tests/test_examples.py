@@ -139,6 +139,6 @@ def test_the_epsilon_model_s_ode_is_ddim(tmp_path: Path, monkeypatch) -> None:
     stepped = y + (n - s) * backbone.velocity(y, s, conditioning, None)
     (alpha, sigma), (alpha_n, sigma_n) = (example.variance_preserving(torch.tensor([v])) for v in (s, n))
     x = y * (alpha + sigma)
-    eps = backbone.transformer(x, sigma.expand(2), conditioning.sequence)
+    eps = backbone.transformer(x, sigma.expand(2), conditioning["sequence"])
     ddim = alpha_n * (x - sigma * eps) / alpha + sigma_n * eps  # Song et al., arXiv 2010.02502, Eq. 12 at eta 0
     assert torch.allclose(stepped * (alpha_n + sigma_n), ddim, atol=1e-5)

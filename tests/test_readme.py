@@ -17,7 +17,7 @@ from bench.api.task import Prompt
 from bench.config.resolve import resolve
 from bench.scoring.folders import write
 from bench.scoring.loading import load_task
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 from tests.commands import bench
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

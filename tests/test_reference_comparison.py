@@ -67,7 +67,7 @@ def compared(unpacked: Path) -> Compared:
 
 
 def standings_of(compared: Compared, reference: str) -> list[Standing]:
-    cost = max(line.teacher_evaluations for line in compared.lines) / len(compared.tasks)
+    cost = max(line.teacher_nfe for line in compared.lines) / len(compared.tasks)
     groups = {line.label: line.records for line in compared.lines}
     return standings(groups, compared.tasks, reference, dict.fromkeys(compared.tasks, cost))
 
@@ -82,7 +82,7 @@ def test_every_line_has_five_seeds_and_equal_compute(compared: Compared) -> None
     for line in compared.lines:
         assert sorted(r.summary["seed"] for r in line.records) == [0, 1, 2, 3, 4]
         if line.label != "merge":
-            assert line.training_evaluations == pytest.approx(compared.budget, rel=0.02)
+            assert line.training_nfe == pytest.approx(compared.budget, rel=0.02)
 
 
 def test_table_follows_from_the_runs(compared: Compared, table: list[Standing], capsys) -> None:
@@ -129,7 +129,7 @@ def test_readme_shows_the_stored_comparison(compared: Compared, table: list[Stan
     for line in table:
         own = line.label == "opd_analytic"
         gap = ["", ""] if own else [str(line.against_reference), plain(line.against_reference.p, "p")]
-        cost = f"{(line.training_evaluations + line.teacher_evaluations) / 1000:,.0f}k"
+        cost = f"{(line.training_nfe + line.teacher_nfe) / 1000:,.0f}k"
         hidden = [f"{line.worst_task} {line.worst}", *map(str, line.beside.values())]
         row = " | ".join([line.label, str(line.gain), *gap, line.family, *hidden, target_text(line), cost])
         assert f"| {row} |" in readme, row
@@ -151,8 +151,8 @@ def test_sentences_say_what_the_records_do(unpacked: Path, compared: Compared, t
     lines = {line.label: line for line in compared.lines}
     for found, p in ((lines["cascade"], ".008"), (next(x for x in long.lines if x.method == "cascade"), ".005")):
         change = found.forgetting("geneval")
-        assert f"{told(change.change_in_next_stage, turned=True)} (p {p})" in texts["."]
-        assert f"{told(change.change_in_next_stage)} (p {p}" in texts["results/reference"]
+        assert f"{told(change.change_in_next_stage, turned=True)} (p = {p})" in texts["."]
+        assert f"{told(change.change_in_next_stage)} (p = {p}" in texts["results/reference"]
         for text in texts.values():
             assert told(change.change_after_own_stage) in text
     claims = {v.claim: v for v in score_claims([*compared.lines, *long.lines], compared.tasks)}
@@ -164,13 +164,13 @@ def test_sentences_say_what_the_records_do(unpacked: Path, compared: Compared, t
     )
     for claim, p in (("multi_reward engine=nft", ".049"), ("cascade", ".049")):
         name = f"analytic OPD beats {claim} at equal compute (teachers' cost not counted)"
-        assert f"Holm p 0{p}" in claims[name].quantity and f"p is {p} for both" in texts["."]
+        assert f"Holm p 0{p}" in claims[name].quantity and f"p = {p} for both" in texts["."]
     raw = [against(x.records, lines["opd_analytic"].records, compared.tasks).p for x in compared.lines]
     together = dict(zip([x.label for x in compared.lines], holm(raw)))
     assert {plain(together[x], "p") for x in ("cascade", "multi_reward engine=nft")} == {"0.073"}
     assert all("would be .073" in text for text in texts.values())
     by_label = {line.label: line for line in table}
-    assert f"{by_label['off_policy'].p_equivalent:.3f}" == "0.012" and "p .012" in texts["."]
+    assert f"{by_label['off_policy'].p_equivalent:.3f}" == "0.012" and "p = .012" in texts["."]
     assert f"{by_label['off_policy'].margin:.3f}" == "0.027" and ".027" in texts["."]
 
 

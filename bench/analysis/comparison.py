@@ -46,7 +46,7 @@ class Goal:
     best: float
     """The best of all tasks' teachers."""
 
-    def share(self, score: np.ndarray | float):
+    def recovered(self, score: np.ndarray | float):
         """Score -> share of the teacher's gain over the base; NaN where the teacher gains nothing."""
         gain = self.teacher - self.base
         return (score - self.base) / (gain if gain > 0 else np.nan)
@@ -84,12 +84,12 @@ class Standing:
     p_equivalent: float
     """Of two one-sided tests that the difference is within the margin, adjusted within the family by Holm."""
     time_to_target: float
-    """Training evaluations until the seeds' mean is at TARGET of the best teacher in every task; infinity if never, NaN
+    """Training NFE until the seeds' mean is at TARGET of the best teacher in every task; infinity if never, NaN
     without teachers."""
     seeds_at_target: int
     """Seeds that are there by themselves at some recorded point."""
-    training_evaluations: float
-    teacher_evaluations: float
+    training_nfe: float
+    teacher_nfe: float
     """What its teachers cost to train; 0 for methods without teachers."""
 
 
@@ -108,7 +108,7 @@ def goals(shown: list[dict], tasks: tuple[str, ...]) -> dict[str, Goal]:
 def standings(
     groups: dict[str, list[Record]], tasks: tuple[str, ...], reference: str, teacher_cost: dict[str, float]
 ) -> list[Standing]:
-    """A Standing per variant, in the order given. `teacher_cost` is training evaluations by task."""
+    """A Standing per variant, in the order given. `teacher_cost` is training NFE by task."""
     taught = (rs for rs in groups.values() if rs and all(shows_teachers(r.summary) for r in rs))
     shown = [r.summary for r in next(taught, [])]
     scale = goals(shown, tasks)
@@ -138,7 +138,7 @@ def family(records: list[Record], reference: list[Record]) -> str:
 
 def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> Standing:
     scores = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in records])
-    shares = np.stack([scale[t].share(scores[:, i]) for i, t in enumerate(tasks)], 1)
+    shares = np.stack([scale[t].recovered(scores[:, i]) for i, t in enumerate(tasks)], 1)
     other = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in reference])
     if (scores == scores[0]).all():  # what draws nothing at random has one result, however many seeds
         scores, shares = scores[:1], shares[:1]
@@ -164,8 +164,8 @@ def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> S
         p_equivalent=_equivalence(records, reference, tasks, margin),
         time_to_target=when,
         seeds_at_target=reaching,
-        training_evaluations=float(np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])),
-        teacher_evaluations=sum(teacher_cost.get(t, float("nan")) for t in tasks) if has_teachers else 0.0,
+        training_nfe=float(np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])),
+        teacher_nfe=sum(teacher_cost.get(t, float("nan")) for t in tasks) if has_teachers else 0.0,
     )
 
 

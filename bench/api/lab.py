@@ -83,10 +83,10 @@ class Lab:
         Raises UsageError where there are fewer prompts than processes.
         """
         drawn = self.tasks[task].sample(count, self.numpy_generator("prompts", task))
-        mine = self.share_rows(task, count)
+        mine = self.shard_rows(task, count)
         return drawn[mine.start : mine.stop]
 
-    def share_rows(self, task: str, count: int) -> range:
+    def shard_rows(self, task: str, count: int) -> range:
         """Which of `count` rows of this update, prompts or pairs of a given set, are this process's; all of them where
         there is one process. Whoever learns from other rows than `prompts` asks for its own here.
 
@@ -96,11 +96,11 @@ class Lab:
             return range(count)
         if count < self.workers.count:
             raise UsageError(f"{self.workers.count} processes cannot share {count} prompts of task {task!r} an update")
-        mine = self.workers.share(count)
+        mine = self.workers.shard(count)
         self.rows[task] = Rows(mine.start, mine.stop, count)
         return mine
 
-    def share(self, task: str) -> float:
+    def shard_fraction(self, task: str) -> float:
         """Share of the task's prompts of this update that are this process's."""
         rows = self.rows.get(task)
         return (rows.stop - rows.start) / rows.whole if rows else 1.0

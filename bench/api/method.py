@@ -156,7 +156,7 @@ class Method(ABC, Generic[Experience]):
     @classmethod
     @abstractmethod
     def predict(cls, spec: Spec, sampler: Sampler) -> int:
-        """Model evaluations of one update, in the unit of budgets: forward 1, backward 2 by convention, guidance
+        """NFE of one update, in the unit of budgets: forward 1, backward 2 by convention, guidance
         doubles (bench/backbones/meter.py)."""
 
     @classmethod

@@ -25,11 +25,8 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
     from torch import Tensor, nn
 
-# As published for SD3.5-M (Flow-GRPO, DiffusionNFT, DiffusionOPD): every attention projection.
-TARGETS = (
-    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
-    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
-)  # fmt: skip
+IN_BLOCKS = re.compile(r"^(?:\w+\.)?(?:[a-zA-Z_]\w*\.\d+\.)+")
+"""Beginning of a layer's name: `transformer_blocks.3.`, or `mid_block.attentions.0.transformer_blocks.0.`."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +35,31 @@ class Shape:
 
     rank: int
     alpha: float
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] | None = None
+    """Ends of the names of its layers; None: the backbone's own."""
 
-    def config(self) -> LoraConfig:
-        """As peft's configuration."""
+    def config(self, own: tuple[str, ...]) -> LoraConfig:
+        """As peft's configuration, on a backbone whose own targets are these."""
         from peft import LoraConfig
 
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int, and takes any number
-            target_modules=list(self.targets),
+            target_modules=list(self.targets or own),
         )
+
+
+def ending(layer: str) -> str:
+    """A layer's name without the numbered blocks that it lies in: what its like have in every block."""
+    return IN_BLOCKS.sub("", layer)
 
 
 class Adapters:
     """The named LoRA adapters of one transformer. `use(None)` is the base."""
 
-    def __init__(self, transformer: nn.Module):
-        self.transformer = transformer
+    def __init__(self, transformer: nn.Module, targets: tuple[str, ...]):
+        """`targets`: layers of an adapter whose Shape does not say, ends of their names."""
+        self.transformer, self.targets = transformer, targets
         self.configs: dict[str, LoraConfig] = {}
         self._layers: list[nn.Module] = []
         self._trainable: set[str] = set()
@@ -70,9 +74,9 @@ class Adapters:
         from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        if isinstance(shape, Shape) and shape.targets != TARGETS:
+        if isinstance(shape, Shape) and shape.targets not in (None, self.targets):
             self._check_targets(shape.targets)
-        self.configs[name] = shape.config() if isinstance(shape, Shape) else shape
+        self.configs[name] = shape.config(self.targets) if isinstance(shape, Shape) else shape
         config = copy.deepcopy(self.configs[name])  # peft writes into it
         config.init_lora_weights = "gaussian"
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -99,7 +103,7 @@ class Adapters:
         layers = {inner.sub("", key) for key in adaptable}
         for target in targets:
             if not any(f".{layer}".endswith(f".{target}") for layer in layers):
-                raise unknown("layer in lora.targets", target, {re.sub(r"^\w+\.\d+\.", "", key) for key in layers})
+                raise unknown("layer in lora.targets", target, {ending(layer) for layer in layers})
 
     def use(self, name: str | None) -> None:
         """Make `name` the adapter of the next forward; None disables all."""

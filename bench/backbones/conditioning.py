@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from bench.lazy import torch
 
@@ -11,29 +12,45 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts: `sequence` [B, T, D] and `pooled` [B, P]."""
+    """Encoded prompts: named tensors whose first dimension is the batch, of any type.
 
-    sequence: Tensor
-    pooled: Tensor
+    The names are the model family's own, and the same for all its prompts; nobody but the family reads them. A name
+    gives its tensor, any other index part of the batch.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if len({len(tensor) for tensor in self.tensors.values()}) != 1:
+            shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+            raise ValueError(f"tensors of encoded prompts have no common batch: {shapes}")
 
     def __len__(self) -> int:
-        return len(self.pooled)
+        return len(next(iter(self.tensors.values())))
 
-    def __getitem__(self, index) -> Conditioning:
-        return Conditioning(self.sequence[index], self.pooled[index])
+    @overload
+    def __getitem__(self, index: str) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice | Tensor | list[int]) -> Conditioning: ...
+    def __getitem__(self, index):
+        if isinstance(index, str):
+            return self.tensors[index]
+        return Conditioning({name: tensor[index] for name, tensor in self.tensors.items()})
 
     def repeat(self, times: int) -> Conditioning:
         """The whole batch, `times` times over: [times * B, ...]."""
-        return Conditioning(self.sequence.repeat(times, 1, 1), self.pooled.repeat(times, 1))
+        return Conditioning({name: t.repeat(times, *[1] * (t.dim() - 1)) for name, t in self.tensors.items()})
 
     @property
     def bytes(self) -> int:
         """Memory it takes."""
-        return self.sequence.nbytes + self.pooled.nbytes
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
-        return Conditioning(torch.cat([p.sequence for p in parts]), torch.cat([p.pooled for p in parts]))
+        """One batch of several. Raises ValueError where they have other names than the first."""
+        if any(part.tensors.keys() != parts[0].tensors.keys() for part in parts):
+            raise ValueError(f"encoded prompts have different tensors: {[sorted(part.tensors) for part in parts]}")
+        return Conditioning({name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})

@@ -14,7 +14,8 @@ MEMORY = 2**30
 
 
 class Embeddings:
-    """Prompt -> Conditioning. `folder` must belong to one set of encoders at one precision; None keeps no files."""
+    """Prompt -> Conditioning. `folder` must belong to one set of encoders at one precision, and to one set of names of
+    tensors; None keeps no files."""
 
     def __init__(self, folder: Path | None, device: torch.device):
         self.folder, self.device = folder, device
@@ -38,8 +39,7 @@ class Embeddings:
 
         self._keep(prompt, encoded)
         if self._writes and (path := self._path(prompt)):
-            tensors = {"sequence": encoded.sequence, "pooled": encoded.pooled}
-            data = save({name: t.contiguous() for name, t in tensors.items()}, {"prompt": prompt})
+            data = save({name: t.contiguous() for name, t in encoded.tensors.items()}, {"prompt": prompt})
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, data)
@@ -60,8 +60,8 @@ class Embeddings:
             with safe_open(path, "pt") as file:
                 if (file.metadata() or {}).get("prompt") != prompt:
                     return None
-                return Conditioning(*(file.get_tensor(name).to(self.device) for name in ("sequence", "pooled")))
-        except (SafetensorError, OSError):
+                return Conditioning({name: file.get_tensor(name).to(self.device) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError):
             return None
 
     def _path(self, prompt: str) -> Path | None:

@@ -14,6 +14,7 @@ from bench.backbones.adapters import Adapters
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.embeddings import Embeddings
 from bench.backbones.meter import Meter
+from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.errors import UsageError
 from bench.sampler.draws import normal
@@ -49,7 +50,7 @@ class FlowBackbone(ABC, nn.Module):
         self.source = name  # its path or hub address, of one that does not come with the package
         self.compute, self.dtype = compute, getattr(torch, compute.precision)
         self.transformer = transformer.requires_grad_(False).eval()
-        self.adapters = Adapters(transformer)
+        self.adapters = Adapters(transformer, self.targets)
         self.meter = Meter()
         self._encoded = Embeddings(cache, self.device)
         if compute.gradient_checkpointing:
@@ -90,6 +91,13 @@ class FlowBackbone(ABC, nn.Module):
         Raises UsageError where the backbone has no encoder.
         """
         raise UsageError(f"backbone {self.name!r} does not say how pictures become latents")
+
+    def size(self, conditioning: Conditioning) -> Size:
+        """Of the network alone, with prompts as these, for whom passes are counted.
+
+        Raises UsageError where the backbone does not say how its network is built.
+        """
+        raise UsageError(f"backbone {self.name!r} does not say how its network is built")
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:

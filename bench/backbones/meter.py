@@ -1,4 +1,4 @@
-"""Compute accounting in model evaluations: the unit in which budgets are stated and methods are compared.
+"""Compute accounting in NFE (number of function evaluations), the unit of budgets and comparisons.
 
 A forward pass of one latent counts 1, a backward pass BACKWARD, and guidance doubles by evaluating twice. That a
 backward pass counts 2 is a convention (it is what training every weight costs), not a measurement: to LoRA adapters on
@@ -34,16 +34,16 @@ class Passes:
         return Passes(self.forward * times, self.trained * times)
 
     @property
-    def evaluations(self) -> int:
+    def nfe(self) -> int:
         """In the unit of budgets."""
         return self.forward + self.trained * (1 + BACKWARD)
 
 
 class Meter:
-    """Counts evaluations and seconds under the purpose that is current ('training' unless said otherwise)."""
+    """Counts NFE and seconds under the current purpose. Records call the counts `evaluations`, and always have."""
 
     def __init__(self) -> None:
-        self.evaluations: Counter[str] = Counter()
+        self.nfe: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
         self.passes = Passes()
         """Of this process, whatever they were for; no record keeps them."""
@@ -52,7 +52,7 @@ class Meter:
 
     def count(self, batch: int, backward: bool) -> None:
         """Record one network call on `batch` latents."""
-        self.evaluations[self._purpose] += batch * (1 + BACKWARD * backward)
+        self.nfe[self._purpose] += batch * (1 + BACKWARD * backward)
         self.passes += Passes(trained=batch) if backward else Passes(forward=batch)
 
     @contextmanager
@@ -76,15 +76,15 @@ class Meter:
 
     def state(self) -> dict:
         self.settle()
-        return {"evaluations": dict(self.evaluations), "seconds": dict(self.seconds)}
+        return {"evaluations": dict(self.nfe), "seconds": dict(self.seconds)}
 
     def whole(self, workers: Workers) -> dict:
-        """Evaluations of all processes, and seconds of the main one."""
+        """The NFE of all processes and the seconds of the main one."""
         states = workers.gather(self.state())
         counts = sum((Counter(state["evaluations"]) for state in states), Counter())
         return {"evaluations": dict(counts), "seconds": states[0]["seconds"]}
 
     def load(self, state: dict) -> None:
-        self.evaluations = Counter(state["evaluations"])
+        self.nfe = Counter(state["evaluations"])
         self.seconds = dict(state["seconds"])
         self._since = perf_counter()

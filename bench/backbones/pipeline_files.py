@@ -1,10 +1,11 @@
-"""Which weight files a diffusers folder holds: whole precision, or only a variant of it such as fp16."""
+"""What a diffusers folder holds: its weight files, of whole precision or a variant such as fp16, and configurations."""
 
 import re
 from pathlib import Path
 
 from bench.errors import DamagedError, MissingError
-from bench.weights.checkpoints import read_config
+from bench.weights.checkpoints import read_config, require_model
+from bench.weights.hub import require
 
 NAME = re.compile(
     r"(?:diffusion_pytorch_model|model)"
@@ -104,3 +105,33 @@ def _shards(index: Path) -> list[str]:
     if not isinstance(told.get("metadata"), dict):
         raise DamagedError(f"{index} lacks its metadata, without which it is not read: download it again")
     return sorted(set(shards.values()))
+
+
+def config_file(home: str, subfolder: str) -> Path:
+    """The config.json of a pipeline's model, fetched where it is the hub's."""
+    name = f"{subfolder}/config.json"
+    return Path(home) / name if Path(home).is_dir() else require(home, name)
+
+
+def index_of(home: str) -> dict:
+    """What a pipeline's model_index.json says, fetched where it is the hub's."""
+    name = "model_index.json"
+    return read_config(Path(home) / name if Path(home).is_dir() else require(home, name))
+
+
+def says_null(index: dict, name: str) -> bool:
+    return name in index and index[name] in (None, [None, None])
+
+
+def stored_parameters(folder: Path) -> int:
+    """Numbers in the files that are loaded from a model's folder; only their headers are read."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    total = 0
+    for path in weight_files(folder):
+        require_model(path, f"weights file of the {folder.name}")
+        with safe_open(path, "pt") as file:
+            total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return total

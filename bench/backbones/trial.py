@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from bench.backbones.adapters import Adapters, Shape
+from bench.backbones.network import Decoder, Network
 
 if TYPE_CHECKING:
-    from diffusers.models import SD3Transformer2DModel
+    from diffusers.models import AutoencoderKL, ModelMixin
 
 aten = torch.ops.aten
 ADAPTER = "student"
@@ -31,7 +32,7 @@ ADAPTER = "student"
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of a batch through the transformer."""
+    """One pass of a batch through the network."""
 
     forward: float
     """Floating-point operations of the forward pass."""
@@ -92,73 +93,61 @@ COUNTED = flop_registry | {
 
 
 def training_pass(
-    config: dict, latents: int, side: int, text_tokens: int, adapter: Shape, precision: str, checkpointed: bool,
-    cuda: bool = True,
-) -> Pass:  # fmt: skip
-    """Forward and backward pass of `latents` latents of `side` x `side` to an adapter, under autocast at `precision`.
+    network: Network, latents: int, adapter: Shape, precision: str, checkpointed: bool, cuda: bool = True
+) -> Pass:
+    """Forward and backward pass of so many latents to an adapter, under autocast at `precision`.
 
-    `config` is SD3Transformer2DModel's. `cuda`: what CUDA's autocast would keep. Raises ValueError as `adapted`.
+    `cuda`: what CUDA's autocast would keep. Raises ValueError as `adapted`.
     """
     dtype, fake = getattr(torch, precision), FakeTensorMode()
-    model = transformer(config, dtype)
-    adapted(model, adapter)
+    model = built(network, dtype)
+    adapted(model, network, adapter)
     filled(model, fake, cuda)
     if checkpointed:
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        model.enable_gradient_checkpointing(again)
+        cast("ModelMixin", model).enable_gradient_checkpointing(again)
     with fake, Count(model) as count:
-        v = predicted(model, inputs(model.config, latents, side, text_tokens, dtype), dtype)
+        v = predicted(model, network.inputs(model, latents, dtype), dtype)
         forward, kept = count.flops, count.live
         v.sum().backward()
         whole = count.flops
     return Pass(forward, whole - forward, kept, count.peak)
 
 
-def sampling_pass(config: dict, latents: int, side: int, text_tokens: int, precision: str, cuda: bool = True) -> Pass:
+def sampling_pass(network: Network, latents: int, precision: str, cuda: bool = True) -> Pass:
     """As `training_pass`, without adapter and gradients."""
     dtype, fake = getattr(torch, precision), FakeTensorMode()
-    model = filled(transformer(config, dtype), fake, cuda)
+    model = filled(built(network, dtype), fake, cuda)
     with torch.no_grad(), fake, Count(model) as count:
-        v = predicted(model, inputs(model.config, latents, side, text_tokens, dtype), dtype)
+        v = predicted(model, network.inputs(model, latents, dtype), dtype)
         kept = count.live
     del v
     return Pass(count.flops, 0, kept, count.peak)
 
 
-def decoding_pass(config: dict, pictures: int, side: int, tiled: bool = False) -> Pass:
-    """The decoder of an AutoencoderKL of this configuration, at float32, on latents of `side` x `side`, whole or in
-    diffusers' own overlapping tiles."""
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        model = AutoencoderKL.from_config(config).requires_grad_(False).eval()
-    if tiled:
-        model.enable_tiling()
-        model.blend_v = model.blend_h = lambda _, tile, __: tile  # in place, row by row: no products, but many calls
-    fake = FakeTensorMode()
+def decoding_pass(decoder: Decoder, pictures: int, tiled: bool = False) -> Pass:
+    """Decoding so many latents at float32, whole or in the model's own overlapping tiles."""
+    model, fake = decoder.build(tiled).requires_grad_(False).eval(), FakeTensorMode()
     filled(model, fake)
     with torch.no_grad(), fake, Count(model) as count:
-        made = model.decode(torch.empty(pictures, model.config.latent_channels, side, side), return_dict=False)[0]
+        made = cast("AutoencoderKL", model).decode(decoder.inputs(model, pictures), return_dict=False)[0]
         kept = count.live
     del made
     return Pass(count.flops, 0, kept, count.peak)
 
 
-def transformer(config: dict, dtype: torch.dtype = torch.float32) -> "SD3Transformer2DModel":
-    """The transformer without content, frozen, at a precision."""
-    from diffusers.models import SD3Transformer2DModel
-
-    with torch.device("meta"):
-        model = SD3Transformer2DModel.from_config(config)
+def built(network: Network, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The network without content, frozen, at a precision."""
+    model = network.build()
     for parameter in model.parameters():  # .to() warns of modules to be kept in float32, of which there are none
         parameter.data = parameter.data.to(dtype)
     return model.requires_grad_(False).eval()
 
 
-def adapted(model: nn.Module, shape: Shape) -> list[nn.Parameter]:
-    """Give the transformer an adapter that is trained, and make it current; its parameters. Raises ValueError, as peft
+def adapted(model: nn.Module, network: Network, shape: Shape) -> list[nn.Parameter]:
+    """Give a built network an adapter that is trained, and make it current; its parameters. Raises ValueError, as peft
     does, for targets that the model does not have."""
-    adapters = Adapters(model)
+    adapters = Adapters(model, network.targets)
     adapters.add(ADAPTER, shape, trainable=True)
     adapters.use(ADAPTER)
     return adapters.parameters(ADAPTER)
@@ -185,16 +174,6 @@ def in_float32(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A layer norm as CUDA's autocast has it: in float32, whatever comes."""
     with torch.autocast("cpu", enabled=False):
         return norm(x.float())
-
-
-def inputs(config, latents: int, side: int, text_tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What the transformer is called with."""
-    return {
-        "hidden_states": torch.empty(latents, config.in_channels, side, side, dtype=dtype),
-        "encoder_hidden_states": torch.empty(latents, text_tokens, config.joint_attention_dim, dtype=dtype),
-        "pooled_projections": torch.empty(latents, config.pooled_projection_dim, dtype=dtype),
-        "timestep": torch.empty(latents),
-    }
 
 
 def predicted(model: nn.Module, given: dict[str, Tensor], dtype: torch.dtype) -> Tensor:

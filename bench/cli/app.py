@@ -133,7 +133,7 @@ def compare(
         typer.Option(
             "--budget",
             min=1,
-            help="Training evaluations each (forward 1, backward 2 by convention); default: opd_analytic's recipe.",
+            help="Training NFE each (forward 1, backward 2 by convention); default: opd_analytic's recipe.",
         ),
     ] = None,
     grid: Grid = None,

@@ -22,8 +22,10 @@ from bench.registry import find, task_names
 from bench.store.run import Run
 from bench.system.files import json_bytes, results_root, write_atomic
 from bench.training.teacher_sets import check_teachers, taught_otherwise
-from bench.training.teachers import locate, training_evaluations
+from bench.training.teachers import locate, training_nfe
 
+RECORDED = {"training_nfe": "training_evaluations", "teacher_nfe": "teacher_evaluations"}
+"""Names of fields in records where they differ: records keep theirs, so that older ones can be read."""
 POINTS = 6
 """Evaluations along the budget, for anytime curves; thirds are among them, where a cascade of three changes task."""
 EQUAL = 0.05
@@ -31,7 +33,7 @@ EQUAL = 0.05
 
 
 def default_budget(tasks: list[str], backbone: str) -> int:
-    """Model evaluations of analytic OPD's own recipe: what a comparison spends where nothing is said."""
+    """NFE of analytic OPD's own recipe: what a comparison spends where nothing is said."""
     spec = resolve("opd_analytic", tasks, backbone=backbone)
     per_update = find("method", "opd_analytic").predict(spec, spec.sampler.build(describe(backbone).shift))
     return per_update * (spec.budget.updates or 100)
@@ -50,7 +52,7 @@ def settle(
     keys = {key: text for text in told for key in leaves(parse_override(text))}
     if own := keys.get("budget", next((text for key, text in keys.items() if key.startswith("budget.")), None)):
         raise UsageError(f"{own!r}: lines are compared at one budget, which --budget sets")
-    settings = [f"budget={{evaluations: {budget}}}"]
+    settings = [f"budget={{nfe: {budget}}}"]
     if "evaluation.points" not in keys:
         settings.append("evaluation.points=[" + ",".join(f"{(i + 1) / POINTS:.4f}" for i in range(POINTS)) + "]")
     settings += told
@@ -67,7 +69,7 @@ def refuse_twins(runs: dict[tuple[str, int], Run]) -> None:
 
 
 def beyond_budget(budget: float, spent: dict[str, float]) -> dict[str, float]:
-    """label -> evaluations of the lines that spend more than EQUAL beyond the budget: they do not compare with others.
+    """label -> NFE of the lines that spend more than EQUAL beyond the budget: they do not compare with others.
 
     Runs end on whole updates, so that a line whose update is large beside the budget overshoots it.
     """
@@ -75,7 +77,7 @@ def beyond_budget(budget: float, spent: dict[str, float]) -> dict[str, float]:
 
 
 def expected(spec: Spec, budget: int) -> int:
-    """Training evaluations that a run will spend: whole updates until the budget is reached."""
+    """Training NFE that a run will spend: whole updates until the budget is reached."""
     each = find("method", spec.method).predict(spec, spec.sampler.build(describe(spec.backbone).shift))
     return -(-budget // each) * each if each else 0
 
@@ -144,17 +146,17 @@ def _overshoot(members: dict[tuple[str, int], Spec], budget: int) -> list[str]:
     specs = {label: spec for (label, _), spec in members.items()}
     over = beyond_budget(budget, {label: expected(spec, budget) for label, spec in specs.items()})
     return [
-        f"{label} will spend {count:,} training evaluations of --budget {budget:,}, because it ends on a whole update: "
+        f"{label} will spend {count:,} training NFE of --budget {budget:,}, because it ends on a whole update: "
         f"more than {EQUAL:.0%} beyond the budget it does not compare with the others; a larger --budget does"
         for label, count in over.items()
     ]
 
 
 def _teacher_cost(specs: list[Spec], root: Path, fingerprint: str) -> dict[str, float]:
-    """Training evaluations of each task's teacher, mean over the seeds of these specs that have teachers."""
+    """Training NFE of each task's teacher, mean over the seeds of these specs that have teachers."""
     by_seed = {spec.seed: spec for spec in specs if spec.teachers}
     costs = [
-        training_evaluations(locate(spec, describe(spec.backbone), root, fingerprint)) for spec in by_seed.values()
+        training_nfe(locate(spec, describe(spec.backbone), root, fingerprint)) for spec in by_seed.values()
     ]
     return {task: sum(cost[task] for cost in costs) / len(costs) for task in costs[0]} if costs else {}
 
@@ -164,7 +166,10 @@ def as_json(table: list[Standing], reference: str, budget: int, runs: dict[tuple
     folders: dict[str, list[str]] = {}
     for (label, _), run in runs.items():
         folders.setdefault(label, []).append(run.folder.name)
-    lines = [asdict(line) | {"runs": folders.pop(line.label)} for line in table]
+    lines = []
+    for line in table:
+        row = {RECORDED.get(name, name): value for name, value in asdict(line).items()}
+        lines.append(row | {"runs": folders.pop(line.label)})
     without = [name for names in folders.values() for name in names]
     return {"budget": budget, "reference": reference, "lines": lines, "lines_without_result": without}
 
@@ -198,7 +203,7 @@ def print_standings(
             "" if own else _chance(line.against_reference.p),
             line.family,
             target_text(line),
-            _evaluations(line.training_evaluations + line.teacher_evaluations),
+            _thousands(line.training_nfe + line.teacher_nfe),
             style="bold" if own else None,
         )
     out = terminal(220)
@@ -207,7 +212,7 @@ def print_standings(
     out.print(
         "p: Holm's correction within the family. primary: the paper's claims, joint RL, cascade and PPO-style OPD, "
         "each at its recipe; exploratory: all others.\n"
-        f"to target: evaluations until the mean over seeds is at {TARGET:.0%} of the best teacher in every task; in "
+        f"to target: NFE until the mean over seeds is at {TARGET:.0%} of the best teacher in every task; in "
         f"brackets the seeds that reach it themselves.\nrecord: {path}",
         soft_wrap=True,
     )
@@ -215,14 +220,14 @@ def print_standings(
 
 def _spent(table: list[Standing], budget: int) -> str:
     """What the lines spent: the budget each, or how far they are from it and which are beyond it."""
-    spent = {line.label: line.training_evaluations for line in table if line.training_evaluations}
+    spent = {line.label: line.training_nfe for line in table if line.training_nfe}
     if over := beyond_budget(budget, spent):
         counts = " to ".join(dict.fromkeys(f"{count:,.0f}" for count in (min(spent.values()), max(spent.values()))))
         return (
-            f"budget {budget:,} training evaluations, spent {counts}; more than {EQUAL:.0%} beyond it "
+            f"budget {budget:,} training NFE, spent {counts}; more than {EQUAL:.0%} beyond it "
             f"and not comparable: {', '.join(over)}"
         )
-    return f"{budget:,} training evaluations each"
+    return f"{budget:,} training NFE each"
 
 
 def _print_beside(out: Plain, table: list[Standing], reference: str) -> None:
@@ -251,7 +256,7 @@ def _print_beside(out: Plain, table: list[Standing], reference: str) -> None:
 
 def target_text(line: Standing) -> str:
     """When a line's mean reaches the target, and how many of its seeds do; a dash without teachers."""
-    when = _evaluations(line.time_to_target)
+    when = _thousands(line.time_to_target)
     return when if when == "-" else f"{when} ({line.seeds_at_target} of {line.seeds})"
 
 
@@ -259,7 +264,7 @@ def _chance(p: float) -> str:
     return "-" if p != p else p_text(p)
 
 
-def _evaluations(count: float) -> str:
+def _thousands(count: float) -> str:
     if count != count:
         return "-"
     return "never" if count == float("inf") else f"{count / 1000:,.0f}k"

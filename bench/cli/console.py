@@ -35,7 +35,7 @@ class Console:
         """Advance the bar of a run."""
         if label not in self.bars:
             self.bars[label] = self.progress.add_task(label, total=1.0)
-        self.progress.update(self.bars[label], completed=update.share, description=f"{label}: update {update.step}")
+        self.progress.update(self.bars[label], completed=update.fraction, description=f"{label}: update {update.step}")
 
     def table(self, summaries: list[dict], sheet: Path | None = None) -> None:
         """Models by tasks with intervals, the share of the teachers' gain, cost, and where the pictures are."""
@@ -74,9 +74,9 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     for summary in summaries:
         cost = summary["cost"]
         clocks = ", ".join(f"{name} {s:.0f} s" for name, s in sorted(cost["seconds"].items()) if name != "idle")
-        evaluations = cost["evaluations"].get("training", 0)
+        nfe = cost["evaluations"].get("training", 0)
         out.print(
-            f"seed {summary['seed']}: {summary['updates']} updates, {evaluations:,} training evaluations; {clocks}",
+            f"seed {summary['seed']}: {summary['updates']} updates, {nfe:,} training NFE; {clocks}",
             soft_wrap=True,
         )
     if sheet:

@@ -1,4 +1,4 @@
-"""`--dry-run`: the resolved spec, sigmas, per-step loss weights, and the predicted evaluations, hours and memory."""
+"""`--dry-run`: the resolved spec, sigmas, per-step loss weights, and the predicted NFE, hours and memory."""
 
 import yaml
 
@@ -48,8 +48,8 @@ def budget_line(spec: Spec, sampler: Sampler) -> str:
     method = find("method", spec.method)
     per_update = method.predict(spec, sampler)
     if not method.trains:
-        return "predicted: no training, 0 model evaluations"
-    told = f"predicted: {per_update:,} model evaluations an update"
+        return "predicted: no training, 0 NFE"
+    told = f"predicted: {per_update:,} NFE per update"
     if spec.budget.updates:
         told += f", {per_update * spec.budget.updates:,} in all"
     elif count := updates(spec, per_update):

@@ -27,8 +27,8 @@ from bench.scoring.loading import load_tasks
 from bench.system.devices import best_device
 from bench.system.outputs import check_folder, check_output, write_output
 from bench.training.evaluate import Evaluation, evaluate
+from bench.training.execute import load_backbone
 from bench.training.out_of_memory import memory_of
-from bench.training.runner import load_backbone
 from bench.weights.hub import adapter_folder
 
 KEPT = Path("results/runs/cache")
@@ -59,7 +59,7 @@ def score_adapter(
     scales = _scales(guidance)
     descriptor = describe(backbone_name)
     sections = ("scorers", "compute", "sampler")
-    view = view_settings(overrides, names, sections, descriptor.world, descriptor.defaults.get("compute", {}))
+    view = view_settings(overrides, names, sections, descriptor.world, descriptor.defaults().get("compute", {}))
     descriptor.check(view.compute)
     sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
     check_output(output)

@@ -13,7 +13,7 @@ from bench.jobs.placement import Placement
 from bench.jobs.runs import carry_out_runs, spec_of
 from bench.store.run import Run
 from bench.system.workers import connect
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 from bench.training.sheet import try_contact_sheet
 from bench.training.teacher_sets import keep_teachers
 

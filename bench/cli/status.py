@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from bench.jobs.status import ORDER, Line, latest_job, log_lines, survey
+from bench.jobs.status import ORDER, StatusRow, latest_job, log_lines, survey
 from bench.terminal import legible
 
 REFRESH_S = 2.0
@@ -28,7 +28,7 @@ def show(root: Path, watch: bool) -> None:
             live.update(table(lines), refresh=True)
 
 
-def table(lines: list[Line]):
+def table(lines: list[StatusRow]):
     """Runs by state, with how many there are of each."""
     from rich.table import Table
     from rich.text import Text
@@ -42,9 +42,9 @@ def table(lines: list[Line]):
         "done": "green",
     }  # fmt: skip
     for line in lines:
-        share = "" if line.share is None else f"{line.share:.0%}"
+        fraction = "" if line.fraction is None else f"{line.fraction:.0%}"
         left = "" if line.left_s is None else span(line.left_s)
-        texts = (line.name, line.state, share, left, line.where, line.note)
+        texts = (line.name, line.state, fraction, left, line.where, line.note)
         styles = [colours[line.state] if i == 1 else "" for i in range(len(texts))]
         shown.add_row(*(Text(legible(text), style=style) for text, style in zip(texts, styles, strict=True)))
     return shown

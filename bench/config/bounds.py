@@ -12,7 +12,7 @@ Moderate = Annotated[float, Field(gt=0, le=1e6)]
 """A range, weight or scale of a method: what is far larger overflows in float32."""
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 """Of a part of a loss; 0 leaves it out."""
-Share = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Of a running average: 1 would never move."""

@@ -7,7 +7,7 @@ from bench.config.settings import parse_override
 from bench.errors import UsageError
 
 WHOLE = ("budget",)
-"""Sections of which one entry replaces another: budget.updates and budget.evaluations are one setting."""
+"""Sections of which one entry replaces another: budget.updates and budget.nfe are one setting."""
 
 
 def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

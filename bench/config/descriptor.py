@@ -4,7 +4,7 @@ What functions return is named in words: the types lie in a room above this one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,12 @@ class Descriptor:
     """Folder of shipped teacher adapters, one folder a task."""
     size: Callable[..., Any] | None = None
     """compute -> Size without loading weights, or None if it is not known; no function where nobody plans GPU-hours."""
+    shape_only: Callable[..., Any] | None = None
+    """(device, compute) -> FlowBackbone of published size with random weights, which `bench perf` measures."""
     own: Callable[[], dict[str, dict[str, Any]]] = dict
     """() -> section of a spec -> setting -> what holds where nobody says it: saying that gives a run no other name."""
-    defaults: dict[str, Any] = field(default_factory=dict)
-    """Settings under every recipe: what this backbone is sensibly computed with where nobody says."""
+    defaults: Callable[[], dict[str, Any]] = dict
+    """() -> settings under every recipe: what this backbone is sensibly computed with where nobody says."""
     check: Callable[..., object] = lambda compute: None
     """compute -> raises UsageError for one that this backbone cannot be computed with; called before anything loads."""
     base_guidance: dict[str, float] | None = None

@@ -93,7 +93,7 @@ def resolve(
         merge(asked, parse_override(override))
     _check_sections(asked)
     settings: dict[str, Any] = {}
-    merge(settings, descriptor.defaults)
+    merge(settings, descriptor.defaults())
     if path := _recipe_file(descriptor, method):
         merge(settings, _recipe(path, method_class, tasks, asked))
     before = deepcopy(settings)

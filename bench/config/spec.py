@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
-from bench.config.bounds import Decay, DeviceName, Guidance, Positive, Share, Shift, Targets
+from bench.config.bounds import Decay, DeviceName, Guidance, Positive, Shift, Targets, UnitInterval
 from bench.config.compute import Compute
 from bench.config.settings import Settings
 from bench.hashing import text_hash
@@ -23,13 +23,14 @@ class BudgetSpec(Settings):
     """When to stop; exactly one is set."""
 
     updates: Annotated[int, Field(gt=0)] | None = None
-    evaluations: Annotated[int, Field(gt=0)] | None = None
+    nfe: Annotated[int, Field(gt=0)] | None = Field(default=None, validation_alias=AliasChoices("nfe", "evaluations"))
+    """Training NFE, counted as bench/backbones/meter.py does. Older records say `evaluations`."""
     seconds: Positive | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "BudgetSpec":
-        if sum(v is not None for v in (self.updates, self.evaluations, self.seconds)) != 1:
-            raise ValueError("set exactly one of budget.updates, budget.evaluations, budget.seconds")
+        if sum(v is not None for v in (self.updates, self.nfe, self.seconds)) != 1:
+            raise ValueError("set exactly one of budget.updates, budget.nfe, budget.seconds")
         return self
 
 
@@ -56,7 +57,7 @@ class OptimizerSpec(Settings):
     """AdamW on the student's adapter."""
 
     lr: Annotated[float, Field(gt=0, le=100)] = 3e-4
-    lr_end: Share = 1.0
+    lr_end: UnitInterval = 1.0
     """Multiplier reached linearly at the end of the budget."""
     beta1: Decay = 0.9
     beta2: Decay = 0.999
@@ -95,7 +96,7 @@ class EvaluationSpec(Settings):
     """None: sampler.shift, or else the backbone's."""
     table: Table | None = None
     """None: sampler.table."""
-    points: Annotated[tuple[Share, ...], Field(max_length=1000)] = (0.5, 1.0)
+    points: Annotated[tuple[UnitInterval, ...], Field(max_length=1000)] = (0.5, 1.0)
     """Shares of the budget at which to evaluate; the end always is."""
     batch: Annotated[int, Field(gt=0)] = 96
     split: Literal["validation", "test"] = "test"
@@ -154,6 +155,8 @@ class Spec(Settings):
     def digest(self, backbone_hash: str) -> str:
         """Identity of the run apart from its seed: settings and the backbone's weights."""
         settings = {name: value for name, value in self.without_placement().record().items() if name != "seed"}
+        # A run's name does not change with the name of a setting: hashes were made when this one was `evaluations`.
+        settings["budget"]["evaluations"] = settings["budget"].pop("nfe")
         if self._averages_rarely:
             settings["ema"]["every_counts"] = "optimiser steps"  # once it counted updates: these are other runs
         return text_hash({"spec": settings, "backbone": backbone_hash})

@@ -1,6 +1,6 @@
 """Carry out jobs where a placement says: here one after another, in processes of this machine, or in Slurm.
 
-Jobs go through submitit. Time-outs and preemption are its checkpoint mechanism (bench/jobs/command.py) on top of the
+Jobs go through submitit. Time-outs and preemption are its checkpoint mechanism (bench/jobs/submitted.py) on top of the
 store's own checkpoints. A run waits for the jobs of the teachers that it needs. What another launch has submitted is
 waited for, not submitted again.
 """
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.errors import BenchError, DetachedError, Interrupted, MissingError, UsageError, explained, one_line
-from bench.jobs.command import CarryOut, Submitted, when_free
 from bench.jobs.launches import Job, Launch, launches, new_launch, only_one
 from bench.jobs.outcome import CANCELLED, NO_RESULT, failure_of, not_started
 from bench.jobs.placement import Placement
 from bench.jobs.scheduler import ELSEWHERE, states
+from bench.jobs.submitted import CarryOut, Submitted, when_free
 from bench.store.provenance import code_hash
 from bench.system.interrupts import ENDING, held_back, terminated_is_interrupted
 from bench.system.places import check_writable, missing_folders, remove_empty
@@ -39,7 +39,7 @@ ARRAY = 1000
 """Jobs of one array: Slurm's default limit (MaxArraySize)."""
 FOREVER_MIN = 10 * 365 * 24 * 60
 TIMEOUTS = 1000
-"""How often a job may reach its time limit; bench/jobs/command.py ends one that gets no further."""
+"""How often a job may reach its time limit; bench/jobs/submitted.py ends one that gets no further."""
 Report = Callable[[str, str | None], None]
 
 
@@ -90,7 +90,7 @@ def _inline(jobs: list[Job], carry_out: CarryOut, root: Path, report: Report) ->
 
 
 @dataclass
-class Watched:
+class WatchedJob:
     """A submitted job and the launch that it is part of, possibly another command's."""
 
     launch: Launch
@@ -112,7 +112,7 @@ class _Dispatcher:
         self.taken: dict[str, int | None] = {}
         self.handles: list = []
         """submitit's handles of local jobs: their processes are children and must be asked after, or stay zombies."""
-        self.watched: dict[str, Watched] = {}
+        self.watched: dict[str, WatchedJob] = {}
         self.failures: dict[str, str] = {}
         self.labels = {job.label for job in jobs}
         self.code = code_hash()
@@ -246,7 +246,7 @@ class _Dispatcher:
             self.handles.append(handle)
             self.taken[job.label] = place
             self.queue.remove(job)
-            self.watched[job.label] = Watched(launch, known)
+            self.watched[job.label] = WatchedJob(launch, known)
 
     def _hand_over(self, group: list[Job]) -> None:
         """To Slurm, as one array; it starts when the jobs that it waits for are done."""
@@ -267,7 +267,7 @@ class _Dispatcher:
             raise UsageError(f"Slurm refuses the jobs: {one_line(error)}{others}") from error
         self.launches.append(launch)
         for job in known:
-            self.watched[job.label] = Watched(launch, job)
+            self.watched[job.label] = WatchedJob(launch, job)
         self.queue = [job for job in self.queue if job.label not in self.watched]
 
     def _submitted(self, job: Job, launch: Launch) -> Submitted:
@@ -351,14 +351,14 @@ def _identity(job: Job) -> Hashable:
     return job.run or (job.label, job.digest)
 
 
-def _active(root: Path) -> dict[Hashable, Watched] | None:
+def _active(root: Path) -> dict[Hashable, WatchedJob] | None:
     """The jobs that are waiting or running, by what they do; None if Slurm does not answer."""
     known = [launch for launch in launches(root) if any(_open(root, job) for job in launch.jobs)]
     answers = states(known)
     if answers is None:
         return None
     return {
-        _identity(job): Watched(launch, job)
+        _identity(job): WatchedJob(launch, job)
         for launch in known
         for job in launch.jobs
         if (state := answers.get((launch.name, job.label))) and state.active

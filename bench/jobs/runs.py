@@ -5,11 +5,11 @@ from typing import Any
 
 from bench.config.spec import Spec
 from bench.errors import BenchError
-from bench.jobs.command import CarryOut
 from bench.jobs.dispatch import dispatch
 from bench.jobs.launches import Job, launches
 from bench.jobs.placement import Placement
 from bench.jobs.status import log_lines
+from bench.jobs.submitted import CarryOut
 from bench.store.run import Run
 from bench.training.same_scorers import check_scored
 from bench.training.teachers import to_train

@@ -40,12 +40,12 @@ LOG_TAIL = 2**20
 
 
 @dataclass(frozen=True)
-class Line:
+class StatusRow:
     """One run, or one job that makes no run."""
 
     name: str
     state: str
-    share: float | None = None
+    fraction: float | None = None
     """Of its budget, if it has begun."""
     left_s: float | None = None
     where: str = ""
@@ -53,7 +53,7 @@ class Line:
     """The error of a failed one, what a pending one waits for."""
 
 
-def survey(root: Path) -> list[Line]:
+def survey(root: Path) -> list[StatusRow]:
     """Every run and job of a results folder, by state and name; what cannot be read is among them as damaged."""
     known, damaged = read_launches(root)
     answers = states(known)
@@ -66,7 +66,7 @@ def survey(root: Path) -> list[Line]:
             latest[job.run or f"{launch.name}: {job.label}"] = (launch, job, state)
     runs = {folder.name for folder in _entries(root) if _begun(folder)}
     lines = [_line(root, name, latest.get(name), answers is None) for name in runs | latest.keys()]
-    lines += [Line(f"launches/{name}".rstrip("/"), "damaged", note=note) for name, note in damaged.items()]
+    lines += [StatusRow(f"launches/{name}".rstrip("/"), "damaged", note=note) for name, note in damaged.items()]
     return sorted(lines, key=lambda line: (ORDER.index(line.state), line.name))
 
 
@@ -87,7 +87,7 @@ def _begun(folder: Path) -> bool:
         return bool(NAMED.fullmatch(folder.name))
 
 
-def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
+def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> StatusRow:
     try:
         if _begun(root / name):
             check_settings(root / name)
@@ -96,37 +96,37 @@ def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None
             check_resumable(root / name)
         return line
     except (DamagedError, OSError) as error:
-        return Line(name, "damaged", note=one_line(error))
+        return StatusRow(name, "damaged", note=one_line(error))
 
 
-def _read_line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> Line:
+def _read_line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> StatusRow:
     folder = root / name
     if os.path.lexists(folder / "summary.json"):
         check_whole(folder / "summary.json")
-        return Line(name, "done", 1.0)
-    share, left = _progress(folder)
+        return StatusRow(name, "done", 1.0)
+    fraction, left = _progress(folder)
     launch, job, state = handed or (None, None, None)
     if launch and job and job.id and launch.executor == "slurm" and silent:
-        return Line(name, "running" if share else "pending", share, left, "Slurm", "Slurm does not answer")
+        return StatusRow(name, "running" if fraction else "pending", fraction, left, "Slurm", "Slurm does not answer")
     place = f"{launch.executor} {job.id} {state.where}".strip() if launch and job and state else ""
     if state and state.waiting:
-        return Line(name, "pending", share, None, place, state.reason)
+        return StatusRow(name, "pending", fraction, None, place, state.reason)
     if state and state.active:
-        return Line(name, "running", share, left, place)
+        return StatusRow(name, "running", fraction, left, place)
     known = state is not None and state.name != ELSEWHERE
     if owner := _owner(folder, guess=not known):
-        return Line(name, "running", share, left, owner)
+        return StatusRow(name, "running", fraction, left, owner)
     if launch and job and state and not known:
-        return Line(name, "stopped", share, None, place, f"not seen from here: ask on {state.where}")
+        return StatusRow(name, "stopped", fraction, None, place, f"not seen from here: ask on {state.where}")
     if launch and job and state:
         error = failure_of(launch, job, root, state)
         verdict = {None: "done", CANCELLED: "stopped"}.get(error, "failed")
-        return Line(name, verdict, share, None, place, error or "")
+        return StatusRow(name, verdict, fraction, None, place, error or "")
     if launch and job and not job.id:
-        return Line(name, "pending", share, None, launch.executor, "waits for a free place")
+        return StatusRow(name, "pending", fraction, None, launch.executor, "waits for a free place")
     if error := recorded_failure(folder):
-        return Line(name, "failed", share, None, "", error)
-    return Line(name, "stopped", share, None, "", "the same command goes on")
+        return StatusRow(name, "failed", fraction, None, "", error)
+    return StatusRow(name, "stopped", fraction, None, "", "the same command goes on")
 
 
 def _will_submit(launch: Launch, job: Job) -> bool:
@@ -163,18 +163,19 @@ def _progress(folder: Path) -> tuple[float | None, float | None]:
     budget = check_settings(folder)["budget"]
     with described(metrics):
         row = parse_json(lines[-1].decode(), f"the last line of {metrics}")
-        clocks = row["seconds"]
+        clocks, nfe = row["seconds"], row["evaluations"].get("training", 0)
         done = {
             "updates": row["step"],
-            "evaluations": row["evaluations"].get("training", 0),
+            "nfe": nfe,
+            "evaluations": nfe,  # as older records call the budget
             "seconds": clocks.get("training", 0) + clocks.get("scoring", 0),
         }
         spent = sum(seconds for name, seconds in clocks.items() if name != "idle")
-        share = min(1.0, next((done[name] / whole for name, whole in budget.items() if whole), 0.0))
-        left = spent * (1 - share) / share if share else None
+        fraction = min(1.0, next((done[name] / whole for name, whole in budget.items() if whole), 0.0))
+        left = spent * (1 - fraction) / fraction if fraction else None
         if not all(0 <= number < math.inf for number in (*done.values(), spent, left or 0)):
             raise ValueError("its last line counts what cannot be")
-        return share, left
+        return fraction, left
 
 
 def cancel(root: Path, names: list[str]) -> list[str]:
@@ -249,7 +250,7 @@ def _names(known: list[Launch]) -> Iterable[str]:
 
 
 def _stop(launch: Launch, job: Job) -> None:
-    """Ask a job to stop; a run checkpoints first (bench/jobs/command.py). Raises PermissionError for another user's."""
+    """Ask a job to stop; a run checkpoints first (jobs/submitted.py). Raises PermissionError for another user's job."""
     if launch.executor == "slurm":
         said = ""
         with suppress(OSError):  # it may have gone since it was asked after; its mark stays in any case

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from bench.backbones.flow import FlowBackbone
 from bench.backbones.meter import Passes
-from bench.backbones.sd3_transformer import Sd3Transformer
 from bench.backbones.size import Size
 from bench.config.compute import Compute
-from bench.config.spec import LoraSpec
+from bench.config.descriptor import Descriptor
+from bench.config.resolve import PRESETS, describe, resolve
+from bench.config.spec import LoraSpec, SamplerSpec
 from bench.errors import DamagedError, UsageError, one_line
 from bench.perf import kernels, updates
 from bench.perf.ceilings import copy_bandwidth, matrix_rate
@@ -22,12 +24,16 @@ from bench.perf.overhead import overhead
 from bench.perf.timing import measure
 from bench.prediction.cost import of_passes, of_update
 from bench.printing import terminal
+from bench.registry import find, task_names
+from bench.scoring.loading import load_task, load_tasks
 from bench.system.files import json_bytes, read_record
 from bench.system.outputs import check_output, write_output
 
 GPU_COMPUTE = Compute(resolution=512, precision="bfloat16")
-GUIDANCE = {"micro": 1.0, "sd35_shape": 4.5}
-SCORED = 96
+SMALL, LARGE = "micro", "sd3"
+"""Registered backbones that are measured on a CPU and, by its shapes, on a GPU: always the same two, since measurements
+of two machines or versions say something of each other on one model alone."""
+PROMPTS, SCORED = 64, 96
 
 
 def perf(output: Path | None, compare: tuple[Path, Path] | None) -> None:
@@ -51,15 +57,17 @@ def measured(device: torch.device, say: Callable[[str], None] = lambda _: None) 
     bandwidth, _ = copy_bandwidth(device)
     rates = {dtype: matrix_rate(device, getattr(torch, dtype))[0] for dtype in ("float32", "bfloat16")}
     compute = GPU_COMPUTE if gpu else Compute()
-    backbone = "sd35_shape" if gpu else "micro"
-    make, texts = sources(backbone, device)
+    descriptor = describe(LARGE if gpu else SMALL)
+    make, texts = sources(descriptor, device)
+    guidance = descriptor.defaults().get("sampler", {}).get("guidance", SamplerSpec().guidance)
     ways = updates.variants(updates.TRAJECTORIES)
     ways = ways if gpu else tuple(way for way in ways if not way.changes)  # recomputing and compiling are for GPUs
     rows = [
-        updates.rollout_row(updates.laboratory(make(compute), texts, GUIDANCE[backbone])),
-        *updates.table(make, compute, texts, GUIDANCE[backbone], ways),
+        updates.rollout_row(updates.laboratory(make(compute), texts, guidance)),
+        *updates.table(make, compute, texts, guidance, ways),
     ]
-    size = size_of(make(compute), texts)
+    backbone = make(compute)
+    size = backbone.size(backbone.encode(texts[:1]))
     for row in rows:
         if "error" not in row:
             row["flop_per_s"] = operations(row, size, compute) / row["seconds"]
@@ -69,15 +77,15 @@ def measured(device: torch.device, say: Callable[[str], None] = lambda _: None) 
         "measured": datetime.now(UTC).date().isoformat(),
         "versions": {p: version(p) for p in ("torch", "diffusers", "peft")},
         "threads": torch.get_num_threads(),
-        "backbone": backbone,
+        "backbone": backbone.name,
         "compute": compute.model_dump(),
-        "guidance": GUIDANCE[backbone],
+        "guidance": guidance,
         "flop_per_forward": size.flops,
         "ceilings": {"copy_bytes_per_s": bandwidth, "matrix_flop_per_s": rates},
         "kernels": kernels.table(device, bandwidth),
         "updates": rows,
         "overhead": None if gpu else overhead(),
-        "scorers": None if gpu else scorers(),
+        "scorers": None if gpu else scorers(descriptor.world, backbone),
         "presets": preset_hours(fastest(rows)) if gpu else None,
     }
 
@@ -95,33 +103,20 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def sources(backbone: str, device: torch.device) -> tuple[Callable[[Compute], Sd3Transformer], list[str]]:
-    """How to make the backbone that is measured, and prompts for it."""
-    if backbone == "micro":
-        from bench.backbones.micro import descriptor
-        from bench.scoring.loading import load_task
-
-        texts = [prompt.text for prompt in load_task("geneval", "micro").prompts("train")[:64]]
-        return partial(descriptor().load, str(device)), texts
-    from bench.backbones.shape_only import ShapeOnly
-
-    return partial(ShapeOnly, str(device)), [f"prompt {i}" for i in range(64)]
+def sources(descriptor: Descriptor, device: torch.device) -> tuple[Callable[[Compute], FlowBackbone], list[str]]:
+    """How to make the backbone that is measured, by its shapes where it says how, and prompts for it."""
+    if descriptor.shape_only:
+        return partial(descriptor.shape_only, str(device)), [f"prompt {i}" for i in range(PROMPTS)]
+    prompts = load_task("geneval", descriptor.world).prompts("train")[:PROMPTS]
+    return partial(descriptor.load, str(device)), [prompt.text for prompt in prompts]
 
 
-def size_of(backbone: Sd3Transformer, texts: list[str]) -> Size:
-    """Size of the measured transformer with these prompts."""
-    tokens = backbone.encode(texts[:1]).sequence.shape[1]
-    return Size(dict(backbone.transformer.config), backbone.latent_shape[1], tokens, {})
-
-
-def scorers() -> list[dict]:
-    """Pictures a second of every task's scorer on the drawn world."""
-    from bench.registry import task_names
-    from bench.scoring.loading import load_tasks
-
-    images = torch.rand(SCORED, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+def scorers(world: str, backbone: FlowBackbone) -> list[dict]:
+    """Pictures a second of every task's scorer on a world, at the size in which a backbone draws."""
+    side = backbone.decode(torch.zeros(1, *backbone.latent_shape, device=backbone.device)).shape[-1]
+    images = torch.rand(SCORED, 3, side, side, generator=torch.Generator().manual_seed(0))
     rows = []
-    for task in load_tasks(tuple(task_names(["all"])), "micro").values():
+    for task in load_tasks(tuple(task_names(["all"])), world).values():
         prompts = (task.prompts("test") * 2)[:SCORED]
         timing = measure(partial(task.score, images, prompts), torch.device("cpu"))
         rows.append({"scorer": task.scorer_name, "images_per_s": SCORED / timing.seconds} | timing.record())
@@ -144,15 +139,12 @@ def fastest(rows: list[dict]) -> float:
 def preset_hours(flop_per_s: float) -> dict[str, float]:
     """GPU-hours of every preset's training at a measured rate of operations, the transformer's alone: decoding, scoring
     and held-out evaluation come on top."""
-    from bench.config.resolve import PRESETS, describe, resolve
-    from bench.registry import find
-
     hours = {}
     for path in sorted(PRESETS.glob("*.yaml")):
         tasks = ["geneval"] if path.stem == "nft-sd35" else None
         spec = resolve(None, tasks, preset=path)
         descriptor = describe(spec.backbone)
-        assert descriptor.size and spec.budget.updates  # the presets are of SD3.5, and say how many updates
+        assert descriptor.size and spec.budget.updates  # presets are of models of known size, and say how many updates
         size = descriptor.size(spec.compute)
         work = find("method", spec.method).work(spec, spec.sampler.build(3.0))
         hours[path.stem] = of_update(work, size, spec).model * spec.budget.updates / flop_per_s / 3600
@@ -172,7 +164,7 @@ def tables(found: dict) -> list[Table]:
         faster = f"{eager['seconds'] / triton['seconds']:.1f}" if triton else "-"
         kernel.add_row(row["operation"], str(row["batch"]), row["dtype"], *_cell(eager), *_cell(triton), faster)
     made = Table(
-        "update", "pictures/s", "times baseline", "evaluations/s", "TFLOP/s", "of matrix rate", "memory, GB",
+        "update", "pictures/s", "times baseline", "NFE/s", "TFLOP/s", "of matrix rate", "memory, GB",
         title=f"{found['backbone']}: {updates.TRAJECTORIES} trajectories of {updates.STEPS} steps, guidance "
         f"{found['guidance']:g}",
     )  # fmt: skip

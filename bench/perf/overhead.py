@@ -8,7 +8,7 @@ from bench.config.resolve import describe, resolve
 from bench.perf.updates import model_seconds
 from bench.registry import find
 from bench.store.run import Run
-from bench.training.runner import equip, load_backbone
+from bench.training.execute import equip, load_backbone
 from bench.training.teachers import locate
 
 UPDATES = 8

@@ -28,7 +28,7 @@ RANK, ALPHA = 32, 64.0
 TASK = "measured"
 
 
-class Measured(Task):
+class TimedTask(Task):
     """Prompts without a scorer."""
 
     name, version, headline = TASK, "1", "reward"
@@ -45,7 +45,7 @@ class Measured(Task):
 
 
 @dataclass(frozen=True)
-class Variant:
+class UpdateVariant:
     """One way to make the same update."""
 
     label: str
@@ -61,16 +61,16 @@ BASELINE = "straightforward, batch 3"
 SAME_BATCH = "straightforward, whole batch"
 
 
-def variants(trajectories: int) -> tuple[Variant, ...]:
+def variants(trajectories: int) -> tuple[UpdateVariant, ...]:
     """The baseline, the same at the batch of the others, and opd_analytic's ways."""
     fused = {"execution": "fused", "trajectories": trajectories}
     return (
-        Variant(BASELINE, None),
-        Variant(SAME_BATCH, None, trajectories),
-        Variant("plain", {"execution": "plain", "trajectories": trajectories, "chunk": trajectories}),
-        Variant("fused", fused),
-        Variant("fused, checkpointed", fused, changes=(("gradient_checkpointing", True),)),
-        Variant("fused, compiled", fused, changes=(("compile", True),)),
+        UpdateVariant(BASELINE, None),
+        UpdateVariant(SAME_BATCH, None, trajectories),
+        UpdateVariant("plain", {"execution": "plain", "trajectories": trajectories, "chunk": trajectories}),
+        UpdateVariant("fused", fused),
+        UpdateVariant("fused, checkpointed", fused, changes=(("gradient_checkpointing", True),)),
+        UpdateVariant("fused, compiled", fused, changes=(("compile", True),)),
     )
 
 
@@ -79,10 +79,10 @@ def laboratory(backbone: FlowBackbone, texts: list[str], guidance: float) -> Lab
     backbone.adapters.add(STUDENT, Shape(RANK, ALPHA), trainable=True)
     backbone.adapters.add("teacher", Shape(RANK, ALPHA), seed=1)
     sampler = Sampler(make_schedule(STEPS), KERNELS["ode"])
-    return Lab(backbone, {TASK: Measured(texts)}, {TASK: "teacher"}, {TASK: guidance}, sampler, guidance, seed=0)
+    return Lab(backbone, {TASK: TimedTask(texts)}, {TASK: "teacher"}, {TASK: guidance}, sampler, guidance, seed=0)
 
 
-def update(lab: Lab, variant: Variant) -> Callable[[], None]:
+def update(lab: Lab, variant: UpdateVariant) -> Callable[[], None]:
     """The work of one update's gradient."""
     if variant.options is None:
         return lambda: straightforward_update(lab, TASK, TRAJECTORIES, TRAINED, variant.batch)
@@ -103,9 +103,9 @@ def table(
     compute: Compute,
     texts: list[str],
     guidance: float,
-    ways: tuple[Variant, ...],
+    ways: tuple[UpdateVariant, ...],
 ) -> list[dict]:
-    """One row a variant: pictures and model evaluations a second, memory; 'error' where it does not fit.
+    """One row a variant: pictures and NFE per second, memory; 'error' where it does not fit.
 
     Every variant gets a backbone of its own. On a GPU they are measured one after the other, so that peaks of memory
     are their own too; on a CPU, whose speed depends on its other guests, in turns.
@@ -139,13 +139,13 @@ def count(lab: Lab, work: Callable[[], None]) -> Passes:
 
 
 def rates(timing: Timing, passes: Passes, compute: Compute) -> dict:
-    """A row's numbers; evaluations are in the unit of budgets (bench/backbones/meter.py)."""
+    """A row's numbers; `evaluations` are NFE (bench/backbones/meter.py)."""
     return timing.record() | {
-        "evaluations": passes.evaluations,
+        "evaluations": passes.nfe,
         "passes": {"forward": passes.forward, "trained": passes.trained},
         "gradient_checkpointing": compute.gradient_checkpointing,
         "images_per_s": TRAJECTORIES / timing.seconds,
-        "evaluations_per_s": passes.evaluations / timing.seconds,
+        "evaluations_per_s": passes.nfe / timing.seconds,
     }
 
 

@@ -1,6 +1,6 @@
 """What a run will cost, said before it starts: passes, operations, hours, memory. Arithmetic on shapes; loads no model.
 
-Budgets are stated in model evaluations (bench/backbones/meter.py), where a backward pass counts 2 by convention. Here
+Budgets are stated in NFE (bench/backbones/meter.py), where a backward pass counts 2 by convention. Here
 operations are counted: what a backward pass to the adapter takes, what gradient checkpointing computes again, what is
 drawn for rollouts, teachers, the base and held-out evaluation without gradients, and the decoding of pictures.
 """
@@ -84,8 +84,8 @@ def updates(spec: Spec, per_update: int) -> int | None:
     """Updates to the end of the budget; None for a budget in seconds."""
     if spec.budget.updates:
         return spec.budget.updates
-    if spec.budget.evaluations and per_update:
-        return -(-spec.budget.evaluations // per_update)
+    if spec.budget.nfe and per_update:
+        return -(-spec.budget.nfe // per_update)
     return None
 
 
@@ -100,7 +100,7 @@ def held_out(spec: Spec, world: str) -> dict[str, int | str]:
     return found
 
 
-def evaluations_of_student(spec: Spec, count: int | None) -> int:
+def held_out_evaluations(spec: Spec, count: int | None) -> int:
     """How often the student is evaluated: points of the budget that fall into one update are one."""
     points = {p for p in spec.evaluation.points if 0 < p < 1} | {1.0}
     if not find("method", spec.method).trains:
@@ -159,15 +159,15 @@ def training_hours(spec: Spec, size: Size, work: Work | None, per_update: int, c
     if count is None:
         return f"training: ends after {spec.budget.seconds:,.0f} seconds of training and scoring, as the budget says"
     if work is None:
-        units = spec.budget.evaluations or per_update * count
-        either = Passes(trained=units // Passes(trained=1).evaluations), Passes(forward=units)
+        units = spec.budget.nfe or per_update * count
+        either = Passes(trained=units // Passes(trained=1).nfe), Passes(forward=units)
         low, high = (
             hours(Cost(flop), spec.compute)
             for flop in sorted(of_passes(p, size, spec.lora, spec.compute) for p in either)
         )
         return f"training: between {low} and {high}; the method does not say how many of its passes have gradients"
     one = of_update(work, size, spec)
-    # a budget in evaluations is overshot by part of an update at most
+    # a budget in NFE is overshot by part of an update at most
     whole = one * count
     decoded = f", and {work.pictures:,} pictures to decode" if work.pictures else ""
     return (
@@ -194,7 +194,7 @@ def evaluation_lines(spec: Spec, descriptor: Descriptor, size: Size, count: int 
     """Held-out evaluation of the student, and of what it is compared with."""
     found = held_out(spec, descriptor.world)
     pictures = {task: n for task, n in found.items() if isinstance(n, int)}
-    times = evaluations_of_student(spec, count)
+    times = held_out_evaluations(spec, count)
     listed = ", ".join(f"{task} {n:,}" for task, n in pictures.items())
     o = spec.evaluation
     if pictures:

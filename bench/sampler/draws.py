@@ -34,7 +34,7 @@ class Rows:
         return make(self.whole * each).narrow(axis, self.start * each, count)
 
 
-class Watched(Protocol):
+class RowWatch(Protocol):
     """What of a generator that somebody watches is used here (bench/sampler/generator.py)."""
 
     @property
@@ -48,7 +48,7 @@ def draw(make: Callable[[int], Tensor], count: int, generator: torch.Generator, 
     rows: Rows | None = getattr(generator, "rows", None)
     if rows is None:
         return make(count)
-    watched = cast(Watched, generator) if getattr(generator, "watched", False) else None
+    watched = cast(RowWatch, generator) if getattr(generator, "watched", False) else None
     honest = watched is not None and not watched.used_directly
     drawn = rows.draw(make, count, axis)
     if watched is not None and honest:

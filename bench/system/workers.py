@@ -32,7 +32,7 @@ class Workers:
         """Whether this process writes files and talks to the user."""
         return self.index == 0
 
-    def share(self, total: int) -> range:
+    def shard(self, total: int) -> range:
         """This process's part of `total` things: contiguous, of sizes that differ by at most one."""
         return range(self.index * total // self.count, (self.index + 1) * total // self.count)
 

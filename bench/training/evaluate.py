@@ -139,7 +139,7 @@ def evaluate(
             begin(folder, task.name, task.world)
         workers.agreed(None)  # nobody writes before the folder is ready
     found = Collected()
-    mine = workers.share(len(prompts))
+    mine = workers.shard(len(prompts))
     for start in range(mine.start, mine.start + workers.most(len(prompts)), batch):
         ask()
         if start >= mine.stop:

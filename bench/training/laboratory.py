@@ -8,7 +8,7 @@ from bench.config.resolve import describe
 from bench.config.spec import Spec
 from bench.probes.estimates import ProbeLab
 from bench.registry import find
-from bench.training.runner import equip, load_backbone
+from bench.training.execute import equip, load_backbone
 from bench.training.teachers import locate
 from bench.weights.hub import adapter_folder
 
@@ -20,7 +20,7 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     if student == "base":
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or backbone.targets)
+        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets)
         backbone.adapters.add(STUDENT, shape, seed=0, trainable=True)
     else:
         backbone.adapters.load(STUDENT, adapter_folder(student), trainable=True)

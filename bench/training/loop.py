@@ -32,7 +32,7 @@ class Progress:
     """What a listener is told after every update and every evaluation."""
 
     step: int
-    share: float
+    fraction: float
     scores: dict[str, float] | None = None
     """After an evaluation instead: task -> held-out score."""
 
@@ -47,12 +47,12 @@ class Loop:
         self.last_share = 0.0
         self.evaluated: list[float] = []
         self.saved = (0, 0)
-        """Step and evaluations of the last checkpoint."""
+        """Step and evaluated points of the last checkpoint."""
         self.stop_requested: Callable[[], bool] = lambda: False
         """Asked once an update, and before each batch of an evaluation."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = spec.evaluation.build(shift)
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets or backbone.targets)
+        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)
         for name in (EMA, *method.adapters):
@@ -65,7 +65,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(backbone.device.type, enabled=spec.compute.precision == "float16")
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Progress through the budget in [0, 1]; 1 at once for a method that does not train."""
         if not self.method.trains:
             return 1.0
@@ -73,8 +73,8 @@ class Loop:
         if budget.updates:
             return min(1.0, self.step / budget.updates)
         spent = meter.whole(self.workers)
-        if budget.evaluations:
-            return min(1.0, spent["evaluations"].get("training", 0) / budget.evaluations)
+        if budget.nfe:
+            return min(1.0, spent["evaluations"].get("training", 0) / budget.nfe)
         return min(1.0, sum(spent["seconds"].get(clock, 0) for clock in ("training", "scoring")) / budget.seconds)
 
     def train(self, listen: Callable[[Progress], None] = lambda _: None) -> None:
@@ -86,21 +86,21 @@ class Loop:
             self._prepare()
         points = sorted({p for p in self.spec.evaluation.points if 0 < p < 1} | {1.0})
         while True:
-            share = self.share
-            reached = [p for p in points if p <= share and p not in self.evaluated]
+            fraction = self.fraction
+            reached = [p for p in points if p <= fraction and p not in self.evaluated]
             if self.step and (reached or self.step % self.spec.checkpoint_every == 0):
                 self._save()  # before the evaluation too: it may fail where training did not
             if reached:
                 scores = self._evaluate(reached)
                 self._save()
-                listen(Progress(self.step, share, scores))
+                listen(Progress(self.step, fraction, scores))
             self._stop_if_asked()
-            if share >= 1:
+            if fraction >= 1:
                 return
             with memory("training", self.spec):
-                row = self._update(share)
+                row = self._update(fraction)
             self.run.append("metrics.jsonl", row)
-            listen(Progress(self.step, self.share))
+            listen(Progress(self.step, self.fraction))
 
     def _stop_if_asked(self) -> None:
         """Raises Interrupted, with everything saved, once somebody has asked one of the processes to stop."""
@@ -128,17 +128,18 @@ class Loop:
 
     def _start(self, lora: LoraSpec) -> None:
         assert lora.start  # called where one is set
-        state, adapters = read_start(lora), self.lab.backbone.adapters
+        adapters = self.lab.backbone.adapters
+        state = read_start(lora, adapters.targets)
         if left := sorted(adapters.state(STUDENT).keys() - state.keys()):
             raise UsageError(f"the adapter {lora.start} leaves {layer_of(left[0])} as it is: {targets_of(state)}")
         adapters.load_state(STUDENT, state, lora.start)
 
-    def _update(self, share: float) -> dict:
+    def _update(self, fraction: float) -> dict:
         """Collect from every task of the plan, then take the method's optimiser steps; returns the metrics row."""
         lab, spec, meter = self.lab, self.spec, self.lab.backbone.meter
-        lab.step, lab.progress, lab.last_progress, lab.notes = self.step, share, self.last_share, {}
+        lab.step, lab.progress, lab.last_progress, lab.notes = self.step, fraction, self.last_share, {}
         row: dict[str, float] = {}
-        decayed = 1 - (1 - spec.optimizer.lr_end) * share
+        decayed = 1 - (1 - spec.optimizer.lr_end) * fraction
         for group in self.optimizer.param_groups:
             group["lr"] = spec.optimizer.lr * decayed
         with meter.purpose("training"):
@@ -160,7 +161,7 @@ class Loop:
                 self.method.after_update(lab)
                 watch.check_draws()
                 self.step += 1
-        self.last_share = share
+        self.last_share = fraction
         rate = {"lr": spec.optimizer.lr * decayed}
         return {"step": self.step} | self._pooled(row) | rate | self._pooled(lab.notes) | meter.whole(self.workers)
 
@@ -169,7 +170,7 @@ class Loop:
         if self.workers.count == 1:
             return numbers
         even = 1 / self.workers.count
-        weight = {name: self.lab.share(task) if (task := name.partition("/")[2]) else even for name in numbers}
+        weight = {name: self.lab.shard_fraction(task) if (task := name.partition("/")[2]) else even for name in numbers}
         shares = self.workers.gather({name: weight[name] * value for name, value in numbers.items()})
         return {name: sum(share[name] for share in shares) for name in numbers}
 
@@ -198,7 +199,7 @@ class Loop:
             if not math.isfinite(value):
                 raise self._diverged(f"the loss of task {task!r} is {value}")
             total += value
-            self.scaler.scale(weight * self.lab.share(task) * piece).backward()
+            self.scaler.scale(weight * self.lab.shard_fraction(task) * piece).backward()
         return total
 
     @torch.no_grad()

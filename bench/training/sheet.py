@@ -17,7 +17,7 @@ from bench.scoring.loading import load_tasks
 from bench.system.drawing import own_settings
 from bench.system.files import write_atomic
 from bench.training.evaluate import initial_noise, pictures
-from bench.training.runner import load_backbone
+from bench.training.execute import load_backbone
 from bench.training.teachers import locate, mount
 
 PER_TASK = 6

@@ -2,21 +2,22 @@
 
 import json
 import math
-import re
 
 from pydantic import ValidationError
 from torch import Tensor
 
 from bench.backbones.adapter_config import equal_alpha
-from bench.backbones.adapters import TARGETS, read_adapter
+from bench.backbones.adapters import ending, read_adapter
 from bench.config.settings import first_problem
 from bench.config.spec import LoraSpec
 from bench.errors import UsageError
 from bench.weights.hub import adapter_folder
 
 
-def read_start(lora: LoraSpec) -> dict[str, Tensor]:
+def read_start(lora: LoraSpec, own: tuple[str, ...] | None) -> dict[str, Tensor]:
     """Tensors of the adapter `lora.start`, which are the student's own where both have one scale and the same layers.
+
+    `own`: what the backbone puts an adapter on where `lora.targets` does not say, if that is known.
 
     Raises UsageError for one of another rank, strength, layers or kind.
     """
@@ -37,9 +38,9 @@ def read_start(lora: LoraSpec) -> dict[str, Tensor]:
             f"the adapter {lora.start} has rank {config.r} and alpha {exact(alpha)}{stabilised}: "
             f"set lora.rank={config.r} and lora.alpha={exact(alpha)}"
         )
-    targets = tuple(f".{target}" for target in lora.targets or TARGETS)
+    targets = tuple(f".{target}" for target in lora.targets or own or ())
     strays = [key for key in sorted(state) if not f".{layer_of(key)}".endswith(targets)]
-    if strays:
+    if targets and strays:
         raise UsageError(f"the adapter {lora.start} changes {layer_of(strays[0])}: {targets_of(state)}")
     return state
 
@@ -51,7 +52,7 @@ def layer_of(key: str) -> str:
 
 def targets_of(state: dict[str, Tensor]) -> str:
     """What to set for a student with the layers of an adapter."""
-    layers = {re.sub(r"^transformer_blocks\.\d+\.", "", layer_of(key)) for key in state}
+    layers = {ending(layer_of(key)) for key in state}
     return f"set lora.targets={json.dumps(sorted(layers))}"
 
 

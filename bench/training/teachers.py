@@ -52,8 +52,8 @@ def locate(spec: Spec, descriptor: Descriptor, root: Path, backbone_hash: str) -
     return teachers
 
 
-def training_evaluations(teachers: dict[str, Teacher]) -> dict[str, float]:
-    """task -> training evaluations that its teacher cost; NaN where nothing beside the adapter says.
+def training_nfe(teachers: dict[str, Teacher]) -> dict[str, float]:
+    """task -> training NFE that its teacher cost; NaN where nothing beside the adapter says.
 
     Raises DamagedError if a run of ours, whose adapter it is, has a damaged summary.
     """

@@ -109,7 +109,7 @@ class Grpo(Engine):
         o, trajectory = self.options, samples.trajectory
         steps = self.trained(lab.sampler)
         mine, whole = inner_rows(len(trajectory.final), lab.rows.get(task), o.inner_updates, lab.inner)
-        scale = 1 / (whole * len(steps) * lab.share(task))  # the loop weights what comes by this process's share
+        scale = 1 / (whole * len(steps) * lab.shard_fraction(task))  # the loop multiplies by it again
         ratios = Ratios(o.clip)
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:

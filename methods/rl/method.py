@@ -84,7 +84,7 @@ class RlMethod(Method[Samples]):
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
-        return cls.work(spec, sampler).passes.evaluations
+        return cls.work(spec, sampler).passes.nfe
 
     @classmethod
     def work(cls, spec, sampler) -> Work:

@@ -12,7 +12,7 @@ from tasks.geneval.canary import CheckedDetector
 from tasks.geneval.colours import ClipColourJudge, ColourJudge
 from tasks.geneval.detector import Detection, Detector, Mask2FormerDetector
 from tasks.geneval.prompts import COCO
-from tasks.geneval.rules import THRESHOLD, Found, Objects
+from tasks.geneval.rules import THRESHOLD, DetectedObject, Objects
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ class PhotoReader:
         for name, mine in by_name.items():
             seen = self.judge.judge(image_CHW, mine[: asked.get(name, 0)], name)
             colours = seen + [""] * (len(mine) - len(seen))
-            objects[name] = [Found(d.box, d.score, colour) for d, colour in zip(mine, colours)]
+            objects[name] = [DetectedObject(d.box, d.score, colour) for d, colour in zip(mine, colours)]
         return objects
 
 

@@ -16,7 +16,7 @@ POSITION_THRESHOLD = 0.1
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedObject:
     """A detected object; `box` is (x1, y1, x2, y2) in pixels, the values of box and score those of float32."""
 
     box: tuple[float, float, float, float]
@@ -24,7 +24,7 @@ class Found:
     colour: str
 
 
-Objects = dict[str, list[Found]]
+Objects = dict[str, list[DetectedObject]]
 
 
 def select(objects: Objects, tag: str) -> Objects:
@@ -43,7 +43,7 @@ def select(objects: Objects, tag: str) -> Objects:
     return kept
 
 
-def relations(a: Found, b: Found) -> set[str]:
+def relations(a: DetectedObject, b: DetectedObject) -> set[str]:
     """Relations in which `a` stands to `b`: none, one or two of left of, right of, above, below."""
     box_a, box_b = (np.array(o.box, np.float32).reshape(2, 2) for o in (a, b))
     offset = box_a.mean(0) - box_b.mean(0)
@@ -56,7 +56,7 @@ def relations(a: Found, b: Found) -> set[str]:
     return {name for name, holds in tests.items() if holds}
 
 
-def _in_place(objects: list[Found], targets: list[Found], relation: str) -> str:
+def _in_place(objects: list[DetectedObject], targets: list[DetectedObject], relation: str) -> str:
     """Empty if every pair stands in the relation, else the relations of the first pair that does not."""
     for a in objects:
         for b in targets:
@@ -68,7 +68,7 @@ def _in_place(objects: list[Found], targets: list[Found], relation: str) -> str:
 def official(objects: Objects, metadata: dict[str, Any], colours: tuple[str, ...]) -> tuple[bool, str]:
     """The official verdict and its reason, from selected objects (see `select`) and a prompt record."""
     reasons: list[str] = []
-    groups: list[list[Found] | None] = []
+    groups: list[list[DetectedObject] | None] = []
     for clause in metadata.get("include", []):
         name, count = clause["class"], clause["count"]
         found = objects.get(name, [])[:count]
@@ -103,7 +103,7 @@ def official(objects: Objects, metadata: dict[str, Any], colours: tuple[str, ...
 
 def strict(objects: Objects, metadata: dict[str, Any]) -> bool:
     """Flow-GRPO's strict variant: every class exactly `count` times, colours exactly; excludes are not read."""
-    groups: list[list[Found] | None] = []
+    groups: list[list[DetectedObject] | None] = []
     correct = True
     for clause in metadata.get("include", []):
         found = objects.get(clause["class"], [])
@@ -124,7 +124,7 @@ def partial(objects: Objects, metadata: dict[str, Any]) -> float:
     A failed relation adds both 0 and 1, as the published reward server does (two objects on the wrong sides: 0.75).
     """
     terms: list[float] = []
-    groups: list[list[Found] | None] = []
+    groups: list[list[DetectedObject] | None] = []
     for clause in metadata.get("include", []):
         found, count = objects.get(clause["class"], []), clause["count"]
         ok = len(found) == count

@@ -15,7 +15,7 @@ from bench.backbones.micro.world import COLOURS, SHAPES
 from tasks.geneval.photo import SOURCES, photo_reader
 from tasks.geneval.prompt_records import check_record
 from tasks.geneval.prompts import COCO, Vocabulary, generate
-from tasks.geneval.rules import MAX_OBJECTS, Found, Objects, official, partial, select, strict
+from tasks.geneval.rules import MAX_OBJECTS, DetectedObject, Objects, official, partial, select, strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ def _micro_reader(images_BCHW: Tensor, _: list[dict]) -> list[Objects]:
     for marks in find_shapes(images_BCHW):
         objects: Objects = {}
         for mark in marks:
-            objects.setdefault(mark.shape, []).append(Found(mark.box, mark.score, mark.colour))
+            objects.setdefault(mark.shape, []).append(DetectedObject(mark.box, mark.score, mark.colour))
         pictures.append(objects)
     return pictures
 
@@ -82,7 +82,7 @@ Reader = Callable[["Tensor", list[dict]], list[Objects]]
 
 
 @dataclass(frozen=True)
-class World:
+class GenEvalWorld:
     """GenEval in one backbone's world."""
 
     vocabulary: Vocabulary
@@ -106,10 +106,10 @@ def _published(partials: np.ndarray, _: np.ndarray) -> np.ndarray:
 
 
 WORLDS = {
-    "micro": World(
+    "micro": GenEvalWorld(
         Vocabulary(SHAPES, tuple(COLOURS)), _micro_splits, lambda _: _micro_reader, _half_official, 0.0, "2"
     ),
-    "photo": World(COCO, _photo_splits, photo_reader, _published, 2.0 - MAX_OBJECTS, "3"),
+    "photo": GenEvalWorld(COCO, _photo_splits, photo_reader, _published, 2.0 - MAX_OBJECTS, "3"),
 }
 """The lowest reward of a photograph: 16 objects where one is asked, 1 - 15 / 1."""
 
@@ -131,7 +131,7 @@ class GenEval(Task):
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
-        self.entry: World = self.world_entry(WORLDS)
+        self.entry: GenEvalWorld = self.world_entry(WORLDS)
         self.version, self.lowest_reward = self.entry.version, self.entry.lowest_reward
 
     @cached_property

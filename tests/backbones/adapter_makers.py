@@ -49,6 +49,6 @@ def velocity(backbone: FlowBackbone, model: nn.Module | str | None) -> Tensor:
     if not isinstance(model, nn.Module):
         return backbone.velocity(x, 0.7, conditioning, model)
     return model(
-        hidden_states=x, encoder_hidden_states=conditioning.sequence, pooled_projections=conditioning.pooled,
+        hidden_states=x, encoder_hidden_states=conditioning["sequence"], pooled_projections=conditioning["pooled"],
         timestep=torch.full((2,), 700.0), return_dict=False,
     )[0]  # fmt: skip

@@ -10,13 +10,14 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors import safe_open
 
 from bench.api.task import Prompt
-from bench.backbones.adapters import CONFIG_FILE, WEIGHTS_FILE, Shape, read_adapter
+from bench.backbones.adapters import CONFIG_FILE, WEIGHTS_FILE, Shape, ending, read_adapter
 from bench.backbones.sd3 import descriptor
+from bench.backbones.sd3.network import TARGETS
 from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
 from bench.sampler.rollout import euler
 from bench.training.evaluate import pictures
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 from bench.training.start import exact, read_start
 from bench.weights.hub import DIFFUSERS_FILE, model_name
 from tests.backbones.adapter_makers import by_peft, in_peft, untouched, velocity
@@ -93,7 +94,7 @@ def test_saving_twice_gives_the_same_bytes_and_clears_what_a_kill_left(micro, tm
 
 
 def test_a_runs_adapter_is_one_to_diffusers_and_peft(sd3_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("bench.training.runner.load_tasks", lambda names, *_: {name: Dark("photo") for name in names})
+    monkeypatch.setattr("bench.training.execute.load_tasks", lambda names, *_: {name: Dark("photo") for name in names})
     monkeypatch.setattr(Dark, "name", "ocr")
     backbone = descriptor(str(sd3_folder)).load("cpu")
     base = untouched(backbone)
@@ -137,12 +138,12 @@ def test_what_a_start_is_said_to_need_is_what_it_takes(micro, tmp_path: Path, al
     advice: list[str] = []
     for _ in range(2):
         with pytest.raises(UsageError, match="set lora") as refusal:
-            read_start(starting(folder, *advice))
+            read_start(starting(folder, *advice), TARGETS)
         advice += re.findall(r"lora\.(?:rank|alpha)=[^ ]+(?=$| )|lora\.targets=\[[^]]*\]", str(refusal.value))
     lora = starting(folder, *advice)
     micro.adapters.load("theirs", folder)
     micro.adapters.add("student", Shape(lora.rank, lora.alpha, lora.targets))
-    micro.adapters.load_state("student", read_start(lora))
+    micro.adapters.load_state("student", read_start(lora, TARGETS))
     for layer, delta in micro.adapters.deltas("theirs").items():
         torch.testing.assert_close(micro.adapters.deltas("student")[layer], delta, rtol=1e-6, atol=0)
 
@@ -159,14 +160,14 @@ def test_what_a_start_is_said_to_need_is_what_it_takes(micro, tmp_path: Path, al
 def test_a_student_does_not_start_from_what_it_cannot_be(micro, tmp_path: Path, kind: str, field: str) -> None:
     folder = by_peft(untouched(micro), tmp_path, **KINDS[kind])
     with pytest.raises(UsageError, match=field):
-        read_start(starting(folder, "lora.rank=4", "lora.alpha=6"))
+        read_start(starting(folder, "lora.rank=4", "lora.alpha=6"), TARGETS)
 
 
 @pytest.mark.parametrize("alpha", [0, -4, 2e20])
 def test_a_strength_that_no_student_has_is_told_without_advice(micro, tmp_path: Path, alpha: float) -> None:
     folder = by_peft(untouched(micro), tmp_path, **PLAIN | {"lora_alpha": alpha})
     with pytest.raises(UsageError, match=r"a student cannot be like .*: lora\.alpha: Input should be"):
-        read_start(starting(folder))
+        read_start(starting(folder), TARGETS)
 
 
 def test_a_start_that_leaves_layers_alone_says_so(micro, tmp_path: Path) -> None:
@@ -179,6 +180,22 @@ def test_a_start_that_leaves_layers_alone_says_so(micro, tmp_path: Path) -> None
     spec = resolve("opd_analytic", ["ocr"], overrides=[*more, "params.trajectories=2", targets])
     folder = tmp_path / "results" / execute(spec, Session(tmp_path / "results"))["folder"] / "adapter"
     assert len(read_adapter(folder)[1]) == len(read_adapter(tmp_path / "start")[1])
+
+
+@pytest.mark.parametrize(
+    ("layer", "wanted"),
+    [
+        ("transformer_blocks.3.attn.to_out.0", "attn.to_out.0"),
+        ("transformer_blocks.23.ff.net.0.proj", "ff.net.0.proj"),
+        ("single_transformer_blocks.11.proj_mlp", "proj_mlp"),
+        ("down_blocks.1.attentions.0.transformer_blocks.9.attn1.to_out.0", "attn1.to_out.0"),
+        ("mid_block.attentions.0.transformer_blocks.2.ff.net.2", "ff.net.2"),
+        ("time_text_embed.timestep_embedder.linear_1", "time_text_embed.timestep_embedder.linear_1"),
+        ("proj_out", "proj_out"),
+    ],
+)
+def test_the_end_of_a_layers_name_is_the_same_in_every_block(layer: str, wanted: str) -> None:
+    assert ending(layer) == wanted
 
 
 def test_exact_numbers_read_back() -> None:

@@ -13,7 +13,8 @@ from peft import EvaConfig, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 
 from bench.backbones.adapter_config import INERT, START, Carried, lora_config
 from bench.backbones.adapter_files import adapter_hash
-from bench.backbones.adapters import CONFIG_FILE, TARGETS, WEIGHTS_FILE, Shape, read_adapter
+from bench.backbones.adapters import CONFIG_FILE, WEIGHTS_FILE, Shape, read_adapter
+from bench.backbones.sd3.network import TARGETS
 from bench.config.resolve import describe
 from bench.errors import BenchError, MissingError, UsageError
 from tests.backbones.adapter_makers import by_peft, in_peft, shaken, untouched, velocity

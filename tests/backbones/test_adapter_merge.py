@@ -13,7 +13,7 @@ from bench.backbones.adapters import Shape
 from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
 from bench.store.run import Run
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 from bench.weights.hub import DIFFUSERS_FILE
 from methods.distillation import merge_teachers
 from tests.backbones.adapter_makers import by_peft, in_peft, untouched

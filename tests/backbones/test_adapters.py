@@ -75,11 +75,11 @@ def test_fast_switch_equals_the_public_call(backbone) -> None:
 
 
 def test_guidance_doubles_evaluations_and_mixes_with_the_empty_prompt(backbone) -> None:
-    before = sum(backbone.meter.evaluations.values())
+    before = sum(backbone.meter.nfe.values())
     cond = forward(backbone, None)
-    assert sum(backbone.meter.evaluations.values()) - before == 2
+    assert sum(backbone.meter.nfe.values()) - before == 2
     strong = forward(backbone, None, 3.0)
-    assert sum(backbone.meter.evaluations.values()) - before == 6
+    assert sum(backbone.meter.nfe.values()) - before == 6
     x = backbone.noise(2, torch.Generator().manual_seed(0))
     with torch.no_grad():
         empty = backbone.velocity(x, 0.7, backbone.encode(["", ""]), None)

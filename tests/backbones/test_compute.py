@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from bench.api.lab import STUDENT
-from bench.backbones import embeddings, sd3
+from bench.backbones import embeddings
 from bench.backbones.adapters import Shape
 from bench.backbones.embeddings import Embeddings
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.sd3 import backbone as sd3_backbone
 from bench.backbones.sd3 import descriptor
 from bench.config.compute import Compute
 from bench.errors import UsageError
@@ -91,10 +92,10 @@ def test_a_resolution_sets_the_latents(sd3_folder: Path) -> None:
 def test_prompts_are_encoded_once_and_never_load_encoders_again(sd3_folder: Path, tmp_path: Path, monkeypatch) -> None:
     first = load(sd3_folder, tmp_path, offload_text_encoders=True)
     encoded = first.encode(PROMPTS)
-    monkeypatch.setattr(sd3, "load_text_encoders", None)  # calling it would fail
+    monkeypatch.setattr(sd3_backbone, "load_text_encoders", None)  # calling it would fail
     second = load(sd3_folder, tmp_path).encode([*PROMPTS, PROMPTS[0]])
-    assert torch.equal(second.sequence[:2], encoded.sequence)
-    assert torch.equal(second.pooled[2], encoded.pooled[0])
+    assert torch.equal(second["sequence"][:2], encoded["sequence"])
+    assert torch.equal(second["pooled"][2], encoded["pooled"][0])
     with pytest.raises(TypeError):
         load(sd3_folder, tmp_path).encode(["a bird"])
     with pytest.raises(TypeError):  # another precision is another cache
@@ -175,10 +176,10 @@ def test_a_damaged_or_foreign_file_of_the_cache_is_written_anew(sd3_folder: Path
     files = sorted(tmp_path.rglob("*.safetensors"))
     assert len(files) == 2
     files[0].write_bytes(b"broken")
-    assert torch.equal(load(sd3_folder, tmp_path).encode(PROMPTS).sequence, encoded.sequence)
+    assert torch.equal(load(sd3_folder, tmp_path).encode(PROMPTS)["sequence"], encoded["sequence"])
     shutil.copy(files[0], files[1])  # as if two prompts had one name
     again = load(sd3_folder, tmp_path)
-    assert torch.equal(again.encode(PROMPTS).sequence, encoded.sequence)
+    assert torch.equal(again.encode(PROMPTS)["sequence"], encoded["sequence"])
 
 
 def test_files_that_are_no_checkpoint_are_said_to_be(sd3_folder: Path, tmp_path: Path) -> None:

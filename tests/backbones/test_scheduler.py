@@ -16,8 +16,8 @@ from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.sampler.rollout import Sampler, euler, rollout
 from bench.sampler.schedule import make_schedule
+from bench.training.execute import Session, execute
 from bench.training.loop import Loop
-from bench.training.runner import Session, execute
 
 
 def with_scheduler(folder: Path, target: Path, **fields) -> str:
@@ -184,14 +184,14 @@ def test_t5_reads_as_many_tokens_as_are_said(sd3_folder: Path, tmp_path: Path) -
     for tokens in (None, 256, 20):
         compute = Compute(max_sequence_length=tokens)
         backbone = descriptor(str(tmp_path / "t5")).load("cpu", compute, cache)
-        kept[tokens] = backbone.encode(["a small cat on a mat"]).sequence
+        kept[tokens] = backbone.encode(["a small cat on a mat"])["sequence"]
         length = tokens or 128
         assert kept[tokens].shape[1] == 77 + length
         theirs, *_ = pipeline.encode_prompt("a small cat on a mat", None, None, max_sequence_length=length)
         torch.testing.assert_close(kept[tokens], theirs, rtol=1e-5, atol=1e-5)
-        assert descriptor(str(tmp_path / "t5")).size(compute).text_tokens == 77 + length
+        assert descriptor(str(tmp_path / "t5")).size(compute).network.text_tokens == 77 + length
     again = descriptor(str(tmp_path / "t5")).load("cpu", Compute(), cache)  # what was kept for 20 tokens is not taken
-    torch.testing.assert_close(again.encode(["a small cat on a mat"]).sequence, kept[None], rtol=0, atol=0)
+    torch.testing.assert_close(again.encode(["a small cat on a mat"])["sequence"], kept[None], rtol=0, atol=0)
 
 
 def test_a_model_of_published_size_has_sensible_defaults() -> None:

@@ -9,7 +9,7 @@ import torch
 from bench.config.resolve import describe, resolve
 from bench.errors import BenchError
 from bench.scoring.folders import load, write
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 from methods.opd_analytic import OpdAnalytic
 from tasks.geneval.task import GenEval
 from tests.commands import bench

@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.backbones.adapters import TARGETS, Adapters, Shape
+from bench.backbones.adapters import Adapters, Shape
 from bench.backbones.micro.files import WEIGHTS
 from bench.backbones.sd3 import DEFAULT, MEDIUM, VAE, descriptor, size
-from bench.backbones.size import Size
+from bench.backbones.sd3.network import TARGETS, sd3_size
 from bench.backbones.trial import Count, training_pass
 from bench.cli.dryrun import explain
 from bench.config.compute import Compute
@@ -52,7 +52,7 @@ def real(config: dict, shape: Shape | None, precision: str = "float32", checkpoi
     if checkpointed:
         model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
     if shape:
-        adapters = Adapters(model.eval())
+        adapters = Adapters(model.eval(), TARGETS)
         adapters.add("a", shape, trainable=True)
         adapters.use("a")
     return model
@@ -94,7 +94,7 @@ def test_operations_are_what_pytorch_counts(name: str, targets: str, checkpointe
             v = forward(model, batch, side, text)
         with FlopCounterMode(display=False) as backward:
             v.sum().backward()
-    size = Size(config, side, text, {})
+    size = sd3_size(config, side, text, {})
     found = size.training(batch, shape.rank, shape.targets, Compute(gradient_checkpointing=checkpointed))
     assert found.forward == pytest.approx(counted.get_total_flops(), rel=1e-3)
     assert found.backward == pytest.approx(backward.get_total_flops(), rel=0.02)
@@ -118,7 +118,7 @@ def test_operations_of_decoding_are_what_pytorch_counts(decode: str, side: int) 
     # the counter does not know the CPU's fused attention
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         vae.decode(torch.randn(2, 4, side, side))
-    found = Size({}, side, 1, {}, config).decoding(2, Compute(decode=decode))
+    found = sd3_size({}, side, 1, {}, config).decoding(2, Compute(decode=decode))
     assert found.forward == pytest.approx(counted.get_total_flops(), rel=1e-3)
 
 
@@ -156,11 +156,12 @@ def test_activations_are_what_autograd_keeps(dual: list[int], precision: str, ch
     del v
     with Count(model) as count:
         forward(model, batch, side, text).sum().backward()
-    on_cpu = training_pass(config, batch, side, text, shape, precision, checkpointed, cuda=False)
+    network = sd3_size(config, side, text, {}).network
+    on_cpu = training_pass(network, batch, shape, precision, checkpointed, cuda=False)
     assert on_cpu.kept == pytest.approx(kept, rel=0.05)
     assert on_cpu.peak == pytest.approx(count.peak, rel=0.05)
     if precision != "float32":
-        assert training_pass(config, batch, side, text, shape, "float16", checkpointed, cuda=False) == on_cpu
+        assert training_pass(network, batch, shape, "float16", checkpointed, cuda=False) == on_cpu
 
 
 def test_a_folder_is_measured_by_its_headers(sd3_folder: Path) -> None:
@@ -179,9 +180,9 @@ def test_sd35_medium_is_as_published() -> None:
     """2.24 billion trained parameters (2.47 with the fixed position table); 1,024 image tokens at 512 pixels."""
     found = size(DEFAULT, Compute(resolution=512))
     assert found.parameters == 2_243_171_520
-    assert found.image_tokens == 1024
+    assert (found.latent_side // MEDIUM["patch_size"]) ** 2 == 1024
     assert found.adapter(32, None) == 18_776_064
-    assert size(DEFAULT, Compute()).image_tokens == 4096
+    assert size(DEFAULT, Compute()).latent_side == 2 * found.latent_side
     assert size("hub:nobody/nothing", Compute()) is None
     with pytest.raises(UsageError, match=r"compute\.resolution 500 is no multiple of 16"):
         size(DEFAULT, Compute(resolution=500))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.backbones.pipeline_files import weight_files
-from bench.backbones.sd3 import descriptor, stored_parameters
+from bench.backbones.pipeline_files import stored_parameters, weight_files
+from bench.backbones.sd3 import descriptor
 from bench.config.compute import Compute
 from bench.errors import BenchError, DamagedError, MissingError, UsageError
 from bench.weights.frozen import load_frozen, load_processor, weights_hash
@@ -55,7 +55,7 @@ def refusal(call: Callable[[], object], kind: type[BenchError] | tuple[type[Benc
 
 
 def drawn(folder: Path, cache: Path | None = None) -> torch.Tensor:
-    return descriptor(str(folder)).load("cpu", cache=cache).encode(["a cat"]).sequence
+    return descriptor(str(folder)).load("cpu", cache=cache).encode(["a cat"])["sequence"]
 
 
 @pytest.mark.parametrize("shape", [False, True], ids=["missing", "another shape"])

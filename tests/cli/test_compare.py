@@ -109,7 +109,7 @@ CONTRADICTIONS = {
     "two splits": (["--grid", "evaluation.split=test,validation"], ["validation", "one evaluation.split"]),
     "two splits of two methods": (["--set", "merge.evaluation.split=validation"], ["'merge'", "one evaluation.split"]),
     "a budget in settings": (["--set", "budget.updates=3"], ["--budget"]),
-    "a budget as an axis": (["--grid", "budget.evaluations=1000,2000"], ["--budget"]),
+    "a budget as an axis": (["--grid", "budget.nfe=1000,2000"], ["--budget"]),
     "a method twice": (["--methods", "merge,sft,merge"], ["a method is named twice"]),
 }  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_settings_that_contradict_are_refused_in_one_line(name: str, tmp_path: P
     "sets",
     [
         ["optimizer.lr=1e-3", "optimizer.lr=1e-4"],
-        ["budget.updates=3", "budget.evaluations=300"],
+        ["budget.updates=3", "budget.nfe=300"],
         ["params.trajectories=4", "params={trajectories: 8}"],
     ],
 )
@@ -174,18 +174,18 @@ def test_what_is_spent_beyond_the_budget_is_said_before_and_after(tmp_path: Path
     done = bench([*words, "--budget", "300"], tmp_path)
     assert done.returncode == 0, done.stderr
     told, _, after = done.stderr.partition("\n")
-    assert told.startswith("note: opd_analytic will spend 384 training evaluations of --budget 300")
+    assert told.startswith("note: opd_analytic will spend 384 training NFE of --budget 300")
     assert "opd_analytic, seed 0: done" in after
-    assert "budget 300 training evaluations, spent 384; more than 5% beyond it" in " ".join(done.stdout.split())
+    assert "budget 300 training NFE, spent 384; more than 5% beyond it" in " ".join(done.stdout.split())
     done = bench([*words, "--budget", "384"], tmp_path)
     assert "note:" not in done.stderr
-    assert "384 training evaluations each" in done.stdout
+    assert "384 training NFE each" in done.stdout
 
 
 def test_a_member_has_its_line_s_settings_and_its_seed(spec) -> None:
     line = variants(["eta=0.3", "kernel=cps"], {"opd_analytic": spec})[0]
     member = settle(line, ["ocr"], 2, "micro", 5000, [])
-    assert member.budget.evaluations == 5000
+    assert member.budget.nfe == 5000
     assert (member.sampler.kernel, member.sampler.eta, member.seed) == ("cps", 0.3, 2)
     assert len(member.evaluation.points) == 6
 
@@ -215,7 +215,7 @@ def test_standings_by_hand() -> None:
     assert rl.gain_iqm.value == pytest.approx(0.5)
     assert opd.time_to_target == 500  # 0.66 is 94% of 0.7, at half of 1000 evaluations
     assert np.isinf(rl.time_to_target)
-    assert (opd.teacher_evaluations, rl.teacher_evaluations) == (5000, 0)
+    assert (opd.teacher_nfe, rl.teacher_nfe) == (5000, 0)
     assert rl.above_reference.value == 0
     assert rl.against_reference.value == pytest.approx(-0.25)
     assert rl.against_reference.p <= 0.001
@@ -321,8 +321,8 @@ def test_what_is_the_same_counts_once_and_is_no_test() -> None:
 
 
 def test_a_teacher_below_the_base_has_no_share_and_targets_may_be_negative() -> None:
-    assert np.isnan(Goal(base=0.5, teacher=0.4, best=0.5).share(0.45))
-    assert Goal(0.5, 0.7, 0.7).share(0.6) == pytest.approx(0.5)
+    assert np.isnan(Goal(base=0.5, teacher=0.4, best=0.5).recovered(0.45))
+    assert Goal(0.5, 0.7, 0.7).recovered(0.6) == pytest.approx(0.5)
     assert Goal(0.5, 0.7, 0.7).target == pytest.approx(0.63)
     assert Goal(-2.0, -1.0, -1.0).target == pytest.approx(-1.1)
 

@@ -107,7 +107,7 @@ def compared(root: Path) -> list[str]:
 
 def ran(root: Path) -> list[str]:
     points = ",".join(f"{(i + 1) / POINTS:.4f}" for i in range(POINTS))
-    told = [f"budget={{evaluations: {BUDGET}}}", f"evaluation.points=[{points}]", *SETTINGS]
+    told = [f"budget={{nfe: {BUDGET}}}", f"evaluation.points=[{points}]", *SETTINGS]
     sets = [word for setting in told for word in ("--set", setting)]
     return ["run", "--method", "opd_analytic", "--tasks", "ocr", "--seeds", "0", *sets, "--results", str(root)]
 

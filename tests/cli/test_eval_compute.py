@@ -39,7 +39,7 @@ def test_pictures_are_drawn_as_a_run_draws_them(monkeypatch, backbone: str, over
 )
 def test_the_title_says_what_is_not_the_model_s_own(backbone: str, overrides: list[str], said: str) -> None:
     descriptor = describe(backbone)
-    compute = descriptor.defaults.get("compute", {})
+    compute = descriptor.defaults().get("compute", {})
     view = evaluate.view_settings(overrides, ("geneval",), ("compute",), descriptor.world, compute)
     assert evaluate._drawn_as(view.compute, descriptor) == said
 

@@ -24,6 +24,7 @@ finally:
     [
         (["list", "methods"], 0),
         (["list", "tasks"], 0),
+        (["list", "backbones"], 0),
         (["list", "presets"], 0),
         (["status"], 0),
         (["cancel", "all"], 0),

@@ -16,7 +16,7 @@ from bench.cli.console import Console, print_table
 from bench.cli.probe import print_probes
 from bench.cli.score import print_summary
 from bench.cli.status import table
-from bench.jobs.status import Line
+from bench.jobs.status import StatusRow
 from bench.printing import progress_bar, terminal
 from bench.training.evaluate import Evaluation
 from bench.training.loop import Progress
@@ -104,7 +104,7 @@ def test_scores_and_states_print_text(text: str, capsys) -> None:
     rows = {text: np.ones(2)}
     print_summary(Evaluation("t", text, np.array([f"a {text}", "b"]), rows), f"title {text}")
     assert capsys.readouterr().out.count(text) >= 3
-    terminal().print(table([Line(text, "failed", note=text)]))
+    terminal().print(table([StatusRow(text, "failed", note=text)]))
     assert capsys.readouterr().out.count(text) == 2
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.backbones.adapters import TARGETS
+from bench.backbones.sd3.network import TARGETS
 from bench.config.grid import overrides_of
 from bench.config.resolve import preset_tasks, refuse_training, resolve
 from bench.config.scorers import view_settings
@@ -328,9 +328,9 @@ def test_other_spellings_of_yaml_stay_text(text: str) -> None:
 
 
 def test_whole_numbers_and_lists_are_taken_where_they_are_meant() -> None:
-    settings = ["optimizer.lr=1", "budget.evaluations=1e6", "evaluation.points=[0.5, 1]", "lora.targets=[attn.to_q]"]
+    settings = ["optimizer.lr=1", "budget.nfe=1e6", "evaluation.points=[0.5, 1]", "lora.targets=[attn.to_q]"]
     spec = resolve("opd_analytic", ["ocr"], overrides=settings)
-    assert spec.optimizer.lr == 1.0 and spec.budget.evaluations == 1_000_000
+    assert spec.optimizer.lr == 1.0 and spec.budget.nfe == 1_000_000
     assert spec.evaluation.points == (0.5, 1.0) and spec.lora.targets == ("attn.to_q",)
 
 

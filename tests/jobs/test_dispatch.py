@@ -12,7 +12,6 @@ import pytest
 from bench.cli.status import logs
 from bench.config.resolve import resolve, teacher_spec
 from bench.errors import BenchError, MissingError, PartialError, UsageError
-from bench.jobs.command import STARTS, Submitted
 from bench.jobs.dispatch import dispatch
 from bench.jobs.launches import Job, Launch, launches, new_launch, work_file
 from bench.jobs.outcome import failure_of, last_error
@@ -20,6 +19,7 @@ from bench.jobs.placement import Placement, placement
 from bench.jobs.runs import spec_of, teacher_jobs
 from bench.jobs.scheduler import GONE, State
 from bench.jobs.status import cancel, survey
+from bench.jobs.submitted import STARTS, Submitted
 from bench.registry import registered
 from bench.store.provenance import code_hash
 from bench.store.run import Run
@@ -109,8 +109,8 @@ def test_a_killed_local_run_is_stopped_or_failed_and_goes_on(root: Path) -> None
     long = [*short, "--set", "checkpoint_every=1", "--executor", "local"]
     words = [sys.executable, "-m", "bench", *long, "--results", str(root)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    line = wait_for(lambda: next((x for x in survey(root) if x.state == "running" and x.share), None))
-    assert 0 < line.share < 1
+    line = wait_for(lambda: next((x for x in survey(root) if x.state == "running" and x.fraction), None))
+    assert 0 < line.fraction < 1
     assert line.left_s > 0
     assert line.where.startswith("local ")
     second = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
@@ -153,7 +153,7 @@ def test_a_failed_start_is_on_record_until_the_next(root: Path) -> None:
 
 
 def test_progress_and_time_left(root: Path) -> None:
-    run = Run(root, resolve("opd_analytic", ["ocr"], overrides=["budget={evaluations: 1000}"]), "f")
+    run = Run(root, resolve("opd_analytic", ["ocr"], overrides=["budget={nfe: 1000}"]), "f")
     with run.lock():
         run.open()
         row = {"step": 3, "evaluations": {"training": 250}, "seconds": {"training": 8.0, "evaluation": 2.0, "idle": 9}}
@@ -161,7 +161,7 @@ def test_progress_and_time_left(root: Path) -> None:
         with (run.folder / "metrics.jsonl").open("a") as file:
             file.write('{"step": 4, "evalu')  # being written
         (line,) = survey(root)
-    assert (line.state, line.share, line.left_s) == ("running", 0.25, pytest.approx(30))
+    assert (line.state, line.fraction, line.left_s) == ("running", 0.25, pytest.approx(30))
 
 
 def test_processes_are_told_apart() -> None:
@@ -426,7 +426,7 @@ def test_teachers_that_differ_have_labels_that_differ(root: Path) -> None:
 
 def test_a_busy_run_is_waited_for(root: Path, monkeypatch) -> None:
     from bench.errors import BusyError
-    from bench.jobs import command
+    from bench.jobs import submitted
 
     tries = []
 
@@ -435,8 +435,8 @@ def test_a_busy_run_is_waited_for(root: Path, monkeypatch) -> None:
         if len(tries) < 3:
             raise BusyError("in hand")
 
-    monkeypatch.setattr(command, "BUSY_S", 0)
-    command.when_free(carry_out, {"seed": 0}, root)
+    monkeypatch.setattr(submitted, "BUSY_S", 0)
+    submitted.when_free(carry_out, {"seed": 0}, root)
     assert tries == [({"seed": 0}, root)] * 3
 
 

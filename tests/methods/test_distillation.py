@@ -28,11 +28,11 @@ def test_cost_is_as_predicted(make_lab, gradient, name: str, anchor: float, guid
     lab = make_lab(spec.sampler.kernel, spec.sampler.eta, guidance)
     cls = find("method", name)
     method = cls(cls.Options.model_validate(spec.params))
-    lab.backbone.meter.evaluations.clear()
+    lab.backbone.meter.nfe.clear()
     for task in TASKS:
         _, grad = gradient(lab, method, task)
         assert grad.norm() > 0
-    assert sum(lab.backbone.meter.evaluations.values()) == cls.predict(spec, lab.sampler)
+    assert sum(lab.backbone.meter.nfe.values()) == cls.predict(spec, lab.sampler)
 
 
 @pytest.mark.parametrize(

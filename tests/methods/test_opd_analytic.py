@@ -34,7 +34,7 @@ def test_fused_and_plain_give_the_same_gradient(make_lab, gradient, kernel, eta,
 
 def test_fused_saves_the_second_pass(make_lab, gradient) -> None:
     lab = make_lab()
-    meter = lab.backbone.meter.evaluations
+    meter = lab.backbone.meter.nfe
     counts = {}
     for execution in ("plain", "fused"):
         meter.clear()

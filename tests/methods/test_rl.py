@@ -108,11 +108,11 @@ def test_update_has_a_gradient_and_the_predicted_cost(make_lab, gradient, engine
     lab.backbone.adapters.add(OLD, Shape(4, 8.0))
     sections = {"nft": NftOptions(timesteps=2, chunk=5), "grpo": GrpoOptions(chunk=5)}
     method = MultiReward(RlOptions(engine=engine, groups=3, group_size=4, **sections))
-    lab.backbone.meter.evaluations.clear()
+    lab.backbone.meter.nfe.clear()
     loss, grad = gradient(lab, method, "ocr")
     assert np.isfinite(loss)
     assert grad.norm() > 0
-    assert sum(lab.backbone.meter.evaluations.values()) == 12 * method.engine.passes(lab.sampler).evaluations
+    assert sum(lab.backbone.meter.nfe.values()) == 12 * method.engine.passes(lab.sampler).nfe
 
 
 def test_surrogate_is_ppo() -> None:

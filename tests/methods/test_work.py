@@ -79,7 +79,7 @@ def test_an_update_does_what_was_said(make_lab, name: str, guidance: float) -> N
         lab.backbone.adapters.add(adapter, Shape(4, 8.0))
         shake(lab.backbone, adapter, 0.02)
     watched, meter = Watched(lab.backbone), lab.backbone.meter
-    meter.evaluations.clear()
+    meter.nfe.clear()
     turns = len(tasks) if spec.params.get("batches") == "alternate" else 1  # the prediction is their average
     for lab.step in range(turns if cls.trains else 0):
         with torch.no_grad():
@@ -92,10 +92,10 @@ def test_an_update_does_what_was_said(make_lab, name: str, guidance: float) -> N
     work, branches = cls.work(spec, sampler), 1 if guidance == 1 else 2
     assert meter.passes.trained == turns * work.passes.trained
     assert meter.passes.forward <= turns * work.passes.forward < meter.passes.forward + turns * 3 * branches
-    assert math.ceil(sum(meter.evaluations.values()) / turns) <= cls.predict(spec, sampler)
+    assert math.ceil(sum(meter.nfe.values()) / turns) <= cls.predict(spec, sampler)
     if turns == 1:
         assert meter.passes == work.passes
-        assert sum(meter.evaluations.values()) == cls.predict(spec, sampler)
+        assert sum(meter.nfe.values()) == cls.predict(spec, sampler)
     assert sum(watched.decoded) == work.pictures
     assert max(watched.decoded) == work.pictures_at_once
     if cls.trains:

@@ -10,8 +10,8 @@ import torch
 from bench.api.lab import STUDENT
 from bench.backbones.meter import Passes
 from bench.backbones.micro import descriptor
-from bench.backbones.shape_only import ShapeOnly
-from bench.backbones.size import Size
+from bench.backbones.sd3.network import sd3_size
+from bench.backbones.sd3.shape_only import ShapeOnly
 from bench.config.compute import Compute
 from bench.errors import UsageError
 from bench.perf import ceilings, command, kernels, updates
@@ -40,7 +40,7 @@ def fast(monkeypatch) -> None:
     monkeypatch.setattr(command, "overhead", partial(overhead, updates=4))
 
 
-def gradient(variant: updates.Variant, guidance: float) -> tuple[torch.Tensor, Passes]:
+def gradient(variant: updates.UpdateVariant, guidance: float) -> tuple[torch.Tensor, Passes]:
     lab = updates.laboratory(descriptor().load("cpu"), TEXTS, guidance)
     shake(lab.backbone, "teacher")
     shake(lab.backbone, STUDENT, 0.02)
@@ -55,7 +55,7 @@ def test_every_variant_makes_the_same_gradient(fast, guidance: float) -> None:
     wanted, cost = gradient(baseline, guidance)
     branches = 1 if guidance == 1 else 2
     # rollout, training, teacher
-    assert cost.evaluations == updates.TRAJECTORIES * branches * (10 + 9 * 3 + 9)
+    assert cost.nfe == updates.TRAJECTORIES * branches * (10 + 9 * 3 + 9)
     assert cost == Passes(forward=10 + 9, trained=9) * (updates.TRAJECTORIES * branches)
     for variant in others:
         found, passes = gradient(variant, guidance)
@@ -99,7 +99,7 @@ def test_the_shape_only_model_trains_and_is_measured(fast) -> None:
 
 def test_operations_of_a_row_are_counted_not_its_evaluations(fast) -> None:
     """A training pass is a forward pass and a backward pass of its own cost, not three forward passes."""
-    size = Size(TINY, 8, 205, {})
+    size = sd3_size(TINY, 8, 205, {})
     one = size.training(1, updates.RANK, None, Compute())
     again = size.training(1, updates.RANK, None, Compute(gradient_checkpointing=True))
     row = {"passes": {"forward": 5, "trained": 7}, "gradient_checkpointing": False}
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_a_row_not_an_end(fast, monkeypatch) -> None:
 
     monkeypatch.setattr(ShapeOnly, "_forward", full)
     make = partial(ShapeOnly, "cpu", config=TINY)
-    rows = updates.table(make, Compute(), TEXTS, 1.0, (updates.Variant(updates.BASELINE, None),))
+    rows = updates.table(make, Compute(), TEXTS, 1.0, (updates.UpdateVariant(updates.BASELINE, None),))
     assert rows == [{"update": updates.BASELINE, "trajectories": 6, "error": "out of memory"}]
 
 

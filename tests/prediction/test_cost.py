@@ -10,13 +10,13 @@ from bench.api.method import Method, Options, Work
 from bench.api.scores import parts_of
 from bench.backbones.meter import BACKWARD, Passes
 from bench.backbones.sd3 import DEFAULT, VAE, size
-from bench.backbones.size import Size
+from bench.backbones.sd3.network import sd3_size
 from bench.cli.dryrun import explain
 from bench.config.compute import Compute
 from bench.config.resolve import describe, resolve
 from bench.config.spec import LoraSpec
 from bench.errors import UsageError
-from bench.prediction.cost import PEAK, UTILISATION, Cost, evaluations_of_student, held_out, hours, of_passes, of_update
+from bench.prediction.cost import PEAK, UTILISATION, Cost, held_out, held_out_evaluations, hours, of_passes, of_update
 from bench.prediction.footprint import evaluation_memory, training_memory
 from bench.registry import find
 
@@ -29,7 +29,7 @@ def said(capsys, *arguments, **named) -> str:
 
 def test_the_unit_of_budgets_is_a_convention_that_says_so(capsys) -> None:
     assert BACKWARD == 2
-    assert Passes(3, 5).evaluations == 3 + 5 * 3
+    assert Passes(3, 5).nfe == 3 + 5 * 3
     told = said(capsys, "opd_analytic", ["ocr"])
     assert "a backward pass 2 by convention" in told
     assert "hours" not in told  # nobody plans GPU-hours on micro
@@ -64,7 +64,7 @@ def test_fused_saves_a_fifth_to_a_third_of_the_operations_unless_it_has_to_recom
     )
     plain, fused = Passes(forward=10 + 9, trained=9), Passes(forward=9, trained=9)
     cost = lambda passes, compute: of_passes(passes, medium, lora, compute)
-    assert plain.evaluations / fused.evaluations == pytest.approx(1.278, abs=1e-3)
+    assert plain.nfe / fused.nfe == pytest.approx(1.278, abs=1e-3)
     assert cost(plain, half) / cost(fused, half) == pytest.approx(1.36, abs=0.01)
     assert cost(plain, again) / cost(fused, again) == pytest.approx(1.27, abs=0.01)
     assert cost(plain, half) / cost(fused, again) == pytest.approx(1.03, abs=0.01)
@@ -75,7 +75,7 @@ def test_fused_saves_a_fifth_to_a_third_of_the_operations_unless_it_has_to_recom
 )
 def test_points_that_fall_into_one_update_are_one_evaluation(points, updates: int, times: int) -> None:
     spec = resolve("opd_analytic", ["ocr"], overrides=[f"evaluation.points={points}", f"budget.updates={updates}"])
-    assert evaluations_of_student(spec, updates) == times
+    assert held_out_evaluations(spec, updates) == times
 
 
 def test_held_out_evaluation_is_predicted_apart(sd3_folder: Path, capsys) -> None:
@@ -120,12 +120,12 @@ def test_every_method_has_hours_and_memory(sd3_folder: Path, capsys, name: str) 
     teachers = "train" if find("method", name).needs.teachers else None
     told = said(
         capsys, name, ["geneval"], teachers=teachers, backbone=str(sd3_folder),
-        overrides=[*METHODS[name], "budget={evaluations: 100000}"],
+        overrides=[*METHODS[name], "budget={nfe: 100000}"],
     )  # fmt: skip
     assert "predicted memory of one GPU, GB: throughout transformer" in told
     assert "not known" not in told
     if name == "merge":
-        assert "no training, 0 model evaluations" in told
+        assert "no training, 0 NFE" in told
         assert "training: none; merge sets the student up from its teachers" in told
         assert "activations" not in told
         return
@@ -207,13 +207,13 @@ def test_memory_is_told_by_phase(capsys) -> None:
 
 
 def test_decoding_whole_sliced_and_tiled() -> None:
-    medium = Size({}, 64, 205, {}, VAE)
+    medium = sd3_size({}, 64, 205, {}, VAE)
     whole, sliced, tiled = (medium.decoding(8, Compute(decode=how)) for how in ("whole", "sliced", "tiled"))
     assert whole.forward == 8 * sliced.forward == tiled.forward  # a tile of 1,024 pixels is a whole picture of 512
     assert whole.peak == pytest.approx(8 * sliced.peak, rel=0.02)
-    assert Size({}, 128 * 2, 205, {}, VAE).decoding(1, Compute(decode="tiled")).peak < 5 * sliced.peak
+    assert sd3_size({}, 128 * 2, 205, {}, VAE).decoding(1, Compute(decode="tiled")).peak < 5 * sliced.peak
     assert medium.picture_bytes == 3 * 512 * 512 * 4
-    assert Size({}, 64, 205, {}).decoding(8, Compute()) is None
+    assert sd3_size({}, 64, 205, {}).decoding(8, Compute()) is None
 
 
 @pytest.mark.parametrize("resolution", [256, 512, 1024])

@@ -69,8 +69,8 @@ def test_a_run_of_another_cost_is_in_no_mean(tmp_path: Path) -> None:
     edit(runs[0], lambda summary: summary["cost"]["evaluations"].update(training=100))
     (pool,) = pools(collect([tmp_path]))
     assert [r.summary["seed"] for r in pool.lines[0].records] == [1, 2, 3]
-    assert pool.lines[0].training_evaluations == 1000
-    assert f"{runs[0].name} spent 100 training evaluations, unlike most of its line: in no mean" in answers(tmp_path)
+    assert pool.lines[0].training_nfe == 1000
+    assert f"{runs[0].name} spent 100 training NFE, unlike most of its line: in no mean" in answers(tmp_path)
     (row,) = [
         r for t in make(collect([tmp_path])).tables if t.name == "runs" for r in t.rows if r["run"] == runs[0].name
     ]
@@ -238,8 +238,8 @@ def test_a_budget_in_seconds_keeps_its_runs(tmp_path: Path) -> None:
         )
     (pool,) = pools(collect([tmp_path]))
     assert len(pool.lines[0].records) == 4
-    assert pool.lines[0].training_evaluations == 1150
-    assert "its runs spent 1,000 to 1,300 training evaluations" in answers(tmp_path)
+    assert pool.lines[0].training_nfe == 1150
+    assert "its runs spent 1,000 to 1,300 training NFE" in answers(tmp_path)
 
 
 def test_where_prompts_are_not_in_the_records_it_is_said(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_many_tasks_and_lines_can_be_read(width: float) -> None:
     heads = {task: f"{task}: reward" for task in tasks}
     levels = {task: {"base": 0.05, "teacher": 0.2} for task in tasks}
     points = pd.DataFrame(
-        [{"line": label, "task": task, "evaluations": 1000.0 * k, "seconds": 10.0 * k, "score": 0.1 * k}
+        [{"line": label, "task": task, "nfe": 1000.0 * k, "seconds": 10.0 * k, "score": 0.1 * k}
          for label in labels for task in tasks for k in (1, 2, 3)]
     )  # fmt: skip
     figures = [

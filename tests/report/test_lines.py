@@ -59,7 +59,7 @@ def test_a_comparisons_label_holds_unless_two_disagree(tmp_path: Path) -> None:
     write("a", line("short", names[0]), line("long", names[1]))
     (pool,) = found(tmp_path)
     assert [line.label for line in pool.lines] == ["long", "short"]
-    assert {line.teacher_evaluations for line in pool.lines} == {7.0}
+    assert {line.teacher_nfe for line in pool.lines} == {7.0}
     write("b", line("other", names[1]))
     (pool,) = found(tmp_path)
     assert [line.label for line in pool.lines] == ["sft lr=2", "short"]
@@ -71,7 +71,7 @@ def test_what_teachers_cost_may_be_unknown(tmp_path: Path) -> None:
     (tmp_path / "comparison-a.json").write_text(json.dumps({"lines": [line]}))
     evidence = collect([tmp_path / "comparison-a.json"])
     assert evidence.problems == []
-    assert pools(evidence)[0].lines[0].teacher_evaluations == 1000  # the run's own record knows
+    assert pools(evidence)[0].lines[0].teacher_nfe == 1000  # the run's own record knows
 
 
 def test_a_seed_found_twice_counts_once_and_is_named(tmp_path: Path) -> None:

@@ -149,11 +149,11 @@ def test_curves_and_falls_are_what_pandas_finds(root: Path, written: Path) -> No
     flat = pd.DataFrame([{"task": r["task"], "share": r["share"], "score": stratified(r)} for r in rows])
     wanted = flat.groupby(["task", "share"])["score"].mean()
     curves = csv(written, "curves")
-    mine = curves[(curves["line"].str.startswith("opd_analytic")) & (curves["evaluations"] <= 1000)]
+    mine = curves[(curves["line"].str.startswith("opd_analytic")) & (curves["nfe"] <= 1000)]
     assert len(mine) == len(wanted) == 4
     for row in mine.to_dict("records"):
         assert row["score"] == pytest.approx(wanted[row["task"], row["share"]], abs=1e-12)
-        assert row["evaluations"] == pytest.approx(1000 * row["share"])
+        assert row["nfe"] == pytest.approx(1000 * row["share"])
         assert row["seconds"] == pytest.approx(10 * row["share"])
     falls = csv(written, "forgetting")
     for task in TASKS:
@@ -166,7 +166,7 @@ def test_what_is_missing_is_said(root: Path, written: Path) -> None:
     page = (written / "report.md").read_text()
     answer = page.split("## Scores and cost")[0]
     assert "No finished run of seeds 0: sft." in answer
-    assert "opd_analytic spent about 5,000 training evaluations a run, not 1,000: compared apart" in answer
+    assert "opd_analytic spent about 5,000 training NFE per run, not 1,000: compared apart" in answer
     assert "failed: it broke" in answer
     assert "merge-broken-s0: damaged" in answer
     assert re.search(r"cascade-\S+-s1 is not finished", answer)
@@ -179,7 +179,7 @@ def test_what_is_missing_is_said(root: Path, written: Path) -> None:
 def test_only_equal_budgets_are_ranked(root: Path, written: Path) -> None:
     pool, other = pools(collect([root]))
     assert {line.method for line in pool.lines} == {"opd_analytic", "multi_reward", "sft"}
-    assert [line.training_evaluations for line in other.lines] == [5000]
+    assert [line.training_nfe for line in other.lines] == [5000]
     cost = csv(written, "cost")
     assert set(cost["training"]) == {1000}
     assert set(cost["with_teachers"]) == {1000, 2000}

@@ -113,7 +113,7 @@ def wait_for(found, seconds: float = 240, every: float = 0.3):
 def running(root: Path, beyond: float = 0.0):
     """The line of the run once it has come further than `beyond` of its budget."""
     lines = survey(root) if root.is_dir() else []
-    return next((x for x in lines if x.state == "running" and (x.share or 0) > beyond), None)
+    return next((x for x in lines if x.state == "running" and (x.fraction or 0) > beyond), None)
 
 
 def the_job(root: Path) -> Job:
@@ -174,7 +174,7 @@ def test_disturbances_do_not_change_the_result(root: Path, undisturbed, how: str
 
 def test_one_killed_job_of_an_array_disturbs_no_other(root: Path) -> None:
     process = start(*ONE, "--seeds", "0,1", "--set", "budget.updates=24", *SLURM, root=root)
-    wait_for(lambda: len([x for x in survey(root) if (x.share or 0) > 0.05]) == 2 if root.is_dir() else False)
+    wait_for(lambda: len([x for x in survey(root) if (x.fraction or 0) > 0.05]) == 2 if root.is_dir() else False)
     os.kill(processes(root)[0], signal.SIGKILL)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said

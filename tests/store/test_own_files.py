@@ -30,7 +30,7 @@ from bench.system.files import parse_json, results_root, write_atomic
 from bench.system.outputs import check_output, write_output
 from bench.system.places import locked
 from bench.system.workers import ALONE, connect, launched
-from bench.training.runner import Reference
+from bench.training.execute import Reference
 from tests.system.test_files import put
 from tests.system.test_places import everything
 

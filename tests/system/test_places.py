@@ -185,25 +185,25 @@ def test_a_report_that_cannot_be_made_fails_no_comparison(tmp_path: Path) -> Non
 def test_another_tool_s_file_beside_a_teacher_says_nothing_of_its_cost(tmp_path: Path, name: str, content: str) -> None:
     from math import isnan
 
-    from bench.training.teachers import Teacher, training_evaluations
+    from bench.training.teachers import Teacher, training_nfe
 
     folder = tmp_path / "checkpoints" / "ocr"
     folder.mkdir(parents=True)
     (folder / name if name == "training.json" else folder.parent / name).write_text(content)
-    assert isnan(training_evaluations({"ocr": Teacher("ocr", folder, "h")})["ocr"])
+    assert isnan(training_nfe({"ocr": Teacher("ocr", folder, "h")})["ocr"])
 
 
 def test_a_teacher_of_our_own_run_with_a_damaged_summary_is_refused(tmp_path: Path) -> None:
-    from bench.training.teachers import Teacher, training_evaluations
+    from bench.training.teachers import Teacher, training_nfe
 
     adapter = tmp_path / "single_task-0-s0" / "adapter"
     adapter.mkdir(parents=True)
     (adapter.parent / "spec.json").write_text("{}")
     (adapter.parent / "summary.json").write_text('{"cost": {"evaluations": {"training": 320}}}')
-    assert training_evaluations({"ocr": Teacher("ocr", adapter, "h")}) == {"ocr": 320.0}
+    assert training_nfe({"ocr": Teacher("ocr", adapter, "h")}) == {"ocr": 320.0}
     (adapter.parent / "summary.json").write_text("{")
     with pytest.raises(DamagedError, match=r"summary\.json is not JSON"):
-        training_evaluations({"ocr": Teacher("ocr", adapter, "h")})
+        training_nfe({"ocr": Teacher("ocr", adapter, "h")})
 
 
 def test_a_run_with_a_foreign_summary_beside_its_teacher_ends_well(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from bench.api.task import Prompt
 from bench.backbones.micro.captions import Brief, draw_scene
 from bench.backbones.micro.world import draw
 from tasks.geneval.prompts import COCO, TAGS, generate
-from tasks.geneval.rules import Found, official, partial, relations, select, strict
+from tasks.geneval.rules import DetectedObject, official, partial, relations, select, strict
 from tasks.geneval.task import GenEval
 
 COLOURS = COCO.colours
@@ -32,8 +32,8 @@ def test_coco_vocabulary_gives_the_official_553_prompts() -> None:
     assert hashlib.sha256(lines.encode()).hexdigest() == official_file
 
 
-def at(x: float, y: float, colour: str = "red", score: float = 0.95, size: float = 10) -> Found:
-    return Found((x, y, x + size, y + size), score, colour)
+def at(x: float, y: float, colour: str = "red", score: float = 0.95, size: float = 10) -> DetectedObject:
+    return DetectedObject((x, y, x + size, y + size), score, colour)
 
 
 ONE = {"tag": "single_object", "include": [{"class": "cat", "count": 1}]}
@@ -125,7 +125,7 @@ def test_relations_by_offset() -> None:
 
 def test_relations_divide_by_the_whole_offset() -> None:
     """A pair side by side stands in a relation from a fifth of the summed widths on, strictly."""
-    wide = lambda x: Found((x, 0.0, x + 100.0, 100.0), 0.9, "")
+    wide = lambda x: DetectedObject((x, 0.0, x + 100.0, 100.0), 0.9, "")
     assert relations(wide(0), wide(40)) == set()
     assert relations(wide(0), wide(41)) == {"left of"}
     assert relations(wide(41), wide(0)) == {"right of"}

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tasks.geneval.rules import Found, Objects, official, partial, relations, select, strict
+from tasks.geneval.rules import DetectedObject, Objects, official, partial, relations, select, strict
 
 COLOURS = ("red", "green", "blue")
 NAMES = ("cat", "dog", "cup")
@@ -21,7 +21,7 @@ def scene(rng: np.random.Generator) -> Objects:
         for _ in range(rng.integers(0, 4)):
             x, y, w, h = rng.uniform((0, 0, 20, 20), (300, 300, 200, 200))
             colour = str(rng.choice(COLOURS))
-            objects.setdefault(name, []).append(Found((x, y, x + w, y + h), float(rng.uniform(0.3, 1)), colour))
+            objects.setdefault(name, []).append(DetectedObject((x, y, x + w, y + h), float(rng.uniform(0.3, 1)), colour))
     return {name: sorted(found, key=lambda o: -o.score) for name, found in objects.items()}
 
 
@@ -95,7 +95,7 @@ def test_the_official_verdict_ignores_less_confident_objects_unless_they_are_exc
         before, after = official(objects, asked, COLOURS)[0], official(more, asked, COLOURS)[0]
         if not asked.get("exclude") and all(len(objects.get(c["class"], [])) >= c["count"] for c in asked["include"]):
             assert before == after
-        strangers = {"zebra": [Found((0, 0, 9, 9), 0.9, "red")]}
+        strangers = {"zebra": [DetectedObject((0, 0, 9, 9), 0.9, "red")]}
         assert official(objects | strangers, asked, COLOURS) == official(objects, asked, COLOURS)
         assert partial(objects | strangers, asked) == partial(objects, asked)
 

@@ -24,7 +24,7 @@ from bench.scoring.folders import write
 from bench.scoring.loading import load_task
 from bench.scoring.server import server_for
 from bench.training.evaluate import evaluate
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 from tests.commands import bench
 
 

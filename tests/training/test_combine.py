@@ -10,8 +10,8 @@ from bench.api.method import Method
 from bench.config.resolve import resolve
 from bench.errors import BenchError
 from bench.store.run import read_checkpoint
+from bench.training.execute import Session, execute
 from bench.training.gradients import give, take
-from bench.training.runner import Session, execute
 from methods.opd_analytic import OpdAnalytic
 
 QUICK = ["params.trajectories=2", "evaluation.steps=1", "checkpoint_every=1", "evaluation.points=[]"]

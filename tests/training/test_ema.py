@@ -9,8 +9,8 @@ from bench.api.lab import EMA
 from bench.config.resolve import resolve
 from bench.store.run import read_checkpoint
 from bench.training.ema import averages_at, decay_at
+from bench.training.execute import Session, execute
 from bench.training.loop import Loop
-from bench.training.runner import Session, execute
 
 
 class Released:

@@ -269,8 +269,8 @@ def test_a_stop_is_taken_between_batches_of_an_evaluation(tmp_path: Path, monkey
 
     from bench.config.resolve import resolve
     from bench.errors import Interrupted
-    from bench.training import runner
-    from bench.training.runner import Session, execute
+    from bench.training import execute as module
+    from bench.training.execute import Session, execute
     from tasks.ocr.task import Ocr
 
     settings = ["budget.updates=2", "evaluation.points=[0.5]", "evaluation.batch=16", "evaluation.split=validation"]
@@ -280,7 +280,7 @@ def test_a_stop_is_taken_between_batches_of_an_evaluation(tmp_path: Path, monkey
     monkeypatch.setattr(Ocr, "score", lambda self, *given: scored.append(1) or honest(self, *given))
     with monkeypatch.context() as patch:
         # After the picture that is scored before training, and two batches.
-        patch.setattr(runner, "stopping", lambda: nullcontext(lambda: len(scored) >= 3))
+        patch.setattr(module, "stopping", lambda: nullcontext(lambda: len(scored) >= 3))
         with pytest.raises(Interrupted, match="stopped after update 1"):
             execute(spec, Session(tmp_path / "stopped"))
     assert len(scored) == 3

@@ -5,7 +5,7 @@ from pathlib import Path
 from bench.config.resolve import resolve
 from bench.config.spec import Spec
 from bench.scoring.folders import read
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 
 
 def spec(seed: int, pictures: bool) -> Spec:

@@ -19,8 +19,8 @@ from bench.sampler.transitions import KERNELS
 from bench.scoring.loading import load_tasks
 from bench.store.run import Run, read_checkpoint
 from bench.training.evaluate import evaluate
+from bench.training.execute import Session, execute
 from bench.training.loop import Loop
-from bench.training.runner import Session, execute
 from methods.opd_analytic import OpdAnalytic
 from tasks.ocr.task import Ocr
 from tests.training.test_resume import SETTINGS
@@ -176,7 +176,7 @@ def test_evaluating_the_ema_leaves_the_live_weights_alone(micro) -> None:
 
 
 def test_budget_in_evaluations_is_kept_to_whole_updates(session: Session) -> None:
-    summary = execute(quick("budget={evaluations: 100}", "sampler.steps=10"), session)
+    summary = execute(quick("budget={nfe: 100}", "sampler.steps=10"), session)
     per_update = 2 * 9 * 4
     assert summary["cost"]["evaluations"]["training"] == 2 * per_update
     assert summary["updates"] == 2
@@ -218,8 +218,8 @@ def test_a_prompts_encoding_does_not_depend_on_earlier_ones(micro) -> None:
     micro._encoded = Embeddings(None, micro.device)
     alone = [micro.encode([p]) for p in prompts]
     for i, one in enumerate(alone):
-        assert torch.equal(together[i : i + 1].sequence, one.sequence)
-        assert torch.equal(together[i : i + 1].pooled, one.pooled)
+        assert torch.equal(together[i : i + 1]["sequence"], one["sequence"])
+        assert torch.equal(together[i : i + 1]["pooled"], one["pooled"])
 
 
 def test_settings_are_chosen_on_other_prompts_than_they_are_reported_on(session: Session) -> None:

@@ -13,8 +13,8 @@ from bench.config.settings import merge
 from bench.config.spec import Spec
 from bench.errors import BenchError
 from bench.registry import find
+from bench.training.execute import Session, execute
 from bench.training.out_of_memory import exhausted, memory, memory_of
-from bench.training.runner import Session, execute
 
 QUICK = ["budget.updates=1", "evaluation.steps=1", "evaluation.points=[]"]
 

@@ -13,7 +13,7 @@ from bench.jobs.placement import placement
 from bench.jobs.runs import carry_out_runs
 from bench.store.run import Run
 from bench.training import same_scorers
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 from tests.jobs.work import speak
 
 NOWHERE = "http://127.0.0.1:9"

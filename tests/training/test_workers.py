@@ -15,7 +15,7 @@ from bench.config.spec import Spec
 from bench.registry import find
 from bench.store.run import read_checkpoint
 from bench.system.workers import Workers
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 
 # With so large an eps AdamW's step is proportional to the gradient: a small eps makes a step of rounding's sign.
 COMMON = [
@@ -36,7 +36,7 @@ SETTINGS = {
     "dance_opd": ["params.trajectories=3"],
     "off_policy": ["params.trajectories=3"],
     "sft": ["params.trajectories=3"],
-    "multi_reward": [*RL, "budget.evaluations=3000"],
+    "multi_reward": [*RL, "budget.nfe=3000"],
     "cascade": [
         *RL,
         "params.engine=grpo",
@@ -49,7 +49,7 @@ SETTINGS = {
 PROCESS = """
 import json, sys
 from pathlib import Path
-from bench.training.runner import Session, execute
+from bench.training.execute import Session, execute
 from bench.config.spec import Spec
 from bench.system.workers import connect
 workers = connect("cpu")
@@ -197,7 +197,7 @@ main()
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("total", [1, 7, 8, 553])
 def test_shares_cover_everything_once(count: int, total: int) -> None:
-    shares = [Workers(i, count).share(total) for i in range(count)]
+    shares = [Workers(i, count).shard(total) for i in range(count)]
     assert [row for share in shares for row in share] == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert max(map(len, shares)) == Workers(0, count).most(total)
@@ -265,7 +265,7 @@ def test_inner_updates_train_the_same_prompts_whoever_has_them(inner_updates: in
     for inner in range(inner_updates):
         trained = []
         for index in range(processes):
-            share = Workers(index, processes).share(groups)
+            share = Workers(index, processes).shard(groups)
             rows = Rows(share.start, share.stop, groups) if processes > 1 else None
             mine, whole = inner_rows(len(share) * size, rows, inner_updates, inner)
             trained += [share.start * size + int(row) for row in mine]

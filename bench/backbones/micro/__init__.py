@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bench.backbones.adapters import TARGETS
 from bench.backbones.micro.files import WEIGHTS, weight_files
+from bench.backbones.sd3.network import TARGETS
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
 from bench.errors import UsageError

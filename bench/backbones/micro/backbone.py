@@ -12,7 +12,7 @@ from bench.backbones.micro.files import weight_files
 from bench.backbones.micro.text import TextEncoder
 from bench.backbones.micro.tokens import Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL
-from bench.backbones.sd3_transformer import Sd3Transformer
+from bench.backbones.sd3.transformer import Sd3Transformer
 from bench.config.compute import PLAIN, Compute
 from bench.errors import MissingError, UsageError
 from bench.hashing import content_hash
@@ -47,7 +47,8 @@ class MicroBackbone(Sd3Transformer):
 
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
         for prompt in prompts:
-            yield Conditioning(*self.text(self.tokenizer([prompt]).to(self.device)))
+            sequence, pooled = self.text(self.tokenizer([prompt]).to(self.device))
+            yield Conditioning({"sequence": sequence, "pooled": pooled})
 
     def encode_pictures(self, images_BCHW: Tensor) -> Tensor:
         return self.codec.encode(images_BCHW.float())

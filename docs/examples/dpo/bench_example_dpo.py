@@ -54,7 +54,7 @@ class DiffusionDpo(Method):
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
-        return cls.work(spec, sampler).passes.evaluations
+        return cls.work(spec, sampler).passes.nfe
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
@@ -67,7 +67,7 @@ class DiffusionDpo(Method):
         with safe_open(Path(self.options.pairs) / f"{task}.safetensors", "pt") as file:
             prompts = file.metadata()["prompts"].split("\n")
             chosen = lab.numpy_generator("pairs", task).choice(len(prompts), self.options.batch)
-            mine = [int(chosen[row]) for row in lab.share_rows(task, self.options.batch)]
+            mine = [int(chosen[row]) for row in lab.shard_rows(task, self.options.batch)]
             winner, loser = (torch.stack([file.get_slice(name)[row] for row in mine]) for name in ("winner", "loser"))
         latents = [lab.backbone.encode_pictures(pictures.to(lab.backbone.device)) for pictures in (winner, loser)]
         return Pairs(*latents, lab.backbone.encode([prompts[row] for row in mine]))

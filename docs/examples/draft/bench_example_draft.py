@@ -72,7 +72,7 @@ class Draft(Method):
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
-        return cls.work(spec, sampler).passes.evaluations
+        return cls.work(spec, sampler).passes.nfe
 
     @classmethod
     def work(cls, spec, sampler) -> Work:

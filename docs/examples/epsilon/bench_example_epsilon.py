@@ -60,14 +60,14 @@ class EpsilonBackbone(FlowBackbone):
         """Velocity at y, which is x here, and s, which is sigma here."""
         alpha, sigma = (part.view(-1, 1, 1, 1) for part in variance_preserving(sigma_B))
         noisy = x * (alpha + sigma)  # back to the model's own path
-        eps = self.transformer(noisy, sigma.flatten(), conditioning.sequence)
+        eps = self.transformer(noisy, sigma.flatten(), conditioning["sequence"])
         return eps - (noisy - sigma * eps) / alpha
 
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
         for prompt in prompts:
             generator = torch.Generator().manual_seed(seed_of("epsilon", prompt))
             sequence = torch.randn(1, TOKENS, WIDTH, generator=generator).to(self.device)
-            yield Conditioning(sequence, sequence[:, 0])
+            yield Conditioning({"sequence": sequence})
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         return (latents_BCHW / 2 + 0.5).clamp(0, 1)

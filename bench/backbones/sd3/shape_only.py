@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bench.backbones.conditioning import Conditioning
-from bench.backbones.sd3 import CLIP_TOKENS, MAX_TEXT_TOKENS, MEDIUM, latent_side
-from bench.backbones.sd3_transformer import Sd3Transformer
+from bench.backbones.sd3.files import CLIP_TOKENS, MAX_TEXT_TOKENS, MEDIUM, latent_side
+from bench.backbones.sd3.transformer import Sd3Transformer
 from bench.config.compute import PLAIN, Compute
 from bench.hashing import seed_of, text_hash
 
@@ -41,7 +41,8 @@ class ShapeOnly(Sd3Transformer):
             generator = torch.Generator().manual_seed(seed_of("shape", prompt))
             sequence = torch.randn(1, tokens, config["joint_attention_dim"], generator=generator)
             pooled = torch.randn(1, config["pooled_projection_dim"], generator=generator)
-            yield Conditioning(sequence.to(self.device, self.dtype), pooled.to(self.device, self.dtype))
+            encoded = {"sequence": sequence, "pooled": pooled}
+            yield Conditioning({name: t.to(self.device, self.dtype) for name, t in encoded.items()})
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Grey pictures of the right size."""

@@ -1,14 +1,18 @@
 """A checkpoint in one .safetensors file, in Stability's own layout or in diffusers': what it holds, by its header."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bench.errors import DamagedError, UsageError
+from bench.lazy import torch
 from bench.weights.checkpoints import require_model
 from bench.weights.frozen import SAVED_WITH, UNPLACED, first_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENDING = ".safetensors"
 TRANSFORMER, VAE = "model.diffusion_model.", "first_stage_model."

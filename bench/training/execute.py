@@ -34,7 +34,7 @@ from bench.training.loop import Loop, Progress
 from bench.training.out_of_memory import memory
 from bench.training.same_scorers import check_scored, refuse_other_scorers
 from bench.training.start import read_start
-from bench.training.teachers import Teacher, locate, mount, to_train, training_evaluations
+from bench.training.teachers import Teacher, locate, mount, to_train, training_nfe
 from bench.weights.hub import adapter_folder, model_name
 
 NO_GPU = "install a CUDA build of torch where there is one, or use --set device=cpu"
@@ -74,12 +74,12 @@ def execute(spec: Spec, session: Session) -> dict:
         return summary
     run.check_place()
     if spec.lora.start:
-        read_start(spec.lora)
+        read_start(spec.lora, descriptor.own().get("lora", {}).get("targets"))
     for teacher_run in workers.agreed(to_train(spec, session.root, fingerprint)):
         session.say(f"training the teacher for {teacher_run.spec.tasks[0]}")
         execute(teacher_run.spec, session)
     teachers = locate(spec, descriptor, session.root, fingerprint)
-    training_evaluations(teachers)  # what the summary says of them is found now, or never
+    training_nfe(teachers)  # what the summary says of them is found now, or never
     if spec.device == "cpu" and torch.cuda.is_available():
         session.say("note: device is cpu although there is a GPU; --set device=cuda uses it")
     with run.lock():
@@ -163,7 +163,7 @@ def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> Non
 def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_guidance: dict[str, float]) -> dict:
     """Base at its best guidance, every teacher and the student on every task, with cost."""
     run, spec = loop.run, loop.spec
-    costs = {task: cost for task, cost in training_evaluations(teachers).items() if not math.isnan(cost)}
+    costs = {task: cost for task, cost in training_nfe(teachers).items() if not math.isnan(cost)}
     last = [row for row in loop.workers.agreed(run.rows("evaluations.jsonl")) if row["step"] == loop.step]
     models: dict[str, dict[str, dict]] = {"student": {row["task"]: _strip(row) for row in last}}
     references = Reference(loop, session.root / "cache", session.say)

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from bench.backbones.adapters import TARGETS
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.sd3.network import TARGETS, sd3_size
+from bench.backbones.size import Size
 from bench.sampler.schedule import TRAIN_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ class Sd3Transformer(FlowBackbone):
     def predict(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         return self.transformer(
             hidden_states=x.to(self.dtype),
-            encoder_hidden_states=conditioning.sequence.to(self.dtype),
-            pooled_projections=conditioning.pooled.to(self.dtype),
+            encoder_hidden_states=conditioning["sequence"].to(self.dtype),
+            pooled_projections=conditioning["pooled"].to(self.dtype),
             timestep=TRAIN_TIMESTEPS * sigma_B,
             return_dict=False,
         )[0]
+
+    def size(self, conditioning: Conditioning) -> Size:
+        tokens = conditioning["sequence"].shape[1]
+        return sd3_size(dict(self.transformer.config), self.latent_shape[1], tokens, {})

@@ -1,0 +1,190 @@
+"""What the files of a StableDiffusion3Pipeline (folder, hub id or single file) say, before a model is loaded."""
+
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.backbones.autoencoder_kl import downsampling_of
+from bench.backbones.flow_scheduler import FILE as SCHEDULER
+from bench.backbones.flow_scheduler import shift_in
+from bench.backbones.pipeline_files import index_of, says_null, stored_parameters
+from bench.backbones.sd3.network import sd3_size
+from bench.backbones.sd3.single_file import ENDING as SINGLE_FILE
+from bench.backbones.sd3.single_file import require_checkpoint
+from bench.backbones.size import Size
+from bench.config.bounds import Positive
+from bench.config.compute import Compute
+from bench.errors import UsageError, one_line
+from bench.hashing import content_hash, sampled_hash, text_hash
+from bench.weights.checkpoints import read_config
+from bench.weights.hub import PREFIX
+
+DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
+CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128
+"""Of a prompt: CLIP's, and T5's where compute.max_sequence_length does not say."""
+PUBLISHED_SHIFT = 3.0
+"""Timestep shift of Stability's SD3 and SD3.5 pipelines; a pipeline's own file goes before it."""
+MEDIUM: dict[str, Any] = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
+    "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048, "pos_embed_max_size": 384, "qk_norm": "rms_norm",
+    "dual_attention_layers": list(range(13)),
+}  # fmt: skip
+"""The transformer's configuration of SD3.5-Medium."""
+VAE = {
+    "sample_size": 1024, "latent_channels": 16, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+"""The VAE's configuration of SD3.5."""
+FROZEN_PARAMETERS = {
+    "text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656, "vae": 83_819_683,
+}  # fmt: skip
+"""Of CLIP-L, CLIP-G, T5-XXL's encoder and the VAE in SD3.5."""
+PIPELINE = "StableDiffusion3Pipeline"
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+Side = Annotated[int, Field(gt=0, le=100_000)]
+
+
+def folder_of(source: str) -> str:
+    """The diffusers folder, or hub id, that has what a source lacks.
+
+    A single file brings the transformer and perhaps the VAE; the rest comes from the folder that it lies in, as in
+    Stability's repositories, or else from the default model.
+    """
+    if source.endswith(SINGLE_FILE):
+        beside = Path(source).parent
+        return str(beside) if (beside / "model_index.json").is_file() else DEFAULT.removeprefix(PREFIX)
+    return source.removeprefix(PREFIX)
+
+
+def left_out(index: dict) -> dict[str, None]:
+    """T5 and its tokenizer, where a pipeline's index says null of it: diffusers then draws without."""
+    return {"text_encoder_3": None, "tokenizer_3": None} if says_null(index, "text_encoder_3") else {}
+
+
+@cache
+def fingerprint(source: str) -> str:
+    """Content hash of a local pipeline's weights and configuration, read once; a hub id stands for itself."""
+    if source.endswith(SINGLE_FILE):
+        home = folder_of(source)
+        return text_hash([sampled_hash([Path(source)]), fingerprint(home) if Path(home).is_dir() else home])
+    folder = Path(source)
+    if not folder.is_dir():
+        return text_hash(source)
+    weights = sampled_hash(p for p in folder.rglob("*") if p.suffix in (SINGLE_FILE, ".json"))
+    # A pipeline's own shift was once read past: runs of one with another shift are other runs now.
+    return weights if (shift := shift_of(source)) == PUBLISHED_SHIFT else text_hash([weights, shift])
+
+
+def tokenizers_hash(home: Path) -> str:
+    """Of the tokenizers' files that `fingerprint` leaves out, in a folder's name; empty where there are none."""
+    files = {name: [p for p in (home / name).glob("*") if p.suffix in (".txt", ".model")] for name in TOKENIZERS}
+    return f"-{text_hash({k: content_hash(v) for k, v in files.items()})}" if any(files.values()) else ""
+
+
+def configuration(home: Path) -> tuple[dict, dict]:
+    """The configurations of the transformer and the VAE in a pipeline's folder.
+
+    Raises UsageError for a folder that is no SD3 pipeline, naming the pipeline that it is.
+    """
+    index = read_config(home / "model_index.json")
+    if (kind := index.get("_class_name")) != PIPELINE:
+        raise UsageError(f"{home} holds a {kind}; pipelines of the class {PIPELINE} alone are implemented")
+    try:
+        config, vae = (read_config(home / part / "config.json") for part in ("transformer", "vae"))
+    except OSError as error:
+        raise UsageError(f"{home} is no whole SD3 pipeline: {one_line(error)}") from error
+    for part, said, kind in (("transformer", config, TransformerFields), ("vae", vae, VaeFields)):
+        try:
+            kind.model_validate(said)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field, found = first["loc"][0], repr(first["input"])[:40]
+            is_what = "is missing" if first["type"] == "missing" else f"is {found}: {first['msg']}"
+            raise UsageError(f"{home / part / 'config.json'}: {field} {is_what}") from error
+    return config, vae
+
+
+class TransformerFields(BaseModel):
+    """What is read of a transformer's config.json; diffusers' defaults."""
+
+    model_config = ConfigDict(strict=True)
+    sample_size: Side
+    patch_size: Side
+    in_channels: Side
+    pos_embed_max_size: Side
+    num_layers: Side = 18
+    attention_head_dim: Side = 64
+    num_attention_heads: Side = 18
+
+
+class VaeFields(BaseModel):
+    """What is read of a VAE's config.json; older ones shift nothing."""
+
+    model_config = ConfigDict(strict=True)
+    block_out_channels: Annotated[list[Side], Field(min_length=1)]
+    scaling_factor: Positive = 1.0
+    shift_factor: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+def size(source: str, compute: Compute) -> Size | None:
+    """Size of a local pipeline by its files' headers, or of SD3.5-Medium as published; None where nothing is known
+    before it is fetched. Raises UsageError for a resolution that it cannot draw and for what is no pipeline."""
+    home = Path(folder_of(source))
+    if source.endswith(SINGLE_FILE):
+        require_checkpoint(source)
+    elif home.is_dir():
+        stored_parameters(home / "transformer")  # which its configuration tells; this tells files that are no weights
+    if home.is_dir():
+        config, vae = configuration(home)
+        parts = [part for part in FROZEN_PARAMETERS if part not in left_out(index_of(str(home)))]
+        frozen = {part: stored_parameters(home / part) for part in parts if (home / part).is_dir()}
+    elif source == DEFAULT:
+        config, frozen, vae = MEDIUM, FROZEN_PARAMETERS, VAE
+    else:
+        return None
+    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling_of(vae))
+    tokens = CLIP_TOKENS + (compute.max_sequence_length or MAX_TEXT_TOKENS)
+    return sd3_size(config, side, tokens, frozen, vae)
+
+
+def latent_side(resolution: int | None, config, downsampling: int) -> int:
+    """Latent pixels a side. Raises UsageError for a resolution that the model cannot draw."""
+    unit = downsampling * config.patch_size
+    if resolution is None:
+        side, patch = config.sample_size, config.patch_size
+        if side % patch or side // patch > config.pos_embed_max_size:
+            largest = patch * config.pos_embed_max_size
+            raise UsageError(
+                f"the transformer's sample_size {side} is no multiple of its patch_size {patch} up to {largest}, by "
+                "its pos_embed_max_size: correct its config.json"
+            )
+        return side
+    if resolution % unit or resolution // unit > config.pos_embed_max_size:
+        largest = unit * config.pos_embed_max_size
+        raise UsageError(f"compute.resolution {resolution} is no multiple of {unit} up to {largest}")
+    return resolution // downsampling
+
+
+def scheduler_file(source: str) -> Path | None:
+    """A pipeline's scheduler_config.json, if it is on this machine: in the folder, or in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    home = folder_of(source)
+    if Path(home).is_dir():
+        return Path(home) / SCHEDULER
+    found = try_to_load_from_cache(home, SCHEDULER) if home.count("/") == 1 else None
+    return Path(found) if isinstance(found, str) else None
+
+
+def shift_of(source: str) -> float:
+    """The timestep shift of a pipeline's scheduler; as published where its file is not fetched yet.
+
+    Raises UsageError for a scheduler that is not followed.
+    """
+    path = scheduler_file(source)
+    return shift_in(path) if path else PUBLISHED_SHIFT
