@@ -193,7 +193,7 @@ def test_a_noise_level_of_nothing_can_be_said() -> None:
         ("tasks: 'ocr,,geneval'", "tasks should be a list of names"),
         ("tasks: []", "the task list is empty"),
         ("tasks: ocrr", "unknown task 'ocrr'; did you mean 'ocr'"),
-        ("tasks: [all, ocr]", "'all' stands alone"),
+        ("tasks: [all, ocr]", "'all' cannot be combined"),
         ("teachers: train", "teachers is a section of settings"),
         ("teachers: null", "teachers is a section of settings"),
         ("teachers: [train]", "teachers is a section of settings"),

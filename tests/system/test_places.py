@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(disk: Path) -> None:
     full = bench(words, disk)
     assert full.returncode == 1
     (line,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
-    assert "checkpoint.safetensors: No space left on device; free some space, and the same command goes on" in line
+    assert "checkpoint.safetensors: No space left on device; free some space, then rerun the command to resume" in line
     assert "Traceback" not in full.stderr
     assert not [path for path in disk.rglob("*") if path.name.endswith(".tmp")]
     said = bench(["status"], disk, before=on_a_wide_terminal).stdout
@@ -369,7 +369,7 @@ def test_what_the_system_refuses_is_one_line(capsys) -> None:
         return stop.value.code, capsys.readouterr().err
 
     full = OSError(errno.ENOSPC, "No space left on device", "/x/y\x1b[2J")
-    assert fails(full) == (1, "error: /x/y\\x1b[2J: No space left on device; free some space, and the same command goes on\n")
+    assert fails(full) == (1, "error: /x/y\\x1b[2J: No space left on device; free some space, then rerun the command to resume\n")
     assert fails(OSError(errno.EIO, "Input/output error")) == (1, "error: Input/output error\n")
     assert fails(sqlite3.OperationalError("database is locked")) == (1, "error: database is locked\n")
     assert fails(KeyboardInterrupt()) == (130, "interrupted\n")
