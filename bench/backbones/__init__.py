@@ -1,1 +1,1 @@
-"""Backbones: policies that turn prompts into images."""
+"""Backbones: text-to-image models as policies, and everything known about them before they are loaded."""

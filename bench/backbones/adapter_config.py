@@ -1,4 +1,4 @@
-"""What is said of an adapter beside its tensors, as peft's own LoraConfig; what cannot be done is refused by name."""
+"""The configuration of a LoRA adapter as peft's own LoraConfig; fields that cannot be honoured are rejected by name."""
 
 import math
 from dataclasses import MISSING, fields
@@ -20,7 +20,7 @@ Names = str | list[str] | None
 
 
 class Carried(BaseModel):
-    """The fields of LoraConfig that change what saved tensors compute, and that are carried out; peft's defaults."""
+    """The supported LoraConfig fields that change what saved tensors compute, with peft's defaults."""
 
     model_config = ConfigDict(strict=True)
 
@@ -39,50 +39,55 @@ class Carried(BaseModel):
 
 INERT = frozenset({
     "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
-    "lora_dropout",  # of training
-    "eva_config", "corda_config", "loftq_config", "lora_ga_config",  # of initialisation, see START
-    "megatron_core", "qalora_group_size", "runtime_config",  # of other fields, which are refused
-    "fan_in_fan_out", "ensure_weight_tying",  # of layers that no SD3 transformer has: peft itself passes over them
+    "lora_dropout",  # used in training only
+    "eva_config", "corda_config", "loftq_config", "lora_ga_config",  # options of an initialisation, see START
+    "megatron_core", "qalora_group_size", "runtime_config",  # options of other fields, which are rejected
+    "fan_in_fan_out", "ensure_weight_tying",  # for layers that SD3 transformers do not have; peft ignores them too
 })  # fmt: skip
 """Fields that do not change what saved tensors compute."""
 START = "init_lora_weights"
 HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the base as it is."""
+"""Initialisations that leave the base weights unchanged."""
 REBASED = ("pissa", "olora", "corda", "lora_ga")
-"""Initialisations that take the adapter's first weights out of the base."""
+"""Initialisations that subtract the adapter's initial weights from the base."""
 OFF: tuple[object, ...] = (None, False, "", [], {})
+"""Values that mean that a field is unset, whatever its default."""
 
 
 def lora_config(told: dict[str, Any], where: str) -> "LoraConfig":
-    """peft's configuration of a LoRA adapter from its fields. Raises UsageError naming the field that cannot be done.
+    """Build peft's LoraConfig from an adapter's saved fields; `where` names their file in errors.
 
-    What only concerns training (dropout, initialisation) is left out: the tensors are there.
+    Fields that only concern training (dropout, initialisation) are dropped, because the tensors are already trained.
+    Raises UsageError naming a field that is unknown, invalid or not supported.
     """
     from peft import LoraConfig
 
     kind = told.get("peft_type", "LORA")
     if kind != "LORA":
-        raise UsageError(f"{where}: peft_type is {shortened(kind)}; only LORA adapters are taken")
+        raise UsageError(f"{where}: peft_type is {shortened(kind)}; only LORA adapters are supported")
     refuse_start(told.get(START), where)
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(LoraConfig)}
     for name, value in told.items():
-        if name in Carried.model_fields or name in INERT or name == START or value in OFF:
+        handled = name in Carried.model_fields or name in INERT or name == START
+        if handled or value in OFF:
             continue
         if name not in defaults:
             raise UsageError(
                 f"{where}: {name}={shortened(value)} is unknown to the installed peft {version('peft')}: "
-                "upgrade peft if it was written by a newer one"
+                "upgrade peft if a newer version wrote the adapter"
             )
         if value != defaults[name]:
             raise UsageError(
                 f"{where}: {name}={shortened(value)} is not supported: it changes what the adapter computes"
             )
+    given = {name: told[name] for name in Carried.model_fields if name in told}
     try:
-        carried = Carried.model_validate({name: told[name] for name in Carried.model_fields if name in told})
+        carried = Carried.model_validate(given)
     except ValidationError as error:
         raise UsageError(f"{where} is not a LoRA configuration: {first_problem(error, Carried)}") from error
     if not carried.target_modules:
         raise UsageError(f"{where} is not a LoRA configuration: target_modules names no layers")
+    # peft looks layers up in both patterns, so a null in the saved file must become an empty one.
     patterns = {"rank_pattern": carried.rank_pattern or {}, "alpha_pattern": carried.alpha_pattern or {}}
     try:
         return LoraConfig(**carried.model_dump() | patterns)
@@ -91,30 +96,39 @@ def lora_config(told: dict[str, Any], where: str) -> "LoraConfig":
 
 
 def refuse_start(value: Any, where: str) -> None:
-    """Raise UsageError for an initialisation that the tensors cannot be understood without."""
+    """Raise UsageError for an initialisation whose saved tensors only make sense with a modified base."""
     named = f"{where}: {START}={shortened(value)}"
     if str(value).lower().startswith(REBASED):
         raise UsageError(
-            f"{named} took the first weights out of the base, so these tensors fit that changed base alone: save the "
-            "adapter once more with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"{named} subtracts the adapter's initial weights from the base, so these tensors only fit that modified "
+            "base: save it again with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     if value == "loftq":
-        raise UsageError(f"{named} is not supported: these tensors fit the quantised base alone")
+        raise UsageError(f"{named} is not supported: these tensors only fit the quantised base")
     if value not in HARMLESS_STARTS:
         raise UsageError(f"{named} is unknown")
 
 
 def config_record(config: "LoraConfig") -> dict[str, Any]:
-    """The fields of an adapter that is saved: those that make it what it is, and no more, so that the same adapter
-    has the same file, and the same hash, under every version of peft."""
-    plain = lambda value: sorted(value) if isinstance(value, set) else value  # noqa: E731
+    """The fields to save with an adapter: only those that define it.
+
+    The same adapter therefore has the same file, and the same hash, under every version of peft.
+    """
+
+    def plain(value: Any) -> Any:
+        return sorted(value) if isinstance(value, set) else value
+
     told = {name: plain(getattr(config, name)) for name in Carried.model_fields}
     always = ("r", "lora_alpha", "target_modules")
-    unset = lambda name: told[name] in (Carried.model_fields[name].default, {})  # noqa: E731
-    return {"peft_type": "LORA"} | {k: v for k, v in told.items() if k in always or not unset(k)} | {"bias": "none"}
+    unset = {name for name, value in told.items() if value in (Carried.model_fields[name].default, {})}
+    kept = {name: value for name, value in told.items() if name in always or name not in unset}
+    return {"peft_type": "LORA"} | kept | {"bias": "none"}
 
 
 def equal_alpha(config: "LoraConfig") -> float:
-    """The lora_alpha that gives an adapter's strength, of layers without a pattern of their own, under peft's usual
-    scale alpha / r; rank-stabilised adapters (arXiv 2312.03732) have alpha / sqrt(r)."""
+    """The lora_alpha that gives the adapter's strength under peft's usual scale, alpha / r.
+
+    Rank-stabilised adapters (arXiv 2312.03732) scale by alpha / sqrt(r) instead. Layers with an alpha_pattern or a
+    rank_pattern are not covered.
+    """
     return config.lora_alpha * math.sqrt(config.r) if config.use_rslora else config.lora_alpha

@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL, which several model families have: its sizes, by its configuration."""
+"""Sizes of diffusers' AutoencoderKL, which several model families use, from its configuration."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ if TYPE_CHECKING:
 
 
 def downsampling_of(config: Mapping[str, Any]) -> int:
-    """How many pixels a side of a latent pixel stands for."""
+    """Image pixels per latent pixel, along one side."""
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 @dataclass(frozen=True)
 class KlDecoder(Decoder):
-    """The decoder of an AutoencoderKL."""
+    """The decoder of an AutoencoderKL, for counting its compute."""
 
     config: str
-    """Its configuration as JSON."""
+    """The VAE's configuration as JSON, because instances must be hashable."""
     latent_side: int
+    """Latent pixels along one side."""
 
     @property
     def picture_side(self) -> int:
+        """Image pixels along one side."""
         return self.latent_side * downsampling_of(json.loads(self.config))
 
     def build(self, tiled: bool) -> nn.Module:
-        """Whole, or in diffusers' own overlapping tiles."""
+        """The VAE on the meta device; `tiled` decodes in diffusers' overlapping tiles."""
         from diffusers import AutoencoderKL
 
         with torch.device("meta"):
             model = AutoencoderKL.from_config(json.loads(self.config))
         if tiled:
             model.enable_tiling()
-            # blending goes in place, row by row: no products, but many calls
+            # Blending tiles takes many small in-place calls, which are slow to count and add no matrix products.
             model.blend_v = model.blend_h = lambda _, tile, __: tile
         return model
 
     def inputs(self, model: Any, latents: int) -> Tensor:
+        """Empty latents [B, C, h, w] for a batch of `latents`."""
         return torch.empty(latents, model.config.latent_channels, self.latent_side, self.latent_side)

@@ -1,4 +1,4 @@
-"""Encoded prompts, the form in which text reaches a backbone."""
+"""Encoded prompts: what a backbone's network receives as text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts: named tensors whose first dimension is the batch, of any type.
+    """A batch of encoded prompts: named tensors of any type whose first dimension is the batch.
 
-    The names are the model family's own, and the same for all its prompts; nobody but the family reads them. A name
-    gives its tensor, any other index part of the batch.
+    Each model family chooses the names, uses the same ones for all prompts, and is the only reader of the tensors.
+    Indexing with a name returns its tensor; any other index selects part of the batch.
     """
 
     tensors: Mapping[str, Tensor]
@@ -25,7 +25,7 @@ class Conditioning:
     def __post_init__(self) -> None:
         if len({len(tensor) for tensor in self.tensors.values()}) != 1:
             shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-            raise ValueError(f"tensors of encoded prompts have no common batch: {shapes}")
+            raise ValueError(f"tensors of encoded prompts differ in batch size: {shapes}")
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -40,17 +40,17 @@ class Conditioning:
         return Conditioning({name: tensor[index] for name, tensor in self.tensors.items()})
 
     def repeat(self, times: int) -> Conditioning:
-        """The whole batch, `times` times over: [times * B, ...]."""
+        """The batch repeated `times` times: [times * B, ...]."""
         return Conditioning({name: t.repeat(times, *[1] * (t.dim() - 1)) for name, t in self.tensors.items()})
 
     @property
     def bytes(self) -> int:
-        """Memory it takes."""
+        """Memory of all tensors, in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
-        """One batch of several. Raises ValueError where they have other names than the first."""
+        """Concatenate batches. Raises ValueError unless all have the same tensor names."""
         if any(part.tensors.keys() != parts[0].tensors.keys() for part in parts):
             raise ValueError(f"encoded prompts have different tensors: {[sorted(part.tensors) for part in parts]}")
         return Conditioning({name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})

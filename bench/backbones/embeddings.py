@@ -1,4 +1,4 @@
-"""Encoded prompts that were met before: in memory up to a limit, and on disk, by content."""
+"""A cache of encoded prompts: in memory up to a limit, and on disk in files named by the prompt's hash."""
 
 import hashlib
 from collections import OrderedDict
@@ -10,21 +10,21 @@ from bench.backbones.conditioning import Conditioning
 from bench.system.files import write_atomic
 
 MEMORY = 2**30
-"""Bytes of encoded prompts kept on the device: 600 prompts of SD3.5 with T5 in half precision."""
+"""Limit on encoded prompts kept on the device, in bytes: 600 prompts of SD3.5 with T5 in half precision."""
 
 
 class Embeddings:
-    """Prompt -> Conditioning. `folder` must belong to one set of encoders at one precision, and to one set of names of
-    tensors; None keeps no files."""
+    """A cache from prompts to Conditioning."""
 
     def __init__(self, folder: Path | None, device: torch.device):
+        """`folder` must be used by one set of encoders at one precision only; None keeps no files."""
         self.folder, self.device = folder, device
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
         self._bytes = 0
         self._writes = True
 
     def get(self, prompt: str) -> Conditioning | None:
-        """What was put under this very text."""
+        """The Conditioning stored for exactly this prompt, or None."""
         if prompt in self._kept:
             self._kept.move_to_end(prompt)
         elif path := self._path(prompt):
@@ -34,16 +34,18 @@ class Embeddings:
         return self._kept.get(prompt)
 
     def put(self, prompt: str, encoded: Conditioning) -> None:
-        """Remember one encoded prompt; where no files can be written, for as long as this process lives."""
+        """Store one encoded prompt; in memory only if files cannot be written."""
         from safetensors.torch import save
 
         self._keep(prompt, encoded)
         if self._writes and (path := self._path(prompt)):
-            data = save({name: t.contiguous() for name, t in encoded.tensors.items()}, {"prompt": prompt})
+            tensors = {name: tensor.contiguous() for name, tensor in encoded.tensors.items()}
+            data = save(tensors, {"prompt": prompt})
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, data)
-            except OSError:  # a read-only place, a full disk: encoding again costs time, and no result
+            except OSError:
+                # Read-only folder or full disk. Do not fail: encoding the prompt again costs only time.
                 self._writes = False
 
     def _keep(self, prompt: str, encoded: Conditioning) -> None:
@@ -53,14 +55,15 @@ class Embeddings:
             self._bytes -= self._kept.popitem(last=False)[1].bytes
 
     def _read(self, path: Path, prompt: str) -> Conditioning | None:
-        """None for a file that is missing, damaged or another prompt's: it is then written again."""
+        """Read a file; None if it is missing, damaged or holds a different prompt, and will be written again."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, "pt") as file:
                 if (file.metadata() or {}).get("prompt") != prompt:
                     return None
-                return Conditioning({name: file.get_tensor(name).to(self.device) for name in file.keys()})  # noqa: SIM118
+                names = list(file.keys())
+                return Conditioning({name: file.get_tensor(name).to(self.device) for name in names})
         except (SafetensorError, OSError, ValueError):
             return None
 

@@ -1,4 +1,4 @@
-"""A flow-matching policy around a frozen network with LoRA adapters: what methods and evaluation call."""
+"""A flow-matching policy around a frozen network with LoRA adapters: the interface of methods and evaluation."""
 
 import math
 from abc import ABC, abstractmethod
@@ -23,17 +23,19 @@ if TYPE_CHECKING:
     from diffusers.models import ModelMixin
 
 COMPILATIONS = 64
-"""Versions of a block that torch.compile may keep: one for every adapter, with and without gradients, and shape."""
+"""Limit on compiled versions per block: torch.compile makes one per adapter, gradient mode and input shape."""
 
 
 class FlowBackbone(ABC, nn.Module):
-    """A frozen network with LoRA adapters. Subclasses say how it is called, how prompts are encoded, and how latents
-    and pictures turn into one another."""
+    """A frozen network with LoRA adapters.
+
+    Subclasses implement the network call, the encoding of prompts, and the conversion between latents and images.
+    """
 
     latent_shape: tuple[int, int, int]
-    """(C, h, w)."""
+    """Shape of one latent, (C, h, w)."""
     targets: tuple[str, ...]
-    """Layers that the student's adapter is put on where a spec does not say: ends of their names."""
+    """Suffixes of the names of the layers to adapt, unless a spec names others."""
 
     def __init__(
         self,
@@ -44,10 +46,10 @@ class FlowBackbone(ABC, nn.Module):
         compute: Compute,
         cache: Path | None = None,
     ):
-        """`transformer` is loaded at compute.precision."""
+        """`transformer` must already be at compute.precision; `cache` is a folder for encoded prompts, if any."""
         super().__init__()
         self.name, self.weights_hash, self.device = name, weights_hash, torch.device(device)
-        self.source = name  # its path or hub address, of one that does not come with the package
+        self.source = name  # a subclass that is not shipped with the package sets its path or hub address
         self.compute, self.dtype = compute, getattr(torch, compute.precision)
         self.transformer = transformer.requires_grad_(False).eval()
         self.adapters = Adapters(transformer, self.targets)
@@ -61,48 +63,55 @@ class FlowBackbone(ABC, nn.Module):
                 block.compile()
 
     def _checkpointed(self, block: nn.Module, *args) -> Tensor:
-        """A block whose second forward, in the backward pass, runs under the adapter of its first: by then the teacher
-        may be the current one."""
+        """Checkpoint a block so that its recomputation in the backward pass runs under the adapter of its forward.
+
+        By then, another adapter, such as the teacher's, may be selected.
+        """
         return checkpoint(self.adapters.bound(block), *args, use_reentrant=False)
 
     def blocks(self) -> list[nn.Module]:
-        """Repeated parts of the network, which compute.compile compiles one by one. Default: none."""
+        """Repeated blocks of the network, which compute.compile compiles one by one. Default: none."""
         return []
 
     @abstractmethod
     def predict(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's velocity eps - x0 at x [B, C, h, w] = (1 - sigma) x0 + sigma eps, without guidance.
 
-        Called under autocast at compute.precision; may return any float type.
+        `sigma_B` is [B]; the result is [B, C, h, w]. Called under autocast at compute.precision; may return any
+        floating-point type.
         """
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
-        """Encode prompts one by one: in a batch the last bit depends on the company, and with it on what was encoded
-        earlier, which is not the same in a resumed run."""
+        """Encode prompts one by one, yielding a batch of one for each.
+
+        In a larger batch the result would depend, in its last bits, on the other prompts. Those depend on what is
+        already cached, which differs in a resumed run.
+        """
 
     @abstractmethod
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Latents -> pictures [B, 3, H, W], float32 in [0, 1]."""
+        """Latents [B, C, h, w] -> images [B, 3, H, W], float32 in [0, 1]."""
 
     def encode_pictures(self, images_BCHW: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] -> latents [B, C, h, w], for methods that learn from given pictures.
+        """Images [B, 3, H, W] in [0, 1] -> latents [B, C, h, w], for methods that train on given images.
 
-        Raises UsageError where the backbone has no encoder.
+        Raises UsageError unless the backbone implements it.
         """
-        raise UsageError(f"backbone {self.name!r} does not say how pictures become latents")
+        raise UsageError(f"backbone {self.name!r} cannot encode images: it does not implement encode_pictures")
 
     def size(self, conditioning: Conditioning) -> Size:
-        """Of the network alone, with prompts as these, for whom passes are counted.
+        """Size of the network alone, for prompts as long as these; compute is counted from it.
 
-        Raises UsageError where the backbone does not say how its network is built.
+        Raises UsageError unless the backbone implements it.
         """
-        raise UsageError(f"backbone {self.name!r} does not say how its network is built")
+        raise UsageError(f"the compute of backbone {self.name!r} cannot be counted: it does not implement size")
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Prompts -> Conditioning on the device; every distinct prompt is encoded once while it is remembered."""
+        """Encode prompts to a Conditioning on the device, one entry per prompt, reusing cached ones."""
         known = {prompt: self._encoded.get(prompt) for prompt in dict.fromkeys(prompts)}
+        # A second lookup could miss: storing a prompt may evict another that this batch still needs.
         found = {prompt: encoded for prompt, encoded in known.items() if encoded is not None}
         new = [prompt for prompt in known if prompt not in found]
         if new:
@@ -119,18 +128,17 @@ class FlowBackbone(ABC, nn.Module):
         adapter: str | None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Guided velocity at x [B, C, h, w] and sigma (scalar, or one per sample [B]), in float32.
+        """Guided velocity [B, C, h, w] in float32 at x [B, C, h, w] and sigma (a scalar, or [B]).
 
-        `adapter` None is the base. At guidance 1 one evaluation a sample, otherwise two, in one batch. Gradients
-        reach the adapter if the caller has them enabled.
+        `adapter` None is the base. The network is called once per sample at guidance scale 1 and twice otherwise, in
+        one batch. Gradients reach the adapter if the caller has them enabled.
         """
         sigma_B = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         self.adapters.use(adapter)
+        # Without gradients, compute.batch bounds memory. With them, splitting would save none: the graph keeps all.
         size = len(x) if torch.is_grad_enabled() else self.compute.batch or len(x)
-        parts = [
-            self._guided(x[part], sigma_B[part], conditioning[part], guidance)
-            for part in (slice(start, start + size) for start in range(0, len(x), size))
-        ]
+        slices = [slice(start, start + size) for start in range(0, len(x), size)]
+        parts = [self._guided(x[part], sigma_B[part], conditioning[part], guidance) for part in slices]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _guided(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
@@ -147,10 +155,10 @@ class FlowBackbone(ABC, nn.Module):
             return self.predict(x, sigma_B, conditioning).float()
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Standard normal latents [count, C, h, w], the same on every device."""
+        """Standard normal latents [count, C, h, w], identical on every device."""
         return normal((count, *self.latent_shape), generator).to(self.device)
 
     @property
     def latent_size(self) -> int:
-        """Elements of one latent."""
+        """Number of elements in one latent."""
         return math.prod(self.latent_shape)

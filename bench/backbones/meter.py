@@ -1,9 +1,9 @@
 """Compute accounting in NFE (number of function evaluations), the unit of budgets and comparisons.
 
-A forward pass of one latent counts 1, a backward pass BACKWARD, and guidance doubles by evaluating twice. That a
-backward pass counts 2 is a convention (it is what training every weight costs), not a measurement: to LoRA adapters on
-frozen weights it takes about 1.1 forward passes of SD3.5-Medium. What a run will really compute is counted from the
-model's shapes (bench/prediction/cost.py).
+A forward pass of one latent counts 1 and a backward pass counts BACKWARD; guidance doubles both, since it calls the
+network twice. Counting a backward pass as 2 is a convention (the cost of training all weights), not a measurement: for
+LoRA adapters on frozen weights it takes about 1.1 forward passes of SD3.5-Medium. What a run will really compute is
+counted from the model's shapes (bench/prediction/cost.py).
 """
 
 from collections import Counter
@@ -15,17 +15,17 @@ from time import perf_counter
 from bench.system.workers import Workers
 
 BACKWARD = 2
-"""A backward pass in the unit of budgets, by convention. Stored records are in it: it never changes."""
+"""NFE of a backward pass, by convention. It must never change, because stored records are in this unit."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes of single latents through the model; with guidance a latent makes two."""
+    """Number of passes through the network, counted per latent; guidance makes two passes per latent."""
 
     forward: int = 0
-    """Without gradients."""
+    """Forward passes without gradients."""
     trained: int = 0
-    """With gradients, each followed by its backward pass."""
+    """Forward passes with gradients, each followed by its backward pass."""
 
     def __add__(self, other: "Passes") -> "Passes":
         return Passes(self.forward + other.forward, self.trained + other.trained)
@@ -35,18 +35,18 @@ class Passes:
 
     @property
     def nfe(self) -> int:
-        """In the unit of budgets."""
+        """These passes in NFE."""
         return self.forward + self.trained * (1 + BACKWARD)
 
 
 class Meter:
-    """Counts NFE and seconds under the current purpose. Records call the counts `evaluations`, and always have."""
+    """Counts NFE and seconds per purpose. Stored records keep the older key `evaluations` for NFE."""
 
     def __init__(self) -> None:
         self.nfe: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
         self.passes = Passes()
-        """Of this process, whatever they were for; no record keeps them."""
+        """All passes of this process, for any purpose; not stored in any record."""
         self._purpose = "idle"
         self._since = perf_counter()
 
@@ -57,7 +57,7 @@ class Meter:
 
     @contextmanager
     def purpose(self, name: str) -> Iterator[None]:
-        """Charge what happens inside to `name`; nesting charges the innermost only."""
+        """Charge compute and time inside the block to `name`; nested blocks charge only the innermost name."""
         outer = self._switch(name)
         try:
             yield
@@ -75,6 +75,7 @@ class Meter:
         self._switch(self._purpose)
 
     def state(self) -> dict:
+        """The counts and seconds so far, for a checkpoint or a record."""
         self.settle()
         return {"evaluations": dict(self.nfe), "seconds": dict(self.seconds)}
 
@@ -85,6 +86,7 @@ class Meter:
         return {"evaluations": dict(counts), "seconds": states[0]["seconds"]}
 
     def load(self, state: dict) -> None:
+        """Restore a `state` and restart the clock now."""
         self.nfe = Counter(state["evaluations"])
         self.seconds = dict(state["seconds"])
         self._since = perf_counter()

@@ -1,6 +1,6 @@
-"""What a model family says of its networks so that passes through them are counted on shapes (bench/backbones/size.py).
+"""What a model family implements so that compute is counted from shapes (bench/backbones/size.py).
 
-This file imports no torch: what a run will cost is told of a descriptor, before anything loads.
+This file does not import torch: a run's cost is predicted from a descriptor before anything is loaded.
 """
 
 from __future__ import annotations
@@ -14,47 +14,50 @@ if TYPE_CHECKING:
 
 
 class Network(ABC):
-    """The network that predicts velocities, at one size of latents and one length of prompts.
+    """The network that predicts velocities, at one latent size and one prompt length.
 
-    Subclasses are frozen dataclasses of what can be hashed: equal ones are counted once.
+    Subclasses are frozen dataclasses with hashable fields, since results are cached per network.
     """
 
     latent_side: int
-    """Latent pixels a side."""
+    """Latent pixels along one side."""
     targets: tuple[str, ...]
-    """Layers that an adapter is put on where nobody says, as of the family's FlowBackbone."""
+    """Default layers to adapt, the same as in the family's FlowBackbone."""
 
     @property
     @abstractmethod
     def latent_numbers(self) -> int:
-        """Numbers of one latent."""
+        """Number of elements in one latent."""
 
     @property
     @abstractmethod
     def prompt_numbers(self) -> int:
-        """Numbers of one encoded prompt."""
+        """Number of elements in one encoded prompt."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The network on the meta device, in float32. Called with `inputs` and return_dict=False, as diffusers' are."""
+        """Build the network on the meta device, in float32.
+
+        It is called as diffusers' models are, with `inputs` as keyword arguments and return_dict=False.
+        """
 
     @abstractmethod
     def inputs(self, model: Any, latents: int, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What the built network is called with for a batch; only shapes and types count."""
+        """Arguments of the built network for a batch of `latents`; only their shapes and types matter."""
 
 
 class Decoder(ABC):
-    """What turns latents into pictures, at one size of latents. Subclasses as of Network."""
+    """The decoder from latents to images, at one latent size. Subclasses are frozen dataclasses, as for Network."""
 
     @property
     @abstractmethod
     def picture_side(self) -> int:
-        """Pixels a side."""
+        """Image pixels along one side."""
 
     @abstractmethod
     def build(self, tiled: bool) -> nn.Module:
-        """The model on the meta device, in float32, with diffusers' `decode`."""
+        """Build the model on the meta device, in float32, with diffusers' `decode`; `tiled` decodes in tiles."""
 
     @abstractmethod
     def inputs(self, model: Any, latents: int) -> Tensor:
-        """What the built model decodes for a batch; only the shape counts."""
+        """Argument of the built model's `decode` for a batch of `latents`; only its shape matters."""

@@ -1,4 +1,4 @@
-"""Loading one model of a diffusers pipeline, whole or not at all."""
+"""Loading one model of a diffusers pipeline: completely, or with an error."""
 
 import re
 from collections.abc import Iterator
@@ -10,19 +10,23 @@ from bench.errors import BenchError, DamagedError, MissingError, one_line
 from bench.weights.checkpoints import read_config, refuse_quantised, refuse_stand_ins, require_model
 from bench.weights.frozen import whole
 
-CURE = "give a local folder in diffusers' format, or make the hub reachable, accept the model's licence and log in"
+CURE = "give a local folder in diffusers' format, or connect to the hub, accept the model's licence and log in"
 
 
 def not_loaded(what: str, home: str, error: Exception) -> BenchError:
-    """The error of a pipeline that a library cannot load; of a local folder no licence is to be accepted."""
+    """The error for a pipeline that a library failed to load; advice on the hub is added for hub ids only."""
     said = f"cannot load {what}: {one_line(error)}"
-    if Path(home).is_dir():
-        return (MissingError if isinstance(error, OSError) else DamagedError)(said)
-    return MissingError(f"{said}; {CURE}")
+    if not Path(home).is_dir():
+        return MissingError(f"{said}; {CURE}")
+    return MissingError(said) if isinstance(error, OSError) else DamagedError(said)
 
 
 def part_of(model_class, home: str, subfolder: str, **how):
-    """A model of a pipeline, from its plain files or, where there are no others, from a variant's."""
+    """Load one model of a pipeline, from its plain files or, if there are none, from a variant.
+
+    `how` is passed to from_pretrained. Raises MissingError for missing files, DamagedError for files that are corrupt
+    or do not match the model, and UsageError for quantised weights.
+    """
     folder = Path(home) / subfolder
     if Path(home).is_dir():
         require_whole(folder)
@@ -36,19 +40,22 @@ def part_of(model_class, home: str, subfolder: str, **how):
     try:
         with unremarked():
             loaded = model_class.from_pretrained(home, subfolder=subfolder, **how)
-        for path in weight_files(fetched.parent):  # those of the hub are here now
+        # Files of a hub id have been downloaded only now.
+        for path in weight_files(fetched.parent):
             require_model(path, what)
         return whole(loaded, folder)
     except ValueError as error:
-        if other := re.search(r"(\S+) expected shape ", one_line(error)):  # diffusers', and then its advice
-            said = f"holds in another shape than its config.json says the tensor {other[1]}"
-            raise DamagedError(f"{folder} {said}") from error
+        # diffusers advises here to ignore mismatched shapes, which would leave the tensor at random values.
+        if other := re.search(r"(\S+) expected shape ", one_line(error)):
+            raise DamagedError(
+                f"{folder}: the shape of the tensor {other[1]} differs from the one in its config.json"
+            ) from error
         raise
 
 
 @contextmanager
 def unremarked() -> Iterator[None]:
-    """The libraries' own remarks on tensors are left out: they advise to ignore what `whole` refuses."""
+    """Silence the libraries' warnings about tensors, which call harmless what `whole` raises an error for."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

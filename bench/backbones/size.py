@@ -1,6 +1,6 @@
-"""How large a model is and what passes through it cost, counted on shapes (bench/backbones/trial.py).
+"""A model's size and the cost of passes through it, counted from shapes (bench/backbones/trial.py).
 
-This is what a run's prediction asks of any model family; what differs between families is their Network and Decoder.
+Run prediction uses this for every model family; families differ only in their Network and Decoder.
 """
 
 from dataclasses import dataclass
@@ -18,34 +18,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """A network at a latent size; `frozen` are the parameters of text encoders and VAE by name."""
+    """A model at one image resolution and prompt length."""
 
     network: Network
     frozen: dict[str, int]
+    """Parameter counts of the text encoders and the VAE, by name."""
     decoder: Decoder | None = None
-    """None where decoding is not to be counted."""
+    """None if decoding is not to be counted."""
 
     @property
     def parameters(self) -> int:
-        """Of the network."""
+        """Number of parameters of the network."""
         return _parameters(self.network)
 
     @property
     def latent_side(self) -> int:
-        """Latent pixels a side."""
+        """Latent pixels along one side."""
         return self.network.latent_side
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of one latent's forward pass through the base: two a multiplication."""
+        """Floating-point operations of one forward pass of one latent through the base, 2 per multiply-add."""
         return self.sampling(1, PLAIN).forward
 
     def adapter(self, rank: int, targets: tuple[str, ...] | None) -> int:
-        """Parameters of one LoRA adapter. Raises UsageError for targets that the network does not have."""
+        """Number of parameters of one LoRA adapter. Raises UsageError for layers that the network does not have."""
         return _adapter(self.network, rank, targets)
 
     def training(self, latents: int, rank: int, targets: tuple[str, ...] | None, compute: Compute) -> "Pass":
-        """Forward and backward pass of a batch to an adapter, on a GPU. Raises UsageError as `adapter`."""
+        """Forward and backward pass of a batch that trains an adapter, on a GPU. Raises UsageError as `adapter`."""
         return _training(self.network, latents, rank, targets, compute.precision, compute.gradient_checkpointing)
 
     def sampling(self, latents: int, compute: Compute) -> "Pass":
@@ -53,7 +54,7 @@ class Size:
         return _sampling(self.network, latents, compute.precision)
 
     def decoding(self, pictures: int, compute: Compute) -> "Pass | None":
-        """What the decoder does at once of a batch of pictures: all of them, one, or tile by tile all."""
+        """One call of the decoder for a batch of images: for all of them, or for one if compute.decode is sliced."""
         if self.decoder is None:
             return None
         at_once = 1 if compute.decode == "sliced" else pictures
@@ -61,11 +62,11 @@ class Size:
 
     @property
     def picture_bytes(self) -> int:
-        """Of one decoded picture, [3, H, W] in float32."""
+        """Bytes of one decoded image, [3, H, W] in float32; 0 without a decoder."""
         return 3 * 4 * self.decoder.picture_side**2 if self.decoder else 0
 
     def state_bytes(self, compute: Compute) -> tuple[int, int]:
-        """Of one latent in float32, and of one encoded prompt at the precision of the encoders."""
+        """Bytes of one latent in float32, and of one encoded prompt at the precision of the text encoders."""
         each = 4 if compute.precision == "float32" else 2
         return 4 * self.network.latent_numbers, each * self.network.prompt_numbers
 
@@ -91,7 +92,7 @@ def _training(
 ) -> "Pass":
     from bench.backbones.trial import training_pass
 
-    _adapter(network, rank, targets)
+    _adapter(network, rank, targets)  # raises UsageError for layers that the network does not have
     return training_pass(network, latents, Shape(rank, rank, targets), precision, checkpointed)
 
 
