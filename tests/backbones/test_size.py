@@ -111,7 +111,7 @@ class TinyFlux(Network):
     """Another family: packed latents, positions beside the prompt, blocks of two kinds."""
 
     latent_side: int
-    targets = ("attn.to_q", "proj_mlp")
+    targets = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
     latent_numbers, prompt_numbers = 4 * 8 * 8, 5 * 24 + 12
 
     def build(self) -> torch.nn.Module:
