@@ -116,20 +116,21 @@ def table(
     groups = [(way,) for way in ways] if torch.cuda.is_available() else [ways]
     rows = []
     for group in groups:
-        measured: list[dict] = []
+        measured: list[dict]
         try:
             computes = [compute.model_copy(update=dict(way.changes)) for way in group]
             labs = [laboratory(make(each), texts, guidance) for each in computes]
             works = [update(lab, way) for lab, way in zip(labs, group)]
             counts = [count(lab, work) for lab, work in zip(labs, works)]
             timings = measure_in_turns(works, labs[0].backbone.device, warmup=1)
-            for timing, passes, lab in zip(timings, counts, labs):
-                measured.append(rates(timing, passes, lab.backbone.compute))
+            used = [lab.backbone.compute for lab in labs]
+            measured = [rates(timing, passes, each) for timing, passes, each in zip(timings, counts, used)]
         except torch.OutOfMemoryError:
             measured = [{"error": "out of memory"} for _ in group]
         for way, row in zip(group, measured):
             rows.append({"update": way.label, "trajectories": TRAJECTORIES} | row)
-        # Release the models before the next group is built; otherwise both would be in memory.
+        # Release the models before the next group is built, or both would be in memory. A name bound to one of them
+        # outside a comprehension would keep it alive.
         labs, works = [], []
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
