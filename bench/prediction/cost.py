@@ -29,9 +29,9 @@ UTILISATION = {"float32": (0.50, 0.65), "bfloat16": HALF, "float16": HALF}
 """Lowest and highest share of the peak that eager PyTorch is expected to reach on SD3.5-Medium.
 
 This is an estimate that no GPU has confirmed yet; `bench perf` measures it. It assumes that every operation takes as
-long as its arithmetic at 70% of the peak (attention 50%) or its memory traffic at 85% of 3.35 TB/s, whichever is longer.
-At half precision and 512 pixels this gives 22 to 23% for training passes and 30% for passes without gradients; at
-float32, whose peak is much lower, 58 and 61%.
+long as its arithmetic at 70% of the peak (attention 50%) or its memory traffic at 85% of 3.35 TB/s, whichever is
+longer. At half precision and 512 pixels this gives 22 to 23% for training passes and 30% for passes without gradients;
+at float32, whose peak is much lower, 58 and 61%.
 """
 UNCOUNTED = (
     "not in these hours: scoring (detector, text recognition, preference models and servers, whose speed depends on "

@@ -384,15 +384,15 @@ def test_what_is_set_need_only_fit_the_grids_kernels() -> None:
 @pytest.mark.parametrize(
     ("axes", "overrides", "student", "said"),
     [
-        ([], ["optimizer.lr=7"], "base", "optimizer.lr does nothing in a probe"),
-        ([], ["sft.ema.decay=0.5"], "base", "ema.decay does nothing in a probe"),
-        ([], ["budget.updates=5"], "base", "budget does nothing in a probe"),
+        ([], ["optimizer.lr=7"], "base", "optimizer.lr has no effect in a probe"),
+        ([], ["sft.ema.decay=0.5"], "base", "ema.decay has no effect in a probe"),
+        ([], ["budget.updates=5"], "base", "budget has no effect in a probe"),
         ([], ["evaluation={steps: 3}"], "base", "evaluation.steps does nothing"),
         ([], ["probes.interference=3"], "base", "probes.interference does nothing"),
         ([], ["checkpoint_every=3"], "base", "checkpoint_every does nothing"),
-        (["lr=1,2"], [], "base", "optimizer.lr does nothing in a probe"),
+        (["lr=1,2"], [], "base", "optimizer.lr has no effect in a probe"),
         ([], ["lora.start=/nonexistent"], "base", "--student names the adapter"),
-        ([], ["lora.rank=4"], "folder", "lora.rank does nothing in a probe of an adapter"),
+        ([], ["lora.rank=4"], "folder", "lora.rank has no effect in a probe of an adapter"),
     ],
 )
 def test_a_probe_takes_no_setting_that_changes_nothing_in_it(
