@@ -53,7 +53,7 @@ def going_on() -> Iterator[None]:
     except Interrupted:
         raise
     except KeyboardInterrupt:
-        raise Interrupted("interrupted: rerun the same command to resume from the last checkpoint") from None
+        raise Interrupted("interrupted: rerun the command to resume from the last checkpoint") from None
 
 
 def _one_by_one(specs: list[Spec], root: Path) -> None:
