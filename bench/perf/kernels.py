@@ -97,7 +97,7 @@ def operations(inputs: list[Tensor], with_triton: bool) -> dict[str, tuple[int, 
         "log-probability and gradient": (10, eager_density),
         "analytic loss and gradient": (8, eager_match),
     }
-    found = {}
+    found: dict[str, tuple[int, Work, Work | None]] = {}
     for name, (passes, work) in eager.items():
         found[name] = (passes, work, triton.get(name))
     return found
