@@ -264,7 +264,7 @@ def test_a_dry_run_predicts_hours_and_memory(sd3_folder: Path, capsys) -> None:
     teachers = {"teachers": "train", "backbone": str(sd3_folder), "overrides": overrides}
     explain(resolve("opd_analytic", ["ocr"], **teachers))
     said = capsys.readouterr().out
-    assert "TFLOP a model evaluation" in said
+    assert "TFLOP per forward pass of one latent" in said
     assert "activations of 8 latents (estimate)" in said
     assert "3 adapters" in said
     explain(resolve("opd_analytic", ["ocr"]))

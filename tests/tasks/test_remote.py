@@ -200,10 +200,10 @@ def test_a_folder_with_a_broken_file_loses_that_file_alone(clip_folder, tmp_path
     (tmp_path / "made" / "00001" / "samples" / "0000.png").write_bytes(b"\x89PNG broken")
     settings = [f"scorers.pickscore.{key}={clip_folder}" for key in ("model", "processor")]
     with pytest.raises(
-        BenchError, match=r"1 of 3 pictures could not be scored; .*00001/samples/0000\.png is no picture"
+        BenchError, match=r"1 of 3 images could not be scored; .*00001/samples/0000\.png is no picture"
     ):
         score_folder("pickscore", tmp_path / "made", settings, "photo", 2)
-    assert "2 pictures" in capsys.readouterr().out
+    assert "2 images" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "made" / "results-pickscore.jsonl").read_text().splitlines()]
     assert [line["pickscore"] is None for line in lines] == [False, True, False]
     assert [line["prompt"] for line in lines] == ["picture 0", "picture 1", "picture 2"]

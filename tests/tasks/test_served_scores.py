@@ -100,10 +100,10 @@ def test_half_a_score_is_none_and_is_not_remembered(half: str, answering, folder
     broken = {"rewards": gaps} if half == "reward" else {"metrics": {"official": gaps}}
     mended = []
     url = answering(lambda n: judged(n) | ({} if mended else broken))
-    with pytest.raises(BenchError, match=r"5 of 6 pictures could not be scored; .*no picture of 'colors' has a score"):
+    with pytest.raises(BenchError, match=r"5 of 6 images could not be scored; .*no picture of 'colors' has a score"):
         score(folder, url)
     captured = capsys.readouterr()
-    assert "1 pictures" in captured.out
+    assert "1 images" in captured.out
     assert captured.err == ""
     assert [row["correct"] for row in read_rows(folder / "results.jsonl")] == [True]
     mended.append(True)
@@ -114,7 +114,7 @@ def test_all_null_is_no_score(answering, folder: Path) -> None:
     for answer in ({"rewards": [None] * 6}, {"rewards": [None] * 6, "details": [{"failure": "too dark"}] * 6},
                    judged(6) | {"metrics": {"official": [None] * 6}}):  # fmt: skip
         said = "too dark" if "details" in answer else "gives no picture a score"
-        with pytest.raises(BenchError, match=f"no picture could be scored: .*{said}"):
+        with pytest.raises(BenchError, match=f"no image could be scored: .*{said}"):
             score(folder, answering(lambda n, answer=answer: answer))
     assert not list(folder.glob("results*"))
 
@@ -183,7 +183,7 @@ def test_a_stratum_without_scores_leaves_no_mean_over_strata(capsys) -> None:
     _print("made up", [(1.0, without), (2.0, whole), (3.0, without)])
     shown = capsys.readouterr().out
     assert "b none" in shown
-    assert "best guidance by headline: t 2" in shown
+    assert "best guidance scale by headline metric: t 2" in shown
 
 
 # What is there before
@@ -199,11 +199,11 @@ def test_results_of_others_stay(content: str, answering, folder: Path, capsys) -
     score_folder("geneval", folder, [f"scorers.geneval.url={url}"], "photo", 8)
     assert (folder / "results.jsonl").read_text() == content
     assert len(read_rows(folder / "results-geneval.jsonl")) == 6
-    assert "results.jsonl was not written by bench score and stays; the verdicts are in" in capsys.readouterr().err
+    assert "results.jsonl was not written by bench score and is kept; the verdicts are in" in capsys.readouterr().err
     (folder / "results.jsonl").unlink()
     (folder / "results-geneval.jsonl").write_text(content)
     before = sorted(folder.rglob("*"))
-    with pytest.raises(UsageError, match=r"results-geneval\.jsonl was not written by bench score: move it away"):
+    with pytest.raises(UsageError, match=r"results-geneval\.jsonl was not written by bench score, .*: move it away"):
         score_folder("geneval", folder, [f"scorers.geneval.url={url}"], "photo", 8)
     assert sorted(folder.rglob("*")) == before
 
@@ -318,7 +318,7 @@ def test_a_held_database_is_waited_for_once_and_said_at_the_start(answering, fol
     started = time.monotonic()
     assert len(score(folder, answering(answer), batch=1)) == 6
     assert time.monotonic() - started < 6 * 0.2
-    assert said[0].startswith(f"note: scores are not remembered: {folder}/scores.sqlite: database is locked")
+    assert said[0].startswith(f"note: scores are not cached: {folder}/scores.sqlite: database is locked")
     assert capsys.readouterr().err == ""
     holder.close()
 
@@ -369,7 +369,7 @@ def test_a_served_folder_loses_the_picture_that_fails_alone(serving, folder: Pat
     task.reader = read
     strange = folder / "00001" / "samples" / "0000.png"
     Image.new("RGB", (2000, 50)).save(strange)
-    with pytest.raises(BenchError, match=f"1 of 6 pictures could not be scored; .*{strange}: .*too wide"):
+    with pytest.raises(BenchError, match=f"1 of 6 images could not be scored; .*{strange}: .*too wide"):
         score(folder, serving(task))
     assert len(read_rows(folder / "results.jsonl")) == 5
 
