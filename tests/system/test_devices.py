@@ -62,7 +62,7 @@ def test_processes_that_each_get_a_gpu_are_not_given_one_by_number(gpus) -> None
     """Each sees its own alone, as the first."""
     gpus(2)
     assert _places("cuda") == [0, 1]
-    with pytest.raises(UsageError, match="each get a GPU of their own: device=cuda, not cuda:1"):
+    with pytest.raises(UsageError, match="every local run gets its own GPU: use device=cuda, not cuda:1"):
         _places("cuda:1")
     gpus(0)
     with pytest.raises(MissingError, match="torch sees no GPU"):
