@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path, monkeypatch, ca
     code, message = call(
         ["run", "--method", "single_task", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys
     )
-    assert (code, "another spec" in message) == (2, True), message
+    assert (code, "different spec" in message) == (2, True), message
     ours.checkpoint.write_bytes(b"garbage")
     code, message = call(
         ["run", "--method", "single_task", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys

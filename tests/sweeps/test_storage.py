@@ -484,7 +484,7 @@ def _read_only() -> None:
 def test_a_file_system_without_locks_is_one_line(tmp_path: Path, executor: str) -> None:
     write_study(tmp_path)
     said = refused(tmp_path, "--executor", executor, code=1, before=_no_locks)
-    assert "has no locks (flock)" in said and str(tmp_path / "results" / "sweeps" / "tiny") in said
+    assert "does not support locks (flock)" in said and str(tmp_path / "results" / "sweeps" / "tiny") in said
     assert not (tmp_path / "results").exists()
 
 

@@ -85,7 +85,7 @@ def test_utf_16_is_called_so(coding: str, tmp_path: Path) -> None:
 
 def test_zeros_in_lines_are_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"a cat\na dog\0\0\0\n")
-    with pytest.raises(DamagedError, match="x, line 2 holds zero bytes"):
+    with pytest.raises(DamagedError, match="x, line 2 contains zero bytes"):
         read_lines(tmp_path / "x")
 
 

@@ -104,7 +104,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, name: str) -> None
     done = bench(COMMANDS[name], tmp_path, before=without_locks)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "has no locks (flock): No locks available" in line
+    assert "does not support locks (flock): No locks available" in line
     assert everything(tmp_path) == []
 
 

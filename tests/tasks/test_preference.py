@@ -254,7 +254,7 @@ def test_batches_change_nothing_and_places_are_checked(clip_folder, images) -> N
     np.testing.assert_allclose(a, b, rtol=1e-5)
     assert one.scorer_name == many.scorer_name
     for key, value, kind, said in (
-        ("device", "gpu", UsageError, "is none of cpu, cuda"),
+        ("device", "gpu", UsageError, "is not one of cpu, cuda"),
         ("device", "cuda", MissingError, "torch sees no GPU"),
         ("batch", "0", UsageError, "number of pictures"),
         ("batch", "many", UsageError, "number of pictures"),

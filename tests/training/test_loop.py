@@ -108,7 +108,7 @@ def test_a_student_of_layers_that_are_not_there_leaves_no_run(session: Session) 
 def test_two_processes_on_one_run_are_refused(session: Session) -> None:
     spec = quick()
     run = Run(session.root, spec, describe("micro").fingerprint())
-    with run.lock(), pytest.raises(UsageError, match="being run by process"):
+    with run.lock(), pytest.raises(UsageError, match="is in use by process"):
         execute(spec, session)
 
 
