@@ -35,7 +35,7 @@ FINAL_SHARE = 0.02
 """Learning rate at the end of a stage, as a fraction of its peak."""
 SHIFT = 2.5
 LOGIT_SPREAD = 1.1
-"""Sigma is drawn from a logit-normal distribution with this spread, then shifted (arXiv 2403.03206, section 3.1, 5.3)."""
+"""Sigma is drawn from a logit-normal distribution with this spread, then shifted (arXiv 2403.03206)."""
 EMA_DECAY = 0.999
 CHECKPOINT_EVERY = 500
 CODEC_PICTURES = 20_000
