@@ -157,7 +157,7 @@ def test_a_pattern_for_wrapped_names_is_refused(micro, tmp_path: Path, field: st
     save_file(
         {key.replace(".attn.", "._orig_mod.attn."): value for key, value in tensors.items()}, folder / WEIGHTS_FILE
     )
-    with pytest.raises(UsageError, match=r"has the pattern .* for such names"):
+    with pytest.raises(UsageError, match=r"the pattern .* matches such names"):
         micro.adapters.load("wrapped", folder)
 
 
@@ -198,7 +198,7 @@ def test_a_file_is_an_adapter_under_any_name(micro, tmp_path: Path) -> None:
     base = untouched(micro)
     by_diffusers(tmp_path, *made(base, **KINDS["rank-stabilised"]))
     file = (tmp_path / DIFFUSERS_FILE).rename(tmp_path / "style.safetensors")
-    with pytest.raises(UsageError, match=r"name the file itself: .*style\.safetensors"):
+    with pytest.raises(UsageError, match=r"give the file itself: .*style\.safetensors"):
         micro.adapters.load("folder", tmp_path)
     check(micro, file, in_diffusers(base, tmp_path))
     first = adapter_hash(file)
@@ -234,10 +234,10 @@ REFUSED = {
     "comfyui": ({k.replace("transformer.", "diffusion_model.", 1): n for k, n in PAIR.items()}, "ComfyUI's format"),
     "peft's, without configuration": (
         {k.replace("transformer.", "base_model.model.", 1): n for k, n in PAIR.items()},
-        r"as peft saves them .* adapter_config\.json is missing",
+        r"in peft's format .* adapter_config\.json is missing",
     ),
     "nothing": ({}, "no lora_B"),
-    "no such layer": ({k.replace("to_q", "to_z"): v for k, v in PAIR.items()}, "does not fit this backbone"),
+    "no such layer": ({k.replace("to_q", "to_z"): v for k, v in PAIR.items()}, "does not match this backbone"),
     "another width": ({k: (n + 1, m) if n > 4 else (n, m) for k, (n, m) in PAIR.items()}, "has shape"),
     "whole weights": (PAIR | {"transformer.proj_out.weight": (4, 4)}, "proj_out"),
 }
@@ -256,7 +256,7 @@ def test_what_diffusers_would_drop_or_cannot_read_is_refused(micro, tmp_path: Pa
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("{", "no LoRA file that diffusers reads"),
+        ("{", "not a LoRA file that diffusers can read"),
         ("[1]", "not a JSON object"),
         ('{"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.bias": "all"}', "bias='all'"),
         ('{"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.init_lora_weights": "pissa"}', "pissa"),
@@ -299,6 +299,6 @@ def test_a_part_of_an_adapter_is_not_taken_for_it(tmp_path: Path, name: str) -> 
     shard = tmp_path / f"{name}-00001-of-00002.safetensors"
     save_file({key: torch.ones(shape) for key, shape in PAIR.items()}, shard)
     for place in (tmp_path, shard):
-        with pytest.raises(UsageError, match="part of an adapter in several files") as refused:
+        with pytest.raises(UsageError, match="one shard of an adapter") as refused:
             adapter_hash(place)
         assert "name the file itself" not in str(refused.value)

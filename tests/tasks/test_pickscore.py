@@ -100,7 +100,7 @@ def test_its_own_prompts_pass_and_words_that_it_does_not_know_do_not() -> None:
             task.check(prompt)
     told = json.loads(json.dumps(prompt.metadata))  # as a file has them: lists
     task.check(Prompt(prompt.text, "", told))
-    with pytest.raises(UsageError, match="does not know 'cat'"):
+    with pytest.raises(UsageError, match="'cat' is not in the micro world's vocabulary"):
         task.check(Prompt("a photo of a cat", "", told))
 
 
