@@ -80,8 +80,9 @@ def _parameters(network: Network) -> int:
 def _adapter(network: Network, rank: int, targets: tuple[str, ...] | None) -> int:
     from bench.backbones.trial import adapted, built
 
+    shape = Shape(rank, rank, targets)
     try:
-        return sum(p.numel() for p in adapted(built(network), network, Shape(rank, rank, targets)))
+        return sum(p.numel() for p in adapted(built(network), network, shape))
     except ValueError as error:  # peft: target modules not found
         raise UsageError(f"lora.targets {', '.join(targets or network.targets)}: {one_line(error)}") from error
 

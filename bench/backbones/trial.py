@@ -52,7 +52,8 @@ class Count(TorchDispatchMode):
         super().__init__()
         self.flops: float = 0
         self.live = self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        own = (*model.parameters(), *model.buffers())
+        self._known = {tensor.untyped_storage()._cdata for tensor in own}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run one operation, then count it and the storages of its results."""

@@ -76,11 +76,11 @@ def whole(loaded: tuple, where: str | Path, unread: re.Pattern = NEVER_SAVED):
     """
     model, report = loaded
 
-    def known(name: str) -> bool:
-        return bool(NEVER_SAVED.search(name) or COUNTS.search(name) or unread.search(name))
+    def optional(name: str) -> bool:
+        return bool(NEVER_SAVED.search(name) or unread.search(name))
 
-    lacks = sorted(n for n in report["missing_keys"] if not (NEVER_SAVED.search(n) or unread.search(n)))
-    extra = sorted(n for n in report["unexpected_keys"] if not known(n))
+    lacks = sorted(name for name in report["missing_keys"] if not optional(name))
+    extra = sorted(name for name in report["unexpected_keys"] if not (optional(name) or COUNTS.search(name)))
     other_shape = sorted(names_of(report["mismatched_keys"]))
     again = "download its weights again, or save them completely"
     for cause, names, cure in (
@@ -145,7 +145,8 @@ def load_frozen(
             raise UsageError(f"{source!r} is not a {what}: its model type is {kind!r}, not {wanted!r}")
         how = {"dtype": getattr(torch, precision), "ignore_mismatched_sizes": True, "output_loading_info": True}
         model = whole(model_class.from_pretrained(source, **how), source, unread)
-        floats = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        state = model.state_dict()
+        floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
         require_numbers(floats, source, precision)
     except BenchError:
         raise

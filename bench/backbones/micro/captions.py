@@ -61,7 +61,8 @@ def caption(brief: Brief) -> str:
         return f'a sign that says "{brief.sign}"'
     if brief.kind == "counting":
         return f"a photo of {COUNT_WORDS[len(brief.shapes)]} {plural(brief.shapes[0])}"
-    nouns = [with_article(f"{c} {s}".strip()) for c, s in zip(brief.colours, brief.shapes, strict=True)]
+    objects = zip(brief.colours, brief.shapes, strict=True)
+    nouns = [with_article(f"{colour} {shape}".strip()) for colour, shape in objects]
     if brief.kind == "position":
         # The second shape stands in `relation` to the first; GenEval names it first.
         return f"a photo of {nouns[1]} {brief.relation} {nouns[0]}"
@@ -83,15 +84,18 @@ def draw_brief(rng: np.random.Generator, kind: str) -> Brief:
         return Brief(kind, sign="".join(rng.choice(list(ALPHABET), length)))
     if kind == "counting":
         count = int(rng.choice(COUNTS))
-        return Brief(kind, (str(rng.choice(SHAPES)),) * count, ("",) * count)
+        shape = str(rng.choice(SHAPES))
+        return Brief(kind, (shape,) * count, ("",) * count)
     if kind == "illustration":
         size = int(rng.choice(ILLUSTRATION_SIZES))
         return Brief(kind, _pick(rng, SHAPES, size), _pick(rng, COLOURS, size))
     size = 1 if kind in ("single_object", "colors") else 2
     shapes = tuple(str(s) for s in rng.choice(SHAPES, size, replace=False))
-    coloured = kind in ("colors", "color_attr")
-    colours = tuple(str(c) for c in rng.choice(list(COLOURS), size, replace=False)) if coloured else ("",) * size
-    return Brief(kind, shapes, colours, str(rng.choice(RELATIONS)) if kind == "position" else "")
+    colours = ("",) * size
+    if kind in ("colors", "color_attr"):
+        colours = tuple(str(c) for c in rng.choice(list(COLOURS), size, replace=False))
+    relation = str(rng.choice(RELATIONS)) if kind == "position" else ""
+    return Brief(kind, shapes, colours, relation)
 
 
 def draw_scene(brief: Brief, rng: np.random.Generator, distant: float = 0.0) -> Scene:
@@ -102,9 +106,11 @@ def draw_scene(brief: Brief, rng: np.random.Generator, distant: float = 0.0) -> 
     if brief.relation:
         while not stands(corners[1], corners[0], brief.relation):
             corners = place(2, rng)
-    things = tuple(Thing(s, c, *at) for s, c, at in zip(brief.shapes, colours, corners, strict=True))
-    # The order of the random draws below is part of the corpus: pretraining and stored prompts depend on it.
-    scene = Scene(ground, things, brief.sign, distant=bool(things) and rng.random() < distant)
+    objects = zip(brief.shapes, colours, corners, strict=True)
+    things = tuple(Thing(shape, colour, *corner) for shape, colour, corner in objects)
+    # The number and order of random draws must not change: pretrained weights depend on the corpus.
+    is_distant = bool(things) and rng.random() < distant
+    scene = Scene(ground, things, brief.sign, distant=is_distant)
     if rng.random() >= SPECK_PROBABILITY:
         return scene
     cells = [(i, j) for i in range(CANVAS // CELL) for j in range(CANVAS // CELL)]
@@ -119,7 +125,13 @@ def draw_scene(brief: Brief, rng: np.random.Generator, distant: float = 0.0) -> 
 def stands(a: tuple[int, int], b: tuple[int, int], relation: str) -> bool:
     """Whether block corner `a` is in `relation` to `b`, and in no other relation by GenEval's rule."""
     dx, dy = a[0] - b[0], a[1] - b[1]
-    along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
+    offsets = {
+        "left of": (-dx, dy),
+        "right of": (dx, dy),
+        "above": (-dy, dx),
+        "below": (dy, dx),
+    }
+    along, across = offsets[relation]
     return along > abs(across)
 
 

@@ -52,7 +52,8 @@ class PatchCodec(nn.Module):
         """Latents [B, C, h, w] -> images [B, 3, 8h, 8w], clamped to [0, 1]."""
         height, width = latents_BCHW.shape[-2:]
         patches = (latents_BCHW.flatten(2).mT * self.scale) @ self.basis.mT + self.mean
-        grid = patches.view(-1, height, width, 3, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+        patches = patches.view(-1, height, width, 3, PATCH, PATCH)
+        grid = patches.permute(0, 3, 1, 4, 2, 5)  # image, channel, row of patches, row, column of patches, column
         return grid.reshape(-1, 3, height * PATCH, width * PATCH).clamp(0, 1)
 
     @staticmethod

@@ -17,7 +17,9 @@ ALPHABET = "".join(_COLUMNS)
 
 def _bitmap(columns: str) -> np.ndarray:
     columns_5 = np.frombuffer(bytes.fromhex(columns), np.uint8)
-    return ((columns_5[None, :] >> np.arange(7)[:, None]) & 1).astype(np.float32)
+    rows_7 = np.arange(7)
+    bits = (columns_5[None, :] >> rows_7[:, None]) & 1
+    return bits.astype(np.float32)
 
 
 GLYPHS: dict[str, np.ndarray] = {char: _bitmap(columns) for char, columns in _COLUMNS.items()}

@@ -117,7 +117,9 @@ class Trainer:
         torch.manual_seed(seed)
         self.seed, self.step = seed, 0
         self.tokenizer = Tokenizer()
-        self.model = nn.ModuleDict({"transformer": new_transformer(), "text": TextEncoder(self.tokenizer.size)})
+        # Created in this order, since both draw their weights from the seeded generator.
+        parts = {"transformer": new_transformer(), "text": TextEncoder(self.tokenizer.size)}
+        self.model = nn.ModuleDict(parts)
         for name, parameter in self.model.named_parameters():
             # Zero-initialised modulation and output as in DiT (arXiv 2212.09748): every block starts as the identity.
             if ".norm1" in name or "norm_out.linear" in name or "proj_out" in name:
@@ -202,9 +204,10 @@ class Trainer:
         transformer = exported["transformer"].half()
         assert isinstance(transformer, ModelMixin)  # as created by `new_transformer`
         transformer.save_pretrained(folder / "transformer")
-        half = {k: v.half().contiguous() for k, v in exported["text"].state_dict().items()}
-        save_file(half, folder / "text.safetensors")
-        save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, folder / "codec.safetensors")
+        text = exported["text"].state_dict()
+        save_file({name: t.half().contiguous() for name, t in text.items()}, folder / "text.safetensors")
+        tensors = codec.state_dict()
+        save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "codec.safetensors")
         (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -213,9 +216,11 @@ def prepare(stage: Stage, count: int, seed: tuple[int, int], codec: PatchCodec, 
     pictures, captions = render_corpus(stage, count, seed)
     with torch.no_grad():
         # In chunks, because all images in float32 would take several times the memory of their latents.
-        images = (torch.from_numpy(chunk).permute(0, 3, 1, 2) / 255 for chunk in np.array_split(pictures, 100))
-        latents = torch.cat([codec.encode(chunk).half() for chunk in images])
-        return latents, tokenizer(captions)
+        latents = []
+        for chunk in np.array_split(pictures, 100):
+            images = torch.from_numpy(chunk).permute(0, 3, 1, 2) / 255
+            latents.append(codec.encode(images).half())
+        return torch.cat(latents), tokenizer(captions)
 
 
 def main() -> None:
@@ -232,8 +237,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = arguments.out / "checkpoint.pt", arguments.out / "log.jsonl"
     counts = [math.ceil(stage.pictures * arguments.share) for stage in STAGES]
-    ends = np.cumsum([math.ceil(stage.samples * arguments.share / BATCH) for stage in STAGES]).tolist()
-    first, _ = render_corpus(STAGES[0], min(CODEC_PICTURES, counts[0]), (arguments.seed, 1))
+    steps = [math.ceil(stage.samples * arguments.share / BATCH) for stage in STAGES]
+    ends = np.cumsum(steps).tolist()
+    codec_count = min(CODEC_PICTURES, counts[0])
+    first, _ = render_corpus(STAGES[0], codec_count, (arguments.seed, 1))
     codec = PatchCodec.fit(first.astype(np.float32) / 255)
     trainer = Trainer(arguments.seed)
     seconds = 0.0
@@ -246,12 +253,15 @@ def main() -> None:
         for number, (stage, begin, end) in enumerate(zip(STAGES, [0, *ends], ends)):
             if trainer.step >= end:
                 continue
-            latents, ids = prepare(stage, counts[number], (arguments.seed, number + 1), codec, trainer.tokenizer)
+            seed = (arguments.seed, number + 1)
+            latents, ids = prepare(stage, counts[number], seed, codec, trainer.tokenizer)
+            # Only at the stage's first step; a resumed process has loaded the optimisers instead.
             if number and trainer.step == begin:
                 trainer.restart()
             started = time.perf_counter() - seconds
             while trainer.step < end:
-                loss = trainer.update(latents, ids, stage.rate * learning_rate(trainer.step - begin, end - begin))
+                rate = stage.rate * learning_rate(trainer.step - begin, end - begin)
+                loss = trainer.update(latents, ids, rate)
                 if not math.isfinite(loss):
                     raise SystemExit(f"the loss is {loss} at step {trainer.step}; the last checkpoint is still valid")
                 running = loss if running is None else 0.98 * running + 0.02 * loss

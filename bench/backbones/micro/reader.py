@@ -64,7 +64,8 @@ class _Templates:
         power = patches_BPC.square().sum((1, 2))
         values = patches_BPC[0].numel()
         # Noise loses one degree of freedom per fitted number: 3 for the mean colour, 6 for ground and paint.
-        spread = power - patches_BPC.mean(1).square().sum(1) * patches_BPC.shape[1] - (values - 3) * noise_B
+        of_mean = patches_BPC.mean(1).square().sum(1) * patches_BPC.shape[1]
+        spread = power - of_mean - (values - 3) * noise_B
         missed = (power[:, None] - fitted - (values - 6) * noise_B[:, None]).clamp_min(0)
         return colours, 1 - missed / spread.clamp_min(1e-6)[:, None]
 
@@ -88,7 +89,9 @@ def _boxes() -> dict[str, tuple[int, int, int, int]]:
     boxes = {}
     for name, mask in shape_masks().items():
         ys, xs = np.nonzero(mask > 0.5)
-        boxes[name] = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+        left, right = int(xs.min()), int(xs.max()) + 1
+        top, bottom = int(ys.min()), int(ys.max()) + 1
+        boxes[name] = (left, top, right, bottom)
     return boxes
 
 
@@ -118,7 +121,8 @@ def _best_fits(images_BCHW: Tensor, templates: _Templates, size: int) -> tuple[i
     images_BCHW = images_BCHW.float().cpu()
     patches = _patches(images_BCHW, size)
     places = patches.shape[1]
-    colours, explained = templates.fit(patches.flatten(0, 1), _noise(images_BCHW).repeat_interleave(places))
+    noise = _noise(images_BCHW).repeat_interleave(places)
+    colours, explained = templates.fit(patches.flatten(0, 1), noise)
     best, which = explained.max(1)
     ground, paint = colours[torch.arange(len(which)), which].unbind(1)
     return places, best, which, ground, paint
@@ -136,8 +140,10 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
     nearest = torch.cdist(paint, palette).argmin(1).view(batch, places).tolist()
     contrast = (paint - ground).norm(dim=1)
     score = torch.sigmoid((best - SHAPE_EVIDENCE) / SHAPE_SLOPE) * (contrast > MIN_CONTRAST)
-    order = score.view(batch, places).argsort(dim=1, descending=True, stable=True).tolist()
-    scores, kinds = score.view(batch, places).tolist(), which.view(batch, places).tolist()
+    score = score.view(batch, places)
+    order = score.argsort(dim=1, descending=True, stable=True).tolist()
+    scores = score.tolist()
+    kinds = which.view(batch, places).tolist()
     per_row = (CANVAS - BLOCK) // CELL + 1
     names, colour_names = _shapes().names, list(COLOURS)
     pictures = []
@@ -147,12 +153,14 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
             left, top = place % per_row * CELL, place // per_row * CELL
             if scores[i][place] < 0.02:  # places are in order of score, so the rest is lower still
                 break
-            if any(abs(m.left - left) < BLOCK and abs(m.top - top) < BLOCK for m in marks):
+            overlaps = (abs(mark.left - left) < BLOCK and abs(mark.top - top) < BLOCK for mark in marks)
+            if any(overlaps):
                 continue
             name = names[kinds[i][place]]
             x1, y1, x2, y2 = _boxes()[name]
             box = (left + x1, top + y1, left + x2, top + y2)
-            marks.append(Mark(name, colour_names[nearest[i][place]], box, scores[i][place], left, top))
+            colour = colour_names[nearest[i][place]]
+            marks.append(Mark(name, colour, box, scores[i][place], left, top))
         pictures.append(marks)
     return pictures
 
@@ -166,10 +174,12 @@ def read_text(images_BCHW: Tensor) -> list[str]:
     places, best, which, ground, paint = _best_fits(images_BCHW, _glyphs(), CELL)
     batch = len(images_BCHW)
     contrast = (paint - ground).norm(dim=1)
-    seen = ((best > GLYPH_EVIDENCE) & (contrast > MIN_CONTRAST)).view(batch, places).tolist()
+    is_glyph = (best > GLYPH_EVIDENCE) & (contrast > MIN_CONTRAST)
+    seen = is_glyph.view(batch, places).tolist()
     kinds = which.view(batch, places).tolist()
     names = _glyphs().names
     texts = []
     for row, found in zip(kinds, seen, strict=True):
-        texts.append("".join(names[kind] for kind, is_glyph in zip(row, found, strict=True) if is_glyph))
+        characters = [names[kind] for kind, is_there in zip(row, found, strict=True) if is_there]
+        texts.append("".join(characters))
     return texts

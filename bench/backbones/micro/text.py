@@ -28,7 +28,8 @@ class TextEncoder(nn.Module):
         # The empty prompt is all padding, but attention needs at least one key; without it the result would be NaN.
         keys = real.clone()
         keys[:, 0] = True
-        q, k, v = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, width / heads]
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None])
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         x = self.norm_3(x + self.mlp(self.norm_2(x)))

@@ -36,7 +36,8 @@ class Tokenizer:
                 raise UsageError(
                     f"prompt has {len(tokens)} tokens, but the micro world allows {MAX_TOKENS}: shorten {prompt!r}"
                 )
-            ids[row, : len(tokens)] = torch.tensor([self._id(t, prompt) for t in tokens], dtype=torch.long)
+            found = [self._id(token, prompt) for token in tokens]
+            ids[row, : len(found)] = torch.tensor(found, dtype=torch.long)
         return ids
 
     @staticmethod

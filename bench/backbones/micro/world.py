@@ -73,10 +73,11 @@ def shape_masks(size: float = 1.0) -> dict[str, np.ndarray]:
     # 8 x 8 samples per pixel, averaged below.
     fine = ((np.arange(BLOCK * 8) + 0.5) / 8 - BLOCK / 2) / size
     x, y = np.meshgrid(fine, fine)
-    return {
-        name: inside(x, y).reshape(BLOCK, 8, BLOCK, 8).mean((1, 3)).astype(np.float32)
-        for name, inside in _INSIDE.items()
-    }
+    masks = {}
+    for name, inside in _INSIDE.items():
+        samples = inside(x, y).reshape(BLOCK, 8, BLOCK, 8)
+        masks[name] = samples.mean((1, 3)).astype(np.float32)
+    return masks
 
 
 @dataclass(frozen=True)

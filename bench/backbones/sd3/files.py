@@ -71,7 +71,8 @@ def fingerprint(source: str) -> str:
     """Hash of a local pipeline's weights and configuration, or of a hub id; cached, since files are large."""
     if source.endswith(SINGLE_FILE):
         home = folder_of(source)
-        return text_hash([sampled_hash([Path(source)]), fingerprint(home) if Path(home).is_dir() else home])
+        rest = fingerprint(home) if Path(home).is_dir() else home
+        return text_hash([sampled_hash([Path(source)]), rest])
     folder = Path(source)
     if not folder.is_dir():
         return text_hash(source)
@@ -83,7 +84,9 @@ def fingerprint(source: str) -> str:
 
 def tokenizers_hash(home: Path) -> str:
     """A suffix for a folder's name with the hash of the tokenizers' files that `fingerprint` omits; may be empty."""
-    files = {name: [p for p in (home / name).glob("*") if p.suffix in (".txt", ".model")] for name in TOKENIZERS}
+    files = {}
+    for name in TOKENIZERS:
+        files[name] = [path for path in (home / name).glob("*") if path.suffix in (".txt", ".model")]
     if not any(files.values()):
         return ""
     return f"-{text_hash({name: content_hash(paths) for name, paths in files.items()})}"
