@@ -65,6 +65,7 @@ class Meter:
             self._switch(outer)
 
     def _switch(self, name: str) -> str:
+        # Seconds are added only when a purpose ends; `settle` therefore switches to the same purpose again.
         now = perf_counter()
         before = self.seconds.get(self._purpose, 0)
         self.seconds[self._purpose] = before + (now - self._since)

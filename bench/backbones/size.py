@@ -71,6 +71,7 @@ class Size:
         return 4 * self.network.latent_numbers, each * self.network.prompt_numbers
 
 
+# Counting takes seconds, and predictions ask for the same passes many times. Hence the caches, keyed by hashable parts.
 @cache
 def _parameters(network: Network) -> int:
     return sum(p.numel() for p in network.build().parameters())

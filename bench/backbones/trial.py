@@ -133,7 +133,7 @@ def sampling_pass(network: Network, latents: int, precision: str, cuda: bool = T
 
 
 def decoding_pass(decoder: Decoder, pictures: int, tiled: bool = False) -> Pass:
-    """Decoding a batch of `pictures` latents in float32, at once or in the model's own overlapping tiles."""
+    """Decoding of a batch of `pictures` images in float32, at once or in the model's own overlapping tiles."""
     model, fake = decoder.build(tiled).requires_grad_(False).eval(), FakeTensorMode()
     filled(model, fake)
     with torch.no_grad(), fake, Count(model) as count:

@@ -143,6 +143,7 @@ def load_frozen(
         kind, wanted = AutoConfig.from_pretrained(source).model_type, model_class.config_class.model_type
         if kind != wanted:  # transformers would only warn, and initialise the weights at random
             raise UsageError(f"{source!r} is not a {what}: its model type is {kind!r}, not {wanted!r}")
+        # Mismatched sizes are ignored here only so that `whole` can report them with the tensor's name.
         how = {"dtype": getattr(torch, precision), "ignore_mismatched_sizes": True, "output_loading_info": True}
         model = whole(model_class.from_pretrained(source, **how), source, unread)
         state = model.state_dict()

@@ -77,6 +77,7 @@ def _fetched(repository: str, names: list[str]) -> Path:
     """The local snapshot of a repository, after downloading those of the named files that exist."""
     from huggingface_hub import snapshot_download
 
+    # Unlike hf_hub_download, this does not fail for files that the repository does not have.
     with asking(repository):
         return Path(snapshot_download(repository, allow_patterns=names))
 
