@@ -179,7 +179,7 @@ def test_a_folder_of_adapters_names_them(micro, tmp_path: Path, named: bool) -> 
         get_peft_model(untouched(micro), LoraConfig(**PLAIN), adapter_name="student").save_pretrained(tmp_path)
     else:
         by_diffusers(tmp_path / "student", made(untouched(micro), **PLAIN)[0])
-    with pytest.raises(UsageError, match=rf"no adapter at .*; name {tmp_path / 'student'}$"):
+    with pytest.raises(UsageError, match=rf"no adapter at .*; give {tmp_path / 'student'}$"):
         read_adapter(tmp_path)
     assert read_adapter(tmp_path / "student")[1]
 
@@ -290,7 +290,7 @@ def test_a_stand_in_for_the_file_is_told(tmp_path: Path, content: bytes) -> None
 
 def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
     save_file({key: torch.ones(shape, dtype=torch.int8) for key, shape in PAIR.items()}, tmp_path / DIFFUSERS_FILE)
-    with pytest.raises(UsageError, match=r"holds torch\.int8"):
+    with pytest.raises(UsageError, match=r"has type torch\.int8"):
         read_adapter(tmp_path)
 
 
@@ -301,4 +301,4 @@ def test_a_part_of_an_adapter_is_not_taken_for_it(tmp_path: Path, name: str) -> 
     for place in (tmp_path, shard):
         with pytest.raises(UsageError, match="one shard of an adapter") as refused:
             adapter_hash(place)
-        assert "name the file itself" not in str(refused.value)
+        assert "give the file itself" not in str(refused.value)

@@ -111,5 +111,5 @@ def test_micro_pictures_of_another_size_are_refused(kind: type, size: tuple[int,
     task = kind("micro")
     prompts = task.prompts("test")[:2]
     task.score(torch.rand(2, 3, 32, 32), prompts)
-    with pytest.raises(UsageError, match=rf"of 32 x 32 pixels, not {size[1]} x {size[0]}"):
+    with pytest.raises(UsageError, match=rf"have 32 x 32 pixels, not {size[1]} x {size[0]}"):
         task.score(torch.rand(2, 3, *size), prompts)

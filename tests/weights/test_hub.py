@@ -81,10 +81,10 @@ def test_what_cannot_be_fetched_names_the_cure() -> None:
     ],
 )
 def test_an_address_of_the_hub_in_other_words_is_wrong_use(written: str) -> None:
-    with pytest.raises(UsageError, match=r"is written hub:a/b$"):
+    with pytest.raises(UsageError, match=r"write a hub adapter as hub:a/b$"):
         adapter_folder(written)
     spec = resolve("opd_analytic", ["ocr"])
-    with pytest.raises(UsageError, match=r"is written hub:a/b$"):
+    with pytest.raises(UsageError, match=r"write a hub adapter as hub:a/b$"):
         check_teachers([spec.model_copy(update={"teachers": {"ocr": written}})])
 
 
