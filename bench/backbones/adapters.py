@@ -186,7 +186,7 @@ class Adapters:
                     f"adapter tensor {key}{where} has shape {tuple(state[key].shape)}, not {tuple(parameter.shape)}"
                 )
             if not torch.isfinite(state[key]).all():
-                raise UsageError(f"adapter tensor {key}{where} contains NaN or infinite values")
+                raise UsageError(f"adapter tensor {key}{where} has values that are not finite")
         set_peft_model_state_dict(self.transformer, state, name)
 
     def save(self, name: str, folder: Path, base: str = "") -> None:
