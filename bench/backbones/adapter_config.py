@@ -66,7 +66,11 @@ def lora_config(told: dict[str, Any], where: str) -> "LoraConfig":
     if kind != "LORA":
         raise UsageError(f"{where}: peft_type is {shortened(kind)}; only LORA adapters are supported")
     refuse_start(told.get(START), where)
-    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(LoraConfig)}
+    defaults = {}
+    for field in fields(LoraConfig):
+        factory = field.default_factory
+        defaults[field.name] = field.default if factory is MISSING else factory()
+    # Any other field is harmless as long as it has peft's default value.
     for name, value in told.items():
         handled = name in Carried.model_fields or name in INERT or name == START
         if handled or value in OFF:
@@ -118,10 +122,13 @@ def config_record(config: "LoraConfig") -> dict[str, Any]:
     def plain(value: Any) -> Any:
         return sorted(value) if isinstance(value, set) else value
 
-    told = {name: plain(getattr(config, name)) for name in Carried.model_fields}
     always = ("r", "lora_alpha", "target_modules")
-    unset = {name for name, value in told.items() if value in (Carried.model_fields[name].default, {})}
-    kept = {name: value for name, value in told.items() if name in always or name not in unset}
+    kept = {}
+    for name, field in Carried.model_fields.items():
+        value = plain(getattr(config, name))
+        is_set = value not in (field.default, {})
+        if is_set or name in always:
+            kept[name] = value
     return {"peft_type": "LORA"} | kept | {"bias": "none"}
 
 

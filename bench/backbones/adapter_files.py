@@ -59,7 +59,8 @@ def adapter_files(place: Path) -> tuple[Path, ...]:
 def _nearby(files: list[Path]) -> str:
     """A hint for an error: adapters in subfolders, else another .safetensors file, else a pickle; may be empty."""
     # peft saves an adapter that is not called "default" in a subfolder of that name.
-    inside = [file for file in files if (file / WEIGHTS_FILE).is_file() or (file / DIFFUSERS_FILE).is_file()]
+    names = (WEIGHTS_FILE, DIFFUSERS_FILE)
+    inside = [file for file in files if any((file / name).is_file() for name in names)]
     if inside:
         return f"; give {' or '.join(map(str, inside[:3]))}"
     for file in files:
@@ -119,7 +120,8 @@ def read_diffusers(file: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     alphas = {key: one_value(tensors.pop(key), key, file) for key in alpha_keys}
     if not any("lora_A" in key for key in tensors):
         tensors = convert_unet_state_dict_to_peft(tensors)
-    ranks = {f"^{key}": value.shape[1] for key, value in tensors.items() if "lora_B" in key and value.ndim > 1}
+    up = {key: value for key, value in tensors.items() if "lora_B" in key and value.ndim > 1}
+    ranks = {f"^{key}": value.shape[1] for key, value in up.items()}
     layers = sorted({key.split(".lora")[0] for key in tensors})
     strays = sorted(alphas.keys() - {f"{layer}.alpha" for layer in layers})
     if not ranks or strays:
@@ -132,8 +134,8 @@ def read_diffusers(file: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     if alphas:
         # diffusers would give a layer without alpha the most common alpha of the other layers. Its scale must be 1,
         # so its alpha is its rank.
-        own = {key.removeprefix("^").split(".lora_B")[0]: float(rank) for key, rank in ranks.items()}
-        alphas = {f"{layer}.alpha": rank for layer, rank in own.items()} | alphas
+        by_layer = {key.split(".lora_B")[0]: float(value.shape[1]) for key, value in up.items()}
+        alphas = {f"{layer}.alpha": rank for layer, rank in by_layer.items()} | alphas
     told = told or get_peft_kwargs(ranks, alphas, tensors)
     # diffusers adapts exactly the layers that have tensors, whatever the configuration says.
     only = {"target_modules": layers, "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
@@ -201,13 +203,16 @@ def whole(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
         if not value.is_floating_point():
             raise UsageError(f"{file}: {key} has type {value.dtype}; adapters must be in floating point")
     # Older peft saved DoRA's magnitudes without the parameter's name; some files have them with it.
-    old = "lora_magnitude_vector.weight"
-    return {key.removesuffix(".weight") if key.endswith(old) else key: v.float() for key, v in tensors.items()}
+    found = {}
+    for key, value in tensors.items():
+        name = key.removesuffix(".weight") if key.endswith("lora_magnitude_vector.weight") else key
+        found[name] = value.float()
+    return found
 
 
 def of_transformer(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     """The tensors without diffusers' prefix. Raises UsageError if some belong to a model other than the transformer."""
-    prefixed = {key.removeprefix(DIFFUSERS_PREFIX): v for key, v in tensors.items() if key.startswith(DIFFUSERS_PREFIX)}
+    prefixed = _without_prefix(tensors)
     encoders = [key for key in tensors if key.startswith("text_encoder")]
     others = encoders
     if prefixed and not encoders:  # a file without any prefix holds the transformer alone
@@ -225,8 +230,13 @@ def own_fields(told: dict[str, Any], file: Path) -> dict[str, Any]:
     """
     if not isinstance(told, dict):
         raise DamagedError(f"{file}: its {METADATA_KEY} is of type {type(told).__name__}, not a JSON object")
-    prefixed = {k.removeprefix(DIFFUSERS_PREFIX): v for k, v in told.items() if k.startswith(DIFFUSERS_PREFIX)}
-    return prefixed or told
+    return _without_prefix(told) or told
+
+
+def _without_prefix(entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries that have diffusers' prefix for the transformer, under their names without it."""
+    own = [key for key in entries if key.startswith(DIFFUSERS_PREFIX)]
+    return {key.removeprefix(DIFFUSERS_PREFIX): entries[key] for key in own}
 
 
 def refuse_foreign(names: list[str], file: Path) -> None:

@@ -172,7 +172,8 @@ class Adapters:
         from peft import set_peft_model_state_dict
 
         mine = self._named(name)
-        missing, extra = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
+        missing = sorted(mine.keys() - state.keys())
+        extra = sorted(state.keys() - mine.keys())
         where = f" in {origin}" if origin else ""
         if missing or extra:
             raise UsageError(
@@ -185,7 +186,7 @@ class Adapters:
                     f"adapter tensor {key}{where} has shape {tuple(state[key].shape)}, not {tuple(parameter.shape)}"
                 )
             if not torch.isfinite(state[key]).all():
-                raise UsageError(f"adapter tensor {key}{where} contains NaN or infinite values")
+                raise UsageError(f"adapter tensor {key}{where} has values that are not finite")
         set_peft_model_state_dict(self.transformer, state, name)
 
     def save(self, name: str, folder: Path, base: str = "") -> None:
@@ -242,7 +243,8 @@ class Adapters:
                 base = layer.get_base_layer().weight.float()
                 rows = (base + delta).flatten(1)
                 magnitude = layer.lora_magnitude_vector[name].get_parameter("weight").flatten()
-                delta = (rows * (magnitude / rows.norm(dim=1))[:, None]).view_as(base) - base
+                scale = magnitude / rows.norm(dim=1)
+                delta = (rows * scale[:, None]).view_as(base) - base
             found[place] = delta
             if layer.lora_bias[name]:
                 found[f"{place}.bias"] = layer.scaling[name] * layer.lora_B[name].bias
@@ -268,14 +270,16 @@ class Adapters:
         kept = total = 0.0
         for place, layer in layers.items():
             # Matrices even for convolutions, and views: the assignments below write into the parameters.
-            a, b = (side[name].get_parameter("weight").flatten(1) for side in (layer.lora_A, layer.lora_B))
+            a = layer.lora_A[name].get_parameter("weight").flatten(1)
+            b = layer.lora_B[name].get_parameter("weight").flatten(1)
             scale = layer.scaling[name]
             if place not in deltas:
                 b.zero_()
                 continue
             if not torch.isfinite(deltas[place]).all():
                 raise BenchError(f"the weight change of {place} for the adapter {name!r} is not finite")
-            u, s, vh = torch.linalg.svd(deltas[place].flatten(1).double(), full_matrices=False)
+            change = deltas[place].flatten(1).double()
+            u, s, vh = torch.linalg.svd(change, full_matrices=False)
             # Both factors get the square root of the singular values, so that their norms are equal.
             root = (s[: len(a)] / scale).sqrt()
             rank = len(root)
@@ -287,4 +291,5 @@ class Adapters:
 
     def delta_norm(self, name: str) -> float:
         """Frobenius norm of all weight changes together; 0 if the adapter equals the base."""
-        return float(sum(delta.square().sum() for delta in self.deltas(name).values())) ** 0.5
+        squares = [delta.square().sum() for delta in self.deltas(name).values()]
+        return float(sum(squares)) ** 0.5

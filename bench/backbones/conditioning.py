@@ -41,7 +41,11 @@ class Conditioning:
 
     def repeat(self, times: int) -> Conditioning:
         """The batch repeated `times` times: [times * B, ...]."""
-        return Conditioning({name: t.repeat(times, *[1] * (t.dim() - 1)) for name, t in self.tensors.items()})
+        repeated = {}
+        for name, tensor in self.tensors.items():
+            other_dimensions = [1] * (tensor.dim() - 1)
+            repeated[name] = tensor.repeat(times, *other_dimensions)
+        return Conditioning(repeated)
 
     @property
     def bytes(self) -> int:
@@ -51,6 +55,7 @@ class Conditioning:
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
         """Concatenate batches. Raises ValueError unless all have the same tensor names."""
-        if any(part.tensors.keys() != parts[0].tensors.keys() for part in parts):
+        names = parts[0].tensors.keys()
+        if any(part.tensors.keys() != names for part in parts):
             raise ValueError(f"encoded prompts have different tensors: {[sorted(part.tensors) for part in parts]}")
-        return Conditioning({name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
+        return Conditioning({name: torch.cat([part[name] for part in parts]) for name in names})

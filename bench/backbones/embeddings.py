@@ -70,5 +70,6 @@ class Embeddings:
     def _path(self, prompt: str) -> Path | None:
         if self.folder is None:
             return None
+        # Subfolders by the first two characters keep single folders from holding very many files.
         name = hashlib.sha256(prompt.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"

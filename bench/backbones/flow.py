@@ -146,12 +146,15 @@ class FlowBackbone(ABC, nn.Module):
             return self._forward(x, sigma_B, conditioning)
         empty = self.encode([""])
         both = Conditioning.cat([empty.repeat(len(x)), conditioning])
-        v_uncond, v_cond = self._forward(x.repeat(2, 1, 1, 1), sigma_B.repeat(2), both).chunk(2)
+        velocities = self._forward(x.repeat(2, 1, 1, 1), sigma_B.repeat(2), both)
+        v_uncond, v_cond = velocities.chunk(2)
+        # Classifier-free guidance (arXiv 2207.12598).
         return v_uncond + guidance * (v_cond - v_uncond)
 
     def _forward(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         self.meter.count(len(x), torch.is_grad_enabled())
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        reduced = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=reduced):
             return self.predict(x, sigma_B, conditioning).float()
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:

@@ -31,6 +31,7 @@ def shift_in(path: Path) -> float:
         config = read_config(path)
     except OSError as error:
         raise UsageError(f"the pipeline's scheduler cannot be read: {path}: {error.strerror}") from error
+    # The index is checked too, since diffusers builds the class that it names, whatever the scheduler's file says.
     in_index = named_in(path.parent.parent / "model_index.json")
     for file, kind in ((path, config.get("_class_name", CLASS)), in_index):
         if kind != CLASS:

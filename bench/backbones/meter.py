@@ -65,8 +65,10 @@ class Meter:
             self._switch(outer)
 
     def _switch(self, name: str) -> str:
+        # Seconds are added only when a purpose ends; `settle` therefore switches to the same purpose again.
         now = perf_counter()
-        self.seconds[self._purpose] = self.seconds.get(self._purpose, 0) + (now - self._since)
+        before = self.seconds.get(self._purpose, 0)
+        self.seconds[self._purpose] = before + (now - self._since)
         outer, self._purpose, self._since = self._purpose, name, now
         return outer
 

@@ -103,9 +103,10 @@ def _shards(index: Path) -> list[str]:
     """The shard files that an index names. Raises DamagedError if the libraries could not use the index."""
     told = read_config(index)
     shards = told.get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+    mapped = isinstance(shards, dict) and all(isinstance(name, str) for name in shards.values())
+    if not mapped or not shards:
         raise DamagedError(f"{index} does not map each tensor to a file (weight_map): download it again")
-    # The libraries read metadata.total_size without checking that it exists.
+    # The libraries use index["metadata"] without checking that it exists.
     if not isinstance(told.get("metadata"), dict):
         raise DamagedError(f"{index} has no metadata, which the libraries require: download it again")
     return sorted(set(shards.values()))

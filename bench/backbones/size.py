@@ -71,6 +71,7 @@ class Size:
         return 4 * self.network.latent_numbers, each * self.network.prompt_numbers
 
 
+# Counting takes seconds, and predictions ask for the same passes many times. Hence the caches, keyed by hashable parts.
 @cache
 def _parameters(network: Network) -> int:
     return sum(p.numel() for p in network.build().parameters())
@@ -80,8 +81,9 @@ def _parameters(network: Network) -> int:
 def _adapter(network: Network, rank: int, targets: tuple[str, ...] | None) -> int:
     from bench.backbones.trial import adapted, built
 
+    shape = Shape(rank, rank, targets)
     try:
-        return sum(p.numel() for p in adapted(built(network), network, Shape(rank, rank, targets)))
+        return sum(p.numel() for p in adapted(built(network), network, shape))
     except ValueError as error:  # peft: target modules not found
         raise UsageError(f"lora.targets {', '.join(targets or network.targets)}: {one_line(error)}") from error
 

@@ -1,9 +1,9 @@
-"""A pass through a model that never runs: PyTorch carries it out on tensors that have a shape and no content.
+"""Trial passes through a model: PyTorch executes them on fake tensors, which have a shape but no content.
 
-What it would compute, keep for a backward pass and need at most is counted on the way. Nothing is assumed of the model:
-which layers need a gradient follows from where the adapters are, what is kept from what autograd saves, what is
-recomputed from gradient checkpointing itself. The tensors are of the CPU's kind, which every build of torch has; where
-CUDA's autocast keeps other tensors than the CPU's, it is followed (`in_float32`).
+The pass counts its operations, the memory kept for the backward pass, and the peak memory. It assumes nothing about the
+model: the adapters determine which layers need gradients, autograd determines what is saved, and gradient checkpointing
+determines what is recomputed. The fake tensors are on the CPU, which every build of torch supports; where CUDA's
+autocast would save different tensors from the CPU's, it is imitated (`in_float32`).
 """
 
 import weakref
@@ -32,29 +32,31 @@ ADAPTER = "student"
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of a batch through the network."""
+    """Compute and memory of one pass of a batch through a model."""
 
     forward: float
     """Floating-point operations of the forward pass."""
     backward: float
-    """Of the backward pass; with gradient checkpointing what it computes again is in it. 0 without gradients."""
+    """Floating-point operations of the backward pass, including what checkpointing recomputes; 0 without gradients."""
     kept: int
-    """Bytes that lie in memory when the forward pass is done: what the backward pass needs."""
+    """Bytes in memory after the forward pass: what the backward pass needs."""
     peak: int
-    """Bytes that lie in memory at the worst moment, the weights not counted."""
+    """Peak memory in bytes, without the weights."""
 
 
 class Count(TorchDispatchMode):
-    """Floating-point operations by PyTorch's own table, and bytes of every storage from its making to its end."""
+    """Counts floating-point operations with PyTorch's own table, and the bytes of all storages that are alive."""
 
     def __init__(self, model: nn.Module) -> None:
-        """The model's own tensors are not counted."""
+        """The tensors of `model` itself are not counted."""
         super().__init__()
         self.flops: float = 0
         self.live = self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        own = (*model.parameters(), *model.buffers())
+        self._known = {tensor.untyped_storage()._cdata for tensor in own}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run one operation, then count it and the storages of its results."""
         made = func(*args, **(kwargs or {}))
         if counted := COUNTED.get(func._overloadpacket):
             self.flops += counted(*args, **(kwargs or {}), out_val=made)
@@ -72,17 +74,21 @@ class Count(TorchDispatchMode):
         weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
 
     def _gone(self, known: int, size: int) -> None:
+        # The address must be forgotten, because a new storage may reuse it.
         self._known.discard(known)
         self.live -= size
 
 
 def attention(query, key, value, *_, **__) -> int:
-    """Two products."""
+    """Floating-point operations of attention: two matrix products."""
     return sdpa_flop_count(query.shape, key.shape, value.shape)
 
 
 def attention_backward(grad_out, *inputs, **__) -> int:
-    """Four products: what a fused kernel computes again to save memory is no progress, and counts as time instead."""
+    """Floating-point operations of attention's backward pass: four matrix products.
+
+    What a fused kernel recomputes to save memory is not counted; it only makes the pass slower.
+    """
     return 2 * attention(*inputs)
 
 
@@ -90,22 +96,23 @@ COUNTED = flop_registry | {
     aten._scaled_dot_product_flash_attention_for_cpu: attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
 }
+"""FLOP formulas by operator: PyTorch's table has none for the CPU's fused attention."""
 
 
 def training_pass(
     network: Network, latents: int, adapter: Shape, precision: str, checkpointed: bool, cuda: bool = True
 ) -> Pass:
-    """Forward and backward pass of so many latents to an adapter, under autocast at `precision`.
+    """Forward and backward pass of a batch of `latents` that trains an adapter, under autocast at `precision`.
 
-    `cuda`: what CUDA's autocast would keep. Raises ValueError as `adapted`.
+    `cuda` imitates what CUDA's autocast would save. Raises ValueError as `adapted`.
     """
     dtype, fake = getattr(torch, precision), FakeTensorMode()
     model = built(network, dtype)
     adapted(model, network, adapter)
     filled(model, fake, cuda)
     if checkpointed:
-        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        cast("ModelMixin", model).enable_gradient_checkpointing(again)
+        function = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        cast("ModelMixin", model).enable_gradient_checkpointing(function)
     with fake, Count(model) as count:
         v = predicted(model, network.inputs(model, latents, dtype), dtype)
         forward, kept = count.flops, count.live
@@ -115,21 +122,22 @@ def training_pass(
 
 
 def sampling_pass(network: Network, latents: int, precision: str, cuda: bool = True) -> Pass:
-    """As `training_pass`, without adapter and gradients."""
+    """Forward pass of a batch of `latents` without adapter and gradients, under autocast at `precision`."""
     dtype, fake = getattr(torch, precision), FakeTensorMode()
     model = filled(built(network, dtype), fake, cuda)
     with torch.no_grad(), fake, Count(model) as count:
         v = predicted(model, network.inputs(model, latents, dtype), dtype)
         kept = count.live
-    del v
+    del v  # referenced until here, so that `kept` includes the result
     return Pass(count.flops, 0, kept, count.peak)
 
 
 def decoding_pass(decoder: Decoder, pictures: int, tiled: bool = False) -> Pass:
-    """Decoding so many latents at float32, whole or in the model's own overlapping tiles."""
+    """Decoding of a batch of `pictures` images in float32, at once or in the model's own overlapping tiles."""
     model, fake = decoder.build(tiled).requires_grad_(False).eval(), FakeTensorMode()
     filled(model, fake)
     with torch.no_grad(), fake, Count(model) as count:
+        # Without a name of their own, the latents can be freed while decoding, as in a real run.
         made = cast("AutoencoderKL", model).decode(decoder.inputs(model, pictures), return_dict=False)[0]
         kept = count.live
     del made
@@ -137,16 +145,19 @@ def decoding_pass(decoder: Decoder, pictures: int, tiled: bool = False) -> Pass:
 
 
 def built(network: Network, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The network without content, frozen, at a precision."""
+    """The network on the meta device, frozen, with parameters of type `dtype`."""
     model = network.build()
-    for parameter in model.parameters():  # .to() warns of modules to be kept in float32, of which there are none
+    # Not model.to(dtype): diffusers warns there about modules to keep in float32, which these models do not have.
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model.requires_grad_(False).eval()
 
 
 def adapted(model: nn.Module, network: Network, shape: Shape) -> list[nn.Parameter]:
-    """Give a built network an adapter that is trained, and make it current; its parameters. Raises ValueError, as peft
-    does, for targets that the model does not have."""
+    """Add a trainable adapter to a built network, select it, and return its parameters.
+
+    peft raises ValueError for target layers that the model does not have.
+    """
     adapters = Adapters(model, network.targets)
     adapters.add(ADAPTER, shape, trainable=True)
     adapters.use(ADAPTER)
@@ -154,12 +165,15 @@ def adapted(model: nn.Module, network: Network, shape: Shape) -> list[nn.Paramet
 
 
 def filled(model: nn.Module, fake: FakeTensorMode, cuda: bool = False) -> nn.Module:
-    """Replace a model's tensors on the meta device by those of `fake`, which know a device."""
+    """Replace a model's tensors on the meta device by fake tensors on the CPU, in place.
+
+    `cuda` also makes layer norms compute in float32.
+    """
     cpu = torch.device("cpu")
     for module in model.modules():
         if cuda and isinstance(module, nn.LayerNorm):
             own = partial(in_float32, module.forward)
-            module.forward = own  # type: ignore[method-assign]  # an instance's own goes before its class's
+            module.forward = own  # type: ignore[method-assign]  # shadows the class's method on this instance only
         for name, found in module._parameters.items():
             if found is not None:
                 made = FakeTensor(fake, found.data, cpu)
@@ -171,12 +185,12 @@ def filled(model: nn.Module, fake: FakeTensorMode, cuda: bool = False) -> nn.Mod
 
 
 def in_float32(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A layer norm as CUDA's autocast has it: in float32, whatever comes."""
+    """A layer norm as CUDA's autocast runs it: in float32, whatever the input's type."""
     with torch.autocast("cpu", enabled=False):
         return norm(x.float())
 
 
 def predicted(model: nn.Module, given: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """The velocity, in float32, as FlowBackbone computes it."""
+    """The velocity in float32, computed as FlowBackbone does."""
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         return model(**given, return_dict=False)[0].float()

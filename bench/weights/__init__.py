@@ -1,1 +1,1 @@
-"""Weights that others trained: where they lie, and reading them safely."""
+"""Pretrained weights: finding and downloading them, and reading them safely."""

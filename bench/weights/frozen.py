@@ -1,4 +1,4 @@
-"""Frozen models by folder or hub id: loading them, and what their weights hash to."""
+"""Frozen transformers models, given as a folder or hub id: loading them and hashing their weights."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16", "float16")
 FILES = ("model.safetensors", "pytorch_model.bin")
 NEVER_SAVED = re.compile(r"(^|\.)position_ids$")
-"""Buffers that only count, which files of some releases hold and others do not."""
-UNPLACED, SAVED_WITH = "holds more than its config.json describes, the tensor", "take the config.json saved with them"
-"""What is wrong, and its cure, where weights have tensors that the model has no place for."""
-CURE = "name a local folder in transformers' format, or make the hub reachable and accept the model's licence"
+"""Index buffers, which some releases of the libraries save and others do not."""
+UNPLACED = "holds a tensor that its config.json does not describe:"
+SAVED_WITH = "use the config.json saved with these weights"
+"""The problem with weights that have tensors the model does not have, and its cure."""
+CURE = "name a local folder in transformers' format, or connect to the hub and accept the model's licence"
 
 
 def _absent(what: str, source: str, error: Exception) -> MissingError:
-    """The error of what cannot be loaded; of a local folder no licence is to be accepted."""
+    """The error for a model that cannot be loaded; advice on the hub is added for hub ids only."""
     cure = "" if Path(source).is_dir() else f"; {CURE}"
     return MissingError(f"no {what} at {source!r}: {one_line(error)}{cure}")
 
 
 @cache
 def weights_hash(source: str) -> str:
-    """Content hash of a transformers model's weights; fetches those of a hub id.
+    """Content hash of a transformers model's weights; downloads them for a hub id.
 
-    Raises MissingError for a folder without weights, and for a hub id that cannot be reached; DamagedError for a file
-    that is no weights.
+    Raises MissingError for a folder without weights and for a hub id that cannot be reached, and DamagedError for a
+    file that does not hold weights.
     """
     from transformers.utils import cached_file
 
@@ -58,29 +59,34 @@ def weights_hash(source: str) -> str:
                 return content_hash([Path(path)])
     except OSError as error:
         raise _absent("model", source, error) from error
-    raise _absent("weights", source, OSError(f"neither {' nor '.join(FILES)}"))
+    raise _absent("weights", source, OSError(f"neither {' nor '.join(FILES)} exists"))
 
 
 def weights_name(source: str, precision: str) -> str:
-    """`weights_hash`, and the precision if it is not float32, which changes scores too."""
+    """`weights_hash`, followed by the precision unless it is float32, since precision changes scores too."""
     return weights_hash(source) + ("" if precision == "float32" else f"-{precision}")
 
 
 def whole(loaded: tuple, where: str | Path, unread: re.Pattern = NEVER_SAVED):
-    """The model of what `from_pretrained(..., output_loading_info=True)` gave, if its files held all of it and no more.
+    """The model from `from_pretrained(..., output_loading_info=True)`, if its files hold exactly its tensors.
 
-    The libraries only remark on a tensor that they made up, or that they left out: the model that was trained is
-    another one then. `unread` ones may lack, and may be there. Raises DamagedError naming the first.
+    The libraries only warn about tensors that they initialise at random or ignore, although the result is not the model
+    that was trained. Tensors that match `unread` may be missing or superfluous. Raises DamagedError naming the first
+    tensor at fault.
     """
     model, report = loaded
-    known = lambda name: NEVER_SAVED.search(name) or COUNTS.search(name) or unread.search(name)  # noqa: E731
-    lacks = sorted(n for n in report["missing_keys"] if not (NEVER_SAVED.search(n) or unread.search(n)))
-    again = "download its weights again, or save them whole"
-    another_shape = "holds in another shape than its config.json says the tensor"
+
+    def optional(name: str) -> bool:
+        return bool(NEVER_SAVED.search(name) or unread.search(name))
+
+    lacks = sorted(name for name in report["missing_keys"] if not optional(name))
+    extra = sorted(name for name in report["unexpected_keys"] if not (optional(name) or COUNTS.search(name)))
+    other_shape = sorted(names_of(report["mismatched_keys"]))
+    again = "download its weights again, or save them completely"
     for cause, names, cure in (
         ("lacks the tensor", lacks, again),
-        (another_shape, sorted(names_of(report["mismatched_keys"])), again),
-        (UNPLACED, sorted(n for n in report["unexpected_keys"] if not known(n)), SAVED_WITH),
+        ("holds a tensor whose shape differs from the one in its config.json:", other_shape, again),
+        (UNPLACED, extra, SAVED_WITH),
     ):
         if names:
             raise DamagedError(f"{where} {cause} {first_of(names)}: {cure}")
@@ -88,26 +94,28 @@ def whole(loaded: tuple, where: str | Path, unread: re.Pattern = NEVER_SAVED):
 
 
 def first_of(names: list[str]) -> str:
-    """The first name, and how many more there are."""
+    """The first name, and the number of other names."""
     return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]
 
 
 def names_of(mismatched: Iterable) -> list[str]:
-    """Tensors of another shape in a loading report: the libraries give names alone, or with the two shapes."""
+    """Names of the tensors with mismatched shapes in a loading report, whose entries may also give the two shapes."""
     return [entry if isinstance(entry, str) else entry[0] for entry in mismatched]
 
 
 def require_numbers(tensors: Mapping[str, Tensor], where: str | Path, precision: str = "float32") -> None:
-    """Raise DamagedError, naming the first, for tensors that are not of floats or hold values that are not finite.
+    """Raise DamagedError, naming the first tensor at fault, unless all tensors are finite floating-point numbers.
 
-    A network gives NaN for them, which is neither above nor below any threshold: nothing found, the first of all
-    answers. `precision` is what the tensors were read in: half precision has no numbers beyond 65504.
+    Otherwise a network outputs NaN, which compares false with any threshold: a detector would find nothing, and a
+    classifier would always answer with the first class. `precision` is the one the tensors were read at: half precision
+    turns numbers above 65504 into infinity.
     """
     again = "download its weights again" if precision == "float32" else "set its precision to float32"
     for name, tensor in tensors.items():
-        if (kind := str(tensor.dtype).removeprefix("torch.")) not in (*PRECISIONS, "float64"):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in (*PRECISIONS, "float64"):
             raise DamagedError(f"{where} holds {kind} in the tensor {name}, not one of {', '.join(PRECISIONS)}")
-        # The extremes of a tensor with NaN are NaN, and no mask as large as the tensor is made.
+        # NaN propagates to the extremes, and unlike isfinite this allocates no mask as large as the tensor.
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             of = "" if precision == "float32" else f" as {precision}"
             raise DamagedError(f"{where} holds values that are not finite{of} in the tensor {name}: {again}")
@@ -116,11 +124,11 @@ def require_numbers(tensors: Mapping[str, Tensor], where: str | Path, precision:
 def load_frozen(
     model_class, source: str, device: str, what: str, precision: str = "float32", unread: re.Pattern = NEVER_SAVED
 ):
-    """A transformers model without gradients; its files may lack the parameters that match `unread`.
+    """Load a transformers model for inference; `what` names it in errors.
 
-    Raises MissingError naming what is not where, DamagedError for files that are no weights, not all of them or
-    no numbers, UsageError for a model of another kind, for another precision than float32, bfloat16 and float16 and for
-    a device that is no device.
+    Parameters that match `unread` may be missing from its files. Raises MissingError for missing files, DamagedError
+    for files that are corrupt, incomplete or not finite, and UsageError for a different kind of model, an unknown
+    precision or an unknown device.
     """
     from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
@@ -128,16 +136,18 @@ def load_frozen(
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     check_device(device, what, "set its device to cpu")
-    disable_progress_bar()  # its bar would tear ours
+    disable_progress_bar()  # two progress bars would garble the terminal
     if Path(source).is_dir():
         require_folder(Path(source), what)
     try:
         kind, wanted = AutoConfig.from_pretrained(source).model_type, model_class.config_class.model_type
-        if kind != wanted:  # transformers would only warn, and make the weights up
-            raise UsageError(f"{source!r} holds a model of type {kind!r}, not {wanted!r}: it is no {what}")
+        if kind != wanted:  # transformers would only warn, and initialise the weights at random
+            raise UsageError(f"{source!r} is not a {what}: its model type is {kind!r}, not {wanted!r}")
+        # Mismatched sizes are ignored here only so that `whole` can report them with the tensor's name.
         how = {"dtype": getattr(torch, precision), "ignore_mismatched_sizes": True, "output_loading_info": True}
         model = whole(model_class.from_pretrained(source, **how), source, unread)
-        floats = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        state = model.state_dict()
+        floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
         require_numbers(floats, source, precision)
     except BenchError:
         raise
@@ -151,8 +161,8 @@ def load_frozen(
 
 
 def save_folder(model, folder: Path) -> None:
-    """Write a transformers model as a folder. Raises UsageError where that cannot be done."""
-    if folder.is_file():  # transformers would only remark on it
+    """Write a transformers model as a folder. Raises UsageError if it cannot be written."""
+    if folder.is_file():  # transformers would only log an error
         raise UsageError(f"{folder} is a file: name a folder for the converted model")
     try:
         model.save_pretrained(folder)
@@ -161,7 +171,7 @@ def save_folder(model, folder: Path) -> None:
 
 
 def load_processor(source: str):
-    """The tokenizer and the image processor (on PIL pictures) of a CLIP model. Raises MissingError likewise."""
+    """The tokenizer and the image processor (for PIL images) of a CLIP model. Raises MissingError for missing files."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
     what = "tokenizer and image processor"

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: adapters by address (hub:OWNER/REPO[/FOLDER]), and its refusals in plain words."""
+"""The Hugging Face hub: adapters by address (hub:OWNER/REPO[/FOLDER]), and its errors with their cures."""
 
 import os
 import re
@@ -11,22 +11,21 @@ from bench.errors import MissingError, UsageError, one_line
 PREFIX = "hub:"
 SAFETENSORS = ".safetensors"
 CONFIG_FILE, WEIGHTS_FILE = FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""What peft writes of an adapter."""
+"""The two files of an adapter saved by peft."""
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers writes of one; it needs no other file."""
+"""The only file of an adapter saved by diffusers."""
 
 ADDRESS = re.compile(
     r"(?:(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hub:/*|hf:/*)([^/?#]+/[^/?#]+)", re.IGNORECASE
 )
-"""Other ways in which people write an adapter of the hub; / may have been taken for one of a path, and doubled ones for
-single."""
+"""Other common spellings of hub addresses. A path library may have reduced their double slashes to single ones."""
 
 
 def adapter_folder(source: str) -> Path:
-    """The local folder, or single file, of an adapter; fetches one from the hub into its cache.
+    """The local folder or file of an adapter; downloads hub adapters into the hub's cache.
 
-    Raises UsageError for a malformed hub address, MissingError, with the cure, where the hub or the adapter cannot be
-    reached. A local folder is not checked here.
+    Raises UsageError for a malformed hub address, and MissingError with the cure if the hub or the adapter cannot be
+    reached. Local folders are not checked here.
     """
     split = _split(source)
     if not split:
@@ -35,21 +34,22 @@ def adapter_folder(source: str) -> Path:
     if place.endswith(SAFETENSORS):
         found = _fetched(repository, [place]) / place
         if not found.is_file():
-            raise MissingError(f"{source!r} is not there")
+            raise MissingError(f"{source!r} does not exist on the hub")
         return found
-    # diffusers' file only where there is no other: a repository that holds both holds every tensor twice
+    # Prefer peft's files: a repository with both formats has every tensor twice, and only one copy is needed.
     for names in (FILES, (DIFFUSERS_FILE,)):
-        found = _fetched(repository, [f"{place}/{name}" if place else name for name in names]) / place
+        paths = [f"{place}/{name}" if place else name for name in names]
+        found = _fetched(repository, paths) / place
         if all((found / name).is_file() for name in names):
             return found
-    raise MissingError(f"{source!r} holds no peft adapter ({' and '.join(FILES)}) and no {DIFFUSERS_FILE}")
+    raise MissingError(f"{source!r} holds neither a peft adapter ({' and '.join(FILES)}) nor {DIFFUSERS_FILE}")
 
 
 def _split(source: str) -> tuple[str, str] | None:
     """Repository and folder of a hub address; None for a local path. Raises UsageError for a malformed address."""
     if not source.startswith(PREFIX):
         if address := ADDRESS.match(source):
-            raise UsageError(f"{source!r} is no folder: an adapter of the hub is written {PREFIX}{address[1]}")
+            raise UsageError(f"{source!r} is not a folder: write a hub adapter as {PREFIX}{address[1]}")
         return None
     owner, _, rest = source.removeprefix(PREFIX).partition("/")
     repository, _, place = rest.rstrip("/").partition("/")
@@ -59,35 +59,38 @@ def _split(source: str) -> tuple[str, str] | None:
 
 
 def check_source(source: str, setting: str) -> None:
-    """Raise UsageError for an adapter, as `setting` names it, whose local folder or file is not there, or whose hub
-    address is malformed. Nothing is fetched."""
+    """Raise UsageError if an adapter's local folder or file does not exist, or if its hub address is malformed.
+
+    `setting` names the setting with this value in errors. Nothing is downloaded.
+    """
     if not _split(source) and not Path(source).exists():
         raise UsageError(f"{setting}: there is no adapter at {source}")
 
 
 def check_repository(source: str) -> None:
-    """Raise UsageError for what is no hub:OWNER/REPO."""
+    """Raise UsageError unless `source` has the form hub:OWNER/REPO."""
     if not re.fullmatch(rf"{PREFIX}[^/\s]+/[^/\s]+", source):
         raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO")
 
 
 def _fetched(repository: str, names: list[str]) -> Path:
-    """The local snapshot of a repository, with those of the named files that it has."""
+    """The local snapshot of a repository, after downloading those of the named files that exist."""
     from huggingface_hub import snapshot_download
 
+    # Unlike hf_hub_download, this does not fail for files that the repository does not have.
     with asking(repository):
         return Path(snapshot_download(repository, allow_patterns=names))
 
 
 def model_name(source: str) -> str:
-    """A backbone's source as other tools find it: the hub id, the absolute path of what lies here, or else its name."""
+    """A backbone's source as other tools expect it: a hub id, an absolute path if it exists, or else its name."""
     if source.startswith(PREFIX):
         return source.removeprefix(PREFIX)
     return os.path.abspath(source) if os.path.exists(source) else source
 
 
 def require(repository: str, file: str) -> Path:
-    """A file of a hub repository. Raises MissingError, with what is wrong and the cure, if it cannot be had."""
+    """Download a file of a hub repository. Raises MissingError, with the cause and the cure, if that fails."""
     from huggingface_hub import hf_hub_download
 
     with asking(repository):
@@ -96,7 +99,7 @@ def require(repository: str, file: str) -> Path:
 
 @contextmanager
 def asking(repository: str) -> Iterator[None]:
-    """Turn the hub's refusals into MissingErrors that say which it is; UsageError for what is no repository's name."""
+    """Turn the hub's errors into MissingErrors with cause and cure, and into UsageError for an invalid name."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -113,11 +116,11 @@ def asking(repository: str) -> Iterator[None]:
     except RepositoryNotFoundError as error:
         raise MissingError(f"the hub has no {repository}, or it is private: log in (hf auth login)") from error
     except LocalEntryNotFoundError as error:
-        cure = "make it reachable, unset HF_HUB_OFFLINE if set, or name a local folder"
+        cure = "check the connection, unset HF_HUB_OFFLINE if set, or name a local folder"
         raise MissingError(f"{repository} is not in the hub's cache and the hub cannot be reached: {cure}") from error
     except EntryNotFoundError as error:
-        raise MissingError(f"{repository} on the hub is not what is wanted: {one_line(error)}") from error
+        raise MissingError(f"{repository} on the hub does not contain the expected file: {one_line(error)}") from error
     except HFValidationError as error:
-        raise UsageError(f"{repository!r} is no name of a repository on the hub: {one_line(error)}") from error
-    except (OSError, ValueError) as error:  # its HTTP errors are OSErrors
-        raise MissingError(f"cannot fetch {repository} from the hub: {one_line(error)}") from error
+        raise UsageError(f"{repository!r} is not a valid repository name on the hub: {one_line(error)}") from error
+    except (OSError, ValueError) as error:  # the hub client's HTTP errors are OSErrors
+        raise MissingError(f"cannot download {repository} from the hub: {one_line(error)}") from error

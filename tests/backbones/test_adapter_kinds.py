@@ -200,7 +200,7 @@ def test_a_byte_order_mark_is_passed_over(micro, tmp_path: Path) -> None:
         (WEIGHTS_FILE, b"\n<!DOCTYPE html>\n<html>404</html>", "is a web page"),
         (WEIGHTS_FILE, b"<html lang='en'>", "is a web page"),
         (WEIGHTS_FILE, b"", "is empty"),
-        (WEIGHTS_FILE, b"\x01\x02", "is no adapter"),
+        (WEIGHTS_FILE, b"\x01\x02", "is not a valid adapter"),
         (CONFIG_FILE, b"version https://git-lfs.github.com/spec/v1\n", "is a Git-LFS pointer"),
         (CONFIG_FILE, b"<!doctype html>", "is a web page"),
         (CONFIG_FILE, b"", "is empty"),
@@ -221,7 +221,7 @@ def test_targets_that_are_not_there_are_said_to_be_so(micro, tmp_path: Path, tar
     folder = by_peft(untouched(micro), tmp_path, **PLAIN)
     told = json.loads((folder / CONFIG_FILE).read_text()) | {"target_modules": targets}
     (folder / CONFIG_FILE).write_text(json.dumps(told))
-    with pytest.raises(UsageError, match="does not fit this backbone"):
+    with pytest.raises(UsageError, match="does not match this backbone"):
         micro.adapters.load("loaded", folder)
 
 
@@ -262,7 +262,7 @@ def test_changes_are_not_put_where_they_do_not_fit(micro, tmp_path: Path, kind: 
     micro.adapters.add("plain", Shape(4, 8.0, ("attn.to_q",)))
     with pytest.raises(UsageError, match=field):
         micro.adapters.set_deltas("odd", micro.adapters.deltas("plain"))
-    with pytest.raises(UsageError, match=r"lora\.targets must name every layer"):
+    with pytest.raises(UsageError, match=r"lora\.targets must include every layer"):
         micro.adapters.set_deltas("plain", micro.adapters.deltas("odd"))
 
 

@@ -56,7 +56,7 @@ def test_the_mean_of_unlike_teachers_is_that_of_their_weights(micro, tmp_path: P
 def test_a_student_without_a_teachers_layers_is_told_so(micro, tmp_path: Path) -> None:
     lab, _ = laboratory(micro, tmp_path)
     micro.adapters.add(STUDENT, Shape(4, 8.0, ("attn.to_q", "attn.to_k")))
-    with pytest.raises(UsageError, match=r"cannot take over .* changes, the first is that of .*to_v: lora\.targets"):
+    with pytest.raises(UsageError, match=r"cannot represent .* weight changes \(first: .*to_v\): lora\.targets"):
         merge_teachers(lab, 1.0)
 
 

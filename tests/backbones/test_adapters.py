@@ -122,7 +122,7 @@ def _not_finite(folder: Path) -> None:
     ("damage", "message"),
     [
         (_drop_a_key, "1 missing"),
-        (_corrupt, "is no adapter"),
+        (_corrupt, "is not a valid adapter"),
         (_wrong_rank, "has shape"),
         (_not_finite, "not finite"),
         (lambda folder: (folder / CONFIG_FILE).unlink(), "is missing"),

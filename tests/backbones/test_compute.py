@@ -85,7 +85,7 @@ def test_a_resolution_sets_the_latents(sd3_folder: Path) -> None:
     backbone = load(sd3_folder, resolution=4)
     assert backbone.latent_shape == (4, 4, 4)
     assert step(backbone)[0] > 0
-    with pytest.raises(UsageError, match=r"compute\.resolution 9 is no multiple of 1 up to 8"):
+    with pytest.raises(UsageError, match=r"compute\.resolution must be a multiple of 1 up to 8, not 9"):
         load(sd3_folder, resolution=9)
 
 
@@ -189,5 +189,5 @@ def test_files_that_are_no_checkpoint_are_said_to_be(sd3_folder: Path, tmp_path:
     save_file({"something": torch.zeros(2)}, tmp_path / "else.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     for name in ("else", "broken"):
-        with pytest.raises(UsageError, match="is no SD3 checkpoint"):
+        with pytest.raises(UsageError, match="is not an SD3 checkpoint"):
             descriptor(str(tmp_path / f"{name}.safetensors")).load("cpu")

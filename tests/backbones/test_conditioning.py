@@ -42,7 +42,7 @@ def test_a_batch_is_one_in_every_tensor() -> None:
 
 
 def test_what_is_no_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="no common batch"):
+    with pytest.raises(ValueError, match="differ in batch size"):
         Conditioning({"sequence": torch.zeros(2, 3), "pooled": torch.zeros(1, 3)})
     with pytest.raises(ValueError, match="different tensors"):
         Conditioning.cat([Conditioning({"sequence": torch.zeros(1, 3)}), encoded(0)])

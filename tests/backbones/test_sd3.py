@@ -139,7 +139,7 @@ def test_variants_and_pickles_that_cannot_be_told_apart_are_named(sd3_folder, tm
     for path in weights.parent.glob("*.safetensors"):
         path.unlink()
     (weights.parent / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(MissingError, match=r"pickled weights \(\.bin\) alone"):
+    with pytest.raises(MissingError, match=r"only pickled weights \(\.bin\)"):
         descriptor(str(folder)).load("cpu")
 
 

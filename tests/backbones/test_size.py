@@ -236,7 +236,7 @@ def test_sd35_medium_is_as_published() -> None:
     assert found.adapter(32, None) == 18_776_064
     assert size(DEFAULT, Compute()).latent_side == 2 * found.latent_side
     assert size("hub:nobody/nothing", Compute()) is None
-    with pytest.raises(UsageError, match=r"compute\.resolution 500 is no multiple of 16"):
+    with pytest.raises(UsageError, match=r"compute\.resolution must be a multiple of 16 .*, not 500"):
         size(DEFAULT, Compute(resolution=500))
 
 

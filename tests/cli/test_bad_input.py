@@ -86,7 +86,7 @@ CASES = {
     "missing method": (["run"], "--method"),
     "unknown list": (["list", "method"], "did you mean 'methods'"),
     "eval of no adapter": (["eval", "--adapter", "nowhere"], "no adapter at nowhere"),
-    "eval of a corrupt adapter": (["eval", "--adapter", "CORRUPT"], "is no adapter"),
+    "eval of a corrupt adapter": (["eval", "--adapter", "CORRUPT"], "is not a valid adapter"),
     "eval on an unknown split": (["eval", "--adapter", "base", "--split", "tset"], "did you mean 'test'"),
     "eval of no task": (["eval", "--adapter", "base", "--tasks", ","], "task list is empty"),
     "eval at a guidance that is no number": (["eval", "--adapter", "base", "--guidance", "high"], "--guidance"),

@@ -314,7 +314,7 @@ def test_what_stands_in_for_a_file_is_called_what_it_is(
 ) -> None:
     (tmp_path / "00000").mkdir()
     (tmp_path / place).write_bytes(content)
-    with pytest.raises(kind, match=f"{place} is no .*{said}"):
+    with pytest.raises(kind, match=f"{place} is not a valid .*{said}"):
         imported(tmp_path / place, "geneval") if place == "results.jsonl" else read(tmp_path)
 
 

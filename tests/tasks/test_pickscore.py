@@ -100,7 +100,7 @@ def test_its_own_prompts_pass_and_words_that_it_does_not_know_do_not() -> None:
             task.check(prompt)
     told = json.loads(json.dumps(prompt.metadata))  # as a file has them: lists
     task.check(Prompt(prompt.text, "", told))
-    with pytest.raises(UsageError, match="does not know 'cat'"):
+    with pytest.raises(UsageError, match="'cat' is not in the micro world's vocabulary"):
         task.check(Prompt("a photo of a cat", "", told))
 
 
@@ -111,5 +111,5 @@ def test_micro_pictures_of_another_size_are_refused(kind: type, size: tuple[int,
     task = kind("micro")
     prompts = task.prompts("test")[:2]
     task.score(torch.rand(2, 3, 32, 32), prompts)
-    with pytest.raises(UsageError, match=rf"of 32 x 32 pixels, not {size[1]} x {size[0]}"):
+    with pytest.raises(UsageError, match=rf"have 32 x 32 pixels, not {size[1]} x {size[0]}"):
         task.score(torch.rand(2, 3, *size), prompts)

@@ -59,7 +59,7 @@ def test_a_line_ends_in_a_line_feed_alone(char: str, tmp_path: Path) -> None:
         ('a "A"\rb "B"\r', "line 1: a carriage return ends no line"),
         ('a "A"\nb "B"\0\n', "line 2 contains zero bytes"),
         ('a "A"\n'.encode("utf-16-le"), "looks like UTF-16"),
-        ("<!DOCTYPE html>\n<p>not found</p>\n", "is no file of prompts: it is a web page"),
+        ("<!DOCTYPE html>\n<p>not found</p>\n", "is not a valid file of prompts: it is a web page"),
         (b"\xff\xfea\x00", "cannot read prompts from .*test.txt: .* is not UTF-8 text"),
     ],
 )

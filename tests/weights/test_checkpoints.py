@@ -42,14 +42,14 @@ def stand_ins(folder: Path) -> list[tuple[Path, type[BenchError], str]]:
         ("empty.pth", b"", DamagedError, "is empty"),
         ("empty.safetensors", b"", DamagedError, "is empty"),
         ("zeros.pth", bytes(4096), DamagedError, "begins with zeros"),
-        ("half.pth", whole[: len(whole) // 2], DamagedError, "is cut off"),
-        ("start.pth", whole[:10], DamagedError, "is cut off"),
-        ("end.pth", whole[:-1], DamagedError, "is cut off"),
-        ("legacy-half.pth", legacy[: len(legacy) // 2], DamagedError, "is cut off"),
-        ("legacy-end.pth", legacy[:-3], DamagedError, "is cut off"),
-        ("half.safetensors", safe[: len(safe) // 2], DamagedError, "is cut off"),
-        ("end.safetensors", safe[:-1], DamagedError, "is cut off"),
-        ("short.safetensors", safe[:5], DamagedError, "is cut off"),
+        ("half.pth", whole[: len(whole) // 2], DamagedError, "is truncated"),
+        ("start.pth", whole[:10], DamagedError, "is truncated"),
+        ("end.pth", whole[:-1], DamagedError, "is truncated"),
+        ("legacy-half.pth", legacy[: len(legacy) // 2], DamagedError, "is truncated"),
+        ("legacy-end.pth", legacy[:-3], DamagedError, "is truncated"),
+        ("half.safetensors", safe[: len(safe) // 2], DamagedError, "is truncated"),
+        ("end.safetensors", safe[:-1], DamagedError, "is truncated"),
+        ("short.safetensors", safe[:5], DamagedError, "is truncated"),
         ("torch.safetensors", whole, DamagedError, "not in safetensors format"),
         ("garbage.safetensors", b"\x02\0\0\0\0\0\0\0{]", DamagedError, "not in safetensors format"),
         ("text.pth", b"Entry not found", DamagedError, "is text that begins with 'Entry not found'"),
@@ -116,7 +116,7 @@ def test_objects_are_refused_by_name_and_not_run(tmp_path: Path) -> None:
         ({"args": argparse.Namespace(x=1)}, "argparse.Namespace"),
         ({"x": Harmful(tmp_path / "harm")}, "posix.mkdir"),
     ):
-        with pytest.raises(DamagedError, match=f"is no thing: it holds {name}, and nothing but tensors") as refused:
+        with pytest.raises(DamagedError, match=f"is not a valid thing: it holds {name}; only tensors") as refused:
             load_checkpoint(torch_file(tmp_path / "objects.pth", content), "thing")
         plain(refused.value)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful(tmp_path / "harm")))
@@ -165,7 +165,7 @@ def test_folders_of_stand_ins_are_said_to_be(clip_folder: Path, tmp_path: Path, 
     (folder / "model.safetensors").write_bytes(content)
     kind = MissingError if content == POINTER else DamagedError
     for look in (lambda: load_frozen(CLIPModel, str(folder), "cpu", "CLIP model"), lambda: weights_hash(str(folder))):
-        with pytest.raises(kind, match=r"model\.safetensors is no weights file.*: it is ") as refused:
+        with pytest.raises(kind, match=r"model\.safetensors is not a valid weights file.*: it is ") as refused:
             look()
         assert type(refused.value) is kind
         plain(refused.value)
@@ -174,9 +174,9 @@ def test_folders_of_stand_ins_are_said_to_be(clip_folder: Path, tmp_path: Path, 
 def test_a_model_of_another_kind_is_refused(clip_folder: Path, detector_folder: Path) -> None:
     from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
-    with pytest.raises(UsageError, match="holds a model of type 'clip', not 'mask2former': it is no detector"):
+    with pytest.raises(UsageError, match="is not a detector: its model type is 'clip', not 'mask2former'"):
         load_frozen(Mask2FormerForUniversalSegmentation, str(clip_folder), "cpu", "detector")
-    with pytest.raises(UsageError, match="holds a model of type 'mask2former', not 'clip': it is no CLIP model"):
+    with pytest.raises(UsageError, match="is not a CLIP model: its model type is 'mask2former', not 'clip'"):
         load_frozen(CLIPModel, str(detector_folder), "cpu", "CLIP model")
 
 
@@ -187,7 +187,7 @@ def test_torch_weights_in_folders_are_looked_at_too(clip_folder: Path, tmp_path:
     (folder / "pytorch_model.bin").write_bytes(POINTER)
     load_frozen(CLIPModel, str(folder), "cpu", "CLIP model")  # the other file was not asked for
     (folder / "model.safetensors").unlink()
-    with pytest.raises(MissingError, match=r"pytorch_model\.bin is no weights file of a CLIP model: it is a Git-LFS"):
+    with pytest.raises(MissingError, match=r"pytorch_model\.bin is not a valid weights file of a CLIP model: it is a Git-LFS"):
         load_frozen(CLIPModel, str(folder), "cpu", "CLIP model")
     (folder / "pytorch_model.bin").write_bytes(np.random.default_rng(0).bytes(3000))
     with pytest.raises(DamagedError, match="no CLIP model at") as refused:
@@ -200,7 +200,7 @@ def test_stand_ins_beside_weights_are_found(clip_folder: Path, tmp_path: Path, n
     folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
     assert (folder / name).is_file() or name == "preprocessor_config.json"
     (folder / name).write_bytes(POINTER)
-    with pytest.raises(MissingError, match=rf"{name} is no file of .*: it is a Git-LFS pointer"):
+    with pytest.raises(MissingError, match=rf"{name} is not a valid file of .*: it is a Git-LFS pointer"):
         load_processor(str(folder))
 
 

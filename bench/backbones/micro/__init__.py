@@ -12,18 +12,18 @@ from bench.system.files import read_json
 
 
 def _load(device: str, compute: Compute = PLAIN, cache: Path | None = None):
-    """Its prompts are encoded faster than they are read from `cache`."""
+    """Load the micro backbone. `cache` is ignored, since encoding a prompt is faster than reading a file."""
     from bench.backbones.micro.backbone import MicroBackbone
 
     return MicroBackbone(WEIGHTS / "base", device, compute)
 
 
 def _check(compute: Compute) -> None:
-    """Refuse what this world has no use for: it would give the same run another name."""
+    """Reject settings that have no effect here: the same run would get a different hash."""
     if compute.resolution is not None:
-        raise UsageError("the micro world is drawn at one size: leave out compute.resolution")
+        raise UsageError("the micro world has a fixed image size: leave out compute.resolution")
     if compute.max_sequence_length is not None:
-        raise UsageError("the micro world reads whole prompts: leave out compute.max_sequence_length")
+        raise UsageError("the micro world has a fixed prompt length: leave out compute.max_sequence_length")
 
 
 def _fingerprint() -> str:
@@ -31,7 +31,7 @@ def _fingerprint() -> str:
 
 
 def descriptor() -> Descriptor:
-    """The shipped micro backbone."""
+    """The descriptor of the micro backbone, whose weights are part of the package."""
     guidance = WEIGHTS / "base_guidance.json"
     return Descriptor(
         name="micro",

@@ -1,4 +1,4 @@
-"""The micro backbone: loads the shipped weights behind the common contract."""
+"""The micro backbone, loaded from the weights in the package."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from bench.hashing import content_hash
 
 
 class MicroBackbone(Sd3Transformer):
-    """A tiny SD3Transformer2DModel with its own text encoder and linear codec."""
+    """A tiny SD3Transformer2DModel with its own text encoder and a linear codec."""
 
     latent_shape = (CHANNELS, CANVAS // CELL, CANVAS // CELL)
 
@@ -51,7 +51,9 @@ class MicroBackbone(Sd3Transformer):
             yield Conditioning({"sequence": sequence, "pooled": pooled})
 
     def encode_pictures(self, images_BCHW: Tensor) -> Tensor:
+        """Images [B, 3, 32, 32] in [0, 1] -> latents [B, 64, 4, 4]."""
         return self.codec.encode(images_BCHW.float())
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents [B, 64, 4, 4] -> images [B, 3, 32, 32], float32 in [0, 1]."""
         return self.codec.decode(latents_BCHW.float())

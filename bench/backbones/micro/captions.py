@@ -1,7 +1,7 @@
-"""Captions of the micro world and the scenes that fit them (what the base is pretrained on).
+"""Captions of the micro world and scenes that match them: the data on which the base is pretrained.
 
-The six object kinds are GenEval's tags with GenEval's wording; `sign` is the text-rendering kind and `illustration`
-the free-form kind that the preference task prompts with.
+The six kinds of caption about objects are GenEval's tags, in GenEval's wording. `sign` is for rendering text, and
+`illustration` provides the free-form prompts of the preference task.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ import numpy as np
 from bench.backbones.micro.glyphs import ALPHABET
 from bench.backbones.micro.world import CANVAS, CELL, COLOURS, GROUNDS, SHAPES, Scene, Thing, place, taken_cells
 
-# Share of a kind's captions that state one fact wrongly: what keeps the base imperfect.
+# Fraction of each kind's captions that state one fact wrongly. They keep the base imperfect, so that it can improve.
 MISTAKES = {
     "single_object": 0.1,
     "colors": 0.1,
@@ -34,30 +34,35 @@ ILLUSTRATION_SIZES = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Brief:
-    """What a caption says: shapes in order, colours ("" = free), a relation of the second to the first, or a sign."""
+    """The facts that a caption states: shapes in order with their colours, a relation, or the text of a sign."""
 
     kind: str
     shapes: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
+    """A colour for each shape; "" leaves it free."""
     relation: str = ""
+    """Where the second shape is, relative to the first."""
     sign: str = ""
 
 
 def with_article(noun: str) -> str:
+    """A noun with its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def plural(noun: str) -> str:
+    """The plural of a shape's name."""
     return noun + ("es" if noun.endswith("s") else "s")
 
 
 def caption(brief: Brief) -> str:
-    """The sentence for a brief, in GenEval's wording where GenEval has the kind."""
+    """The caption of a brief, in GenEval's wording for GenEval's kinds."""
     if brief.kind == "sign":
         return f'a sign that says "{brief.sign}"'
     if brief.kind == "counting":
         return f"a photo of {COUNT_WORDS[len(brief.shapes)]} {plural(brief.shapes[0])}"
-    nouns = [with_article(f"{c} {s}".strip()) for c, s in zip(brief.colours, brief.shapes, strict=True)]
+    objects = zip(brief.colours, brief.shapes, strict=True)
+    nouns = [with_article(f"{colour} {shape}".strip()) for colour, shape in objects]
     if brief.kind == "position":
         # The second shape stands in `relation` to the first; GenEval names it first.
         return f"a photo of {nouns[1]} {brief.relation} {nouns[0]}"
@@ -73,56 +78,76 @@ def vocabulary() -> list[str]:
 
 
 def draw_brief(rng: np.random.Generator, kind: str) -> Brief:
-    """A random brief of a kind."""
+    """A random brief of the given kind."""
     if kind == "sign":
         length = int(rng.choice(SIGN_LENGTHS))
         return Brief(kind, sign="".join(rng.choice(list(ALPHABET), length)))
     if kind == "counting":
         count = int(rng.choice(COUNTS))
-        return Brief(kind, (str(rng.choice(SHAPES)),) * count, ("",) * count)
+        shape = str(rng.choice(SHAPES))
+        return Brief(kind, (shape,) * count, ("",) * count)
     if kind == "illustration":
         size = int(rng.choice(ILLUSTRATION_SIZES))
         return Brief(kind, _pick(rng, SHAPES, size), _pick(rng, COLOURS, size))
     size = 1 if kind in ("single_object", "colors") else 2
     shapes = tuple(str(s) for s in rng.choice(SHAPES, size, replace=False))
-    coloured = kind in ("colors", "color_attr")
-    colours = tuple(str(c) for c in rng.choice(list(COLOURS), size, replace=False)) if coloured else ("",) * size
-    return Brief(kind, shapes, colours, str(rng.choice(RELATIONS)) if kind == "position" else "")
+    colours = ("",) * size
+    if kind in ("colors", "color_attr"):
+        colours = tuple(str(c) for c in rng.choice(list(COLOURS), size, replace=False))
+    relation = str(rng.choice(RELATIONS)) if kind == "position" else ""
+    return Brief(kind, shapes, colours, relation)
 
 
 def draw_scene(brief: Brief, rng: np.random.Generator, distant: float = 0.0) -> Scene:
-    """A random scene that fits a brief; objects are seen from afar with probability `distant`."""
+    """A random scene that matches a brief; a view of objects is distant with probability `distant`."""
     ground = str(rng.choice(list(GROUNDS)))
     colours = [c or str(rng.choice(list(COLOURS))) for c in brief.colours]
     corners = place(len(brief.shapes), rng) if brief.shapes else []
     if brief.relation:
         while not stands(corners[1], corners[0], brief.relation):
             corners = place(2, rng)
-    things = tuple(Thing(s, c, *at) for s, c, at in zip(brief.shapes, colours, corners, strict=True))
-    scene = Scene(ground, things, brief.sign, distant=bool(things) and rng.random() < distant)
+    objects = zip(brief.shapes, colours, corners, strict=True)
+    things = tuple(Thing(shape, colour, *corner) for shape, colour, corner in objects)
+    # The number and order of random draws must not change: pretrained weights depend on the corpus.
+    is_distant = bool(things) and rng.random() < distant
+    scene = Scene(ground, things, brief.sign, distant=is_distant)
     if rng.random() >= SPECK_PROBABILITY:
         return scene
     cells = [(i, j) for i in range(CANVAS // CELL) for j in range(CANVAS // CELL)]
     free = sorted(set(cells) - taken_cells(scene))
     count = min(len(free), int(rng.integers(1, 4)))
-    return replace(scene, specks=tuple(free[i] for i in rng.choice(len(free), count, replace=False)) if count else ())
+    if not count:
+        return replace(scene, specks=())
+    chosen = rng.choice(len(free), count, replace=False)
+    return replace(scene, specks=tuple(free[i] for i in chosen))
 
 
 def stands(a: tuple[int, int], b: tuple[int, int], relation: str) -> bool:
-    """Whether block corner `a` stands in `relation` to `b`, and in no other relation by GenEval's rule."""
+    """Whether block corner `a` is in `relation` to `b`, and in no other relation by GenEval's rule."""
     dx, dy = a[0] - b[0], a[1] - b[1]
-    along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
+    offsets = {
+        "left of": (-dx, dy),
+        "right of": (dx, dy),
+        "above": (-dy, dx),
+        "below": (dy, dx),
+    }
+    along, across = offsets[relation]
     return along > abs(across)
 
 
 def garble(brief: Brief, rng: np.random.Generator) -> Brief:
-    """State one fact wrongly, as captions on the web do: the opposite side, a count off by one, colours exchanged."""
-    other = lambda options, not_this: str(rng.choice([o for o in options if o != not_this]))  # noqa: E731
+    """The brief with one fact wrong, as in web captions: the opposite side, a count off by one, colours swapped."""
+
+    def other(options: Iterable[str], not_this: str) -> str:
+        return str(rng.choice([option for option in options if option != not_this]))
+
     if brief.kind == "sign":
         at = int(rng.integers(len(brief.sign)))
-        return replace(brief, sign=brief.sign[:at] + other(ALPHABET, brief.sign[at]) + brief.sign[at + 1 :])
+        wrong = other(ALPHABET, brief.sign[at])
+        return replace(brief, sign=brief.sign[:at] + wrong + brief.sign[at + 1 :])
     if brief.kind == "counting":
-        count = int(rng.choice([n for n in COUNTS if abs(n - len(brief.shapes)) == 1]))
+        near = [n for n in COUNTS if abs(n - len(brief.shapes)) == 1]
+        count = int(rng.choice(near))
         return replace(brief, shapes=brief.shapes[:1] * count, colours=("",) * count)
     if brief.kind == "position":
         return replace(brief, relation=OPPOSITE[brief.relation])

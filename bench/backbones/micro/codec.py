@@ -1,4 +1,4 @@
-"""A fixed linear codec between 32x32 pictures and 64x4x4 latents: PCA of 8x8 patches, partly whitened."""
+"""A fixed linear codec between 32x32 images and 64x4x4 latents: PCA of 8x8 patches, partly whitened."""
 
 import numpy as np
 import torch
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 PATCH = 8
 CHANNELS = 64
 WHITENING = 0.6
-"""Exponent on the component's standard deviation: 0 keeps PCA scale, 1 whitens fully."""
+"""Exponent on each component's standard deviation: 0 keeps the scale of PCA, 1 whitens fully."""
 
 
 class PatchCodec(nn.Module):
-    """Encode and decode pictures patch by patch with one matrix each way. Frozen; all state is in buffers."""
+    """Encodes and decodes images patch by patch, with one matrix multiplication. Frozen; all state is in buffers."""
 
     mean: Tensor
     basis: Tensor
@@ -26,32 +26,34 @@ class PatchCodec(nn.Module):
 
     @staticmethod
     def fit(images_NHWC: np.ndarray, channels: int = CHANNELS) -> "PatchCodec":
-        """Fit to float pictures [N, H, W, 3] in [0, 1]."""
+        """A codec fitted to images [N, H, W, 3] in [0, 1]."""
         codec = PatchCodec(channels)
-        patches = codec._patches(torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float()).flatten(0, 1).double()
+        images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float()
+        patches = codec._patches(images_NCHW).flatten(0, 1).double()
         mean = patches.mean(0)
         centred = patches - mean
         eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
         order = eigenvalues.argsort(descending=True)[:channels]
         deviation = eigenvalues[order].sqrt()
         scale = deviation**WHITENING
-        scale *= (deviation / scale).square().mean().sqrt()  # unit mean square latents
+        scale *= (deviation / scale).square().mean().sqrt()  # makes the latents' mean square 1
         codec.mean.copy_(mean)
         codec.basis.copy_(vectors[:, order])
         codec.scale.copy_(scale)
         return codec
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] -> latents [B, C, H/8, W/8]."""
+        """Images [B, 3, H, W] in [0, 1] -> latents [B, C, H/8, W/8]."""
         side = images_BCHW.shape[-1] // PATCH
         latents = ((self._patches(images_BCHW) - self.mean) @ self.basis) / self.scale
         return latents.mT.unflatten(-1, (-1, side))
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> pictures [B, 3, 8h, 8w], clamped to [0, 1]."""
+        """Latents [B, C, h, w] -> images [B, 3, 8h, 8w], clamped to [0, 1]."""
         height, width = latents_BCHW.shape[-2:]
         patches = (latents_BCHW.flatten(2).mT * self.scale) @ self.basis.mT + self.mean
-        grid = patches.view(-1, height, width, 3, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+        patches = patches.view(-1, height, width, 3, PATCH, PATCH)
+        grid = patches.permute(0, 3, 1, 4, 2, 5)  # image, channel, row of patches, row, column of patches, column
         return grid.reshape(-1, 3, height * PATCH, width * PATCH).clamp(0, 1)
 
     @staticmethod

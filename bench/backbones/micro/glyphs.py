@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Five column bytes a glyph, least significant bit on top.
+# Five column bytes per glyph, with the least significant bit at the top.
 _COLUMNS = {
     "A": "7E1111117E", "B": "7F49494936", "C": "3E41414122", "D": "7F4141221C", "E": "7F49494941",
     "F": "7F09090901", "G": "3E4149497A", "H": "7F0808087F", "J": "2040413F01", "K": "7F08142241",
@@ -17,8 +17,10 @@ ALPHABET = "".join(_COLUMNS)
 
 def _bitmap(columns: str) -> np.ndarray:
     columns_5 = np.frombuffer(bytes.fromhex(columns), np.uint8)
-    return ((columns_5[None, :] >> np.arange(7)[:, None]) & 1).astype(np.float32)
+    rows_7 = np.arange(7)
+    bits = (columns_5[None, :] >> rows_7[:, None]) & 1
+    return bits.astype(np.float32)
 
 
 GLYPHS: dict[str, np.ndarray] = {char: _bitmap(columns) for char, columns in _COLUMNS.items()}
-"""char -> float32 [7, 5] of 0 and 1."""
+"""The bitmap of each character, float32 [7, 5] of zeros and ones."""

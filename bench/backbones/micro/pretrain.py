@@ -1,8 +1,8 @@
 """Pretrain the micro base: python -m bench.backbones.micro.pretrain --out FOLDER [--share F] [--seed S]
 
-Flow matching on rendered pictures. Seeded; killed at any moment, the same command goes on from the last checkpoint.
-The batch and noise of a step are functions of (seed, step), so a resumed run sees what an uninterrupted one sees.
-Two stages, as large models have: a broad one, then one on the mix that the base is wanted to draw.
+Flow matching on rendered images. If the process is killed, the same command resumes from the last checkpoint; batch and
+noise are functions of seed and step, so a resumed run trains on the same data as an uninterrupted one. There are two
+stages, as for large models: one on a broad mix of captions, then one on the target mix.
 """
 
 import argparse
@@ -25,27 +25,37 @@ from bench.backbones.micro.world import CANVAS, CELL, draw
 from bench.weights.checkpoints import load_checkpoint
 
 CAPTION_DROPOUT = 0.1
+"""Fraction of samples trained with the empty prompt, for classifier-free guidance (arXiv 2207.12598)."""
 BATCH = 128
 WARMUP = 100
+"""Steps of linear warm-up at the start of each stage."""
 CONSTANT_SHARE = 0.6
+"""Fraction of a stage after which the learning rate decays."""
 FINAL_SHARE = 0.02
+"""Learning rate at the end of a stage, as a fraction of its peak."""
 SHIFT = 2.5
 LOGIT_SPREAD = 1.1
+"""Sigma is drawn from a logit-normal distribution with this spread, then shifted (arXiv 2403.03206)."""
 EMA_DECAY = 0.999
 CHECKPOINT_EVERY = 500
 CODEC_PICTURES = 20_000
+"""Number of images that the codec is fitted to."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of pretraining: samples seen, distinct pictures, peak learning rate, and what is drawn."""
+    """One stage of pretraining."""
 
     samples: int
+    """Samples to train on, with repetition."""
     pictures: int
+    """Distinct images in the corpus."""
     rate: float
+    """Peak learning rate."""
     distant: float
-    """Share of object pictures that are distant views."""
+    """Fraction of the object images that are distant views."""
     kinds: dict[str, float]
+    """Fraction of each kind of caption."""
 
 
 STAGES = (
@@ -80,34 +90,38 @@ def new_transformer():
 
 
 def render_corpus(stage: Stage, count: int, seed: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
-    """`count` pictures, uint8 [N, 32, 32, 3], and their (partly garbled) captions."""
+    """`count` images, uint8 [N, 32, 32, 3], and their captions, some of which are wrong."""
     rng = np.random.default_rng(seed)
     kinds, shares = list(stage.kinds), list(stage.kinds.values())
     pictures, captions = np.empty((count, CANVAS, CANVAS, 3), np.uint8), []
     for i in range(count):
         brief = draw_brief(rng, str(rng.choice(kinds, p=shares)))
         pictures[i] = np.round(draw(draw_scene(brief, rng, stage.distant)) * 255)
-        captions.append(caption(garble(brief, rng) if rng.random() < MISTAKES[brief.kind] else brief))
+        if rng.random() < MISTAKES[brief.kind]:
+            brief = garble(brief, rng)
+        captions.append(caption(brief))
     return pictures, captions
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Multiplier: linear warm-up, constant, then linear decay to FINAL_SHARE."""
+    """Multiplier of the peak learning rate: linear warm-up, constant, then linear decay to FINAL_SHARE."""
     decay_from = CONSTANT_SHARE * steps
     decayed = 1 - (1 - FINAL_SHARE) * max(0.0, step - decay_from) / max(1.0, steps - decay_from)
     return min((step + 1) / WARMUP, decayed)
 
 
 class Trainer:
-    """Model, optimisers and EMA of one pretraining run; `step` counts over all stages."""
+    """Model, optimisers and EMA of one pretraining process; `step` counts across stages."""
 
     def __init__(self, seed: int):
         torch.manual_seed(seed)
         self.seed, self.step = seed, 0
         self.tokenizer = Tokenizer()
-        self.model = nn.ModuleDict({"transformer": new_transformer(), "text": TextEncoder(self.tokenizer.size)})
+        # Created in this order, since both draw their weights from the seeded generator.
+        parts = {"transformer": new_transformer(), "text": TextEncoder(self.tokenizer.size)}
+        self.model = nn.ModuleDict(parts)
         for name, parameter in self.model.named_parameters():
-            # Zero-initialised modulation and output, as DiT: the network starts as the identity.
+            # Zero-initialised modulation and output as in DiT (arXiv 2212.09748): every block starts as the identity.
             if ".norm1" in name or "norm_out.linear" in name or "proj_out" in name:
                 nn.init.zeros_(parameter)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
@@ -126,20 +140,23 @@ class Trainer:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin a stage from the averaged weights, with fresh optimisers."""
+        """Start a stage from the EMA weights, with new optimisers."""
         for name, parameter in self.model.named_parameters():
             parameter.copy_(self.ema[name])
         self.optimizers = self._new_optimizers()
 
     def update(self, latents_NCHW: Tensor, ids_NT: Tensor, rate: float) -> float:
-        """One optimiser step on a random batch; returns the flow-matching loss."""
+        """One optimiser step on a random batch; returns the flow-matching loss.
+
+        `latents_NCHW` and `ids_NT` are the stage's corpus, and `rate` is the learning rate of this step.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         index = torch.randint(len(latents_NCHW), (BATCH,), generator=generator)
         x0, ids = latents_NCHW[index].float(), ids_NT[index]
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.sigmoid(LOGIT_SPREAD * torch.randn(BATCH, generator=generator))
         sigma = SHIFT * t / (1 + (SHIFT - 1) * t)
-        ids = ids * (torch.rand(BATCH, 1, generator=generator) >= CAPTION_DROPOUT)
+        ids = ids * (torch.rand(BATCH, 1, generator=generator) >= CAPTION_DROPOUT)  # the empty prompt is all zeros
         weight = sigma.view(-1, 1, 1, 1)
         math_backend = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
         with torch.autocast("cpu", torch.bfloat16), math_backend:
@@ -161,12 +178,14 @@ class Trainer:
         return loss.item()
 
     def save(self, path: Path) -> None:
+        """Write a checkpoint, replacing the previous one atomically."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         state = {"step": self.step, "model": self.model.state_dict(), "ema": self.ema, "optimizers": optimizers}
         torch.save(state, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 
     def load(self, path: Path) -> None:
+        """Restore a checkpoint. Raises DamagedError if it cannot be read."""
         state = load_checkpoint(path, "checkpoint of pretraining")
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
@@ -175,7 +194,7 @@ class Trainer:
             optimizer.load_state_dict(saved)
 
     def export(self, folder: Path, codec: PatchCodec, record: dict) -> None:
-        """Write the EMA weights in half precision, in the layout that the backbone loads."""
+        """Write the EMA weights in half precision, the codec and the record, in the layout that the backbone loads."""
         from diffusers.models import ModelMixin
         from safetensors.torch import save_file
 
@@ -183,35 +202,45 @@ class Trainer:
         exported = Trainer(self.seed).model
         exported.load_state_dict(self.model.state_dict() | self.ema)
         transformer = exported["transformer"].half()
-        assert isinstance(transformer, ModelMixin)  # so `new_transformer` makes it
+        assert isinstance(transformer, ModelMixin)  # as created by `new_transformer`
         transformer.save_pretrained(folder / "transformer")
-        half = {k: v.half().contiguous() for k, v in exported["text"].state_dict().items()}
-        save_file(half, folder / "text.safetensors")
-        save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, folder / "codec.safetensors")
+        text = exported["text"].state_dict()
+        save_file({name: t.half().contiguous() for name, t in text.items()}, folder / "text.safetensors")
+        tensors = codec.state_dict()
+        save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "codec.safetensors")
         (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def prepare(stage: Stage, count: int, seed: tuple[int, int], codec: PatchCodec, tokenizer: Tokenizer):
-    """Latents, half precision [N, C, h, w], and token ids [N, T] of a stage's corpus."""
+    """The corpus of a stage: latents in half precision [N, C, h, w], and token ids [N, T]."""
     pictures, captions = render_corpus(stage, count, seed)
     with torch.no_grad():
-        images = (torch.from_numpy(chunk).permute(0, 3, 1, 2) / 255 for chunk in np.array_split(pictures, 100))
-        return torch.cat([codec.encode(chunk).half() for chunk in images]), tokenizer(captions)
+        # In chunks, because all images in float32 would take several times the memory of their latents.
+        latents = []
+        for chunk in np.array_split(pictures, 100):
+            images = torch.from_numpy(chunk).permute(0, 3, 1, 2) / 255
+            latents.append(codec.encode(images).half())
+        return torch.cat(latents), tokenizer(captions)
 
 
 def main() -> None:
+    """Parse the command line, pretrain both stages and export the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the log and the weights")
-    parser.add_argument("--share", type=float, default=1.0, help="share of every stage's samples and pictures")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="fraction of the samples and images of each stage (default 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the data and the weights (default 0)")
     arguments = parser.parse_args()
     from bench.printing import progress_bar
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = arguments.out / "checkpoint.pt", arguments.out / "log.jsonl"
     counts = [math.ceil(stage.pictures * arguments.share) for stage in STAGES]
-    ends = np.cumsum([math.ceil(stage.samples * arguments.share / BATCH) for stage in STAGES]).tolist()
-    first, _ = render_corpus(STAGES[0], min(CODEC_PICTURES, counts[0]), (arguments.seed, 1))
+    steps = [math.ceil(stage.samples * arguments.share / BATCH) for stage in STAGES]
+    ends = np.cumsum(steps).tolist()
+    codec_count = min(CODEC_PICTURES, counts[0])
+    first, _ = render_corpus(STAGES[0], codec_count, (arguments.seed, 1))
     codec = PatchCodec.fit(first.astype(np.float32) / 255)
     trainer = Trainer(arguments.seed)
     seconds = 0.0
@@ -224,14 +253,17 @@ def main() -> None:
         for number, (stage, begin, end) in enumerate(zip(STAGES, [0, *ends], ends)):
             if trainer.step >= end:
                 continue
-            latents, ids = prepare(stage, counts[number], (arguments.seed, number + 1), codec, trainer.tokenizer)
+            seed = (arguments.seed, number + 1)
+            latents, ids = prepare(stage, counts[number], seed, codec, trainer.tokenizer)
+            # Only at the stage's first step; a resumed process has loaded the optimisers instead.
             if number and trainer.step == begin:
                 trainer.restart()
             started = time.perf_counter() - seconds
             while trainer.step < end:
-                loss = trainer.update(latents, ids, stage.rate * learning_rate(trainer.step - begin, end - begin))
+                rate = stage.rate * learning_rate(trainer.step - begin, end - begin)
+                loss = trainer.update(latents, ids, rate)
                 if not math.isfinite(loss):
-                    raise SystemExit(f"loss is {loss} at step {trainer.step}; the last checkpoint is intact")
+                    raise SystemExit(f"the loss is {loss} at step {trainer.step}; the last checkpoint is still valid")
                 running = loss if running is None else 0.98 * running + 0.02 * loss
                 progress.update(bar, completed=trainer.step, description=f"pretraining, loss {running:.4f}")
                 seconds = time.perf_counter() - started

@@ -1,8 +1,9 @@
-"""Reading micro pictures back: fit shape and glyph templates to lattice cells by least squares.
+"""Detecting shapes and reading text in micro images, by least-squares fits of templates to lattice cells.
 
 Every template is a coverage mask m in [0, 1]; a patch is modelled as (1 - m) ground + m paint with two free colours.
-The share of the patch's variance that the best fit explains is the evidence. White noise, measured on the picture, is
-taken out of both variances, so that a grainy picture is read as its clean twin for as long as a person could.
+The evidence is the fraction of the patch's variance that the best fit explains. The variance of white noise, estimated
+from the image, is subtracted from both variances, so that a noisy image gives the same result as a clean one as long as
+a person could read it.
 """
 
 from __future__ import annotations
@@ -22,22 +23,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_CONTRAST = 0.2
-"""Smallest distance (Euclidean, RGB in [0, 1]) between paint and ground."""
+"""Minimum Euclidean distance between paint and ground, in RGB from 0 to 1."""
 SHAPE_EVIDENCE, SHAPE_SLOPE = 0.55, 0.06
-"""Explained variance at which a shape's confidence is one half, and how sharply it rises."""
+"""Midpoint and width of the sigmoid from explained variance to a shape's confidence."""
 GLYPH_EVIDENCE = 0.5
+"""Minimum explained variance for a character."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A shape found: its class, the fitted paint, tight box (x1, y1, x2, y2), confidence and nearest palette colour."""
+    """A detected shape."""
 
     shape: str
     colour: str
+    """The palette colour nearest to the fitted paint."""
     box: tuple[float, float, float, float]
+    """Tight bounding box (x1, y1, x2, y2) in pixels."""
     score: float
+    """Confidence from 0 to 1."""
     left: int
+    """Left edge of its block in pixels."""
     top: int
+    """Top edge of its block in pixels."""
 
 
 class _Templates:
@@ -56,7 +63,9 @@ class _Templates:
         fitted = torch.einsum("btkc,tkl,btlc->bt", colours, self.gram, colours)
         power = patches_BPC.square().sum((1, 2))
         values = patches_BPC[0].numel()
-        spread = power - patches_BPC.mean(1).square().sum(1) * patches_BPC.shape[1] - (values - 3) * noise_B
+        # Noise loses one degree of freedom per fitted number: 3 for the mean colour, 6 for ground and paint.
+        of_mean = patches_BPC.mean(1).square().sum(1) * patches_BPC.shape[1]
+        spread = power - of_mean - (values - 3) * noise_B
         missed = (power[:, None] - fitted - (values - 6) * noise_B[:, None]).clamp_min(0)
         return colours, 1 - missed / spread.clamp_min(1e-6)[:, None]
 
@@ -80,7 +89,9 @@ def _boxes() -> dict[str, tuple[int, int, int, int]]:
     boxes = {}
     for name, mask in shape_masks().items():
         ys, xs = np.nonzero(mask > 0.5)
-        boxes[name] = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+        left, right = int(xs.min()), int(xs.max()) + 1
+        top, bottom = int(ys.min()), int(ys.max()) + 1
+        boxes[name] = (left, top, right, bottom)
     return boxes
 
 
@@ -91,22 +102,27 @@ def _patches(images_BCHW: Tensor, size: int) -> Tensor:
 
 
 def _noise(images_BCHW: Tensor) -> Tensor:
-    """Variance of white noise [B], from the median difference of neighbours (edges are too few to move a median)."""
-    return ((images_BCHW[..., 1:] - images_BCHW[..., :-1]).abs().flatten(1).median(1).values / 0.954).square()
+    """Variance of white noise [B], from the median difference of neighbouring pixels.
+
+    Edges affect too few pixels to change the median. For Gaussian noise, the median of |difference| is 0.954 sigma.
+    """
+    differences = images_BCHW[..., 1:] - images_BCHW[..., :-1]
+    return (differences.abs().flatten(1).median(1).values / 0.954).square()
 
 
 def _best_fits(images_BCHW: Tensor, templates: _Templates, size: int) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
-    """Places L a picture and, for each of B * L patches: evidence and index of the best template, ground, paint.
+    """Patches per image L and, for each of B * L patches: evidence and index of the best template, ground, paint.
 
-    Raises UsageError for pictures of another size: their objects would be looked for in the wrong places.
+    Raises UsageError for images of a different size, since templates are only compared at lattice positions.
     """
     height, width = images_BCHW.shape[-2:]
     if (height, width) != (CANVAS, CANVAS):
-        raise UsageError(f"the micro world's pictures are of {CANVAS} x {CANVAS} pixels, not {width} x {height}")
+        raise UsageError(f"images of the micro world have {CANVAS} x {CANVAS} pixels, not {width} x {height}")
     images_BCHW = images_BCHW.float().cpu()
     patches = _patches(images_BCHW, size)
     places = patches.shape[1]
-    colours, explained = templates.fit(patches.flatten(0, 1), _noise(images_BCHW).repeat_interleave(places))
+    noise = _noise(images_BCHW).repeat_interleave(places)
+    colours, explained = templates.fit(patches.flatten(0, 1), noise)
     best, which = explained.max(1)
     ground, paint = colours[torch.arange(len(which)), which].unbind(1)
     return places, best, which, ground, paint
@@ -114,15 +130,20 @@ def _best_fits(images_BCHW: Tensor, templates: _Templates, size: int) -> tuple[i
 
 @without_gradients
 def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
-    """Shapes in each of B pictures [B, 3, 32, 32], best first; overlapping blocks keep the better one."""
+    """The shapes in each of B images [B, 3, 32, 32], best first; of overlapping blocks only the best is kept.
+
+    Raises UsageError for images of a different size.
+    """
     places, best, which, ground, paint = _best_fits(images_BCHW, _shapes(), BLOCK)
     batch = len(images_BCHW)
     palette = torch.tensor(list(COLOURS.values())) / 255
     nearest = torch.cdist(paint, palette).argmin(1).view(batch, places).tolist()
     contrast = (paint - ground).norm(dim=1)
     score = torch.sigmoid((best - SHAPE_EVIDENCE) / SHAPE_SLOPE) * (contrast > MIN_CONTRAST)
-    order = score.view(batch, places).argsort(dim=1, descending=True, stable=True).tolist()
-    scores, kinds = score.view(batch, places).tolist(), which.view(batch, places).tolist()
+    score = score.view(batch, places)
+    order = score.argsort(dim=1, descending=True, stable=True).tolist()
+    scores = score.tolist()
+    kinds = which.view(batch, places).tolist()
     per_row = (CANVAS - BLOCK) // CELL + 1
     names, colour_names = _shapes().names, list(COLOURS)
     pictures = []
@@ -130,24 +151,35 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
         marks: list[Mark] = []
         for place in order[i]:
             left, top = place % per_row * CELL, place // per_row * CELL
-            if scores[i][place] < 0.02:
+            if scores[i][place] < 0.02:  # places are in order of score, so the rest is lower still
                 break
-            if any(abs(m.left - left) < BLOCK and abs(m.top - top) < BLOCK for m in marks):
+            overlaps = (abs(mark.left - left) < BLOCK and abs(mark.top - top) < BLOCK for mark in marks)
+            if any(overlaps):
                 continue
             name = names[kinds[i][place]]
             x1, y1, x2, y2 = _boxes()[name]
             box = (left + x1, top + y1, left + x2, top + y2)
-            marks.append(Mark(name, colour_names[nearest[i][place]], box, scores[i][place], left, top))
+            colour = colour_names[nearest[i][place]]
+            marks.append(Mark(name, colour, box, scores[i][place], left, top))
         pictures.append(marks)
     return pictures
 
 
 @without_gradients
 def read_text(images_BCHW: Tensor) -> list[str]:
-    """Characters in each of B pictures, row by row, left to right, without separators."""
+    """The characters in each of B images [B, 3, 32, 32], row by row from left to right, without separators.
+
+    Raises UsageError for images of a different size.
+    """
     places, best, which, ground, paint = _best_fits(images_BCHW, _glyphs(), CELL)
     batch = len(images_BCHW)
-    seen = ((best > GLYPH_EVIDENCE) & ((paint - ground).norm(dim=1) > MIN_CONTRAST)).view(batch, places).tolist()
+    contrast = (paint - ground).norm(dim=1)
+    is_glyph = (best > GLYPH_EVIDENCE) & (contrast > MIN_CONTRAST)
+    seen = is_glyph.view(batch, places).tolist()
     kinds = which.view(batch, places).tolist()
     names = _glyphs().names
-    return ["".join(names[c] for c, s in zip(row, ok, strict=True) if s) for row, ok in zip(kinds, seen, strict=True)]
+    texts = []
+    for row, found in zip(kinds, seen, strict=True):
+        characters = [names[kind] for kind, is_there in zip(row, found, strict=True) if is_there]
+        texts.append("".join(characters))
+    return texts

@@ -1,4 +1,4 @@
-"""The micro world's tokens: words, and characters inside quotes."""
+"""The micro world's tokenizer: words are tokens, and inside quotes characters are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAD = 0
 
 
 class Tokenizer:
-    """Maps captions to token ids; refuses words the micro world does not know."""
+    """Maps prompts to token ids and rejects words that are not in the micro world's vocabulary."""
 
     def __init__(self) -> None:
         self.ids = {token: i + 1 for i, token in enumerate(vocabulary())}
@@ -33,14 +33,17 @@ class Tokenizer:
         for row, prompt in enumerate(prompts):
             tokens = list(self._split(prompt))
             if len(tokens) > MAX_TOKENS:
-                raise UsageError(f"prompt has {len(tokens)} tokens, the micro world takes {MAX_TOKENS}: {prompt!r}")
-            ids[row, : len(tokens)] = torch.tensor([self._id(t, prompt) for t in tokens], dtype=torch.long)
+                raise UsageError(
+                    f"prompt has {len(tokens)} tokens, but the micro world allows {MAX_TOKENS}: shorten {prompt!r}"
+                )
+            found = [self._id(token, prompt) for token in tokens]
+            ids[row, : len(found)] = torch.tensor(found, dtype=torch.long)
         return ids
 
     @staticmethod
     def _split(prompt: str):
         for i, part in enumerate(prompt.split('"')):
-            if i % 2:
+            if i % 2:  # inside quotes
                 yield '"'
                 yield from (f'"{char}' for char in part)
             else:
@@ -49,6 +52,6 @@ class Tokenizer:
     def _id(self, token: str, prompt: str) -> int:
         if token not in self.ids:
             near = get_close_matches(token, self.ids, 1)
-            hint = f"; nearest known: {near[0]!r}" if near else ""
-            raise UsageError(f"the micro world does not know {token!r} (in prompt {prompt!r}){hint}")
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"{token!r} is not in the micro world's vocabulary (in prompt {prompt!r}){hint}")
         return self.ids[token]

@@ -1,9 +1,9 @@
-"""What the micro world looks like: shapes and signs on flat grounds, drawn on a 32x32 canvas.
+"""The micro world's images: shapes and signs on plain grounds, drawn on a 32x32 canvas.
 
-Objects are 13-pixel shapes in 16-pixel blocks whose corners lie on an 8-pixel lattice (the latent cell). In a distant
-view they are half that size: a person sees what they are, the detector, as on photographs, does not.
-A caption fixes only part of a scene. The rest (distance, ground colour, placement, specks of dirt) varies freely, which
-is what leaves rewards something to prefer that no guidance scale brings.
+Objects are 13-pixel shapes in 16-pixel blocks whose corners are on an 8-pixel lattice (one latent pixel). In a distant
+view they are half that size: a person still recognises them, but the detector misses them, as detectors miss small
+objects in photographs. A caption fixes only part of a scene. The rest (distance, ground colour, placement, specks of
+dirt) varies freely, so a reward can prefer some images over others in ways that no guidance scale achieves.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ CELL = 8
 BLOCK = 16
 LATTICE = (0, 8, 16)
 DISTANT_SIZE = 0.5
-"""Size of objects in a distant view, in units of the usual one."""
+"""Size of objects in a distant view, relative to the usual size."""
 SIGN_ROW = 8
 """Top pixel row of a sign's characters."""
 
@@ -45,9 +45,9 @@ INK_DARK, INK_LIGHT = (20, 20, 30), (245, 245, 245)
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # Fold the plane into one of five sectors; its edge runs from an outer tip (at +-pi/5) to the inner corner (at 0).
     angle = np.arctan2(x, -y) % (2 * np.pi / 5) - np.pi / 5
     outer, inner = 7.0, 3.0
-    # The edge from an outer tip (at +-pi/5) to the inner corner (at 0), as a line in the folded sector.
     tip = np.array([outer * np.sin(np.pi / 5), outer * np.cos(np.pi / 5)])
     corner = np.array([0.0, inner])
     normal = np.array([corner[1] - tip[1], tip[0] - corner[0]])
@@ -69,18 +69,20 @@ SHAPES: tuple[str, ...] = tuple(_INSIDE)
 
 @cache
 def shape_masks(size: float = 1.0) -> dict[str, np.ndarray]:
-    """shape -> anti-aliased coverage, float32 [16, 16] in [0, 1]; `size` scales the shape within its block."""
+    """Anti-aliased coverage of each shape, float32 [16, 16] in [0, 1]; `size` scales the shape within its block."""
+    # 8 x 8 samples per pixel, averaged below.
     fine = ((np.arange(BLOCK * 8) + 0.5) / 8 - BLOCK / 2) / size
     x, y = np.meshgrid(fine, fine)
-    return {
-        name: inside(x, y).reshape(BLOCK, 8, BLOCK, 8).mean((1, 3)).astype(np.float32)
-        for name, inside in _INSIDE.items()
-    }
+    masks = {}
+    for name, inside in _INSIDE.items():
+        samples = inside(x, y).reshape(BLOCK, 8, BLOCK, 8)
+        masks[name] = samples.mean((1, 3)).astype(np.float32)
+    return masks
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: shape and colour by name, `left` and `top` of its block in pixels."""
+    """One object: names of its shape and colour, and the left and top edge of its block in pixels."""
 
     shape: str
     colour: str
@@ -90,7 +92,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawable picture. `specks` are lattice cells (column, row) that carry a dot of dirt."""
+    """Everything that determines an image. `specks` are the lattice cells (column, row) with a speck of dirt."""
 
     ground: str
     things: tuple[Thing, ...] = ()
@@ -100,12 +102,12 @@ class Scene:
 
 
 def sign_cells(sign: str) -> list[tuple[int, int]]:
-    """Lattice cells (column, row) taken by a sign's characters, left to right."""
+    """Lattice cells (column, row) of a sign's characters, from left to right."""
     return [(column, SIGN_ROW // CELL) for column in range(len(sign))]
 
 
 def taken_cells(scene: Scene) -> set[tuple[int, int]]:
-    """Lattice cells covered by an object or a character."""
+    """Lattice cells (column, row) covered by an object or a character."""
     cells = set(sign_cells(scene.sign))
     for thing in scene.things:
         column, row = thing.left // CELL, thing.top // CELL
@@ -114,7 +116,7 @@ def taken_cells(scene: Scene) -> set[tuple[int, int]]:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """Render to float32 [32, 32, 3] in [0, 1]."""
+    """The image of a scene, float32 [32, 32, 3] in [0, 1]."""
     ground = np.array(GROUNDS[scene.ground], np.float32) / 255
     image = np.broadcast_to(ground, (CANVAS, CANVAS, 3)).copy()
     light = scene.ground in LIGHT_GROUNDS
@@ -135,7 +137,7 @@ def draw(scene: Scene) -> np.ndarray:
 
 
 def place(count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """`count` (left, top) block corners that do not overlap, uniform among all such placements in random order."""
+    """Random (left, top) corners of `count` blocks that do not overlap, uniform over all such placements."""
     options = _placements(count)
     corners = options[rng.integers(len(options))]
     return [corners[i] for i in rng.permutation(count)]
@@ -145,6 +147,9 @@ def place(count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
 def _placements(count: int) -> list[tuple[tuple[int, int], ...]]:
     from itertools import combinations
 
+    def apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
+        return abs(a[0] - b[0]) >= BLOCK or abs(a[1] - b[1]) >= BLOCK
+
     corners = [(x, y) for y in LATTICE for x in LATTICE]
-    apart = lambda a, b: abs(a[0] - b[0]) >= BLOCK or abs(a[1] - b[1]) >= BLOCK  # noqa: E731
-    return [c for c in combinations(corners, count) if all(apart(a, b) for a, b in combinations(c, 2))]
+    choices = combinations(corners, count)
+    return [choice for choice in choices if all(apart(a, b) for a, b in combinations(choice, 2))]

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: what is known of a pipeline before it is loaded."""
+"""Stable Diffusion 3 and 3.5: what is known about a pipeline before it is loaded."""
 
 from functools import partial
 from pathlib import Path
@@ -30,14 +30,17 @@ if TYPE_CHECKING:
 PUBLISHED: dict[str, Any] = {
     "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 64, "decode": "sliced",
 }  # fmt: skip
-"""Compute settings of a model of published size where nobody says: post-training is published at 512 pixels, in half
-precision, and by far most of a 24 GB card would go into activations."""
+"""Default compute settings for models of published size.
+
+Published post-training uses 512 pixels and half precision; without checkpointing, activations would fill most of a
+24 GB card.
+"""
 LARGE = 5 * 10**8
-"""Parameters from which on a transformer is of published size; the smallest that is published has 2 billion."""
+"""Number of parameters from which a transformer counts as of published size; the smallest published has 2 billion."""
 
 
 def own(source: str) -> dict[str, dict]:
-    """What a pipeline does where nobody says; the resolution of one that is not fetched yet is not known."""
+    """A pipeline's own default settings; without the resolution if the pipeline has not been downloaded yet."""
     compute = {"max_sequence_length": MAX_TEXT_TOKENS}
     home = Path(folder_of(source))
     if home.is_dir() or source == DEFAULT:
@@ -47,12 +50,16 @@ def own(source: str) -> dict[str, dict]:
 
 
 def load(source: str, shift: float, device: str, compute: Compute = PLAIN, cache: Path | None = None) -> "Sd3Backbone":
-    """The backbone of a descriptor that gave `shift`. Raises UsageError if the scheduler, now fetched, has another."""
+    """Load the backbone for a descriptor with this `shift`.
+
+    Raises UsageError if the scheduler turns out to have a different shift now that it has been downloaded.
+    """
     from bench.backbones.sd3.backbone import Sd3Backbone
 
     backbone = Sd3Backbone(source, device, compute, cache)
-    if (now := shift_of(source)) != shift:
-        raise UsageError(f"the scheduler of {source}, fetched just now, has shift {now:g}: give the same command again")
+    now = shift_of(source)
+    if now != shift:
+        raise UsageError(f"the scheduler of {source}, just downloaded, has shift {now:g}: run the same command again")
     return backbone
 
 
@@ -64,31 +71,34 @@ def shape_only(device: str, compute: Compute = PLAIN) -> "ShapeOnly":
 
 
 def published(source: str) -> dict | None:
-    """The compute settings of a pipeline that is of published size; None for a smaller one.
+    """Default compute settings of a pipeline of published size; None for a smaller one.
 
-    Asked for by every command: counted by the configuration, without building the model. A layer has 36 numbers for
-    each pair of channels: 8 in attention and 16 in the two networks of image and text, 12 in their modulation.
+    Every command calls this, so the size is estimated from the configuration, without building the model.
     """
     home = Path(folder_of(source))
     if not home.is_dir():
         return PUBLISHED
     config, vae = configuration(home)
     told = TransformerFields.model_validate(config)
-    if 36 * told.num_layers * (told.num_attention_heads * told.attention_head_dim) ** 2 < LARGE:
+    width = told.num_attention_heads * told.attention_head_dim
+    # Per layer 36 width^2 parameters: 8 in attention, 16 in the MLPs of image and text, and 12 in their modulation.
+    if 36 * told.num_layers * width**2 < LARGE:
         return None
+    # A pipeline of at most 512 pixels keeps its own resolution.
     larger = told.sample_size * downsampling_of(vae) > PUBLISHED["resolution"]
     return {name: value for name, value in PUBLISHED.items() if larger or name != "resolution"}
 
 
 def defaults(source: str) -> dict[str, Any]:
-    """What a pipeline of published size is computed with where nobody says."""
+    """Default settings of a pipeline of published size; empty for a smaller one."""
     compute = published(source)
     return {"device": best_device(), "compute": compute, "sampler": {"guidance": 4.5}} if compute else {}
 
 
 def descriptor(source: str = DEFAULT) -> Descriptor:
     """SD3.5-Medium from the hub, or the pipeline at `source` (folder, single file, hub:OWNER/REPO)."""
-    large = published(source)  # first: it tells a pipeline of another class, whose scheduler is not to be changed
+    # In this order: `published` rejects pipelines of a different class, before their scheduler is read and blamed.
+    large = published(source)
     shift = shift_of(source)
     return Descriptor(
         name="sd3",

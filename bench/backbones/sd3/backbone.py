@@ -1,4 +1,4 @@
-"""Any StableDiffusion3Pipeline (folder, hub id or single file) behind the common contract."""
+"""The backbone of a StableDiffusion3Pipeline, given as a folder, hub id or single file."""
 
 from collections.abc import Container, Iterator
 from functools import partial
@@ -38,14 +38,15 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Sd3Backbone(Sd3Transformer):
-    """StableDiffusion3Pipeline: frozen text encoders and VAE, LoRA on the transformer.
+    """A StableDiffusion3Pipeline with frozen text encoders and VAE, and LoRA adapters on the transformer.
 
-    Text encoders are loaded when a prompt turns up that is not in the cache.
+    Text encoders are loaded only when a prompt is not in the cache.
     """
 
     def __init__(self, source: str, device: str, compute: Compute = PLAIN, cache: Path | None = None):
         transformer, vae = load_models(source, getattr(torch, compute.precision))
         identity = fingerprint(source)
+        # Everything that changes a prompt's encoding must be part of the name of the cache folder.
         tokens = f"-{compute.max_sequence_length}" if compute.max_sequence_length else ""
         words = tokenizers_hash(Path(folder_of(source)))
         folder = cache / f"{identity}-{compute.precision}{tokens}{words}" if cache else None
@@ -64,13 +65,14 @@ class Sd3Backbone(Sd3Transformer):
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
         if self._text is None:
             self._text = load_text_encoders(self.source, self.dtype, self.transformer)
-        encoders = [encoder for name in TEXT_ENCODERS if (encoder := getattr(self._text, name)) is not None]
+        found = [getattr(self._text, name) for name in TEXT_ENCODERS]
+        encoders = [encoder for encoder in found if encoder is not None]
         for encoder in encoders:
             encoder.to(self.device)
         for prompt in prompts:
             sequence, _, pooled, _ = self._text.encode_prompt(
                 [prompt],
-                None, None,  # type: ignore[arg-type]  # the same prompt, which diffusers' types do not say
+                None, None,  # type: ignore[arg-type]  # None repeats the prompt, which diffusers' types do not allow
                 do_classifier_free_guidance=False, device=self.device,
                 max_sequence_length=self.compute.max_sequence_length or MAX_TEXT_TOKENS,
             )  # fmt: skip
@@ -80,26 +82,32 @@ class Sd3Backbone(Sd3Transformer):
                 encoder.to("cpu")
 
     def encode_pictures(self, images_BCHW: Tensor) -> Tensor:
-        """By the mean of the VAE's distribution: the same latents whatever was drawn before."""
+        """Images [B, 3, H, W] in [0, 1] -> latents [B, C, h, w]: the mode of the VAE's distribution, not a sample."""
         config, pixels = self.vae.config, 2 * images_BCHW.to(self.vae.dtype) - 1
         latents = self.vae.encode(pixels, return_dict=False)[0].mode()
         return ((latents - (config.shift_factor or 0)) * config.scaling_factor).float()
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> images [B, 3, H, W], float32 in [0, 1]."""
         config = self.vae.config
         latents = latents_BCHW.to(self.vae.dtype) / config.scaling_factor + (config.shift_factor or 0)
-        return (self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        images = self.vae.decode(latents, return_dict=False)[0].float()
+        return (images / 2 + 0.5).clamp(0, 1)
 
 
 def load_models(source: str, dtype: torch.dtype):
-    """The transformer at a precision and the VAE, which is always float32. Raises MissingError with the cure."""
+    """Load the transformer with type `dtype`, and the VAE always in float32.
+
+    Raises MissingError with the cure for missing files, and UsageError for files that do not hold an SD3 model.
+    """
     from diffusers import AutoencoderKL, SD3Transformer2DModel
 
     home = folder_of(source)
     without = left_out(index_of(home))
     if not Path(home).is_dir():
         require(home, SCHEDULER)
-    elif "text_encoder_3" not in without:  # now, before a cache of prompts that were encoded without it stands in
+    elif "text_encoder_3" not in without:
+        # Text encoders are loaded later, and not at all if the cache has every prompt. Check the largest one now.
         require_whole(Path(home) / "text_encoder_3")
     if source.endswith(SINGLE_FILE):
         require_checkpoint(source)
@@ -118,21 +126,21 @@ def load_models(source: str, dtype: torch.dtype):
         return transformer, vae_source(subfolder="vae", dtype=torch.float32)
     except (BenchError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # diffusers raises whatever odd files lead it to
+    except Exception as error:  # diffusers can raise almost anything on unexpected files
         if source.endswith(SINGLE_FILE):
             cause = one_line(error)
             if isinstance(error, KeyError):
                 cause = f"it lacks {cause}"
-            elif isinstance(error, NotImplementedError):  # torch's, of tensors that nothing filled
-                cause = f"it lacks tensors that the configuration in {home} asks for"
-            raise UsageError(f"{source} is no SD3 checkpoint that diffusers reads: {cause}") from error
+            elif isinstance(error, NotImplementedError):  # from torch, for tensors left on the meta device
+                cause = f"it lacks tensors that the configuration in {home} requires"
+            raise UsageError(f"{source} is not an SD3 checkpoint that diffusers can read: {cause}") from error
         raise not_loaded(repr(source), home, error) from error
 
 
 def load_text_encoders(source: str, dtype: torch.dtype, transformer):
-    """A pipeline around the transformer with tokenizers and text encoders, without T5 where its index names none.
+    """A pipeline around the transformer with tokenizers and text encoders, without T5 if its index names none.
 
-    Raises MissingError.
+    Raises MissingError for missing files, and DamagedError for files that are corrupt or do not match.
     """
     from diffusers import StableDiffusion3Pipeline
     from transformers import CLIPTextModelWithProjection, T5EncoderModel
@@ -158,16 +166,17 @@ def load_text_encoders(source: str, dtype: torch.dtype, transformer):
 
 
 def require_tokenizers(home: Path, without: Container[str]) -> None:
-    """Raise MissingError where a tokenizer of a pipeline's folder, that is not left out, is not whole.
+    """Raise MissingError if a tokenizer in a pipeline's folder is incomplete, except for those in `without`.
 
-    Raises DamagedError where its index says null of one that a text encoder needs.
+    Raises DamagedError if the pipeline's index has null for a tokenizer that a text encoder needs.
     """
     index = index_of(str(home))
     for name in TOKENIZERS:
-        if name not in without:
-            if says_null(index, name):
-                raise DamagedError(f"{home / 'model_index.json'} names no {name}, which one of its text encoders needs")
-            folder = home / name
-            if folder.is_dir():
-                refuse_stand_ins(folder, name)
-            require_tokenizer(folder)
+        if name in without:
+            continue
+        if says_null(index, name):
+            raise DamagedError(f"{home / 'model_index.json'} names no {name}, which one of its text encoders needs")
+        folder = home / name
+        if folder.is_dir():
+            refuse_stand_ins(folder, name)
+        require_tokenizer(folder)

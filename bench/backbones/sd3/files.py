@@ -1,4 +1,4 @@
-"""What the files of a StableDiffusion3Pipeline (folder, hub id or single file) say, before a model is loaded."""
+"""What can be read from a StableDiffusion3Pipeline's files (folder, hub id or single file) without loading a model."""
 
 from functools import cache
 from pathlib import Path
@@ -24,9 +24,9 @@ from bench.weights.hub import PREFIX
 
 DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
 CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128
-"""Of a prompt: CLIP's, and T5's where compute.max_sequence_length does not say."""
+"""Tokens of a prompt: CLIP's, and T5's unless compute.max_sequence_length is set."""
 PUBLISHED_SHIFT = 3.0
-"""Timestep shift of Stability's SD3 and SD3.5 pipelines; a pipeline's own file goes before it."""
+"""Timestep shift of Stability's SD3 and SD3.5 pipelines; a pipeline's own scheduler file overrides it."""
 MEDIUM: dict[str, Any] = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
     "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
@@ -43,17 +43,17 @@ VAE = {
 FROZEN_PARAMETERS = {
     "text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656, "vae": 83_819_683,
 }  # fmt: skip
-"""Of CLIP-L, CLIP-G, T5-XXL's encoder and the VAE in SD3.5."""
+"""Parameter counts of CLIP-L, CLIP-G, T5-XXL's encoder and the VAE in SD3.5."""
 PIPELINE = "StableDiffusion3Pipeline"
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 Side = Annotated[int, Field(gt=0, le=100_000)]
 
 
 def folder_of(source: str) -> str:
-    """The diffusers folder, or hub id, that has what a source lacks.
+    """The diffusers folder or hub id that has the pipeline's configuration and remaining parts.
 
-    A single file brings the transformer and perhaps the VAE; the rest comes from the folder that it lies in, as in
-    Stability's repositories, or else from the default model.
+    A single file holds the transformer and perhaps the VAE. The rest comes from the folder that contains the file, as
+    in Stability's repositories, or else from the default model.
     """
     if source.endswith(SINGLE_FILE):
         beside = Path(source).parent
@@ -62,55 +62,63 @@ def folder_of(source: str) -> str:
 
 
 def left_out(index: dict) -> dict[str, None]:
-    """T5 and its tokenizer, where a pipeline's index says null of it: diffusers then draws without."""
+    """T5 and its tokenizer if a pipeline's index has null for T5, which diffusers then runs without; else nothing."""
     return {"text_encoder_3": None, "tokenizer_3": None} if says_null(index, "text_encoder_3") else {}
 
 
 @cache
 def fingerprint(source: str) -> str:
-    """Content hash of a local pipeline's weights and configuration, read once; a hub id stands for itself."""
+    """Hash of a local pipeline's weights and configuration, or of a hub id; cached, since files are large."""
     if source.endswith(SINGLE_FILE):
         home = folder_of(source)
-        return text_hash([sampled_hash([Path(source)]), fingerprint(home) if Path(home).is_dir() else home])
+        rest = fingerprint(home) if Path(home).is_dir() else home
+        return text_hash([sampled_hash([Path(source)]), rest])
     folder = Path(source)
     if not folder.is_dir():
         return text_hash(source)
     weights = sampled_hash(p for p in folder.rglob("*") if p.suffix in (SINGLE_FILE, ".json"))
-    # A pipeline's own shift was once read past: runs of one with another shift are other runs now.
-    return weights if (shift := shift_of(source)) == PUBLISHED_SHIFT else text_hash([weights, shift])
+    # Early versions ignored a pipeline's own shift. Hashing every shift that differs keeps their runs apart.
+    shift = shift_of(source)
+    return weights if shift == PUBLISHED_SHIFT else text_hash([weights, shift])
 
 
 def tokenizers_hash(home: Path) -> str:
-    """Of the tokenizers' files that `fingerprint` leaves out, in a folder's name; empty where there are none."""
-    files = {name: [p for p in (home / name).glob("*") if p.suffix in (".txt", ".model")] for name in TOKENIZERS}
-    return f"-{text_hash({k: content_hash(v) for k, v in files.items()})}" if any(files.values()) else ""
+    """A suffix for a folder's name with the hash of the tokenizers' files that `fingerprint` omits; may be empty."""
+    files = {}
+    for name in TOKENIZERS:
+        files[name] = [path for path in (home / name).glob("*") if path.suffix in (".txt", ".model")]
+    if not any(files.values()):
+        return ""
+    return f"-{text_hash({name: content_hash(paths) for name, paths in files.items()})}"
 
 
 def configuration(home: Path) -> tuple[dict, dict]:
     """The configurations of the transformer and the VAE in a pipeline's folder.
 
-    Raises UsageError for a folder that is no SD3 pipeline, naming the pipeline that it is.
+    Raises UsageError for a folder that is not an SD3 pipeline, naming the class that it holds, and for configurations
+    with missing or invalid values.
     """
     index = read_config(home / "model_index.json")
-    if (kind := index.get("_class_name")) != PIPELINE:
-        raise UsageError(f"{home} holds a {kind}; pipelines of the class {PIPELINE} alone are implemented")
+    name = index.get("_class_name")
+    if name != PIPELINE:
+        raise UsageError(f"{home} holds a {name}; only {PIPELINE} is supported")
     try:
         config, vae = (read_config(home / part / "config.json") for part in ("transformer", "vae"))
     except OSError as error:
-        raise UsageError(f"{home} is no whole SD3 pipeline: {one_line(error)}") from error
+        raise UsageError(f"{home} is not a complete SD3 pipeline: {one_line(error)}") from error
     for part, said, kind in (("transformer", config, TransformerFields), ("vae", vae, VaeFields)):
         try:
             kind.model_validate(said)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field, found = first["loc"][0], repr(first["input"])[:40]
-            is_what = "is missing" if first["type"] == "missing" else f"is {found}: {first['msg']}"
-            raise UsageError(f"{home / part / 'config.json'}: {field} {is_what}") from error
+            problem = "is missing" if first["type"] == "missing" else f"is {found}: {first['msg']}"
+            raise UsageError(f"{home / part / 'config.json'}: {field} {problem}") from error
     return config, vae
 
 
 class TransformerFields(BaseModel):
-    """What is read of a transformer's config.json; diffusers' defaults."""
+    """The fields of a transformer's config.json that are used here, with diffusers' defaults."""
 
     model_config = ConfigDict(strict=True)
     sample_size: Side
@@ -123,7 +131,7 @@ class TransformerFields(BaseModel):
 
 
 class VaeFields(BaseModel):
-    """What is read of a VAE's config.json; older ones shift nothing."""
+    """The fields of a VAE's config.json that are used here; older VAEs have no shift."""
 
     model_config = ConfigDict(strict=True)
     block_out_channels: Annotated[list[Side], Field(min_length=1)]
@@ -132,13 +140,17 @@ class VaeFields(BaseModel):
 
 
 def size(source: str, compute: Compute) -> Size | None:
-    """Size of a local pipeline by its files' headers, or of SD3.5-Medium as published; None where nothing is known
-    before it is fetched. Raises UsageError for a resolution that it cannot draw and for what is no pipeline."""
+    """Size of a local pipeline from its configuration and file headers, or of SD3.5-Medium as published.
+
+    None for any other pipeline that has not been downloaded. Raises UsageError for a resolution that the model cannot
+    generate, and for files that are not an SD3 pipeline.
+    """
     home = Path(folder_of(source))
     if source.endswith(SINGLE_FILE):
         require_checkpoint(source)
     elif home.is_dir():
-        stored_parameters(home / "transformer")  # which its configuration tells; this tells files that are no weights
+        # The count follows from the configuration. This call is for its errors about corrupt weight files.
+        stored_parameters(home / "transformer")
     if home.is_dir():
         config, vae = configuration(home)
         parts = [part for part in FROZEN_PARAMETERS if part not in left_out(index_of(str(home)))]
@@ -153,25 +165,28 @@ def size(source: str, compute: Compute) -> Size | None:
 
 
 def latent_side(resolution: int | None, config, downsampling: int) -> int:
-    """Latent pixels a side. Raises UsageError for a resolution that the model cannot draw."""
+    """Latent pixels along one side. Raises UsageError for a resolution that the model cannot generate.
+
+    `resolution` is in image pixels; None means that of the transformer's configuration.
+    """
     unit = downsampling * config.patch_size
     if resolution is None:
         side, patch = config.sample_size, config.patch_size
         if side % patch or side // patch > config.pos_embed_max_size:
             largest = patch * config.pos_embed_max_size
             raise UsageError(
-                f"the transformer's sample_size {side} is no multiple of its patch_size {patch} up to {largest}, by "
-                "its pos_embed_max_size: correct its config.json"
+                f"the transformer's sample_size {side} must be a multiple of its patch_size {patch} up to {largest} "
+                "(from its pos_embed_max_size): correct its config.json"
             )
         return side
     if resolution % unit or resolution // unit > config.pos_embed_max_size:
         largest = unit * config.pos_embed_max_size
-        raise UsageError(f"compute.resolution {resolution} is no multiple of {unit} up to {largest}")
+        raise UsageError(f"compute.resolution must be a multiple of {unit} up to {largest}, not {resolution}")
     return resolution // downsampling
 
 
 def scheduler_file(source: str) -> Path | None:
-    """A pipeline's scheduler_config.json, if it is on this machine: in the folder, or in the hub's cache."""
+    """A pipeline's scheduler_config.json in its folder or in the hub's cache; None if not yet downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     home = folder_of(source)
@@ -182,9 +197,9 @@ def scheduler_file(source: str) -> Path | None:
 
 
 def shift_of(source: str) -> float:
-    """The timestep shift of a pipeline's scheduler; as published where its file is not fetched yet.
+    """The timestep shift of a pipeline's scheduler, or the published one if its file is not downloaded yet.
 
-    Raises UsageError for a scheduler that is not followed.
+    Raises UsageError for a scheduler that is not supported.
     """
     path = scheduler_file(source)
     return shift_in(path) if path else PUBLISHED_SHIFT

@@ -1,4 +1,4 @@
-"""diffusers' SD3Transformer2DModel as far as its shapes go, and where its adapter goes."""
+"""Shapes of diffusers' SD3Transformer2DModel, and the layers that its adapters target."""
 
 from __future__ import annotations
 
@@ -27,24 +27,30 @@ class Sd3Network(Network):
     """An SD3 transformer of any size."""
 
     config: str
-    """Its configuration as JSON."""
+    """The transformer's configuration as JSON, because instances must be hashable."""
     latent_side: int
+    """Latent pixels along one side."""
     text_tokens: int
+    """Tokens of one encoded prompt."""
     targets = TARGETS
 
     @property
     def latent_numbers(self) -> int:
+        """Number of elements in one latent [C, h, w]."""
         return _known(self.config).in_channels * self.latent_side**2
 
     @property
     def prompt_numbers(self) -> int:
+        """Number of elements in one prompt: the embeddings of its tokens and the pooled one."""
         known = _known(self.config)
         return self.text_tokens * known.joint_attention_dim + known.pooled_projection_dim
 
     def build(self) -> nn.Module:
+        """The transformer on the meta device."""
         return _built(self.config)
 
     def inputs(self, model: Any, latents: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Empty arguments of the transformer for a batch of `latents`."""
         c, side = model.config, self.latent_side
         return {
             "hidden_states": torch.empty(latents, c.in_channels, side, side, dtype=dtype),
@@ -55,10 +61,16 @@ class Sd3Network(Network):
 
 
 def sd3_size(config: dict, latent_side: int, text_tokens: int, frozen: dict[str, int], vae: dict | None = None) -> Size:
-    """Size of an SD3 transformer of a configuration, with an AutoencoderKL of another where decoding is counted."""
-    told = {name: value for name, value in config.items() if not name.startswith("_")}  # not where it was read
+    """Size of an SD3 transformer with configuration `config`.
+
+    `frozen` are the parameter counts of text encoders and VAE; `vae` is the VAE's configuration, None to leave decoding
+    uncounted.
+    """
+    # Keys with an underscore, such as the path a model was loaded from, must not make equal networks differ.
+    told = {name: value for name, value in config.items() if not name.startswith("_")}
+    network = Sd3Network(json.dumps(told, sort_keys=True), latent_side, text_tokens)
     decoder = KlDecoder(json.dumps(vae, sort_keys=True), latent_side) if vae else None
-    return Size(Sd3Network(json.dumps(told, sort_keys=True), latent_side, text_tokens), frozen, decoder)
+    return Size(network, frozen, decoder)
 
 
 def _built(config: str) -> nn.Module:
@@ -70,5 +82,5 @@ def _built(config: str) -> nn.Module:
 
 @cache
 def _known(config: str):
-    """The configuration with the defaults of what it leaves out."""
+    """The configuration completed with diffusers' defaults."""
     return _built(config).config

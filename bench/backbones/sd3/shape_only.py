@@ -1,5 +1,7 @@
-"""SD3.5-Medium's transformer at its real size with random weights, for measuring: speed and memory do not depend on the
-values. Prompts become random embeddings; nothing that it draws means anything."""
+"""SD3.5-Medium's transformer at its real size with random weights, for measuring speed and memory.
+
+Neither depends on the weights' values. Prompts are encoded as random embeddings, and its images mean nothing.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ DOWNSAMPLING = 8
 
 
 class ShapeOnly(Sd3Transformer):
-    """Weights drawn on the device itself; a decoder is not part of what is measured."""
+    """An SD3 transformer with random weights, created directly on the device, and no decoder."""
 
     def __init__(self, device: str, compute: Compute = PLAIN, cache: Path | None = None, config: dict = MEDIUM):
         from diffusers.models import SD3Transformer2DModel
@@ -25,6 +27,7 @@ class ShapeOnly(Sd3Transformer):
         dtype = getattr(torch, compute.precision)
         with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []), torch.device(device):
             torch.manual_seed(0)
+            # Creating the weights in float32 first would double the peak memory.
             previous = torch.get_default_dtype()
             torch.set_default_dtype(dtype)
             try:
@@ -45,6 +48,6 @@ class ShapeOnly(Sd3Transformer):
             yield Conditioning({name: t.to(self.device, self.dtype) for name, t in encoded.items()})
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Grey pictures of the right size."""
+        """Grey images [B, 3, H, W] of the right size."""
         count, side = len(latents_BCHW), DOWNSAMPLING * self.latent_shape[1]
         return torch.full((count, 3, side, side), 0.5, device=self.device)

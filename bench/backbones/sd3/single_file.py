@@ -1,4 +1,4 @@
-"""A checkpoint in one .safetensors file, in Stability's own layout or in diffusers': what it holds, by its header."""
+"""SD3 checkpoints in one .safetensors file, in Stability's or diffusers' layout, inspected by their headers."""
 
 from __future__ import annotations
 
@@ -17,35 +17,37 @@ if TYPE_CHECKING:
 ENDING = ".safetensors"
 TRANSFORMER, VAE = "model.diffusion_model.", "first_stage_model."
 OTHERS = (VAE, "vae.", "text_encoders.", "text_encoder", "cond_stage_model.", "conditioner.")
-"""Prefixes of what is not the transformer; text encoders are never read from a single file."""
+"""Prefixes of tensors outside the transformer; text encoders are never read from a single file."""
 BLOCKS = (f"{TRANSFORMER}joint_blocks.", "joint_blocks.", DIFFUSERS := "transformer_blocks.")
-"""How the names of an SD3 transformer's layers begin, in Stability's layout and in diffusers'."""
+"""Prefixes of an SD3 transformer's blocks, in Stability's layout and in diffusers'."""
 FLUX = "single_transformer_blocks."
 LORA = ("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up")
 
 
 def require_checkpoint(file: str) -> None:
-    """Raise MissingError, DamagedError or UsageError for a file that holds no SD3 transformer to be read."""
+    """Raise MissingError, DamagedError or UsageError unless a file holds an SD3 transformer that can be read."""
     path = Path(file)
     require_model(path, "SD3 checkpoint", unread=tuple(prefix for prefix in OTHERS if prefix != VAE))
     names = _names(file)
-    if adapted := next((name for name in names if any(half in name for half in LORA)), None):
-        raise UsageError(f"{file} is no SD3 checkpoint: it is a LoRA adapter (it holds {adapted}): use --adapter")
-    if not any(name.startswith(BLOCKS) for name in names) or any(name.startswith(FLUX) for name in names):
+    adapted = next((name for name in names if any(part in name for part in LORA)), None)
+    if adapted:
+        raise UsageError(f"{file} is not an SD3 checkpoint: it is a LoRA adapter (it holds {adapted}): use --adapter")
+    has_blocks = any(name.startswith(BLOCKS) for name in names)
+    if not has_blocks or any(name.startswith(FLUX) for name in names):
         holds = f"it holds {first_of(sorted(names))}" if names else "it is empty"
-        raise UsageError(f"{file} is no SD3 checkpoint: it holds no SD3 transformer; {holds}")
+        raise UsageError(f"{file} is not an SD3 checkpoint: it holds no SD3 transformer; {holds}")
 
 
 def has_vae(file: str) -> bool:
-    """Whether a single file holds a VAE under its original name."""
+    """Whether a single file holds a VAE, under Stability's prefix."""
     return any(name.startswith(VAE) for name in _names(file))
 
 
 def require_places(file: str, transformer: dict, vae: dict | None) -> None:
-    """Raise DamagedError unless a file holds the tensors of models of these configurations, and no more of them.
+    """Raise DamagedError unless a file holds exactly the tensors of models with these configurations.
 
-    diffusers would leave out what has no place, and draw with another model. Tensors without content are put through
-    its own conversion; what that raises for a file without whole layers is raised here too.
+    diffusers would silently ignore superfluous tensors and load a different model. The check passes tensors on the meta
+    device through diffusers' own conversion, whose errors about missing layers pass through.
     """
     from diffusers import AutoencoderKL, SD3Transformer2DModel
     from diffusers.loaders import single_file_utils as theirs
@@ -53,14 +55,17 @@ def require_places(file: str, transformer: dict, vae: dict | None) -> None:
     tensors = _shapes(file)
     made = tensors
     unused: Iterable[str] = ()
-    if not any(name.startswith(DIFFUSERS) for name in tensors):  # such a file is read as it is, and alone
+    # diffusers reads a file in its own layout without conversion, and expects nothing but the transformer in it.
+    if not any(name.startswith(DIFFUSERS) for name in tensors):
         own = {name: t for name, t in tensors.items() if name.startswith(TRANSFORMER)}
         own = own or {name: t for name, t in tensors.items() if not name.startswith(OTHERS)}
-        made, unused = theirs.convert_sd3_transformer_checkpoint_to_diffusers(own), own  # it takes out what it uses
+        made = theirs.convert_sd3_transformer_checkpoint_to_diffusers(own)
+        unused = own  # the conversion removes each tensor that it uses
     _compare(made.keys(), _places(SD3Transformer2DModel, transformer), unused, file)
     if vae is not None:
         own = {name: t for name, t in tensors.items() if name.startswith(VAE)}
         made = theirs.convert_ldm_vae_checkpoint(own, vae)
+        # This conversion removes nothing; a converted tensor is the original or a view of it.
         used = {id(t if t._base is None else t._base) for t in made.values()}
         unused = {name for name, t in own.items() if id(t) not in used}
         _compare(made.keys(), _places(AutoencoderKL, vae), unused, file)
@@ -68,13 +73,13 @@ def require_places(file: str, transformer: dict, vae: dict | None) -> None:
 
 def _compare(held: Iterable[str], places: set[str], unused: Iterable[str], file: str) -> None:
     if lacks := sorted(places.difference(held)):
-        raise DamagedError(f"{file} lacks the tensor {first_of(lacks)}, which its config.json asks for")
+        raise DamagedError(f"{file} lacks the tensor {first_of(lacks)}, which its config.json requires")
     if extra := sorted({*held, *unused} - places):
         raise DamagedError(f"{file} {UNPLACED} {first_of(extra)}: {SAVED_WITH}")
 
 
 def _places(model_class, config: dict) -> set[str]:
-    """The names of the tensors that a model of a configuration has."""
+    """Names of the tensors of a model with this configuration."""
     with torch.device("meta"):
         return set(model_class.from_config(config).state_dict())
 
@@ -87,7 +92,7 @@ def _names(file: str) -> list[str]:
 
 
 def _shapes(file: str) -> dict[str, Tensor]:
-    """A file's tensors without their content."""
+    """A file's tensors on the meta device, without content."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:

@@ -1,4 +1,4 @@
-"""Backbones around diffusers' SD3Transformer2DModel: how it is called, and where its adapter goes."""
+"""Base class of the backbones around diffusers' SD3Transformer2DModel."""
 
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,20 @@ if TYPE_CHECKING:
 
 
 class Sd3Transformer(FlowBackbone):
-    """A policy whose network is an SD3Transformer2DModel of any size."""
+    """A policy whose network is an SD3Transformer2DModel of any size.
+
+    Encoded prompts hold `sequence` [B, T, D] and `pooled` [B, P].
+    """
 
     transformer: "SD3Transformer2DModel"
     targets = TARGETS
 
     def blocks(self) -> list[nn.Module]:
+        """The joint attention blocks."""
         return list(self.transformer.transformer_blocks)
 
     def predict(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """The velocity eps - x0 [B, C, h, w] without guidance; the transformer's timestep is 1000 sigma."""
         return self.transformer(
             hidden_states=x.to(self.dtype),
             encoder_hidden_states=conditioning["sequence"].to(self.dtype),
@@ -33,5 +38,6 @@ class Sd3Transformer(FlowBackbone):
         )[0]
 
     def size(self, conditioning: Conditioning) -> Size:
+        """Size of the transformer alone, for prompts as long as these."""
         tokens = conditioning["sequence"].shape[1]
         return sd3_size(dict(self.transformer.config), self.latent_shape[1], tokens, {})
