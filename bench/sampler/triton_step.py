@@ -2,8 +2,8 @@
 
 The torch code in step.py, gaussian.py and methods/ is the reference. In eager PyTorch, guidance, mean, noise and
 density take a dozen kernels that each read and write every element. Here every input is read once and every output
-written once, in float32. Sums over a sample are computed per block and then added, so that they do not depend on the order in
-which blocks run. TRITON_INTERPRET=1 runs the kernels on the CPU.
+written once, in float32. Sums over a sample are computed per block and then added, so that they do not depend on the
+order in which blocks run. TRITON_INTERPRET=1 runs the kernels on the CPU.
 """
 
 import math
