@@ -115,7 +115,7 @@ def goals(shown: list[dict], tasks: tuple[str, ...]) -> dict[str, Goal]:
 def standings(
     groups: dict[str, list[Record]], tasks: tuple[str, ...], reference: str, teacher_cost: dict[str, float]
 ) -> list[Standing]:
-    """The Standing of every line, in the given order. `teacher_cost` maps tasks to the NFE of training their teachers."""
+    """The Standing of every line, in the given order. `teacher_cost` maps tasks to their teachers' training NFE."""
     # The first line with teachers sets the scale of all lines, including those without teachers.
     taught = (records for records in groups.values() if records and _show_teachers(records))
     shown = [r.summary for r in next(taught, [])]
@@ -249,7 +249,7 @@ def metrics_beside(summaries: list[dict], models: dict[str, str]) -> dict[str, E
 
 
 def _to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[str, Goal]) -> tuple[float, int]:
-    """Training NFE until the mean over seeds reaches every task's target, and how many seeds reach them at any point."""
+    """Training NFE until the mean over seeds reaches every target, and how many seeds reach them at any point."""
     if any(np.isnan(goal.best) for goal in scale.values()):
         return float("nan"), 0
     curves = [score_matrix(r.evaluations, tasks) for r in records]

@@ -29,7 +29,7 @@ class OverOptimisation:
     gold_drop: Difference
     """Best gold score minus the one at the end, as in `Forgetting`; NaN if only one point was evaluated."""
     proxy_meanwhile: Difference
-    """The proxy at the end minus the proxy at that point. Positive together with a gold drop means over-optimisation."""
+    """The proxy at the end minus that at the same point. Positive with a gold drop: over-optimisation."""
 
 
 def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | None:

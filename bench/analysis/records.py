@@ -83,8 +83,8 @@ def score(row: dict) -> float:
 def model_rows(summaries: list[dict], model: str, task: str, metric: str | None = None) -> tuple[np.ndarray, Design]:
     """Values [S, N] of a model's headline or another metric over the seeds of several runs, and their design.
 
-    A model that is the same in every run (the base, and teachers that were not trained per seed) has a single row, which
-    all seeds share. Raises UsageError if the runs were evaluated on different prompts.
+    A model that is the same in every run (the base, and teachers that were not trained per seed) has a single row,
+    which all seeds share. Raises UsageError if the runs were evaluated on different prompts.
     """
     rows = [s["models"][model][task] for s in summaries]
     found = [metric_rows(row, metric or row["headline"]) for row in rows]

@@ -65,7 +65,7 @@ class Lab:
         return seed_of(self.seed, self.step, task, purpose)
 
     def generator(self, purpose: str, task: str = "") -> RowGenerator:
-        """A new generator that depends only on (run seed, step, task, purpose): a resumed run draws the same.
+        """A new generator, fixed by (run seed, step, task, purpose): a resumed run draws the same.
 
         Draw batches with `bench.sampler.draws`, which gives each process its own rows.
         """
