@@ -69,7 +69,7 @@ Rows = Design | np.ndarray
 
 
 def codes(labels: Sequence[str]) -> np.ndarray:
-    """Number of each label in the order of first appearance, [N], such as clusters of images by their prompts' texts."""
+    """Number of each label in the order of first appearance, [N], such as clusters of images by prompt text."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels], np.int64)
 
@@ -252,7 +252,7 @@ def _student(share: np.ndarray | float, freedom: np.ndarray | float) -> np.ndarr
 
 
 def estimate(values_SN: np.ndarray, design: Rows, seed: int = 0) -> Estimate:
-    """Mean of values [S, N] with its interval over S seeds and the clusters of N rows; with one seed over clusters only."""
+    """Mean and interval of values [S, N] over S seeds and the clusters of N rows; for one seed, over clusters only."""
     values_SN = np.atleast_2d(values_SN)
     if values_SN.size == 0:
         return Estimate.unknown()
@@ -416,7 +416,7 @@ def ratio(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: int = 0) -> Es
 
 
 def interquartile_mean(values_ST: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of the middle half of the values of S runs on T tasks (Agarwal et al., arXiv 2108.13264); NaN without values.
+    """Mean of the middle half of the values of S runs on T tasks (Agarwal et al., arXiv 2108.13264); NaN for no values.
 
     As in the paper's code, the size of the omitted quarters is rounded down. The interval is a bootstrap over complete
     runs, because here every run has all tasks (in the paper each task has separate runs). It is too narrow for few runs

@@ -106,7 +106,7 @@ class Lab:
             return range(count)
         if count < self.workers.count:
             raise UsageError(
-                f"{self.workers.count} processes cannot share {count} prompts per update of task {task!r}: use at least "
+        """A new generator for (run seed, step, task, purpose) and nothing else, so that a resumed run draws the same.
                 "as many prompts as processes"
             )
         mine = self.workers.shard(count)

@@ -42,7 +42,7 @@ class ProbeLab(Lab):
         return seed_of("probe", seed, self.step, task, purpose)
 
     def velocity(self, conditioning: Conditioning, adapter: str | None, guidance: float | None = None) -> Velocity:
-        """As in `Lab`. With `sigma` set, only the part of the gradient that flows through v at this noise level remains."""
+        """As in `Lab`; with `sigma` set, only the gradient through v at this noise level remains."""
         field = super().velocity(conditioning, adapter, guidance)
         if self.sigma is None or adapter != STUDENT:
             return field
@@ -64,7 +64,7 @@ class ProbeLab(Lab):
 
 
 def task_gradients(method: Method, lab: Lab, tasks: tuple[str, ...]) -> dict[str, Tensor]:
-    """One estimate of each task's gradient, flat float32 [P] over the student's P weights, without the plan's weights."""
+    """One estimate of each task's gradient, flat float32 [P] over the student's weights, without the plan's weights."""
     parameters = lab.backbone.adapters.parameters(STUDENT)
     with torch.no_grad():
         experiences = method.mix(lab, {task: method.collect(lab, task) for task in tasks})

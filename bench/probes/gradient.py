@@ -16,7 +16,7 @@ class Moments:
     """Unbiased second moments of gradient estimates."""
 
     signal: float
-    """Squared norm of the true mean gradient, without the noise of the sample; can be negative if the noise is large."""
+    """Squared norm of the true mean gradient, without the sample's noise; can be negative if the noise is large."""
     from_states: float
     """Trace of the covariance caused by prompts and initial noise; can be negative for the same reason."""
     from_estimator: float
@@ -96,8 +96,8 @@ class GradientNoise:
     def _moments(self, picked: np.ndarray) -> Moments:
         """Nested analysis of variance over the picked states.
 
-        E[between mean square] = R from_states + from_estimator. With R = 1 the two cannot be separated, and all noise is
-        attributed to the states.
+        E[between mean square] = R from_states + from_estimator. With R = 1 the two cannot be separated, and all noise
+        is attributed to the states.
         """
         r, m = self.draws, self.states
         blocks = self.gram.reshape(m, r, m, r)
@@ -128,9 +128,8 @@ def gradient_noise(groups: Iterable[list[Tensor]], reference: Tensor | None = No
         raise ValueError("gradient noise needs estimates at two or more states")
     stacked = torch.stack(vectors)
     gram = torch.stack([(stacked * row).double().sum(1) for row in stacked])
-    if reference is None:
-        inner = torch.full((len(stacked),), torch.nan)
-    else:
+    inner = torch.full((len(stacked),), torch.nan)
+    if reference is not None:
         inner = (stacked * reference).double().sum(1)
     along = inner.reshape(-1, draws).mean(1)
     return GradientNoise(stacked.mean(0), gram.numpy(), draws, along.numpy())
