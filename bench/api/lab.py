@@ -106,8 +106,8 @@ class Lab:
             return range(count)
         if count < self.workers.count:
             raise UsageError(
-        """A new generator for (run seed, step, task, purpose) and nothing else, so that a resumed run draws the same.
-                "as many prompts as processes"
+                f"{self.workers.count} processes cannot share {count} prompts per update of task {task!r}: "
+                "use at least as many prompts as processes"
             )
         mine = self.workers.shard(count)
         self.rows[task] = Rows(mine.start, mine.stop, count)
