@@ -98,9 +98,8 @@ def paired_pictures(task: str, first: Design, *others: Design) -> Design:
     """The design that all evaluations of a task share. Raises UsageError if their rows are not of the same prompts."""
     for other in others:
         # Older records have no prompts; only their strata can be compared.
-        unknown = first.clusters is None or other.clusters is None
-        same_prompts = unknown or np.array_equal(first.clusters, other.clusters)
-        if not (same_prompts and np.array_equal(first.strata, other.strata)):
+        same = first.clusters is None or other.clusters is None or np.array_equal(first.clusters, other.clusters)
+        if not (same and np.array_equal(first.strata, other.strata)):
             raise UsageError(f"runs were evaluated on different prompts of task {task!r}: their rows cannot be paired")
     return first
 

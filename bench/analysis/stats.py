@@ -167,7 +167,7 @@ def _chances(sizes: tuple[int, ...], seeds: int, seed: int) -> tuple[np.ndarray,
     clusters with replacement, which makes the variance unbiased for small n (a tag may have two prompts).
     """
     rng = np.random.default_rng(seed)
-    weights = []
+    weights: list[np.ndarray] = []
     for n in sizes:
         if n == 1:
             weights.append(np.ones((RESAMPLES, 1)))
