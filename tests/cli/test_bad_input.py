@@ -32,7 +32,7 @@ CASES = {
     "fractional count": ([*RUN, "--set", "params.trajectories=2.5"], "params.trajectories"),
     "value where a section belongs": ([*RUN, "--set", "sampler=ode"], "section"),
     "set without a value": ([*RUN, "--set", "sampler.eta"], "key=value"),
-    "method through --set": ([*RUN, "--set", "method=nft"], "its own flag"),
+    "method through --set": ([*RUN, "--set", "method=nft"], "its own option"),
     "negative eta": ([*RUN, "--set", "sampler.kernel=flow_sde", "--set", "sampler.eta=-0.1"], "eta"),
     "eta beyond the kernel": ([*RUN, "--set", "sampler.kernel=cps", "--set", "sampler.eta=1.5"], "at most 1"),
     "eta on a deterministic kernel": ([*RUN, "--set", "sampler.eta=0.5"], "eta"),

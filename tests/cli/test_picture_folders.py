@@ -289,7 +289,7 @@ def test_why_a_picture_has_no_score_is_said(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "3 of 5 images could not be scored" in done.stderr
     assert "00001/samples/0000.png is no picture that can be scored: it has 169,000,000 pixels" in done.stderr
-    assert "00002/samples/0000.png: the scorer of task 'ocr' fails: too dark to read" in done.stderr
+    assert "00002/samples/0000.png: the scorer of task 'ocr' failed: too dark to read" in done.stderr
     rows = files.read_rows(tmp_path / "results-ocr.jsonl")
     assert [row["exact"] for row in rows] == [1, None, None, None, 1]
 

@@ -261,7 +261,7 @@ def test_what_no_job_can_ask_for(given: str, said: str) -> None:
 def test_a_setting_of_slurm_that_is_replaced_is_told(capsys) -> None:
     found = placement("slurm", None, ["partition=x", "cpus=2", "partition=y", "cpus=2"]).profile
     assert (found.partition, found.cpus) == ("y", 2)
-    assert capsys.readouterr().err == "note: --slurm partition=y holds, and not --slurm partition=x\n"
+    assert capsys.readouterr().err == "note: --slurm partition=y overrides --slurm partition=x\n"
 
 
 def test_every_launch_has_a_folder_of_its_own(root: Path) -> None:

@@ -107,9 +107,9 @@ def test_a_picture_that_cannot_be_scored_is_lost_alone(serving, micro) -> None:
     assert np.isnan(scores.metrics["brightness"]).tolist() == [False, True, False]
     away = remote.RemoteTask(Moody(), serving(Moody()))
     np.testing.assert_allclose(away.score(pictures(red=(1,)), PROMPTS).rewards, scores.rewards)
-    with pytest.raises(BenchError, match="fails on every picture: red makes me angry"):
+    with pytest.raises(BenchError, match="failed on every image: red makes me angry"):
         score_each(Moody(), pictures(red=(0, 1, 2)), PROMPTS)
-    with pytest.raises(Unscorable, match=r"fails on every picture: red makes me angry"):
+    with pytest.raises(Unscorable, match=r"failed on every image: red makes me angry"):
         away.score(pictures(red=(0, 1, 2)), PROMPTS)
 
     class Half(Moody):

@@ -123,7 +123,7 @@ def test_no_metric_is_called_reward(answering, folder: Path) -> None:
     with pytest.raises(BenchError, match="a metric is called 'reward'"):
         score(folder, answering(lambda n: judged(n, metrics={"official": [1.0] * n, "reward": [21.5] * n})))
     scores = Scores(np.ones(1), {"reward": np.full(1, 21.5), "brightness": np.ones(1)})
-    with pytest.raises(BenchError, match="calls a metric 'reward'"):
+    with pytest.raises(BenchError, match="names a metric 'reward'"):
         Evaluation.of(Moody(), [Prompt("a")], scores)
 
 
@@ -351,7 +351,7 @@ def test_a_size_that_cannot_be_scored_is_null_and_costs_no_other(serving) -> Non
     sizes = [torch.ones(3, 8, 8), torch.ones(3, 16, 400), torch.ones(3, 8, 8)]
     found = score_sizes(Narrow(), sizes, PROMPTS)
     assert np.isnan(found.rewards).tolist() == [False, True, False]
-    assert found.details[1] == {"failure": "the scorer of task 'moody' fails: too wide"}
+    assert found.details[1] == {"failure": "the scorer of task 'moody' failed: too wide"}
     assert score_sizes(Narrow(), sizes[1:2] * 9, PROMPTS * 3).metrics == {}
     away = RemoteTask(Narrow(), serving(Narrow()))
     with pytest.raises(Unscorable, match="too wide"):
