@@ -38,10 +38,10 @@ def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
         with pytest.raises((DamagedError, OSError), match=r"x is .*not a file|symbolic links"):
             read(tmp_path / "x")
     put(tmp_path / "d" / "00000" / "samples" / "0000.png", kind)
-    with pytest.raises(UsageError, match="no picture"):
+    with pytest.raises(UsageError, match="is not a readable image"):
         layout.load(tmp_path / "d" / "00000" / "samples" / "0000.png")
     put(tmp_path / "d" / "00000" / "metadata.jsonl", kind)
-    with pytest.raises(UsageError, match="is no prompt record"):
+    with pytest.raises(UsageError, match="is not a prompt record"):
         layout.read(tmp_path / "d")
 
 
@@ -104,9 +104,9 @@ def test_a_picture_that_is_a_program_is_not_run(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "0000.png").write_bytes(EPS)
     with Image.open(tmp_path / "0000.png") as image:
         assert image.format == "EPS"
-    with pytest.raises(UsageError, match="is no picture that can be scored: it is none of PNG, JPEG"):
+    with pytest.raises(UsageError, match="is not a readable image: its format is not one of PNG, JPEG"):
         layout.load(tmp_path / "0000.png")
-    with pytest.raises(ValueError, match="it is none of PNG"):
+    with pytest.raises(ValueError, match="its format is not one of PNG"):
         from_file(io.BytesIO(EPS))
 
 
