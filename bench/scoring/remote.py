@@ -217,7 +217,7 @@ def _proxy(url: str) -> str | None:
     if here or not proxy or urllib.request.proxy_bypass(parts.netloc):
         return None
     address_only = proxy.rpartition("@")[2].rpartition("//")[2]
-    return f"{address_only} (from {parts.scheme}_proxy)"
+    return f"{address_only} from {parts.scheme}_proxy"
 
 
 def _beginning(error: urllib.error.HTTPError) -> str:

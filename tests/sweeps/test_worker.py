@@ -190,7 +190,7 @@ def test_a_result_that_cannot_be_stored_is_printed(tmp_path: Path) -> None:
     (where.folder / "summary.json").mkdir()
     done = bench(["sweep", "s.yaml"], tmp_path)
     assert done.returncode == 1
-    assert "the best trial again:" in done.stdout
+    assert "to repeat the best trial:" in done.stdout
     assert done.stderr.startswith("error: the result could not be stored in ") and done.stderr.count("\n") == 1
 
 

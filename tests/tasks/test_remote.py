@@ -149,8 +149,8 @@ def test_no_server_and_nonsense_answers_are_clear(serving, monkeypatch) -> None:
 
     for body, said in (
         (b"<html>", "did not return JSON"),
-        (b"[1]", "answered list, not an object"),
-        (b'{"rewards": [0.1, 0.2]}', "2 numbers for 3 pictures"),
+        (b"[1]", "returned JSON of type list, not an object"),
+        (b'{"rewards": [0.1, 0.2]}', "2 numbers for 3 images"),
         (b'{"rewards": [0.1, "x", 0.2]}', "invalid scores"),
         (b'{"rewards": [0.1, 2, 0.2]}', r"outside \[0, 1\]"),
         (b'{"metrics": {}}', "invalid scores"),
@@ -271,7 +271,7 @@ def test_a_scorer_on_this_machine_is_asked_without_a_proxy(host: str, serving, m
     monkeypatch.delenv("no_proxy", raising=False)
     assert remote.RemoteTask(Moody(), "http://127.3.2.1:1").proxy is None
     assert remote.RemoteTask(Moody(), "http://[::1]:1").proxy is None
-    assert remote.RemoteTask(Moody(), "http://example.org").proxy == "127.0.0.1:9 of http_proxy"
+    assert remote.RemoteTask(Moody(), "http://example.org").proxy == "127.0.0.1:9 from http_proxy"
     url = serving(Moody()).replace("127.0.0.1", host)
     assert remote.RemoteTask(Moody(), url).scorer_name == Moody().scorer_name
 
@@ -284,7 +284,7 @@ def test_the_proxy_that_was_asked_is_named_and_its_password_is_not(page, monkeyp
     with pytest.raises(BenchError, match="did not return JSON") as refused:
         _ = remote.RemoteTask(Moody(), "http://scorer.invalid:8600").scorer_name
     assert asked == ["http://scorer.invalid:8600/"]
-    for said in ("a web page 'Log in'", f"the proxy {proxy} of http_proxy", "put scorer.invalid into no_proxy"):
+    for said in ("a web page 'Log in'", f"the proxy {proxy} from http_proxy", "add scorer.invalid to no_proxy"):
         assert said in str(refused.value)
     assert "secret" not in str(refused.value)
     monkeypatch.setenv("no_proxy", "scorer.invalid")
@@ -342,7 +342,7 @@ def test_what_is_no_address_is_refused_before_anything_is_written(url: str, tmp_
         (b'{"rewards": [0, 0, 0], "metrics": {"m": [1' + b"0" * 400 + b", 0, 0]}}", "too large"),
         (b'{"rewards": [0, 0, 0], "metrics": [1]}', "invalid scores"),
         (b'{"rewards": [0, 0, 0], "details": {"a": 1}}', "details are not a list"),
-        (b'{"rewards": [0, 0, 0], "details": [{}]}', "1 details for 3 pictures"),
+        (b'{"rewards": [0, 0, 0], "details": [{}]}', "1 details for 3 images"),
         (b"[" * 100_000, "did not return JSON"),
     ],
 )
