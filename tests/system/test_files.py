@@ -114,7 +114,7 @@ def test_a_picture_that_is_a_program_is_not_run(monkeypatch: pytest.MonkeyPatch,
 def test_several_frames_are_refused(kind: str, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "0000.png", kind, save_all=True, append_images=frames[1:])
-    with pytest.raises(UsageError, match="it holds 2 frames"):
+    with pytest.raises(UsageError, match="it contains 2 frames"):
         layout.load(tmp_path / "0000.png")
 
 
@@ -135,7 +135,7 @@ def tiff(bits: int, meaning: int) -> bytes:
     return b"II*\0" + start.to_bytes(4, "little") + data + len(entries).to_bytes(2, "little") + directory + b"\0\0\0\0"
 
 
-@pytest.mark.parametrize(("bits", "meaning", "said"), [(12, 1, "12 bits a pixel"), (16, 0, "white at zero")])
+@pytest.mark.parametrize(("bits", "meaning", "said"), [(12, 1, "its grey values have 12 bits"), (16, 0, "white at zero")])
 def test_deep_grey_that_means_something_else_is_refused(bits: int, meaning: int, said: str) -> None:
     assert from_file(io.BytesIO(tiff(16, 1))).tolist() == [[[1.0, 1.0]]] * 3
     with pytest.raises(ValueError, match=said):

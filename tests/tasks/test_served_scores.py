@@ -113,7 +113,7 @@ def test_half_a_score_is_none_and_is_not_remembered(half: str, answering, folder
 def test_all_null_is_no_score(answering, folder: Path) -> None:
     for answer in ({"rewards": [None] * 6}, {"rewards": [None] * 6, "details": [{"failure": "too dark"}] * 6},
                    judged(6) | {"metrics": {"official": [None] * 6}}):  # fmt: skip
-        said = "too dark" if "details" in answer else "did not score any image"
+        said = "too dark" if "details" in answer else "returned no score for any image"
         with pytest.raises(BenchError, match=f"no picture could be scored: .*{said}"):
             score(folder, answering(lambda n, answer=answer: answer))
     assert not list(folder.glob("results*"))
