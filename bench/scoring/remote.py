@@ -125,7 +125,7 @@ class RemoteTask(TaskAround):
         if ((rewards < self.lowest_reward) | (rewards > 1)).any():
             raise BenchError(f"{self.url}/score returned a reward outside [{self.lowest_reward:g}, 1]")
         if np.isnan(rewards).all() and not metrics:
-            raise Unscorable(cause_of(details) or f"{self.url} did not score any image")
+            raise Unscorable(cause_of(details) or f"{self.url} returned no score for any image")
         return Scores(rewards, metrics, details)
 
     def _ask(self, path: str, content: dict | None) -> dict:
@@ -217,7 +217,7 @@ def _proxy(url: str) -> str | None:
     if here or not proxy or urllib.request.proxy_bypass(parts.netloc):
         return None
     address_only = proxy.rpartition("@")[2].rpartition("//")[2]
-    return f"{address_only} (from {parts.scheme}_proxy)"
+    return f"{address_only} from {parts.scheme}_proxy"
 
 
 def _beginning(error: urllib.error.HTTPError) -> str:

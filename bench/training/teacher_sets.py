@@ -75,7 +75,7 @@ def taught_otherwise(specs: Iterable[Spec], root: Path) -> list[str]:
         if others:
             folders = " or ".join(str(_near(folder / "adapter")) for folder in others)
             lines.append(
-                f"note: the teacher for {task} is trained now by the backbone's recipe; to use one that was trained "
+                f"the teacher for {task} is trained now by the backbone's recipe; to use one that was trained "
                 f"with other settings: --set teachers.{task}={folders}"
             )
     return lines

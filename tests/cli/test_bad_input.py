@@ -98,7 +98,7 @@ CASES = {
     "eval at a scale twice": (["eval", "--adapter", "base", "--guidance", "0,2,-0"], "scale 0 twice"),
     "serving all tasks": (["serve", "all"], "unknown task 'all'"),
     "serving at no address": (["serve", "ocr", "--world", "micro", "--host", ""], "--host is empty"),
-    "serving at what is no text": (["serve", "ocr", "--world", "micro", "--host", "\udcff"], "is no address"),
+    "serving at what is no text": (["serve", "ocr", "--world", "micro", "--host", "\udcff"], "is not a valid address"),
     "scoring with all tasks": (["score", "all", "made"], "unknown task 'all'"),
     "eval with zero steps": (["eval", "--adapter", "base", "--steps", "0"], "at least 1"),
     "compare of an unknown method": (["compare", "--methods", "opd_ppoo"], "did you mean 'opd_ppo'"),

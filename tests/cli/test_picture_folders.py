@@ -97,7 +97,7 @@ def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
     (tmp_path / "made" / "00000" / "samples" / "0000.png").unlink()
     done = bench(["score", "ocr", "made"], tmp_path)
     assert done.returncode == 2
-    assert "no pictures in GenEval's layout" in done.stderr
+    assert "no images in GenEval's layout" in done.stderr
     assert "there is made/00000" in done.stderr
 
 
@@ -108,7 +108,7 @@ def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
 def test_a_prompt_record_that_is_none_is_named(record: bytes, tmp_path: Path) -> None:
     add(tmp_path)
     (tmp_path / "00000" / "metadata.jsonl").write_bytes(record)
-    with pytest.raises(layout.UsageError, match=r"00000/metadata\.jsonl is no prompt record"):
+    with pytest.raises(layout.UsageError, match=r"00000/metadata\.jsonl is not a prompt record"):
         read(tmp_path)
 
 
@@ -288,8 +288,8 @@ def test_why_a_picture_has_no_score_is_said(tmp_path: Path) -> None:
     done = bench(["score", "ocr", "."], tmp_path, before=_no_black_pictures)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "3 of 5 images could not be scored" in done.stderr
-    assert "00001/samples/0000.png is no picture that can be scored: it has 169,000,000 pixels" in done.stderr
-    assert "00002/samples/0000.png: the scorer of task 'ocr' failed: too dark to read" in done.stderr
+    assert "00001/samples/0000.png is not a readable image: it has 169,000,000 pixels" in done.stderr
+    assert "00002/samples/0000.png: the scorer of task 'ocr' fails: too dark to read" in done.stderr
     rows = files.read_rows(tmp_path / "results-ocr.jsonl")
     assert [row["exact"] for row in rows] == [1, None, None, None, 1]
 

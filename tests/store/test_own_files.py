@@ -255,7 +255,7 @@ def test_a_cache_that_cannot_be_kept_costs_no_result(tmp_path: Path, kind: str, 
     kept.unlink()
     put(kept, kind)
     assert references.of("base", None, "ocr", "base", 1.0) == record
-    assert any(f"the evaluation of base on ocr is not kept: {kept}" in line for line in said)
+    assert any(f"the evaluation of base on ocr could not be cached: {kept}" in line for line in said)
     assert not list(cache.glob(".*"))
     if pictures:
         (kept_pictures,) = cache.glob("pictures-*")

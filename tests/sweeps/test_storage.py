@@ -92,7 +92,7 @@ def test_wherever_a_journal_is_cut_the_study_ends_the_same(tmp_path: Path, whole
         place.journal.write_bytes(content[:cut])
         (place.folder / "home").write_bytes(home)
         assert told(work(study(), place, carry_out=fast)) == wanted, cut
-        with pytest.raises(UsageError, match="was begun with another"):
+        with pytest.raises(UsageError, match="was started with a different"):
             open_study(study(budget=65), place)
 
 

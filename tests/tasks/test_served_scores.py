@@ -100,7 +100,7 @@ def test_half_a_score_is_none_and_is_not_remembered(half: str, answering, folder
     broken = {"rewards": gaps} if half == "reward" else {"metrics": {"official": gaps}}
     mended = []
     url = answering(lambda n: judged(n) | ({} if mended else broken))
-    with pytest.raises(BenchError, match=r"5 of 6 images could not be scored; .*no picture of 'colors' has a score"):
+    with pytest.raises(BenchError, match=r"5 of 6 images could not be scored; .*no image of 'colors' has a score"):
         score(folder, url)
     captured = capsys.readouterr()
     assert "1 images" in captured.out
@@ -113,14 +113,14 @@ def test_half_a_score_is_none_and_is_not_remembered(half: str, answering, folder
 def test_all_null_is_no_score(answering, folder: Path) -> None:
     for answer in ({"rewards": [None] * 6}, {"rewards": [None] * 6, "details": [{"failure": "too dark"}] * 6},
                    judged(6) | {"metrics": {"official": [None] * 6}}):  # fmt: skip
-        said = "too dark" if "details" in answer else "gives no picture a score"
+        said = "too dark" if "details" in answer else "returned no score for any image"
         with pytest.raises(BenchError, match=f"no image could be scored: .*{said}"):
             score(folder, answering(lambda n, answer=answer: answer))
     assert not list(folder.glob("results*"))
 
 
 def test_no_metric_is_called_reward(answering, folder: Path) -> None:
-    with pytest.raises(BenchError, match="a metric is called 'reward'"):
+    with pytest.raises(BenchError, match="a metric is named 'reward'"):
         score(folder, answering(lambda n: judged(n, metrics={"official": [1.0] * n, "reward": [21.5] * n})))
     scores = Scores(np.ones(1), {"reward": np.full(1, 21.5), "brightness": np.ones(1)})
     with pytest.raises(BenchError, match="names a metric 'reward'"):
@@ -138,7 +138,7 @@ def test_no_metric_is_called_reward(answering, folder: Path) -> None:
     ],
 )
 def test_details_that_are_no_verdict_are_refused(detail: dict, said: str, answering, folder: Path) -> None:
-    with pytest.raises(BenchError, match=f"answered what is no score: .*{said}"):
+    with pytest.raises(BenchError, match=f"returned invalid scores: .*{said}"):
         score(folder, answering(lambda n: judged(n, details=[detail] * n)))
     assert not list(folder.glob("results*"))
 
@@ -157,14 +157,14 @@ def test_what_is_no_verdict_is_not_called_one(answering, folder: Path) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirection_is_refused_with_its_target(status: int, answering) -> None:
     away = RemoteTask(Moody(), answering(status, "/login?key=secret"))
-    with pytest.raises(BenchError, match=f"answered {status}, a redirection to {away.url}/login, which") as refused:
+    with pytest.raises(BenchError, match=f"answered {status}, a redirect to {away.url}/login, which") as refused:
         away.score(pictures(), PROMPTS)
     assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("target", ["http://[bad", "http://me:secret@127.0.0.1/x", "", "file:///etc/passwd"])
 def test_a_redirection_to_anything_is_one_line(target: str, answering) -> None:
-    with pytest.raises(BenchError, match="answered 307, a redirection to ") as refused:
+    with pytest.raises(BenchError, match="answered 307, a redirect to ") as refused:
         RemoteTask(Moody(), answering(307, target)).score(pictures(), PROMPTS)
     assert "secret" not in str(refused.value)
 
@@ -178,7 +178,7 @@ def test_a_stratum_without_scores_leaves_no_mean_over_strata(capsys) -> None:
     assert np.isnan(whole.estimate("other").value)  # of a metric, too
     without = Evaluation("t", "official", strata, {"official": lost, "other": half})
     assert np.isnan([without.estimate(metric).value for metric in without.rows]).all()
-    assert without.missing == "no picture of 'b' has a score, so that there is no mean over tags"
+    assert without.missing == "no image of 'b' has a score, so the mean over tags is undefined"
     print_summary(without, "made up")
     _print("made up", [(1.0, without), (2.0, whole), (3.0, without)])
     shown = capsys.readouterr().out
@@ -292,7 +292,7 @@ def test_scores_under_other_metrics_are_scored_again_or_refused(tmp_path: Path) 
     edited(path, metrics=other)
     task = RememberingTask(Moody(), path)
     task.score(pictures(), PROMPTS)
-    with pytest.raises(UsageError, match=r"with the metrics brightness, more, and now it gives brightness: move"):
+    with pytest.raises(UsageError, match=r"with the metrics brightness, more, but it now gives brightness: move"):
         task.score(pictures(5)[4:], PROMPTS[:1])
 
 

@@ -133,12 +133,12 @@ def test_changed_teacher_stops_a_resume(session: Session, tmp_path: Path, micro,
         execute(spec, session)
     monkeypatch.setattr(Loop, "_save", save)
     write(2)
-    with pytest.raises(UsageError, match="another adapter for ocr"):
+    with pytest.raises(UsageError, match="a different adapter for ocr"):
         execute(spec, session)
     write(1)
     execute(spec, session)
     write(2)  # nor is a finished run shown as one of this teacher's
-    with pytest.raises(UsageError, match="another adapter for ocr"):
+    with pytest.raises(UsageError, match="a different adapter for ocr"):
         execute(spec, session)
 
 
@@ -324,7 +324,7 @@ def test_what_scorers_lack_is_found_out_before_training(session: Session, monkey
     rewards_alone = lambda self, images, prompts: Scores(np.zeros(len(prompts)), {"edit": np.zeros(len(prompts))})
     with monkeypatch.context() as patch:
         patch.setattr(Ocr, "score", rewards_alone)
-        with pytest.raises(BenchError, match="gives edit, not its headline 'exact'"):
+        with pytest.raises(BenchError, match="gives edit, not the headline metric 'exact'"):
             execute(quick(), session)
     assert not list(session.root.glob("*/metrics.jsonl"))
 

@@ -151,7 +151,7 @@ FORGETFUL = {
     "rows": (
         "conditioning = lab.encode(lab.prompts(task, 4))",
         "torch.randn(len(start.noise), generator=lab.generator('mine', task))",
-        "draws from lab.generator by itself",
+        "draws from lab.generator directly",
     ),
     "global": ("conditioning = lab.encode(lab.prompts(task, 4))", "torch.rand(1)", "global random generator"),
     "prepare": ("conditioning = lab.encode(lab.prompts(task, 4))", "", "global random generator"),
