@@ -34,7 +34,10 @@ class GrpoGuard(Grpo):
         """Also refuse any `log_prob` but the Gaussian's."""
         super().check(sampler, groups)
         if self.options.log_prob != "gaussian":
-            raise UsageError(f"params.grpo_guard.log_prob {self.options.log_prob}: GRPO-Guard corrects the Gaussian log-ratio; set gaussian")
+            raise UsageError(
+                f"params.grpo_guard.log_prob {self.options.log_prob}: GRPO-Guard corrects the Gaussian log-ratio; "
+                "set gaussian"
+            )
 
     def log_ratio(self, new: Gaussian, old: Gaussian, drawn: Tensor) -> Tensor:
         """Log-ratio [B] with its bias removed, times the std of the step.

@@ -38,8 +38,8 @@ class RlOptions(Options):
     group_size: Annotated[int, Field(gt=1, le=100_000)] = 24
     """Images per prompt."""
     mixing: Mixing = "per_reward"
-    """Scale of advantages across tasks: per_reward divides each task by its own standard deviation, pooled and raw divide
-    all tasks by a common one (methods/rl/advantages.py)."""
+    """Scale of advantages across tasks: per_reward divides each task by its own standard deviation, pooled and raw
+    divide all tasks by a common one (methods/rl/advantages.py)."""
     global_std: bool = True
     """True: the standard deviation is taken over the task's batch; False: over each prompt group."""
     nft: NftOptions = NftOptions()
@@ -83,7 +83,8 @@ class RlMethod(Method[Samples]):
         options.build().check(sampler, options.groups)
         if options.mixing != "per_reward" and not options.global_std:
             raise UsageError(
-                f"params.mixing {options.mixing} divides all tasks by one standard deviation: set params.global_std true"
+                f"params.mixing {options.mixing} divides all tasks by one standard deviation: "
+                "set params.global_std true"
             )
 
     @classmethod
