@@ -111,7 +111,8 @@ def listen(detector: Detector, folder: Path) -> None:
         if not any(same(known, detection) for detection in found):
             seen = ", ".join(f"{COCO.names[d.label]} {d.score:.2f}" for d in found) or "nothing"
             raise BenchError(
-                f"the detector in {folder} no longer finds the {known['class']} of its canary picture but {seen}: "
+                f"the detector in {folder} no longer finds the {known['class']} of its canary picture "
+                f"(found: {seen}): "
                 "its weights have changed, or this version of torch or transformers computes different values"
             )
 

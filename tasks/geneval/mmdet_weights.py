@@ -221,7 +221,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help=f"mmdet checkpoint file; officially {OFFICIAL}")
     parser.add_argument("folder", type=Path, help="folder for the converted model")
-    parser.add_argument("--canary", type=Path, help="image with known objects; the detector is checked on it before every scoring run")
+    canary_help = "image with known objects, on which the detector is checked before every scoring run"
+    parser.add_argument("--canary", type=Path, help=canary_help)
     parser.add_argument("--objects", help="objects in the canary, as cat=2,tv remote=2 (GenEval's or COCO's names)")
     arguments = parser.parse_args()
     if (arguments.canary is None) != (arguments.objects is None):

@@ -31,7 +31,7 @@ Objects = dict[str, list[DetectedObject]]
 
 
 def select(objects: Objects, tag: str) -> Objects:
-    """Keep what the official evaluator keeps: objects strictly above the threshold, by confidence, at most 16 per class.
+    """Keep what the official evaluator keeps: objects strictly above the threshold, most confident first, 16 per class.
 
     Equally confident objects keep their order. The official evaluator takes the last of them first, so the reader of
     detections passes them in reverse order (tasks/geneval/photo.py).
