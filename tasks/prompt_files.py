@@ -56,7 +56,7 @@ def read_prompts(task: str, sources: dict[str, str], check: Callable[[str], obje
     splits = {"train": train, "validation": validation, "test": test}
     for split, prompts in splits.items():
         if not prompts:
-            raise UsageError(f"{folder} leaves no {split} prompts: the last {HELD_OUT} of train.txt are used for validation")
+            raise UsageError(f"{folder} leaves no {split} prompts: the last {HELD_OUT} of train.txt serve for validation")
     return splits
 
 
@@ -110,7 +110,7 @@ def _another_kind(lines: list[str]) -> str | None:
 
 
 def _mostly_json(lines: list[str]) -> bool:
-    """Whether most lines are JSON. Lines in quotes count as items of a list, but a single line in quotes is a prompt."""
+    """Whether most lines are JSON. A line in quotes counts as an item of a list, unless it is the only line."""
     texts = sum(_holds(line.removesuffix(","), str) for line in lines) if len(lines) > 1 else 0
     matches = sum(bool(OF_JSON.match(line)) for line in lines)
     return 2 * (texts + matches) > len(lines)
