@@ -56,7 +56,7 @@ def read_prompts(task: str, sources: dict[str, str], check: Callable[[str], obje
     splits = {"train": train, "validation": validation, "test": test}
     for split, prompts in splits.items():
         if not prompts:
-            raise UsageError(f"{folder} leaves no {split} prompts: the last {HELD_OUT} of train.txt serve for validation")
+            raise UsageError(f"{folder} leaves no {split} prompts: {HELD_OUT} of train.txt are used for validation")
     return splits
 
 

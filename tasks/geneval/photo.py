@@ -47,6 +47,7 @@ class PhotoReader:
         return f"{self.detector.name}+{self.judge.name}"
 
     def __call__(self, images_BCHW: Tensor, records: list[dict]) -> list[Objects]:
+        """Objects by class name for each image. Equally confident ones are in the official evaluator's order."""
         found = self.detector.detect(images_BCHW, THRESHOLD)
         return [self._read(*part) for part in zip(images_BCHW, records, found, strict=True)]
 

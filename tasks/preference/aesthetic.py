@@ -57,6 +57,7 @@ class AestheticJudge:
 
     @without_gradients
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        """Predicted ratings, float64 [B]; `texts` is ignored."""
         ratings = self.head(self.clip.images(images_BCHW))
         return ratings.squeeze(1).double().cpu().numpy()
 

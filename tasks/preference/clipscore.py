@@ -49,5 +49,6 @@ class ClipScoreJudge:
         return f"{self.metric}-v{VERSION}-clip-{self.clip.name}"
 
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        """CLIPScores in the chosen convention, float64 [B]."""
         factor = 1.0 if self.convention == "cosine" else self.clip.scale / float(self.convention)
         return (factor * self.clip.cosines(images_BCHW, texts)).double().cpu().numpy()

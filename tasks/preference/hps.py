@@ -43,4 +43,5 @@ class HpsJudge:
         return f"hpsv2.1-clip-{self.clip.name}"
 
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        """Cosine similarities, float64 [B]."""
         return self.clip.cosines(images_BCHW, texts).double().cpu().numpy()

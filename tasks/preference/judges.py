@@ -55,6 +55,7 @@ class PickScoreJudge:
         return self.scorer.name
 
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        """PickScores, float64 [B]."""
         return self.scorer.raw(images_BCHW, texts)
 
 

@@ -1,4 +1,4 @@
-"""Diffusion-DPO (arXiv 2311.12908) on flow models: it learns from offline pairs of images, without rollouts or rewards."""
+"""Diffusion-DPO (arXiv 2311.12908) on flow models: offline pairs of images, no rollouts or rewards."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class DpoOptions(Options):
     """Settings of Diffusion-DPO."""
 
     pairs: str
-    """Folder with a file TASK.safetensors per task. It contains the tensors "winner" and "loser" [N, 3, H, W] in [0, 1],
-    and in its metadata "prompts", one per line."""
+    """Folder with a file TASK.safetensors per task. It contains the tensors "winner" and "loser" [N, 3, H, W] in
+    [0, 1], and in its metadata "prompts", one per line."""
     batch: int = 8
     """Pairs per task and update."""
     beta: float = 500.0

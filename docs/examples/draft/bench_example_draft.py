@@ -72,7 +72,8 @@ class Draft(Method):
         if not 1 <= spec.params["last"] <= sampler.steps:
             raise UsageError(f"params.last {spec.params['last']} must be from 1 to sampler.steps, {sampler.steps}")
         if any(at.d for at in sampler.coefficients):
-            raise UsageError(f"method {cls.name!r} needs a one-step kernel, not {sampler.kernel.name!r}: set sampler.kernel")
+            kernel = sampler.kernel.name
+            raise UsageError(f"method {cls.name!r} needs a one-step kernel, not {kernel!r}: set sampler.kernel")
 
     @classmethod
     def predict(cls, spec, sampler) -> int:

@@ -14,7 +14,7 @@ class OpdPcGrad(OpdAnalytic):
     source = "DiffusionOPD, arXiv 2605.15055, with PCGrad, arXiv 2001.06782, Alg. 1"
 
     def combine(self, lab: Lab, gradients: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-        """The weighted sum of the gradients, each projected off those that it conflicts with, in random order (Alg. 1)."""
+        """The weighted sum of the gradients, each projected off those it conflicts with, in random order (Alg. 1)."""
         order = lab.numpy_generator("pcgrad")  # the same order in every process
         names = list(gradients)
         total = torch.zeros_like(gradients[names[0]])
