@@ -109,8 +109,9 @@ class OpdPpo(DistillationMethod):
         at = [lab.sampler.coefficients[k] for k in steps]
         states = [trajectory.states[k] for k in steps]
         drawn = [trajectory.states[k + 1] for k in steps]
-        old = [Transition(x, trajectory.velocities[k], a) for x, k, a in zip(states, steps, at)]
-        guide = [Transition(x, v, a) for x, v, a in zip(states, experience.teacher, at)]
+        velocities = [trajectory.velocities[k] for k in steps]
+        old = list(map(Transition, states, velocities, at))
+        guide = list(map(Transition, states, experience.teacher, at))
         to_go = sum(q.log_prob(y) - p.log_prob(y) for p, q, y in zip(old, guide, drawn))
         assert not isinstance(to_go, int)  # at least one step is trained
         ratios, total = Ratios(o.clip), 0.0
@@ -125,7 +126,8 @@ class OpdPpo(DistillationMethod):
             loss = surrogate(log_ratio, advantage, o.clip)
             # From the next step on, this step's log-ratio no longer belongs to the return.
             to_go = to_go - (guide[i].log_prob(y) - old[i].log_prob(y))
-            total += float(new.kl(guide[i]).detach().mean()) / v[0].numel() / len(steps)
+            kl = float(new.kl(guide[i]).detach().mean())
+            total += kl / v[0].numel() / len(steps)
             loss = self.anchored(loss, lab, conditioning, x, sigmas[k], v)
             yield loss.mean() / len(steps)
         ratios.note(lab, task, 1 / (len(steps) * len(conditioning)))

@@ -72,9 +72,10 @@ class Clip:
         """Unit embeddings [B, D] of texts, float32. Every distinct text is encoded once."""
         new = [t for t in dict.fromkeys(texts) if t not in self._texts]
         if new:
-            tokens = {k: v.to(self.device) for k, v in self.tokenise(new).items()}
+            tokens = {key: value.to(self.device) for key, value in self.tokenise(new).items()}
             embedded = self.model.get_text_features(**tokens).pooler_output.float()
-            self._texts.update(zip(new, torch.nn.functional.normalize(embedded, dim=-1)))
+            unit = torch.nn.functional.normalize(embedded, dim=-1)
+            self._texts.update(zip(new, unit))
         return torch.stack([self._texts[t] for t in texts])
 
     @without_gradients
@@ -111,7 +112,9 @@ def with_processor(model: str, processor: str, sources: dict[str, str], prepare:
     parts = cache(partial(load_processor, processor))
 
     def tokenise(texts: list[str]) -> dict[str, Tensor]:
-        return dict(parts()[0](texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
+        tokenizer = parts()[0]
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        return dict(tokens)
 
     def processed(pictures: Pictures, side: int) -> Tensor:
         from PIL import Image
@@ -149,7 +152,9 @@ def standardise(images_BCHW: Tensor, side: int, mode: str) -> Tensor:
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     images_BCHW = images_BCHW.float().cpu()
-    if images_BCHW.shape[-2:] != (side, side):
-        images_BCHW = torch.nn.functional.interpolate(images_BCHW, (side, side), mode=mode, antialias=True)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    size = (side, side)
+    if images_BCHW.shape[-2:] != size:
+        images_BCHW = torch.nn.functional.interpolate(images_BCHW, size, mode=mode, antialias=True)
+    mean = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
+    std = torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
     return (images_BCHW - mean) / std

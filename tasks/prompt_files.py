@@ -104,7 +104,8 @@ def _another_kind(lines: list[str]) -> str | None:
         return f"a table with a line of column names, {lines[0]!r}"
     # A file with a single column, whose quoted prompts have quotes inside.
     rows = [_fields(line) for line in lines if line[0] == '"' and '""' in line]
-    if rows and all(len(_fields(line)) == 1 for line in lines) and any('"' in row[0] for row in rows):
+    single = all(len(_fields(line)) == 1 for line in lines)
+    if rows and single and any('"' in row[0] for row in rows):
         return "a CSV file, with doubled quotes"
     return None
 

@@ -27,7 +27,9 @@ def advantages(rewards: dict[str, np.ndarray], mixing: Mixing, global_std: bool)
     centred = {task: r - r.mean(1, keepdims=True) for task, r in rewards.items()}
     if mixing != "per_reward":
         scaled_by = centred if mixing == "raw" else rewards
-        common = float(np.concatenate([r.ravel() for r in scaled_by.values()]).std())
+        values = np.concatenate([r.ravel() for r in scaled_by.values()])
+        common = float(values.std())
         return {task: c / (common + FLOOR) for task, c in centred.items()}
     axis = None if global_std else 1
-    return {task: c / (rewards[task].std(axis, keepdims=True) + FLOOR) for task, c in centred.items()}
+    deviation = {task: r.std(axis, keepdims=True) for task, r in rewards.items()}
+    return {task: c / (deviation[task] + FLOOR) for task, c in centred.items()}

@@ -99,9 +99,7 @@ class Grpo(Engine):
                 f"{section}.timestep_fraction {o.timestep_fraction:g} of {sampler.steps} steps trains no step"
             )
         if groups % o.inner_updates:
-            raise UsageError(
-                f"params.groups {groups} is not divisible by {section}.inner_updates {o.inner_updates}"
-            )
+            raise UsageError(f"params.groups {groups} is not divisible by {section}.inner_updates {o.inner_updates}")
 
     def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
         """Roll out the student, keeping all states and velocities."""
@@ -117,7 +115,8 @@ class Grpo(Engine):
         """Eq. 5 with the KL penalty, one piece per trained step and chunk of this inner update's images."""
         o, trajectory = self.options, samples.trajectory
         steps = self.trained(lab.sampler)
-        mine, whole = inner_rows(len(trajectory.final), lab.rows.get(task), o.inner_updates, lab.inner)
+        count, rows = len(trajectory.final), lab.rows.get(task)
+        mine, whole = inner_rows(count, rows, o.inner_updates, lab.inner)
         # The training loop multiplies each process's loss by its shard fraction, which would be wrong here: an inner
         # update's prompts are not spread over the processes like the update's.
         scale = 1 / (whole * len(steps) * lab.shard_fraction(task))

@@ -122,7 +122,8 @@ class RlMethod(Method[Samples]):
     def collect(self, lab: Lab, task: str) -> Samples:
         """Sample `group_size` images per prompt and score them; `mix` fills in the advantages."""
         o = self.options
-        prompts = [p for p in lab.prompts(task, o.groups) for _ in range(o.group_size)]
+        drawn = lab.prompts(task, o.groups)
+        prompts = [prompt for prompt in drawn for _ in range(o.group_size)]
         conditioning = lab.encode(prompts)
         trajectory = self.engine.sample(lab, task, conditioning)
         scores = lab.score(task, trajectory.final, prompts)

@@ -52,7 +52,8 @@ class NftOptions(Options):
 
 def optimality(advantages_B: Tensor, clip: float) -> Tensor:
     """Advantages [B] -> optimality probabilities r in [0, 1], [B]: 1/2 + clipped advantage / (2 clip)."""
-    return (advantages_B.clamp(-clip, clip) / (2 * clip) + 0.5).clamp(0, 1)
+    clipped = advantages_B.clamp(-clip, clip)
+    return (clipped / (2 * clip) + 0.5).clamp(0, 1)
 
 
 def policy_loss(v: Tensor, v_old: Tensor, x_t: Tensor, x0: Tensor, sigma_B: Tensor, r_B: Tensor, beta: float) -> Tensor:
@@ -63,7 +64,9 @@ def policy_loss(v: Tensor, v_old: Tensor, x_t: Tensor, x0: Tensor, sigma_B: Tens
 
     def error(velocity: Tensor) -> Tensor:
         gap = x_t - sigma_B.view(-1, 1, 1, 1) * velocity - x0
-        weight = gap.detach().abs().flatten(1).double().mean(1).clamp_min(1e-5)
+        # The mean absolute error, in float64 as in the released code; no gradient flows through the weight.
+        size = gap.detach().abs().flatten(1).double()
+        weight = size.mean(1).clamp_min(1e-5)
         return (gap.square().flatten(1).mean(1) / weight).float()
 
     positive = error(beta * v + (1 - beta) * v_old)
@@ -82,7 +85,8 @@ class Nft(Engine):
     def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
         """Sample images with the old policy; only they are kept, not the trajectory."""
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
-        return rollout(lab.velocity(conditioning, OLD), noise, lab.sampler, lab.generator("kernel", task))
+        old = lab.velocity(conditioning, OLD)
+        return rollout(old, noise, lab.sampler, lab.generator("kernel", task))
 
     def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
         """Eq. 8 plus the penalty, one piece per noise level and chunk of images."""
@@ -91,9 +95,12 @@ class Nft(Engine):
         generator = lab.generator("timesteps", task)
         levels = torch.tensor(lab.sampler.schedule.sigmas[:-1])
         count = min(o.timesteps, len(levels))
+
+        def keys(rows: int) -> Tensor:
+            return torch.rand(rows, len(levels), generator=generator)
+
         # Every image gets its own random noise levels, without repetition.
-        mixed = draw(lambda n: torch.rand(n, len(levels), generator=generator), len(x0), generator)
-        order = mixed.argsort(1)[:, :count]
+        order = draw(keys, len(x0), generator).argsort(1)[:, :count]
         for k in range(count):
             sigma = levels[order[:, k]].to(x0.device)
             noise = normal(x0.shape, generator).to(x0.device)
@@ -114,7 +121,8 @@ class Nft(Engine):
         """A rollout, and per noise level a pass of the student with gradients, one of the old policy and, with a
         penalty, one of the reference."""
         levels = min(self.options.timesteps, sampler.steps)
-        return Passes(forward=sampler.steps + levels * (2 if self.options.kl else 1), trained=levels)
+        fixed = 2 if self.options.kl else 1
+        return Passes(forward=sampler.steps + levels * fixed, trained=levels)
 
     def kept(self, sampler: Sampler) -> int:
         """The image's latents, clean and re-noised."""

@@ -133,7 +133,8 @@ def known_objects(folder: Path) -> list[dict]:
             raise ValueError("no objects")
         for known in record:
             x1, y1, x2, y2 = known["box"]
-            if not isinstance(known["class"], str) or not known["score"] + x1 + y1 + x2 + y2 > 0:
+            total = known["score"] + x1 + y1 + x2 + y2
+            if not isinstance(known["class"], str) or not total > 0:
                 raise ValueError("an object without extent or score")
     except (KeyError, TypeError, ValueError) as error:
         what = "is not a list of objects with class, box and score: convert the detector again"
@@ -151,7 +152,9 @@ def _picture(folder: Path) -> Tensor:
 def same(known: dict, found: Detection) -> bool:
     """Whether a detection is the recorded object: same class, overlapping box and similar confidence."""
     (a1, b1, a2, b2), (c1, d1, c2, d2) = known["box"], found.box
-    inner = max(0.0, min(a2, c2) - max(a1, c1)) * max(0.0, min(b2, d2) - max(b1, d1))
+    width = max(0.0, min(a2, c2) - max(a1, c1))
+    height = max(0.0, min(b2, d2) - max(b1, d1))
+    inner = width * height
     union = (a2 - a1) * (b2 - b1) + (c2 - c1) * (d2 - d1) - inner
     near = abs(known["score"] - found.score) < SCORE_SHIFT
     return COCO.names[found.label] == known["class"] and inner > OVERLAP * union and near

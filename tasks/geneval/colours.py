@@ -91,9 +91,11 @@ def open_clip_pixels(pictures: Pictures, side: int) -> Tensor:
         scaled = picture.resize(size, Image.Resampling.BICUBIC)
         # Python rounds halves to even, like torchvision.
         left, top = (round((length - side) / 2) for length in scaled.size)
-        pixels = np.asarray(scaled.crop((left, top, left + side, top + side)), np.float32)
+        square = scaled.crop((left, top, left + side, top + side))
+        pixels = np.asarray(square, np.float32)
         found.append(torch.from_numpy(pixels).permute(2, 0, 1) / 255)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    mean = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
+    std = torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
     return (torch.stack(found) - mean) / std
 
 

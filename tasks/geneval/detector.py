@@ -97,8 +97,9 @@ class Mask2FormerDetector:
                 found.append([])
                 continue
             resize = partial(torch.nn.functional.interpolate, mode="bilinear")
-            masks = resize(masks[query][None], pixels.shape[-2:])[..., :inner_h, :inner_w]
-            masks = resize(masks, (height, width))[0]
+            # Like mmdet: to the size of the padded input, without the padding, then to the size of the image.
+            padded = resize(masks[query][None], pixels.shape[-2:])
+            masks = resize(padded[..., :inner_h, :inner_w], (height, width))[0]
             found.append(instances(label, probability, masks, floor))
         return found
 
@@ -140,11 +141,14 @@ def prepare(images_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
     scale = min(LONG_SIDE / max(height, width), SHORT_SIDE / min(height, width))
     inner = int(height * scale + 0.5), int(width * scale + 0.5)
     size = inner[::-1]  # OpenCV's order is (width, height)
-    scaled = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) for image in to_bytes(images_BCHW)])
-    resized = torch.from_numpy(scaled).to(images_BCHW.device).permute(0, 3, 1, 2).float()
+    scaled = [cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) for image in to_bytes(images_BCHW)]
+    bytes_BHWC = torch.from_numpy(np.stack(scaled)).to(images_BCHW.device)
+    resized = bytes_BHWC.permute(0, 3, 1, 2).float()
     missing = [-side % DIVISOR for side in inner]
-    padded = torch.nn.functional.pad(resized, (0, missing[1], 0, missing[0]), value=PADDING)
-    mean, std = (torch.tensor(v, device=padded.device).view(3, 1, 1) for v in (MEAN, STD))
+    right_and_below = (0, missing[1], 0, missing[0])
+    padded = torch.nn.functional.pad(resized, right_and_below, value=PADDING)
+    mean = torch.tensor(MEAN, device=padded.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=padded.device).view(3, 1, 1)
     return (padded - mean) / std, inner
 
 
@@ -171,6 +175,8 @@ def instances(label_N: Tensor, probability_N: Tensor, logits_NHW: Tensor, floor:
     for keep, label, score, mask in zip(kept, label_N.tolist(), scores.tolist(), masks.cpu().numpy()):
         if keep:
             rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-            box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+            left, top = float(columns[0]), float(rows[0])
+            right, bottom = float(columns[-1] + 1), float(rows[-1] + 1)
+            box = (left, top, right, bottom)
             found.append(Detection(label, box, score, mask))
     return found

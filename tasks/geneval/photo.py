@@ -66,7 +66,8 @@ class PhotoReader:
         for name, mine in by_name.items():
             seen = self.judge.judge(image_CHW, mine[: asked.get(name, 0)], name)
             colours = seen + [""] * (len(mine) - len(seen))
-            objects[name] = [DetectedObject(d.box, d.score, colour) for d, colour in zip(mine, colours)]
+            pairs = zip(mine, colours)
+            objects[name] = [DetectedObject(d.box, d.score, colour) for d, colour in pairs]
         return objects
 
 

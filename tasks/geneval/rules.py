@@ -51,8 +51,10 @@ def relations(a: DetectedObject, b: DetectedObject) -> set[str]:
     """Relations of `a` to `b`: none, one or two of "left of", "right of", "above" and "below"."""
     box_a, box_b = (np.array(o.box, np.float32).reshape(2, 2) for o in (a, b))
     offset = box_a.mean(0) - box_b.mean(0)
-    dims = np.abs(np.diff(box_a, axis=0)[0]) + np.abs(np.diff(box_b, axis=0)[0])
-    revised = np.maximum(np.abs(offset) - np.float32(POSITION_THRESHOLD) * dims, 0) * np.sign(offset)
+    size_a, size_b = (np.abs(np.diff(box, axis=0)[0]) for box in (box_a, box_b))
+    dims = size_a + size_b
+    beyond = np.abs(offset) - np.float32(POSITION_THRESHOLD) * dims
+    revised = np.maximum(beyond, 0) * np.sign(offset)
     if np.all(np.abs(revised) < 1e-3):
         return set()
     dx, dy = revised / np.linalg.norm(offset)

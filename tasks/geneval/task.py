@@ -35,7 +35,8 @@ def _micro_reader(images_BCHW: Tensor, _: list[dict]) -> list[Objects]:
     for marks in find_shapes(images_BCHW):
         objects: Objects = {}
         for mark in marks:
-            objects.setdefault(mark.shape, []).append(DetectedObject(mark.box, mark.score, mark.colour))
+            found = DetectedObject(mark.box, mark.score, mark.colour)
+            objects.setdefault(mark.shape, []).append(found)
         pictures.append(objects)
     return pictures
 
@@ -58,7 +59,8 @@ def _micro_splits(vocabulary: Vocabulary) -> dict[str, list[dict]]:
         }
         for split, part in parts.items():
             count = PICTURES_PER_TAG.get(split, len(part))
-            splits.setdefault(split, []).extend(part[i % len(part)] for i in range(count))
+            cycled = [part[i % len(part)] for i in range(count)]
+            splits.setdefault(split, []).extend(cycled)
     return splits
 
 
@@ -177,7 +179,8 @@ class GenEval(Task):
         for objects, prompt in zip(read, prompts, strict=True):
             kept = select(objects, prompt.metadata["tag"])
             verdict, reason = official(kept, prompt.metadata, self.entry.vocabulary.colours)
-            rows.append((partial(kept, prompt.metadata), verdict, strict(kept, prompt.metadata)))
+            scores = (partial(kept, prompt.metadata), verdict, strict(kept, prompt.metadata))
+            rows.append(scores)
             boxes = {name: [[*o.box, o.score] for o in found] for name, found in kept.items()}
             details.append({"correct": verdict, "reason": reason, "details": boxes})
         partials, officials, stricts = np.array(rows, np.float64).reshape(-1, 3).T

@@ -75,5 +75,5 @@ def _read(image_CHW: Tensor) -> str:
         factor = MIN_SIDE / min(picture.size)
         size = [round(side * factor) for side in picture.size]
         picture = picture.resize(size, Image.Resampling.BICUBIC)
-    # RapidOCR reads arrays as BGR.
-    return "".join(_engine()(np.asarray(picture)[..., ::-1]).txts or ())
+    bgr = np.asarray(picture)[..., ::-1]  # the channel order that RapidOCR expects
+    return "".join(_engine()(bgr).txts or ())

@@ -76,7 +76,8 @@ def _is_json(text: str) -> bool:
 
 def plain(text: str) -> str:
     """The form in which texts are compared: lower case, composed (NFC), without invisible characters."""
-    seen = "".join(char for char in IGNORABLE.sub("", text) if unicodedata.category(char) not in UNSEEN)
+    kept = IGNORABLE.sub("", text)
+    seen = "".join(char for char in kept if unicodedata.category(char) not in UNSEEN)
     return unicodedata.normalize("NFC", seen).lower()
 
 
@@ -86,7 +87,9 @@ def edit_distance(a: str, b: str) -> int:
     for i, char_a in enumerate(a, 1):
         diagonal, row[0] = row[0], i
         for j, char_b in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (char_a != char_b))
+            replaced = diagonal + (char_a != char_b)
+            diagonal = row[j]
+            row[j] = min(row[j] + 1, row[j - 1] + 1, replaced)
     return row[-1]
 
 

@@ -71,18 +71,21 @@ def gold_parts(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> dict
     found = find_shapes(images_BCHW)
     pixels = images_BCHW.float().cpu().permute(0, 2, 3, 1)
     # The ground is the most common palette entry among all pixels.
-    nearest = torch.cdist(pixels.flatten(1, 2), palette.expand(len(pixels), -1, -1)).argmin(2)
-    common = torch.nn.functional.one_hot(nearest, len(names)).sum(1).argmax(1).tolist()
+    distances = torch.cdist(pixels.flatten(1, 2), palette.expand(len(pixels), -1, -1))
+    counts = torch.nn.functional.one_hot(distances.argmin(2), len(names)).sum(1)
+    common = counts.argmax(1).tolist()
     for image, marks, which, pairs in zip(pixels.numpy(), found, common, wanted, strict=True):
         marks = [m for m in marks if m.score > CONFIDENT]
         ground = names[which]
         residual = image - _redraw(np.array(GROUNDS[ground]) / 255, marks)
-        clean = float(np.exp(-np.sqrt((residual**2).mean()) / CLEAN_RMS))
+        rms = np.sqrt((residual**2).mean())
+        clean = float(np.exp(-rms / CLEAN_RMS))
         if not marks:
             rows.append((0.0, 0.0, 0.0, clean, _match(marks, pairs)))
             continue
         harmony = float(np.mean([HARMONY[ground][m.colour] for m in marks]))
-        gaps = [abs(_luminance(COLOURS[m.colour]) - _luminance(GROUNDS[ground])) for m in marks]
+        behind = _luminance(GROUNDS[ground])
+        gaps = [abs(_luminance(COLOURS[m.colour]) - behind) for m in marks]
         contrast = min(1.0, float(np.mean(gaps)) / 0.5)
         centre = np.mean([(m.left + BLOCK / 2, m.top + BLOCK / 2) for m in marks], axis=0)
         off_centre = np.abs(centre - CANVAS / 2).max() / (CANVAS / 2 - BLOCK / 2)

@@ -91,12 +91,13 @@ def main() -> None:
     briefs = [draw_brief(rng, "illustration") for _ in range(PROMPTS)]
     texts = [caption(b) for b in briefs]
     drawn = np.stack([rendered(b, rng) for b in briefs for _ in range(VIEWS // 2)])
-    images = torch.cat([
-        torch.from_numpy(drawn).permute(0, 3, 1, 2).unflatten(0, (PROMPTS, -1)),
-        sampled([t for t in texts for _ in range(VIEWS // 2)], arguments.seed).unflatten(0, (PROMPTS, -1)),
-    ], 1)  # fmt: skip
+    from_renderer = torch.from_numpy(drawn).permute(0, 3, 1, 2)
+    from_base = sampled([t for t in texts for _ in range(VIEWS // 2)], arguments.seed)
+    by_prompt = [part.unflatten(0, (PROMPTS, -1)) for part in (from_renderer, from_base)]
+    images = torch.cat(by_prompt, 1)
     wanted = [pairs(b) for b in briefs for _ in range(VIEWS)]
-    utility = torch.from_numpy(gold(images.flatten(0, 1), wanted).reshape(PROMPTS, VIEWS)).float()
+    utilities = gold(images.flatten(0, 1), wanted)
+    utility = torch.from_numpy(utilities.reshape(PROMPTS, VIEWS)).float()
     pixels = standardise(images.flatten(0, 1), CANVAS, "bicubic").unflatten(0, (PROMPTS, VIEWS))
     tokens = tokenise(texts)
     print(f"images ready after {time.perf_counter() - started:.0f} s; utility {utility.mean():.3f}", flush=True)
