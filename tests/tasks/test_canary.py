@@ -82,7 +82,7 @@ def test_what_is_expected_must_be_seen(folder: Path, picture: Path) -> None:
     with pytest.raises(BenchError, match="not the official weights"):
         canary.keep(detector(folder), picture, wrong, folder)
     assert not (folder / canary.RECORD).exists()
-    with pytest.raises(UsageError, match="is no picture"):
+    with pytest.raises(UsageError, match="is not a readable image"):
         canary.keep(detector(folder), folder / "config.json", wrong, folder)
 
 
