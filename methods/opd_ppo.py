@@ -109,6 +109,7 @@ class OpdPpo(DistillationMethod):
         at = [lab.sampler.coefficients[k] for k in steps]
         states = [trajectory.states[k] for k in steps]
         drawn = [trajectory.states[k + 1] for k in steps]
+        # The old policy's and the teacher's transitions are constants; only `new` below carries gradients.
         velocities = [trajectory.velocities[k] for k in steps]
         old = list(map(Transition, states, velocities, at))
         guide = list(map(Transition, states, experience.teacher, at))

@@ -64,6 +64,7 @@ def excess_at(lab: Lab, task: str, step: int, states_BCHW: Tensor, conditioning,
         with torch.no_grad():
             guide = Transition(x, lab.teacher(task, cond)(x, sigma), at)
         new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
+        # The old policy is the student itself, held constant: its draws carry no gradient.
         old = Gaussian(new.mean.detach(), at.c)
         size = x.numel()
 
@@ -88,6 +89,7 @@ def excess_at(lab: Lab, task: str, step: int, states_BCHW: Tensor, conditioning,
         delta = (old.mean - guide.mean) / at.c
         pull = float(gradient((new.mean * delta).sum() / at.c).square().sum())
         d2 = float(delta.square().sum())
+        # Unbiased trace of the covariance: sum |g|^2 - |sum g|^2 / n, over n - 1.
         measured = (squares - float(total @ total) / draws) / (draws - 1)
         predicted_trace = ((d2**2 / 4 + d2) * frobenius + pull) / size**2
         rows.append((measured, predicted_trace, pull / size**2))
@@ -160,6 +162,7 @@ def main() -> None:
             rows = excess(lab, task, noisy, arguments.states, arguments.draws)
             results.append(as_json(task, kernel, arguments.eta, arguments.student, arguments.draws, rows))
             show(results[-1])
+            # Written after every task, so that an interrupted measurement keeps what it has.
             if arguments.output:
                 write_output(arguments.output, json_bytes(results))
 

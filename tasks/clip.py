@@ -138,6 +138,7 @@ def cropped(images_BCHW: Pictures, side: int) -> Tensor:
     """
     assert isinstance(images_BCHW, torch.Tensor)  # no caller passes PIL images here
     height, width = images_BCHW.shape[-2:]
+    # torchvision truncates the long edge and rounds the offsets of the crop.
     long = int(side * max(height, width) / min(height, width))
     size = (side, long) if height <= width else (long, side)
     images_BCHW = images_BCHW.float().cpu()

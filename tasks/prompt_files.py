@@ -45,6 +45,7 @@ def read_prompts(task: str, sources: dict[str, str], check: Callable[[str], obje
         )
     folder = Path(sources["prompts"])
     test, train = (read_lines(folder / f"{split}.txt", check) for split in ("test", "train"))
+    # A prompt that is in several files stays in test, or else in validation.
     known = set(test)
     train = [prompt for prompt in train if prompt not in known]
     if (folder / "validation.txt").is_file():
@@ -104,8 +105,8 @@ def _another_kind(lines: list[str]) -> str | None:
         return f"a table with a line of column names, {lines[0]!r}"
     # A file with a single column, whose quoted prompts have quotes inside.
     rows = [_fields(line) for line in lines if line[0] == '"' and '""' in line]
-    single = all(len(_fields(line)) == 1 for line in lines)
-    if rows and single and any('"' in row[0] for row in rows):
+    single = bool(rows) and all(len(_fields(line)) == 1 for line in lines)
+    if single and any('"' in row[0] for row in rows):
         return "a CSV file, with doubled quotes"
     return None
 

@@ -124,10 +124,12 @@ class Grpo(Engine):
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:
             at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
+            # An empty tensor would split into one empty part.
             parts = mine.split(o.chunk) if len(mine) else ()
             for part in parts:
                 x, cond = trajectory.states[k][part], samples.conditioning[part]
                 new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
+                # The velocities stored at sampling are the old policy's, even after the first inner update.
                 old = Transition(x, trajectory.velocities[k][part], at)
                 drawn = trajectory.states[k + 1][part]
                 log_ratio = self.log_ratio(new, old, drawn)

@@ -98,6 +98,7 @@ class RlMethod(Method[Samples]):
         options = cls.Options.model_validate(spec.params)
         engine, drawn = options.build(), options.groups * options.group_size
         pictures = cls.tasks_per_update(spec) * drawn
+        # With inner updates one backward pass sees at most one share of the images.
         trained = drawn // getattr(engine.options, "inner_updates", 1)
         return Work(
             engine.passes(sampler) * branches(spec.sampler.guidance) * pictures,
@@ -140,6 +141,7 @@ class RlMethod(Method[Samples]):
         own = {task: samples.rewards for task, samples in experiences.items()}
         shares = lab.workers.gather(own)
         rewards = {task: np.concatenate([share[task] for share in shares]) for task in experiences}
+        # Shares are concatenated in the order of processes, which is the order of prompts.
         scaled = advantages(rewards, self.options.mixing, self.options.global_std)
         for task, values in scaled.items():
             before = sum(len(share[task]) for share in shares[: lab.workers.index])

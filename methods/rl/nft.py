@@ -69,6 +69,7 @@ def policy_loss(v: Tensor, v_old: Tensor, x_t: Tensor, x0: Tensor, sigma_B: Tens
         weight = size.mean(1).clamp_min(1e-5)
         return (gap.square().flatten(1).mean(1) / weight).float()
 
+    # The implicit policies: beta times the student's change is added to the old velocity, or subtracted from it.
     positive = error(beta * v + (1 - beta) * v_old)
     negative = error((1 + beta) * v_old - beta * v)
     return (r_B * positive + (1 - r_B) * negative) / beta
@@ -114,6 +115,7 @@ class Nft(Engine):
                     v_base = lab.velocity(cond[part], reference)(*state) if o.kl else v_old
                 loss = policy_loss(v, v_old, x_t[part], x0[part], sigma[part], r[part], o.beta)
                 penalty = (v - v_base).square().flatten(1).mean(1)
+                # The released code scales the policy loss by the clip of advantages, but not the penalty.
                 pieces = o.advantage_clip * loss + o.kl * penalty
                 yield pieces.sum() / (len(x0) * count)
 

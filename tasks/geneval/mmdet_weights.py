@@ -85,6 +85,7 @@ VERSION_3 = [
 
 def renamed(key: str) -> str:
     """The transformers name of an mmdet parameter; a parameter outside the known modules keeps its name."""
+    # SECTIONS lists the parts of panoptic_head before panoptic_head itself, so that the first match is the right one.
     for theirs, (ours, inside) in SECTIONS.items():
         if key.startswith(f"{theirs}."):
             name = key.removeprefix(f"{theirs}.")

@@ -86,6 +86,7 @@ def _check_clause(clause: Any, of: str, place: int, vocabulary: Vocabulary) -> N
             raise UsageError(f"{where} has no {key}")
     _one_of(vocabulary.names, clause["class"], f"{where}.class", vocabulary.aliases)
     count = clause["count"]
+    # In Python true is an integer.
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_OBJECTS:
         limit = f"from 1 to {MAX_OBJECTS}, the most that are kept"
         raise UsageError(f"{where}.count should be a whole number {limit}, not {_shown(count)}")

@@ -93,6 +93,7 @@ def generate(vocabulary: Vocabulary, seed: int = 43, draws: int = 100) -> list[d
     for _ in range(draws):
         a, b = (names[i] for i in rng.choice(count, 2, replace=False))
         relation = RELATIONS[rng.choice(4)]
+        # The target comes first: a position refers to an earlier clause by its index.
         include = [{"class": b, "count": 1}, {"class": a, "count": 1, "position": [relation, 0]}]
         add("position", include, f"a photo of {_a(a)} {relation} {_a(b)}")
     for _ in range(draws):

@@ -78,9 +78,11 @@ def official(objects: Objects, metadata: dict[str, Any], colours: tuple[str, ...
     The reasons are worded as in the official evaluator's results.
     """
     reasons: list[str] = []
+    # Per clause its objects, or None if it failed: a relation to a failed clause fails too.
     groups: list[list[DetectedObject] | None] = []
     for clause in metadata.get("include", []):
         name, count = clause["class"], clause["count"]
+        # The official rule reads only the `count` most confident objects.
         found = objects.get(name, [])[:count]
         ok = len(found) == count
         if not ok:

@@ -28,6 +28,7 @@ def _micro_signs(_: dict[str, str]) -> dict[str, list[str]]:
     """Captions of distinct random signs in a fixed order, with all lengths equally often."""
     rng = np.random.default_rng(7)
     signs: dict[str, None] = {}
+    # A dict keeps the order and drops repeated signs.
     while len(signs) < sum(SIZES.values()):
         length = SIGN_LENGTHS[len(signs) % len(SIGN_LENGTHS)]
         signs["".join(rng.choice(list(ALPHABET), length))] = None

@@ -80,6 +80,7 @@ def gold_parts(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> dict
         residual = image - _redraw(np.array(GROUNDS[ground]) / 255, marks)
         rms = np.sqrt((residual**2).mean())
         clean = float(np.exp(-rms / CLEAN_RMS))
+        # Without objects there is nothing to harmonise: only cleanliness and the match are left.
         if not marks:
             rows.append((0.0, 0.0, 0.0, clean, _match(marks, pairs)))
             continue

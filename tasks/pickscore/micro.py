@@ -28,6 +28,7 @@ def tokenise(texts: list[str]) -> dict[str, Tensor]:
     """Text inputs of a CLIPModel, each [B, MAX_TOKENS + 1]: word ids, an end token, padding."""
     ids = torch.nn.functional.pad(_TOKENIZER(texts), (0, 1), value=PAD)
     lengths = (ids != PAD).sum(1)
+    # The end token, from which CLIP pools, comes right after the last word and is attended to.
     mask = torch.arange(MAX_TOKENS + 1) <= lengths[:, None]
     ids[torch.arange(len(ids)), lengths] = END
     return {"input_ids": ids, "attention_mask": mask.long()}

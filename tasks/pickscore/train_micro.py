@@ -115,6 +115,7 @@ def main() -> None:
         cosines = (unit(image, dim=-1) * unit(text, dim=-1)[:, None]).sum(-1)
         return model.logit_scale.exp() * cosines
 
+    # The first HELD_OUT prompts are never drawn. Images and labels of a step depend only on the seed and the step.
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(seed_of(arguments.seed, step))
         prompt = torch.randint(HELD_OUT, PROMPTS, (BATCH,), generator=generator)

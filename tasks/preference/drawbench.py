@@ -38,6 +38,7 @@ class DrawBench(Task):
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
+        # Refuses every other world: the judges score photographs.
         self.world_entry({"photo": None})
         self.named = [part.strip() for part in self.given.get("judges", "pickscore").split(",")]
         for name in self.named:

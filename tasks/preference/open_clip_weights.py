@@ -65,6 +65,7 @@ def architecture(state: dict[str, Tensor]):
             "num_attention_heads": width // head, "hidden_act": "gelu",
         }  # fmt: skip
 
+    # open_clip's tokenizer has the start and end tokens last in its vocabulary.
     words, positions = state["token_embedding.weight"].shape[0], state["positional_embedding"].shape[0]
     text = {
         "vocab_size": words, "max_position_embeddings": positions,

@@ -104,6 +104,7 @@ class Draft(Method):
         # The kernel's step is x' = a x + b v + c z.
         steps = zip(lab.sampler.schedule.sigmas, lab.sampler.coefficients)
         for k, (sigma, at) in enumerate(steps):
+            # Without gradients in the early steps no graph is kept for them (truncation to the last K steps).
             with torch.set_grad_enabled(k >= first):
                 x = at.a * x + at.b * velocity(x, sigma)
                 if at.c:
