@@ -111,7 +111,7 @@ def listen(detector: Detector, folder: Path) -> None:
         if not any(same(known, detection) for detection in found):
             seen = ", ".join(f"{COCO.names[d.label]} {d.score:.2f}" for d in found) or "nothing"
             raise BenchError(
-                f"the detector in {folder} no longer finds the {known['class']} of its canary picture "
+                f"the detector in {folder} no longer finds the {known['class']} of its canary image "
                 f"(found: {seen}): "
                 "its weights have changed, or this version of torch or transformers computes different values"
             )
@@ -121,7 +121,7 @@ def _seen(detector: Detector, image_CHW: Tensor, floor: float) -> list[Detection
     try:
         return detector.detect(image_CHW[None], floor)[0]
     except FloatingPointError as error:
-        raise BenchError(f"the detector fails on the canary picture: {one_line(error)}") from error
+        raise BenchError(f"the detector fails on the canary image: {one_line(error)}") from error
 
 
 def known_objects(folder: Path) -> list[dict]:
@@ -146,7 +146,7 @@ def _picture(folder: Path) -> Tensor:
     try:
         return from_file(folder / PICTURE)
     except (OSError, ValueError) as error:
-        raise DamagedError(f"the canary picture {folder / PICTURE} cannot be read: {one_line(error)}") from error
+        raise DamagedError(f"the canary image {folder / PICTURE} cannot be read: {one_line(error)}") from error
 
 
 def same(known: dict, found: Detection) -> bool:
