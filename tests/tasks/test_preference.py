@@ -256,8 +256,8 @@ def test_batches_change_nothing_and_places_are_checked(clip_folder, images) -> N
     for key, value, kind, said in (
         ("device", "gpu", UsageError, "is none of cpu, cuda"),
         ("device", "cuda", MissingError, "torch sees no GPU"),
-        ("batch", "0", UsageError, "number of pictures"),
-        ("batch", "many", UsageError, "number of pictures"),
+        ("batch", "0", UsageError, "number of images"),
+        ("batch", "many", UsageError, "number of images"),
     ):
         with pytest.raises(kind, match=said):
             ClipScore("photo", {"model": str(clip_folder), key: value}).score(images, PROMPTS)
