@@ -65,7 +65,8 @@ class DanceOpd(DistillationMethod):
         conditioning = lab.encode(lab.prompts(task, o.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         student = lab.velocity(conditioning, STUDENT)
-        states = rollout(student, noise, lab.sampler, lab.generator("kernel", task), keep=True).states
+        kernel_noise = lab.generator("kernel", task)
+        states = rollout(student, noise, lab.sampler, kernel_noise, keep=True).states
         steps = len(trained_steps(lab.sampler, o.timestep_fraction))
         query = lab.numpy_generator("query", task)
 
@@ -75,6 +76,7 @@ class DanceOpd(DistillationMethod):
         # `draw` gives each process its rows of the whole batch's positions; the generator passed only carries the rows.
         along = draw(positions, len(noise), lab.generator("query", task))
         index = (along * steps).long().clamp_max(steps - 1)
+        # `states` is a list over steps: take row i of the state that its step selects.
         x = torch.stack([states[k][i] for i, k in enumerate(index.tolist())])
         sigmas = torch.tensor(lab.sampler.schedule.sigmas, dtype=torch.float32)
         sigma = sigmas[index].to(x.device)

@@ -17,7 +17,8 @@ class MergeOptions(Options):
     """Settings of merging."""
 
     rule: Literal["average", "sum"] = "average"
-    """average: `scale` times the mean of the teachers' weight changes. sum: `scale` times their sum (task arithmetic)."""
+    """average: `scale` times the mean of the teachers' weight changes. sum (task arithmetic): `scale` times the
+    sum."""
     scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Factor on the merged weight change."""
 

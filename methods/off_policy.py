@@ -55,7 +55,8 @@ class OffPolicy(DistillationMethod):
         """Roll out the teacher up to the last trained step; its velocities along the way are the targets."""
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
-        steps = walk(lab.teacher(task, conditioning), noise, lab.sampler, lab.generator("kernel", task))
+        teacher = lab.teacher(task, conditioning)
+        steps = walk(teacher, noise, lab.sampler, lab.generator("kernel", task))
         trained = trained_steps(lab.sampler, self.options.timestep_fraction)
         states, targets = [], []
         # zip asks `trained` first, so the teacher is not called for a step beyond the last trained one.
@@ -72,7 +73,8 @@ class OffPolicy(DistillationMethod):
         for k, x, target in zip(steps, experience.states, experience.targets):
             sigma = lab.sampler.schedule.sigmas[k]
             v = lab.velocity(conditioning, STUDENT)(x, sigma)
-            loss = self.anchored(weights[k] * squared_error(v, target), lab, conditioning, x, sigma, v)
+            error = weights[k] * squared_error(v, target)
+            loss = self.anchored(error, lab, conditioning, x, sigma, v)
             piece = loss.mean() / len(steps)
             total += float(piece.detach())
             yield piece

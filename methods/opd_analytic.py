@@ -84,8 +84,10 @@ class OpdAnalytic(DistillationMethod):
             steps = trained_steps(lab.sampler, self.options.timestep_fraction)
             start.states = [states[k] for k in steps]
             sigmas = lab.sampler.schedule.sigmas
-            matched = [self.targets(lab, task, conditioning, x, sigmas[k]) for k, x in zip(steps, start.states)]
-            start.targets, start.anchors = map(list, zip(*matched))
+            for k, x in zip(steps, start.states):
+                target, anchor = self.targets(lab, task, conditioning, x, sigmas[k])
+                start.targets.append(target)
+                start.anchors.append(anchor)
         return start
 
     def losses(self, lab: Lab, task: str, experience: Start) -> Iterator[Tensor]:
@@ -115,8 +117,10 @@ class OpdAnalytic(DistillationMethod):
             # Every chunk starts the same generator afresh and takes its rows of the whole batch's noise, so that the
             # trajectories do not depend on the chunk size.
             generator = lab.generator("kernel", task)
-            generator.rows = (generator.rows or Rows(0, batch, batch)).part(part.start, part.stop)
-            steps = walk(lab.velocity(conditioning, STUDENT), start.noise[part], lab.sampler, generator)
+            rows = generator.rows or Rows(0, batch, batch)
+            generator.rows = rows.part(part.start, part.stop)
+            student = lab.velocity(conditioning, STUDENT)
+            steps = walk(student, start.noise[part], lab.sampler, generator)
             for weight, (k, x, taken) in zip(weights, steps):
                 with torch.no_grad():
                     target, anchor = self.targets(lab, task, conditioning, x, sigmas[k])
@@ -126,10 +130,13 @@ class OpdAnalytic(DistillationMethod):
     def _plain(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Train on the stored states, with several steps in one batch."""
         trained, batch = len(weights), len(start.noise)
-        states, targets, anchors = torch.cat(start.states), torch.cat(start.targets), torch.cat(start.anchors)
-        sigma = torch.tensor(lab.sampler.schedule.sigmas[:trained]).repeat_interleave(batch).to(states.device)
+        states, targets = torch.cat(start.states), torch.cat(start.targets)
+        anchors = torch.cat(start.anchors)
+        sigmas = torch.tensor(lab.sampler.schedule.sigmas[:trained])
+        sigma = sigmas.repeat_interleave(batch).to(states.device)
         weight = torch.tensor(weights).repeat_interleave(batch).to(states.device)
         conditioning = start.conditioning.repeat(trained)
         for part in torch.arange(len(states)).split(self.options.chunk):
             v = lab.velocity(conditioning[part], STUDENT)(states[part], sigma[part])
-            yield self._error(v, targets[part], anchors[part], weight[part]).sum() / (trained * batch)
+            error = self._error(v, targets[part], anchors[part], weight[part])
+            yield error.sum() / (trained * batch)

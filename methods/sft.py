@@ -64,8 +64,12 @@ class Sft(DistillationMethod):
         o, x0, conditioning = self.options, experience.x0, experience.conditioning
         generator = lab.generator("levels", task)
         sigmas = torch.tensor(lab.sampler.schedule.sigmas[:-1], dtype=torch.float32)
+
+        def indices(count: int) -> Tensor:
+            return torch.randint(len(sigmas), (count,), generator=generator)
+
         for _ in range(o.levels):
-            index = draw(lambda n: torch.randint(len(sigmas), (n,), generator=generator), len(x0), generator)
+            index = draw(indices, len(x0), generator)
             sigma = sigmas[index].to(x0.device)
             noise = normal(x0.shape, generator).to(x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))

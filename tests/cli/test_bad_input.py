@@ -63,10 +63,10 @@ CASES = {
     "unknown weighting": ([*RUN, "--set", "params.weighting=klein"], "params.weighting"),
     "fraction above one": ([*RUN, "--set", "params.timestep_fraction=1.2"], "timestep_fraction"),
     "policy gradient that trains no step": ([*GRPO, "params.grpo.timestep_fraction=0.05"], "trains no step"),
-    "groups that do not divide": ([*GRPO, "params.grpo.inner_updates=3"], "cannot be shared among 3"),
+    "groups that do not divide": ([*GRPO, "params.grpo.inner_updates=3"], "is not divisible by params.grpo.inner_updates 3"),
     "one deviation for all and for each": (
         ["run", "--method", "multi_reward", "--set", "params.mixing=raw", "--set", "params.global_std=false"],
-        "needs params.global_std true",
+        "set params.global_std true",
     ),
     "penalty without weight": (
         ["run", "--method", "cascade", "--set", "params.anchor=previous", "--set", "params.nft.kl=0"],

@@ -273,7 +273,7 @@ def test_a_student_starts_from_an_adapter(session: Session) -> None:
         torch.testing.assert_close(tensors[f"adapter/student/{key}"], value, rtol=0, atol=1e-6)
     with pytest.raises(UsageError, match=r"rank 32 and alpha 64: set lora\.rank=32"):
         execute(quick(f"lora.start={folder}", "lora.rank=4"), session)
-    with pytest.raises(UsageError, match=r"merge overwrites lora\.start"):
+    with pytest.raises(UsageError, match=r"merge would overwrite the weights of lora\.start"):
         quick(*start, "params.start=merge")
 
 
