@@ -207,7 +207,7 @@ def test_lines_without_tag_or_prompt_are_refused_by_line(tmp_path: Path, key: st
         imported(path, "geneval")
     missing = line(1, False)
     del missing[key]
-    with pytest.raises(UsageError, match=rf"line 1 has no '{key}'"):
+    with pytest.raises(UsageError, match=rf"line 1: '{key}' should be text, not null"):
         imported(results(path, [missing]), "geneval")
 
 
