@@ -97,11 +97,7 @@ def resolve(
     for override in overrides or []:
         merge(asked, parse_override(override))
     _check_sections(asked)  # again: an override can replace a section by a value
-    settings: dict[str, Any] = {}
-    merge(settings, descriptor.defaults())
-    path = _recipe_file(descriptor, method)
-    if path:
-        merge(settings, _recipe(path, method_class, tasks, asked))
+    settings = _defaults(descriptor, method, tasks, asked)
     # What the settings would be without --set, to find --set values that have no effect.
     before = deepcopy(settings)
     merge(before, preset_alone)
@@ -254,7 +250,7 @@ def teacher_spec(spec: Spec, task: str) -> Spec:
 def _teacher_guidance(spec: Spec, task: str) -> float:
     """The guidance scale of a task's teacher when the user sets none. Raises UsageError for an invalid record."""
     if spec.teachers[task] in TRAINED_HERE:
-        return teacher_spec(spec, task).evaluation.scale
+        return _recipe_guidance(describe(spec.backbone), task)
     # `bench teach` copies the adapter out of the run's folder and writes this file beside it.
     kept = Path(spec.teachers[task]) / "training.json"
     guidance = read_record(kept).get("guidance") if kept.is_file() else None
@@ -270,6 +266,24 @@ def _teacher_guidance(spec: Spec, task: str) -> float:
             f"{beside} is not the spec.json of a run ({error!r}): move it away or set teacher_guidance.{task}"
         ) from error
     return _written_guidance(guidance, f"{beside}: spec.evaluation.guidance", task)
+
+
+def _recipe_guidance(descriptor: Descriptor, task: str) -> float:
+    """The guidance scale at which the recipe's teacher of a task is evaluated."""
+    settings = _defaults(descriptor, TEACHER_METHOD, [task], {})
+    evaluation = EvaluationSpec.model_validate(settings.get("evaluation", {}))
+    if evaluation.guidance is not None:
+        return evaluation.guidance
+    return SamplerSpec.model_validate(settings.get("sampler", {})).guidance
+
+
+def _defaults(descriptor: Descriptor, method: str, tasks: list[str], asked: dict) -> dict[str, Any]:
+    """The settings of a run before the user's: the backbone's, overridden by its recipe for the method."""
+    settings: dict[str, Any] = {}
+    merge(settings, descriptor.defaults())
+    if path := _recipe_file(descriptor, method):
+        merge(settings, _recipe(path, find("method", method), tasks, asked))
+    return settings
 
 
 def _recipe_file(descriptor: Descriptor, method: str) -> Path | None:
