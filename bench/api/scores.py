@@ -174,8 +174,8 @@ def rows_of(task: Task, scores: Scores) -> dict[str, np.ndarray]:
         raise BenchError(f"the scorer of task {task.name!r} names a metric {REWARD!r}: rename it, this is the reward")
     rows = {REWARD: scores.rewards} | scores.metrics
     if task.headline not in rows:
-        returned = ", ".join(rows)
-        raise BenchError(f"the scorer of task {task.name!r} returns {returned}, not its headline {task.headline!r}")
+        given = ", ".join(rows)
+        raise BenchError(f"the scorer of task {task.name!r} gives {given}, not the headline metric {task.headline!r}")
     return rows
 
 
