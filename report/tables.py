@@ -117,8 +117,8 @@ SCORES_SAID = (
     "(Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt over the seeds "
     "that both lines have. Their intervals are not corrected; their p-values are Holm-adjusted within a family. The "
     "primary family has the paper's comparisons: analytic OPD against joint RL, a cascade and PPO-style OPD, each with "
-    "its recipe. All other lines form the exploratory family. The p-value of equivalence, in the same families, is that "
-    "of two one-sided tests of a difference within plus or minus a tenth of the teachers' mean gain. A line without a "
+    "its recipe. All other lines form the exploratory family. The p-value of equivalence, in the same families, is "
+    "that of two one-sided tests of a difference within plus or minus a tenth of the teachers' mean gain. A line without a "
     "significant difference is not thereby equally good. A dash means not measured, no teachers in these runs, or "
     "fewer than two shared seeds that differ."
 )
