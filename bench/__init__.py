@@ -1,3 +1,3 @@
-"""Sampler kernels, training loop, store and command line shared by every method."""
+"""The benchmark harness that all methods share: sampler kernels, training loop, storage and the command line."""
 
 __version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""python -m bench."""
+"""Entry point of `python -m bench`, which is the same as the `bench` command."""
 
 from bench.cli.app import main
 

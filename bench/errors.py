@@ -1,4 +1,4 @@
-"""Errors a user can act on, each with its exit code."""
+"""Errors that a user can act on, their exit codes, and how a program reports them."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from bench.terminal import legible
 
 
 class BenchError(Exception):
-    """Something failed for a reason worth one line. Exit code 1."""
+    """An expected failure, reported in one line without a traceback. Exit code 1."""
 
     exit_code = 1
 
@@ -22,54 +22,54 @@ class UsageError(BenchError):
 
 
 class DamagedError(UsageError):
-    """A file does not hold what it should; the message names the file, the line if there is one, and what is wrong."""
+    """A file has invalid contents. The message names the file, the line if any, and the problem. Exit code 2."""
 
 
 class BusyError(UsageError):
-    """Another process has what is asked for in hand; it will be free, or done, later."""
+    """Another process holds the requested run or file, which will be free or finished later. Exit code 2."""
 
 
 class MissingError(BenchError):
-    """A weight file, package or device is missing; the message names the cure. Exit code 3."""
+    """A weight file, package or device is missing. The message says how to fix it. Exit code 3."""
 
     exit_code = 3
 
 
 class PartialError(BenchError):
-    """Some members of a set failed, the others are done. Exit code 4."""
+    """Some members of a set failed; the others are finished. Exit code 4."""
 
     exit_code = 4
 
 
 class DetachedError(BenchError):
-    """The user left while jobs go on elsewhere. Exit code 75, as of what is unfinished and can be resumed."""
+    """The user left the command while its jobs continue in Slurm. Exit code 75 (EX_TEMPFAIL: rerun later)."""
 
     exit_code = 75
 
 
 class Stopped(Exception):
-    """A listener ends a run early on purpose; it can be resumed. Not a failure."""
+    """A listener stopped a run early on purpose. The run can be resumed; this is not a failure."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user, or the system, asked to stop; the message says how to go on. Not a failure. Exit code 130."""
+    """The user or the system asked to stop. The message says how to resume; this is not a failure. Exit code 130."""
 
 
 CURES = {
-    errno.ENOSPC: "free some space, and the same command goes on",
-    errno.EDQUOT: "the quota is used up: free some space, and the same command goes on",
-    errno.EFBIG: "allow larger files (ulimit -f), and the same command goes on",
-    errno.EROFS: "choose a place that can be written to",
-    errno.EACCES: "choose a place that you may use",
-    errno.EPERM: "choose a place that you may use",
+    errno.ENOSPC: "free some space, then rerun the command to resume",
+    errno.EDQUOT: "the quota is used up: free some space, then rerun the command to resume",
+    errno.EFBIG: "allow larger files (ulimit -f), then rerun the command to resume",
+    errno.EROFS: "choose a folder on a writable file system",
+    errno.EACCES: "choose a folder that you have permission to use",
+    errno.EPERM: "choose a folder that you have permission to use",
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
-"""What to do where the operating system refuses."""
+"""Advice for errors of the operating system, by error number."""
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line, with nothing in it that a terminal would obey."""
+    """Return an exception's message on one line, with control characters shown as escapes."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.errno:
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
@@ -77,13 +77,15 @@ def one_line(error: BaseException) -> str:
 
 
 def explained(error: BaseException) -> str:
-    """`one_line`, and what to do where the operating system has refused something."""
-    cure = CURES.get(error.errno) if isinstance(error, OSError) and error.errno else None
+    """Return `one_line` of an error, with advice if it is an operating system error that has some."""
+    cure = None
+    if isinstance(error, OSError) and error.errno:
+        cure = CURES.get(error.errno)
     return f"{one_line(error)}; {cure}" if cure else one_line(error)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known word that a user may have meant."""
+    """Return the known name that is most similar to `name`, ignoring case; None if no name is similar."""
     folded: dict[str, str] = {}
     for word in known:
         folded.setdefault(word.casefold(), word)
@@ -92,7 +94,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
-    """A UsageError that names the nearest valid value, whatever the case of its letters."""
+    """Make the UsageError for an unknown name. It suggests the nearest known name, ignoring case, and lists all."""
     known = sorted(known)
     near = nearest(name, known)
     hint = f"did you mean {near!r}? " if near else ""
@@ -100,17 +102,18 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
 
 
 def exit_on_error(main: Callable[[], int | None]) -> None:
-    """Run a program's main function and exit with what it returns.
+    """Run a program's main function and exit with the code that it returns.
 
-    What a user or the system causes is one line on stderr and an exit code: a BenchError's own, 130 for an interrupt, 2
-    for wrong options, 1 for what the operating system or a database refuses. A reader that has gone away (as of
-    `| head`) is no error to tell: exit code 141, as of other programs. Anything else is a fault of this program and
-    keeps its traceback.
+    Errors that a user or the system causes become one line on stderr and an exit code: a BenchError's own code, 130 for
+    an interrupt, 2 for invalid options, 1 for errors of the operating system or a database. A closed pipe (as with
+    `| head`) is not reported and gives exit code 141, like other programs. Any other exception is a bug in this program
+    and keeps its traceback.
     """
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
+        # Names and prompts may contain characters that the locale's encoding lacks.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names and prompts may hold what the locale cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         code: int | None = main() or 0
         _flush()
@@ -126,13 +129,17 @@ def exit_on_error(main: Callable[[], int | None]) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Of stdin, stdout and stderr those that are closed lead nowhere: else the next file that is opened would get the
-    number of one, and what is printed."""
+    """Open the null device for each of stdin, stdout and stderr that is closed.
+
+    Otherwise the next file to be opened would get that number and receive everything that is printed.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free: this one
+            # The system assigns the lowest free number, which is this one.
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nowhere, True)
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -142,7 +149,8 @@ def _exit_code(error: Exception) -> int | None:
         return 141
     if isinstance(error, OSError) or type(error).__module__ == "sqlite3":
         return 1
-    return 2 if hasattr(error, "format_message") else None  # the command line's own; their class is private to typer
+    # Errors of the command line have this method. Their class is private to typer.
+    return 2 if hasattr(error, "format_message") else None
 
 
 def _tell(error: Exception, code: int) -> None:
@@ -150,7 +158,8 @@ def _tell(error: Exception, code: int) -> None:
         _drop_output()
     elif hasattr(error, "format_message"):
         message = " ".join(error.format_message().split())
-        if message:  # empty where the help was asked for by saying nothing
+        # The message is empty if a command without arguments has printed its help.
+        if message:
             _say(f"error: {legible(message)}")
     elif isinstance(error, OSError) and not error.filename and _output_fails():
         _say(f"error: standard output: {one_line(error)}")
@@ -159,7 +168,7 @@ def _tell(error: Exception, code: int) -> None:
 
 
 def _output_fails() -> bool:
-    """Whether what a program prints cannot be written; a line tells it where nothing is buffered."""
+    """Return whether writing to stdout fails. An empty line is printed because a flush of an empty buffer succeeds."""
     try:
         print(flush=True)
     except OSError:
@@ -168,7 +177,7 @@ def _output_fails() -> bool:
 
 
 def _say(text: str) -> None:
-    """A line to stderr; where even that cannot be, the exit code must do."""
+    """Print a line to stderr. If even that fails, only the exit code reports the error."""
     try:
         print(text, file=sys.stderr)
         _flush()
@@ -183,7 +192,7 @@ def _flush() -> None:
 
 
 def _drop_output() -> None:
-    """Let what is still to be written go nowhere: Python would complain of it while it ends."""
+    """Redirect stdout and stderr to the null device, so that Python's flush at exit does not fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(nowhere, number)

@@ -1,8 +1,8 @@
-"""torch, loaded when something of it is first used.
+"""torch, imported when one of its attributes is first used.
 
-It takes seconds to load, and reading settings needs none of it: files on the way from a command to its spec (the
-sampler's tables, contracts, methods) take it from here. Annotations need nothing loaded in such a file either:
-`from __future__ import annotations`.
+Importing torch takes seconds, and commands that only read settings or records do not need it. Files that such commands
+import (sigma tables, plug-in contracts, methods) take `torch` from here. They also need
+`from __future__ import annotations`, so that their annotations do not trigger the import.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Found = TypeVar("Found")
 
 
 class _Later:
-    """Stands for a module that is imported when an attribute of it is asked for."""
+    """A stand-in for a module that is imported when one of its attributes is first read."""
 
     def __init__(self, name: str):
         self._name = name
@@ -31,7 +31,7 @@ else:
 
 
 def without_gradients(function: Callable[Given, Found]) -> Callable[Given, Found]:
-    """`torch.no_grad` as a decorator, which torch's own would load it for."""
+    """Decorate a function to run under `torch.no_grad`; torch's own decorator would import torch at definition."""
 
     @wraps(function)
     def inside(*args: Given.args, **kwargs: Given.kwargs) -> Found:

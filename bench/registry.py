@@ -1,7 +1,7 @@
-"""Finding methods, tasks, backbones and commands by entry point, so that another package can add its own.
+"""Lookup of methods, tasks, backbones and commands by entry point, so that other packages can add their own.
 
-Other packages may be broken, or take a name that is taken. What is named is refused then, in one line; `all` and lists
-go on without it.
+A plug-in of another package may be broken or reuse a registered name. Requesting it by name is then an error of one
+line, while `all` and listings skip it with a message.
 """
 
 import sys
@@ -18,15 +18,16 @@ GROUPS = {
     "command": "bench.commands",
 }
 OURS = ("bench", "methods", "tasks", "report", "sweeps")
-"""Packages of this project: what `all` means must not change because one of their files is broken."""
+"""Packages of this project. Their broken plug-ins are errors, because what `all` means must not depend on them."""
 BASES = {"method": "bench.api.method.Method", "task": "bench.api.task.Task"}
-"""Classes that an entry point must give a subclass of, by name: importing them takes time."""
+"""Kind -> the class that its plug-ins must extend, as a name because importing it takes time."""
 ATTRIBUTES = {"method": ("name", "source"), "task": ("name", "version", "headline")}
+"""Kind -> the string attributes that its plug-ins must have."""
 
 
 @cache
 def _points(kind: str) -> dict[str, list[EntryPoint]]:
-    """name -> its different entry points: several where packages take one name."""
+    """Return name -> its distinct entry points, more than one if several packages register the name."""
     found: dict[str, dict[str, EntryPoint]] = {}
     for point in sorted(entry_points(group=GROUPS[kind])):
         found.setdefault(point.name, {}).setdefault(point.value, point)
@@ -34,31 +35,37 @@ def _points(kind: str) -> dict[str, list[EntryPoint]]:
 
 
 def registered(kind: str) -> dict[str, EntryPoint]:
-    """name -> entry point, for kind 'method', 'task', 'backbone' or 'command'; of several of one name the first."""
+    """Return name -> entry point of a kind: 'method', 'task', 'backbone' or 'command'.
+
+    For a name that is registered more than once it is the first entry point in sorted order.
+    """
     return {name: points[0] for name, points in _points(kind).items()}
 
 
 def ours(kind: str, name: str) -> bool:
-    """Whether a registered name is this project's own, also where another package takes it too."""
-    return any(point.module.partition(".")[0] in OURS for point in _points(kind)[name])
+    """Return whether this project registers a name, even if another package registers it too."""
+    packages = (point.module.partition(".")[0] for point in _points(kind)[name])
+    return any(package in OURS for package in packages)
 
 
 def origin(point: EntryPoint) -> str:
-    """The package and the object that an entry point names."""
+    """Describe an entry point by its package and object."""
     return f"{point.dist.name if point.dist else 'an unknown package'} ({point.value})"
 
 
 def rivals(kind: str, name: str) -> str:
-    """The packages that have one name, where they are several."""
+    """Describe the packages that register the same name; empty if there is only one."""
     points = _points(kind)[name]
-    return " and ".join(origin(point) for point in points) if len(points) > 1 else ""
+    if len(points) == 1:
+        return ""
+    return " and ".join(origin(point) for point in points)
 
 
 def find(kind: str, name: str) -> Any:
-    """The object behind a name.
+    """Load the object that is registered under a name.
 
-    Raises UsageError naming the nearest name, or the packages that both have this one; MissingError if what it names
-    cannot be loaded or is of another kind.
+    Raises UsageError for an unknown name, with the nearest known one, and for a name that several packages register.
+    Raises MissingError if the object cannot be imported or is not of this kind.
     """
     known = _points(kind)
     if name not in known:
@@ -67,8 +74,11 @@ def find(kind: str, name: str) -> Any:
         raise UsageError(f"{kind} {name!r} is registered more than once, by {packages}: uninstall all but one")
     try:
         found = known[name][0].load()
-    except (Exception, SystemExit) as error:  # whatever another package does when it is imported
-        cause = one_line(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {one_line(error)}"
+    # Importing another package runs its code, which may raise anything.
+    except (Exception, SystemExit) as error:
+        cause = one_line(error)
+        if not isinstance(error, ImportError):
+            cause = f"{type(error).__name__}: {cause}"
         raise broken(kind, name, f"cannot be imported: {cause}") from error
     if lack := _lack(kind, found):
         raise broken(kind, name, lack)
@@ -76,27 +86,30 @@ def find(kind: str, name: str) -> Any:
 
 
 def broken(kind: str, name: str, why: str) -> MissingError:
-    """The error for an entry point that gives nothing that could be used."""
+    """Make the error for an entry point that does not give a usable object."""
     package = origin(registered(kind)[name])
     return MissingError(f"{kind} {name!r} of {package} {why}; repair that package or uninstall it")
 
 
 def _lack(kind: str, found: Any) -> str:
-    """Why an object is not what its entry point should give; nothing if it is."""
+    """Say why an object is not a plug-in of this kind; empty if it is one."""
     if kind not in BASES:
-        return "" if callable(found) else f"is no function but {type(found).__name__}"
+        return "" if callable(found) else f"is not a function but a value of type {type(found).__name__}"
     lineage = found.__mro__ if isinstance(found, type) else ()
-    if BASES[kind] not in [f"{base.__module__}.{base.__qualname__}" for base in lineage]:
-        return f"is no subclass of {BASES[kind]}"
-    lacking = [name for name in ATTRIBUTES[kind] if not isinstance(getattr(found, name, None), str)]
+    names = [f"{base.__module__}.{base.__qualname__}" for base in lineage]
+    if BASES[kind] not in names:
+        return f"is not a subclass of {BASES[kind]}"
+    values = {name: getattr(found, name, None) for name in ATTRIBUTES[kind]}
+    lacking = [name for name, value in values.items() if not isinstance(value, str)]
     lacking += sorted(getattr(found, "__abstractmethods__", ()))
     return f"lacks {', '.join(lacking)}" if lacking else ""
 
 
 def usable(kind: str) -> dict[str, Any]:
-    """name -> object of all that can be used; a line on stderr says which of another package cannot be.
+    """Load all usable plug-ins of a kind: name -> object.
 
-    Raises what `find` raises for this project's own.
+    A broken plug-in of another package is skipped with a line on stderr. A broken one of this project raises what
+    `find` raises.
     """
     found = {}
     for name in registered(kind):
@@ -111,22 +124,26 @@ def usable(kind: str) -> dict[str, Any]:
 
 @cache
 def _say(line: str) -> None:
+    """Print a line to stderr, the same line only once per process."""
     print(line, file=sys.stderr)
 
 
 def leave_out(error: Exception) -> None:
-    """Say, once, that something of another package is left out."""
+    """Report, once per process, that a plug-in of another package is skipped."""
     _say(f"left out: {one_line(error)}")
 
 
 def task_name(name: str) -> str:
-    """The one task a user named; 'all' is none. Raises what `find` raises."""
+    """Check the name of a single task; 'all' is not one. Raises what `find` raises."""
     find("task", name)
     return name
 
 
 def task_names(names: list[str]) -> list[str]:
-    """The tasks a user named; ["all"] stands for every one that counts itself in (Task.in_all). Raises UsageError."""
+    """Resolve the task names that a user gave; ["all"] means every task whose `Task.in_all` is true.
+
+    Raises UsageError for an empty, repeated or unknown name.
+    """
     if not names:
         raise UsageError("the task list is empty; name tasks or 'all'")
     if names == ["all"]:
@@ -135,11 +152,15 @@ def task_names(names: list[str]) -> list[str]:
 
 
 def named(kind: str, names: list[str]) -> list[str]:
-    """Names of which each is registered, and there once. Raises UsageError, and what `find` raises."""
+    """Check that every name is registered, loads and is given once.
+
+    Raises UsageError for 'all' among other names and for repeated names, and what `find` raises.
+    """
     known = registered(kind)
     for name in names:
         if name == "all":
-            raise UsageError(f"'all' stands alone: give either all or names of {kind}s, got {','.join(names)}")
+            given = ",".join(names)
+            raise UsageError(f"'all' cannot be combined with names: give either all or a list of {kind}s, got {given}")
         if name not in known:
             raise unknown(kind, name, [*known, "all"])
         find(kind, name)
@@ -148,6 +169,6 @@ def named(kind: str, names: list[str]) -> list[str]:
 
 
 def refuse_repeats(kind: str, names: list[str]) -> None:
-    """Raise UsageError where a name stands twice."""
+    """Raise UsageError if a name is given more than once."""
     if len(set(names)) != len(names):
         raise UsageError(f"a {kind} is named twice: {', '.join(names)}")

@@ -1,15 +1,19 @@
-"""Text for terminals: what records, users and servers wrote is shown, never obeyed."""
+"""Escaping of control characters in text from records, users and servers before it reaches a terminal."""
 
 import re
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and line feed, marks that turn or break lines, halves of surrogate pairs."""
+"""Control characters except tab and line feed, marks that change direction or break lines, and lone surrogates."""
 
 
 def legible(text: str, lines: bool = False) -> str:
-    r"""Text with what a terminal would obey shown as escapes, ESC as \x1b; with `lines`, line feeds and tabs stay.
+    r"""Return text with control characters as escapes (ESC as \x1b); `lines` keeps line feeds and tabs.
 
-    An escape sequence may set the clipboard, the title or what was printed before.
+    Printed literally, an escape sequence could set the clipboard or the title, or overwrite earlier output.
     """
-    shown = COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
+    shown = COMMANDS.sub(_escape, text)
     return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]

@@ -1,1 +1,1 @@
-"""Post-training methods, one file each."""
+"""Post-training methods, one per file."""

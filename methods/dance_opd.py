@@ -1,7 +1,7 @@
-"""DanceOPD (arXiv 2606.27377): one teacher an update, one queried state a trajectory, plain velocity regression.
+"""DanceOPD (arXiv 2606.27377): one teacher per update, one queried state per trajectory, plain velocity regression.
 
-The student rolls out without gradients; a single step, drawn from a Beta distribution that favours low noise, is
-where its velocity is matched to the teacher's.
+The student draws trajectories without gradients. On each trajectory one step is drawn from a Beta distribution that
+favours low noise, and the student's velocity at that state is regressed onto the teacher's.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ class DanceOptions(DistillationOptions):
     """Settings of DanceOPD; defaults as in its released code."""
 
     timestep_fraction: Fraction = 1.0
-    """States at the first int(steps * this) steps are queried; the last one is among those that the paper favours."""
+    """The first int(steps * timestep_fraction) states can be queried. 1, because the paper favours the last ones."""
     batches: Literal["mixed", "alternate"] = "alternate"
     low_noise: Moderate = 5.0
+    """First parameter of the Beta distribution of queried steps; a larger value favours states with little noise."""
     high_noise: Moderate = 2.0
-    """The queried step is Beta(low_noise, high_noise) along the trajectory, 1 being its end."""
+    """Second parameter: the position along the trajectory (1 is its end) is drawn from Beta(low_noise, high_noise)."""
 
 
 @dataclass
 class Queries:
-    """One state [B, C, h, w] a trajectory, its sigma [B], and the teacher's velocity there."""
+    """One state [B, C, h, w] per trajectory, its sigma [B], and the teacher's and the base's velocities at it."""
 
     x: Tensor
     sigma: Tensor
@@ -47,30 +48,43 @@ class Queries:
 
 
 class DanceOpd(DistillationMethod):
+    """On-policy distillation at a single state per trajectory."""
+
     name = "dance_opd"
     source = "DanceOPD, arXiv 2606.27377"
     Options = DanceOptions
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
+        """A full student rollout per trajectory, then one step of each network at the queried state."""
         return cls.trajectory_work(spec, trained=1, teacher=1, rollout=sampler.steps, anchor=1, kept=3)
 
     def collect(self, lab: Lab, task: str) -> Queries:
+        """Roll out the student and query the teacher at one random state of each trajectory."""
         o = self.options
         conditioning = lab.encode(lab.prompts(task, o.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         student = lab.velocity(conditioning, STUDENT)
-        states = rollout(student, noise, lab.sampler, lab.generator("kernel", task), keep=True).states
+        kernel_noise = lab.generator("kernel", task)
+        states = rollout(student, noise, lab.sampler, kernel_noise, keep=True).states
         steps = len(trained_steps(lab.sampler, o.timestep_fraction))
         query = lab.numpy_generator("query", task)
-        beta = lambda n: torch.as_tensor(query.beta(o.low_noise, o.high_noise, n))  # noqa: E731
-        along = draw(beta, len(noise), lab.generator("query", task))
+
+        def positions(count: int) -> Tensor:
+            return torch.as_tensor(query.beta(o.low_noise, o.high_noise, count))
+
+        # `draw` gives each process its rows of the whole batch's positions; the generator passed only carries the rows.
+        along = draw(positions, len(noise), lab.generator("query", task))
         index = (along * steps).long().clamp_max(steps - 1)
+        # `states` is a list over steps: take row i of the state that its step selects.
         x = torch.stack([states[k][i] for i, k in enumerate(index.tolist())])
-        sigma = torch.tensor(lab.sampler.schedule.sigmas, dtype=torch.float32)[index].to(x.device)
-        return Queries(x, sigma, *self.targets(lab, task, conditioning, x, sigma), conditioning)
+        sigmas = torch.tensor(lab.sampler.schedule.sigmas, dtype=torch.float32)
+        sigma = sigmas[index].to(x.device)
+        target, anchor = self.targets(lab, task, conditioning, x, sigma)
+        return Queries(x, sigma, target, anchor, conditioning)
 
     def losses(self, lab: Lab, task: str, experience: Queries) -> Iterator[Tensor]:
+        """Mean squared velocity error to the teacher, plus the weighted one to the base."""
         v = lab.velocity(experience.conditioning, STUDENT)(experience.x, experience.sigma)
         loss = squared_error(v, experience.target).mean()
         lab.note(f"kl/{task}", float(loss.detach()))

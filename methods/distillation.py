@@ -1,4 +1,4 @@
-"""What every distillation method shares: its settings, the teacher's velocity field, the trained steps, the anchor."""
+"""The shared part of the distillation methods: settings, plan over teachers, velocity targets, anchor and cost."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ if TYPE_CHECKING:
 
 
 class DistillationOptions(Options):
-    """Settings shared by methods that learn from one teacher a task; defaults as in DiffusionOPD's released code."""
+    """Settings of all methods that learn from one teacher per task; defaults as in DiffusionOPD's released code."""
 
     trajectories: Count = 24
     """Trajectories per task and update."""
     timestep_fraction: Fraction = 0.99
-    """The first int(steps * this) steps are trained."""
+    """The first int(steps * timestep_fraction) steps of a trajectory are trained."""
     batches: Literal["mixed", "alternate"] = "mixed"
-    """mixed: every update averages all teachers; alternate: one teacher an update, in turn."""
+    """mixed: every update averages over all teachers. alternate: one teacher per update, in turn."""
     start: Literal["base", "merge"] = "base"
-    """Where the student starts: the base, or the mean of the teachers' weight changes (Flow-OPD's cold start)."""
+    """Where the student starts: at the base, or at the mean of the teachers' weight changes (Flow-OPD's cold start)."""
     anchor: Weight = 0.0
-    """Weight of the velocity error to the base at the visited states: in the spirit of Flow-OPD's manifold anchor,
-    which is .04 times its code's KL (so that steps weigh unequally) to a frozen aesthetic model, or else the base."""
+    """Weight of the squared velocity error to the base at the visited states. It is modelled on Flow-OPD's manifold
+    anchor, which is 0.04 times the KL of its code (so steps have unequal weights) to a frozen aesthetic model, or to
+    the base if there is none."""
 
 
 class DistillationMethod(Method):
-    """Checks and plan shared by the distillation methods."""
+    """Checks, plan, targets and cost shared by the distillation methods."""
 
     needs = Needs(teachers=True)
     lowers_memory: ClassVar[tuple[str, ...]] = ("trajectories",)
@@ -43,19 +44,22 @@ class DistillationMethod(Method):
 
     @classmethod
     def check(cls, spec, sampler) -> None:
+        """Also refuse two different starting points, and a timestep fraction that trains no step."""
         super().check(spec, sampler)
         if spec.lora.start and spec.params["start"] == "merge":
-            raise UsageError("params.start merge overwrites lora.start: leave one of them out")
+            raise UsageError("params.start merge would overwrite the weights of lora.start: set only one of the two")
         if not trained_steps(sampler, spec.params["timestep_fraction"]):
             raise UsageError(
                 f"params.timestep_fraction {spec.params['timestep_fraction']:g} of {sampler.steps} steps trains no step"
             )
 
     def prepare(self, lab: Lab) -> None:
+        """Merge the teachers into the student if `start` asks for it."""
         if self.options.start == "merge":
             merge_teachers(lab, 1 / len(lab.teachers))
 
     def plan(self, lab: Lab) -> dict[str, float]:
+        """Weight all tasks equally, or take one task per update in turn."""
         if self.options.batches == "mixed":
             return super().plan(lab)
         tasks = list(lab.tasks)
@@ -64,14 +68,19 @@ class DistillationMethod(Method):
     def targets(
         self, lab: Lab, task: str, conditioning: Conditioning, x: Tensor, sigma: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The teacher's velocity at states x [B, C, h, w], and the base's (the teacher's again without an anchor)."""
+        """Velocities of the teacher and of the base at states x [B, C, h, w].
+
+        Without an anchor the base is not evaluated, and the second tensor is the teacher's velocity too.
+        """
         target = lab.teacher(task, conditioning)(x, sigma)
-        return target, lab.velocity(conditioning, None)(x, sigma) if self.options.anchor else target
+        if not self.options.anchor:
+            return target, target
+        return target, lab.velocity(conditioning, None)(x, sigma)
 
     def anchored(
         self, loss: Tensor, lab: Lab, conditioning: Conditioning, x: Tensor, sigma: float | Tensor, v: Tensor
     ) -> Tensor:
-        """`loss` [B] plus the anchor: the weighted squared error of the student's v to the base's velocity at x."""
+        """`loss` [B] plus the anchor: the weighted squared error of the student's velocity v to the base's at x."""
         if not self.options.anchor:
             return loss
         with torch.no_grad():
@@ -80,8 +89,9 @@ class DistillationMethod(Method):
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
+        """NFE of one update, from `work`."""
         work = cls.work(spec, sampler)
-        assert work is not None  # every one of these methods says what an update does
+        assert work is not None  # every distillation method implements `work`
         return work.passes.nfe
 
     @classmethod
@@ -89,18 +99,23 @@ class DistillationMethod(Method):
         cls, spec, trained: int, teacher: int, rollout: int = 0, anchor: int = 0, kept: int = 1, prompts: int = 1,
         at_once: int | None = None,
     ) -> Work:  # fmt: skip
-        """The work of an update from that of one trajectory, in passes per guidance branch: the student's with
-        gradients, the teacher's, the student's without gradients, the base's if there is an anchor; and the latents and
-        encoded prompts that are kept of it. `at_once`: latents of the largest forward with gradients, by default all
-        trajectories of a task."""
+        """The work of one update, computed from the counts of one trajectory.
+
+        Network calls are counted per guidance branch: `trained` are the student's with gradients, `rollout` the
+        student's without, `teacher` the teacher's, `anchor` the base's (ignored if there is no anchor). `kept` and
+        `prompts` are the latents and encoded prompts stored until the loss. `at_once` is the number of latents in the
+        largest forward with gradients; by default all trajectories of a task.
+        """
         options = cls.Options.model_validate(spec.params)
-        tasks, together = len(spec.tasks), len(spec.tasks) if options.batches == "mixed" else 1
+        trajectories, tasks = options.trajectories, len(spec.tasks)
+        together = tasks if options.batches == "mixed" else 1
         own = branches(spec.sampler.guidance)
         without = (rollout + (anchor if options.anchor else 0)) * own * tasks
         without += sum(teacher * branches(spec.teacher_guidance[task]) for task in spec.tasks)
-        trajectories = options.trajectories
+        # Teachers may differ in guidance. Where tasks alternate, an update costs their mean, rounded up.
+        forward = -(-without * together // tasks)
         return Work(
-            Passes(trajectories * -(-without * together // tasks), trajectories * trained * own * together),
+            Passes(trajectories * forward, trajectories * trained * own * together),
             drawn=trajectories,
             trained_at_once=at_once or trajectories,
             kept=trajectories * kept * together,
@@ -109,24 +124,27 @@ class DistillationMethod(Method):
 
 
 def branches(guidance: float) -> int:
-    """Passes of one guided velocity."""
+    """Network calls per velocity: 2 with classifier-free guidance, 1 at guidance scale 1."""
     return 1 if guidance == 1 else 2
 
 
 def merge_teachers(lab: Lab, factor: float) -> None:
-    """Set the student to `factor` times the sum of the teachers' weight changes; notes the share of energy kept.
+    """Set the student to `factor` times the sum of the teachers' weight changes, and log the fraction of energy kept.
 
-    The changes B A are combined exactly and cut back to the student's rank by a truncated singular value
-    decomposition; averaging A and B apart, as Flow-OPD's code does, is not an average of weight changes.
+    The weight changes B A are summed exactly and reduced to the student's rank by a truncated singular value
+    decomposition. Averaging A and B separately, as Flow-OPD's code does, does not average the weight changes.
     """
     adapters = lab.backbone.adapters
     deltas = [adapters.deltas(name) for name in lab.teachers.values()]
-    layers = dict.fromkeys(layer for delta in deltas for layer in delta)  # a teacher may leave some as the base's
-    nothing = torch.zeros(())
-    merged = {layer: factor * sum((d[layer] for d in deltas if layer in d), start=nothing) for layer in layers}
+    # A teacher need not change every layer. The dict, unlike a set, keeps the order of layers.
+    layers = dict.fromkeys(layer for delta in deltas for layer in delta)
+    merged = {}
+    for layer in layers:
+        changes = [delta[layer] for delta in deltas if layer in delta]
+        merged[layer] = factor * sum(changes, start=torch.zeros(()))
     lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:
-    """Mean over elements of the squared velocity difference, [B] (released code averages; the paper sums)."""
+    """Mean over elements of the squared velocity difference, [B] (DiffusionOPD's code averages; its paper sums)."""
     return squared_distance(v, target) / v[0].numel()

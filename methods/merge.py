@@ -1,4 +1,4 @@
-"""Merging the teachers' adapters, without training: weight average and task arithmetic (arXiv 2212.04089)."""
+"""Merging the teachers' adapters without training: weight averaging and task arithmetic (arXiv 2212.04089)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ class MergeOptions(Options):
     """Settings of merging."""
 
     rule: Literal["average", "sum"] = "average"
-    """average: mean of the teachers' changes. sum: task arithmetic, `scale` times their sum."""
+    """average: `scale` times the mean of the teachers' weight changes. sum (task arithmetic): `scale` times the
+    sum."""
     scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Factor on the merged weight change."""
 
 
 class Merge(Method):
+    """The student is a combination of the teachers' weight changes; nothing is trained."""
+
     name = "merge"
     source = "task arithmetic, arXiv 2212.04089; weight average"
     needs = Needs(teachers=True)
@@ -30,20 +34,25 @@ class Merge(Method):
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
+        """0: merging calls no network."""
         return 0
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
+        """No passes."""
         return Work(Passes())
 
     def prepare(self, lab: Lab) -> None:
-        """Write the combination into the student."""
+        """Write the merged weight change into the student."""
         o = self.options
-        merge_teachers(lab, o.scale / (len(lab.teachers) if o.rule == "average" else 1))
+        divisor = len(lab.teachers) if o.rule == "average" else 1
+        merge_teachers(lab, o.scale / divisor)
 
     def collect(self, lab: Lab, task: str) -> None:
+        """Never called, as `trains` is False."""
         raise NotImplementedError("merge does not train")
 
     def losses(self, lab: Lab, task: str, experience: None):
+        """Never called, as `trains` is False."""
         raise NotImplementedError("merge does not train")
-        yield torch.empty(0)
+        yield torch.empty(0)  # unreachable; it makes this a generator, as the contract has it

@@ -1,7 +1,7 @@
-"""Joint multi-reward RL: every update sees every task, one adapter, any engine.
+"""Joint multi-reward RL: every update trains one adapter on all tasks, with any engine.
 
-Each task keeps its own prompts and its own reward, as in the multi-task baselines of DiffusionOPD
-(arXiv 2605.15055, Sec. 5); how their advantages compare is `mixing`, how much each counts `weights`.
+Each task has its own prompts and its own reward, as in the multi-task baselines of DiffusionOPD (arXiv 2605.15055,
+Sec. 5). `mixing` sets the scale of advantages across tasks, and `weights` sets the weight of each task's gradient.
 """
 
 from typing import ClassVar
@@ -20,22 +20,26 @@ class MultiRewardOptions(RlOptions):
     unsaid: ClassVar[tuple[str, ...]] = ("weights",)
 
     weights: dict[str, Moderate] = Field(default={})
-    """task -> how much its gradient counts, 1 where nothing is said; an update's weights add up to 1."""
+    """task -> relative weight of its gradient, by default 1; the weights are normalised to add up to 1."""
 
 
 class MultiReward(RlMethod):
+    """RL on all tasks at once."""
+
     name = "multi_reward"
     source = "joint RL on all tasks (DiffusionNFT, arXiv 2509.16117), each task in its own deviation or all in one"
     Options = MultiRewardOptions
 
     @classmethod
     def check(cls, spec, sampler) -> None:
+        """Also refuse weights of tasks that the run does not train."""
         super().check(spec, sampler)
         for task in cls.Options.model_validate(spec.params).weights:
             if task not in spec.tasks:
                 raise unknown("task in params.weights", task, spec.tasks)
 
     def plan(self, lab: Lab) -> dict[str, float]:
+        """Weight all tasks equally, or by the normalised `weights`."""
         if not self.options.weights:
             return super().plan(lab)
         weights = {task: self.options.weights.get(task, 1.0) for task in lab.tasks}

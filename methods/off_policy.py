@@ -1,7 +1,7 @@
-"""Off-policy distillation: the velocity match of analytic OPD at states that the TEACHER visits.
+"""Off-policy distillation: analytic OPD's velocity matching, at states that the TEACHER visits.
 
-The same loss, teachers and budget as opd_analytic; only whose trajectories are trained on differs. It is the off-policy
-row of DanceOPD (arXiv 2606.27377) and what "on-policy" must be worth something against.
+The loss, teachers and budget are those of opd_analytic; only the trajectories differ. This is the off-policy row of
+DanceOPD (arXiv 2606.27377) and the control that shows what training on-policy is worth.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class OffPolicyOptions(DistillationOptions):
     """Settings of off-policy distillation."""
 
     weighting: Weighting = "mean_matching"
-    """As in opd_analytic."""
+    """Weights of the steps, as in opd_analytic."""
 
 
 @dataclass
 class Visits:
-    """States of the teachers' trajectories [B, C, h, w], one a trained step, and the teacher's velocities there."""
+    """Per trained step, the states [B, C, h, w] of the teacher's trajectories and the teacher's velocities at them."""
 
     states: list[Tensor]
     targets: list[Tensor]
@@ -39,31 +39,42 @@ class Visits:
 
 
 class OffPolicy(DistillationMethod):
+    """Velocity matching on the teachers' trajectories."""
+
     name = "off_policy"
     source = "velocity matching on the teachers' trajectories (off-policy row of DanceOPD, arXiv 2606.27377)"
     Options = OffPolicyOptions
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
+        """One teacher step and one student step with gradients per trained step; there is no separate rollout."""
         steps = len(trained_steps(sampler, spec.params["timestep_fraction"]))
         return cls.trajectory_work(spec, trained=steps, teacher=steps, anchor=steps, kept=2 * steps)
 
     def collect(self, lab: Lab, task: str) -> Visits:
+        """Roll out the teacher up to the last trained step; its velocities along the way are the targets."""
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
-        steps = walk(lab.teacher(task, conditioning), noise, lab.sampler, lab.generator("kernel", task))
+        teacher = lab.teacher(task, conditioning)
+        steps = walk(teacher, noise, lab.sampler, lab.generator("kernel", task))
         trained = trained_steps(lab.sampler, self.options.timestep_fraction)
-        visited = [(x, taken.velocity) for _, (_, x, taken) in zip(trained, steps)]
-        return Visits([x for x, _ in visited], [v for _, v in visited], conditioning)
+        states, targets = [], []
+        # zip asks `trained` first, so the teacher is not called for a step beyond the last trained one.
+        for _, (_, x, taken) in zip(trained, steps):
+            states.append(x)
+            targets.append(taken.velocity)
+        return Visits(states, targets, conditioning)
 
     def losses(self, lab: Lab, task: str, experience: Visits) -> Iterator[Tensor]:
+        """Weighted squared velocity error to the teacher, one piece per trained step."""
         o, conditioning, total = self.options, experience.conditioning, 0.0
         weights = step_weights(lab.sampler, o.weighting)
         steps = trained_steps(lab.sampler, o.timestep_fraction)
         for k, x, target in zip(steps, experience.states, experience.targets):
             sigma = lab.sampler.schedule.sigmas[k]
             v = lab.velocity(conditioning, STUDENT)(x, sigma)
-            loss = self.anchored(weights[k] * squared_error(v, target), lab, conditioning, x, sigma, v)
+            error = weights[k] * squared_error(v, target)
+            loss = self.anchored(error, lab, conditioning, x, sigma, v)
             piece = loss.mean() / len(steps)
             total += float(piece.detach())
             yield piece

@@ -1,8 +1,9 @@
-"""Analytic on-policy distillation (DiffusionOPD, arXiv 2605.15055): one student, one teacher a task.
+"""Analytic on-policy distillation (DiffusionOPD, arXiv 2605.15055): one student, one teacher per task.
 
-The student draws its own trajectories without gradients; at every visited state the closed-form KL between the two
-one-step transitions is minimised. For Gaussian kernels of the same std that is a weighted velocity match,
-w_k |v_student - v_teacher|^2 (Eq. 11; Eq. 12 for deterministic kernels), with w_k from bench/sampler/weighting.py.
+The student draws its own trajectories, and no gradient flows from step to step. At every visited state the closed-form
+KL between the student's and the teacher's one-step transitions is minimised. For Gaussian kernels of equal std this is
+weighted velocity matching, w_k |v_student - v_teacher|^2 (Eq. 11; Eq. 12 for deterministic kernels), with w_k from
+bench/sampler/weighting.py.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ class OpdOptions(DistillationOptions):
     """Settings of analytic OPD; defaults as in the released configuration."""
 
     weighting: Weighting = "mean_matching"
-    """What "the KL" is divided by; see bench list kernels and --dry-run."""
+    """Weights w_k of the steps; `bench list kernels` and `--dry-run` show them."""
     execution: Literal["fused", "plain"] = "fused"
-    """fused: one student forward a step serves rollout and loss; plain: roll out, store, train. Same gradient."""
+    """fused: one student forward per step serves both the rollout and the loss. plain: roll out, store the states, then
+    train on them. Both give the same gradient."""
     chunk: Count = 128
-    """Latents per forward in training; the gradient does not depend on it."""
+    """Latents per forward with gradients; it bounds memory and does not change the gradient."""
 
 
 @dataclass
 class Start:
-    """Initial noise [B, C, h, w] and prompts; in plain execution also the visited states and what to match there."""
+    """Initial noise [B, C, h, w] and prompts; in plain execution also, per trained step, the visited states and the
+    velocities of teacher and base at them."""
 
     noise: Tensor
     conditioning: Conditioning
@@ -49,6 +52,8 @@ class Start:
 
 
 class OpdAnalytic(DistillationMethod):
+    """Closed-form on-policy distillation."""
+
     name = "opd_analytic"
     source = "DiffusionOPD, arXiv 2605.15055, Eq. 11-14"
     Options = OpdOptions
@@ -56,17 +61,22 @@ class OpdAnalytic(DistillationMethod):
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
+        """Fused execution has no separate rollout; plain execution adds one and stores its states."""
         o = OpdOptions.model_validate(spec.params)
         steps = len(trained_steps(sampler, o.timestep_fraction))
         if o.execution == "fused":
             at_once = min(o.chunk, o.trajectories)
             return cls.trajectory_work(spec, trained=steps, teacher=steps, anchor=steps, at_once=at_once)
-        kept, at_once = 1 + steps * (3 if o.anchor else 2), min(o.chunk, o.trajectories * steps)
+        # Per step: the state, the teacher's velocity and, with an anchor, the base's.
+        kept = 1 + steps * (3 if o.anchor else 2)
+        at_once = min(o.chunk, o.trajectories * steps)
         return cls.trajectory_work(spec, steps, steps, sampler.steps, steps, kept, prompts=1 + steps, at_once=at_once)
 
     def collect(self, lab: Lab, task: str) -> Start:
+        """Draw prompts and noise; in plain execution also roll out the student and query the teacher."""
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
-        start = Start(lab.backbone.noise(len(conditioning), lab.generator("noise", task)), conditioning)
+        noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
+        start = Start(noise, conditioning)
         if self.options.execution == "plain":
             student = lab.velocity(conditioning, STUDENT)
             kernel_noise = lab.generator("kernel", task)
@@ -74,11 +84,14 @@ class OpdAnalytic(DistillationMethod):
             steps = trained_steps(lab.sampler, self.options.timestep_fraction)
             start.states = [states[k] for k in steps]
             sigmas = lab.sampler.schedule.sigmas
-            matched = [self.targets(lab, task, conditioning, x, sigmas[k]) for k, x in zip(steps, start.states)]
-            start.targets, start.anchors = map(list, zip(*matched))
+            for k, x in zip(steps, start.states):
+                target, anchor = self.targets(lab, task, conditioning, x, sigmas[k])
+                start.targets.append(target)
+                start.anchors.append(anchor)
         return start
 
     def losses(self, lab: Lab, task: str, experience: Start) -> Iterator[Tensor]:
+        """The weighted KL of Eq. 11, one piece per step and chunk (fused) or per chunk of states (plain)."""
         steps = trained_steps(lab.sampler, self.options.timestep_fraction)
         weights = [step_weights(lab.sampler, self.options.weighting)[k] for k in steps]
         pieces = self._plain if self.options.execution == "plain" else self._fused
@@ -89,19 +102,25 @@ class OpdAnalytic(DistillationMethod):
         lab.note(f"kl/{task}", total)
 
     def _error(self, v: Tensor, target: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
-        """Loss of each state, [B]."""
+        """Loss per state, [B]."""
         error = weight * squared_error(v, target)
-        return error + self.options.anchor * squared_error(v, anchor) if self.options.anchor else error
+        if not self.options.anchor:
+            return error
+        return error + self.options.anchor * squared_error(v, anchor)
 
     def _fused(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
-        """Walk with gradients one step at a time; the trajectory ends with the last trained step."""
+        """Backpropagate through one step at a time along the trajectory, which ends with the last trained step."""
         sigmas, batch = lab.sampler.schedule.sigmas, len(start.noise)
         for first in range(0, batch, self.options.chunk):
             part = slice(first, min(first + self.options.chunk, batch))
             conditioning = start.conditioning[part]
+            # Every chunk starts the same generator afresh and takes its rows of the whole batch's noise, so that the
+            # trajectories do not depend on the chunk size.
             generator = lab.generator("kernel", task)
-            generator.rows = (generator.rows or Rows(0, batch, batch)).part(part.start, part.stop)
-            steps = walk(lab.velocity(conditioning, STUDENT), start.noise[part], lab.sampler, generator)
+            rows = generator.rows or Rows(0, batch, batch)
+            generator.rows = rows.part(part.start, part.stop)
+            student = lab.velocity(conditioning, STUDENT)
+            steps = walk(student, start.noise[part], lab.sampler, generator)
             for weight, (k, x, taken) in zip(weights, steps):
                 with torch.no_grad():
                     target, anchor = self.targets(lab, task, conditioning, x, sigmas[k])
@@ -109,12 +128,15 @@ class OpdAnalytic(DistillationMethod):
                 yield error * (len(x) / batch)
 
     def _plain(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
-        """Train on stored states, several steps in one batch."""
+        """Train on the stored states, with several steps in one batch."""
         trained, batch = len(weights), len(start.noise)
-        states, targets, anchors = torch.cat(start.states), torch.cat(start.targets), torch.cat(start.anchors)
-        sigma = torch.tensor(lab.sampler.schedule.sigmas[:trained]).repeat_interleave(batch).to(states.device)
+        states, targets = torch.cat(start.states), torch.cat(start.targets)
+        anchors = torch.cat(start.anchors)
+        sigmas = torch.tensor(lab.sampler.schedule.sigmas[:trained])
+        sigma = sigmas.repeat_interleave(batch).to(states.device)
         weight = torch.tensor(weights).repeat_interleave(batch).to(states.device)
         conditioning = start.conditioning.repeat(trained)
         for part in torch.arange(len(states)).split(self.options.chunk):
             v = lab.velocity(conditioning[part], STUDENT)(states[part], sigma[part])
-            yield self._error(v, targets[part], anchors[part], weight[part]).sum() / (trained * batch)
+            error = self._error(v, targets[part], anchors[part], weight[part])
+            yield error.sum() / (trained * batch)

@@ -1,11 +1,11 @@
-"""PPO-style on-policy distillation: policy gradient on the per-step log-ratio to the teacher (Flow-OPD,
-arXiv 2605.08063; the rival of the closed form in DiffusionOPD, arXiv 2605.15055, Sec. 4.3).
+"""PPO-style on-policy distillation: policy gradient on the per-step log-ratio to the teacher.
 
-The student draws SDE trajectories. At every step the reward is how much more likely the teacher finds the drawn state
-than the student does; the clipped surrogate raises the log-probability of rewarded draws. With the sampled log-ratio
-the expected gradient is exactly the analytic one (weighting "kl", both as means over elements), with extra variance.
-Draws must be kept whole before the loss, so a trajectory costs a rollout besides its training passes; steps without
-noise (the last one of cps and ddim) have no density and are not trained, where analytic OPD matches means.
+This is Flow-OPD (arXiv 2605.08063), which DiffusionOPD (arXiv 2605.15055, Sec. 4.3) compares with its closed form. The
+student draws SDE trajectories. The reward of a step is the log-likelihood of the drawn state under the teacher minus
+that under the student, and the clipped surrogate raises the log-probability of rewarded draws. With the sampled
+log-ratio the expected gradient is exactly the analytic one (weighting "kl", both as means over elements), with extra
+variance. The loss needs complete draws, so a trajectory costs a rollout in addition to its training passes. Steps
+without noise (the last one of cps and ddim) have no density and are not trained; analytic OPD matches means there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RELEASED_CLIP = 5.0
-"""Flow-OPD's bound on its advantages."""
+"""Flow-OPD's released code clips its advantages to +- this."""
 
 
 class OpdPpoOptions(DistillationOptions):
@@ -39,21 +39,28 @@ class OpdPpoOptions(DistillationOptions):
     advantage: Literal[
         "log_ratio", "log_ratio_centred", "state_kl_detached", "state_kl", "state_kl_no_dt", "return_to_go"
     ] = "log_ratio"
-    """log_ratio: sampled, unbiased. log_ratio_centred: minus its mean at the state (the KL), the best baseline that a
-    policy gradient could learn; unbiased, less noisy. state_kl_detached: minus the state's KL, a constant of the draw,
-    expectation zero (Flow-OPD as printed). state_kl: the same with its gradient, the analytic gradient plus noise.
-    state_kl_no_dt: Flow-OPD's released code, which on flow_sde takes the variance without h, so that its KL is h times
-    the true one, and clips it to 5. (It also multiplies every picture's ratio with the mean advantage of the batch, by
-    an accident of shapes that is not followed.) return_to_go: sum of log-ratios from this step on, which adds the
-    effect on later states."""
+    """Advantage of a drawn state.
+
+    log_ratio: the sampled log-ratio of teacher to student; unbiased.
+    log_ratio_centred: log_ratio minus its mean at the state (minus the KL), the best baseline that a policy gradient
+    could learn; unbiased, with less variance.
+    state_kl_detached: minus the KL at the state, as a constant. It does not depend on the draw, so the expected
+    gradient is zero (Flow-OPD as printed).
+    state_kl: the same with its gradient, which gives the analytic gradient plus noise.
+    state_kl_no_dt: Flow-OPD's released code, which leaves h out of the variance on flow_sde, so that its KL is h times
+    the true one, and clips the advantage to +-5. (That code also multiplies each image's ratio by the batch mean of the
+    advantage, because of accidental broadcasting, which is not reproduced here.)
+    return_to_go: the sum of log-ratios from this step on, which includes the effect on later states.
+    """
     clip: Moderate = 1e-4
+    """The ratio to the old policy is clipped to 1 +- clip."""
     inner_updates: Count = 1
-    """Optimiser steps on the same trajectories; beyond the first the ratio to the old policy is clipped."""
+    """Optimiser steps on the same trajectories. At the first the ratio is 1, so clipping acts from the second on."""
 
 
 @dataclass
 class Experience:
-    """Trajectories of the old policy [B, ...] with the teacher's velocities at the visited states."""
+    """Trajectories of the old policy [B, ...], and the teacher's velocities at the trained steps' states."""
 
     trajectory: Trajectory
     conditioning: Conditioning
@@ -61,6 +68,8 @@ class Experience:
 
 
 class OpdPpo(DistillationMethod):
+    """On-policy distillation with a clipped policy gradient."""
+
     name = "opd_ppo"
     source = "Flow-OPD, arXiv 2605.08063; DiffusionOPD, arXiv 2605.15055, Eq. 16-21"
     needs = Needs(teachers=True, stochastic=True)
@@ -68,16 +77,20 @@ class OpdPpo(DistillationMethod):
 
     @property
     def inner_updates(self) -> int:
+        """Optimiser steps per update, from the setting of the same name."""
         return self.options.inner_updates
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
+        """A full rollout with one teacher call per trained step; every inner update trains on all of them."""
         o = OpdPpoOptions.model_validate(spec.params)
         steps = len(trained_steps(sampler, o.timestep_fraction, noisy=True))
-        trained, kept = steps * o.inner_updates, 2 * sampler.steps + 1 + steps
+        trained = steps * o.inner_updates
+        kept = 2 * sampler.steps + 1 + steps  # states, the student's velocities and the teacher's
         return cls.trajectory_work(spec, trained, steps, rollout=sampler.steps, anchor=trained, kept=kept)
 
     def collect(self, lab: Lab, task: str) -> Experience:
+        """Roll out the student and query the teacher at the trained steps."""
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         field = lab.velocity(conditioning, STUDENT)
@@ -85,37 +98,45 @@ class OpdPpo(DistillationMethod):
         teacher = lab.teacher(task, conditioning)
         sigmas = lab.sampler.schedule.sigmas
         steps = trained_steps(lab.sampler, self.options.timestep_fraction, noisy=True)
-        return Experience(trajectory, conditioning, [teacher(trajectory.states[k], sigmas[k]) for k in steps])
+        velocities = [teacher(trajectory.states[k], sigmas[k]) for k in steps]
+        return Experience(trajectory, conditioning, velocities)
 
     def losses(self, lab: Lab, task: str, experience: Experience) -> Iterator[Tensor]:
-        o, trajectory = self.options, experience.trajectory
+        """Clipped surrogate of DiffusionOPD Eq. 16-21, one piece per trained step."""
+        o, trajectory, conditioning = self.options, experience.trajectory, experience.conditioning
+        sigmas = lab.sampler.schedule.sigmas
         steps = trained_steps(lab.sampler, o.timestep_fraction, noisy=True)
         at = [lab.sampler.coefficients[k] for k in steps]
         states = [trajectory.states[k] for k in steps]
         drawn = [trajectory.states[k + 1] for k in steps]
-        old = [Transition(x, trajectory.velocities[k], a) for x, k, a in zip(states, steps, at)]
-        guide = [Transition(x, v, a) for x, v, a in zip(states, experience.teacher, at)]
+        # The old policy's and the teacher's transitions are constants; only `new` below carries gradients.
+        velocities = [trajectory.velocities[k] for k in steps]
+        old = list(map(Transition, states, velocities, at))
+        guide = list(map(Transition, states, experience.teacher, at))
         to_go = sum(q.log_prob(y) - p.log_prob(y) for p, q, y in zip(old, guide, drawn))
         assert not isinstance(to_go, int)  # at least one step is trained
         ratios, total = Ratios(o.clip), 0.0
         for i, k in enumerate(steps):
-            v = lab.velocity(experience.conditioning, STUDENT)(states[i], lab.sampler.schedule.sigmas[k])
-            new = Transition(states[i], v, at[i])
-            log_ratio = mean_log_ratio(new, old[i], drawn[i])
+            x, y = states[i], drawn[i]
+            v = lab.velocity(conditioning, STUDENT)(x, sigmas[k])
+            new = Transition(x, v, at[i])
+            log_ratio = mean_log_ratio(new, old[i], y)
             ratios.add(log_ratio)
             released = released_kl_factor(lab.sampler, k)
-            advantage = advantages(new, old[i], guide[i], drawn[i], o.advantage, to_go, released)
+            advantage = advantages(new, old[i], guide[i], y, o.advantage, to_go, released)
             loss = surrogate(log_ratio, advantage, o.clip)
-            to_go = to_go - (guide[i].log_prob(drawn[i]) - old[i].log_prob(drawn[i]))
-            total += float(new.kl(guide[i]).detach().mean()) / v[0].numel() / len(steps)
-            loss = self.anchored(loss, lab, experience.conditioning, states[i], lab.sampler.schedule.sigmas[k], v)
+            # From the next step on, this step's log-ratio no longer belongs to the return.
+            to_go = to_go - (guide[i].log_prob(y) - old[i].log_prob(y))
+            kl = float(new.kl(guide[i]).detach().mean())
+            total += kl / v[0].numel() / len(steps)
+            loss = self.anchored(loss, lab, conditioning, x, sigmas[k], v)
             yield loss.mean() / len(steps)
-        ratios.note(lab, task, 1 / (len(steps) * len(experience.conditioning)))
+        ratios.note(lab, task, 1 / (len(steps) * len(conditioning)))
         lab.note(f"kl/{task}", total)
 
 
 def mean_log_ratio(new: Gaussian, old: Gaussian, drawn: Tensor) -> Tensor:
-    """Log-ratio of the student's policies at states `drawn` from `old`, [B], a mean over elements."""
+    """Log-ratio of the new to the old policy at states `drawn` from `old`, [B], as a mean over elements."""
     return (new.log_prob(drawn) - old.log_prob(drawn)) / drawn[0].numel()
 
 
@@ -124,9 +145,9 @@ def advantages(
 ) -> Tensor:
     """The advantage [B] of states `drawn` from `old`; the teacher's transition is `guide`.
 
-    Scaled so that at new = old the expected gradient of the log-ratios and "state_kl" is that of KL(new || guide) as a
-    mean over elements: the policy's log-probability is a mean over elements, the sampled reward a sum. `released` is
-    the KL of this step in released code over the true one.
+    The scale is such that, at new = old, "log_ratio", "log_ratio_centred" and "state_kl" have the expected gradient of
+    KL(new || guide) as a mean over elements. To that end log-ratios are sums over elements, since the policy's
+    log-probability is already a mean. `released` is this step's KL in released code over the true one.
     """
     if kind == "log_ratio":
         return guide.log_prob(drawn) - old.log_prob(drawn)
@@ -137,11 +158,14 @@ def advantages(
     minus_kl = -new.kl(guide) / drawn[0].numel()
     if kind == "state_kl_no_dt":
         return (released * minus_kl).clamp(-RELEASED_CLIP, RELEASED_CLIP)
-    return minus_kl.detach() if kind == "state_kl_detached" else minus_kl
+    if kind == "state_kl_detached":
+        return minus_kl.detach()
+    return minus_kl
 
 
 def ppo_loss(
     new: Gaussian, old: Gaussian, guide: Gaussian, drawn: Tensor, kind: str, clip: float, to_go: Tensor
 ) -> Tensor:
     """Clipped loss of one step, [B], for states `drawn` from `old`."""
-    return surrogate(mean_log_ratio(new, old, drawn), advantages(new, old, guide, drawn, kind, to_go), clip)
+    advantage = advantages(new, old, guide, drawn, kind, to_go)
+    return surrogate(mean_log_ratio(new, old, drawn), advantage, clip)

@@ -1,12 +1,13 @@
-"""Extra gradient variance of PPO-style over analytic OPD, measured against its closed form:
+"""Measure the extra gradient variance of PPO-style over analytic OPD, and compare it with its closed form.
 
     python -m methods.opd_ppo_excess [--tasks TASK,...] [--kernels cps,flow_sde] [--eta 0.8] [--states N] [--draws N]
         [--student FOLDER] [--output FILE]
 
-With the state fixed, y = m + c z, delta = (m - q) / c and J = (dm/dtheta) / c, the sampled log-ratio's gradient is
-(|delta|^2 / 2 + delta.z) J^T z / D; its mean is J^T delta / D, the analytic gradient, which has no variance at a fixed
-state. The trace of its covariance is ((|delta|^4 / 4 + |delta|^2) |J|^2 + |J^T delta|^2) / D^2, |J| being the Frobenius
-norm, estimated by |J^T u|^2 with Gaussian u of its own. Measured over predicted must be 1.
+At a fixed state let y = m + c z be the student's draw, q the teacher's mean, delta = (m - q) / c, J = (dm/dtheta) / c
+and D the number of elements. The gradient of the sampled log-ratio is (|delta|^2 / 2 + delta.z) J^T z / D. Its mean is
+J^T delta / D, the analytic gradient, which has no variance at a fixed state. The trace of its covariance is
+((|delta|^4 / 4 + |delta|^2) |J|^2 + |J^T delta|^2) / D^2, where the Frobenius norm |J|^2 is estimated by |J^T u|^2 with
+independent Gaussian u. The ratio of measured to predicted trace must be 1.
 """
 
 import argparse
@@ -30,28 +31,30 @@ from methods.opd_ppo import ppo_loss
 
 @dataclass(frozen=True)
 class Excess:
-    """One noise level: traces of the conditional covariance, mean over states."""
+    """One noise level: traces of the covariance at a fixed state, as means over states."""
 
     sigma: float
     measured: float
     predicted: float
     ratios: np.ndarray
-    """Measured over predicted at each state, [states]: their mean does not hang on the few largest traces."""
+    """Measured over predicted trace at each state, [states]. Their mean is not dominated by the few largest traces."""
     snr: float
-    """|mean|^2 / trace of one draw at a fixed state, mean over states: the analytic estimator's is infinite."""
+    """Signal-to-noise ratio |mean|^2 / trace of one draw at a fixed state: a ratio of means over states. It is infinite
+    for the analytic estimator."""
 
     @property
     def ratio(self) -> Estimate:
+        """Mean of `ratios` with its interval over states."""
         return over_states(self.ratios)
 
 
 def over_states(ratios: np.ndarray) -> Estimate:
-    """Mean of ratios by state, interval over states."""
+    """Mean of per-state ratios [states], with its interval over states."""
     return estimate(ratios, np.zeros(len(ratios)))
 
 
 def excess_at(lab: Lab, task: str, step: int, states_BCHW: Tensor, conditioning, draws: int, seed: int) -> Excess:
-    """Measure one step of the schedule at given states [B, C, h, w]."""
+    """Measure one step of the schedule at given states [B, C, h, w], with `draws` draws per state."""
     parameters = lab.backbone.adapters.parameters(STUDENT)
     at, sigma = lab.sampler.coefficients[step], lab.sampler.schedule.sigmas[step]
     generator = torch.Generator().manual_seed(seed)
@@ -61,34 +64,42 @@ def excess_at(lab: Lab, task: str, step: int, states_BCHW: Tensor, conditioning,
         with torch.no_grad():
             guide = Transition(x, lab.teacher(task, cond)(x, sigma), at)
         new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
+        # The old policy is the student itself, held constant: its draws carry no gradient.
         old = Gaussian(new.mean.detach(), at.c)
         size = x.numel()
 
         def gradient(scalar: Tensor) -> Tensor:
             parts = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
-            return torch.cat(
-                [(p if p is not None else torch.zeros_like(q)).flatten() for p, q in zip(parts, parameters)]
-            ).double()
+            filled = [p if p is not None else torch.zeros_like(q) for p, q in zip(parts, parameters)]
+            return torch.cat([part.flatten() for part in filled]).double()
 
-        noise = lambda: torch.randn(x.shape, generator=generator).to(x.device)  # noqa: B023, E731
+        def noise(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator).to(like.device)
+
         total, squares, frobenius = torch.zeros((), dtype=torch.float64), 0.0, 0.0
         for _ in range(draws):
-            drawn = old.sample(noise())
-            sampled = gradient(ppo_loss(new, old, guide, drawn, "log_ratio", 0.2, torch.zeros(1)).sum())
-            total, squares = total + sampled, squares + float(sampled @ sampled)
-            frobenius += float(gradient((new.mean * noise()).sum() / at.c).square().sum()) / draws
+            drawn = old.sample(noise(x))
+            # At new = old the ratio is 1, so that the clip range does not matter.
+            loss = ppo_loss(new, old, guide, drawn, "log_ratio", 0.2, torch.zeros(1))
+            sampled = gradient(loss.sum())
+            total = total + sampled
+            squares = squares + float(sampled @ sampled)
+            row = gradient((new.mean * noise(x)).sum() / at.c)
+            frobenius += float(row.square().sum()) / draws
         delta = (old.mean - guide.mean) / at.c
         pull = float(gradient((new.mean * delta).sum() / at.c).square().sum())
         d2 = float(delta.square().sum())
+        # Unbiased trace of the covariance: sum |g|^2 - |sum g|^2 / n, over n - 1.
         measured = (squares - float(total @ total) / draws) / (draws - 1)
-        rows.append((measured, ((d2**2 / 4 + d2) * frobenius + pull) / size**2, pull / size**2))
+        predicted_trace = ((d2**2 / 4 + d2) * frobenius + pull) / size**2
+        rows.append((measured, predicted_trace, pull / size**2))
     measured, predicted, signal = np.array(rows).T
     snr = float(signal.sum() / measured.sum())
     return Excess(sigma, float(measured.mean()), float(predicted.mean()), measured / predicted, snr)
 
 
 def excess(lab: Lab, task: str, steps: list[int], states: int, draws: int) -> list[Excess]:
-    """Measure several steps on the student's own trajectories."""
+    """Measure several steps of the schedule on the student's own trajectories."""
     conditioning = lab.encode(lab.prompts(task, states))
     start = lab.backbone.noise(states, lab.generator("noise", task))
     field = lab.velocity(conditioning, STUDENT)
@@ -97,7 +108,7 @@ def excess(lab: Lab, task: str, steps: list[int], states: int, draws: int) -> li
 
 
 def as_json(task: str, kernel: str, eta: float, student: str, draws: int, rows: list[Excess]) -> dict:
-    """Plain numbers, as `bench report` reads them."""
+    """The results of one task and kernel as plain numbers, in the form that `bench report` reads."""
     levels = [
         {"sigma": row.sigma, "measured": row.measured, "predicted": row.predicted, "ratio": row.ratio.numbers(),
          "snr": row.snr}
@@ -111,9 +122,9 @@ def as_json(task: str, kernel: str, eta: float, student: str, draws: int, rows: 
 
 
 def show(found: dict) -> None:
-    """One task and kernel, to stdout."""
+    """Print the results of one task and kernel."""
     print(f"{found['task']}, {found['kernel']} eta {found['eta']:g}, student {found['student']}")
-    print("sigma   measured    predicted   measured/predicted       signal/noise of one draw")
+    print("sigma   measured    predicted   measured/predicted       SNR of one draw")
     for row in found["by_sigma"]:
         ratio = str(Estimate(*row["ratio"]))
         print(f"{row['sigma']:<8.3f}{row['measured']:<12.4g}{row['predicted']:<12.4g}{ratio:<25}{row['snr']:.3g}")
@@ -121,18 +132,23 @@ def show(found: dict) -> None:
 
 
 def main() -> None:
+    """Parse the command line, measure every task and kernel, and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", default="ocr")
-    parser.add_argument("--kernels", default="cps")
-    parser.add_argument("--eta", type=float, default=0.8)
-    parser.add_argument("--states", type=int, default=16)
-    parser.add_argument("--draws", type=int, default=32)
-    parser.add_argument("--student", default="base", help="'base' or an adapter folder")
-    parser.add_argument("--output", type=Path, help="JSON that bench report reads")
+    parser.add_argument("--tasks", default="ocr", help="comma-separated tasks")
+    parser.add_argument("--kernels", default="cps", help="comma-separated stochastic kernels")
+    parser.add_argument("--eta", type=float, default=0.8, help="noise level of the kernels")
+    parser.add_argument("--states", type=int, default=16, help="states per step, at least 2")
+    parser.add_argument("--draws", type=int, default=32, help="draws per state, at least 2")
+    parser.add_argument("--student", default="base", help="'base', or an adapter folder")
+    parser.add_argument("--output", type=Path, help="JSON file for bench report")
     arguments = parser.parse_args()
     if min(arguments.states, arguments.draws) < 2:
-        raise UsageError("a covariance needs --draws of 2 or more, its interval --states of 2 or more")
+        raise UsageError(
+            f"--draws is {arguments.draws} and --states is {arguments.states}: a covariance needs 2 or more draws, "
+            "and its interval 2 or more states"
+        )
     check_output(arguments.output)
+    # Imported late, so that wrong arguments are reported at once.
     from bench.config.resolve import resolve
     from bench.training.laboratory import laboratory
 
@@ -146,6 +162,7 @@ def main() -> None:
             rows = excess(lab, task, noisy, arguments.states, arguments.draws)
             results.append(as_json(task, kernel, arguments.eta, arguments.student, arguments.draws, rows))
             show(results[-1])
+            # Written after every task, so that an interrupted measurement keeps what it has.
             if arguments.output:
                 write_output(arguments.output, json_bytes(results))
 

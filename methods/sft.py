@@ -1,7 +1,7 @@
-"""Imitation: the student learns pictures that the teachers drew (flow-matching regression).
+"""Supervised fine-tuning on images that the teachers sampled, by flow-matching regression.
 
-The baseline of DiffusionOPD's ablation (arXiv 2605.15055, Fig. 5): same teachers, but the states are noised teacher
-pictures, not the student's own trajectories.
+The baseline of DiffusionOPD's ablation (arXiv 2605.15055, Fig. 5): the teachers are the same, but the student is
+trained on re-noised teacher images, not on states of its own trajectories.
 """
 
 from __future__ import annotations
@@ -24,42 +24,52 @@ if TYPE_CHECKING:
 
 
 class SftOptions(DistillationOptions):
-    """Settings of imitation."""
+    """Settings of supervised fine-tuning on teacher samples."""
 
     levels: Count = 9
-    """Noise levels at which each picture is regressed, drawn uniformly from the rollout's schedule."""
+    """Noise levels per image and update, drawn uniformly from the rollout's schedule."""
 
 
 @dataclass
 class Pictures:
-    """The teacher's clean latents [B, C, h, w] and their prompts."""
+    """Clean latents [B, C, h, w] that the teacher sampled, and their prompts."""
 
     x0: Tensor
     conditioning: Conditioning
 
 
 class Sft(DistillationMethod):
+    """Flow matching on the teachers' samples."""
+
     name = "sft"
     source = "flow matching on the teachers' samples (DiffusionOPD, arXiv 2605.15055, Fig. 5)"
     Options = SftOptions
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
+        """A full teacher rollout per image, then one student pass with gradients per noise level."""
         levels = SftOptions.model_validate(spec.params).levels
         return cls.trajectory_work(spec, trained=levels, teacher=sampler.steps, anchor=levels)
 
     def collect(self, lab: Lab, task: str) -> Pictures:
+        """Sample one image per prompt from the teacher."""
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         teacher = lab.teacher(task, conditioning)
-        return Pictures(rollout(teacher, noise, lab.sampler, lab.generator("kernel", task)).final, conditioning)
+        trajectory = rollout(teacher, noise, lab.sampler, lab.generator("kernel", task))
+        return Pictures(trajectory.final, conditioning)
 
     def losses(self, lab: Lab, task: str, experience: Pictures) -> Iterator[Tensor]:
+        """Squared error of the student's velocity to eps - x0, one piece per noise level."""
         o, x0, conditioning = self.options, experience.x0, experience.conditioning
         generator = lab.generator("levels", task)
         sigmas = torch.tensor(lab.sampler.schedule.sigmas[:-1], dtype=torch.float32)
+
+        def indices(count: int) -> Tensor:
+            return torch.randint(len(sigmas), (count,), generator=generator)
+
         for _ in range(o.levels):
-            index = draw(lambda n: torch.randint(len(sigmas), (n,), generator=generator), len(x0), generator)
+            index = draw(indices, len(x0), generator)
             sigma = sigmas[index].to(x0.device)
             noise = normal(x0.shape, generator).to(x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))

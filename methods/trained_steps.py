@@ -1,8 +1,9 @@
-"""Which steps of a trajectory are trained, for distillation and policy gradients alike."""
+"""The steps of a trajectory that are trained, in distillation and in policy-gradient RL."""
 
 from bench.sampler.rollout import Sampler
 
 
 def trained_steps(sampler: Sampler, fraction: float, noisy: bool = False) -> list[int]:
-    """Indices of the trained steps; with `noisy` only those whose kernel has a density."""
-    return [k for k in range(int(sampler.steps * fraction)) if sampler.coefficients[k].c or not noisy]
+    """Indices of the first int(steps * fraction) steps; with `noisy` only those that add noise (have a density)."""
+    steps = range(int(sampler.steps * fraction))
+    return [k for k in steps if sampler.coefficients[k].c or not noisy]

@@ -1,4 +1,4 @@
-"""The report's first words: which line wins on what, by how much, and what must be known to read it."""
+"""The first section of the report: which line wins, on which task, by how much, and the caveats."""
 
 import math
 
@@ -11,28 +11,28 @@ from bench.registry import find
 from report.claims import ALPHA
 from report.evidence import Evidence
 from report.lines import Conditions, Pool
-from report.table import cell, number
+from report.table import cell, number, unmarked
 from report.tables import BASE, PoolTables
 
 NOTICED = 5e-4
-"""Difference of two scores that tables show."""
+"""Smallest difference of two scores that is visible in the tables."""
 NAMED = 5
-"""Lines that a sentence names."""
+"""Largest number of lines that one sentence names."""
 
 
 def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
-    """A sentence on one pool and what it rests on; every number is one of its tables'."""
+    """The main sentence about one pool and its supporting points; every number comes from the pool's tables."""
     rows = tables.scores.rows[: len(pool.lines)]  # base and teachers come after the lines
     ranked = sorted(rows, key=lambda row: -cell(row, "mean", Estimate).value)
     best, counts = ranked[0], tables.overview.rows[0]
     seeds = number(counts["fewest_seeds"], "count")
     if counts["most_seeds"] != counts["fewest_seeds"]:
         seeds = Markup("{} to {}").format(seeds, number(counts["most_seeds"], "count"))
-    spent = "NFE per run, the teachers' training counted" if pool.whole else "training NFE per run"
+    spent = "NFE per run, including the teachers' training" if pool.whole else "training NFE per run"
     many = "seed" if counts["most_seeds"] == 1 else "seeds"
     text = Markup("At about {} {}, {} {}: ").format(number(counts["budget"], "count"), spent, seeds, many)
     if len(ranked) == 1:
-        alone = Markup("{} has the mean score {}; there is nothing to compare it with.")
+        alone = Markup("{} has a mean score of {}; there is no other line to compare it with.")
         return text + alone.format(best["line"], number(best["mean"], "score")), []
     highest = cell(best, "mean", Estimate).value
     equal = [row["line"] for row in ranked if cell(row, "mean", Estimate).value == highest]
@@ -40,21 +40,29 @@ def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
         Markup(", ").join(Markup("<strong>{}</strong>").format(name) for name in equal),
         "has" if len(equal) == 1 else "share", number(best["mean"], "score"),
     )  # fmt: skip
-    primary, others = (number(counts[family], "count") for family in (PRIMARY_FAMILY, EXPLORATORY))
-    one = "comparison" if counts[EXPLORATORY] == 1 else "comparisons"
-    families = Markup("{} {}").format(others, one)
-    if counts[PRIMARY_FAMILY]:
-        families = Markup(
-            "the {} primary (the paper's: joint RL, cascade, PPO-style OPD, each at its recipe) and, apart from "
-            "{}, {} exploratory {}"
-        ).format(primary, "it" if counts[PRIMARY_FAMILY] == 1 else "them", others, one)
-    against = "Against {}, paired by seed and prompt, with Holm's correction over {} (intervals: each for itself):"
-    text += Markup(against).format(tables.reference, families)
+    text += Markup("Compared with {}, paired by seed and prompt, Holm-corrected over {} (intervals are not):").format(
+        tables.reference, _families(counts)
+    )
     return text, [*_against(ranked, tables), *_by_task(ranked, pool, tables)]
 
 
+def _families(counts: dict) -> Markup:
+    """How many comparisons each family has that Holm's correction treats as one."""
+    primary, exploratory = (_comparisons(counts, family) for family in (PRIMARY_FAMILY, EXPLORATORY))
+    if not counts[PRIMARY_FAMILY]:
+        return exploratory
+    paper = "the paper's: joint RL, cascade and PPO-style OPD, each with its recipe"
+    said = "{} of the primary family ({}) and, separately, {} of the exploratory family"
+    return Markup(said).format(primary, paper, exploratory)
+
+
+def _comparisons(counts: dict, family: str) -> Markup:
+    noun = "comparison" if counts[family] == 1 else "comparisons"
+    return Markup("{} {}").format(number(counts[family], "count"), noun)
+
+
 def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
-    """What is distinguished from the reference line, and what is not."""
+    """Which lines differ significantly from the reference, which are equivalent to it, and which are undecided."""
     others = [row for row in ranked if row["line"] != tables.reference]
     same = [row for row in others if row["against"].low == row["against"].high == 0]
     untested = [row for row in others if math.isnan(row["p"]) and row not in same]
@@ -70,15 +78,15 @@ def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
     equal = [row for row in others if row["p_equivalent"] < ALPHA]
     if equal:
         margin = number(tables.overview.rows[0]["margin"], "score")
-        said = "Equivalent to it within plus or minus {}, a tenth of the teachers' mean gain (two one-sided tests): {}."
+        said = "Equivalent within plus or minus {}, a tenth of the teachers' mean gain (two one-sided tests): {}."
         parts.append(Markup(said).format(margin, _some([row["line"] for row in equal])))
-    open_ = "Not distinguished from it"
+    open_ = "No significant difference"
     if any(not math.isnan(row["p_equivalent"]) for row in others):
-        open_ = "Neither distinguished from it nor shown to be equivalent"
+        open_ = "Neither significantly different nor shown to be equivalent"
     for said, group in (
         (open_, [row for row in others if row not in (*told, *same, *untested, *equal)]),
-        ("The same score as it on every prompt", same),
-        ("Not tested, for want of two common seeds", untested),
+        ("Identical scores on every prompt", same),
+        ("Not tested (fewer than two shared seeds)", untested),
     ):
         if group:
             parts.append(Markup("{}: {}.").format(said, _some([row["line"] for row in group])))
@@ -86,13 +94,15 @@ def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
 
 
 def _told(row: dict) -> Markup:
-    """A line that is distinguished, its gap, and whether the comparison is one of the paper's."""
+    """A line that differs significantly, its gap and p-value, and whether it is a primary comparison."""
     gap, p = number(row["against"], "change"), number(row["p"], "p")
-    return Markup("{} {} (p {}{})").format(row["line"], gap, p, ", primary" if row["family"] == PRIMARY_FAMILY else "")
+    equals = "" if unmarked(p).startswith("&lt;") else "= "
+    primary = ", primary" if row["family"] == PRIMARY_FAMILY else ""
+    return Markup("{} {} (p {}{}{})").format(row["line"], gap, equals, p, primary)
 
 
 def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> list[Markup]:
-    """The highest line of every task, and whether it is distinguished from all others."""
+    """The highest line of every task, and whether it is significantly above all others."""
     found: dict[bool, list[Markup]] = {True: [], False: []}
     base = next((row for row in tables.scores.rows[len(pool.lines) :] if row["line"] == BASE), None)
     for task in pool.tasks:
@@ -101,15 +111,15 @@ def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> list[Markup]
         clear = next(i for i, row in enumerate(tables.scores.rows) if row is top), task
         said = Markup("{}: {} {}").format(task, _some(highest), number(top[task], "score"))
         if base and cell(base, task, Estimate).value >= top[task].value:
-            said += Markup(", not above the base's {}").format(number(base[task], "score"))
+            said += Markup(", not above the base ({})").format(number(base[task], "score"))
         found[clear in tables.scores.strong].append(said)
-    leads = {True: "Highest by task, and distinguished from every other line: {}.",
-             False: "Highest by task, but not distinguished from every other line: {}."}  # fmt: skip
+    leads = {True: "Highest by task, significantly above every other line: {}.",
+             False: "Highest by task, but not significantly above every other line: {}."}  # fmt: skip
     return [Markup(leads[clear]).format(Markup("; ").join(parts)) for clear, parts in found.items() if parts]
 
 
 def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
-    """What a reader must know: missing seeds, other budgets, failed and unfinished runs, few seeds, damaged files."""
+    """The caveats: missing seeds, other budgets, failed or unfinished runs, few seeds, damaged files."""
     texts: list[Markup] = []
     first: dict[Conditions, Pool] = {}
     for pool in found:
@@ -118,42 +128,41 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
             texts += _missing(pool, where)
             continue
         if (main := first.setdefault(pool.world, pool)) is not pool:
-            texts.append(Markup("{} spent about {} training NFE per run, not {}: compared apart.").format(
-                _some([line.label for line in pool.lines]), number(pool.budget, "count"), number(main.budget, "count")
-            ))  # fmt: skip
+            names = _some([line.label for line in pool.lines])
+            spent, usual = number(pool.budget, "count"), number(main.budget, "count")
+            said = "Compared separately, because it spent about {} training NFE per run instead of {}: {}."
+            texts.append(Markup(said).format(spent, usual, names))
         texts += _missing(pool, where)
         if idle := [line.label for line in pool.lines if not line.training_nfe and pool.budget]:
             texts.append(
-                Markup("{}: trains nothing, so it is beside the others, not at their cost.").format(_some(idle))
+                Markup("{}: listed for reference; it spends no training budget.").format(_some(idle))
             )
         for run in pool.odd:
-            texts.append(Markup("{} spent {:,.0f} training NFE, unlike most of its line: in no mean.").format(
-                run.name, run.spent
-            ))  # fmt: skip
+            said = "{} spent {:,.0f} training NFE, unlike most runs of its line, and is excluded from every mean."
+            texts.append(Markup(said).format(run.name, run.spent))
         for line, (least, most) in pool.spread().items():
-            said = "{}{}: its runs spent {:,.0f} to {:,.0f} training NFE; the budget is their mean."
+            said = "{}{}: its runs spent {:,.0f} to {:,.0f} training NFE; the budget shown is their mean."
             texts.append(Markup(said).format(where, line, least, most))
-        scale = "{}The {} has other scores on {} in some runs; shares of gain are on one line's scale."
+        scale = "{}The {} has different scores on {} in some runs; gain recovered uses the scale of one line."
         for model, task in _unequal(pool):
             texts.append(Markup(scale).format(where, model, task))
         if pool.repeated:
-            texts.append(Markup("{}In no mean, because another folder has the same line and seed: {}.").format(
-                where, ", ".join(run.name for run in pool.repeated)
-            ))  # fmt: skip
+            said = "{}Excluded from every mean, because another folder has the same line and seed: {}."
+            texts.append(Markup(said).format(where, ", ".join(run.name for run in pool.repeated)))
         single = [line.label for line in pool.lines if len(line.records) == 1]
         if single:
-            texts.append(Markup("One seed says little of a method: {}.").format(_some(single)))
+            texts.append(Markup("One seed says little about a method: {}.").format(_some(single)))
     texts += _prompts(evidence)
     texts += [Markup("{}; it has no scores.").format(said) for said in evidence.unfinished()]
     commits = sorted({run.commit for run in evidence.runs if run.record and run.commit})
     if len(commits) > 1:
-        texts.append(Markup("The runs were made at several commits: {}.").format(", ".join(commits)))
+        texts.append(Markup("The runs come from several commits: {}.").format(", ".join(commits)))
     texts += [Markup("{}").format(problem) for problem in dict.fromkeys(evidence.problems)]
     return texts
 
 
 def _prompts(evidence: Evidence) -> list[Markup]:
-    """Where it is not the records that say which pictures show one prompt."""
+    """Notes on records that do not say themselves which images share a prompt."""
     found: dict[str, set[str]] = {"task": set(), "": set()}
     for run in (run for run in evidence.runs if run.record):
         for task, row in run.result.summary["models"]["student"].items():
@@ -161,12 +170,12 @@ def _prompts(evidence: Evidence) -> list[Markup]:
     texts = []
     if listed := sorted(found["task"]):
         names = ", ".join(f"{task} {find('task', task).version}" for task in listed)
-        said = "Some records do not say which pictures show one prompt: the registered tasks' lists do ({})."
+        said = "Some records do not say which images share a prompt; the registered tasks' prompt lists do ({})."
         texts.append(Markup(said).format(names))
     if unknown := sorted(found[""]):
         said = (
-            "Which pictures show one prompt is not known of some records of {}: each picture counts as a prompt of its "
-            "own, so that intervals are too narrow where prompts have several."
+            "Some records of {} do not say which images share a prompt. Each image counts as a separate prompt there, "
+            "so intervals are too narrow where a prompt has several images."
         )
         texts.append(Markup(said).format(_some(unknown)))
     return texts
@@ -177,7 +186,7 @@ def _missing(pool: Pool, where: Markup | str) -> list[Markup]:
     absent, texts = pool.missing_seeds, []
     for seeds in dict.fromkeys(map(tuple, absent.values())):
         without = _some([label for label, own in absent.items() if tuple(own) == seeds])
-        said = "{}No finished run of seeds {}: {}. Differences are over the seeds that both lines have."
+        said = "{}No finished run for seeds {}: {}. Differences use only the seeds that both lines have."
         texts.append(Markup(said).format(where, ", ".join(map(str, seeds)), without))
     return texts
 
@@ -198,5 +207,5 @@ def _unequal(pool: Pool) -> list[tuple[str, str]]:
 
 
 def _some(labels: list[str]) -> str:
-    """Names, or the first of many."""
+    """The names, or the first of them and how many more there are."""
     return ", ".join(labels) if len(labels) <= NAMED else f"{', '.join(labels[:NAMED])} and {len(labels) - NAMED} more"

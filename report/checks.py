@@ -1,4 +1,4 @@
-"""What a record must be for the report to read it; anything else is a damaged file, and said to be one."""
+"""Schemas of the records that the report reads; a file that does not match is reported as damaged."""
 
 import math
 from typing import Annotated, Any
@@ -11,14 +11,16 @@ from bench.analysis.comparison import STRICTER
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 LARGEST = 2**63 - 1
-"""What numpy holds as a whole number."""
+"""Largest integer of numpy's int64."""
 MOST = 1e100
-"""Of a score: the squares of larger ones are beyond every float."""
+"""Largest magnitude of a score; squares of larger ones overflow."""
 Interval = Annotated[list[float], Field(min_length=3, max_length=3)]
 Text = Annotated[str, Field(max_length=100_000)]
 
 
 class Part(BaseModel):
+    """Base of all record parts: strict types, further keys allowed."""
+
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=True)
 
 
@@ -30,27 +32,27 @@ class ScoreRecord(Part):
     strata: Annotated[list, Field(min_length=1)]
     rows: dict[str, list]
     prompts: list | None = None
-    """Number of each picture's prompt; records had none at first."""
+    """Index of each image's prompt; the first records had none."""
 
     @model_validator(mode="after")
     def _whole(self) -> "ScoreRecord":
-        # Value by value in numpy: a results folder has millions of them.
+        # In numpy instead of pydantic, because a results folder has millions of values.
         if set(map(type, self.strata)) != {str}:
-            raise ValueError(f"{self.task} has strata that are no texts")
+            raise ValueError(f"{self.task} has strata that are not text")
         if self.headline not in self.rows:
-            raise ValueError(f"{self.task} has no rows of its headline {self.headline}")
+            raise ValueError(f"{self.task} has no rows for its headline {self.headline}")
         if self.prompts is not None and len(self.prompts) != len(self.strata):
-            raise ValueError(f"{self.task} has {len(self.prompts)} numbers of prompts for {len(self.strata)} pictures")
+            raise ValueError(f"{self.task} has {len(self.prompts)} prompt indices for {len(self.strata)} images")
         if set(map(type, self.prompts or [])) - {int}:
-            raise ValueError(f"{self.task} has numbers of prompts that are no whole numbers")
+            raise ValueError(f"{self.task} has prompt indices that are not integers")
         if self.prompts and not 0 <= min(self.prompts) <= max(self.prompts) <= LARGEST:
-            raise ValueError(f"{self.task} has numbers of prompts that are too large, or below 0")
+            raise ValueError(f"{self.task} has prompt indices that are negative or too large")
         for name in {self.headline, *STRICTER} & self.rows.keys():
             values = self.rows[name]
             if len(values) != len(self.strata):
                 raise ValueError(f"{self.task} has {len(values)} values of {name} for {len(self.strata)} prompts")
             if not set(map(type, values)) <= {int, float} or not (abs(np.array(values, np.float64)) <= MOST).all():
-                raise ValueError(f"{self.task} has values of {name} that are no numbers, or no score's")
+                raise ValueError(f"{self.task} has values of {name} that are not numbers, or too large for scores")
         return self
 
 
@@ -61,11 +63,15 @@ class Point(ScoreRecord):
 
 
 class CostRecord(Part):
+    """NFE (`evaluations`) and seconds of a run by purpose."""
+
     evaluations: dict[str, Count]
     seconds: dict[str, Count]
 
 
 class TeacherRecord(Part):
+    """What a summary says about one teacher."""
+
     evaluations: Count | None = None
 
 
@@ -96,12 +102,16 @@ class Summary(Part):
 
 
 class HeldOut(Part):
+    """How a run was evaluated."""
+
     split: Text
     steps: int
     guidance: Number
 
 
 class SamplerRecord(Part):
+    """The kernel of a run and its noise."""
+
     kernel: Text
     eta: Number
 
@@ -150,11 +160,15 @@ class Pulls(Part):
 
 
 class Noise(Part):
+    """Signal-to-noise ratio of a gradient estimator."""
+
     snr: Interval
     trace: float
 
 
 class AtSigma(Noise):
+    """The same at one noise level."""
+
     sigma: Number
 
 
@@ -174,6 +188,8 @@ class ProbeRecord(Part):
 
 
 class Level(Part):
+    """Measured and predicted variance at one noise level."""
+
     sigma: Number
     measured: Number
     predicted: Number
@@ -198,6 +214,8 @@ def _not_infinite(value: float) -> float:
 
 
 class ComparedLine(Part):
+    """A line of a comparison."""
+
     label: Text
     runs: list[Text]
     teacher_evaluations: Annotated[float, AfterValidator(_not_infinite)]
@@ -212,12 +230,16 @@ class Compared(Part):
 
 
 class Trial(Part):
+    """A finished trial of a study."""
+
     trial: int
     values: Annotated[list[Number], Field(min_length=1)]
     settings: dict[str, Number | bool | Text | None]
 
 
 class Chosen(Part):
+    """A trial that a study chose."""
+
     trial: int
 
 

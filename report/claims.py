@@ -1,10 +1,11 @@
-"""The paper's claims against records.
+"""Tests of the paper's claims on the records.
 
 Each claim of DiffusionOPD (arXiv 2605.15055) becomes one tested quantity with a 95% interval and a verdict: "holds"
-when the whole interval is on the claimed side of the line, "does not hold" when it is on the other, else "undecided".
-Holm's correction within a family must agree, else "undecided". Families: the paper's comparisons (PRIMARY of
+if the whole interval is on the claimed side of the line, "does not hold" if it is on the other side, and "undecided"
+otherwise. If Holm's correction within a family disagrees, the verdict is "undecided" too. Families: the paper's
+comparisons (PRIMARY of
 bench/analysis/comparison.py; the teachers' cost not counted, and counted), the other rivals likewise, a cascade's
-losses, and the gradients of a probe's output. Whatever it is, it is printed.
+losses, and the gradients of a probe's output. Every verdict is printed, whatever it is.
 """
 
 import math
@@ -20,30 +21,30 @@ from report.lines import Line, near
 from report.table import plain
 
 SAME = 0.1
-"""Relative difference below which two means count as the same."""
+"""Largest relative difference at which two means count as equal."""
 MATCHED = 1 - MARGIN
-"""Share of a teacher's gain over the base at which a student counts as matching it."""
+"""Fraction of a teacher's gain over the base at which a student counts as matching the teacher."""
 ALPHA = 0.05
 RIVALS = ("multi_reward", "cascade", "opd_ppo", "sft")
-"""Methods that the paper reports analytic OPD to beat."""
+"""Methods that analytic OPD outperforms according to the paper."""
 ORDER = (("cascade", "nft"), ("multi_reward", "grpo_guard"), ("multi_reward", "nft"))
 """The paper's order of the RL rivals by its average of all metrics (Table 1), best first: method and engine."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim, what was measured, and what follows."""
+    """One claim, the tested quantity, its effect, and the verdict."""
 
     claim: str
     quantity: str
     effect: Estimate | Difference
     verdict: str
     family: str = ""
-    """Within which Holm's correction is; empty for a claim that is tested by itself."""
+    """Family of Holm's correction; empty for a claim that is tested individually."""
 
 
 def judge(claim: str, quantity: str, effect: Estimate | Difference, line: float = 0.0, above: bool = True) -> Verdict:
-    """Compare an interval with a line; the claim says the effect is above (or below) it."""
+    """Compare an interval with a line that the claimed effect is above (or below)."""
     low, high = (effect.low, effect.high) if above else (-effect.high, -effect.low)
     edge = line if above else -line
     if np.isnan(low) or np.isnan(high):
@@ -58,7 +59,7 @@ def judge(claim: str, quantity: str, effect: Estimate | Difference, line: float 
 
 
 def gradient_claims(probes: list[dict]) -> list[Verdict]:
-    """Same mean, lower noise: from `bench probe` with opd_analytic first, at every point of its grid."""
+    """Equal mean and lower noise, at every grid point of a `bench probe` output that begins with opd_analytic."""
     verdicts, chances = [], []
     points = {tuple(p["point"]): p for p in probes if p["method"] == "opd_analytic"}
     for ppo in (p for p in probes if p["method"] == "opd_ppo"):
@@ -69,21 +70,21 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}"
         noisy = ppo["all"]["snr"]
         if not same_objective(twin["params"], ppo["params"]):
-            needs = "needs weighting kl in opd_analytic, and equal params"
+            needs = "requires weighting=kl in opd_analytic and otherwise equal params"
             verdicts.append(
-                Verdict(f"gradients of one objective: {where}", needs, Estimate.unknown(), "not comparable")
+                Verdict(f"gradients of the same objective: {where}", needs, Estimate.unknown(), "not comparable")
             )
             chances.append(float("nan"))
             continue
-        # A difference: a ratio has no sense where the signal is not told from zero.
+        # A difference, because a ratio is meaningless where the signal cannot be distinguished from zero.
         value, half = analytic[0] - noisy[0], math.hypot(*((x[2] - x[1]) / 2 for x in (analytic, noisy)))
         effect = Estimate(value, value - half, value + half)
-        claim = f"the analytic gradient has more signal to noise than the PPO-style one: {where}"
+        claim = f"the analytic gradient has a higher signal-to-noise ratio than the PPO-style one: {where}"
         quantity = f"signal-to-noise ratio, analytic ({analytic[0]:.3g}) minus PPO-style ({noisy[0]:.2g}), above 0"
         verdicts.append(judge(claim, quantity, effect))
         same = Estimate(*ppo["mean_over_first"])
-        claim = f"the two gradients have the same mean along the analytic one: {where}"
-        quantity = f"mean along the analytic one, PPO-style over analytic, 1 to within {SAME:.0%}"
+        claim = f"both gradients have the same mean along the analytic one: {where}"
+        quantity = f"mean along the analytic gradient, PPO-style over analytic, within {SAME:.0%} of 1"
         verdicts.append(judge_same(claim, quantity, same))
         states = min(twin["states"], ppo["states"])
         chances += [chance(effect, 0, states), max(chance(same, 1 + gap, states) for gap in (-SAME, SAME))]
@@ -92,7 +93,7 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
 
 
 def chance(effect: Estimate, line: float, states: int) -> float:
-    """Two-sided p that the true effect is at the line, for an interval of Student's t over states."""
+    """Two-sided p-value of the true effect being at the line, from a Student's t interval over states."""
     from scipy.stats import t
 
     error = (effect.high - effect.low) / 2 / t.ppf(0.975, states - 1)
@@ -102,31 +103,31 @@ def chance(effect: Estimate, line: float, states: int) -> float:
 
 
 def corrected(verdict: Verdict, p: float) -> Verdict:
-    """The verdict if Holm's p among all of its kind agrees, else "undecided"."""
+    """The verdict if the Holm-adjusted p-value agrees, otherwise "undecided"."""
     if np.isnan(p):
         return verdict
     decided = p < ALPHA or verdict.verdict == "not measured"
     return replace(
         verdict,
-        quantity=f"{verdict.quantity}; Holm p {plain(p, 'p')}",
+        quantity=f"{verdict.quantity}; Holm-adjusted p {plain(p, 'p')}",
         verdict=verdict.verdict if decided else "undecided",
     )
 
 
 def families_corrected(verdicts: list[Verdict], chances: list[float]) -> list[Verdict]:
-    """Verdicts of comparisons of runs, each corrected within its family; one seed decides nothing."""
+    """Verdicts about runs, corrected within their families; a single seed never decides a claim."""
     adjusted = holm_within(chances, [verdict.family for verdict in verdicts])
     return [_of_one_seed(v) if np.isnan(p) else corrected(v, p) for v, p in zip(verdicts, adjusted)]
 
 
 def same_objective(analytic: dict, ppo: dict) -> bool:
-    """Whether two methods' settings make the expected gradients comparable: the KL's weights, all else equal."""
+    """Whether the expected gradients of two methods are comparable: KL weighting, and equal settings otherwise."""
     shared = analytic.keys() & ppo.keys()
     return analytic.get("weighting") == "kl" and all(analytic[key] == ppo[key] for key in shared)
 
 
 def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
-    """The claim says that the effect is 1: to within SAME with the whole interval, or not with all of it."""
+    """Judge the claim that the effect is 1: it holds if the whole interval is within SAME of 1."""
     inside, outside = judge(claim, quantity, effect, 1 - SAME), judge(claim, quantity, effect, 1 + SAME, above=False)
     verdicts = {inside.verdict, outside.verdict}
     for verdict in ("not measured", "does not hold", "undecided"):
@@ -136,7 +137,7 @@ def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
 
 
 def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
-    """OPD against every rival that spent as much as it did, without or with its teachers' cost; primary ones first."""
+    """OPD against every rival with equal cost, with or without its teachers' cost; primary comparisons first."""
     verdicts, chances = [], []
     name = "analytic OPD" if opd.label == opd.method else f"analytic OPD ({opd.label})"
     for line in lines:
@@ -155,7 +156,7 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
 
 
 def order_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
-    """The RL rivals stand to each other as in the paper, pair by pair, where they spent the same."""
+    """The RL rivals are ordered as in the paper, for each pair with equal cost."""
     named = [
         [x for x in lines if x.method == method and x.records[0].spec.get("params", {}).get("engine") == engine]
         for method, engine in ORDER
@@ -173,7 +174,7 @@ def order_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
 
 
 def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
-    """The student reaches MATCHED of each teacher's gain in its task."""
+    """The student recovers at least MATCHED of each teacher's gain on its task."""
     verdicts, summaries = [], [r.summary for r in opd.records]
     if not all(map(shows_teachers, summaries)):
         return []
@@ -188,16 +189,16 @@ def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
 
 
 def _of_seeds(verdict: Verdict, line: Line) -> Verdict:
-    """The verdict, if it is more than one seed's."""
+    """The verdict, or "undecided" if the line has a single seed."""
     return verdict if len(line.records) > 1 else _of_one_seed(verdict)
 
 
 def _of_one_seed(verdict: Verdict) -> Verdict:
-    return replace(verdict, verdict="undecided", quantity=f"{verdict.quantity}; one seed decides nothing")
+    return replace(verdict, verdict="undecided", quantity=f"{verdict.quantity}; one seed is not enough")
 
 
 def cascade_claims(cascade: Line) -> list[Verdict]:
-    """Earlier stages' tasks fall while later ones are trained: while the next one is, and at the end of all."""
+    """Scores of earlier tasks drop while later ones are trained: by the end of the next stage, and at the very end."""
     verdicts, chances = [], []
     for stage, task in enumerate(cascade.stage_ends, 1):
         found = cascade.forgetting(task)
@@ -214,7 +215,7 @@ def cascade_claims(cascade: Line) -> list[Verdict]:
 
 
 def sampler_claims(opd: Line, lines: list[Line]) -> list[Verdict]:
-    """Deterministic and stochastic kernels are served: OPD reaches the teachers on each, all else equal."""
+    """OPD reaches the teachers with deterministic and stochastic kernels, all else being equal."""
     verdicts, asked = [], _but_kernel(opd)
     for line in lines:
         if line.method != opd.method or _but_kernel(line) != asked:
@@ -223,14 +224,14 @@ def sampler_claims(opd: Line, lines: list[Line]) -> list[Verdict]:
         effect = recovered([r.summary for r in line.records]).get("mean")
         if effect is None:
             continue
-        claim = f"mean matching serves the sampler {sampler['kernel']} eta {sampler['eta']:g}"
-        quantity = f"share of the teachers' mean gain, above {MATCHED:.0%}"
+        claim = f"mean matching works with the sampler {sampler['kernel']}, eta {sampler['eta']:g}"
+        quantity = f"mean gain recovered, above {MATCHED:.0%}"
         verdicts.append(_of_seeds(judge(claim, quantity, effect, MATCHED), line))
     return verdicts
 
 
 def _but_kernel(line: Line) -> dict:
-    """The line's settings without the noise of its sampler, and without what may differ between its runs."""
+    """The line's settings apart from its sampler's noise and from settings that may differ between its runs."""
     spec = line.records[0].spec
     sampler = {key: value for key, value in spec["sampler"].items() if key not in ("kernel", "eta")}
     same = {key: spec[key] for key in ("tasks", "optimizer", "lora", "ema", "params")}
@@ -239,7 +240,7 @@ def _but_kernel(line: Line) -> dict:
 
 
 def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
-    """Claims about final scores, from the lines of comparisons on one backbone and set of tasks."""
+    """Verdicts on all claims about final scores, from the lines on one backbone and one set of tasks."""
     verdicts = []
     mine = [line for line in lines if line.method == "opd_analytic"]
     opd = next((line for line in mine if line.label == "opd_analytic"), mine[0] if mine else None)

@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 def report(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run, results or study folders, comparison-*.json, bench probe's output; or results/runs."),
+        typer.Argument(
+            help="Run, results or study folders, comparison-*.json, outputs of bench probe. Default: results/runs."
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("results/report"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder that the report is written to.")
+    ] = Path("results/report"),
     diff: Annotated[
-        tuple[Path, Path] | None, typer.Option("--diff", help="Two results folders: what moved beyond noise.")
+        tuple[Path, Path] | None,
+        typer.Option("--diff", help="Compare two results folders, BEFORE and AFTER: which differences exceed noise."),
     ] = None,
 ) -> None:
-    """Turn run records, and nothing else, into one page with tables and figures to paste."""
+    """Turn run records into one page with tables and figures for papers."""
     from bench.errors import UsageError
     from bench.terminal import legible
     from report.evidence import collect
@@ -28,7 +33,7 @@ def report(
     from report.sections import make
 
     if diff and (paths or str(diff[1]).startswith("-")):
-        raise UsageError("--diff takes two results folders, and no other: --diff BEFORE AFTER")
+        raise UsageError("--diff takes exactly two results folders: --diff BEFORE AFTER")
     if diff:
         from report.diff import difference
 
@@ -46,7 +51,7 @@ def report(
 
 
 def _tell_of_nothing(evidence: "Evidence", paths: list[Path]) -> None:
-    """Say on stderr that there is nothing to report on, and why."""
+    """Print to stderr that there is nothing to report, and why."""
     from bench.terminal import legible
 
     if evidence:
@@ -55,5 +60,5 @@ def _tell_of_nothing(evidence: "Evidence", paths: list[Path]) -> None:
     if evidence.unread:
         told = [f"nothing could be read in {where}:", *(f"  {legible(problem)}" for problem in evidence.unread)]
     else:
-        told = [f"nothing to report in {where}: no run, comparison, study or probe's output"]
+        told = [f"nothing to report in {where}: no run, comparison, study or output of bench probe"]
     print("\n".join(told), file=sys.stderr)

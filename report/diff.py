@@ -1,4 +1,4 @@
-"""Two sets of runs of the same lines, from two commits or machines: what moved beyond noise."""
+"""Two sets of runs of the same lines, from two commits or machines: which differences exceed noise."""
 
 import numpy as np
 from markupsafe import Markup
@@ -13,21 +13,21 @@ from report.page import Report, Section
 from report.table import Column, Table, cell, number
 from report.tables import seconds, student_score
 
-VERDICTS = MOVED, SAME, OPEN = "moved", "identical", "no clear change"
+VERDICTS = MOVED, SAME, OPEN = "changed", "identical", "no significant change"
 
 
 def difference(before: Evidence, after: Evidence) -> Report:
-    """The second minus the first, line by line, paired by seed and prompt."""
-    report, section = Report(), Section("What moved")
+    """Second set minus first set for every line, paired by seed and prompt."""
+    report, section = Report(), Section("What changed")
     table = Table(
         "difference", "Second set minus first, by line and task",
-        "Paired by seed and prompt over the seeds that both sets have. Identical: every picture's score is the same. "
-        "Moved: p below 0.05 after Holm's correction over the table. One common seed says nothing of the method.",
+        "Paired by seed and prompt over the seeds that both sets have. Identical: every image has the same score. "
+        "Changed: p below 0.05 after Holm's correction over the table. One shared seed says nothing about the method.",
         [
-            Column("line", "line"), Column("task", "task"), Column("seeds", "common seeds", "count"),
+            Column("line", "line"), Column("task", "task"), Column("seeds", "shared seeds", "count"),
             Column("first", "first", "score"), Column("second", "second", "score"),
             Column("change", "change", "change"), Column("p", "p (Holm)", "p"), Column("verdict", "verdict"),
-            Column("seconds", "seconds, second over first", "ratio"),
+            Column("seconds", "seconds, second / first", "ratio"),
         ],
     )  # fmt: skip
     firsts, others = (_by_identity(evidence) for evidence in (before, after))
@@ -41,12 +41,12 @@ def difference(before: Evidence, after: Evidence) -> Report:
         row["p"] = p
         row["verdict"] = row["verdict"] or (MOVED if p < ALPHA else OPEN)
     counts = Table(
-        "verdicts", "Verdicts", "Lines and tasks that both sets have.",
+        "verdicts", "Verdicts", "Lines and tasks in both sets.",
         [Column("verdict", "verdict"), Column("count", "lines and tasks", "count")],
         [{"verdict": verdict, "count": sum(row["verdict"] == verdict for row in table.rows)} for verdict in VERDICTS],
     )  # fmt: skip
     said = [Markup("{}: {}").format(row["verdict"], number(row["count"], "count")) for row in counts.rows]
-    section.say(Markup("Of the lines and tasks that both sets have, {}.").format(Markup(", ").join(said)), "answer")
+    section.say(Markup("Lines and tasks in both sets: {}.").format(Markup(", ").join(said)), "answer")
     for name, mine, theirs in (("first", firsts, others), ("second", others, firsts)):
         only = sorted(
             f"{line.label} at {line.training_nfe:,.0f} training NFE"
@@ -55,7 +55,7 @@ def difference(before: Evidence, after: Evidence) -> Report:
         if only:
             section.say(f"Only in the {name} set: {'; '.join(only)}.", "warn")
     if apart:
-        section.say(f"In both sets, but without a common seed: {', '.join(apart)}.", "warn")
+        section.say(f"In both sets, but without a shared seed: {', '.join(apart)}.", "warn")
     for name, evidence in (("first", before), ("second", after)):
         for problem in (*evidence.unfinished(), *evidence.problems):
             section.say(f"In the {name} set: {problem}.", "warn")

@@ -1,4 +1,4 @@
-"""What a report is made of: runs, probes, studies and comparisons at the given paths, and what is wrong with them."""
+"""The evidence of a report: runs, probes, studies and comparisons at the given paths, and problems with them."""
 
 import json
 import math
@@ -16,9 +16,9 @@ from bench.store.names import recorded_failure
 from bench.system.files import read_text
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_printable, checked
 
-EMPTY = "no run, comparison or study is in it"
+EMPTY = "contains no run, comparison or study"
 DIGITS = 308
-"""Whole numbers of more may be beyond every float, and nothing can be computed with those."""
+"""Longest integer that certainly fits into a float."""
 
 
 @dataclass(frozen=True)
@@ -28,35 +28,36 @@ class FoundRun:
     folder: Path
     spec: dict
     weights: str
-    """Hash of the backbone's."""
+    """Hash of the backbone's weights."""
     state: str
     """done, failed or unfinished."""
     note: str = ""
-    """The error of a failed one."""
+    """The error of a failed run."""
     record: Record | None = None
-    """Of a finished one; only headlines and the metrics beside them are kept, as arrays."""
+    """The record of a finished run, reduced to headlines and the metrics next to them, as arrays."""
     commit: str = ""
     device: str = ""
 
     @property
     def name(self) -> str:
+        """Name of the run's folder."""
         return self.folder.name
 
     @property
     def result(self) -> Record:
-        """The record of a finished one."""
+        """The record of a finished run."""
         assert self.record is not None, f"{self.name} is not finished"
         return self.record
 
     @property
     def spent(self) -> float:
-        """Training NFE of a finished one."""
+        """Training NFE of a finished run."""
         return self.result.summary["cost"]["evaluations"].get("training", 0)
 
 
 @dataclass
 class Evidence:
-    """All that was found."""
+    """Everything found at the given paths."""
 
     runs: list[FoundRun] = field(default_factory=list)
     probes: list[tuple[Path, list[dict]]] = field(default_factory=list)
@@ -64,9 +65,9 @@ class Evidence:
     """Measured against predicted variance (methods/opd_ppo_excess.py)."""
     studies: list[tuple[Path, dict]] = field(default_factory=list)
     labels: dict[str, set[str]] = field(default_factory=dict)
-    """Run folder's name -> its line's labels in comparisons."""
+    """Run folder's name -> labels of its line in comparisons."""
     teacher_costs: dict[str, float] = field(default_factory=dict)
-    """Run folder's name -> what its teachers cost, by a comparison."""
+    """Run folder's name -> cost of its teachers according to a comparison."""
     problems: list[str] = field(default_factory=list)
     """Files that could not be read, and folders with nothing to read."""
 
@@ -76,11 +77,11 @@ class Evidence:
 
     @property
     def unread(self) -> list[str]:
-        """Problems of what there is; of a folder with nothing in it there is no more to say."""
+        """Problems other than empty folders."""
         return [problem for problem in self.problems if not problem.endswith(EMPTY)]
 
     def unfinished(self) -> list[str]:
-        """What became of the runs that have no result."""
+        """The state of every run without a result, in words."""
         said = {"failed": "failed: ", "unfinished": "is not finished"}
         return [f"{run.name} {said[run.state]}{run.note}" for run in self.runs if not run.record]
 
@@ -88,8 +89,8 @@ class Evidence:
 def collect(paths: list[Path]) -> Evidence:
     """Read run folders, results folders, comparison-*.json, outputs of probes and study folders.
 
-    Raises UsageError for a path that is not there, and for a file or study named itself that cannot be read. What is
-    damaged among others is named in `problems`, not fatal.
+    Raises UsageError for a missing path, and for an unreadable file or study that was given by name. Damaged files
+    inside a folder are listed in `problems` instead.
     """
     evidence = Evidence()
     reader = _Reader()
@@ -103,10 +104,10 @@ def collect(paths: list[Path]) -> Evidence:
 
 def _path(path: Path, evidence: Evidence, reader: "_Reader") -> None:
     if not path.exists():
-        raise UsageError(f"{path} is not there")
+        raise UsageError(f"{path} does not exist")
     if path.is_file():
         _file(path, evidence, reader)
-    elif not path.is_dir():  # a pipe would be waited for, a device has no end
+    elif not path.is_dir():  # reading a pipe would block, and a device never ends
         raise UsageError(f"{path} is neither a folder nor a record")
     elif _is_run(path):
         _run(path, evidence, reader)
@@ -126,8 +127,8 @@ def _folder(path: Path, evidence: Evidence, reader: "_Reader") -> None:
     for folder in sorted(path.iterdir()):
         try:
             studies += [folder] if folder.is_dir() and _is_study(folder) else []
-        except OSError as error:  # another user's, which may not be entered
-            closed.append(f"{folder.name}: it cannot be read ({one_line(error)})")
+        except OSError as error:  # a folder of another user, without permission
+            closed.append(f"{folder.name}: cannot be read ({one_line(error)})")
     evidence.problems += closed
     if not (comparisons or specs or studies or closed):
         evidence.problems.append(f"{path}: {EMPTY}")
@@ -140,7 +141,7 @@ def _folder(path: Path, evidence: Evidence, reader: "_Reader") -> None:
         _run(spec.parent, evidence, reader)
     for started in sorted(path.glob("*/provenance.jsonl")):
         if not _is_run(started.parent):
-            evidence.problems.append(f"{started.parent.name}: damaged (its spec.json is gone)")
+            evidence.problems.append(f"{started.parent.name}: damaged (spec.json is missing)")
     for study in studies:
         try:
             _study(study, evidence)
@@ -168,21 +169,21 @@ def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
             return
         folders = _labels(content, evidence)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is neither a comparison nor a probe's output: {one_line(error)}") from error
+        raise UsageError(f"{path} is neither a comparison nor an output of bench probe: {one_line(error)}") from error
     for name in folders:
         try:
             beside = "/" not in name and _is_run(path.parent / name)
         except OSError as error:
-            evidence.problems.append(f"{name}: named by {path.name}, but it cannot be read ({one_line(error)})")
+            evidence.problems.append(f"{name}: listed in {path.name}, but cannot be read ({one_line(error)})")
             continue
         if beside:
             _run(path.parent / name, evidence, reader)
         else:
-            evidence.problems.append(f"{name}: named by {path.name}, but it is not beside it")
+            evidence.problems.append(f"{name}: listed in {path.name}, but not found next to it")
 
 
 def _labels(content: dict, evidence: Evidence) -> list[str]:
-    """Take a comparison's labels and costs; returns the names of all its runs."""
+    """Add a comparison's labels and costs to the evidence; return the names of all its runs."""
     lines = checked(COMPARED, content)["lines"]
     for line in lines:
         for name in line["runs"]:
@@ -197,7 +198,7 @@ def _study(path: Path, evidence: Evidence) -> None:
     if summary.is_file():
         evidence.studies.append((path, all_printable(checked(STUDY, _json(summary)))))
     else:
-        evidence.problems.append(f"study {path.name}: not finished; bench sweep goes on with it")
+        evidence.problems.append(f"study {path.name}: not finished; bench sweep resumes it")
 
 
 def _run(folder: Path, evidence: Evidence, reader: "_Reader") -> None:
@@ -211,14 +212,14 @@ def _run(folder: Path, evidence: Evidence, reader: "_Reader") -> None:
 
 
 class _Reader:
-    """Reads runs; equal arrays (the base's and teachers' scores, strata) are kept once for all of them."""
+    """Reads runs, and keeps equal arrays (scores of base and teachers, strata) only once."""
 
     def __init__(self) -> None:
         self.seen: set[Path] = set()
         self._arrays: dict[bytes, np.ndarray] = {}
 
     def read(self, folder: Path) -> FoundRun:
-        """Raises OSError, ValueError or DamagedError for what is damaged."""
+        """Read one run folder. Raises OSError, ValueError or DamagedError if it is damaged."""
         kept = _of(folder / "spec.json", KEPT, _json)
         spec, weights = kept["spec"], kept["backbone_hash"]
         starts = _of(folder / "provenance.jsonl", STARTS, _lines)
@@ -232,12 +233,12 @@ class _Reader:
         summary = _of(folder / "summary.json", SUMMARY, _json)
         points = _of(folder / "evaluations.jsonl", POINTS, _lines)
         if summary["models"]["student"].keys() != set(spec["tasks"]):
-            raise ValueError("its summary is not of its spec's tasks")
+            raise ValueError("its summary has other tasks than its spec")
         shown, what = summary["models"]["student"], ("headline", "strata")
         if any(row["task"] not in shown or any(row[k] != shown[row["task"]][k] for k in what) for row in points) or any(
             row.get("prompts") != shown[row["task"]].get("prompts") for row in points
         ):
-            raise ValueError("its evaluations are of other tasks, prompts or headlines than its summary's")
+            raise ValueError("its evaluations have other tasks, prompts or headlines than its summary")
         for models in summary["models"].values():
             for task, row in models.items():
                 models[task] = self._compact(row)
@@ -257,7 +258,7 @@ class _Reader:
 
 
 def _of(path: Path, schema, read: Callable):
-    """What a file holds, by its schema; what is wrong is said with the file's name."""
+    """The checked content of a file; errors name the file."""
     try:
         return checked(schema, read(path))
     except (OSError, ValueError) as error:
@@ -265,12 +266,12 @@ def _of(path: Path, schema, read: Callable):
 
 
 def _json(path: Path):
-    """Raises OSError or ValueError."""
+    """Parse a JSON file. Raises OSError or ValueError."""
     return _loads(_text(path))
 
 
 def _lines(path: Path) -> list:
-    """Rows of a log; a last line that is still being written is left out."""
+    """Rows of a log without an incomplete last line, which is still being written."""
     text = _text(path) if path.exists() else ""
     return [_loads(line) for line in text.split("\n")[:-1]]
 
@@ -293,5 +294,5 @@ def _loads(text: str):
 
 def _whole(digits: str) -> int:
     if len(digits) > DIGITS and math.isinf(float(digits)):
-        raise ValueError("it holds a number that is too large")
+        raise ValueError("it contains a number that is too large")
     return int(digits)

@@ -1,4 +1,4 @@
-"""The figures of a report, drawn from its tables; each is saved for papers and put into the page with exact values."""
+"""The figures of a report, drawn from its tables, saved for papers and embedded in the page with exact values."""
 
 import io
 import math
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 SVG = "http://www.w3.org/2000/svg"
 SEPARATOR = "\u241f"
 Draw = Callable[[float], "MatplotlibFigure"]
-"""Width in inches -> what is drawn."""
+"""Width in inches -> figure."""
 
 
 @dataclass
 class Figure:
-    """A figure by name, with what it says to those who do not see it."""
+    """A named figure with its alternative text."""
 
     name: str
     title: str
@@ -58,14 +58,14 @@ class Figure:
         return made
 
     def saved(self) -> dict[str, bytes]:
-        """The files as they are written, in black."""
+        """The files as they are written, with black ink."""
         return {
             name: content.replace(INK.encode(), b"#000000") if name.endswith("svg") else content
             for name, content in self.files.items()
         }
 
     def html(self) -> Markup:
-        """Inline SVG in the reader's colours; markers tell their values when hovered over."""
+        """Inline SVG in the reader's theme; hovering over a marker shows its value."""
         svg = _inline(self.files[f"{self.name}-page.svg"].decode(), self.alt, self.name)
         return Markup(
             '<figure id="figure-{}"><div class="scroll" tabindex="0" role="region" aria-label="{}">{}</div>'
@@ -74,11 +74,11 @@ class Figure:
 
 
 _WAITING: list[Figure] = []
-"""What forked processes draw: they inherit it, because a closure cannot be sent."""
+"""Figures for the forked processes, which inherit them because a closure cannot be pickled."""
 
 
 def draw_all(figures: list[Figure]) -> None:
-    """Draw the files of many figures at once, on all cores. What this leaves out is drawn where it is asked for."""
+    """Draw the files of many figures in parallel. Figures left out here are drawn when they are needed."""
     cores = min(len(os.sched_getaffinity(0)), len(figures))
     if cores < 2:
         return
@@ -97,7 +97,7 @@ def draw_all(figures: list[Figure]) -> None:
 
 
 def _quiet() -> None:
-    """Interrupts are for the process that began this; the others would each end in a traceback."""
+    """Leave interrupts to the parent process; each child would otherwise print a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -107,12 +107,12 @@ def _drawn(place: int) -> dict[str, bytes]:
 
 
 def _undated(kind: str) -> dict:
-    """The same figure is the same file."""
+    """Metadata without a date, so that equal figures give equal files."""
     return {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {"Software": None}
 
 
 def _inline(svg: str, alt: str, name: str) -> str:
-    """Without XML header, its ids made the page's own, ink that follows the theme, titles on what carries values."""
+    """An SVG for the page: no XML header, unique ids, ink that follows the theme, and titles on marks with values."""
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     root = ElementTree.fromstring(re.sub(r"<!DOCTYPE[^>]*>", "", svg))
@@ -139,12 +139,12 @@ def _inline(svg: str, alt: str, name: str) -> str:
 
 
 def says(artist, texts: list[str]) -> None:
-    """What an artist's markers tell when hovered over, in their order."""
+    """Set the texts that hovering over an artist's markers shows, in their order."""
     artist.set_gid("says:" + SEPARATOR.join(texts))
 
 
 def draw_curve(axes, x, y, style: Look, texts: list[str]) -> None:
-    """A line's course, its points with what they tell."""
+    """Draw a curve whose points show their texts when hovered over."""
     (curve,) = axes.plot(x, y, marker=style.marker, color=style.colour)
     if style.dashes:
         curve.set_dashes(style.dashes)
@@ -152,37 +152,37 @@ def draw_curve(axes, x, y, style: Look, texts: list[str]) -> None:
 
 
 Levels = dict[str, dict[str, float]]
-"""Task or "mean" -> name of a model that is no line (base, teacher) -> its score."""
+"""Task or "mean" -> reference model (base, teacher) -> its score."""
 LEVELS = {"base": ":", "teacher": "--"}
 LEVELS_SAID = {"base": "Dotted: base at its best guidance.", "teacher": "Dashed: each task's own teacher."}
 
 
 def draw_levels(line, task: str, levels: Levels) -> None:
-    """Scores to compare with, as lines across the axes; `line` is its axhline or axvline."""
+    """Draw reference scores across the axes; `line` is the axes' axhline or axvline."""
     for name, value in levels.get(task, {}).items():
         says(line(value, linestyle=LEVELS[name], color="0.5", linewidth=1.0, zorder=1), [f"{name}, {task}: {value!r}"])
 
 
 def wrapped(labels: Iterable[str], narrow: bool) -> list[str]:
-    """Labels beside a figure's rows; in a narrow one they take several lines, broken between settings."""
+    """Row labels of a figure; in a narrow one they are broken into several lines between settings."""
     return [broken(label, 28, ",") if narrow else label for label in labels]
 
 
 def broken(label: str, letters: int, after: str) -> str:
-    """A name in lines of so many letters, broken at spaces and after these signs."""
+    """A name wrapped to a number of letters per line, at spaces and after the given signs."""
     spaced = re.sub(f"([{after}])", r"\1 ", label)
     return re.sub(f"([{after}]) ", r"\1", "\n".join(textwrap.wrap(spaced, letters)))
 
 
 def row_height(labels: Iterable[str], narrow: bool) -> float:
-    """Inches that a row beside the tallest of the labels takes."""
+    """Height in inches of a row with the tallest of the labels."""
     return 0.06 + 0.13 * max(label.count("\n") + 1 for label in wrapped(labels, narrow))
 
 
 def draw_intervals(
     axes, frame: pd.DataFrame, by: str, key: str, look: dict[str, Look], narrow: bool, called: str = ""
 ) -> None:
-    """A row of the axes for each of the frame: the value of a column with its interval, named by another column."""
+    """Draw one row per row of the frame: the value of column `key` with its interval, labelled by column `by`."""
     for y, row in enumerate(frame.to_dict("records")):
         style, value, low, high = look[row[by]], row[key], row[f"{key}_low"], row[f"{key}_high"]
         axes.plot([low, high], [y, y], "-", color=style.colour)
@@ -193,7 +193,7 @@ def draw_intervals(
 
 
 def _columns(lines: list[str], narrow: bool) -> int:
-    """Of a legend: as many, up to three, as there is room for."""
+    """Number of columns of a legend: as many as fit, up to three."""
     for columns in () if narrow else (3, 2):
         rows = math.ceil(len(lines) / columns)
         letters = sum(max(map(len, lines[k : k + rows])) for k in range(0, len(lines), rows))
@@ -203,13 +203,13 @@ def _columns(lines: list[str], narrow: bool) -> int:
 
 
 def _room(lines: list[str], narrow: bool) -> float:
-    """Inches that the legend takes."""
+    """Height in inches of the legend."""
     return 0.14 * math.ceil(len(lines) / _columns(lines, narrow)) + 0.2
 
 
 def _legend(figure, axes, lines: list[str], narrow: bool) -> None:
-    """Below the panels; the lines' curves are the first of the axes, in their order."""
-    labels = [f" {line}" if line.startswith("_") else line for line in lines]  # matplotlib leaves those out
+    """Add a legend below the panels; the curves of the lines are the first artists of the axes, in order."""
+    labels = [f" {line}" if line.startswith("_") else line for line in lines]  # else hidden by matplotlib
     figure.legend(axes.get_lines()[: len(lines)], labels, loc="outside lower center", ncols=_columns(lines, narrow))
 
 
@@ -221,7 +221,7 @@ def _said(title: str, levels: Levels) -> str:
 def scores_figure(
     frame: pd.DataFrame, tasks: list[str], heads: dict[str, str], look: dict[str, Look], levels: Levels, name: str
 ) -> Figure:
-    """Every line's score and interval by task."""
+    """Score and interval of every line by task."""
     keys = [*tasks, "mean"]
     rows = frame[frame["line"].isin(look)]
 
@@ -229,7 +229,7 @@ def scores_figure(
         import matplotlib.pyplot as plt
 
         narrow = is_column(width)
-        shown = keys[-1:] if narrow else keys  # a column has room for one panel beside the names
+        shown = keys[-1:] if narrow else keys  # at column width there is room for one panel next to the names
         columns = min(4, len(shown))
         down = math.ceil(len(shown) / columns)
         height = max(1.6, row_height(rows["line"], narrow) * len(rows) + 0.7)
@@ -244,21 +244,21 @@ def scores_figure(
 
     best = rows[rows["mean"] == rows["mean"].max()]
     whose = " and ".join(best["line"])
-    alt = f"Scores with intervals of {len(rows)} lines. The highest mean score is {whose}'s, {rows['mean'].max():.3f}."
+    alt = f"Scores with intervals of {len(rows)} lines. Highest mean score: {whose}, {rows['mean'].max():.3f}."
     return Figure(
-        name, _said("Held-out scores, mean and 95% interval; at column width the mean score only.", levels), alt, draw
+        name, _said("Held-out scores, mean and 95% interval (at column width, the mean score only).", levels), alt, draw
     )
 
 
 def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], levels: Levels, name: str) -> Figure:
-    """Scores along training against NFE and against seconds."""
+    """Scores during training against NFE and against seconds."""
     lines = [label for label in look if (frame["line"] == label).any()]
 
     def draw(width: float):
         import matplotlib.pyplot as plt
 
         narrow = is_column(width)
-        axes_of = ("nfe",) if narrow else ("nfe", "seconds")  # a column has no room for both
+        axes_of = ("nfe",) if narrow else ("nfe", "seconds")  # at column width there is no room for both
         columns = 1 if narrow else min(3, len(tasks))
         rows = math.ceil(len(tasks) / columns) * len(axes_of)
         size = (width, 1.75 * rows + _room(lines, narrow))
@@ -281,15 +281,15 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
         _legend(figure, grid.flat[0], lines, narrow)
         return figure
 
-    title = "Anytime curves: held-out score along training, against NFE and, at page width, seconds."
+    title = "Anytime curves: held-out score during training against NFE and, at page width, against seconds."
     return Figure(
         name, _said(title, levels),
-        f"Scores along training of {len(lines)} lines on {', '.join(tasks)}; the numbers are in the table below.", draw,
+        f"Scores during training of {len(lines)} lines on {', '.join(tasks)}; the table below has the numbers.", draw,
     )  # fmt: skip
 
 
 def heat_figure(frame: pd.DataFrame, tasks: list[str], lines: list[str], name: str) -> Figure:
-    """Drop from the best point by line and task."""
+    """Drop from the best recorded point by line and task."""
     matrix = np.array([
         [next(iter(frame[(frame["line"] == line) & (frame["task"] == task)]["drop"]), math.nan) for task in tasks]
         for line in lines
@@ -315,7 +315,7 @@ def heat_figure(frame: pd.DataFrame, tasks: list[str], lines: list[str], name: s
 
     worst = float(np.nanmax(matrix, initial=0))
     return Figure(
-        name, "Forgetting: the best recorded score minus the one at the end.",
+        name, "Forgetting: best recorded score minus final score.",
         f"Drop from the best recorded point by line and task; the largest is {worst:.3f}.", draw,
     )  # fmt: skip
 
@@ -323,7 +323,7 @@ def heat_figure(frame: pd.DataFrame, tasks: list[str], lines: list[str], name: s
 def course_figure(
     frame: pd.DataFrame, by: str, value: str, look: dict[str, Look], name: str, title: str, label: str
 ) -> Figure:
-    """A value along the budget in one panel a group: cosines by pair of tasks, say."""
+    """A value over the budget with one panel per group, such as cosines by pair of tasks."""
     groups = list(dict.fromkeys(frame[by]))
     lines = [line for line in look if (frame["line"] == line).any()]
 
@@ -342,7 +342,7 @@ def course_figure(
                 points = frame[(frame["line"] == line) & (frame[by] == group)]
                 said = [f"{line}, {group}: {row[value]!r} at {row['share']:.0%}" for _, row in points.iterrows()]
                 draw_curve(axes, points["share"], points[value], look[line], said)
-            axes.set(title=group, xlabel="share of budget", ylabel=label, xlim=(-0.04, 1.04))
+            axes.set(title=group, xlabel="fraction of budget", ylabel=label, xlim=(-0.04, 1.04))
             axes.label_outer(remove_inner_ticks=False)
         _legend(figure, grid.flat[0], lines, narrow)
         return figure
@@ -351,7 +351,7 @@ def course_figure(
 
 
 def gold_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure:
-    """Known utility against the learned reward, a path along training for each line."""
+    """Known utility against the learned reward, one path over training per line."""
     lines = [line for line in look if (frame["line"] == line).any()]
 
     def draw(width: float):
@@ -371,6 +371,6 @@ def gold_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure
         return figure
 
     return Figure(
-        name, "Over-optimisation: a path that turns down while it goes right gains reward and loses utility.",
-        f"Known utility against reward along training of {len(lines)} lines.", draw,
+        name, "Over-optimisation: a path to the lower right gains reward and loses known utility.",
+        f"Known utility against reward during training of {len(lines)} lines.", draw,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Gradient noise of estimators: by method, by noise level, measured against predicted, and how tasks pull."""
+"""Gradient noise of estimators by method and noise level, against prediction, and interference of tasks."""
 
 import pandas as pd
 
@@ -9,14 +9,15 @@ from report.table import Column, Table
 
 
 def noise_parts(title: str, probes: list[dict], name: str) -> list[Table | Figure]:
-    """Of one output of `bench probe`: the figure and the table."""
+    """Figure and table of one output of `bench probe`."""
     table = Table(
         name, f"Gradient noise: {title}",
-        "At a frozen student: |mean|² over the trace of the covariance of one update's gradient, 95% interval over "
-        "states. Mean over the first's: the mean along the first method's own; 1 where the two agree.",
+        "At a frozen student. The signal-to-noise ratio is |mean|² over the trace of the covariance of one update's "
+        "gradient, with a 95% interval over states. The relative mean is the component of the mean along that of the "
+        "first estimator, in units of it: 1 if both agree.",
         [Column("label", "estimator"), Column("kernel", "sampler"), Column("sigma", "sigma", "ratio"),
-         Column("snr", "signal to noise", "ratio"), Column("trace", "trace", "ratio"),
-         Column("mean_over_first", "mean over the first's", "ratio")],
+         Column("snr", "signal-to-noise ratio", "ratio"), Column("trace", "trace", "ratio"),
+         Column("mean_over_first", "relative mean", "ratio")],
     )  # fmt: skip
     for probe in probes:
         sampler = f"{probe['sampler']['kernel']} eta {probe['sampler']['eta']:g}"
@@ -43,19 +44,23 @@ def pulls_table(title: str, probes: list[dict], name: str) -> Table:
         | {f"pair_{i}": probe["interference"].get(pair, {}).get("all") for i, pair in enumerate(pairs)}
         for probe in probes
     ]
-    note = "Cosine between tasks' mean gradients; a task with itself: two independent halves, the ceiling."
+    note = (
+        "Cosine similarity between the tasks' mean gradients. That of a task with itself, from independent halves, is "
+        "the ceiling."
+    )
     return Table(name, f"Interference at a frozen student: {title}", note, columns, rows)
 
 
 def excess_parts(title: str, results: list[dict], name: str) -> list[Table | Figure]:
-    """Of one output of methods.opd_ppo_excess: measured variance against the closed form's."""
+    """Figure and table of one output of methods.opd_ppo_excess: measured variance against its closed form."""
     table = Table(
-        name, f"Extra variance of PPO-style over analytic OPD, measured against predicted: {title}",
-        "At a fixed state the analytic gradient has no variance and the sampled log-ratio's is known in closed form "
-        "(methods/opd_ppo_excess.py). Measured over predicted: mean of the states' ratios, 95% interval; must be 1.",
+        name, f"Excess variance of PPO-style over analytic OPD, measured and predicted: {title}",
+        "At a fixed state the analytic gradient has no variance, and the variance of the sampled log-ratio's gradient "
+        "has a closed form (methods/opd_ppo_excess.py). The ratio is the mean over states with a 95% interval; it "
+        "should be 1.",
         [Column("task", "task"), Column("kernel", "sampler"), Column("sigma", "sigma", "ratio"),
          Column("measured", "measured", "ratio"), Column("predicted", "predicted", "ratio"),
-         Column("ratio", "measured over predicted", "score"), Column("states", "states", "count")],
+         Column("ratio", "measured / predicted", "score"), Column("states", "states", "count")],
     )  # fmt: skip
     for found in results:
         where = {"task": found["task"], "kernel": f"{found['kernel']} eta {found['eta']:g}", "states": found["states"]}
@@ -94,7 +99,7 @@ def _excess_figure(frame: pd.DataFrame, name: str) -> Figure:
         return figure
 
     return Figure(
-        name, "Variance of the sampled log-ratio's gradient at fixed states, by noise level: measured and predicted.",
+        name, "Measured and predicted variance of the sampled log-ratio's gradient at fixed states, by noise level.",
         f"Measured against predicted traces of {len(levels)} noise levels; on the diagonal they agree.", draw,
     )  # fmt: skip
 
@@ -113,18 +118,18 @@ def _noise_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figu
         figure, grid = plt.subplots(*shape, figsize=(width, height), squeeze=False)
         axes = grid.flat[0]
         draw_intervals(axes, whole, "label", "snr", look, narrow)
-        axes.set(xlabel="signal to noise ratio")
+        axes.set(xlabel="signal-to-noise ratio")
         if len(levels):
             for label in whole["label"]:
                 points = levels[levels["label"] == label]
                 said = [f"{label}, sigma {row['sigma']:g}: {row['snr']!r}" for _, row in points.iterrows()]
                 draw_curve(grid.flat[1], points["sigma"].astype(float), points["snr"], look[label], said)
-            grid.flat[1].set(xlabel="noise level sigma", ylabel="signal to noise ratio")
+            grid.flat[1].set(xlabel="noise level sigma", ylabel="signal-to-noise ratio")
         return figure
 
     return Figure(
         name,
-        "Gradient noise at a frozen student: |mean|² over the trace of the covariance, 95% interval over states; by "
-        "noise level with the same marks.",
-        f"Signal-to-noise ratios of {len(whole)} gradient estimators; the numbers are in the table.", draw,
+        "Gradient noise at a frozen student: |mean|² over the trace of the covariance, with a 95% interval over "
+        "states, and by noise level with the same markers.",
+        f"Signal-to-noise ratios of {len(whole)} gradient estimators; the table has the numbers.", draw,
     )  # fmt: skip

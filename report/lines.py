@@ -1,4 +1,4 @@
-"""Runs as lines: one method with its settings over seeds, in pools of lines that spent the same and so compare."""
+"""Lines (a method with its settings, over seeds) and pools of lines with equal cost, which are compared."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
@@ -12,49 +12,51 @@ from report.checks import printable
 from report.evidence import Evidence, FoundRun
 
 EQUAL = 0.05
-"""Relative difference up to which two costs count as equal: budgets end on whole updates."""
+"""Largest relative difference of two costs that count as equal; budgets end on whole updates."""
 NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
 """Settings in which runs of one line may differ."""
 
 
 class Conditions(NamedTuple):
-    """What two runs must share for their scores to compare."""
+    """What two runs must have in common for their scores to be comparable."""
 
     backbone: str
     weights: str
-    """Hash of the backbone's."""
+    """Hash of the backbone's weights."""
     tasks: tuple[str, ...]
-    """In alphabetical order: a cascade's order is a setting."""
+    """In alphabetical order, because the order of a cascade is a setting."""
     split: str
     steps: int
     guidance: float
     prompts: str
-    """Hash of every task's headline and strata."""
+    """Hash of the headline and strata of every task."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One method with its settings, and its finished runs, one a seed."""
+    """One method with its settings, and its finished run for each seed."""
 
     label: str
     records: list[Record]
     training_nfe: float
     teacher_nfe: float
-    """What its teachers cost to train; 0 for methods without teachers, NaN where no record says."""
+    """Cost of training its teachers; 0 for methods without teachers, NaN if no record gives it."""
     identity: str = ""
     """Hash of its settings."""
 
     @property
     def method(self) -> str:
+        """Name of the method."""
         return self.records[0].summary["method"]
 
     @property
     def total_nfe(self) -> float:
+        """Training NFE of a run and of its teachers."""
         return self.training_nfe + self.teacher_nfe
 
     @property
     def stage_ends(self) -> dict[str, float]:
-        """Task -> share of the budget at which its stage of a cascade ends; without the last, and empty for others."""
+        """Task -> fraction of the budget at which its stage of a cascade ends, without the last; else empty."""
         if self.method != "cascade":
             return {}
         first = self.records[0]
@@ -62,7 +64,7 @@ class Line:
         return {task: (place + 1) / len(order) for place, task in enumerate(order[:-1])}
 
     def forgetting(self, task: str) -> Forgetting:
-        """What became of a task along training."""
+        """How far a task's score dropped during training."""
         ends = self.stage_ends
         later = [end for end in ends.values() if end > ends.get(task, 1.0)]
         return forgetting([r.evaluations for r in self.records], task, ends.get(task), min(later, default=None))
@@ -70,59 +72,60 @@ class Line:
 
 @dataclass
 class Pool:
-    """Lines of one world at one budget: they are compared."""
+    """Lines under the same conditions and with the same budget, which are compared."""
 
     world: Conditions
     place: str
-    """The world in words."""
+    """The conditions in words."""
     tasks: tuple[str, ...]
-    """In the order of its first run."""
+    """In the order of the first run."""
     budget: float
-    """Training NFE of a run, as most of its runs have them."""
+    """Training NFE of most of its runs."""
     lines: list[Line]
     whole: bool = False
-    """Whether the budget counts the teachers' training: its lines are then in other pools too."""
+    """Whether the budget includes the teachers' training; its lines are then in other pools too."""
     unfinished: list[FoundRun] = field(default_factory=list)
     folders: dict[str, list[FoundRun]] = field(default_factory=dict)
     """Line's label -> its finished runs."""
     pictured: dict[str, list[FoundRun]] = field(default_factory=dict)
-    """Line's label -> its runs that kept pictures, by seed; those among them that are `repeated` too."""
+    """Line's label -> its runs that kept images, by seed, including those in `repeated`."""
     repeated: list[FoundRun] = field(default_factory=list)
-    """Finished runs of a line and seed that another folder already gives: in no mean."""
+    """Finished runs of a line and seed that another folder already has; excluded from every mean."""
     odd: list[FoundRun] = field(default_factory=list)
-    """Finished runs that spent something else than most of their line: in no mean."""
+    """Finished runs whose cost differs from most of their line; excluded from every mean."""
 
     @property
     def title(self) -> str:
+        """Conditions and budget in words."""
         if not self.lines:
             return f"{self.place}; no finished run"
-        spent = "NFE per run, the teachers' training counted" if self.whole else "training NFE per run"
+        spent = "NFE per run, including the teachers' training" if self.whole else "training NFE per run"
         return f"{self.place}; about {self.budget:,.0f} {spent}"
 
     @property
     def missing_seeds(self) -> dict[str, list[int]]:
-        """Line's label -> seeds that other lines have and it has not."""
+        """Line's label -> the seeds that other lines have but it does not."""
         have = {line.label: {r.summary["seed"] for r in line.records} for line in self.lines}
         every = sorted(set().union(*have.values()))
         return {label: absent for label, own in have.items() if (absent := [s for s in every if s not in own])}
 
     def spread(self) -> dict[str, tuple[float, float]]:
-        """Line's label -> least and most that its runs spent, of lines whose runs spent unequally."""
+        """Line's label -> smallest and largest cost of its runs, for lines with runs of unequal cost."""
         costs = {label: [run.spent for run in members] for label, members in self.folders.items()}
         return {label: (min(c), max(c)) for label, c in costs.items() if min(c) and not near(min(c), max(c))}
 
     def reference(self) -> Line | None:
-        """Whom the others are compared with: analytic OPD where there is one, else the first."""
+        """The line that the others are compared with: analytic OPD if present, otherwise the first."""
         named = [line for line in self.lines if line.method == "opd_analytic"]
         return next(iter(named or self.lines), None)
 
 
 def _words(worlds: list[Conditions]) -> dict[Conditions, str]:
-    """Every world in words; hashes only where nothing else tells two apart. The drawn world is never taken for
-    real pictures."""
+    """All conditions in words, with hashes only where nothing else distinguishes two of them. The drawn world `micro`
+    is always labelled as one, so that nobody takes its scores for those of real images."""
     plain = {}
     for world in worlds:
-        drawn = "micro, a drawn world (not GenEval, OCR or PickScore of real pictures)"
+        drawn = "micro, a drawn world (not GenEval, OCR or PickScore on real images)"
         name = drawn if world.backbone == "micro" else world.backbone
         where = f"{name}; {', '.join(world.tasks)}; {world.split} prompts, {world.steps} steps"
         plain[world] = printable(f"{where}, guidance {world.guidance:g}")
@@ -136,11 +139,11 @@ def _words(worlds: list[Conditions]) -> dict[Conditions, str]:
 
 
 def pools(evidence: Evidence) -> list[Pool]:
-    """Pools of equal budget, world by world, those with the most runs first; then those that count the teachers."""
+    """Pools of equal budget under each set of conditions, largest first; pools that count the teachers come last."""
     worlds: dict[Conditions, list[FoundRun]] = defaultdict(list)
     for run in evidence.runs:
         worlds[_conditions_of(run)].append(run)
-    # A run without a result tells no prompts: it is with those that share all else, if there are any.
+    # An unfinished run has no prompts yet; it joins the runs that agree in everything else, if there are any.
     for world in [world for world in worlds if not world.prompts]:
         kin = [other for other in worlds if other.prompts and other._replace(prompts="") == world]
         if kin:
@@ -175,7 +178,7 @@ def _world(world: Conditions, place: str, runs: list[FoundRun], evidence: Eviden
     for identity, members in groups.items():
         usual = _usual([run.spent for run in members])
         strangers = [run for run in members if run.spent != usual and not near(run.spent, usual)]
-        if 2 * len(strangers) >= len(members):  # no cost is usual: a budget in seconds, say
+        if 2 * len(strangers) >= len(members):  # no cost is typical, for example with a budget in seconds
             strangers = []
         odd += strangers
         groups[identity] = [run for run in members if run not in strangers]
@@ -190,15 +193,15 @@ def _world(world: Conditions, place: str, runs: list[FoundRun], evidence: Eviden
 
 
 def _usual(budgets: list[float]) -> float:
-    """The most frequent budget, of several the largest."""
+    """The most frequent budget; of several, the largest."""
     counts = Counter(budgets)
     return max(counts, key=lambda b: (counts[b], b))
 
 
 def _budgets(spent: dict[str, float], groups: dict[str, list[FoundRun]]) -> list[tuple[float, list[str]]]:
-    """(budget, identities of the lines that spent it), first the one of most methods and then of most runs.
+    """(budget, identities of the lines with that budget), ordered by number of methods and then of runs.
 
-    What trains nothing goes with the first.
+    Lines without training join the first budget.
     """
 
     def weight(identities: list[str]) -> tuple[int, int]:
@@ -219,7 +222,7 @@ def _budgets(spent: dict[str, float], groups: dict[str, list[FoundRun]]) -> list
 
 
 def near(a: float, b: float) -> bool:
-    """Whether two costs count as equal."""
+    """Whether two costs count as equal (EQUAL)."""
     return bool(b) and abs(a / b - 1) <= EQUAL
 
 
@@ -235,7 +238,7 @@ def _pool(start: Pool, identities: list[str], groups: dict[str, list[FoundRun]],
         only = told.pop() if len(told) == 1 else None
         label = printable(labels[identity] if only is None else only)
         label = label if label not in folders else f"{label} ({identity})"
-        once = list({run.spec["seed"]: run for run in reversed(members)}.values())[::-1]  # of equal seeds the first
+        once = list({run.spec["seed"]: run for run in reversed(members)}.values())[::-1]  # the first of equal seeds
         folders[label] = once
         pictured[label] = [run for run in members if run.result.summary.get("pictures")]
         repeated += [run for run in members if run not in once]
@@ -258,7 +261,7 @@ def _teachers(members: list[FoundRun], evidence: Evidence) -> float:
 
 
 def _whole(made: list[Pool]) -> list[Pool]:
-    """Lines without teachers that spent what others spent with theirs, and those others."""
+    """Pools of lines without teachers whose cost equals that of other lines with their teachers, and those lines."""
     lines = apart(made)
     found: list[Pool] = []
     for line, pool in lines:
@@ -283,7 +286,7 @@ def _folders(line: Line, pool: Pool) -> list[FoundRun]:
 
 
 def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
-    """Every line of a world's budgets and its pool; those beyond the first budget are labelled with theirs."""
+    """All lines under the same conditions with their pools; lines outside the first budget carry it in their label."""
     return [
         (line if pool is made[0] else replace(line, label=f"{line.label} at {line.training_nfe:,.0f}"), pool)
         for pool in made if not pool.whole
@@ -292,7 +295,7 @@ def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
 
 
 def _labels(specs: dict[str, dict]) -> dict[str, str]:
-    """Identity -> method, with the settings that are not what most of the method's lines have."""
+    """Identity -> method name with the settings that differ from most of the method's lines."""
     flat = {identity: _flat(spec) for identity, spec in specs.items()}
     labels = {}
     for identity, settings in flat.items():
@@ -304,7 +307,7 @@ def _labels(specs: dict[str, dict]) -> dict[str, str]:
 
 
 def _common(values: list[str]) -> str | None:
-    """The most frequent value; None where two are."""
+    """The most frequent value; None if two are equally frequent."""
     (first, count), *others = Counter(values).most_common(2)
     return None if others and others[0][1] == count else first
 

@@ -1,4 +1,4 @@
-"""The report as one HTML file, and its pieces to paste: tables, figures, report.md."""
+"""The report as one HTML file, and its parts for papers: tables, figures, report.md."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ PARTS = ("tables", "figures")
 
 @dataclass
 class Section:
-    """Part of the page under one heading."""
+    """A section of the page."""
 
     title: str
     parts: list[Markup | Figure] = field(default_factory=list)
@@ -27,34 +27,37 @@ class Section:
 
     @property
     def anchor(self) -> str:
+        """The id of the section in the page."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
     def say(self, text: Markup | str, kind: str = "p") -> None:
+        """Add a paragraph; `kind` is its CSS class."""
         self.parts.append(Markup('<p class="{}">{}</p>').format(kind, text))
         self.markdown.append(f"{unmarked(text)}\n")
 
     def points(self, lead: Markup, texts: list[Markup], kind: str = "answer") -> None:
-        """A sentence and what belongs to it."""
+        """Add a lead sentence and a list of points."""
         items = Markup("").join(Markup("<li>{}</li>").format(text) for text in texts)
         whole = Markup('<div class="{}"><p>{}</p>{}</div>')
         self.parts.append(whole.format(kind, lead, Markup("<ul>{}</ul>").format(items) if texts else ""))
         self.markdown += [f"{unmarked(lead)}\n", *(f"- {unmarked(text)}" for text in texts), ""]
 
     def head(self, text: str) -> None:
+        """Add a subheading."""
         self.parts.append(Markup("<h3>{}</h3>").format(text))
         self.markdown.append(f"### {unmarked(text)}\n")
 
 
 @dataclass
 class Report:
-    """Everything that is written."""
+    """Everything that a report writes."""
 
     sections: list[Section] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
 
     def show(self, section: Section, *things: Table | Figure | None, folded: bool = False) -> None:
-        """Add tables and figures to a section and to what is written beside the page."""
+        """Add tables and figures to a section and to the files written next to the page."""
         for thing in things:
             if isinstance(thing, Table) and thing.rows:
                 self.tables.append(thing)
@@ -64,13 +67,13 @@ class Report:
                 section.markdown.append(f"**{unmarked(thing.title)}**\n\n{_noted(thing)}")
             elif isinstance(thing, Figure):
                 self.figures.append(thing)
-                section.parts.append(thing)  # drawn in write, with all others
+                section.parts.append(thing)  # drawn in `write`, together with all others
                 alt, title = unmarked(thing.alt).replace("]", "\\]"), unmarked(thing.title)
                 section.markdown.append(f"![{alt}](figures/{thing.name}-page.png)\n\n{title}\n")
 
 
 def _noted(table: Table) -> str:
-    """A table in Markdown and what its columns mean."""
+    """A table in Markdown, followed by its note."""
     return f"{table.markdown()}\n{unmarked(table.note)}\n"
 
 
@@ -79,13 +82,13 @@ def _folded(title: str, body: Markup) -> Markup:
 
 
 def write(report: Report, folder: Path, title: str = TITLE) -> Path:
-    """index.html, report.md, tables/ and figures/; returns the page.
+    """Write index.html, report.md, tables/ and figures/; return the path of the page.
 
-    What an earlier report left in the folder and this one has not is removed. Raises UsageError for a folder that
-    cannot be one, BenchError where writing fails; no empty folders are left then.
+    Files of an earlier report that this one does not have are removed. Raises UsageError if the folder cannot hold a
+    report, and BenchError if writing fails; empty folders are then removed again.
     """
     if (folder / "spec.json").is_file():
-        raise UsageError(f"{folder} is a run's folder; give the report another one")
+        raise UsageError(f"{folder} is the folder of a run; choose another one for the report")
     made = [[folder / part] for part in PARTS if not (folder / part).exists()] + [missing_folders(folder)]
     try:
         return _written(report, folder, title)
@@ -100,9 +103,9 @@ def _written(report: Report, folder: Path, title: str) -> Path:
         for part in PARTS:
             (folder / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the report cannot go to {folder}: {one_line(error)}") from error
+        raise UsageError(f"the report cannot be written to {folder}: {one_line(error)}") from error
     if link := next((part for part in PARTS if (folder / part).is_symlink()), None):
-        raise UsageError(f"the report cannot go to {folder}: {link} leads elsewhere")
+        raise UsageError(f"the report cannot be written to {folder}: {link} is a symbolic link")
     check_writable(folder)
     try:
         _write(folder, _files(report, title))
@@ -112,7 +115,7 @@ def _written(report: Report, folder: Path, title: str) -> Path:
 
 
 def _files(report: Report, title: str) -> dict[str, bytes]:
-    """Place in the report's folder -> content."""
+    """Path relative to the report's folder -> content."""
     from jinja2 import Environment, PackageLoader
 
     found: dict[str, bytes] = {}
@@ -139,21 +142,21 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def _no_formula(cell: object) -> object:
-    """A cell that no spreadsheet computes: text that begins like a formula gets an apostrophe before it."""
+    """Prefix text that a spreadsheet would evaluate as a formula with an apostrophe."""
     return f"'{cell}" if isinstance(cell, str) and len(cell) > 1 and cell.startswith(FORMULA) else cell
 
 
 def _encoded(text: str) -> bytes:
-    """As files hold it; nothing in it moves the terminal of who prints it."""
+    """Encode text for a file, without control sequences that would affect a terminal."""
     return legible(text, lines=True).encode()
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write, and remove what the list of an earlier report names and this one has not."""
+    """Write the files, and remove files of an earlier report (files.txt) that this one does not have."""
     listed = folder / "files.txt"
     before = read_lines(listed) if listed.is_file() else []
     if not before and (taken := next((name for name in files if (folder / name).exists()), None)):
-        raise UsageError(f"{folder}/{taken} is not an earlier report's; give the report another folder")
+        raise UsageError(f"{folder}/{taken} does not belong to an earlier report; choose another folder")
     for name in before:
         if name not in files and re.fullmatch(r"(tables|figures)/[A-Za-z0-9_.-]+", name):
             (folder / name).unlink(missing_ok=True)

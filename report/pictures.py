@@ -1,4 +1,4 @@
-"""Grids of pictures: the same prompt and initial noise across base, teacher and lines, rows chosen by rule."""
+"""Image grids: the same prompt and initial noise across base, teacher and lines, with rows chosen by rule."""
 
 import base64
 import io
@@ -23,26 +23,27 @@ from report.table import Column, Table, number, plain, slugs
 from report.tables import student_score
 
 SPACED, LINES = 4, 8
-"""Prompts at equal distances; most lines that one grid shows."""
+"""Number of equally spaced prompts, and largest number of lines in a grid."""
 SIDE = 192
-"""Pixels: larger pictures are made smaller for the page."""
+"""Side in pixels to which larger images are reduced for the page."""
 LARGEST = 0.9
-"""Inches of a picture in figures for papers."""
+"""Largest side of an image in figures for papers, in inches."""
 SIGNS = "_=,"
-"""A line's name may be broken after these."""
+"""Characters after which the name of a line may be broken."""
 CAPTION = 200
-"""Characters of a prompt that the page shows; the table has it whole."""
+"""Characters of a prompt that the page shows; the table has all of it."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One column of a grid: a model, its pictures in the order of its scores, and those."""
+    """One column of a grid: a model, its images, and their scores in the same order."""
 
     label: str
     samples: list[Sample]
     scores_N: np.ndarray
 
     def same_prompts(self, other: "Shown") -> bool:
+        """Whether both columns show the same prompts in the same order."""
         return [s.prompt.text for s in self.samples] == [s.prompt.text for s in other.samples]
 
 
@@ -57,14 +58,15 @@ class Row:
 
 @dataclass
 class Grid(Figure):
-    """A figure that the page shows as a table of pictures with their scores."""
+    """A figure that the page shows as a table of images with their scores."""
 
     rows: list[Row]
     columns: list[Shown]
     pictures: dict[tuple[int, str], np.ndarray | None]
-    """Row's index and column's label -> uint8 [H, W, 3]; None where the file is no picture."""
+    """Row's index and column's label -> uint8 [H, W, 3]; None if the file is not a readable image."""
 
     def html(self) -> Markup:
+        """The grid as a table of embedded images."""
         heads = Markup("").join(
             Markup('<th scope="col">{}</th>').format(_breakable(column.label)) for column in self.columns
         )
@@ -83,7 +85,7 @@ class Grid(Figure):
     def _cell(self, row: Row, column: Shown) -> Markup:
         score, picture = float(column.scores_N[row.index]), self.pictures[row.index, column.label]
         if picture is None:
-            return Markup("<td>no picture<br>{}</td>").format(number(score, "score"))
+            return Markup("<td>no image<br>{}</td>").format(number(score, "score"))
         alt = f"{column.label}: {_short(row.prompt)}; score {plain(score, 'score')}"
         return Markup('<td><img src="{}" alt="{}" width="96" height="96"><br>{}</td>').format(
             _address(picture), alt, number(score, "score")
@@ -91,7 +93,7 @@ class Grid(Figure):
 
 
 def _breakable(label: str) -> Markup:
-    """A name that may be broken between its words."""
+    """A name with optional line breaks between its parts."""
     return Markup(re.sub(f"([{SIGNS}])", r"\1<wbr>", str(escape(label))))
 
 
@@ -100,7 +102,7 @@ def _short(text: str) -> str:
 
 
 def _address(pixels: np.ndarray) -> str:
-    """A picture as a data URI, encoded anew: PNG as it is where it is small, else a JPEG of SIDE."""
+    """An image as a data URI: a PNG of the same size if it is small, otherwise a JPEG of side SIDE."""
     picture = Image.fromarray(pixels)
     kind = "jpeg" if max(picture.size) > SIDE else "png"
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -110,10 +112,7 @@ def _address(pixels: np.ndarray) -> str:
 
 
 def grids(pool: Pool, prefix: str, problems: list[str]) -> list[tuple[Table, Grid]]:
-    """A grid and the table of its rows and scores per task; empty where no run kept pictures.
-
-    What cannot be read is named in `problems`.
-    """
+    """The grid and table of every task for which a run kept images; unreadable images are added to `problems`."""
     found = []
     for name, task in zip(slugs(pool.tasks), pool.tasks):
         lines, references = _columns(pool, task, problems)
@@ -123,7 +122,7 @@ def grids(pool: Pool, prefix: str, problems: list[str]) -> list[tuple[Table, Gri
 
 
 def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tuple[Line, Shown]], list[Shown]]:
-    """Lines that kept pictures, best first, and the base and the task's own teacher."""
+    """Lines with kept images, best first, and the base and the task's own teacher."""
     ranked = sorted(pool.lines, key=lambda line: -student_score(line.records, task))
     lines: dict[str, tuple[Line, Shown]] = {}
     references: dict[str, Shown] = {}
@@ -135,7 +134,7 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
             try:
                 shown = _shown(run, "student", task, line.label)
                 if lines and not shown.same_prompts(next(iter(lines.values()))[1]):
-                    raise UsageError("they are of other prompts than the first line's")
+                    raise UsageError("they show other prompts than those of the first line")
                 lines[line.label] = line, shown
                 for model in ("base", f"teacher {task}"):
                     if model not in references and model in run.result.summary["pictures"]:
@@ -145,15 +144,15 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
                 gone.append(str(error))
             except (OSError, UsageError) as error:
                 lines.pop(line.label, None)
-                problems.append(f"pictures of {run.name}: {error}")
+                problems.append(f"images of {run.name}: {error}")
     if gone:
         others = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
-        problems.append(f"pictures of {task} are not there: {gone[0]}{others}")
+        problems.append(f"images of {task} are missing: {gone[0]}{others}")
     return lines, list(references.values())
 
 
 def _shown(run: FoundRun, model: str, task: str, label: str) -> Shown:
-    """Raises UsageError for pictures outside the results folder, or that are not those of the scores."""
+    """One column. Raises UsageError for images outside the results folder, or whose number differs from the scores."""
     root = run.folder.parent.resolve()
     place = run.result.summary["pictures"][model][task]
     folder = (root / place).resolve()
@@ -163,9 +162,9 @@ def _shown(run: FoundRun, model: str, task: str, label: str) -> Shown:
         raise FileNotFoundError(place)
     samples, (scores_N, _) = read(folder), headline(run.result.summary["models"][model][task])
     if any(root not in sample.path.resolve().parents for sample in samples):
-        raise UsageError(f"{place} has links out of the results folder")
+        raise UsageError(f"{place} has links that lead out of the results folder")
     if len(samples) != len(scores_N):
-        raise UsageError(f"{len(samples)} pictures of {model} for {len(scores_N)} scores")
+        raise UsageError(f"{len(samples)} images of {model} for {len(scores_N)} scores")
     return Shown(label, samples, scores_N)
 
 
@@ -188,18 +187,18 @@ def _grid(
             why.setdefault(_worst(line, shown, yardstick, task), []).append(f"worst of {label}")
     rows = [Row(index, ", ".join(reasons), samples[index].prompt.text) for index, reasons in why.items()]
     table = Table(
-        name, f"Pictures, {task}: {pool.title}",
-        f"Same prompt and initial noise in a row; of the lines with kept pictures at most the {LINES} best, each by "
-        "its first seed that kept them. By number: prompts at equal distances. Worst: where a line's score is furthest "
-        "below that of the column before the lines; of equals, the one whose mean over seeds is, then the first.",
+        name, f"Images, {task}: {pool.title}",
+        f"Each row has the same prompt and initial noise. At most the {LINES} best lines with kept images are shown, "
+        "each with its first seed that kept them. By number: equally spaced prompts. Worst: the prompt where a line is "
+        "furthest below the column before the lines; ties are broken by the mean over seeds, then by prompt number.",
         [Column("index", "number", "count"), Column("prompt", "prompt"), Column("why", "chosen"),
          *(Column(f"score_{i}", column.label, "score") for i, column in enumerate(columns))],
     )  # fmt: skip
     for row in rows:
         scores = {f"score_{i}": float(column.scores_N[row.index]) for i, column in enumerate(columns)}
         table.rows.append({"index": row.index, "prompt": row.prompt, "why": row.why, **scores})
-    title = f"{task}: {pool.title}. Under each picture its score."
-    alt = f"Pictures of {len(rows)} prompts of {task} by {', '.join(column.label for column in columns)}."
+    title = f"{task}: {pool.title}. Each score is below its image."
+    alt = f"Images for {len(rows)} prompts of {task} by {', '.join(column.label for column in columns)}."
     pictures = {(row.index, c.label): _picture(c.samples[row.index].path, problems) for row in rows for c in columns}
     draw = lambda width: _draw(width, rows, columns, pictures)  # noqa: E731
     return table, Grid(name, title, alt, draw, rows, columns, pictures)
@@ -214,19 +213,19 @@ def _picture(path: Path, problems: list[str]) -> np.ndarray | None:
 
 
 def _worst(line: Line, shown: Shown, yardstick: Shown, task: str) -> int:
-    """Number of the picture that is furthest below the yardstick's."""
+    """Index of the image whose score is furthest below that of the reference column."""
     seeds_SN = np.stack([headline(r.summary["models"]["student"][task])[0] for r in line.records])
     here, usually = shown.scores_N - yardstick.scores_N, seeds_SN.mean(0) - yardstick.scores_N
     return int(np.lexsort((np.arange(len(here)), usually, here))[0])
 
 
 def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tuple[int, str], np.ndarray | None]):
-    """The grid for papers: one axes in units of a picture's side, a caption above each row."""
+    """The grid for papers: one axes in units of an image's side, with a caption above each row."""
     import matplotlib.pyplot as plt
 
     side = min(width / len(columns), LARGEST)
     points = min(7.0, 8.5 * side)
-    letters = 125 / points  # an inch, about
+    letters = 125 / points  # per inch, approximately
     labels = [broken(column.label, max(int(side * letters), 4), SIGNS) for column in columns]
     line = 1.25 * points / 72 / side
     caption, head = 1.5 * line, line * (0.5 + max(label.count("\n") + 1 for label in labels))
@@ -246,5 +245,5 @@ def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tu
             place = (j + 0.03, j + 0.97, top + 0.97, top + 0.03)
             if picture is not None:
                 axes.imshow(picture, extent=place, interpolation="nearest", aspect="auto")
-    axes.set(xlim=(0, width / side), ylim=(tall, 0))  # at last: every picture moves the limits
+    axes.set(xlim=(0, width / side), ylim=(tall, 0))  # last, because every image moves the limits
     return figure

@@ -1,4 +1,4 @@
-"""The sections of the report, in its order."""
+"""The sections of the report, in their order."""
 
 from markupsafe import Markup
 
@@ -17,10 +17,10 @@ from report.tables import PoolTables, levels, pool_tables
 
 
 def make(evidence: Evidence) -> Report:
-    """The whole report from what was found."""
+    """Build the whole report from the evidence."""
     report, found = Report(), pools(evidence)
     made = [(pool, pool_tables(pool, _prefix(i))) for i, pool in enumerate(found)]
-    pictures = _pictures(report, made, evidence)  # first: it finds out what cannot be read
+    pictures = _pictures(report, made, evidence)  # first, because it adds unreadable files to the caveats
     report.sections = [
         _answers(made, evidence), _scores(report, made), _curves(report, made), _gradients(report, evidence),
         _forgetting(report, made), _interference(report, made, evidence), _gold(report, made), _ablations(report, made),
@@ -38,10 +38,10 @@ Made = list[tuple[Pool, PoolTables]]
 
 
 def _answers(made: Made, evidence: Evidence) -> Section:
-    section = Section("The answer")
+    section = Section("Key results")
     if not any(pool.lines for pool, _ in made) and (evidence.runs or not evidence):
         section.say(
-            "No finished run was found yet. What is under way, failed or cannot be read is named below.", "answer"
+            "No finished run was found. Runs in progress, failed runs and unreadable files are listed below.", "answer"
         )
     for place in dict.fromkeys(pool.place for pool, _ in made if pool.lines):
         section.head(f"On {place}")
@@ -49,7 +49,7 @@ def _answers(made: Made, evidence: Evidence) -> Section:
             if pool.place == place and pool.lines:
                 section.points(*answer(pool, tables))
     if texts := warnings([pool for pool, _ in made], evidence):
-        section.points(Markup("To know before reading on:"), texts, "warn")
+        section.points(Markup("Caveats:"), texts, "warn")
     return section
 
 
@@ -57,7 +57,7 @@ def _scores(report: Report, made: Made) -> Section:
     section = Section("Scores and cost")
     if any(len(pool.lines) > MOST for pool, _ in made):
         section.say(
-            f"Figures show {MOST} lines, the reference and the best by mean score; the tables hold all.", "note"
+            f"Figures show {MOST} lines: the reference and the best by mean score. The tables list all lines.", "note"
         )
     for pool, tables in made:
         if not pool.lines:
@@ -77,7 +77,7 @@ def _curves(report: Report, made: Made) -> Section:
     for pool, tables in made:
         if tables.curves.rows:
             frame = tables.curves.frame()
-            # A line evaluated at its end only has no course; one that trains nothing is a point to compare with.
+            # A line that was evaluated only at its end has no curve; one without training is drawn as a single point.
             points = frame.groupby("line")["share"].nunique()
             drawn = [line for line in pool.lines if points.get(line.label, 0) > 1 or not line.training_nfe]
             if any(line.training_nfe for line in drawn):
@@ -113,7 +113,7 @@ def _interference(report: Report, made: Made, evidence: Evidence) -> Section:
     for pool, tables in made:
         if tables.interference:
             frame = tables.interference.frame()
-            title = "Cosine between tasks' gradients along training."
+            title = "Cosine similarity between the tasks' gradients during training."
             name = tables.interference.name
             look = _looks(pool, tables, pool.lines)
             report.show(section, course_figure(frame, "pair", "cosine", look, name, title, "cosine"))
@@ -143,8 +143,8 @@ def _ablations(report: Report, made: Made) -> Section:
         against = f"minus {reference.label}"
         table = Table(
             f"{_prefix(index)}ablations", f"{reference.method} with other settings: {pool.title}",
-            f"Mean score minus that of {reference.label}, paired by seed and prompt; Holm's correction over the "
-            "exploratory family of the table of scores.",
+            f"Mean score minus that of {reference.label}, paired by seed and prompt, with Holm's correction over the "
+            "exploratory family of the score table.",
             [Column("line", "line"), Column("against", against, "change"), Column("p", "p (Holm)", "p")],
         )  # fmt: skip
         for line in peers:
@@ -160,12 +160,12 @@ def _sweeps(report: Report, evidence: Evidence) -> Section:
     for name, (_, study) in zip(names, evidence.studies):
         report.show(section, *study_parts(study, f"study-{name}"))
         if command := study.get("command"):
-            section.say(Markup("The best trial again: <code>{}</code>").format(command), "note")
+            section.say(Markup("To repeat the best trial: <code>{}</code>").format(command), "note")
     return section
 
 
 def _pictures(report: Report, made: Made, evidence: Evidence) -> Section:
-    section = Section("Pictures")
+    section = Section("Images")
     pictured = [(i, pool) for i, (pool, _) in enumerate(made) if any(pool.pictured.values())]
     if pictured:
         from report.pictures import grids  # reads pictures with torch, which the rest does without
@@ -175,7 +175,8 @@ def _pictures(report: Report, made: Made, evidence: Evidence) -> Section:
                 report.show(section, grid)
                 report.show(section, table, folded=True)
     if any(pool.lines for pool, _ in made) and not section.parts:
-        section.say("No run kept its pictures; --set evaluation.pictures=true on bench run and compare does.", "note")
+        how = "pass --set evaluation.pictures=true to bench run or bench compare"
+        section.say(f"No run kept its images. To keep them, {how}.", "note")
     return section
 
 
@@ -183,11 +184,12 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
     section = Section("Claims of the paper")
     table = Table(
         "claims", "Claims of DiffusionOPD (arXiv 2605.15055) in these records",
-        "holds: the whole 95% interval is on the claimed side; does not hold: it is on the other; else undecided. "
-        "Where a family is named, Holm's correction within it must agree: the primary comparisons are the paper's "
-        "(joint RL, cascade and PPO-style OPD, each at its recipe), the exploratory ones the other settings and "
-        "methods that it reports to be below OPD, each by whether the teachers' cost is counted; claims without a "
-        "family are tested by themselves. Effects have intervals of 95%, not corrected.",
+        "A claim holds if the whole 95% interval is on the claimed side, does not hold if it is on the other side, and "
+        "is undecided otherwise. Where a family is named, Holm's correction within it must agree. The primary family "
+        "has the paper's comparisons (joint RL, cascade and PPO-style OPD, each with its recipe); the exploratory "
+        "family has the other settings and methods that the paper reports to be below OPD. Comparisons with and "
+        "without the teachers' cost are separate families. Claims without a family are tested individually. Intervals "
+        "of effects are 95% and not corrected.",
         [Column("where", "where"), Column("claim", "claim"), Column("quantity", "tested quantity"),
          Column("effect", "effect", "change"), Column("verdict", "verdict"), Column("family", "family")],
     )  # fmt: skip
@@ -208,7 +210,7 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
 
 
 def _provenance(report: Report, made: Made) -> Section:
-    section = Section("Where every number comes from")
+    section = Section("Provenance")
     for _, tables in made:
         report.show(section, tables.overview)
         report.show(section, tables.runs, folded=True)
@@ -216,7 +218,7 @@ def _provenance(report: Report, made: Made) -> Section:
 
 
 def _looks(pool: Pool, tables: PoolTables, lines: list[Line]) -> dict[str, Look]:
-    """How lines are drawn, the same in every figure of a pool: looks are given to all, the best MOST are kept."""
+    """The style of each line in every figure of a pool. All lines get a style; only the best MOST are drawn."""
     look = looks([(line.label, line.method) for line in pool.lines])
     means = {row["line"]: cell(row, "mean", Estimate).value for row in tables.scores.rows if row.get("mean")}
     ranked = sorted(lines, key=lambda line: (line.label != tables.reference, -means.get(line.label, 0.0)))

@@ -1,4 +1,4 @@
-"""What a sweep found: its trials, the best or the Pareto front, and what each setting does."""
+"""Results of a sweep: its trials, the best one or the Pareto front, and the effect of each setting."""
 
 import math
 
@@ -10,7 +10,7 @@ from report.table import Column, Kind, Table
 
 
 def study_parts(study: dict, name: str) -> list[Table | Figure]:
-    """Tables and figures of one study's summary.json, named after `name`; a study without a finished trial has none."""
+    """Tables and figures of one study's summary.json, named after `name`; none if no trial finished."""
     if not study["complete"]:
         return []
     objectives = study["objectives"]
@@ -21,15 +21,15 @@ def study_parts(study: dict, name: str) -> list[Table | Figure]:
     parts: list[Table | Figure] = [trials]
     if len(objectives) > 1:
         pairs = [(a, b) for i, a in enumerate(objectives) for b in objectives[i + 1 :]]
-        title = f"Study {study['study']}: every trial, the Pareto front as triangles."
+        title = f"Study {study['study']}: all trials, with the Pareto front as triangles."
         parts.append(_scatter(f"{name}-front", title, frame, best, pairs))
     pairs = [(key, "mean") for key in ("trial", *(c.key for c in trials.columns if c.key in study["settings"]))]
-    title = f"Study {study['study']}: mean score of every trial, by its number and by each setting."
+    title = f"Study {study['study']}: mean score of all trials, by trial number and by each setting."
     parts.append(_scatter(f"{name}-settings", title, frame, best, pairs))
     if study["importances"]:
         parts.append(Table(
-            f"{name}-importances", f"Study {study['study']}: what the settings matter",
-            "Optuna's share of each setting in the spread of the mean score.",
+            f"{name}-importances", f"Study {study['study']}: importance of the settings",
+            "Optuna's estimate of each setting's share of the variance of the mean score.",
             [Column("setting", "setting"), Column("importance", "importance", "share")],
             [{"setting": key, "importance": value} for key, value in study["importances"].items()],
         ))  # fmt: skip
@@ -42,8 +42,8 @@ def _trials(study: dict, name: str, chosen: set[int]) -> Table:
     counts = ", ".join(f"{count} {state}" for state, count in study["trials"].items() if count)
     table = Table(
         name, f"Study {study['study']}: trials, {'Pareto front' if objectives else 'best'} in bold",
-        f"{counts}; {study['split']} prompts, {study['budget']:,} training NFE per run. The best of many trials "
-        "flatters: confirm it on other seeds and test prompts.",
+        f"{counts}; {study['split']} prompts, {study['budget']:,} training NFE per run. The best of many "
+        "trials is optimistically biased: confirm it with other seeds and on test prompts.",
         [Column("trial", "trial", "count"), Column("mean", "mean score", "score"),
          *(Column(key, key, "score") for key in objectives),
          *(Column(key, key.rpartition(".")[2], _kind(study, key)) for key in study["settings"])],
@@ -62,7 +62,7 @@ def _kind(study: dict, key: str) -> Kind:
 
 
 def _scatter(name: str, title: str, frame: pd.DataFrame, best: pd.Series, pairs: list[tuple[str, str]]) -> Figure:
-    """One panel a pair of columns; what was chosen has a mark of its own."""
+    """One panel per pair of columns; chosen trials have a different marker."""
 
     def draw(width: float):
         import matplotlib.pyplot as plt
@@ -88,7 +88,7 @@ def _scatter(name: str, title: str, frame: pd.DataFrame, best: pd.Series, pairs:
             axes.set(xlabel=_label(a), ylabel=_label(b))
         return figure
 
-    return Figure(name, title, f"{title} {len(frame)} trials; the numbers are in the table.", draw)
+    return Figure(name, title, f"{title} {len(frame)} trials; the table has the numbers.", draw)
 
 
 def _numeric(values: pd.Series) -> bool:

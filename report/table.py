@@ -1,6 +1,6 @@
 """A table of a report: one set of numbers, shown as HTML, LaTeX (booktabs), Markdown and CSV.
 
-Every number of the page comes from such a table, by `number`, so that what is read is what the CSV holds.
+Every number on the page comes from such a table through `number`, so the page and the CSV agree.
 """
 
 import itertools
@@ -25,7 +25,7 @@ FORMATS = {
 }
 NOTHING = "–"
 LONG = 45
-"""Rows that a page of a paper holds."""
+"""Number of rows that fit on a page of a paper."""
 Value = str | int | float | None | Estimate | Difference
 Row = dict[str, Value]
 """Values by column key."""
@@ -34,7 +34,7 @@ Held = TypeVar("Held", Estimate, Difference)
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a key for machines, a heading for people."""
+    """One column: a key for files, and a heading with a unit for readers."""
 
     key: str
     head: str
@@ -43,12 +43,13 @@ class Column:
 
     @property
     def title(self) -> str:
+        """Heading with unit."""
         return f"{self.head} ({self.unit})" if self.unit else self.head
 
 
 @dataclass
 class Table:
-    """Rows of values by column key; `strong` names the cells that are printed bold."""
+    """Rows of values by column key; `strong` has the (row, key) of the cells printed in bold."""
 
     name: str
     title: str
@@ -58,7 +59,7 @@ class Table:
     strong: set[tuple[int, str]] = field(default_factory=set)
 
     def frame(self) -> pd.DataFrame:
-        """Plain columns; an interval becomes KEY, KEY_low and KEY_high."""
+        """The table as plain columns; an interval becomes KEY, KEY_low and KEY_high."""
         flat = []
         for row in self.rows:
             plain: dict = {}
@@ -72,7 +73,7 @@ class Table:
         return pd.DataFrame(flat)
 
     def html(self) -> Markup:
-        """A table that the page's script sorts."""
+        """The table as HTML that the page's script can sort."""
         heads = Markup("").join(
             Markup('<th scope="col"{}><button type="button">{}</button></th>').format(
                 Markup(' class="n"') if c.kind != "text" else "", c.title
@@ -97,6 +98,7 @@ class Table:
         ).format(self.title, self.name, self.title, heads, Markup("").join(body))
 
     def markdown(self) -> str:
+        """The table as Markdown."""
         rows = [
             [c.title.replace("|", "\\|") for c in self.columns],
             ["---:" if c.kind != "text" else "---" for c in self.columns],
@@ -110,7 +112,7 @@ class Table:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
     def latex(self) -> str:
-        """booktabs, no wider than the line; long ones as longtable. Caption: title and note; label: name."""
+        """The table in LaTeX (booktabs, at most the line's width; longtable if long), title and note as caption."""
         shown = pd.DataFrame(
             [
                 {
@@ -138,20 +140,20 @@ class Table:
 
 
 def cell(row: Row, key: str, kind: type[Held]) -> Held:
-    """The value of a cell whose column holds nothing but `kind` in such rows."""
+    """The value of a cell that is known to be of type `kind`."""
     value = row[key]
     assert isinstance(value, kind), f"{key} is {value!r}"
     return value
 
 
 def unmarked(text: Markup | str) -> str:
-    """A text for Markdown: one line, without tags, and nothing that a browser would take for one."""
+    """A text for Markdown: one line, without tags or anything that a browser would read as one."""
     raw = text.striptags() if isinstance(text, Markup) else text
     return " ".join(raw.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def slugs(texts: Iterable[str]) -> list[str]:
-    """Names from records as parts of files' names: nothing in them leads out of the folder, no two are one file."""
+    """File names for texts from records: safe characters only, and no two alike on any file system."""
     found: list[str] = []
     for text in texts:
         name = first = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "unnamed"
@@ -184,7 +186,7 @@ def _format(value: float, kind: Kind) -> str:
 
 
 def number(value: Value, kind: Kind) -> Markup:
-    """A value for the page: every number carries its exact value, which hovering shows."""
+    """A value for the page; hovering over a number shows its exact value."""
     if isinstance(value, Estimate | Difference):
         if math.isnan(value.value):
             return Markup(NOTHING)
@@ -219,13 +221,13 @@ _SPECIAL = {
 
 
 _LATIN = 0x250
-"""What pdflatex sets without further packages ends here, but for some punctuation."""
+"""First character that pdflatex cannot set without further packages, apart from some punctuation."""
 
 
 def _tex(text: str) -> str:
-    """One line; what pdflatex cannot set (emoji, other scripts) is a question mark."""
+    """A line of LaTeX; what pdflatex cannot set (emoji, other scripts) becomes a question mark."""
     shown = ""
     for letter in " ".join(text.split()):
         known = (ord(letter) < _LATIN and letter.isprintable()) or letter in _SPECIAL or letter in "—‘’“”…"
         shown += _SPECIAL.get(letter, letter) if known else "?"
-    return "{}" + shown if shown.startswith("[") else shown  # after a row's end it would be the end's own argument
+    return "{}" + shown if shown.startswith("[") else shown  # after \\ a bracket would be read as its argument

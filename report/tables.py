@@ -1,4 +1,4 @@
-"""The tables of a pool of lines, each made once from the records; figures and sentences read them."""
+"""The tables of a pool of lines. Each is built once from the records; figures and sentences read from them."""
 
 import math
 import shlex
@@ -23,7 +23,7 @@ REFERENCES = {"base": BASE, "teacher": TEACHERS}
 
 @dataclass
 class PoolTables:
-    """What is said of one pool."""
+    """All tables of one pool."""
 
     overview: Table
     scores: Table
@@ -40,14 +40,15 @@ class PoolTables:
 
 
 def pool_tables(pool: Pool, prefix: str) -> PoolTables:
-    """Every table of a pool; their names begin with `prefix`."""
+    """Build every table of a pool, with names that begin with `prefix`."""
     reference = pool.reference()
     groups = {line.label: line.records for line in pool.lines}
     label = reference.label if reference else ""
     found: dict[str, Standing] = {}
     if reference:
         found = {s.label: s for s in standings(groups, pool.tasks, reference.label, {})}
-    along = replace(pool, lines=[]) if pool.whole else pool  # its lines' courses are shown with their own budgets
+    # The curves of lines in a pool that counts teachers are shown with their own budgets.
+    along = replace(pool, lines=[]) if pool.whole else pool
     return PoolTables(
         overview(pool, found, prefix),
         scores(pool, found, label, prefix),
@@ -65,7 +66,7 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
 
 
 def overview(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
-    """What is compared, in one row; the page's sentences count by it."""
+    """One row with the counts that the page's sentences use."""
     seeds = [len(line.records) for line in pool.lines]
     runs_ = [run for members in pool.folders.values() for run in members]
     row: Row = {
@@ -81,20 +82,20 @@ def overview(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
     }  # fmt: skip
     return Table(
         f"{prefix}overview", f"What is compared: {pool.title}",
-        f"Equal budgets: each within {EQUAL:.0%} of the one around which most methods and runs are, because budgets "
-        "end on whole updates. Margin of equivalence: a tenth of the teachers' mean gain over the base. Damaged runs "
-        "are in no column; the page names them.",
+        f"Budgets count as equal within {EQUAL:.0%} of the most common one, because training ends on a whole update. "
+        "The equivalence margin is a tenth of the teachers' mean gain over the base. Damaged runs are not counted "
+        "here; the page lists them.",
         [
             Column("budget", "training", "count", "NFE per run"),
             Column("lines", "lines", "count"),
             Column("primary", "primary comparisons with the reference", "count"),
-            Column("exploratory", "exploratory ones", "count"),
-            Column("margin", "margin of equivalence", "score"),
+            Column("exploratory", "exploratory comparisons", "count"),
+            Column("margin", "equivalence margin", "score"),
             Column("fewest_seeds", "fewest seeds", "count"),
             Column("most_seeds", "most seeds", "count"),
             Column("runs", "finished runs", "count"), Column("failed", "failed", "count"),
             Column("unfinished", "unfinished", "count"), Column("repeated", "repeated", "count"),
-            Column("odd", "of another cost than their line", "count"),
+            Column("odd", "off-budget runs", "count"),
             Column("commits", "commits", "count"),
         ],
         [row],
@@ -106,38 +107,39 @@ def _tested(standing: Standing, family: str) -> bool:
 
 
 SCORES_SAID = (
-    "Mean and 95% interval: bootstrap over prompts, each with all its pictures, Student's t over seeds; with few "
-    "seeds an interval may leave the range of the score. Mean score: unweighted over tasks. Share of the teachers' "
-    "gain: (mean - base) / (teachers - base), each task's own teacher, the base at each task's best guidance of the "
-    "grid searched (the backbone's card names it, and whether the best is at its edge); worst task: the one with "
-    "the lowest share. Beside the headlines stand metrics that they could hide a loss of, where the records hold "
-    "them: strict, GenEval's rule with exact counts, and gold, the known utility behind a learned reward. Bold: "
-    "best, and distinguished from every other line of the column (Holm's correction within the column, p below "
-    "0.05). Differences are paired by seed and prompt over the seeds that both lines have; their intervals are not "
-    "corrected, p is, by Holm within a family. The primary family is the paper's: analytic OPD against joint RL, a "
-    "cascade and PPO-style OPD, each at its recipe; all other lines are the exploratory family. p of equivalence, "
-    "in the same families: two one-sided tests that the difference is within plus or minus a tenth of the teachers' "
-    "mean gain. A line that is not distinguished is not thereby as good. A dash: not measured, no teachers among "
-    "these runs, or no two common seeds that differ."
+    "Scores are means with 95% intervals (bootstrap over prompts with all their images, Student's t over seeds); with "
+    "few seeds an interval may exceed the range of the score. The mean score is unweighted over tasks. Gain recovered "
+    "is (mean - base) / (teachers - base), with each task's own teacher and with the base at each task's best guidance "
+    "scale of the searched grid (the backbone's model card gives the grid and says whether the best is at its edge). "
+    "The worst task is the one with the lowest gain recovered. Metrics next to the headlines show losses that these "
+    "could hide, where they were recorded: strict is GenEval's rule with exact counts, gold is the known utility "
+    "behind a learned reward. Bold marks the best line of a column if it is significantly above every other line "
+    "(Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt over the seeds "
+    "that both lines have. Their intervals are not corrected; their p-values are Holm-adjusted within a family. The "
+    "primary family has the paper's comparisons: analytic OPD against joint RL, a cascade and PPO-style OPD, each with "
+    "its recipe. All other lines form the exploratory family. The p-value of equivalence, in the same families, is that "
+    "of two one-sided tests of a difference within plus or minus a tenth of the teachers' mean gain. A line without a "
+    "significant difference is not thereby equally good. A dash means not measured, no teachers in these runs, or "
+    "fewer than two shared seeds that differ."
 )
 
 
 def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) -> Table:
-    """Lines x tasks, with base and teachers; bold where a line is best and distinguished from every other."""
+    """Scores of lines, base and teachers by task; bold where a line is significantly above every other one."""
     heads = _headlines(pool)
     columns = [Column("line", "method"), Column("seeds", "seeds", "count")]
     columns += [Column(task, f"{task}: {heads[task]}", "score") for task in pool.tasks]
     beside = list(dict.fromkeys(metric for standing in found.values() for metric in standing.beside))
     columns += [
         Column("mean", "mean score", "score"),
-        Column("gain", "share of teachers' gain", "share"),
+        Column("gain", "gain recovered", "share"),
         Column("worst_task", "worst task"),
-        Column("worst", "its share", "share"),
+        Column("worst", "its gain recovered", "share"),
         *(Column(metric, metric, "score") for metric in beside),
         Column("against", f"mean minus {reference}", "change"),
         Column("p", "p (Holm)", "p"),
         Column("family", "family"),
-        Column("p_equivalent", "p of equivalence (Holm)", "p"),
+        Column("p_equivalent", "p for equivalence (Holm)", "p"),
     ]
     table = Table(
         f"{prefix}scores", f"Held-out scores at equal compute: {pool.title}",
@@ -172,30 +174,30 @@ def _headlines(pool: Pool) -> dict[str, str]:
 
 
 def mean_score(summaries: list[dict], models: dict[str, str]) -> Estimate:
-    """Unweighted mean over tasks, each of the model given for it, with its interval over seeds and prompts."""
+    """Unweighted mean over tasks of the model given for each, with its interval over seeds and prompts."""
     return estimate(*joined({task: model_rows(summaries, model, task) for task, model in models.items()}))
 
 
 def _clear_winner(pool: Pool, key: str) -> int | None:
-    """Index of the line that is best and distinguished from all others, if there is one."""
+    """Index of the best line if it is significantly above all others, otherwise None."""
     if len(pool.lines) < 2:
         return None
     tasks = pool.tasks if key == "mean" else (key,)
     means = [float(np.mean([student_score(line.records, task) for task in tasks])) for line in pool.lines]
     best = int(np.argmax(means))
     gaps = [against(pool.lines[best].records, line.records, tasks) for i, line in enumerate(pool.lines) if i != best]
-    # One common seed says nothing of the methods: its p is NaN. Common seeds may also tell the other way round.
+    # With one shared seed p is NaN, which says nothing about the methods. Shared seeds may also reverse the order.
     clear = all(p < ALPHA for p in holm([1.0 if math.isnan(gap.p) else gap.p for gap in gaps]))
     return best if clear and all(gap.value > 0 for gap in gaps) else None
 
 
 def student_score(records: list[Record], task: str) -> float:
-    """The student's score at the end, mean over runs."""
+    """The student's final score, averaged over runs."""
     return float(np.mean([score(r.summary["models"]["student"][task]) for r in records]))
 
 
 def _references(pool: Pool) -> list[tuple[str, list[dict], dict[str, str]]]:
-    """(label, summaries, task -> model) of the base and the teachers, from the line that shows most of them."""
+    """(label, summaries, task -> model) of the base and the teachers, from the line that evaluated most of them."""
     if not pool.lines:
         return []
     shows = max(pool.lines, key=lambda line: (len(line.records[0].summary["models"]), len(line.records)))
@@ -207,16 +209,17 @@ def _references(pool: Pool) -> list[tuple[str, list[dict], dict[str, str]]]:
 
 
 def aggregates(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) -> Table:
-    """What outliers among few runs move less than a mean: the ideas of rliable (arXiv 2108.13264)."""
+    """Aggregates that are robust to outliers among few runs, after rliable (arXiv 2108.13264)."""
     table = Table(
         f"{prefix}aggregates", f"Robust aggregates: {pool.title}",
-        "Interquartile mean: of the shares of the teachers' gains of all tasks and seeds, without the lowest and "
-        "highest quarter (rounded down); a task that is apart in every run is left out too. Interval: 95%, bootstrap "
-        f"of whole runs, too narrow with few seeds. Chance that a run has a higher mean score than one of {reference}; "
-        "interval: Newcombe's 95%. Seeds with the same results to the last bit count once in both.",
+        "The interquartile mean is over the gains recovered of all tasks and seeds without the lowest and highest "
+        "quarter (rounded down), so that a task that is an outlier in every run is left out too. Its 95% interval is a "
+        "bootstrap of whole runs and too narrow with few seeds. The probability of improvement is the probability that "
+        f"a run has a higher mean score than a run of {reference}, with Newcombe's 95% interval. Seeds with "
+        "bit-identical results count once in both.",
         [Column("line", "method"), Column("seeds", "seeds", "count"),
-         Column("iqm", "interquartile mean of the share", "share"),
-         Column("chance", f"chance to be above {reference}", "share")],
+         Column("iqm", "interquartile mean of gain recovered", "share"),
+         Column("chance", f"probability of improvement over {reference}", "share")],
     )  # fmt: skip
     for line in pool.lines:
         standing = found[line.label]
@@ -226,27 +229,27 @@ def aggregates(pool: Pool, found: dict[str, Standing], reference: str, prefix: s
 
 
 def levels(scores: Table, keys: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Column of the table of scores -> the base's and the own teacher's value, of those that it has."""
+    """Column of the score table -> the values of the base and of the task's own teacher, where it has them."""
     rows = {name: row for name in ("base", "teacher") for row in scores.rows if row["line"] == REFERENCES[name]}
     return {key: {name: cell(row, key, Estimate).value for name, row in rows.items()} for key in keys if rows}
 
 
 def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
-    """What every line spent, with and without its teachers, and when it reached the target."""
+    """The cost of every line with and without its teachers, and when it reached the target."""
     table = Table(
         f"{prefix}cost", f"Cost: {pool.title}",
-        "NFE of a run: forward 1, backward 2, guidance doubles. The 2 is this budget's convention, not a "
-        "measurement: a backward that trains adapters alone costs less. With teachers: theirs added whole, as if "
-        "trained for this student alone; where nobody knows their cost, a dash. To target: training NFE until "
-        f"the mean over seeds is at {TARGET:.0%} of the best teacher in every task, at the recorded points; seeds "
-        "there: how many of the line's seeds reach it by themselves at some recorded point. A dash: no teachers among "
-        "these runs. Where the budget counts the teachers, so does this. Seconds depend on the machine and on what ran "
-        "beside it.",
+        "NFE per run: a forward pass counts 1, a backward pass 2, and guidance doubles both. The 2 is a convention of "
+        "this budget, not a measurement: a backward pass that trains only adapters costs less. With teachers: the full "
+        "cost of the teachers is added, as if they were trained for this student only; a dash means that their cost is "
+        f"unknown. To target: training NFE until the mean over seeds reaches {TARGET:.0%} of the best teacher in every "
+        "task at a recorded point, including the teachers' cost where the budget does. Seeds at target: seeds of the "
+        "line that reach it individually. A dash means that there are no teachers in these runs. Seconds depend on the "
+        "machine and its load.",
         [
             Column("line", "method"), Column("training", "training", "count", "NFE"),
             Column("with_teachers", "with teachers", "count", "NFE"),
             Column("to_target", "to target", "count", "NFE"),
-            Column("reaching", "seeds there", "count"), Column("seeds", "of seeds", "count"),
+            Column("reaching", "seeds at target", "count"), Column("seeds", "of seeds", "count"),
             Column("seconds", "training and scoring", "count", "s"),
         ],
     )  # fmt: skip
@@ -263,7 +266,7 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
 
 
 def seconds(records: list[Record]) -> float:
-    """Of training and scoring, mean over runs."""
+    """Seconds of training and scoring, averaged over runs."""
     clocks = [r.summary["cost"]["seconds"] for r in records]
     return float(np.mean([clock.get("training", 0) + clock.get("scoring", 0) for clock in clocks]))
 
@@ -272,10 +275,10 @@ def curves(pool: Pool, prefix: str) -> Table:
     """Scores along training: by fraction of the budget, NFE and seconds."""
     table = Table(
         f"{prefix}curves", f"Anytime curves: {pool.title}",
-        "Score at every recorded point that all of a line's seeds have. Seconds: the share of the budget times a run's "
-        "training and scoring seconds. Intervals: 95%, as in the table of scores.",
+        "Score at every recorded point that all seeds of a line have. Seconds are the fraction of the budget times a "
+        "run's training and scoring seconds. Intervals are 95%, as in the score table.",
         [
-            Column("line", "method"), Column("task", "task"), Column("share", "share of budget", "share"),
+            Column("line", "method"), Column("task", "task"), Column("share", "fraction of budget", "share"),
             Column("nfe", "training", "count", "NFE"),
             Column("seconds", "training and scoring", "count", "s"),
             Column("score", "score", "score"),
@@ -297,15 +300,15 @@ def curves(pool: Pool, prefix: str) -> Table:
 
 
 def falls(pool: Pool, prefix: str) -> Table:
-    """Drop from the best recorded point to the end, and backward transfer of cascades."""
+    """Drop from the best recorded point to the end, and backward transfer in cascades."""
     table = Table(
         f"{prefix}forgetting", f"Forgetting: {pool.title}",
-        "Drop from best: best recorded point (of the mean over seeds) minus the end, paired by seed and prompt. Since "
-        "its own stage: the end minus the end of the task's own stage, for cascades; in the next stage: the end of the "
-        "stage after it minus the end of its own (a later one may bring back what that one undid). Intervals: 95%, p "
-        "for each by itself. The best point "
-        "is chosen by the same scores, so a drop is too large by chance; no interval: the end is the best. A dash: "
-        "not evaluated there. Lines not evaluated both at the end and before are left out.",
+        "Drop from best is the best recorded point (of the mean over seeds) minus the final one, paired by seed and "
+        "prompt. For cascades, the change since its own stage is the final score minus the score at the end of the "
+        "task's own stage; the change in the next stage is the score at the end of the following stage minus the same "
+        "(a later stage may recover the loss). Intervals are 95% and p-values are uncorrected. The best point is "
+        "chosen by the same scores, so drops are biased upwards; no interval means that the final point is the best. A "
+        "dash means not evaluated. Lines without an evaluation before the end are left out.",
         [
             Column("line", "method"), Column("task", "task"), Column("drop", "drop from best", "change"),
             Column("next_stage", "change in the next stage", "change"), Column("p_next", "p", "p"),
@@ -326,11 +329,11 @@ def falls(pool: Pool, prefix: str) -> Table:
 
 
 def course(pool: Pool, prefix: str) -> Table:
-    """The matrix of checkpoints x tasks of every line: what each task's score was when."""
+    """Scores of every line by recorded point and task."""
     table = Table(
         f"{prefix}matrix", f"Scores by checkpoint and task: {pool.title}",
-        "Mean over seeds at every recorded point; a dash where a task was not evaluated.",
-        [Column("line", "method"), Column("share", "share of budget", "share"),
+        "Mean over seeds at every recorded point. A dash means that a task was not evaluated there.",
+        [Column("line", "method"), Column("share", "fraction of budget", "share"),
          *(Column(task, task, "score") for task in pool.tasks)],
     )  # fmt: skip
     for line in pool.lines:
@@ -344,7 +347,7 @@ def course(pool: Pool, prefix: str) -> Table:
 
 
 def cosines(records: list[Record]) -> dict[str, dict[float, Estimate]]:
-    """Interference over all weights by pair of tasks and point of the budget; empty where no run recorded it."""
+    """Cosines over all weights by pair of tasks and fraction of the budget; empty if no run recorded them."""
     found: dict[str, dict[float, list[float]]] = {}
     for record in records:
         for row in record.probes:
@@ -357,12 +360,12 @@ def cosines(records: list[Record]) -> dict[str, dict[float, Estimate]]:
 
 
 def interference(pool: Pool, prefix: str) -> Table | None:
-    """Cosines between tasks' gradients along training, where runs recorded them."""
+    """Cosines between the tasks' gradients during training; None if no run recorded them."""
     table = Table(
         f"{prefix}interference", f"Interference: {pool.title}",
-        "Cosine between two tasks' gradients (independent halves of the estimates); a task with itself is the ceiling. "
-        "Interval: 95%, Student's t over seeds.",
-        [Column("line", "method"), Column("pair", "tasks"), Column("share", "share of budget", "share"),
+        "Cosine similarity between two tasks' gradients, from independent halves of the estimates; that of a task with "
+        "itself is the ceiling. The 95% intervals are Student's t over seeds.",
+        [Column("line", "method"), Column("pair", "tasks"), Column("share", "fraction of budget", "share"),
          Column("cosine", "cosine", "change")],
     )  # fmt: skip
     for line in pool.lines:
@@ -373,16 +376,16 @@ def interference(pool: Pool, prefix: str) -> Table | None:
 
 
 def goodhart(pool: Pool, prefix: str) -> Table | None:
-    """Reward against the known utility, for tasks that report one."""
+    """Reward against known utility, for tasks that report one; None if there is none."""
     table = Table(
         f"{prefix}over-optimisation", f"Over-optimisation: {pool.title}",
-        "The known utility's fall from its best point to the end, and what the reward did meanwhile: a fall with a "
-        "rise is over-optimisation. Intervals: 95%. The best point is chosen by the same scores, so a fall is too "
-        "large by chance; without an interval: the end is the best.",
+        "How far the known utility dropped from its best point to the end, and how the reward changed over the same "
+        "time: a drop with a rising reward is over-optimisation. Intervals are 95%. The best point is chosen by the "
+        "same scores, so drops are biased upwards; no interval means that the final point is the best.",
         [
-            Column("line", "method"), Column("task", "task"), Column("share", "share of budget", "share"),
+            Column("line", "method"), Column("task", "task"), Column("share", "fraction of budget", "share"),
             Column("proxy", "reward", "score"), Column("gold", "known utility", "score"),
-            Column("gold_drop", "utility fell", "change"), Column("meanwhile", "reward rose", "change"),
+            Column("gold_drop", "utility drop", "change"), Column("meanwhile", "reward change", "change"),
         ],
     )  # fmt: skip
     for line in pool.lines:
@@ -399,10 +402,10 @@ def goodhart(pool: Pool, prefix: str) -> Table | None:
 
 
 def runs(pool: Pool, prefix: str) -> Table:
-    """Where every number comes from: run, seed, spec hash, commit, machine, command."""
+    """The source of every number: run, seed, spec hash, commit, machine, command."""
     table = Table(
         f"{prefix}runs", f"Runs: {pool.title}",
-        "Versions and the rest of a run's settings are in its folder; the command makes it again.",
+        "A run's folder has its package versions and other settings. The command repeats the run.",
         [
             Column("line", "method"), Column("seed", "seed", "count"), Column("run", "run folder"),
             Column("state", "state"),
@@ -414,9 +417,10 @@ def runs(pool: Pool, prefix: str) -> Table:
         for run in pool.folders[line.label]:
             table.rows.append(_run_row(line.label, run))
     for run in pool.repeated:
-        table.rows.append(_run_row(run.spec["method"], run) | {"note": "its line and seed are above: not counted"})
+        note = "repeats the line and seed of a run above; not counted"
+        table.rows.append(_run_row(run.spec["method"], run) | {"note": note})
     for run in pool.odd:
-        note = f"spent {run.spent:,.0f}, unlike most of its line: not counted"
+        note = f"spent {run.spent:,.0f} NFE, unlike most runs of its line; not counted"
         table.rows.append(_run_row(run.spec["method"], run) | {"note": note})
     for run in pool.unfinished:
         table.rows.append(_run_row(run.spec["method"], run))

@@ -1,1 +1,1 @@
-"""Optuna studies over runs: `bench sweep sweeps/opd.yaml`."""
+"""Hyperparameter studies over runs, with Optuna: `bench sweep sweeps/opd.yaml`."""

@@ -1,4 +1,4 @@
-"""`bench sweep`: make or join a study, and show what it found."""
+"""`bench sweep`: starts, joins or resumes a study and shows its results."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    study: Annotated[Path, typer.Argument(help="A study's YAML file, or the name of one in sweeps/.")],
-    workers: Annotated[int, typer.Option("--workers", min=1, help="How many take trials side by side.")] = 1,
+    study: Annotated[Path, typer.Argument(help="YAML file of the study, or the name of one in sweeps/.")],
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Number of parallel workers.")] = 1,
     storage: Annotated[
         str | None,
         typer.Option(
             "--storage",
-            help="URL of an Optuna RDB storage, or env:NAME for the one in an environment variable; default: a journal "
-            "file. A URL with a password reaches jobs by the environment (BENCH_STORAGE), never by a file.",
+            help="URL of an Optuna RDB storage, or env:NAME to read the URL from an environment variable. Default: a "
+            "journal file. A URL with a password is passed to jobs in the variable BENCH_STORAGE, never in a file.",
         ),
     ] = None,
-    results: Annotated[Path, typer.Option("--results", help="Folder for studies; must lie in 'results'.")] = Path(
+    results: Annotated[Path, typer.Option("--results", help="Folder for studies; must be inside 'results'.")] = Path(
         "results/sweeps"
     ),
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,
 ) -> None:
-    """Run, join or continue a study of settings: the same command again goes on, another terminal's helps."""
+    """Search settings with an Optuna study. Rerun the command to resume; run it elsewhere to add a worker."""
     from bench.cli.closing import write_report
     from bench.errors import PartialError, UsageError
     from bench.jobs.placement import placement
@@ -52,40 +52,51 @@ def sweep(
         summary = summarise(spec, found, place)
         try:
             show(spec, summary, place)
-        finally:  # neither is worth the other: what cannot be printed is stored, what cannot be stored was printed
+        finally:  # stored even if printing fails, for example because the terminal was closed
             store(summary, place)
         write_report(place.folder, place.folder / "report")
 
     if where.executor == "inline":
         if workers > 1:
-            raise UsageError("several workers need --executor local or slurm")
+            raise UsageError("--executor inline runs one worker; use --executor local or slurm for several")
         close(_work_here(spec, place))
         return
     from bench.jobs.dispatch import dispatch
     from bench.jobs.launches import Job
 
+    # Created here under the lock: workers that start together must not create one database schema at the same time.
     with Claims(place.folder / "trials").alone():
         found = open_study(spec, place)
     address = for_jobs(storage)
     task = {"study": spec.model_dump(mode="json"), "storage": address}
     jobs = [Job(f"worker {index}", task) for index in range(workers)]
     device = spec.run(spec.example(), spec.seed_list[0]).device
-    report = lambda label, error: print(f"{label}: {error or 'done'}")  # noqa: E731
+
+    def report(label: str, error: str | None) -> None:
+        print(f"{label}: {error or 'done'}")
+
     failures = dispatch(jobs, take_trials, place.folder, where, device, report)
     close(found)
-    if failures and not complete(spec, found, place):  # one worker's death is nothing where the others did the work
+    # A worker that died does not matter if the others finished its trials.
+    if failures and not complete(spec, found, place):
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
 
 
 def take_trials(work: dict[str, Any], folder: Path) -> None:
-    """What the job of a worker does: carry out trials of a study, given as its settings, until it has all its own."""
+    """The job of one worker: carry out trials until the study has as many as it asks for.
+
+    `work`: the study's settings under "study", and its storage as --storage takes it under "storage".
+    """
     from sweeps.storage import Place, storage_url
     from sweeps.study import StudySpec
 
-    _work_here(StudySpec.model_validate(work["study"]), Place(folder, storage_url(work["storage"])))
+    spec = StudySpec.model_validate(work["study"])
+    place = Place(folder, storage_url(work["storage"]))
+    _work_here(spec, place)
 
 
 def _work_here(spec: "StudySpec", place: "Place") -> "optuna.Study":
+    """Carry out trials in this process, with messages on stderr."""
     from bench.printing import terminal
     from sweeps.worker import work
 

@@ -1,9 +1,9 @@
-"""A study's journal file: Optuna's, but a line that was cut off is never appended to.
+"""A study's journal file: Optuna's, made safe against incomplete lines.
 
-A worker that is killed, or a disk that is full, in the middle of a write leaves the beginning of a line. Optuna passes
-over it while it is the last one; the next line is then glued to it, and the journal can never be read again. Here the
-cut line is dropped first: what it told is told again, because its trial is still in its worker's, or a dead worker's,
-hands.
+A worker that is killed while it writes, or a full disk, leaves an incomplete line. Optuna ignores it as long as it is
+the last line, but appends the next record to it, after which the journal cannot be read any more. Here an incomplete
+line is removed before anything is appended. Nothing is lost: the trial is still claimed, and whoever carries it on
+writes the record again.
 """
 
 import json
@@ -19,15 +19,15 @@ from bench.system.files import parse_json
 
 
 class StorageError(UsageError):
-    """A study's storage cannot be used, now or any more; it is no fault of a trial."""
+    """A study's storage cannot be used. Not caused by a trial, which therefore does not count as failed."""
 
 
 class DamagedJournal(StorageError, DamagedError):
-    """A study's journal does not hold what it should."""
+    """A study's journal has contents that Optuna did not write."""
 
 
 class Journal(JournalFileBackend):
-    """The file as Optuna's storage uses it. Raises DamagedJournal for a file that is no journal, or is damaged."""
+    """The journal file in the form Optuna's storage needs. Raises DamagedJournal if it is not a valid journal."""
 
     def __init__(self, path: Path):
         self._mending = MendingLock(path)
@@ -37,10 +37,10 @@ class Journal(JournalFileBackend):
 
 
 class MendingLock(JournalFileOpenLock):
-    """Optuna's lock, which is held for every append and by nobody while the file is read; who has it mends the file.
+    """Optuna's lock for appending, which also repairs the file. Reading does not take the lock.
 
-    A plain file and not Optuna's usual symbolic link: a link left by a killed worker leads nowhere once the results
-    folder has been moved, and Optuna would wait for it for ever.
+    It is a plain file rather than Optuna's default, a symbolic link: if a killed worker leaves a link and the results
+    folder is moved, the link dangles and Optuna waits for it forever.
     """
 
     def __init__(self, path: Path):
@@ -48,22 +48,25 @@ class MendingLock(JournalFileOpenLock):
         self.path, self.known = path, 0
 
     def acquire(self) -> bool:
-        """Wait for the lock and drop a cut line. Raises DamagedJournal if whole lines are gone since the last time,
-        OSError if the file is."""
+        """Wait for the lock and remove an incomplete line.
+
+        Raises DamagedJournal if the file shrank by complete lines since the last time, OSError if it is gone.
+        """
         held = super().acquire()
         try:
             mend(self.path)
             size = self.path.stat().st_size
             if size < self.known:
-                raise DamagedJournal(f"{self.path} was cut while the sweep went on: start it again")
+                raise DamagedJournal(f"{self.path} was truncated while the sweep was running: start the sweep again")
             self.known = size
-        except BaseException:
+        except BaseException:  # whatever it is, a lock left behind would block the other workers
             self.release()
             raise
         return held
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        """Hold the lock in a with statement; raises as `acquire` does."""
         self.acquire()
         try:
             yield
@@ -72,9 +75,9 @@ class MendingLock(JournalFileOpenLock):
 
 
 def mend(path: Path) -> None:
-    """Drop a last line that was not written whole; end one that only misses its line feed. Call it with the lock.
+    """Remove an incomplete last line; complete one that lacks only its line feed. The caller holds the lock.
 
-    Raises DamagedJournal for an end that is no beginning of a journal's line.
+    Raises DamagedJournal if the last line is not the beginning of a record, so that a foreign file is not changed.
     """
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -87,9 +90,10 @@ def mend(path: Path) -> None:
         start = file.read().rfind(b"\n") + 1
         file.seek(start)
         end = file.read()
+        # A crash may also leave zero bytes, where the file system had reserved space that was never written.
         if end.strip(b"\0") and not end.startswith(b"{"):
-            raise DamagedJournal(f"{path} does not end in a line of a study's journal: {cure(path)}")
-        if _whole(end):
+            raise DamagedJournal(f"{path} does not end with a record of a study's journal: {cure(path)}")
+        if _is_complete(end):
             file.write(b"\n")
         else:
             file.truncate(start)
@@ -98,7 +102,7 @@ def mend(path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Raises DamagedJournal naming the first line that is no record of a study's journal. Call it with the lock."""
+    """Raise DamagedJournal, naming the first line that is not a record of a journal. The caller holds the lock."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
@@ -107,10 +111,11 @@ def check(path: Path) -> None:
             except (UnicodeDecodeError, DamagedError) as error:
                 raise DamagedJournal(f"{where} is damaged: {cure(path)}") from error
             if not isinstance(record, dict) or not {"op_code", "worker_id"} <= record.keys():
-                raise DamagedJournal(f"{where} is no record of a study's journal: {cure(path)}")
+                raise DamagedJournal(f"{where} is not a record of a study's journal: {cure(path)}")
 
 
-def _whole(line: bytes) -> bool:
+def _is_complete(line: bytes) -> bool:
+    """Whether a line parses as a JSON object."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -118,5 +123,5 @@ def _whole(line: bytes) -> bool:
 
 
 def cure(path: Path) -> str:
-    """What to do about a journal that is damaged."""
-    return f"move it away and start the sweep again; runs that are done are in {path.parent / 'runs'} and not repeated"
+    """What to do about a damaged journal, for error messages."""
+    return f"move it away and start the sweep again; finished runs in {path.parent / 'runs'} are not repeated"

@@ -1,4 +1,4 @@
-"""Carry out a trial: one run a seed, ordinary runs in the study's folder, resumed where an earlier try left them."""
+"""Carries out a trial: one run per seed, as ordinary runs in the study's folder, which resume from checkpoints."""
 
 import time
 from collections.abc import Callable
@@ -15,25 +15,27 @@ from sweeps.storage import Place, make_folder
 from sweeps.study import Scalar, StudySpec
 
 BUSY_S = 2.0
+"""Pause before trying a run again that another worker has claimed."""
 Reached = Callable[[int, float], bool]
-"""(point of the anytime curve, mean score there) -> whether to stop."""
+"""(index of an evaluation point, mean held-out score there) -> whether to prune the trial."""
 
 
 class PrunedError(Stopped):
-    """The trial does badly along its course."""
+    """The pruner stopped the trial because of its scores so far."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a trial's runs gave."""
+    """The results of a trial."""
 
     scores: dict[str, list[float]]
-    """task -> held-out score of every seed."""
+    """task -> held-out scores, one per seed."""
     runs: list[str]
+    """Folder names of the runs, one per seed."""
 
 
 def measure(spec: StudySpec, place: Place, chosen: dict[str, Scalar], reached: Reached) -> Measured:
-    """Run every seed of a trial; the first one's course is what may end it early. Raises PrunedError then."""
+    """Run every seed of a trial. Raises PrunedError if `reached` stops it, which the first seed alone decides."""
     fingerprint = describe(spec.backbone).fingerprint()
     scores: dict[str, list[float]] = {task: [] for task in spec.task_list}
     runs = []
@@ -41,22 +43,28 @@ def measure(spec: StudySpec, place: Place, chosen: dict[str, Scalar], reached: R
         run = spec.run(chosen, seed)
 
         def listen(label: str, progress: Progress, first: bool = index == 0) -> None:
-            if first and progress.scores and label.startswith(f"{spec.method} "):  # not a teacher's on the way
-                mean = sum(progress.scores.values()) / len(progress.scores)
-                point = int(progress.fraction * spec.points + 1e-3) - 1
-                if reached(point, mean) and progress.fraction < 1:
-                    raise PrunedError
+            # Missing teachers are trained on the way and report progress too, under their own method's name.
+            own = label.startswith(f"{spec.method} ")
+            if not (first and own and progress.scores):
+                return
+            mean = sum(progress.scores.values()) / len(progress.scores)
+            # Evaluations come slightly after their point; the margin is for rounding of the points to four digits.
+            point = int(progress.fraction * spec.points + 1e-3) - 1
+            if reached(point, mean) and progress.fraction < 1:
+                raise PrunedError
 
         make_folder(place.runs)
-        summary = _when_free(run, Session(place.runs, listen=listen))
+        session = Session(place.runs, listen=listen)
+        summary = _when_free(run, session)
         runs.append(Run(place.runs, run, fingerprint).folder.name)
-        for task, row in summary["models"]["student"].items():
+        student = summary["models"]["student"]
+        for task, row in student.items():
             scores[task].append(score(row))
     return Measured(scores, runs)
 
 
 def _when_free(run: Spec, session: Session) -> dict:
-    """Execute a run; while another worker has it, or its teacher, in hand, wait: equal settings are one run."""
+    """Execute a run, waiting while another worker executes it or its teacher: equal settings share one run."""
     while True:
         try:
             return execute(run, session)

@@ -1,5 +1,7 @@
-"""Where a study is kept: a journal file in its folder, or a database. Whatever is wrong with either is one line that
-names it and says what to do, and holds no password."""
+"""Where a study is stored: a journal file in its folder, or a database.
+
+Errors are one line that names the storage and the cure, and never contain a password.
+"""
 
 import os
 import warnings
@@ -16,58 +18,65 @@ from bench.masking import masked, readable, secrets_of, without_secrets
 from sweeps.journal import DamagedJournal, Journal, StorageError, cure
 
 REFERENCE, VARIABLE = "env:", "BENCH_STORAGE"
-"""--storage env:NAME is the URL in the environment variable NAME; jobs are given theirs in this one."""
+"""--storage env:NAME reads the URL from the environment variable NAME; jobs receive theirs in BENCH_STORAGE."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study is kept."""
+    """A study's folder and storage."""
 
     folder: Path
     storage: str | None = field(default=None, repr=False)
-    """URL of an Optuna RDB storage, which may hold a password; None: a journal file in the folder."""
+    """URL of an Optuna RDB storage, which may contain a password; None for a journal file in the folder."""
 
     @property
     def runs(self) -> Path:
+        """The results folder of the trials' runs."""
         return self.folder / "runs"
 
     @property
     def journal(self) -> Path:
+        """The journal file, used if there is no database."""
         return self.folder / "journal.log"
 
     @property
     def shown(self) -> str:
-        """What the storage is called in messages."""
+        """The storage's name in messages, without its password."""
         return f"--storage {masked(self.storage)}" if self.storage else str(self.journal)
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder of the study. Raises UsageError where nothing can be written."""
+    """Create a folder of the study and return it. Raises UsageError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot make {folder}: {error.strerror or error}; use another --results") from error
+        cause = error.strerror or error
+        raise UsageError(f"cannot create {folder}: {cause}; use another --results folder") from error
     return folder
 
 
 def storage_url(given: str | None) -> str | None:
-    """The URL that --storage means. Raises MissingError if the environment variable that it names is not set,
-    StorageError for no URL at all: the study would go to the journal instead."""
+    """The URL that --storage means, None for the journal.
+
+    Raises MissingError if the environment variable that it names is not set, and StorageError if it is empty: using the
+    journal instead would silently start another study.
+    """
     if given is not None and not given.strip():
         raise StorageError("--storage is empty: give a URL or env:NAME, or leave it out for a journal file")
     if given is None or not given.startswith(REFERENCE):
         return given
     name = given.removeprefix(REFERENCE)
-    if not (url := os.environ.get(name)):
+    url = os.environ.get(name)
+    if not url:
         raise MissingError(
-            f"--storage {given}: the environment variable {name or 'of no name'} is not set; export it with the "
-            "storage's URL (and let Slurm pass it on where a profile's sbatch sets export)"
+            f"--storage {given}: the environment variable {name or '(no name given)'} is not set; export it with the "
+            "storage's URL (if the profile's sbatch settings include export, add it there)"
         )
     return url
 
 
 def for_jobs(given: str | None) -> str | None:
-    """--storage as a job's command may hold it: a URL with a secret goes by the environment, which jobs inherit."""
+    """--storage in the form that is written into a job; a URL with a secret is passed in the environment instead."""
     if given is None or given.startswith(REFERENCE) or masked(given) == given:
         return given
     os.environ[VARIABLE] = given
@@ -75,8 +84,10 @@ def for_jobs(given: str | None) -> str | None:
 
 
 def check_storage(place: Place) -> None:
-    """Refuse a database that cannot be used before anything is written to the disk. Raises StorageError, MissingError
-    for a driver that is not installed."""
+    """Check, before anything is written to disk, that a database can be used.
+
+    Raises StorageError if not, MissingError if its driver is not installed.
+    """
     if not place.storage:
         return
     from sqlalchemy import create_engine, inspect
@@ -84,27 +95,33 @@ def check_storage(place: Place) -> None:
 
     try:
         url = make_url(place.storage)
-        clear = readable(place.storage) and str(url.password or "") in ("", *secrets_of(place.storage))
-    except Exception:  # the parser's own words would repeat parts of the password
+        # The password must be one that messages mask: otherwise an error could print it.
+        maskable = str(url.password or "") in ("", *secrets_of(place.storage))
+        clear = readable(place.storage) and maskable
+    except Exception:  # not chained: the parser's message may repeat parts of the password
         clear = False
     if not clear:
         raise StorageError(
-            f"{place.shown} is no database URL: it is written DIALECT://USER:PASSWORD@HOST/DATABASE or "
+            f"{place.shown} is not a database URL: use DIALECT://USER:PASSWORD@HOST/DATABASE or "
             "sqlite:///FILE, with %40, %3A and %2F for @, : and / in a password"
         )
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise StorageError(f"{place.shown} is a database in memory, which no other process sees and nothing keeps")
+        raise StorageError(
+            f"{place.shown} is an in-memory database, which other processes cannot see and which is lost at the end: "
+            "use sqlite:///FILE"
+        )
     with storage_errors(place), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a query that a driver passes over: they show source lines, and no cure
+        # Drivers warn about URL options that they ignore; such a warning shows source lines instead of a cure.
+        warnings.simplefilter("ignore")
         engine = create_engine(url)
-        begun = "version_info" in inspect(engine).get_table_names()
+        exists = "version_info" in inspect(engine).get_table_names()
         engine.dispose()
-        if begun:  # Optuna's tables are there: are they this version's?
+        if exists:  # opening it checks that the tables have the installed Optuna's version
             _database(place.storage)
 
 
 def open_storage(place: Place) -> BaseStorage:
-    """Optuna's storage, made if need be. Raises StorageError."""
+    """Optuna's storage, created if it does not exist. Raises StorageError if it cannot be used."""
     with storage_errors(place), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `check_storage`
         if not place.storage:
@@ -113,44 +130,47 @@ def open_storage(place: Place) -> BaseStorage:
 
 
 def _database(url: str) -> RDBStorage:
-    return RDBStorage(url.replace("{", "{{").replace("}", "}}"))  # Optuna takes braces for places to fill in
+    """Optuna's storage in a database."""
+    escaped = url.replace("{", "{{").replace("}", "}}")  # Optuna passes the URL through str.format
+    return RDBStorage(escaped)
 
 
 @contextmanager
 def storage_errors(place: Place) -> Iterator[None]:
-    """Whatever the storage raises inside becomes a StorageError of one line, MissingError for a missing driver.
+    """Turn whatever the storage raises inside into a StorageError of one line, or MissingError for a missing driver.
 
-    Nothing is chained to it: jobs write whole tracebacks to files, and the cause may repeat the password.
+    The cause is not chained: jobs write tracebacks to files, and its message may repeat the password.
     """
     try:
         yield
     except BenchError:
         raise
     except Exception as error:
-        told = _told(error)
+        message = _message(error)
         if not place.storage:
             raise StorageError(
-                f"{place.journal} cannot be used ({told}): mend what is wrong and start the sweep again, or move the "
-                "file away; runs that are done are not repeated"
+                f"{place.journal} cannot be used ({message}): fix the cause and start the sweep again, or move the "
+                "file away; finished runs are not repeated"
             ) from None
-        told = without_secrets(told, place.storage)
+        message = without_secrets(message, place.storage)
         if isinstance(error, ImportError):
-            raise MissingError(f"{place.shown}: install the database's driver ({told})") from None
-        raise StorageError(f"{place.shown}: {told}") from None
+            raise MissingError(f"{place.shown}: install the database's driver ({message})") from None
+        raise StorageError(f"{place.shown}: {message}") from None
 
 
 def damaged(place: Place, what: str) -> StorageError:
-    """The error for a storage that can be read and holds what no study does."""
+    """The error for a storage that can be read but has invalid contents, described by `what`."""
     if place.storage:
-        return StorageError(f"{place.shown}, {what}: mend it, or give the study another name")
+        return StorageError(f"{place.shown}, {what}: repair it, or give the study a different name")
     return DamagedJournal(f"{place.journal}, {what}: {cure(place.journal)}")
 
 
-def _told(error: BaseException) -> str:
-    """The driver's words where sqlalchemy and Optuna wrap them, on one line."""
+def _message(error: BaseException) -> str:
+    """An error's message on one line: the database driver's own if SQLAlchemy or Optuna wrapped it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(origin := getattr(cause, "orig", None), BaseException):
+        origin = getattr(cause, "orig", None)
+        if isinstance(origin, BaseException):
             return one_line(origin)
         cause = cause.__cause__
     kind = "" if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: "

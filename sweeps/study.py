@@ -1,4 +1,4 @@
-"""What a study is: one YAML file, typed and checked, and the Optuna study behind it."""
+"""Studies: the YAML file that describes one, validated, and the Optuna study that it defines."""
 
 import json
 import math
@@ -25,29 +25,33 @@ from sweeps.storage import Place, damaged, make_folder, open_storage, storage_er
 
 Scalar = bool | int | float | str
 LARGEST = 10**15
-"""Beyond it Optuna's samplers lose whole numbers."""
+"""Largest number in a study: beyond it Optuna's samplers cannot represent every integer."""
 MEAN: Final = "mean"
+"""The objective that is the mean of all tasks' scores."""
 
 
 class Axis(Settings):
     """One dimension of the search space: a range from low to high, or choices."""
 
     low: int | float | None = None
+    """Lower end of the range, included."""
     high: int | float | None = None
-    """Two integers make an integer dimension."""
+    """Upper end of the range, included. If both ends are integers, so are the values."""
     log: bool = False
+    """Whether to sample the range on a logarithmic scale."""
     choices: Annotated[tuple[Scalar, ...], Field(min_length=1)] | None = None
-    """Values as --set takes them; a list is written as text: "[ocr, geneval]"."""
+    """Values as --set takes them; lists are written as text: "[ocr, geneval]"."""
     when: dict[str, tuple[Scalar, ...]] = Field(default={})
-    """Only where earlier dimensions have one of these values; elsewhere the method's own default holds."""
+    """Earlier dimension -> values with which this one is varied; otherwise the method's default is used."""
 
     @model_validator(mode="after")
     def _range_or_choices(self) -> "Axis":
-        if (self.choices is None) == (self.low is None) or (self.low is None) != (self.high is None):
+        no_low, no_high = self.low is None, self.high is None
+        if no_low != no_high or (self.choices is None) == no_low:
             raise ValueError("give either low and high, or choices")
         if self.low is not None and self.high is not None:
             if not (abs(self.low) <= LARGEST and abs(self.high) <= LARGEST):
-                raise ValueError(f"low {self.low} and high {self.high} must lie within {LARGEST:.0e}")
+                raise ValueError(f"low {self.low} and high {self.high} must be within ±{LARGEST:.0e}")
             if not self.low < self.high:
                 raise ValueError(f"low {self.low} is not below high {self.high}")
         if self.log and (self.low is None or self.low <= 0):
@@ -55,34 +59,35 @@ class Axis(Settings):
         choices = self.choices or ()
         for index, choice in enumerate(choices):
             if choice in choices[:index]:
-                raise ValueError(f"choices name {choice!r} twice")
+                raise ValueError(f"choices contain {choice!r} twice")
         return self
 
     @property
     def ends(self) -> tuple[int | float, int | float]:
-        """low and high of a range."""
-        assert self.low is not None and self.high is not None, "choices have no ends"
+        """The low and high end of a range."""
+        assert self.low is not None and self.high is not None, "an axis of choices has no ends"
         return self.low, self.high
 
     def holds(self, value: Scalar) -> bool:
-        """Whether a trial could have this value."""
+        """Whether the value is within the range or among the choices."""
         if self.choices is not None:
             return value in self.choices
         low, high = self.ends
         return isinstance(value, int | float) and low <= value <= high
 
     def gave(self, value: Scalar) -> bool:
-        """Whether a sampler can have drawn it: at an end of a range rounding may lead just outside."""
+        """Whether a sampler can have drawn the value: like `holds`, with a tolerance for rounding at a range's ends."""
         if self.choices is not None or not isinstance(value, int | float):
             return self.holds(value)
         low, high = self.ends
-        return math.isclose(value, min(max(value, low), high), rel_tol=1e-9)
+        nearest = min(max(value, low), high)
+        return math.isclose(value, nearest, rel_tol=1e-9)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Scalar:
-        """This trial's value."""
+        """Draw a trial's value for this dimension."""
         if self.choices is not None:
             choice = trial.suggest_categorical(name, self.choices)
-            assert choice is not None  # Optuna knows such choices, a study's file does not
+            assert choice is not None  # Optuna allows None as a choice, Scalar does not
             return choice
         low, high = self.ends
         if isinstance(low, int) and isinstance(high, int):
@@ -91,31 +96,41 @@ class Axis(Settings):
 
 
 class StudySpec(Settings):
-    """A study, completely. Runs are judged on validation prompts: test prompts are for what a study has chosen."""
+    """All settings of a study.
+
+    Trials are scored on validation prompts. Test prompts stay unused, for evaluating the settings that a study chose.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+    """Name of the study, and of its folder."""
     method: str
+    """Method of every run."""
     tasks: str | tuple[str, ...] = "all"
+    """Tasks of every run."""
     backbone: str = "micro"
+    """Backbone of every run."""
     budget: Annotated[int, Field(gt=0, le=LARGEST)]
-    """Training NFE of every run: trials compare at equal compute."""
+    """Training NFE per run. Fixed, so that trials are compared at equal compute."""
     settings: dict[str, Any] = Field(default={})
-    """Fixed, as --set key=value."""
+    """Settings that are the same in every run, as --set key=value."""
     space: Annotated[dict[str, Axis], Field(min_length=1)]
+    """Setting -> the dimension of the search space that it is drawn from."""
     objective: Literal["mean"] | Annotated[tuple[str, ...], Field(min_length=1)] = MEAN
-    """mean: the mean of all tasks' held-out scores. Several tasks: one objective each, for their Pareto front."""
+    """mean: the mean of all tasks' held-out scores. Names of tasks: one objective per task, giving a Pareto front."""
     sampler: Literal["tpe", "random", "nsga2"] = "tpe"
+    """Optuna sampler that proposes settings."""
     pruner: Literal["none", "median", "halving"] = "none"
-    """Stops trials that do badly along their course (bench's anytime curve); for a single objective."""
+    """Optuna pruner that stops trials early if their scores are poor; needs the single objective mean."""
     points: Annotated[int, Field(gt=0, le=1000)] = 3
-    """Held-out evaluations along a run, the last at its end."""
+    """Number of held-out evaluations per run, evenly spaced, the last at the end."""
     trials: Annotated[int, Field(gt=0, le=100_000)]
+    """Number of trials in the study."""
     seeds: Annotated[int, Field(ge=0)] | str = 0
-    """Of every trial, as 0 or 0-2: its value is their mean."""
+    """Seeds per trial, as 0 or 0-2; a trial's value is the mean over them."""
     seed: int = 0
-    """Of the study's own draws."""
+    """Seed of the study's sampler."""
     enqueue: tuple[dict[str, Scalar], ...] = ()
-    """Settings that are tried first: published ones, the present defaults."""
+    """Settings to try first, such as published ones or the current defaults."""
 
     @model_validator(mode="after")
     def _fits(self) -> "StudySpec":
@@ -125,70 +140,83 @@ class StudySpec(Settings):
             raise ValueError("nsga2 is for several objectives")
         if self.objective != MEAN and len(set(self.objective)) < len(self.objective):
             raise ValueError(f"an objective is named twice: {', '.join(self.objective)}")
-        told: set[str] = set()
-        for key in [key for name, value in self.settings.items() for key in leaves({name: value})] + [*self.space]:
-            if key.partition(".")[0] == "budget" or key in ("evaluation.split", "evaluation.points", "seed"):
-                raise ValueError(f"{key} is the study's own: budget, points and seeds are set beside settings")
-            if key in told:
+        fixed = [key for name, value in self.settings.items() for key in leaves({name: value})]
+        known: set[str] = set()
+        for key in [*fixed, *self.space]:
+            reserved = key in ("evaluation.split", "evaluation.points", "seed")
+            if reserved or key.partition(".")[0] == "budget":
+                raise ValueError(f"{key} cannot be varied: set budget, points and seeds at the top level of the study")
+            if key in known:
                 raise ValueError(f"{key} is given twice, in settings or in settings and space")
-            told.add(key)
+            known.add(key)
         return self
 
     @property
     def task_list(self) -> list[str]:
-        return task_names([self.tasks] if isinstance(self.tasks, str) else [*self.tasks])
+        """The names of the tasks."""
+        names = [self.tasks] if isinstance(self.tasks, str) else [*self.tasks]
+        return task_names(names)
 
     @property
     def seed_list(self) -> list[int]:
+        """The seeds of every trial. Raises UsageError if `seeds` cannot be parsed."""
         return parse_seeds(str(self.seeds))
 
     @property
     def identity(self) -> str:
-        """Of what makes trials comparable; a study may be given more trials or other settings to try first."""
+        """A hash of what makes trials comparable; the number of trials and `enqueue` may change during a study."""
         return text_hash(self.model_dump(mode="json", exclude={"trials", "enqueue"}))
 
     def overrides(self, chosen: dict[str, Scalar]) -> list[str]:
-        """`--set` values of a run with these settings."""
-        shares = ",".join(f"{(i + 1) / self.points:.4f}" for i in range(self.points - 1))
+        """The `--set` values of a run with these settings."""
+        inner = [(i + 1) / self.points for i in range(self.points - 1)]
+        shares = ",".join(f"{point:.4f}" for point in inner)
         fixed = [f"{key}={json.dumps(value, default=str)}" for key, value in self.settings.items()]
         return [
-            f"budget={{nfe: {self.budget}}}", f"evaluation.points=[{shares}]", "evaluation.split=validation",
-            *fixed, *shown(chosen),
-        ]  # fmt: skip
+            f"budget={{nfe: {self.budget}}}",
+            f"evaluation.points=[{shares}]",
+            "evaluation.split=validation",
+            *fixed,
+            *shown(chosen),
+        ]
 
     def run(self, chosen: dict[str, Scalar], seed: int) -> Spec:
-        """The run of a trial with these settings. Raises UsageError where the method refuses them."""
-        return resolve(self.method, self.task_list, seed, self.backbone, overrides=self.overrides(chosen))
+        """The run of a trial with these settings. Raises UsageError if they are not valid for the method."""
+        overrides = self.overrides(chosen)
+        return resolve(self.method, self.task_list, seed, self.backbone, overrides=overrides)
 
     def values(self, scores: dict[str, list[float]]) -> list[float]:
-        """What a trial is judged by, one value an objective: means of its scores, which every task has for every
-        seed."""
+        """A trial's values, one per objective, from its scores (task -> one per seed)."""
         means = {task: sum(values) / len(values) for task, values in scores.items()}
-        return [sum(means.values()) / len(means)] if self.objective == MEAN else [means[t] for t in self.objective]
+        if self.objective == MEAN:
+            return [sum(means.values()) / len(means)]
+        return [means[task] for task in self.objective]
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
-        """A trial's settings, dimension by dimension."""
+        """Draw a trial's settings, dimension by dimension."""
         return self._walk(lambda name, axis: axis.suggest(trial, name))
 
     def example(self) -> dict[str, Scalar]:
-        """Settings that a trial could have: of every dimension its first value."""
+        """Settings that a trial could have: the first value of every dimension."""
         return self._walk(lambda _, axis: axis.choices[0] if axis.choices is not None else axis.ends[0])
 
     def _walk(self, value: Callable[[str, Axis], Scalar]) -> dict[str, Scalar]:
+        """name -> value(name, axis) for every dimension whose conditions (`when`) hold."""
         chosen: dict[str, Scalar] = {}
         for name, axis in self.space.items():
-            if all(chosen.get(other) in values for other, values in axis.when.items()):
+            applies = all(chosen.get(other) in values for other, values in axis.when.items())
+            if applies:
                 chosen[name] = value(name, axis)
         return chosen
 
 
 def shown(chosen: dict[str, Scalar]) -> list[str]:
-    """Settings as --set takes them."""
+    """Settings in the form --set takes."""
     return [f"{key}={value}" for key, value in chosen.items()]
 
 
 def read_study(path: Path) -> StudySpec:
-    """A study's file, or one of this folder's by its name. Raises UsageError for what it cannot mean."""
+    """Read and check a study's file; a bare name means one in this folder. Raises UsageError if it is not valid."""
     shipped = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.yaml"))}
     if not path.suffix and not path.exists() and len(path.parts) == 1:
         if path.name not in shipped:
@@ -204,42 +232,47 @@ def read_study(path: Path) -> StudySpec:
         raise UsageError(f"study {path}: {error}") from error
     names = list(study.space)
     for index, (name, axis) in enumerate(study.space.items()):
-        if other := next((key for key in axis.when if key not in names[:index]), None):
-            raise UsageError(f"study {path}: space.{name}.when names {other!r}, which no dimension before it is")
+        later = [key for key in axis.when if key not in names[:index]]
+        if later:
+            raise UsageError(f"study {path}: space.{name}.when names {later[0]!r}, which is not an earlier dimension")
     for tried in study.enqueue:
         for key, value in tried.items():
             if key not in study.space:
                 raise unknown("key in enqueue", key, study.space)
             if not study.space[key].holds(value):
-                raise UsageError(f"study {path}: enqueue has {key} {value!r}, which its dimension does not hold")
+                raise UsageError(f"study {path}: enqueue has {key} {value!r}, which is outside its dimension")
     known = study.task_list
     for task in study.objective if study.objective != MEAN else ():
         if task not in known:
             raise unknown("objective", task, [MEAN, *known])
+    # Resolving a run refuses keys and values that the method does not accept, before the first trial.
     for tried in study.enqueue or (study.example(),):
-        study.run(dict(tried), seeds[0])  # a key or value that no run takes is refused before the first trial
+        study.run(dict(tried), seeds[0])
     return study
 
 
 def open_study(spec: StudySpec, place: Place) -> optuna.Study:
-    """The Optuna study, made if need be. Raises UsageError if the one there was begun with another file, StorageError
-    if its storage cannot be used or holds a damaged trial.
+    """The Optuna study, created if it does not exist. The caller holds the study's lock (see `Claims.alone`).
 
-    Call it under the study's lock: two processes that make one RDB schema at once trip over each other.
+    Raises UsageError if a study of this name was started with different settings, and StorageError if its storage
+    cannot be used or contains a damaged trial.
     """
-    # Optuna's warnings about databases may repeat addresses.
-    optuna.logging.set_verbosity(optuna.logging.ERROR if place.storage else optuna.logging.WARNING)
+    # Optuna's warnings about databases may contain the URL with its password.
+    level = optuna.logging.ERROR if place.storage else optuna.logging.WARNING
+    optuna.logging.set_verbosity(level)
     make_folder(place.folder)
     storage = open_storage(place)
     with storage_errors(place):
-        study = _begun(spec, place, storage)
+        study = _started(spec, place, storage)
         check_trials(spec, study, place)
     return study
 
 
 def check_trials(spec: StudySpec, study: optuna.Study, place: Place) -> None:
-    """Raises StorageError for a trial whose record contradicts itself: what is best, and what is tried next, is read
-    from it."""
+    """Raise StorageError for a trial whose record contradicts itself.
+
+    Records decide which settings are best and which are tried next, so a damaged one must not go unnoticed.
+    """
     for trial in study.get_trials(deepcopy=False):
         try:
             _check_trial(spec, trial)
@@ -249,47 +282,57 @@ def check_trials(spec: StudySpec, study: optuna.Study, place: Place) -> None:
 
 
 def _check_trial(spec: StudySpec, trial: FrozenTrial) -> None:
+    """Raise ValueError, TypeError or KeyError if a trial's record contradicts itself."""
     if any(math.isinf(value) for value in trial.intermediate_values.values()):
-        raise ValueError("a score on its course is infinite")
+        raise ValueError("an intermediate score is infinite")
     if trial.state != TrialState.COMPLETE:
         return
-    told = trial.user_attrs
-    for value, mean in zip(trial.values, spec.values(told["scores"]), strict=True):
-        if not (math.isfinite(value) and math.isclose(value, mean, rel_tol=1e-9, abs_tol=1e-12)):
+    stored = trial.user_attrs
+    means = spec.values(stored["scores"])
+    for value, mean in zip(trial.values, means, strict=True):
+        equal = math.isclose(value, mean, rel_tol=1e-9, abs_tol=1e-12)
+        if not (math.isfinite(value) and equal):
             raise ValueError(f"its value {value:g} is not the mean of its scores, {mean:g}")
-    for key, value in told["settings"].items():
+    for key, value in stored["settings"].items():
         if key not in spec.space or not spec.space[key].gave(value):
-            raise ValueError(f"its {key} is {value!r}, which the study does not try")
-    if not all(isinstance(name, str) for name in told["runs"]):
-        raise TypeError("its runs are no names")
+            raise ValueError(f"its {key} is {value!r}, which is outside the study's space")
+    if not all(isinstance(name, str) for name in stored["runs"]):
+        raise TypeError("its runs are not names")
 
 
-def _begun(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage) -> optuna.Study:
+def _started(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage) -> optuna.Study:
+    """The Optuna study, created if it does not exist.
+
+    Raises UsageError if the existing one has different settings or belongs to a different results folder.
+    """
     pruner = _pruner(spec.pruner)
     try:
-        # Writes nothing: a finished study is shown where no space is left.
+        # load_study writes nothing, so that a finished study can be shown on a full disk.
         study = optuna.load_study(storage=storage, study_name=spec.name, pruner=pruner)
     except KeyError:
-        directions = [StudyDirection.MAXIMIZE] * (1 if spec.objective == MEAN else len(spec.objective))
+        count = 1 if spec.objective == MEAN else len(spec.objective)
+        directions = [StudyDirection.MAXIMIZE] * count
         study = optuna.create_study(storage=storage, study_name=spec.name, pruner=pruner, directions=directions)
-    begun, home = study.user_attrs.get("identity"), _home(place)
-    if begun is None:
+    identity = study.user_attrs.get("identity")
+    home = _home(place)
+    if identity is None:
         study.set_user_attr("home", home)
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         if spec.objective != MEAN:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(spec.objective))
-        study.set_user_attr("identity", spec.identity)  # last: a worker that dies before has begun nothing
-    elif begun != spec.identity:
+        # Written last: if a worker dies before this line, the next one sets all attributes again.
+        study.set_user_attr("identity", spec.identity)
+    elif identity != spec.identity:
         raise UsageError(
-            f"the study {spec.name!r} in {place.folder} was begun with another method, space, budget or seeds: "
-            "give the new one another name"
+            f"the study {spec.name!r} in {place.folder} was started with a different method, space, budget or seeds: "
+            "give the new study a different name"
         )
     elif study.user_attrs.get("home") != home:
         raise UsageError(
             f"the study {spec.name!r} in this storage belongs to another results folder, where its workers share locks "
-            "and runs"
+            "and runs: use that folder, or give this study a different name"
         )
     for tried in spec.enqueue:
         study.enqueue_trial(dict(tried), skip_if_exists=True)
@@ -297,7 +340,10 @@ def _begun(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage) 
 
 
 def _home(place: Place) -> str:
-    """The folder's own mark: workers that do not share it would take each other's trials for dead ones."""
+    """The folder's random identifier, created if need be.
+
+    Workers find dead workers by locks in the folder: without a shared folder, each would take over the others' trials.
+    """
     path = place.folder / "home"
     if not path.exists():
         write_atomic(path, secrets.token_hex(8).encode())
@@ -305,15 +351,20 @@ def _home(place: Place) -> str:
 
 
 def _pruner(name: str) -> optuna.pruners.BasePruner:
-    return {
+    """The pruner that a study's `pruner` names."""
+    pruners = {
         "none": optuna.pruners.NopPruner,
         "median": optuna.pruners.MedianPruner,
         "halving": optuna.pruners.SuccessiveHalvingPruner,
-    }[name]()
+    }
+    return pruners[name]()
 
 
 def sampler(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one trial, seeded by its number: what it draws depends on the trials before, not on who asks."""
+    """The sampler of one trial, seeded by the trial's number.
+
+    Its draws thus depend on the earlier trials but not on which worker asks.
+    """
     seed = seed_of(spec.name, spec.seed, number) % 2**31
     if spec.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)

@@ -1,4 +1,4 @@
-"""What a study found: best settings or Pareto front, importances, and the command of the best run."""
+"""The results of a study: best settings or Pareto front, importances, and the command that repeats the best run."""
 
 import shlex
 import sys
@@ -21,17 +21,18 @@ from sweeps.study import MEAN, StudySpec, check_trials, shown
 from sweeps.worker import brief
 
 SHOWN = 5
+"""Number of best trials in the table."""
 
 
 def summarise(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
-    """What is known of a study, finished or half-done. Raises StorageError."""
+    """The results of a study so far, in JSON form. Raises StorageError if its storage fails or a trial is damaged."""
     with storage_errors(place):
         check_trials(spec, study, place)
         return _summary(spec, study, place)
 
 
 def store(summary: dict, place: Place) -> None:
-    """summary.json in the study's folder. Raises BenchError where it cannot be written."""
+    """Write summary.json in the study's folder. Raises BenchError if it cannot be written."""
     try:
         write_atomic(place.folder / "summary.json", json_bytes(summary))
     except OSError as error:
@@ -39,6 +40,7 @@ def store(summary: dict, place: Place) -> None:
 
 
 def _summary(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
+    """The results; errors of the storage are raised as they are."""
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
@@ -51,11 +53,15 @@ def _summary(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
         "trials": counts,
         "settings": {name: "choices" if axis.choices else "range" for name, axis in spec.space.items()},
         "complete": [
-            {"trial": trial.number, "values": trial.values, "settings": trial.user_attrs["settings"]}
+            {
+                "trial": trial.number,
+                "values": trial.values,
+                "settings": trial.user_attrs["settings"],
+            }
             for trial in complete
         ],
-        "first": _as_json(spec, complete[0]) if complete else None,
-        "best": [_as_json(spec, trial) for trial in best(spec, study, complete)],
+        "first": _as_json(complete[0]) if complete else None,
+        "best": [_as_json(trial) for trial in best(spec, study, complete)],
         "importances": importances(spec, study, complete),
     }
     if complete:
@@ -66,36 +72,49 @@ def _summary(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
 
 
 def best(spec: StudySpec, study: optuna.Study, complete: list[FrozenTrial]) -> list[FrozenTrial]:
-    """One objective: the best trials, best first. Several: the Pareto front, highest mean first."""
+    """The best SHOWN trials, best first; with several objectives the Pareto front, highest mean first."""
     if spec.objective == MEAN:
         return sorted(complete, key=lambda trial: -trial.values[0])[:SHOWN]
     front = study.best_trials if complete else []
     return sorted(front, key=lambda trial: -float(np.mean(trial.values)))
 
 
-def _as_json(spec: StudySpec, trial: FrozenTrial) -> dict:
-    settings = trial.user_attrs["settings"]
-    scores = trial.user_attrs["scores"]
-    return {"trial": trial.number, "values": trial.values, "settings": settings, "scores": scores,
-            "runs": trial.user_attrs["runs"]}  # fmt: skip
+def _as_json(trial: FrozenTrial) -> dict:
+    """A complete trial's results."""
+    stored = trial.user_attrs
+    return {
+        "trial": trial.number,
+        "values": trial.values,
+        "settings": stored["settings"],
+        "scores": stored["scores"],
+        "runs": stored["runs"],
+    }
 
 
 def importances(spec: StudySpec, study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, float]:
-    """Optuna's share of each setting in the spread of the mean score; empty where there is too little to tell."""
-    if len(complete) < 4 or len({float(np.mean(trial.values)) for trial in complete}) < 2:
+    """setting -> its share of the variance of the mean score, by Optuna; empty if there are too few trials to tell."""
+
+    def mean(trial: FrozenTrial) -> float:
+        return float(np.mean(trial.values))
+
+    distinct = {mean(trial) for trial in complete}
+    if len(complete) < 4 or len(distinct) < 2:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = optuna.importance.get_param_importances(study, target=lambda trial: float(np.mean(trial.values)))
-        except (ValueError, RuntimeError):  # no setting took two values
+            found = optuna.importance.get_param_importances(study, target=mean)
+        except (ValueError, RuntimeError):  # raised if no setting took two values
             return {}
     return {name: float(value) for name, value in found.items()}
 
 
 def _difference(spec: StudySpec, place: Place, leader: FrozenTrial, first: FrozenTrial) -> dict | None:
-    """Mean score of the best trial minus the first one's, paired by seed and prompt. None where a run is gone, or is
-    damaged, which is said: the trials' scores are there without it."""
+    """Mean score of the best trial minus that of the first, paired by seed and prompt, with its interval.
+
+    None if a run has been deleted, or is damaged, in which case a message is printed: the trials' scores are in the
+    storage and do not depend on the runs.
+    """
     records = []
     for trial in (leader, first):
         paths = [place.runs / name / "summary.json" for name in trial.user_attrs["runs"]]
@@ -111,20 +130,24 @@ def _difference(spec: StudySpec, place: Place, leader: FrozenTrial, first: Froze
 
 
 def _record(spec: StudySpec, path: Path) -> Record:
+    """A run's summary. Raises DamagedError if it is not valid."""
     summary = read_record(path)
     check_summary(path, summary, spec.task_list)
     return Record(summary, [], {})
 
 
 def command(spec: StudySpec, trial: FrozenTrial) -> str:
-    """The `bench run` that makes a trial's runs again."""
-    sets = [part for text in spec.overrides(trial.user_attrs["settings"]) for part in ("--set", text)]
-    words = ["bench", "run", "--method", spec.method, "--tasks", ",".join(spec.task_list), "--backbone", spec.backbone]
-    return shlex.join([*words, "--seeds", ",".join(map(str, spec.seed_list)), *sets])
+    """The `bench run` command that repeats a trial's runs."""
+    tasks, seeds = ",".join(spec.task_list), ",".join(map(str, spec.seed_list))
+    words = ["bench", "run", "--method", spec.method, "--tasks", tasks]
+    words += ["--backbone", spec.backbone, "--seeds", seeds]
+    for text in spec.overrides(trial.user_attrs["settings"]):
+        words += ["--set", text]
+    return shlex.join(words)
 
 
 def show(spec: StudySpec, summary: dict, place: Place) -> None:
-    """The summary as people read it, to stdout."""
+    """Print the summary as a table with comments."""
     console = terminal(110)
     counts = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
     front = "" if spec.objective == MEAN else ", Pareto front"
@@ -135,17 +158,20 @@ def show(spec: StudySpec, summary: dict, place: Place) -> None:
     if summary["first"] and summary["first"]["trial"] not in {row["trial"] for row in listed}:
         listed.append(summary["first"])
     for row in listed:
-        table.add_row(str(row["trial"]), *(f"{value:.4f}" for value in row["values"]), brief(row["settings"]))
+        values = [f"{value:.4f}" for value in row["values"]]
+        table.add_row(str(row["trial"]), *values, brief(row["settings"]))
     console.print(table)
     if gap := summary.get("best_minus_first"):
         interval = f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
         console.print(
             f"best minus trial {summary['first']['trial']}: {interval}, "
-            "paired by prompt; the best of many flatters: confirm it on other seeds and test prompts"
+            "paired by prompt; the best of many is optimistically biased: confirm it on other seeds and test prompts"
         )
     if summary["importances"]:
-        console.print("importance: " + ", ".join(f"{k} {v:.0%}" for k, v in summary["importances"].items()))
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["importances"].items())
+        console.print(f"importance: {shares}")
     if "command" in summary:
-        console.print(f"the best trial again:\n{summary['command']}", soft_wrap=True)
-        console.print(f"as --set values: {' '.join(shown(summary['best'][0]['settings']))}", soft_wrap=True)
+        console.print(f"to repeat the best trial:\n{summary['command']}", soft_wrap=True)
+        settings = " ".join(shown(summary["best"][0]["settings"]))
+        console.print(f"as --set values: {settings}", soft_wrap=True)
     console.print(f"study folder: {place.folder}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""CLIP as every scorer uses it: unit embeddings of pictures and of texts."""
+"""CLIP for all scorers: unit embeddings of images and texts."""
 
 from __future__ import annotations
 
@@ -16,96 +16,105 @@ if TYPE_CHECKING:
 
 Tokenise = Callable[[list[str]], dict[str, "Tensor"]]
 Pictures: TypeAlias = "Tensor | list"
-"""[B, 3, H, W] in [0, 1], or PIL pictures, which may differ in size."""
+"""A tensor [B, 3, H, W] in [0, 1], or a list of PIL images, which may differ in size."""
 Prepare = Callable[[Pictures, int], "Tensor"]
-"""Pictures and the model's side -> its pixel values."""
+"""(Images, side of the model's input) -> pixel values [B, 3, side, side]."""
 DEVICES = {
-    "device": "where it runs; default: where the run does",
+    "device": "device of the scorer; default: that of the run",
     "precision": "float32 (default), bfloat16 or float16",
-    "batch": "pictures looked at together; default {}",
+    "batch": "images per forward of the scorer; default {}",
 }
-"""Sources that every scorer with a network knows."""
+"""Settings that every scorer with a network accepts."""
 BATCH = 64
+"""Images per forward, unless the scorer has its own default."""
 
 
 def devices(batch: int) -> dict[str, str]:
-    """DEVICES with a scorer's own default batch."""
+    """DEVICES with `batch` as the default batch size in the help text."""
     return DEVICES | {"batch": DEVICES["batch"].format(batch)}
 
 
 def placed(sources: dict[str, str], batch: int) -> dict[str, Any]:
-    """What `sources` say of device, precision and batch, as keyword arguments. Raises UsageError."""
+    """Device, precision and batch from `sources`, as keyword arguments. Raises UsageError for an invalid batch."""
     how: dict[str, Any] = {key: sources[key] for key in ("device", "precision") if key in sources}
     asked = sources.get("batch", str(batch))
     if not asked.isdecimal() or not int(asked):
-        raise UsageError(f"a scorer's batch is a number of pictures, not {asked!r}")
+        raise UsageError(f"a scorer's batch is a number of images, at least 1, not {asked!r}")
     return how | {"batch": int(asked)}
 
 
 class Clip:
-    """A CLIPModel (folder in transformers' format, or hub id) with its preprocessing."""
+    """A CLIPModel (a folder in transformers' format, or a hub id) with its preprocessing. Texts are embedded once."""
 
     def __init__(
         self, source: str, tokenise: Tokenise, prepare: Prepare, device: str = "cpu", precision: str = "float32",
         batch: int | None = None,
     ):  # fmt: skip
-        """`batch` None: pictures are looked at as they come."""
+        """`batch` None: each call is one forward, whatever its number of images."""
         self.source, self.tokenise, self.prepare = source, tokenise, prepare
         self.device, self.precision, self.batch = device, precision, batch
         self._texts: dict[str, Tensor] = {}
 
     @cached_property
     def name(self) -> str:
-        """Weights' hash, and the precision if it is not float32."""
+        """Hash of the weights, and the precision if it is not float32."""
         return weights_name(self.source, self.precision)
 
     @cached_property
     def model(self):
+        """The CLIPModel, loaded at first use."""
         from transformers import CLIPModel
 
         return load_frozen(CLIPModel, self.source, self.device, "CLIP model", self.precision)
 
     @without_gradients
     def texts(self, texts: list[str]) -> Tensor:
-        """Unit vectors [B, D], float32; every distinct text is encoded once."""
+        """Unit embeddings [B, D] of texts, float32. Every distinct text is encoded once."""
         new = [t for t in dict.fromkeys(texts) if t not in self._texts]
         if new:
-            tokens = {k: v.to(self.device) for k, v in self.tokenise(new).items()}
+            tokens = {key: value.to(self.device) for key, value in self.tokenise(new).items()}
             embedded = self.model.get_text_features(**tokens).pooler_output.float()
-            self._texts.update(zip(new, torch.nn.functional.normalize(embedded, dim=-1)))
+            unit = torch.nn.functional.normalize(embedded, dim=-1)
+            self._texts.update(zip(new, unit))
         return torch.stack([self._texts[t] for t in texts])
 
     @without_gradients
     def images(self, pictures: Pictures) -> Tensor:
-        """Unit vectors [B, D], float32."""
-        side, size = self.model.config.vision_config.image_size, self.batch or len(pictures)
+        """Unit embeddings [B, D] of images, float32."""
+        side = self.model.config.vision_config.image_size
+        size = self.batch or len(pictures)
         found = []
         for start in range(0, len(pictures), size):
-            pixels = self.prepare(pictures[start : start + size], side).to(self.device, self.model.dtype)
+            pixels = self.prepare(pictures[start : start + size], side)
+            pixels = pixels.to(self.device, self.model.dtype)
             embedded = self.model.get_image_features(pixel_values=pixels).pooler_output.float()
             found.append(torch.nn.functional.normalize(embedded, dim=-1))
         return torch.cat(found)
 
     @without_gradients
     def cosines(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
-        """Cosine of every picture with its text, [B], float32."""
+        """Cosine similarity of every image with its text, [B], float32."""
         return (self.images(images_BCHW) * self.texts(texts)).sum(-1)
 
     @property
     def scale(self) -> float:
-        """Factor of CLIP's logits, trained towards 100."""
+        """Factor from cosine to logit: exp(logit_scale), close to 100 in trained CLIPs."""
         return float(self.model.logit_scale.detach().float().exp())
 
 
 def with_processor(model: str, processor: str, sources: dict[str, str], prepare: Prepare | None = None) -> Clip:
-    """A CLIP with a tokenizer and an image processor from the hub or a folder, where and how `sources` say.
+    """A CLIP with a tokenizer and image processor from the hub or a folder; `prepare` replaces the image processor.
 
-    `prepare` replaces the image processor.
+    `sources` may set device, precision and batch. Raises MissingError, when images are embedded, if the processor's
+    size is not the model's.
     """
+    # Loaded at first use: tasks are built for their prompts alone too.
     parts = cache(partial(load_processor, processor))
 
     def tokenise(texts: list[str]) -> dict[str, Tensor]:
-        return dict(parts()[0](texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
+        tokenizer = parts()[0]
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        return dict(tokens)
 
     def processed(pictures: Pictures, side: int) -> Tensor:
         from PIL import Image
@@ -114,17 +123,22 @@ def with_processor(model: str, processor: str, sources: dict[str, str], prepare:
             pictures = [Image.fromarray(image) for image in to_bytes(pictures)]
         pixels = parts()[1](images=pictures, return_tensors="pt")["pixel_values"]
         if pixels.shape[-2:] != (side, side):
-            raise MissingError(f"the processor {processor!r} makes pictures of another size than the model's {side}")
+            raise MissingError(
+                f"the processor {processor!r} does not resize images to the model's {side} x {side} pixels"
+            )
         return torch.as_tensor(pixels)
 
     return Clip(model, tokenise, prepare or processed, **placed(sources, BATCH))
 
 
 def cropped(images_BCHW: Pictures, side: int) -> Tensor:
-    """`standardise` of the central square: the short edge resized bilinearly, antialiased, as torchvision's Resize and
-    CenterCrop do on tensors."""
-    assert isinstance(images_BCHW, torch.Tensor)  # who crops so shows no PIL pictures
+    """Resize the short edge to `side`, crop the central square and `standardise` it: [B, 3, side, side].
+
+    Bilinear and antialiased, as torchvision's Resize and CenterCrop do on tensors.
+    """
+    assert isinstance(images_BCHW, torch.Tensor)  # no caller passes PIL images here
     height, width = images_BCHW.shape[-2:]
+    # torchvision truncates the long edge and rounds the offsets of the crop.
     long = int(side * max(height, width) / min(height, width))
     size = (side, long) if height <= width else (long, side)
     images_BCHW = images_BCHW.float().cpu()
@@ -135,11 +149,13 @@ def cropped(images_BCHW: Pictures, side: int) -> Tensor:
 
 
 def standardise(images_BCHW: Tensor, side: int, mode: str) -> Tensor:
-    """Square antialiased resize of tensors where needed, then CLIP's mean and standard deviation."""
+    """Resize to a square if needed (antialiased), then normalise with CLIP's mean and std: [B, 3, side, side]."""
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     images_BCHW = images_BCHW.float().cpu()
-    if images_BCHW.shape[-2:] != (side, side):
-        images_BCHW = torch.nn.functional.interpolate(images_BCHW, (side, side), mode=mode, antialias=True)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    size = (side, side)
+    if images_BCHW.shape[-2:] != size:
+        images_BCHW = torch.nn.functional.interpolate(images_BCHW, size, mode=mode, antialias=True)
+    mean = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
+    std = torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
     return (images_BCHW - mean) / std

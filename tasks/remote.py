@@ -1,4 +1,4 @@
-"""A reward that only a server knows (scorers.remote.url; protocol: bench/scoring/remote.py), on prompts from files."""
+"""A reward computed by a server (scorers.remote.url; protocol in bench/scoring/remote.py), on prompts from files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Remote(PromptFileTask):
-    """Whatever the server at scorers.remote.url scores: for packages that do not live with this one (ImageReward)."""
+    """Scores from the server at scorers.remote.url, for packages that need their own environment (ImageReward)."""
 
     name = "remote"
     version = "1"
@@ -21,4 +21,5 @@ class Remote(PromptFileTask):
     sources: ClassVar[dict[str, str]] = SOURCE
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
-        raise MissingError("task 'remote' has no scorer of its own: set scorers.remote.url to a server's address")
+        """Raise MissingError: a scorer's address must be set."""
+        raise MissingError("task 'remote' is scored by a server: set scorers.remote.url to its address")

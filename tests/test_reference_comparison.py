@@ -164,7 +164,7 @@ def test_sentences_say_what_the_records_do(unpacked: Path, compared: Compared, t
     )
     for claim, p in (("multi_reward engine=nft", ".049"), ("cascade", ".049")):
         name = f"analytic OPD beats {claim} at equal compute (teachers' cost not counted)"
-        assert f"Holm p 0{p}" in claims[name].quantity and f"p = {p} for both" in texts["."]
+        assert f"Holm-adjusted p 0{p}" in claims[name].quantity and f"p = {p} for both" in texts["."]
     raw = [against(x.records, lines["opd_analytic"].records, compared.tasks).p for x in compared.lines]
     together = dict(zip([x.label for x in compared.lines], holm(raw)))
     assert {plain(together[x], "p") for x in ("cascade", "multi_reward engine=nft")} == {"0.073"}

@@ -160,5 +160,5 @@ def test_one_object_by_two_packages_is_one(register) -> None:
 
 @pytest.mark.parametrize("name", ["all", "ocr"])
 def test_all_stands_alone(name: str) -> None:
-    with pytest.raises(UsageError, match="'all' stands alone"):
+    with pytest.raises(UsageError, match="'all' cannot be combined"):
         registry.task_names([name, "all"])

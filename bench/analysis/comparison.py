@@ -1,4 +1,4 @@
-"""What a comparison shows: every variant's scores, gains, chances and costs, from the records of its runs."""
+"""The numbers of a comparison: scores, gains, tests and costs of every line, from the records of its runs."""
 
 from dataclasses import dataclass, replace
 
@@ -21,39 +21,39 @@ from bench.analysis.stats import (
 )
 
 TARGET = 0.9
-"""Share of the best teacher's score that counts as reaching it."""
+"""Fraction of the best teacher's score that counts as reaching it."""
 MARGIN = 0.1
-"""Share of the teachers' mean gain over the base up to which two lines count as equivalent: the tenth by which a
-student may miss its teacher and still match it."""
+"""Equivalence margin as a fraction of the teachers' mean gain over the base: as with TARGET, a student that misses its
+teacher by less than a tenth counts as matching it."""
 STRICTER = ("strict", GOLD)
-"""Metrics beside a headline, which could hide a loss of them: GenEval's exact counts, the utility behind a learned
+"""Further metrics to show, whose loss a headline could hide: GenEval's exact counts, and the utility behind a learned
 reward."""
 PRIMARY = {"multi_reward": {"engine": "nft"}, "cascade": {"engine": "nft"}, "opd_ppo": {"advantage": "log_ratio"}}
 """The comparisons that the paper's claims are about: analytic OPD against joint RL, a cascade and PPO-style OPD, each
-with these settings of its recipe. They are a family of their own in Holm's correction, whatever else a table holds; all
-other lines are exploratory, and another family."""
+with these settings of its recipe. They form one family in Holm's correction, whatever else a table contains. All other
+lines are exploratory and form a second family."""
 PRIMARY_FAMILY, EXPLORATORY = "primary", "exploratory"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A task's scale (NaN where no run has teachers)."""
+    """The scores that a task's results are scaled by; NaN if no run has teachers."""
 
     base: float
-    """At its best guidance."""
+    """The base's score at its best guidance scale."""
     teacher: float
-    """The task's own, mean over its seeds."""
+    """The score of the task's own teacher, mean over seeds."""
     best: float
-    """The best of all tasks' teachers."""
+    """The highest score among the teachers of all tasks."""
 
     def recovered(self, score: np.ndarray | float):
-        """Score -> share of the teacher's gain over the base; NaN where the teacher gains nothing."""
+        """Gain recovered at a score; NaN if the teacher gains nothing."""
         gain = self.teacher - self.base
         return (score - self.base) / (gain if gain > 0 else np.nan)
 
     @property
     def target(self) -> float:
-        """What counts as reaching the best teacher, whatever the sign of scores."""
+        """The score that counts as reaching the best teacher, for scores of either sign."""
         return self.best - (1 - TARGET) * abs(self.best)
 
 
@@ -62,44 +62,51 @@ class Standing:
     """One line of the comparison."""
 
     label: str
+    """The method and the settings in which it differs from its recipe."""
     seeds: int
+    """Number of seeds."""
     tasks: dict[str, Estimate]
+    """Headline score per task."""
     gain: Estimate
-    """Share of the teachers' mean gain over the base; interval over seeds and prompts."""
+    """Gain recovered, as a fraction of the teachers' mean gain; interval over seeds and prompts."""
     worst: Estimate
-    """The lowest share of a teacher's gain among the tasks, which a mean can hide."""
+    """The lowest gain recovered of any task, which the mean can hide."""
     worst_task: str
+    """The task with that gain; empty without teachers."""
     beside: dict[str, Estimate]
-    """ "task: metric" -> the metrics of STRICTER that the records hold."""
+    """ "task: metric" -> estimate, for the metrics of STRICTER in the records."""
     gain_iqm: Estimate
-    """Interquartile mean of the share over tasks and seeds."""
+    """Interquartile mean of the gain recovered over tasks and seeds."""
     above_reference: Estimate
-    """Probability that a run of this variant has a higher mean score than one of the reference."""
+    """Probability that a run of this line has a higher mean score than a run of the reference."""
     against_reference: Difference
-    """Difference of mean scores to the reference, paired by seed and prompt; p adjusted within the family by Holm."""
+    """Mean score minus that of the reference, paired by seed and prompt; p is Holm-adjusted within the family."""
     family: str
-    """primary or exploratory; empty for the reference."""
+    """Primary or exploratory; empty for the reference."""
     margin: float
-    """Difference of mean scores up to which a line is equivalent to the reference; NaN without teachers."""
+    """Largest difference of mean scores at which a line is equivalent to the reference; NaN without teachers."""
     p_equivalent: float
-    """Of two one-sided tests that the difference is within the margin, adjusted within the family by Holm."""
+    """p-value of two one-sided tests that the difference is within the margin, Holm-adjusted within the family."""
     time_to_target: float
-    """Training NFE until the seeds' mean is at TARGET of the best teacher in every task; infinity if never, NaN
+    """Training NFE until the mean over seeds reaches TARGET of the best teacher in every task; infinity if never, NaN
     without teachers."""
     seeds_at_target: int
-    """Seeds that are there by themselves at some recorded point."""
+    """Number of seeds that reach all targets at some recorded point."""
     training_nfe: float
+    """Training NFE, mean over seeds."""
     teacher_nfe: float
-    """What its teachers cost to train; 0 for methods without teachers."""
+    """NFE for training its teachers; 0 for methods without teachers."""
 
 
 def goals(shown: list[dict], tasks: tuple[str, ...]) -> dict[str, Goal]:
-    """The scale of each task, from summaries that show every teacher."""
+    """The Goal of each task, from summaries that include every teacher; NaN without summaries."""
     if not shown:
         return {task: Goal(*[float("nan")] * 3) for task in tasks}
     result = {}
     for task in tasks:
-        mean = {m: float(np.mean([score(s["models"][m][task]) for s in shown])) for m in shown[0]["models"]}
+        mean = {}
+        for model in shown[0]["models"]:
+            mean[model] = float(np.mean([score(summary["models"][model][task]) for summary in shown]))
         teachers = [mean[f"teacher {other}"] for other in tasks]
         result[task] = Goal(mean["base"], mean[f"teacher {task}"], max(teachers))
     return result
@@ -108,8 +115,9 @@ def goals(shown: list[dict], tasks: tuple[str, ...]) -> dict[str, Goal]:
 def standings(
     groups: dict[str, list[Record]], tasks: tuple[str, ...], reference: str, teacher_cost: dict[str, float]
 ) -> list[Standing]:
-    """A Standing per variant, in the order given. `teacher_cost` is training NFE by task."""
-    taught = (rs for rs in groups.values() if rs and all(shows_teachers(r.summary) for r in rs))
+    """The Standing of every line, in the given order. `teacher_cost` maps tasks to their teachers' training NFE."""
+    # The first line with teachers sets the scale of all lines, including those without teachers.
+    taught = (records for records in groups.values() if records and _show_teachers(records))
     shown = [r.summary for r in next(taught, [])]
     scale = goals(shown, tasks)
     lines = [
@@ -118,32 +126,45 @@ def standings(
         if records
     ]
     families = [s.family for s in lines]
-    gaps = holm_within([float("nan") if s.label == reference else s.against_reference.p for s in lines], families)
+    # NaN keeps the reference's comparison with itself out of the number of tests.
+    p_values = [float("nan") if s.label == reference else s.against_reference.p for s in lines]
+    gaps = holm_within(p_values, families)
     same = holm_within([s.p_equivalent for s in lines], families)
-    return [
-        replace(s, against_reference=replace(s.against_reference, p=p), p_equivalent=q) if s.label != reference else s
-        for s, p, q in zip(lines, gaps, same)
-    ]
+    adjusted = []
+    for line, p, p_equivalent in zip(lines, gaps, same):
+        if line.label != reference:
+            difference = replace(line.against_reference, p=p)
+            line = replace(line, against_reference=difference, p_equivalent=p_equivalent)
+        adjusted.append(line)
+    return adjusted
+
+
+def _show_teachers(records: list[Record]) -> bool:
+    """Whether every run evaluated a teacher for each of its tasks."""
+    return all(shows_teachers(record.summary) for record in records)
 
 
 def family(records: list[Record], reference: list[Record]) -> str:
-    """Which of the two families the comparison of a line with the reference is in; empty for the reference itself."""
+    """The family of a line's comparison with the reference, primary or exploratory; empty for the reference itself."""
     if records is reference:
         return ""
-    method, params = records[0].summary.get("method", ""), records[0].spec.get("params", {})
+    method = records[0].summary.get("method", "")
+    params = records[0].spec.get("params", {})
     wanted = PRIMARY.get(method) if reference[0].summary.get("method") == "opd_analytic" else None
     primary = wanted is not None and all(params.get(key, value) == value for key, value in wanted.items())
     return PRIMARY_FAMILY if primary else EXPLORATORY
 
 
 def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> Standing:
-    scores = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in records])
+    scores = _student_scores(records, tasks)
     shares = np.stack([scale[t].recovered(scores[:, i]) for i, t in enumerate(tasks)], 1)
-    other = np.array([[score(r.summary["models"]["student"][t]) for t in tasks] for r in reference])
-    if (scores == scores[0]).all():  # what draws nothing at random has one result, however many seeds
+    other = _student_scores(reference, tasks)
+    # A method without randomness has a single result, however many seeds were run.
+    if (scores == scores[0]).all():
         scores, shares = scores[:1], shares[:1]
     has_teachers = bool(records[0].summary["teachers"])
-    gains = recovered([r.summary for r in records], shown)
+    summaries = [r.summary for r in records]
+    gains = recovered(summaries, shown)
     by_task = {task: share for task, share in gains.items() if task != "mean" and not np.isnan(share.value)}
     worst_task = min(by_task, key=lambda task: by_task[task].value, default="")
     margin = MARGIN * float(np.mean([goal.teacher - goal.base for goal in scale.values()]))
@@ -151,11 +172,11 @@ def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> S
     return Standing(
         label=label,
         seeds=len(records),
-        tasks={t: estimate(*model_rows([r.summary for r in records], "student", t)) for t in tasks},
+        tasks={t: estimate(*model_rows(summaries, "student", t)) for t in tasks},
         gain=gains.get("mean", Estimate.unknown()),
         worst=by_task.get(worst_task, Estimate.unknown()),
         worst_task=worst_task,
-        beside=metrics_beside([r.summary for r in records], dict.fromkeys(tasks, "student")),
+        beside=metrics_beside(summaries, dict.fromkeys(tasks, "student")),
         gain_iqm=interquartile_mean(shares),
         above_reference=probability_of_improvement(scores.mean(1), other.mean(1)),
         against_reference=against(records, reference, tasks),
@@ -164,23 +185,37 @@ def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> S
         p_equivalent=_equivalence(records, reference, tasks, margin),
         time_to_target=when,
         seeds_at_target=reaching,
-        training_nfe=float(np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])),
+        training_nfe=float(_mean_training_nfe(records)),
         teacher_nfe=sum(teacher_cost.get(t, float("nan")) for t in tasks) if has_teachers else 0.0,
     )
 
 
+def _student_scores(records: list[Record], tasks: tuple[str, ...]) -> np.ndarray:
+    """Headline scores of the students, [S, tasks]."""
+    students = [record.summary["models"]["student"] for record in records]
+    return np.array([[score(student[task]) for task in tasks] for student in students])
+
+
+def _mean_training_nfe(records: list[Record]) -> np.floating:
+    """Training NFE, mean over runs. Records use the older key `evaluations`."""
+    return np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])
+
+
 def against(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> Difference:
-    """Difference of the mean over tasks; common seeds only. One seed says nothing of the methods: p is NaN then."""
+    """Difference of the means over tasks for the common seeds.
+
+    p is NaN for a single seed, which says nothing about the methods' variation between runs.
+    """
     values, pictures, seeds = _gaps(records, reference, tasks)
     if not seeds:
         return Difference.unknown()
     difference = paired_difference(values, np.zeros(values.shape[1]), pictures)
-    tested = seeds > 1 and values.any()  # the same results to the last bit are no test
+    tested = seeds > 1 and values.any()  # bit-identical results leave nothing to test
     return difference if tested else replace(difference, p=float("nan"))
 
 
 def _equivalence(records: list[Record], reference: list[Record], tasks: tuple[str, ...], margin: float) -> float:
-    """p of two one-sided tests; NaN without a margin, and where `against` tests nothing."""
+    """p-value of two one-sided tests; NaN without a margin, and whenever `against` gives no p-value."""
     values, pictures, seeds = _gaps(records, reference, tasks)
     if not (margin > 0 and seeds > 1 and values.any()):
         return float("nan")
@@ -188,7 +223,7 @@ def _equivalence(records: list[Record], reference: list[Record], tasks: tuple[st
 
 
 def _gaps(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> tuple[np.ndarray, Design, int]:
-    """Differences of all tasks' rows [S, N] over the common seeds, their design, and how many seeds there are."""
+    """Differences [S, N] of all tasks' rows for the S common seeds, their design, and S."""
     mine = {r.summary["seed"]: r.summary for r in records}
     theirs = {r.summary["seed"]: r.summary for r in reference}
     seeds = sorted(mine.keys() & theirs.keys())
@@ -203,28 +238,32 @@ def _gaps(records: list[Record], reference: list[Record], tasks: tuple[str, ...]
 
 
 def metrics_beside(summaries: list[dict], models: dict[str, str]) -> dict[str, Estimate]:
-    """ "task: metric" -> the metrics of STRICTER that every summary holds; `models` names each task's model."""
+    """ "task: metric" -> estimate, for the metrics of STRICTER in every summary; `models` names each task's model."""
     found = {}
     for task, model in models.items():
         rows = [s["models"][model][task]["rows"] for s in summaries]
-        for metric in (metric for metric in STRICTER if all(metric in row for row in rows)):
+        recorded = [metric for metric in STRICTER if all(metric in row for row in rows)]
+        for metric in recorded:
             found[f"{task}: {metric}"] = estimate(*model_rows(summaries, model, task, metric))
     return found
 
 
 def _to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[str, Goal]) -> tuple[float, int]:
-    """When the seeds' mean is at the target of every task, and how many seeds are by themselves, sooner or later."""
+    """Training NFE until the mean over seeds reaches every target, and how many seeds reach them at any point."""
     if any(np.isnan(goal.best) for goal in scale.values()):
         return float("nan"), 0
     curves = [score_matrix(r.evaluations, tasks) for r in records]
     shares = sorted(set.intersection(*(set(points) for points, _ in curves)))
     if not shares:
         return float("nan"), 0
-    scores_SKT = np.stack([matrix[[points.index(share) for share in shares]] for points, matrix in curves])
+    at_shares = []
+    for points, matrix in curves:
+        at_shares.append(matrix[[points.index(share) for share in shares]])
+    scores_SKT = np.stack(at_shares)
     targets_T = np.array([scale[task].target for task in tasks])
     reaching = int((scores_SKT >= targets_T).all(-1).any(-1).sum())
     reached_K = (scores_SKT.mean(0) >= targets_T).all(-1)
     if not reached_K.any():
         return float("inf"), reaching
-    budget = np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])
-    return float(shares[int(reached_K.argmax())] * budget), reaching
+    first = int(reached_K.argmax())
+    return float(shares[first] * _mean_training_nfe(records)), reaching

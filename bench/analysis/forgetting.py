@@ -1,4 +1,4 @@
-"""Forgetting, from the scores that every run records along training: one definition for joint and cascade alike."""
+"""Forgetting, from the scores that every run records along training, with one definition for joint and cascade."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from bench.analysis.records import metric_rows, score
 from bench.analysis.stats import Design, Difference, paired_difference, stratified_means
 
 STAGE_TOLERANCE = 0.01
-"""Share of the budget by which a recorded point may miss a stage's end: points are written with few digits."""
+"""Fraction of the budget by which a recorded point may differ from a stage's end, because points are rounded."""
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """One task over one method's runs (NaN where it was not evaluated at the end and before)."""
+    """Forgetting of one task over a method's runs; NaN if the task was not evaluated at the end and before it."""
 
     task: str
     drop_from_best: Difference
-    """Best recorded point minus the end: what early stopping on this task would have kept. At least 0, and chosen by
-    the same scores: too large by chance. 0 without an interval where the end is the best."""
+    """Best recorded point minus the end: what early stopping on this task would have kept. At least 0, and biased
+    upwards because the best point is chosen by the same scores. 0 without an interval if the end is the best point."""
     change_after_own_stage: Difference | None
-    """End minus the end of the task's own stage: backward transfer, negative when later stages undo it (cascade)."""
+    """The end minus the end of the task's own stage: backward transfer, negative if later stages undo it (cascade)."""
     change_in_next_stage: Difference | None = None
-    """End of the stage after the task's own minus the end of its own; None where that is the end of all."""
+    """The end of the next stage minus the end of the task's own stage; None if the next stage ends the run."""
 
 
 def score_matrix(evaluations: list[dict], tasks: tuple[str, ...]) -> tuple[list[float], np.ndarray]:
-    """Shares of the budget [K] and headline means [K, tasks] of one run; NaN where a task was not evaluated."""
+    """Fractions of the budget [K] and headline means [K, tasks] of one run; NaN where a task was not evaluated."""
     shares = sorted({row["share"] for row in evaluations})
     matrix = np.full((len(shares), len(tasks)), np.nan)
     for row in evaluations:
@@ -36,18 +36,20 @@ def score_matrix(evaluations: list[dict], tasks: tuple[str, ...]) -> tuple[list[
 
 
 def by_share(runs: list[list[dict]], task: str, metric: str | None = None) -> tuple[dict[float, np.ndarray], Design]:
-    """Share of the budget -> a task's values [S, N] at the points that all S runs have, and their design.
+    """Fraction of the budget -> a task's values [S, N] at the points that all S runs have, and their design.
 
-    `metric` None is the task's headline.
+    `metric` None means the task's headline.
     """
     found: dict[float, list[np.ndarray]] = {}
     pictures = Design(np.array([]))
     for rows in runs:
         for row in rows:
-            if row["task"] == task and (metric is None or metric in row["rows"]):
+            measured = metric is None or metric in row["rows"]
+            if row["task"] == task and measured:
                 values, pictures = metric_rows(row, metric or row["headline"])
                 found.setdefault(row["share"], []).append(values)
-    return {share: np.stack(seeds) for share, seeds in found.items() if len(seeds) == len(runs)}, pictures
+    complete = {share: np.stack(seeds) for share, seeds in found.items() if len(seeds) == len(runs)}
+    return complete, pictures
 
 
 def forgetting(
@@ -55,28 +57,29 @@ def forgetting(
 ) -> Forgetting:
     """Forgetting of one task over the runs (seeds) of a method; `runs` are their evaluation records.
 
-    `own_stage_end` is the share of the budget at which the task's stage ended, `next_stage_end` that of the stage
-    after it, for methods that have stages. A later stage may bring back what the next one undid: both are measured. The
-    best point is chosen on the mean over seeds, so that it is one point, not the luckiest of each seed.
+    For methods with stages, `own_stage_end` is the fraction of the budget at which the task's stage ended, and
+    `next_stage_end` that of the following stage. Both changes are measured, because a later stage may restore what the
+    next one undid. The best point is chosen by the mean over seeds, so that it is the same point for every seed.
     """
     complete, pictures = by_share(runs, task)
     if not to_the_end(complete):
         return Forgetting(task, Difference.unknown(), None)
     end = complete[max(complete)]
     best = max(complete, key=lambda share: stratified_means(complete[share] - end, pictures).mean())
-    stage, after = (_recorded(complete, share) for share in (own_stage_end, next_stage_end))
-    return Forgetting(
-        task,
-        fall(complete[best], end, pictures),
-        None if stage is None else paired_difference(end, complete[stage], pictures),
-        None
-        if stage is None or after is None or after == max(complete)
-        else paired_difference(complete[after], complete[stage], pictures),
-    )
+    drop = fall(complete[best], end, pictures)
+    stage = _recorded(complete, own_stage_end)
+    if stage is None:
+        return Forgetting(task, drop, None)
+    own_change = paired_difference(end, complete[stage], pictures)
+    after = _recorded(complete, next_stage_end)
+    # A next stage that ends the run would repeat the change above.
+    if after is None or after == max(complete):
+        return Forgetting(task, drop, own_change)
+    return Forgetting(task, drop, own_change, paired_difference(complete[after], complete[stage], pictures))
 
 
 def _recorded(shares: Collection[float], wanted: float | None) -> float | None:
-    """The recorded point that is a stage's end; None where there is none."""
+    """The recorded point at a stage's end; None if there is none within STAGE_TOLERANCE."""
     if not wanted:
         return None
     nearest = min(shares, key=lambda share: abs(share - wanted))
@@ -84,12 +87,12 @@ def _recorded(shares: Collection[float], wanted: float | None) -> float | None:
 
 
 def to_the_end(shares: Collection[float]) -> bool:
-    """Whether points of a course are of the end and of something before."""
+    """Whether recorded points include the end of the budget and an earlier point."""
     return len(shares) > 1 and max(shares) >= 1 - STAGE_TOLERANCE
 
 
 def fall(best_SN: np.ndarray, end_SN: np.ndarray, pictures: Design) -> Difference:
-    """The best point minus the end; where they are one point there is nothing to test."""
+    """The best point minus the end; 0 without an interval if they are the same point, which leaves nothing to test."""
     if best_SN is end_SN:
         return Difference(0.0, *[float("nan")] * 3)
     return paired_difference(best_SN, end_SN, pictures)

@@ -1,7 +1,7 @@
-"""Over-optimisation: a learned reward against the known utility that it stands for, along training.
+"""Over-optimisation: a learned reward compared with the known utility that it approximates, along training.
 
-Where a task reports the utility beside its reward, the reward can be seen to rise while the utility no longer does
-(Goodhart; Gao et al., arXiv 2210.10760, measure it the same way with a gold reward model).
+If a task reports the utility in addition to its reward, one can see the reward rise while the utility stops rising
+(Goodhart's law; Gao et al., arXiv 2210.10760, measure it the same way with a gold reward model).
 """
 
 from dataclasses import dataclass
@@ -17,24 +17,25 @@ GOLD = "gold"
 
 @dataclass(frozen=True)
 class OverOptimisation:
-    """One task over the runs (seeds) of one method."""
+    """Proxy and gold scores of one task over the runs (seeds) of a method."""
 
     task: str
     shares: list[float]
-    """Points of the budget that every run has."""
+    """Fractions of the budget at which every run has both scores."""
     proxy: list[Estimate]
-    """The headline, which the reward or the teachers were trained for, at each point."""
+    """The headline metric at each point, which the student or its teachers were trained for."""
     gold: list[Estimate]
+    """The known utility at each point."""
     gold_drop: Difference
-    """Best point of the gold score minus its end, as in `Forgetting`; NaN where only one was evaluated."""
+    """Best gold score minus the one at the end, as in `Forgetting`; NaN if only one point was evaluated."""
     proxy_meanwhile: Difference
-    """What the proxy did over the same stretch: end minus that point. Positive with a gold drop: over-optimised."""
+    """The proxy at the end minus that at the same point. Positive with a gold drop: over-optimisation."""
 
 
 def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | None:
-    """Compare proxy and gold of a task; None where no point of all runs has a gold score.
+    """Compare the proxy and gold scores of a task; None if no point of all runs has a gold score.
 
-    `runs` are evaluation records. The best point is that of the mean over seeds, as in `forgetting`.
+    `runs` are evaluation records. The best point is chosen by the mean over seeds, as in `forgetting`.
     """
     rows = [row for run in runs for row in run if row["task"] == task and GOLD in row["rows"]]
     if not rows:
@@ -44,9 +45,12 @@ def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | N
     shares = sorted(gold.keys() & proxy.keys())
     if not shares:
         return None
-    curve = estimates([gold[share] for share in shares], pictures)
-    best, end = shares[int(np.argmax([e.value for e in curve]))], shares[-1]
+    gold_curve = estimates([gold[share] for share in shares], pictures)
+    proxy_curve = estimates([proxy[share] for share in shares], pictures)
+    best = shares[int(np.argmax([point.value for point in gold_curve]))]
+    end = shares[-1]
     fell = rose = Difference.unknown()
     if to_the_end(shares):
-        fell, rose = fall(gold[best], gold[end], pictures), fall(proxy[end], proxy[best], pictures)
-    return OverOptimisation(task, shares, estimates([proxy[share] for share in shares], pictures), curve, fell, rose)
+        fell = fall(gold[best], gold[end], pictures)
+        rose = fall(proxy[end], proxy[best], pictures)
+    return OverOptimisation(task, shares, proxy_curve, gold_curve, fell, rose)

@@ -1,4 +1,4 @@
-"""Reading finished runs: the headline rows of their models, and the share of the teachers' gain that was recovered."""
+"""Reading finished runs: the headline scores of their models, and the gain recovered."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,40 +12,46 @@ from bench.registry import find
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run: its summary, its evaluation rows along training, its settings, its probes' rows."""
+    """The records of one finished run."""
 
     summary: dict
+    """Final scores and costs."""
     evaluations: list[dict]
+    """Held-out evaluations along training, one row per point and task."""
     spec: dict
+    """Settings of the run."""
     probes: list[dict] = field(default_factory=list)
+    """Measurements of the probes along training."""
 
 
 def headline(row: dict) -> tuple[np.ndarray, Design]:
-    """Values of an evaluation's headline metric [N], and their design."""
+    """Values [N] of an evaluation's headline metric, and their design."""
     return metric_rows(row, row["headline"])
 
 
 def metric_rows(row: dict, metric: str) -> tuple[np.ndarray, Design]:
-    """As `headline`, of any metric of the evaluation."""
+    """Values [N] of any metric of an evaluation, and their design."""
     return np.array(row["rows"][metric], np.float64), design(row)
 
 
 def design(row: dict) -> Design:
-    """Strata of an evaluation's pictures, and which pictures show one prompt.
+    """Strata of an evaluation's images, and which images share a prompt.
 
-    Records made before they said so themselves take it from the registered task (`listed_prompts`); where that cannot
-    be told either, every picture counts as a prompt of its own (`prompts_known` says so).
+    Older records do not contain the prompts, which are then taken from the registered task (`listed_prompts`). If they
+    are not known there either, every image counts as a separate prompt (`prompts_known` returns "").
     """
     strata = np.asarray(row["strata"])
     prompts = row.get("prompts")
-    return Design(strata, _listed(row.get("task", ""), strata) if prompts is None else np.asarray(prompts))
+    clusters = _listed(row.get("task", ""), strata) if prompts is None else np.asarray(prompts)
+    return Design(strata, clusters)
 
 
 def prompts_known(row: dict) -> str:
-    """Where the prompts of an evaluation's pictures are known from: "record", "task" or "" for nowhere."""
+    """The source of an evaluation's prompts: "record", "task", or "" if they are unknown."""
     if row.get("prompts") is not None:
         return "record"
-    return "" if _listed(row.get("task", ""), np.asarray(row["strata"])) is None else "task"
+    listed = _listed(row.get("task", ""), np.asarray(row["strata"]))
+    return "" if listed is None else "task"
 
 
 def _listed(task: str, strata: np.ndarray) -> np.ndarray | None:
@@ -54,14 +60,14 @@ def _listed(task: str, strata: np.ndarray) -> np.ndarray | None:
 
 @lru_cache(maxsize=64)
 def listed_prompts(task: str, strata: tuple[str, ...]) -> np.ndarray | None:
-    """Numbers of the prompts [N] of the held-out split of a registered task on `micro` that has these strata.
+    """Number of each image's prompt, [N], in the held-out split of a registered task on `micro` with these strata.
 
-    Only that world had records before they held this; its lists are drawn from fixed seeds and belong to the task's
-    version. None for another task, or other strata than the list's.
+    All records without prompts are from that world, whose lists are drawn from fixed seeds and belong to the task's
+    version. None for an unknown task, or if no split has these strata.
     """
     try:
         held_out = [find("task", task)("micro").prompts(split) for split in ("test", "validation")]
-    except Exception:  # another package's task may fail in any way: its list is then not known, and that is said
+    except Exception:  # the task of another package may raise anything
         return None
     for prompts in held_out:
         if tuple(p.stratum for p in prompts) == strata:
@@ -70,15 +76,15 @@ def listed_prompts(task: str, strata: tuple[str, ...]) -> np.ndarray | None:
 
 
 def score(row: dict) -> float:
-    """The headline metric's mean over strata."""
+    """Mean of an evaluation's headline metric over strata."""
     return stratified_mean(*headline(row))
 
 
 def model_rows(summaries: list[dict], model: str, task: str, metric: str | None = None) -> tuple[np.ndarray, Design]:
-    """Values [S, N] of a model's headline, or of another metric, over the seeds of several runs, and their design.
+    """Values [S, N] of a model's headline or another metric over the seeds of several runs, and their design.
 
-    A model that is the same in every run (the base; teachers, unless they were trained seed by seed) is one row that
-    all seeds share.
+    A model that is the same in every run (the base, and teachers that were not trained per seed) has a single row,
+    which all seeds share. Raises UsageError if the runs were evaluated on different prompts.
     """
     rows = [s["models"][model][task] for s in summaries]
     found = [metric_rows(row, metric or row["headline"]) for row in rows]
@@ -89,8 +95,9 @@ def model_rows(summaries: list[dict], model: str, task: str, metric: str | None 
 
 
 def paired_pictures(task: str, first: Design, *others: Design) -> Design:
-    """The design that all evaluations of a task share. Raises UsageError where rows are not of the same prompts."""
+    """The design that all evaluations of a task share. Raises UsageError if their rows are not of the same prompts."""
     for other in others:
+        # Older records have no prompts; only their strata can be compared.
         same = first.clusters is None or other.clusters is None or np.array_equal(first.clusters, other.clusters)
         if not (same and np.array_equal(first.strata, other.strata)):
             raise UsageError(f"runs were evaluated on different prompts of task {task!r}: their rows cannot be paired")
@@ -99,17 +106,20 @@ def paired_pictures(task: str, first: Design, *others: Design) -> Design:
 
 def shows_teachers(summary: dict) -> bool:
     """Whether the run evaluated a teacher for each of its tasks."""
-    return all(f"teacher {task}" in summary["models"] for task in summary["models"]["student"])
+    models = summary["models"]
+    return all(f"teacher {task}" in models for task in models["student"])
 
 
 def recovered(summaries: list[dict], shown: list[dict] | None = None) -> dict[str, Estimate]:
-    """Share of the teacher's gain over the base that the student recovers: per task, and of the mean gain ('mean').
+    """Gain recovered: the student's gain over the base as a fraction of the teacher's, per task and for the mean gain
+    ('mean').
 
-    `shown` are the summaries whose base and teachers set the scale, for runs without teachers; None: the runs' own.
-    Where both have the same seeds they are paired, else the scale is the teachers' mean. Empty when there are no
-    teachers; NaN where the teacher gains nothing.
+    `shown` are the summaries whose base and teachers set the scale, for runs without teachers; None means the runs'
+    own. Student and teacher are paired if both have the same seeds, otherwise the scale is the teachers' mean over
+    seeds. Empty without teachers; NaN where the teacher gains nothing.
     """
-    tasks, shown = list(summaries[0]["models"]["student"]), shown or summaries
+    tasks = list(summaries[0]["models"]["student"])
+    shown = shown or summaries
     if not all(map(shows_teachers, shown)):
         return {}
     paired = [s["seed"] for s in summaries] == [s["seed"] for s in shown]
@@ -120,7 +130,12 @@ def recovered(summaries: list[dict], shown: list[dict] | None = None) -> dict[st
         taught, _ = model_rows(shown, f"teacher {task}", task)
         paired_pictures(task, pictures, scale)
         student[task] = values - base, pictures
-        teacher[task] = (taught if paired else taught.mean(0, keepdims=True)) - base, pictures
-    shares = {task: ratio(student[task][0], teacher[task][0], student[task][1]) for task in tasks}
+        if not paired:
+            taught = taught.mean(0, keepdims=True)
+        teacher[task] = taught - base, pictures
+    shares = {}
+    for task in tasks:
+        gained, pictures = student[task]
+        shares[task] = ratio(gained, teacher[task][0], pictures)
     (all_student, pictures), (all_teacher, _) = joined(student), joined(teacher)
     return shares | {"mean": ratio(all_student, all_teacher, pictures)}

@@ -1,1 +1,1 @@
-"""The contracts of plug-ins: methods, tasks, and what the harness hands them."""
+"""The contracts of plug-ins: methods, tasks, and the `Lab` that the harness gives to a method."""

@@ -1,4 +1,4 @@
-"""What a method is handed: backbone, tasks, teachers, sampler, and seeds that are functions of the step."""
+"""The `Lab` that a method receives: backbone, tasks, teachers, sampler, and random numbers fixed by the step."""
 
 from __future__ import annotations
 
@@ -23,44 +23,51 @@ if TYPE_CHECKING:
     from bench.sampler.generator import RowGenerator
 
 STUDENT, EMA = "student", "ema"
+"""Names of the adapters of the trained student and of its moving average."""
 
 
 @dataclass
 class Lab:
-    """The laboratory of one run. `step` is the update under way, `progress` its share of the budget in [0, 1]."""
+    """Everything that a method may use in a run: models, tasks, settings, random numbers and the state of training."""
 
     backbone: FlowBackbone
     tasks: dict[str, Task]
+    """Tasks of the run by name."""
     teachers: dict[str, str]
-    """task -> name of the teacher's adapter."""
+    """task -> name of its teacher's adapter."""
     teacher_guidance: dict[str, float]
     """task -> guidance scale of its teacher."""
     sampler: Sampler
+    """The sampler of training rollouts."""
     guidance: float
     """The student's guidance scale in rollouts and training."""
     seed: int
+    """Seed of the run."""
     step: int = 0
+    """Index of the current update, from 0."""
     progress: float = 0.0
+    """Fraction of the budget spent, from 0 to 1, when the current update started."""
     last_progress: float = 0.0
-    """Progress at which the previous update began."""
+    """Fraction of the budget spent when the previous update started."""
     inner: int = 0
-    """Which of the method's inner updates is under way."""
+    """Index of the current optimiser step within the update (Method.inner_updates)."""
     workers: Workers = ALONE
+    """The processes that share the run."""
     rows: dict[str, Rows] = field(default_factory=dict)
-    """task -> which prompts of this update are this process's; empty where one process has them all."""
+    """task -> this process's shard of the prompts of this update; empty if a single process has them all."""
     given: list[RowGenerator] = field(default_factory=list)
-    """Generators handed out in this update, where several processes share it (bench/training/sharing.py)."""
+    """Generators created in this update if several processes share it, for checks in bench/training/sharing.py."""
     notes: dict[str, float] = field(default_factory=dict)
-    """What a method wants logged with this update."""
+    """Numbers that the method logs with this update."""
 
     def seed_for(self, purpose: str, task: str) -> int:
-        """The seed of one kind of draw in this update."""
+        """The seed of the random numbers for one purpose and task in this update."""
         return seed_of(self.seed, self.step, task, purpose)
 
     def generator(self, purpose: str, task: str = "") -> RowGenerator:
-        """A fresh generator for (run seed, step, task, purpose): the same on resume, whatever ran before.
+        """A new generator, fixed by (run seed, step, task, purpose): a resumed run draws the same.
 
-        Draw batches from it by `bench.sampler.draws`, which gives every process its rows of them.
+        Draw batches with `bench.sampler.draws`, which gives each process its own rows.
         """
         from bench.sampler.generator import RowGenerator
 
@@ -68,68 +75,83 @@ class Lab:
         generator.manual_seed(self.seed_for(purpose, task))
         generator.rows = self.rows.get(task)
         if self.workers.count > 1:
+            # Its use without `draw` would be wrong with several processes, and is reported at the end of the update.
             generator.settle()
             self.given.append(generator)
         return generator
 
     def numpy_generator(self, purpose: str, task: str = "") -> np.random.Generator:
-        """A generator that gives every process the same numbers: for what the prompts of an update share, such as
-        which task. Never for one number a prompt: every process would draw those of the first prompts."""
+        """A generator that gives the same numbers in every process, for choices that all prompts of an update share.
+
+        Do not draw one number per prompt from it: every process would get the numbers of the first prompts.
+        """
         return np.random.default_rng(self.seed_for(purpose, task))
 
     def prompts(self, task: str, count: int) -> list[Prompt]:
-        """This process's share of `count` training prompts of a task for this update.
+        """This process's shard of `count` training prompts of a task for this update.
 
-        Raises UsageError where there are fewer prompts than processes.
+        Raises UsageError if there are fewer prompts than processes.
         """
         drawn = self.tasks[task].sample(count, self.numpy_generator("prompts", task))
         mine = self.shard_rows(task, count)
         return drawn[mine.start : mine.stop]
 
     def shard_rows(self, task: str, count: int) -> range:
-        """Which of `count` rows of this update, prompts or pairs of a given set, are this process's; all of them where
-        there is one process. Whoever learns from other rows than `prompts` asks for its own here.
+        """This process's shard of `count` rows of this update; all rows if there is a single process.
 
-        Raises UsageError where there are fewer rows than processes.
+        A method that learns from rows other than `prompts`, such as pairs of a data set, gets its shard here. Raises
+        UsageError if there are fewer rows than processes.
         """
         if self.workers.count == 1:
             return range(count)
         if count < self.workers.count:
-            raise UsageError(f"{self.workers.count} processes cannot share {count} prompts of task {task!r} an update")
+            raise UsageError(
+                f"{self.workers.count} processes cannot share {count} prompts per update of task {task!r}: "
+                "use at least as many prompts as processes"
+            )
         mine = self.workers.shard(count)
         self.rows[task] = Rows(mine.start, mine.stop, count)
         return mine
 
     def shard_fraction(self, task: str) -> float:
-        """Share of the task's prompts of this update that are this process's."""
+        """This process's shard as a fraction of the task's prompts in this update."""
         rows = self.rows.get(task)
         return (rows.stop - rows.start) / rows.whole if rows else 1.0
 
     def encode(self, prompts: list[Prompt]) -> Conditioning:
+        """The encoded texts of prompts."""
         return self.backbone.encode([p.text for p in prompts])
 
     def velocity(self, conditioning: Conditioning, adapter: str | None, guidance: float | None = None) -> Velocity:
-        """The velocity field of an adapter under fixed prompts; guidance None is the student's."""
+        """The velocity field of an adapter (None: the base) for fixed prompts; guidance None is the student's."""
         scale = self.guidance if guidance is None else guidance
         return lambda x, sigma: self.backbone.velocity(x, sigma, conditioning, adapter, scale)
 
     def teacher(self, task: str, conditioning: Conditioning) -> Velocity:
-        """The velocity field of a task's teacher at its own guidance scale."""
+        """The velocity field of a task's teacher at the teacher's guidance scale."""
         return self.velocity(conditioning, self.teachers[task], self.teacher_guidance[task])
 
     def differentiable_reward(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Tensor:
-        """Rewards [B] of decoded latents, through which gradients flow back to them. Raises UsageError for a task whose
-        reward has none."""
+        """Rewards [B] of the images of latents [B, C, H, W], with gradients to the latents.
+
+        Raises UsageError for a task whose reward has no gradient.
+        """
         with self.backbone.meter.purpose("scoring"):
             return self.tasks[task].differentiable_reward(self.backbone.decode(latents), prompts)
 
     def score(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:
-        """Decode and score, part by part. Raises BenchError if a picture or a reward is not finite: neither a broken
-        model nor a failed scorer must train anything."""
+        """Scores of the images of latents [B, C, H, W], decoded and scored in parts that fit in memory.
+
+        Raises BenchError if an image or a reward is not finite, because neither a diverged model nor a failed scorer
+        may train the student.
+        """
         with self.backbone.meter.purpose("scoring"):
-            scores = stacked([self._scored(task, latents[rows], prompts[rows]) for rows in parts_of(latents)])
+            parts = [self._scored(task, latents[rows], prompts[rows]) for rows in parts_of(latents)]
+            scores = stacked(parts)
         if not np.isfinite(scores.rewards).all():
-            raise BenchError(f"update {self.step + 1}: task {task!r} gave a reward that is not finite")
+            raise BenchError(
+                f"update {self.step + 1}: the scorer of task {task!r} returned a reward that is not finite"
+            )
         return scores
 
     def _scored(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:

@@ -1,4 +1,4 @@
-"""What a method is: a plan over tasks, what it collects, what it minimises. The loop owns everything else."""
+"""The contract of methods: a plan over tasks, what to collect and what to minimise. The loop does everything else."""
 
 from __future__ import annotations
 
@@ -19,81 +19,96 @@ if TYPE_CHECKING:
     from bench.sampler.rollout import Sampler
 
 Experience = TypeVar("Experience")
+"""What a method collects in an update: any type of its choice."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be there before anything loads."""
+    """The requirements of a method, checked before anything is loaded."""
 
     teachers: bool = False
+    """Whether it needs a teacher for every task."""
     rewards: bool = False
+    """Whether it needs the rewards of its rollouts."""
     stochastic: bool = False
+    """Whether it needs a stochastic kernel."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one update asks for, all tasks together; an average where tasks take turns."""
+    """The work of one update over all tasks; an average over updates if the tasks take turns."""
 
     passes: Passes
+    """Forward and backward passes through the model."""
     drawn: int = 0
-    """Latents that go through the model at once without gradients, guidance not counted; compute.batch cuts them."""
+    """Latents per forward pass without gradients, not counting guidance; compute.batch limits it."""
     trained_at_once: int = 0
-    """Latents whose activations wait for one backward pass, guidance not counted; 0: not known. Where a piece of a loss
-    is of one forward, those of the largest."""
+    """Latents whose activations are kept for one backward pass, not counting guidance; 0 means unknown. If each term of
+    a loss has its own forward pass, the number for the largest term."""
     kept: int = 0
-    """Latents (float32) that lie in memory from collecting to the optimiser's step: states, velocities, targets."""
+    """Latents (float32) kept in memory from collection to the optimiser step: states, velocities, targets."""
     prompts: int = 0
-    """Encoded prompts that lie in memory meanwhile."""
+    """Encoded prompts kept in memory during the same time."""
     pictures: int = 0
-    """Pictures that are decoded and scored."""
+    """Number of images that are decoded and scored."""
     pictures_at_once: int = 0
-    """How many of them are scored in one call, which decodes them part by part."""
+    """Number of images per call of `Lab.score`, which decodes them in parts."""
 
 
 class Options(Settings):
-    """Base of a method's own settings (`params` in a spec)."""
+    """Base class of a method's settings (`params` in a spec)."""
 
     unsaid: ClassVar[tuple[str, ...]] = ()
-    """Settings that a run's record leaves out where they are at their defaults: those that came later than records."""
+    """Settings that records omit at their defaults, because they were added after the first records."""
 
     @property
     def idle(self) -> dict[str, str]:
-        """Sections of further Options that do nothing -> the setting that says so: --set refuses to change them."""
+        """Nested sections of Options without effect -> the reason, such as "params.engine is nft".
+
+        Changing such a section with --set is an error.
+        """
         return {}
 
     def record(self) -> dict[str, Any]:
-        """What a spec keeps of them, and of sections of further Options within."""
+        """Plain data for a spec; `unsaid` settings, also those of nested Options, are omitted at their defaults."""
         fields = type(self).model_fields
-        silent = {name for name in self.unsaid if getattr(self, name) == fields[name].default}
-        sections = {name: value for name in fields if isinstance(value := getattr(self, name), Options)}
-        whole = self.model_dump(exclude=silent)
-        return {name: sections[name].record() if name in sections else value for name, value in whole.items()}
+        omitted = {name for name in self.unsaid if getattr(self, name) == fields[name].default}
+        record = self.model_dump(exclude=omitted)
+        # model_dump knows nothing of `unsaid` in nested sections.
+        for name in record:
+            section = getattr(self, name)
+            if isinstance(section, Options):
+                record[name] = section.record()
+        return record
 
 
 class Method(ABC, Generic[Experience]):
-    """A way to post-train one student adapter on several tasks."""
+    """A method of post-training one student adapter on several tasks."""
 
     name: ClassVar[str]
+    """Name under which it is registered."""
     source: ClassVar[str]
     """Paper and equation."""
     needs: ClassVar[Needs] = Needs()
+    """Its requirements."""
     Options: ClassVar[type[Options]] = Options
+    """Type of its settings."""
     adapters: tuple[str, ...] = ()
-    """Further adapters the method keeps beside the student; they start equal to it and are checkpointed."""
+    """Names of adapters that it keeps in addition to the student; they start equal to it and are checkpointed."""
     several_tasks: ClassVar[bool] = True
-    """False for a method that takes exactly one task."""
+    """False for a method that trains on exactly one task."""
     trains: ClassVar[bool] = True
-    """False for a method whose result is ready after `prepare`."""
+    """False for a method whose result is complete after `prepare`, such as a merge of adapters."""
     lowers_memory: ClassVar[tuple[str, ...]] = ()
-    """Options that lower what an update needs of memory, as `params` spells them ("nft.chunk"), best first: the first
-    one bounds the forwards with gradients (Work.trained_at_once) directly."""
+    """Options that lower the memory of an update, as `params` spells them ("nft.chunk"), the most effective first. The
+    first one directly limits the latents per forward pass with gradients (Work.trained_at_once)."""
 
     def __init__(self, options: Any):
         self.options = options
 
     @classmethod
     def check(cls, spec: Spec, sampler: Sampler) -> None:
-        """Refuse a spec this method cannot run. Called before anything loads; raises UsageError."""
+        """Raise UsageError for a spec that this method cannot run. Called before anything is loaded."""
         if not cls.several_tasks and len(spec.tasks) > 1:
             raise UsageError(f"method {cls.name!r} takes one task, got {', '.join(spec.tasks)}")
         if cls.needs.stochastic and not sampler.stochastic:
@@ -101,38 +116,38 @@ class Method(ABC, Generic[Experience]):
 
     @property
     def inner_updates(self) -> int:
-        """Optimiser steps on what one update collected; `lab.inner` counts them."""
+        """Number of optimiser steps on the data that one update collects; `lab.inner` is the current one."""
         return 1
 
     def prepare(self, lab: Lab) -> None:
-        """Called once, before a fresh run's first update, without gradients; may write to the student."""
+        """Called once before the first update of a new run, without gradients. May change the student's weights."""
 
     def plan(self, lab: Lab) -> dict[str, float]:
-        """task -> weight of its gradient in this update: a function of `lab.step`, `lab.progress` and `state` alone.
+        """task -> weight of its gradient in this update. Default: equal weights.
 
-        Default: every task equally.
+        The plan may depend only on `lab.step`, `lab.progress` and `state`, so that a resumed run follows the same plan.
         """
         return dict.fromkeys(lab.tasks, 1 / len(lab.tasks))
 
     @abstractmethod
     def collect(self, lab: Lab, task: str) -> Experience:
-        """What this update learns from. Runs without gradients."""
+        """Collect the data that this update learns from for one task, such as rollouts. Called without gradients."""
 
     def mix(self, lab: Lab, experiences: dict[str, Experience]) -> dict[str, Experience]:
-        """Look at all tasks' experiences of an update together before any loss is taken. Default: leave them."""
+        """Combine the experiences of all tasks before any loss is computed. Default: return them unchanged."""
         return experiences
 
     @abstractmethod
     def losses(self, lab: Lab, task: str, experience: Experience) -> Iterator[Tensor]:
-        """Scalar pieces whose sum is the task's loss; each is backpropagated and freed before the next is asked for."""
+        """Scalar terms whose sum is the task's loss. Each is backpropagated and freed before the next is computed."""
 
     def combine(self, lab: Lab, gradients: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-        """One gradient from those of the tasks, each flat float32 [P] over all the student's weights.
+        """Combine the gradients of the tasks, each flat float32 [P] over all the student's weights, into one.
 
-        They are the tasks' own (the plan's `weights` are not in them), summed over the processes of a run and free of
-        float16's loss scale; every process is given the same ones and must return the same one. Called before the
-        gradient is clipped, once an optimiser step, without gradients. Default: the weighted sum. A method with a rule
-        of its own needs memory for one gradient a task.
+        The gradients are not multiplied by the plan's `weights`; they are summed over the processes of the run and
+        without float16's loss scale. Every process receives the same gradients and must return the same result. Called
+        once per optimiser step, before clipping, without gradients. Default: the weighted sum. A method that overrides
+        this needs memory for one gradient per task.
         """
         first, *others = gradients
         total = weights[first] * gradients[first]
@@ -142,27 +157,28 @@ class Method(ABC, Generic[Experience]):
 
     @classmethod
     def combines(cls) -> bool:
-        """Whether it has a rule of its own for the tasks' gradients."""
+        """Whether it overrides `combine`."""
         return cls.combine is not Method.combine
 
     def state(self) -> dict[str, Tensor]:
-        """What it remembers between updates besides its adapters: name -> tensor. Every checkpoint holds it, and a
-        resumed run goes on from it. It must be the same in every process of a run."""
+        """name -> tensor: what it keeps between updates besides its adapters, saved in every checkpoint.
+
+        It must be the same in every process of a run.
+        """
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` returned; the tensors are on the CPU."""
+        """Restore what `state` returned; the tensors are on the CPU."""
 
     @classmethod
     @abstractmethod
     def predict(cls, spec: Spec, sampler: Sampler) -> int:
-        """NFE of one update, in the unit of budgets: forward 1, backward 2 by convention, guidance
-        doubles (bench/backbones/meter.py)."""
+        """NFE of one update in budget units: forward 1, backward 2, doubled by guidance (bench/backbones/meter.py)."""
 
     @classmethod
     def work(cls, spec: Spec, sampler: Sampler) -> Work | None:
-        """What one update does, from which hours and memory are predicted. Default None: not known beyond `predict`."""
+        """The work of one update, from which hours and memory are predicted. Default None: only `predict` is known."""
         return None
 
     def after_update(self, lab: Lab) -> None:
-        """Called after the optimiser's step, without gradients."""
+        """Called after the optimiser step, without gradients."""

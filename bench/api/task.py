@@ -1,4 +1,4 @@
-"""What a task is: prompts, and a scorer of pictures."""
+"""The contract of tasks: prompts, and a scorer of images."""
 
 from __future__ import annotations
 
@@ -15,94 +15,102 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
+"""The splits of every task's prompts."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, what its scorer needs to know, and the stratum (GenEval: the tag) it is averaged in."""
+    """A prompt with its stratum and what the scorer needs to know about it."""
 
     text: str
     stratum: str = ""
+    """Group in which its scores are averaged (in GenEval, the tag)."""
     metadata: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Plain data for the scorer, such as the expected objects."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a scorer says of a batch of B pictures."""
+    """A scorer's results for a batch of B images."""
 
     rewards: np.ndarray
-    """Training reward, float64 [B], from the task's `lowest_reward` to 1; NaN marks a scorer failure, never a bad
-    picture."""
+    """Training rewards, float64 [B], from the task's `lowest_reward` to 1. NaN means that the scorer failed, never that
+    the image is bad."""
     metrics: dict[str, np.ndarray]
     """Evaluation metrics by name, each float64 [B]."""
     details: list[dict[str, Any]] = field(default_factory=list)
-    """What led to each picture's scores, as plain data; empty where a scorer has nothing to tell."""
+    """How each image got its scores, as plain data; empty if a scorer gives no details."""
 
 
 class Task(ABC):
-    """One reward. Built with the backbone's world, which picks detectors and vocabulary from the task's own table."""
+    """A reward with its prompts. The backbone's world selects detectors and vocabulary from the task's table."""
 
     name: ClassVar[str]
+    """Name under which it is registered."""
     version: str
-    """Changes whenever a score could."""
+    """Must change whenever a score could change, because stored scores are looked up by it."""
     headline: str
     """The metric that tables show."""
     lowest_reward: float = 0.0
-    """Smallest training reward; below 0 only where the published reward is."""
+    """Smallest possible training reward; below 0 only if the published reward is."""
     training_shares: ClassVar[dict[str, float]] = {}
-    """Relative share of strata among training prompts; 1 where nothing is said."""
+    """stratum -> relative frequency among training prompts; 1 for strata that are not listed."""
 
     in_all: ClassVar[bool] = False
-    """Whether --tasks all names it. True for the tasks of this benchmark's own comparison, which every world serves:
-    what `all` means must not depend on the packages that are installed. Any other task is named."""
+    """Whether `--tasks all` includes it. True only for the tasks of this benchmark's comparison, which every world
+    supports: the meaning of `all` must not depend on the installed packages. Other tasks must be named."""
     sources: ClassVar[dict[str, str]] = {}
-    """What a user may say of the scorer (--set scorers.<task>.<key>=VALUE): key -> meaning."""
+    """key -> meaning of the scorer settings that a user may give (--set scorers.<task>.<key>=VALUE)."""
     sources_in: ClassVar[tuple[str, ...]] = ()
-    """Worlds whose pictures those sources serve; elsewhere the task has all it needs. Empty: every world."""
+    """Worlds in which these settings have an effect; empty means every world."""
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         self.world, self.given = world, sources or {}
 
     @property
     def scorer_name(self) -> str:
-        """Engine, version and weights of the scorer; part of every result's provenance."""
+        """Engine, version and weights of the scorer, recorded with every result."""
         return f"{self.world}-{self.name}-{self.version}"
 
     @abstractmethod
     def prompts(self, split: str) -> list[Prompt]:
-        """Prompts of a split. Test and validation list one entry a picture; splits share no text."""
+        """Prompts of a split. The test and validation splits have one entry per image. No text is in two splits."""
 
     @abstractmethod
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
-        """Score pictures [B, 3, H, W] in [0, 1]. Deterministic; never raises on an ugly picture."""
+        """Scores of images [B, 3, H, W] in [0, 1]. Deterministic, and never raises because of a bad image."""
 
     def differentiable_reward(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Tensor:
-        """Reward [B] of pictures [B, 3, H, W] in [0, 1] through which gradients flow; equal to `score`'s rewards where
-        both are defined. Raises UsageError for a task whose reward has no gradient: the default."""
+        """Rewards [B] of images [B, 3, H, W] in [0, 1], with gradients to the images.
+
+        They equal the rewards of `score` where both are defined. Raises UsageError if the reward has no gradient, which
+        is the default.
+        """
         raise UsageError(f"the reward of task {self.name!r} has no gradient")
 
     def check(self, prompt: Prompt) -> None:  # noqa: B027 - plain text has nothing to check
         """Raise UsageError, naming the field and the nearest valid value, for a prompt that this task cannot score.
 
-        Called for every prompt that comes from outside, before any network is loaded. Default: nothing is refused.
+        Called for every prompt from a user's file, before any network is loaded. Default: every prompt is accepted.
         """
 
     def audit(self, images_BCHW: Tensor, prompts: list[Prompt]) -> dict[str, np.ndarray]:
-        """Metrics of an independent scorer that no reward uses, each float64 [B]; `bench eval` shows them.
+        """Metrics of an independent scorer that no reward uses, each float64 [B], for `bench eval`.
 
-        May be slow: training never calls it. Default: none.
+        May be slow, because training never calls it. Default: none.
         """
         return {}
 
     def sample(self, count: int, rng: np.random.Generator) -> list[Prompt]:
-        """Draw training prompts: strata in the task's shares, prompts uniform within."""
+        """Draw training prompts: strata in proportion to `training_shares`, prompts uniformly within a stratum."""
         by_stratum = self._training_prompts
         names = [name for name in by_stratum if self.training_shares.get(name, 1) > 0]
         shares = np.cumsum([self.training_shares.get(name, 1) for name in names], dtype=np.float64)
-        # One draw for all: evenly spaced points give every stratum its share to within one prompt.
+        # Systematic sampling: evenly spaced points give every stratum its share to within one prompt.
         points = (rng.random() + np.arange(count)) / count
         drawn = np.searchsorted(shares / shares[-1], points, side="right")
-        return [by_stratum[names[i]][rng.integers(len(by_stratum[names[i]]))] for i in drawn]
+        strata = [by_stratum[names[i]] for i in drawn]
+        return [stratum[rng.integers(len(stratum))] for stratum in strata]
 
     @cached_property
     def _training_prompts(self) -> dict[str, list[Prompt]]:
@@ -112,16 +120,16 @@ class Task(ABC):
         return by_stratum
 
     def world_entry(self, table: dict[str, Any]) -> Any:
-        """The table's entry for this world; raises UsageError if the task does not serve it."""
+        """The table's entry for this world. Raises UsageError if the task does not support the world."""
         if self.world not in table:
             raise unknown(f"world for task {self.name}", self.world, table)
         return table[self.world]
 
 
 class TaskAround(Task):
-    """A task with its scoring changed; everything else is the inner task's."""
+    """Base of wrappers that change the scoring of an inner task and leave everything else to it."""
 
-    name = version = headline = ""  # the inner task's, once there is one
+    name = version = headline = ""  # replaced by those of the inner task
 
     def __init__(self, inner: Task):
         super().__init__(inner.world, inner.given)
@@ -131,10 +139,13 @@ class TaskAround(Task):
 
     @property
     def scorer_name(self) -> str:
+        """The inner task's scorer name."""
         return self.inner.scorer_name
 
     def prompts(self, split: str) -> list[Prompt]:
+        """The inner task's prompts."""
         return self.inner.prompts(split)
 
     def check(self, prompt: Prompt) -> None:
+        """Raise UsageError for a prompt that the inner task cannot score."""
         self.inner.check(prompt)

@@ -1,4 +1,8 @@
-"""The `bench` command. Heavy imports wait until a command needs them."""
+"""The `bench` command line: every command's options, and the entry point.
+
+Heavy modules are imported inside the commands, so that `bench --help` and commands without a model start fast and
+never load torch.
+"""
 
 import inspect
 import os
@@ -33,7 +37,7 @@ from bench.registry import find, origin, ours, registered, rivals
 
 app = typer.Typer(
     name="bench",
-    help="Compare ways of making one text-to-image model good at several rewards.",
+    help="Compare methods that post-train one text-to-image model on several rewards.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,7 +46,9 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    method: Annotated[str | None, typer.Option("--method", help="A registered method; a preset may name it.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Method to run (bench list methods); default: the preset's.")
+    ] = None,
     tasks: TasksOrPreset = None,
     backbone: BackboneOrPreset = None,
     seeds: Seeds = "0",
@@ -52,19 +58,19 @@ def run(
         str | None,
         typer.Option(
             "--teachers",
-            help="'shipped', 'train' (by the backbone's recipe), or a folder with one adapter folder a task, as of "
-            "bench teach.",
+            help="'shipped', 'train' (train them with the backbone's recipe), or a folder with one adapter folder per "
+            "task, as written by bench teach.",
         ),
     ] = None,
     results: Results = RUNS,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run and what it would cost, and stop.")
+        bool, typer.Option("--dry-run", help="Print the resolved settings and the predicted cost, then stop.")
     ] = False,
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,
 ) -> None:
-    """Train one student, resume it, or print its finished summary."""
+    """Train one student per seed. Rerun to resume; a finished run prints its summary."""
     from bench.config.contradictions import replaced
     from bench.config.resolve import refuse_training, resolve
     from bench.config.settings import parse_seeds
@@ -79,15 +85,17 @@ def run(
     spec = resolve(method, names, seed_list[0], backbone, preset, set_, teachers)
     refuse_training(spec.method, set_ or [])
     check_teachers([spec])
-    note([*replaced(set_), *taught_otherwise([spec.with_seed(s) for s in seed_list], root)])
+    specs = [spec.with_seed(s) for s in seed_list]
+    note([*replaced(set_), *taught_otherwise(specs, root)])
     if dry_run:
         from bench.cli.dryrun import explain
 
         explain(spec)
         return
+    # Imported last: it loads torch, which a dry run and a refused setting do without.
     from bench.cli.run import run_seeds
 
-    run_seeds([spec.with_seed(s) for s in seed_list], root, where)
+    run_seeds(specs, root, where)
 
 
 @app.command()
@@ -102,9 +110,9 @@ def teach(
     profile: ProfileFile = None,
     slurm: Slurm = None,
 ) -> None:
-    """Train one teacher a task by single-task RL, and put them into a folder for --teachers.
+    """Train one teacher per task with single-task RL and collect them in a folder for --teachers.
 
-    Trained as they are by default, they are also those that --teachers train means.
+    With default settings, these are the same teachers as those of --teachers train.
     """
     from bench.config.resolve import TEACHER_METHOD, preset_tasks, resolve
     from bench.config.settings import parse_seeds
@@ -113,7 +121,8 @@ def teach(
 
     names = preset_tasks(preset, None if tasks is None else split_names(tasks))
     seed_list, root, where = parse_seeds(seeds), results_root(results), placement(executor, profile, slurm)
-    specs = [resolve(TEACHER_METHOD, [task], s, backbone, preset, set_) for s in seed_list for task in names]
+    members = [(seed, task) for seed in seed_list for task in names]
+    specs = [resolve(TEACHER_METHOD, [task], seed, backbone, preset, set_) for seed, task in members]
     from bench.cli.run import teach_tasks
     from bench.config.contradictions import replaced
     from bench.printing import note
@@ -124,7 +133,12 @@ def teach(
 
 @app.command()
 def compare(
-    methods: Annotated[str, typer.Option("--methods", "--method", help="Comma-separated methods, or 'all'.")] = "all",
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods", "--method", help="Methods to compare, separated by commas, or 'all' (bench list methods)."
+        ),
+    ] = "all",
     tasks: Tasks = "all",
     backbone: Backbone = "micro",
     seeds: Seeds = "0-4",
@@ -133,7 +147,8 @@ def compare(
         typer.Option(
             "--budget",
             min=1,
-            help="Training NFE each (forward 1, backward 2 by convention); default: opd_analytic's recipe.",
+            help="Training NFE per run (a forward pass counts 1, a backward pass 2); default: the budget of "
+            "opd_analytic's recipe.",
         ),
     ] = None,
     grid: Grid = None,
@@ -149,27 +164,47 @@ def compare(
     from bench.config.settings import parse_seeds
     from bench.jobs.placement import placement
 
-    grids, where = [*(grid or []), *(axes or [])], placement(executor, profile, slurm)
+    where = placement(executor, profile, slurm)
     compare_methods(
-        split_names(methods), split_names(tasks), backbone, parse_seeds(seeds), budget, grids, set_ or [], results,
-        where,
-    )  # fmt: skip
+        split_names(methods),
+        split_names(tasks),
+        backbone,
+        parse_seeds(seeds),
+        budget,
+        axes=[*(grid or []), *(axes or [])],
+        overrides=set_ or [],
+        results=results,
+        placement=where,
+    )
 
 
 @app.command()
 def probe(
-    methods: Annotated[str, typer.Option("--methods", "--method", help="Comma-separated methods.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods", "--method", help="Methods to probe, separated by commas; the first is the reference."
+        ),
+    ],
     tasks: Tasks = "all",
-    student: Annotated[str, typer.Option("--student", help="'base', or a peft adapter folder.")] = "base",
+    student: Annotated[
+        str, typer.Option("--student", help="Frozen student: 'base', or a peft adapter folder.")
+    ] = "base",
     backbone: Backbone = "micro",
-    states: Annotated[int, typer.Option("--states", min=2, max=10_000, help="Draws of prompts and noise.")] = 16,
-    draws: Annotated[int, typer.Option("--draws", min=1, max=100_000, help="Estimates at each of them.")] = 2,
-    by_sigma: Annotated[bool, typer.Option("--by-sigma", help="Also at every noise level by itself.")] = False,
+    states: Annotated[
+        int, typer.Option("--states", min=2, max=10_000, help="Number of draws of prompts and initial noise.")
+    ] = 16,
+    draws: Annotated[
+        int, typer.Option("--draws", min=1, max=100_000, help="Gradient estimates per draw of prompts and noise.")
+    ] = 2,
+    by_sigma: Annotated[
+        bool, typer.Option("--by-sigma", help="Also measure gradient noise at each noise level separately.")
+    ] = False,
     grid: Grid = None,
     axes: Axes = None,
     set_: Set = None,
     results: Results = RUNS,
-    output: Annotated[Path | None, typer.Option("--output", help="Write the numbers to this JSON file.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the measurements to this JSON file.")] = None,
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,
@@ -181,43 +216,60 @@ def probe(
 
     where, root = placement(executor, profile, slurm), results_root(results)
     asked = Probing(
-        split_names(methods), split_names(tasks), student, backbone, [*(grid or []), *(axes or [])], set_ or [],
-        states, draws, by_sigma, str(output) if output else None,
-    )  # fmt: skip
+        methods=split_names(methods),
+        tasks=split_names(tasks),
+        student=student,
+        backbone=backbone,
+        axes=[*(grid or []), *(axes or [])],
+        overrides=set_ or [],
+        states=states,
+        draws=draws,
+        by_sigma=by_sigma,
+        output=str(output) if output else None,
+    )
     carry_out_probe(asked, root, where)
 
 
 @app.command(name="eval")
 def evaluate(
-    adapter: Annotated[str, typer.Option("--adapter", help="'base', or a peft adapter folder.")],
+    adapter: Annotated[str, typer.Option("--adapter", help="What to score: 'base', or a peft adapter folder.")],
     tasks: Tasks = "all",
     backbone: Backbone = "micro",
-    guidance: Annotated[str, typer.Option("--guidance", help="One guidance scale, or several with commas.")] = "1",
-    steps: Annotated[int, typer.Option("--steps", help="Euler steps.")] = 10,
-    split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    guidance: Annotated[
+        str, typer.Option("--guidance", help="Guidance scale, or several separated by commas (1,2.5).")
+    ] = "1",
+    steps: Annotated[int, typer.Option("--steps", help="Number of Euler steps per image.")] = 10,
+    split: Annotated[str, typer.Option("--split", help="Prompts to score: test, validation or train.")] = "test",
     set_: Set = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Write the per-picture scores to this JSON file.")
+        Path | None, typer.Option("--output", help="Write the scores of every image to this JSON file.")
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option("--pictures", help="Write the pictures here, in GenEval's official layout.")
+        Path | None, typer.Option("--pictures", help="Write the images to this folder, in GenEval's official layout.")
     ] = None,
 ) -> None:
     """Score an adapter, or the base, on held-out prompts."""
     from bench.cli.evaluate import score_adapter
 
-    score_adapter(adapter, split_names(tasks), backbone, guidance, steps, split, set_ or [], output, pictures)
+    names, overrides = split_names(tasks), set_ or []
+    score_adapter(adapter, names, backbone, guidance, steps, split, overrides, output, pictures)
 
 
 @app.command()
 def score(
-    task: Annotated[str, typer.Argument(help="The task whose scorer is used.")],
-    source: Annotated[Path, typer.Argument(help="Folder in GenEval's layout, or a results.jsonl of its evaluator.")],
+    task: Annotated[str, typer.Argument(help="Task whose scorer is used (bench list tasks).")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of images in GenEval's layout, or a results.jsonl of GenEval's evaluator.")
+    ],
     set_: Set = None,
-    world: Annotated[str, typer.Option("--world", help="Kind of pictures: photo or micro.")] = "photo",
-    batch: Annotated[int, typer.Option("--batch", min=1, max=100_000, help="Pictures scored together.")] = 8,
+    world: Annotated[
+        str, typer.Option("--world", help="Kind of images: photo, or micro for the drawn world.")
+    ] = "photo",
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, max=100_000, help="Maximum number of images scored together.")
+    ] = 8,
 ) -> None:
-    """Score pictures that any tool made, in the official GenEval layout."""
+    """Score images from any tool, in GenEval's official folder layout."""
     from bench.cli.score import score_folder
 
     score_folder(task, source, set_ or [], world, batch)
@@ -225,21 +277,27 @@ def score(
 
 @app.command()
 def serve(
-    task: Annotated[str, typer.Argument(help="The task whose scorer is served.")],
+    task: Annotated[str, typer.Argument(help="Task whose scorer is served (bench list tasks).")],
     set_: Set = None,
-    world: Annotated[str, typer.Option("--world", help="Kind of pictures: photo or micro.")] = "photo",
+    world: Annotated[
+        str, typer.Option("--world", help="Kind of images: photo, or micro for the drawn world.")
+    ] = "photo",
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8600,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+    ] = 8600,
 ) -> None:
-    """Score pictures over HTTP for runs elsewhere (--set scorers.TASK.url=http://HOST:PORT)."""
+    """Score images over HTTP for runs elsewhere (--set scorers.TASK.url=http://HOST:PORT)."""
     from bench.scoring.server import serve as answer
 
     answer(task, set_ or [], world, host, port)
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(help="methods, tasks, backbones, kernels or presets.")]) -> None:
-    """List what is registered."""
+def list_(
+    what: Annotated[str, typer.Argument(help="What to list: methods, tasks, backbones, kernels or presets.")],
+) -> None:
+    """List the registered methods, tasks, backbones, kernels or presets."""
     from bench.cli.list import print_list
 
     print_list(what)
@@ -247,12 +305,13 @@ def list_(what: Annotated[str, typer.Argument(help="methods, tasks, backbones, k
 
 @app.command()
 def perf(
-    output: Annotated[Path | None, typer.Option("--output", help="Write the numbers to this JSON file.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the measurements to this JSON file.")] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option("--compare", help="Compare two such files instead.")
+        tuple[Path, Path] | None,
+        typer.Option("--compare", help="Measure nothing; compare two files written with --output."),
     ] = None,
 ) -> None:
-    """Measure this machine: memory, arithmetic, kernels, updates against the straightforward loop, scorers."""
+    """Measure this machine: copy bandwidth, matrix products, kernels, training updates and scorers."""
     from bench.perf.command import perf as measure
 
     measure(output, compare)
@@ -260,10 +319,12 @@ def perf(
 
 @app.command()
 def status(
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again until nothing runs or waits.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh the table until nothing is pending or running.")
+    ] = False,
     results: Results = RUNS,
 ) -> None:
-    """List runs: pending, running with progress and time left, done, failed with the error."""
+    """List runs with their state, progress, time left, and error if they failed."""
     from bench.cli.status import show
     from bench.system.files import results_root
 
@@ -272,24 +333,30 @@ def status(
 
 @app.command()
 def cancel(
-    names: Annotated[list[str], typer.Argument(help="Run folders, or beginnings of them; launches; or 'all'.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="What to cancel: names of run folders or their prefixes, names of launches, or 'all'."),
+    ],
     results: Results = RUNS,
 ) -> None:
-    """Stop jobs; what they have checkpointed stays, and the same command goes on."""
+    """Stop jobs. Checkpoints are kept; rerun the original command to resume."""
     from bench.jobs.status import cancel as stop
     from bench.system.files import results_root
     from bench.terminal import legible
 
     stopped = stop(results_root(results), names)
-    print("\n".join(f"cancelled {legible(name)}" for name in stopped) or "nothing of that was pending or running")
+    lines = [f"cancelled {legible(name)}" for name in stopped]
+    print("\n".join(lines) or "no matching job is pending or running")
 
 
 @app.command()
 def logs(
-    name: Annotated[str, typer.Argument(help="A run folder, or the beginning of one; a launch; a job's label.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of a run folder or a prefix of it, name of a launch, or label of a job.")
+    ],
     results: Results = RUNS,
 ) -> None:
-    """Print the end of a job's output."""
+    """Print the last lines of a job's output."""
     from bench.cli.status import logs as print_logs
     from bench.system.files import results_root
 
@@ -298,46 +365,57 @@ def logs(
 
 @app.command()
 def doctor() -> None:
-    """Say what works on this machine and what would fix the rest."""
+    """Check what works on this machine, and print how to fix the rest."""
     from bench.cli.doctor import examine
 
     examine()
 
 
 class Command(TyperCommand):
-    """A command of which no option or argument may be empty, as an unset shell variable in quotes makes one: it would
-    be taken for one that is not given, or for the current folder. Nor may an option that takes one value be given two:
-    the first would be dropped. Whole numbers are written as in settings."""
+    """A command that rejects ambiguous arguments, which typer accepts silently.
+
+    - Empty values, as from an unset shell variable in quotes: typer would take them for a missing option, or for the
+      current folder.
+    - Two different values for an option that takes one: typer would drop the first.
+    - Integers in notations that settings do not accept either, such as 1_000.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as typer does. Raises UsageError for an empty, contradicting or badly written value."""
+        # A first pass over the arguments, with a parser of its own that appends every value instead of keeping the
+        # last one, so that all values of an option can be checked.
         parser = self.make_parser(ctx)
         for option in parser._long_opt.values():
             if option.action == "store":
-                option.action = "append"  # here, so that every value is seen
+                option.action = "append"
         given, _, _ = parser.parse_args(args=list(args))
         kinds = get_type_hints(inspect.unwrap(self.callback)) if self.callback else {}
         for parameter in self.get_params(ctx):
-            told = given.get(parameter.name)
-            values = told if isinstance(told, list) else [told]
-            name = next((o for o in parameter.opts if o.startswith("--")), str(parameter.name).upper())
+            value = given.get(parameter.name)
+            values = value if isinstance(value, list) else [value]
+            long_names = [option for option in parameter.opts if option.startswith("--")]
+            name = long_names[0] if long_names else str(parameter.name).upper()
             kind = kinds.get(str(parameter.name))
-            _check_values(name, values, whole=int in (kind, *get_args(kind)))
+            _check_values(name, values, integer=int in (kind, *get_args(kind)))
             several = getattr(parameter, "multiple", False) or parameter.nargs == -1
             other = next((value for value in values if value != values[0]), None)
             if other is not None and not several:
-                raise UsageError(f"{name} is given twice, as {_shown(values[0])} and as {_shown(other)}: give it once")
+                first, second = _shown(values[0]), _shown(other)
+                raise UsageError(f"{name} is given twice, as {first} and as {second}: give it once")
         return super().parse_args(ctx, args)
 
 
-def _check_values(name: str, values: list[Any], whole: bool) -> None:
-    """Raise UsageError for an empty value of an option or argument, or for one of a `whole` number that is none."""
+def _check_values(name: str, values: list[Any], integer: bool) -> None:
+    """Raise UsageError if a value of an option or argument is empty, or should be an `integer` and is not."""
     from bench.config.settings import INTEGER, NUMBERS
 
     for value in values:
         for part in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(part, str) and not part.strip():
+            if not isinstance(part, str):
+                continue
+            if not part.strip():
                 raise UsageError(f"{name} is empty: give a value, or leave it out")
-            if whole and isinstance(part, str) and not re.fullmatch(NUMBERS[INTEGER], part):
+            if integer and not re.fullmatch(NUMBERS[INTEGER], part):
                 raise UsageError(f"{name} takes a plain whole number, got {part!r}")
 
 
@@ -346,9 +424,11 @@ def _shown(value: Any) -> str:
 
 
 def whole(called: str | None = None) -> typer.Typer:
-    """`bench` with the commands of other packages (entry points bench.commands): sweeps, reports.
+    """The full `bench` application: this file's commands and those of the entry points bench.commands.
 
-    Of packages that are not this project's only the command that is called is imported, the others are just listed.
+    `called` is the name of the command to be carried out. Commands of packages outside this project are imported only
+    when called; otherwise they are only listed. Raises UsageError if such a package takes the name of one of bench's
+    own commands and it is called.
     """
     full = typer.Typer(
         name="bench", help=app.info.help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -358,23 +438,29 @@ def whole(called: str | None = None) -> typer.Typer:
     for name, point in registered("command").items():
         if name in own:
             if name == called:
-                raise UsageError(f"command {name!r} of {origin(point)} is one of bench's own too: uninstall it")
+                raise UsageError(
+                    f"command {name!r} of {origin(point)} has the name of one of bench's own commands: uninstall "
+                    "that package"
+                )
         elif name == called or (ours("command", name) and not rivals("command", name)):
             full.command(name=name)(find("command", name))
         else:
-            full.command(name=name, help=f"Of the package {rivals('command', name) or origin(point)}.")(_unloaded)
+            package = rivals("command", name) or origin(point)
+            full.command(name=name, help=f"Provided by {package}.")(_unloaded)
     for command in full.registered_commands:
         command.cls = Command
     return full
 
 
 def _unloaded() -> None:
-    """Stands in a list for a command that is not called."""
+    """Placeholder for a listed command that is not called."""
 
 
 def invoke(arguments: list[str]) -> int | None:
-    """Carry out one command; returns its exit code. Raises whatever the command raises, interrupts as they are, and
-    KeyboardInterrupt at SIGTERM too."""
+    """Carry out one command and return its exit code.
+
+    Exceptions of the command propagate; SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
+    """
     from bench.system.interrupts import terminated_is_interrupted
 
     command = typer.main.get_command(whole(next(iter(arguments), None)))
@@ -388,7 +474,7 @@ def invoke(arguments: list[str]) -> int | None:
 
 
 def main() -> None:
-    """Entry point: one clear line on stderr and an exit code for everything that a user or the system causes."""
+    """Entry point: errors caused by the user or the system end in one line on stderr and an exit code."""
     exit_on_error(_command)
 
 
@@ -397,5 +483,5 @@ def _command() -> int | None:
         os.getcwd()
     except OSError as error:
         cause = one_line(error)
-        raise UsageError(f"the working directory cannot be used ({cause}): change to one that is there") from error
+        raise UsageError(f"the working directory cannot be used ({cause}): change to an existing one") from error
     return invoke(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The page that closes a comparison or a study."""
+"""The report that a comparison or a study ends with."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,11 @@ from bench.registry import find
 
 
 def write_report(record: Path, folder: Path) -> None:
-    """Make the report of a comparison's or a study's record with the command `report`; prints the page's path.
+    """Write the report of a comparison's or a study's record to `folder` with the command `report`; prints its path.
 
-    Where it cannot be made a line says why: the result that it would show is there without it.
+    If that fails, a line on stderr gives the reason and nothing is raised: the results are already stored.
     """
     try:
         find("command", "report")([record], folder, None)
-    except Exception as error:  # whatever it is, a page is worth no finished comparison
-        print(f"no report: {explained(error)}", file=sys.stderr)
+    except Exception as error:  # of any kind: a failing page must not fail a finished comparison
+        print(f"no report was written: {explained(error)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`bench compare`: methods, settings and seeds at one budget, as independent resumable runs on the cores there are."""
+"""`bench compare`: methods, settings and seeds at one budget, as independent resumable runs in parallel."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -25,17 +25,20 @@ from bench.training.teacher_sets import check_teachers, taught_otherwise
 from bench.training.teachers import locate, training_nfe
 
 RECORDED = {"training_nfe": "training_evaluations", "teacher_nfe": "teacher_evaluations"}
-"""Names of fields in records where they differ: records keep theirs, so that older ones can be read."""
+"""Field of a Standing -> its key in a comparison's record, where they differ. Keys stay, so that older records can be
+read."""
 POINTS = 6
-"""Evaluations along the budget, for anytime curves; thirds are among them, where a cascade of three changes task."""
+"""Number of held-out evaluations along the budget, for anytime curves. Six include the thirds of the budget, at which a
+cascade of three tasks changes task."""
 EQUAL = 0.05
 """Relative difference up to which two costs count as equal, as in the report (report/lines.py)."""
 
 
 def default_budget(tasks: list[str], backbone: str) -> int:
-    """NFE of analytic OPD's own recipe: what a comparison spends where nothing is said."""
+    """Training NFE of analytic OPD's recipe: the budget per run without --budget."""
     spec = resolve("opd_analytic", tasks, backbone=backbone)
-    per_update = find("method", "opd_analytic").predict(spec, spec.sampler.build(describe(backbone).shift))
+    sampler = spec.sampler.build(describe(backbone).shift)
+    per_update = find("method", "opd_analytic").predict(spec, sampler)
     return per_update * (spec.budget.updates or 100)
 
 
@@ -47,38 +50,43 @@ def settle(
     budget: int,
     overrides: list[str],
 ) -> Spec:
-    """The spec of one member. Raises UsageError if the settings have a budget of their own."""
-    told = [*overrides, *variant.overrides]
-    keys = {key: text for text in told for key in leaves(parse_override(text))}
-    if own := keys.get("budget", next((text for key, text in keys.items() if key.startswith("budget.")), None)):
-        raise UsageError(f"{own!r}: lines are compared at one budget, which --budget sets")
+    """The spec of one line and seed. Raises UsageError if the overrides or the line's settings set a budget."""
+    written = [*overrides, *variant.overrides]
+    keys = {key: text for text in written for key in leaves(parse_override(text))}
+    parts_of_budget = [text for key, text in keys.items() if key.startswith("budget.")]
+    own = keys.get("budget", parts_of_budget[0] if parts_of_budget else None)
+    if own:
+        raise UsageError(f"{own!r} sets a budget, but lines are compared at the same one: use --budget instead")
     settings = [f"budget={{nfe: {budget}}}"]
     if "evaluation.points" not in keys:
-        settings.append("evaluation.points=[" + ",".join(f"{(i + 1) / POINTS:.4f}" for i in range(POINTS)) + "]")
-    settings += told
+        points = ",".join(f"{(i + 1) / POINTS:.4f}" for i in range(POINTS))
+        settings.append(f"evaluation.points=[{points}]")
+    settings += written
     return resolve(variant.method, tasks, seed, backbone, overrides=settings)
 
 
 def refuse_twins(runs: dict[tuple[str, int], Run]) -> None:
-    """Raise UsageError where two lines are the same runs, as of --grid lr=1e-3,0.001: they would be compared as two."""
+    """Raise UsageError if two lines have the same runs, as from --grid lr=1e-3,0.001, and would be listed twice."""
     first: dict[Path, str] = {}
     for (label, _), run in runs.items():
         other = first.setdefault(run.folder, label)
         if other != label:
-            raise UsageError(f"the lines {other!r} and {label!r} are the same runs: name their settings once")
+            raise UsageError(f"the lines {other!r} and {label!r} are the same runs: give their settings only once")
 
 
 def beyond_budget(budget: float, spent: dict[str, float]) -> dict[str, float]:
-    """label -> NFE of the lines that spend more than EQUAL beyond the budget: they do not compare with others.
+    """Label -> NFE of the lines that exceed the budget by more than EQUAL, which makes them not comparable.
 
-    Runs end on whole updates, so that a line whose update is large beside the budget overshoots it.
+    Runs end on whole updates, so a line whose updates are large relative to the budget overshoots it.
     """
-    return {label: count for label, count in spent.items() if count > budget * (1 + EQUAL)}
+    limit = budget * (1 + EQUAL)
+    return {label: count for label, count in spent.items() if count > limit}
 
 
 def expected(spec: Spec, budget: int) -> int:
     """Training NFE that a run will spend: whole updates until the budget is reached."""
-    each = find("method", spec.method).predict(spec, spec.sampler.build(describe(spec.backbone).shift))
+    sampler = spec.sampler.build(describe(spec.backbone).shift)
+    each = find("method", spec.method).predict(spec, sampler)
     return -(-budget // each) * each if each else 0
 
 
@@ -93,37 +101,48 @@ def compare_methods(
     results: Path,
     placement: Placement,
 ) -> None:
-    """Check everything, run what is unfinished, print and store the table. Raises PartialError if some runs failed."""
+    """Check all settings, carry out unfinished runs, print and store the table.
+
+    Raises UsageError before anything runs if the lines cannot be compared, and PartialError at the end if some runs
+    failed.
+    """
     root, tasks = results_root(results), task_names(tasks)
     methods = method_names(methods, tasks)
     budget = budget or default_budget(tasks, backbone)
     own = {method: overrides_of(method, methods, overrides) for method in methods}
     lines = variants(axes, recipes(methods, tasks, backbone), overrides)
-    members = {(v.label, s): settle(v, tasks, s, backbone, budget, own[v.method]) for v in lines for s in seeds}
+    points = [(line, seed) for line in lines for seed in seeds]
+    members = {
+        (line.label, seed): settle(line, tasks, seed, backbone, budget, own[line.method]) for line, seed in points
+    }
     fingerprint = describe(backbone).fingerprint()
     runs = {key: Run(root, spec, fingerprint) for key, spec in members.items()}
     refuse_twins(runs)
-    _refuse_splits({label: spec.evaluation.split for (label, _), spec in members.items()})
-    check_teachers(list(members.values()))
-    note([*taught_otherwise([run.spec for run in runs.values()], root), *_overshoot(members, budget)])
-    failures = carry_out_runs({f"{label}, seed {seed}": run for (label, seed), run in runs.items()}, train, placement)
-    groups = {
-        v.label: [
-            Record(run.summary, run.rows("evaluations.jsonl"), run.spec.record())
-            for seed in seeds
-            if (run := runs[v.label, seed]).summary
+    specs = list(members.values())
+    by_label = {label: spec for (label, _), spec in members.items()}
+    _refuse_splits({label: spec.evaluation.split for label, spec in by_label.items()})
+    check_teachers(specs)
+    note([*taught_otherwise([run.spec for run in runs.values()], root), *_overshoot(by_label, budget)])
+    named_runs = {f"{label}, seed {seed}": run for (label, seed), run in runs.items()}
+    failures = carry_out_runs(named_runs, train, placement)
+    done: dict[str, list[Record]] = {}
+    for line in lines:
+        runs_of_line = [runs[line.label, seed] for seed in seeds]
+        records = [
+            Record(run.summary, run.rows("evaluations.jsonl"), run.spec.record()) for run in runs_of_line if run.summary
         ]
-        for v in lines
-    }
-    done = {label: records for label, records in groups.items() if records}
+        if records:
+            done[line.label] = records
     if done:
-        reference = next((label for label in done if label.startswith("opd_analytic")), next(iter(done)))
+        analytic = [label for label in done if label.startswith("opd_analytic")]
+        reference = analytic[0] if analytic else next(iter(done))
         cost = _teacher_cost([run.spec for run in runs.values() if run.summary], root, fingerprint)
         table = standings(done, tuple(tasks), reference, cost)
-        identity = text_hash([backbone, fingerprint, tasks, seeds, budget, [v.label for v in lines], overrides])
+        labels = [line.label for line in lines]
+        identity = text_hash([backbone, fingerprint, tasks, seeds, budget, labels, overrides])
         path = root / f"comparison-{identity}.json"
-        split = next(iter(members.values())).evaluation.split
-        print_standings(table, reference, tuple(tasks), budget, split, path)  # first: the file may not be writable
+        # Print before writing: if the file cannot be written, the table is not lost.
+        print_standings(table, reference, tuple(tasks), budget, specs[0].evaluation.split, path)
         write_atomic(path, json_bytes(as_json(table, reference, budget, runs)))
         write_report(path, root / f"report-{identity}")
     if failures:
@@ -131,72 +150,82 @@ def compare_methods(
 
 
 def _refuse_splits(splits: dict[str, str]) -> None:
-    """Raise UsageError for lines, given with their splits, that are not evaluated on the same prompts."""
+    """Raise UsageError unless all lines are evaluated on the same split; `splits` maps a line's label to its split."""
     (first, split), *others = splits.items()
     for label, other in others:
         if other != split:
             raise UsageError(
-                f"{first!r} is evaluated on the {split} prompts, {label!r} on the {other} prompts: lines are "
-                "compared on one evaluation.split"
+                f"{first!r} is evaluated on the {split} prompts and {label!r} on the {other} prompts: compare lines "
+                "with the same evaluation.split"
             )
 
 
-def _overshoot(members: dict[tuple[str, int], Spec], budget: int) -> list[str]:
-    """What to say before training of lines that will not be at the budget."""
-    specs = {label: spec for (label, _), spec in members.items()}
+def _overshoot(specs: dict[str, Spec], budget: int) -> list[str]:
+    """Notes, before training, on lines that will exceed the budget too far; `specs` maps a line's label to a spec."""
     over = beyond_budget(budget, {label: expected(spec, budget) for label, spec in specs.items()})
     return [
-        f"{label} will spend {count:,} training NFE of --budget {budget:,}, because it ends on a whole update: "
-        f"more than {EQUAL:.0%} beyond the budget it does not compare with the others; a larger --budget does"
+        f"{label} will spend {count:,} training NFE of --budget {budget:,}, because it ends on a whole update; more "
+        f"than {EQUAL:.0%} over the budget, it is not comparable with the other lines: choose a larger --budget"
         for label, count in over.items()
     ]
 
 
 def _teacher_cost(specs: list[Spec], root: Path, fingerprint: str) -> dict[str, float]:
-    """Training NFE of each task's teacher, mean over the seeds of these specs that have teachers."""
+    """Task -> training NFE of its teacher, mean over the seeds; empty if none of the specs has teachers."""
     by_seed = {spec.seed: spec for spec in specs if spec.teachers}
-    costs = [
-        training_nfe(locate(spec, describe(spec.backbone), root, fingerprint)) for spec in by_seed.values()
-    ]
-    return {task: sum(cost[task] for cost in costs) / len(costs) for task in costs[0]} if costs else {}
+    costs = []
+    for spec in by_seed.values():
+        teachers = locate(spec, describe(spec.backbone), root, fingerprint)
+        costs.append(training_nfe(teachers))
+    if not costs:
+        return {}
+    return {task: sum(cost[task] for cost in costs) / len(costs) for task in costs[0]}
 
 
 def as_json(table: list[Standing], reference: str, budget: int, runs: dict[tuple[str, int], Run]) -> dict:
-    """The comparison as plain data, with the folder of every run."""
+    """The comparison as plain data, with the folder names of all runs, also of lines without a finished run."""
     folders: dict[str, list[str]] = {}
     for (label, _), run in runs.items():
         folders.setdefault(label, []).append(run.folder.name)
     lines = []
     for line in table:
-        row = {RECORDED.get(name, name): value for name, value in asdict(line).items()}
+        fields = asdict(line).items()
+        row = {RECORDED.get(name, name): value for name, value in fields}
         lines.append(row | {"runs": folders.pop(line.label)})
     without = [name for names in folders.values() for name in names]
     return {"budget": budget, "reference": reference, "lines": lines, "lines_without_result": without}
 
 
 def print_standings(
-    table: list[Standing], reference: str, tasks: tuple[str, ...], budget: int, split: str, path: Path
+    table: list[Standing],
+    reference: str,
+    tasks: tuple[str, ...],
+    budget: int,
+    split: str,
+    path: Path,
 ) -> None:
-    """The table, to stdout."""
+    """Print the comparison to stdout; `reference` is the label of the line that the others are compared with."""
     from rich.table import Table
 
     shown = Table(title=f"{_spent(table, budget)}; {split} prompts, mean [95% interval] over seeds")
     heads = (
-        "method",
+        "line (seeds)",
         *tasks,
-        "share of teachers' gain",
+        "gain recovered",
         f"minus {reference}",
         "p (Holm)",
         "family",
-        "to target (seeds)",
-        "with teachers",
+        "NFE to target (seeds)",
+        "NFE with teachers",
     )
     for head in heads:
         shown.add_column(head, overflow="fold")
     for line in table:
         own = line.label == reference
+        # The settings go on a second line, which keeps the first column narrow.
+        label = line.label.replace(" ", "\n", 1)
         shown.add_row(
-            f"{line.label.replace(' ', chr(10), 1)} ({line.seeds})",
+            f"{label} ({line.seeds})",
             *(str(line.tasks[t]) for t in tasks),
             str(line.gain),
             "" if own else str(line.against_reference),
@@ -210,37 +239,43 @@ def print_standings(
     out.print(shown)
     _print_beside(out, table, reference)
     out.print(
-        "p: Holm's correction within the family. primary: the paper's claims, joint RL, cascade and PPO-style OPD, "
-        "each at its recipe; exploratory: all others.\n"
-        f"to target: NFE until the mean over seeds is at {TARGET:.0%} of the best teacher in every task; in "
-        f"brackets the seeds that reach it themselves.\nrecord: {path}",
+        "p: Holm-adjusted within the family. primary: the paper's claims (joint RL, the cascade and PPO-style OPD, "
+        "each with its recipe); exploratory: all other lines.\n"
+        f"NFE to target: training NFE until the mean over seeds reaches {TARGET:.0%} of the best teacher in every "
+        "task; in brackets, the seeds that reach it individually.\n"
+        f"record: {path}",
         soft_wrap=True,
     )
 
 
 def _spent(table: list[Standing], budget: int) -> str:
-    """What the lines spent: the budget each, or how far they are from it and which are beyond it."""
+    """The training NFE of a comparison for its title; names the lines that are too far over the budget."""
     spent = {line.label: line.training_nfe for line in table if line.training_nfe}
-    if over := beyond_budget(budget, spent):
-        counts = " to ".join(dict.fromkeys(f"{count:,.0f}" for count in (min(spent.values()), max(spent.values()))))
-        return (
-            f"budget {budget:,} training NFE, spent {counts}; more than {EQUAL:.0%} beyond it "
-            f"and not comparable: {', '.join(over)}"
-        )
-    return f"{budget:,} training NFE each"
+    over = beyond_budget(budget, spent)
+    if not over:
+        return f"{budget:,} training NFE each"
+    ends = [f"{count:,.0f}" for count in (min(spent.values()), max(spent.values()))]
+    counts = " to ".join(dict.fromkeys(ends))
+    return (
+        f"budget {budget:,} training NFE, spent {counts}; more than {EQUAL:.0%} over budget "
+        f"and not comparable: {', '.join(over)}"
+    )
 
 
 def _print_beside(out: Plain, table: list[Standing], reference: str) -> None:
-    """What a headline's mean can hide, and whether a line is equivalent to the reference."""
+    """Print what a mean of headline metrics can hide, and whether a line is equivalent to the reference."""
     from rich.table import Table
 
     metrics = list(dict.fromkeys(metric for line in table for metric in line.beside))
+    # NaN, which differs from itself, means that a line has no margin.
     margin = next((line.margin for line in table if line.margin == line.margin), None)
     if not metrics and margin is None:
         return
-    shown = Table(title="beside the headlines, mean [95% interval]")
-    within = [] if margin is None else ["worst task's share", f"p, equivalent within ±{margin:.3f} (TOST, Holm)"]
-    for head in ("method", *metrics, *within):
+    shown = Table(title="stricter metrics, worst task and equivalence, mean [95% interval]")
+    within = []
+    if margin is not None:
+        within = ["worst task: gain recovered", f"p of equivalence within ±{margin:.3f} (TOST, Holm)"]
+    for head in ("line", *metrics, *within):
         shown.add_column(head, overflow="fold")
     for line in table:
         share = f"{line.worst_task} {line.worst}" if line.worst_task else "-"
@@ -255,16 +290,18 @@ def _print_beside(out: Plain, table: list[Standing], reference: str) -> None:
 
 
 def target_text(line: Standing) -> str:
-    """When a line's mean reaches the target, and how many of its seeds do; a dash without teachers."""
+    """NFE at which a line's mean reaches the target, and how many of its seeds do; a dash without teachers."""
     when = _thousands(line.time_to_target)
     return when if when == "-" else f"{when} ({line.seeds_at_target} of {line.seeds})"
 
 
 def _chance(p: float) -> str:
+    """A p-value as text; a dash for NaN."""
     return "-" if p != p else p_text(p)
 
 
 def _thousands(count: float) -> str:
+    """65280 -> "65k"; a dash for NaN, "never" for infinity."""
     if count != count:
         return "-"
     return "never" if count == float("inf") else f"{count / 1000:,.0f}k"

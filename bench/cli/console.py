@@ -1,4 +1,4 @@
-"""Talking to the person at the terminal: progress on stderr, the result table on stdout."""
+"""Output of runs on the terminal: progress on stderr, the table of results on stdout."""
 
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from bench.training.loop import Progress
 
 
 class Console:
-    """A progress bar while runs go on, and the table at the end; `quiet` says nothing at all."""
+    """A progress bar per run on stderr and the table at the end; use as a context manager.
+
+    `quiet` hides the progress and messages, for processes other than the main one.
+    """
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
@@ -29,16 +32,18 @@ class Console:
         self.progress.stop()
 
     def say(self, text: str) -> None:
+        """Print a line above the progress bars."""
         self.progress.console.print(text, soft_wrap=True)
 
     def listen(self, label: str, update: Progress) -> None:
-        """Advance the bar of a run."""
+        """Advance the progress bar of the run with this label."""
         if label not in self.bars:
             self.bars[label] = self.progress.add_task(label, total=1.0)
-        self.progress.update(self.bars[label], completed=update.fraction, description=f"{label}: update {update.step}")
+        description = f"{label}: update {update.step}"
+        self.progress.update(self.bars[label], completed=update.fraction, description=description)
 
     def table(self, summaries: list[dict], sheet: Path | None = None) -> None:
-        """Models by tasks with intervals, the share of the teachers' gain, cost, and where the pictures are."""
+        """Stop the progress bars and print the results, as `print_table`."""
         self.progress.stop()
         print_table(summaries, sheet)
 
@@ -50,7 +55,10 @@ def _share(share: Estimate) -> str:
 
 
 def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
-    """Print the table of one or several seeds of a run to stdout."""
+    """Print scores by model and task, the gain recovered and the cost to stdout.
+
+    `summaries` are those of one spec's seeds; `sheet` is the path of their contact sheet.
+    """
     out = terminal(110)
     first = summaries[0]
     tasks = list(first["models"]["student"])
@@ -59,22 +67,24 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     table.add_column("model")
     for task in tasks:
         table.add_column(f"{task}: {first['models']['student'][task]['headline']}")
-    order = ["base", *(m for m in first["models"] if m not in ("base", "student")), "student"]
-    for model in order:
+    teachers = [model for model in first["models"] if model not in ("base", "student")]
+    for model in ["base", *teachers, "student"]:
         label = "base at its best guidance" if model == "base" else model
         style = "bold" if model == "student" else None
-        table.add_row(label, *(str(estimate(*model_rows(summaries, model, task))) for task in tasks), style=style)
+        scores = [estimate(*model_rows(summaries, model, task)) for task in tasks]
+        table.add_row(label, *map(str, scores), style=style)
     shares = recovered(summaries)
     if shares:
         table.add_section()
-        table.add_row("share of the teacher's gain", *(_share(shares[task]) for task in tasks))
+        table.add_row("gain recovered", *(_share(shares[task]) for task in tasks))
     out.print(table)
     if shares:
-        out.print(f"share of the teachers' mean gain recovered: {_share(shares['mean'])}")
+        out.print(f"gain recovered over all tasks: {_share(shares['mean'])}")
     for summary in summaries:
         cost = summary["cost"]
-        clocks = ", ".join(f"{name} {s:.0f} s" for name, s in sorted(cost["seconds"].items()) if name != "idle")
-        nfe = cost["evaluations"].get("training", 0)
+        seconds = sorted(cost["seconds"].items())
+        clocks = ", ".join(f"{name} {s:.0f} s" for name, s in seconds if name != "idle")
+        nfe = cost["evaluations"].get("training", 0)  # records keep the older key for NFE
         out.print(
             f"seed {summary['seed']}: {summary['updates']} updates, {nfe:,} training NFE; {clocks}",
             soft_wrap=True,

@@ -1,4 +1,4 @@
-"""`--dry-run`: the resolved spec, sigmas, per-step loss weights, and the predicted NFE, hours and memory."""
+"""`--dry-run`: the resolved spec, sigmas, per-step loss weights, and the predicted NFE, GPU-hours and memory."""
 
 import yaml
 
@@ -10,11 +10,11 @@ from bench.registry import find
 from bench.sampler.rollout import Sampler
 from bench.sampler.weighting import WEIGHTINGS, step_weights
 
-UNIT = "in the unit of budgets: a forward pass counts 1, a backward pass 2 by convention, guidance doubles"
+UNIT = "budget units: a forward pass counts 1, a backward pass 2 by convention, and guidance doubles both"
 
 
 def explain(spec: Spec) -> None:
-    """Print everything that is decided before a run starts; loads no model and writes nothing."""
+    """Print everything that is decided before a run starts. Loads no model and writes nothing."""
     descriptor = describe(spec.backbone)
     sampler = spec.sampler.build(descriptor.shift)
     print(f"# {spec.method}-{spec.digest(descriptor.fingerprint())}-s{spec.seed}")
@@ -25,33 +25,34 @@ def explain(spec: Spec) -> None:
     if note := spec.too_short(count) if count else "":
         print(f"# note: {note}")
     if descriptor.size and (size := descriptor.size(spec.compute)) is None:
-        print("# hours and memory: the model's size is not known before it is fetched")
+        print("# hours and memory: not predicted, because the model's size is not known before it is downloaded")
     elif descriptor.size:
-        for line in (*lines(spec, descriptor, size, sampler), *memory_lines(size, spec, sampler)):
+        predictions = (*lines(spec, descriptor, size, sampler), *memory_lines(size, spec, sampler))
+        for line in predictions:
             print(f"# {line}")
 
 
 def print_steps(sampler: Sampler) -> None:
-    """A table of the sampler's steps: coefficients, and what each weighting makes of them."""
-    print(
-        "\n# step   sigma      h          a          b          c          " + "  ".join(f"w[{w}]" for w in WEIGHTINGS)
-    )
+    """Print a table of the sampler's steps: sigma, step size, coefficients, and the loss weights of each weighting."""
+    heads = "  ".join(f"w[{w}]" for w in WEIGHTINGS)
+    print(f"\n# step   sigma      h          a          b          c          {heads}")
     columns = {name: step_weights(sampler, name) for name in WEIGHTINGS}
+    schedule = sampler.schedule
     for k, at in enumerate(sampler.coefficients):
-        numbers = (sampler.schedule.sigmas[k], sampler.schedule.h(k), at.a, at.b, at.c)
+        numbers = (schedule.sigmas[k], schedule.h(k), at.a, at.b, at.c)
         weights = "  ".join(f"{columns[name][k]:<{len(name) + 3}.3g}" for name in WEIGHTINGS)
         print(f"# {k:<5}" + "".join(f"{n:<11.5f}" for n in numbers) + weights)
 
 
 def budget_line(spec: Spec, sampler: Sampler) -> str:
-    """How much of the budget an update takes."""
+    """The predicted NFE per update and in total, as a line of text."""
     method = find("method", spec.method)
     per_update = method.predict(spec, sampler)
     if not method.trains:
         return "predicted: no training, 0 NFE"
-    told = f"predicted: {per_update:,} NFE per update"
+    text = f"predicted: {per_update:,} NFE per update"
     if spec.budget.updates:
-        told += f", {per_update * spec.budget.updates:,} in all"
+        text += f", {per_update * spec.budget.updates:,} in total"
     elif count := updates(spec, per_update):
-        told += f", about {count} updates in all"
-    return f"{told} ({UNIT})"
+        text += f", about {count} updates in total"
+    return f"{text} ({UNIT})"

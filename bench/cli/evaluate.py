@@ -1,4 +1,4 @@
-"""`bench eval`: score any adapter, at one or several guidance scales."""
+"""`bench eval`: score an adapter or the base at one or several guidance scales."""
 
 import json
 from collections.abc import Iterator
@@ -32,9 +32,9 @@ from bench.training.out_of_memory import memory_of
 from bench.weights.hub import adapter_folder
 
 KEPT = Path("results/runs/cache")
-"""Where runs in this folder keep encoded prompts."""
+"""Folder of encoded prompts, shared with the runs in results/runs."""
 Results = list[tuple[float, Evaluation]]
-"""Guidance scale and what it gave, as far as the evaluation has come."""
+"""(guidance scale, evaluation) for each finished pair of task and scale."""
 
 
 def score_adapter(
@@ -48,10 +48,12 @@ def score_adapter(
     output: Path | None,
     pictures: Path | None,
 ) -> None:
-    """Print every metric with its interval. Raises UsageError for what does not exist or cannot be written.
+    """Evaluate on held-out prompts and print every metric with its interval.
 
-    Pictures go to `pictures`/<task>, at several guidance scales to `pictures`/<task>-<scale>, which must be new or
-    empty. Scores are written to `output` as they come, and printed however far the evaluation gets.
+    Images go to `pictures`/<task>, or to `pictures`/<task>-<scale> if there are several guidance scales; these folders
+    must be new or empty. Scores are written to `output` after each task and scale, and printed even if the evaluation
+    fails halfway. Raises UsageError for an unknown name or an unwritable path before anything is evaluated, and
+    BenchError at the end if some images could not be scored.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
@@ -59,7 +61,8 @@ def score_adapter(
     scales = _scales(guidance)
     descriptor = describe(backbone_name)
     sections = ("scorers", "compute", "sampler")
-    view = view_settings(overrides, names, sections, descriptor.world, descriptor.defaults().get("compute", {}))
+    default_compute = descriptor.defaults().get("compute", {})
+    view = view_settings(overrides, names, sections, descriptor.world, default_compute)
     descriptor.check(view.compute)
     sampler = euler(steps, view.sampler.shift or descriptor.shift, view.sampler.table)
     check_output(output)
@@ -68,62 +71,84 @@ def score_adapter(
     work = [(task, scale) for task in loaded.values() for scale in scales]
     sizes = {name: len(task.prompts(split)) for name, task in loaded.items()}
     for task in loaded.values():
-        _ = task.scorer_name  # a scorer that is not there is missed now
+        _ = task.scorer_name  # raises now, before any image is drawn, if the scorer cannot be used
     backbone = load_backbone(backbone_name, device, view.compute, KEPT)
     if adapter != "base":
         backbone.adapters.load("scored", adapter_folder(adapter))
-    label = lambda name, scale: name if len(scales) == 1 else f"{name}-{scale:g}"  # noqa: E731
-    folders = {(t.name, s): pictures / label(t.name, s) if pictures else None for t, s in work}
-    for folder in filter(None, folders.values()):
+    labels = {(t.name, s): t.name if len(scales) == 1 else f"{t.name}-{s:g}" for t, s in work}
+    folders: dict[tuple[str, float], Path] = {}
+    if pictures:
+        folders = {key: pictures / label for key, label in labels.items()}
+    for folder in folders.values():
         check_folder(folder)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps{_drawn_as(view.compute, descriptor)}"
-    with _printed(title, results), _progress() as shown, memory_of(view.compute, batch, device, backbone_name):
-        lines = [shown.add_task(label(t.name, s), total=sizes[t.name], start=False) for t, s in work]
-        for line, (task, scale) in zip(lines, work):
-            shown.start_task(line)
+    memory = memory_of(view.compute, batch, device, backbone_name)
+    with _printed(title, results), _progress() as shown, memory:
+        # All bars are shown from the start; each one's clock starts with its evaluation.
+        bars = [shown.add_task(labels[t.name, s], total=sizes[t.name], start=False) for t, s in work]
+        for bar, (task, scale) in zip(bars, work):
+            shown.start_task(bar)
             result = evaluate(
-                backbone, task, None if adapter == "base" else "scored", sampler, scale, split, batch, audit=True,
-                folder=folders[task.name, scale], listener=partial(_advance, shown, line),
-            )  # fmt: skip
+                backbone,
+                task,
+                None if adapter == "base" else "scored",
+                sampler,
+                scale,
+                split,
+                batch,
+                audit=True,
+                folder=folders.get((task.name, scale)),
+                listener=partial(_advance, shown, bar),
+            )
             results.append((scale, result))
             if output:
-                _keep(output, [{"guidance": g, "split": split, "steps": steps} | r.record() for g, r in results])
+                settings = {"split": split, "steps": steps}
+                _keep(output, [{"guidance": g} | settings | r.record() for g, r in results])
     if failed := sum(result.failed for _, result in results):
-        without = [f"{result.task}: {result.missing}" for _, result in results if result.missing]
-        raise BenchError("; ".join([f"{failed} pictures could not be scored; they count in no mean", *without]))
+        problem = f"{failed} images could not be scored; they are left out of all means"
+        causes = [f"{result.task}: {result.missing}" for _, result in results if result.missing]
+        raise BenchError("; ".join([problem, *causes]))
 
 
 def _drawn_as(compute: Compute, descriptor: Descriptor) -> str:
-    """Size and precision of the pictures where they are not the model's own, for a title."""
+    """For a title: size and precision of the images, if they differ from the model's defaults."""
     own = (None, descriptor.own().get("compute", {}).get("resolution"))
-    told = [f"{compute.resolution} pixels"] if compute.resolution not in own else []
-    told += [compute.precision] if compute.precision != Compute().precision else []
-    return "".join(f", {text}" for text in told)
+    texts = [f"{compute.resolution} pixels"] if compute.resolution not in own else []
+    if compute.precision != Compute().precision:
+        texts.append(compute.precision)
+    return "".join(f", {text}" for text in texts)
 
 
 def _scales(guidance: str) -> list[float]:
-    """Raises UsageError for what is no scale, and for two that tables and folders would call by one name."""
+    """The values of --guidance. Raises UsageError for an invalid scale, and for two that are shown with equal digits.
+
+    The latter would have the same name in tables and folders.
+    """
     scales = []
     for part in guidance.split(","):
         try:
             scales.append(plain_number(part.strip()))
         except ValueError as error:
-            raise UsageError(f"--guidance {part.strip()} is no plain decimal number") from error
+            raise UsageError(f"--guidance {part.strip()} is not a plain decimal number: write it like 2.5") from error
     try:
         TypeAdapter(list[Guidance]).validate_python(scales)
     except ValidationError as error:
         problem = error.errors()[0]
-        which, said = scales[int(problem["loc"][0])], problem["msg"][0].lower() + problem["msg"][1:]
-        raise UsageError(f"--guidance {which:g}: {said}") from error
+        scale, message = scales[int(problem["loc"][0])], problem["msg"]
+        raise UsageError(f"--guidance {scale:g}: {message[0].lower()}{message[1:]}") from error
     names = [f"{abs(scale):g}" for scale in scales]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"--guidance {guidance} names the scale {twice} twice, to the digits that are shown")
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise UsageError(
+            f"--guidance {guidance} contains the scale {repeated[0]} twice, to the digits shown in tables: give it once"
+        )
     return scales
 
 
 def _keep(output: Path, records: list[dict]) -> None:
+    """Write the scores so far to `output`. Raises BenchError if that fails."""
     try:
         write_output(output, (json.dumps(records) + "\n").encode())
     except OSError as error:
@@ -131,7 +156,7 @@ def _keep(output: Path, records: list[dict]) -> None:
 
 
 def _progress() -> Progress:
-    """Bars on stderr, a line for each task and scale."""
+    """Progress bars on stderr."""
     return progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
@@ -141,7 +166,7 @@ def _advance(shown: Progress, line: TaskID, done: int, _of: int) -> None:
 
 @contextmanager
 def _printed(title: str, results: Results) -> Iterator[None]:
-    """Print what there is of `results` at the end, also where an error ends the evaluation."""
+    """Print `results` on leaving the context, also after an error or interrupt."""
     try:
         yield
     finally:
@@ -154,18 +179,20 @@ def _print(title: str, results: Results) -> None:
     for column in ("task", "guidance", "metric", "mean [95% interval]", "by stratum"):
         table.add_column(column)
     for scale, result in results:
+        several = len(set(result.strata.tolist())) > 1
         for metric in result.rows:
-            parts = result.parts(metric) if len(set(result.strata.tolist())) > 1 else {}
-            split_up = ", ".join(f"{s} {part.mean():.2f}" if len(part) else f"{s} none" for s, part in parts.items())
+            parts = result.parts(metric) if several else {}
+            means = [f"{s} {part.mean():.2f}" if len(part) else f"{s} none" for s, part in parts.items()]
             shown = f"{metric} *" if metric == result.headline else metric
-            table.add_row(result.task, f"{scale:g}", shown, str(result.estimate(metric)), split_up)
+            table.add_row(result.task, f"{scale:g}", shown, str(result.estimate(metric)), ", ".join(means))
     terminal(130).print(table)
     if len({scale for scale, _ in results}) > 1:
         best: dict[str, tuple[float, float]] = {}
         for scale, result in results:
             value = result.estimate().value
-            if not np.isnan(value) and value > best.get(result.task, (-np.inf, 0))[0]:
+            highest, _ = best.get(result.task, (-np.inf, 0))
+            if not np.isnan(value) and value > highest:
                 best[result.task] = (value, scale)
         if best:
             shown = ", ".join(f"{task} {scale:g}" for task, (_, scale) in best.items())
-            print(f"best guidance by headline: {shown}")
+            print(f"best guidance scale by headline metric: {shown}")

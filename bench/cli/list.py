@@ -1,4 +1,4 @@
-"""`bench list`: what is registered, one line each."""
+"""`bench list`: the registered methods, tasks, backbones, kernels and presets, one per line."""
 
 from itertools import takewhile
 from pathlib import Path
@@ -6,24 +6,22 @@ from pathlib import Path
 from bench.config.resolve import PRESETS, describe
 from bench.errors import BenchError, unknown
 from bench.registry import find, leave_out, registered, rivals
-from bench.sampler.transitions import KERNELS
+from bench.sampler.transitions import KERNELS, Kernel
 from bench.system.files import read_lines
 
 KINDS = ("methods", "tasks", "backbones", "kernels", "presets")
 
 
 def print_list(what: str) -> None:
-    """Print names with one fact each. Raises UsageError for an unknown kind."""
+    """Print the names of one kind with facts about each. Raises UsageError for an unknown kind."""
     if what not in KINDS:
         raise unknown("list", what, KINDS)
     rows: list[tuple[str, ...]]
     if what == "kernels":
-        rows = [
-            (k.name, ("deterministic" if k.eta_max == 0 else f"eta 0 to {k.eta_max:g}"), k.source)
-            for k in KERNELS.values()
-        ]
+        rows = [_kernel(kernel) for kernel in KERNELS.values()]
     elif what == "presets":
-        rows = [(path.stem, _heading(path)) for path in sorted(PRESETS.glob("*.yaml"))]
+        presets = sorted(PRESETS.glob("*.yaml"))
+        rows = [(path.stem, _heading(path)) for path in presets]
     else:
         kind = what.removesuffix("s")
         rows = [row for name in registered(kind) if (row := _row(kind, name))]
@@ -33,14 +31,19 @@ def print_list(what: str) -> None:
 
 
 def _row(kind: str, name: str) -> tuple[str, ...] | None:
-    """A line of a list; None, with a word on stderr, for what is broken."""
+    """(name, facts...) of a registered object; None, after a note on stderr, if it cannot be imported."""
     if packages := rivals(kind, name):
-        return name, f"registered more than once, so it cannot be named: by {packages}"
+        return name, f"cannot be used: registered more than once, by {packages}"
     try:
         return name, *FACTS[kind](name)
     except BenchError as error:
         leave_out(error)
         return None
+
+
+def _kernel(kernel: Kernel) -> tuple[str, ...]:
+    noise = "deterministic" if kernel.eta_max == 0 else f"eta 0 to {kernel.eta_max:g}"
+    return kernel.name, noise, kernel.source
 
 
 def _method(name: str) -> tuple[str, ...]:
@@ -63,17 +66,18 @@ FACTS = {"method": _method, "task": _task, "backbone": _backbone}
 
 
 def _heading(path: Path) -> str:
-    """A preset's opening comment: what it is and where it comes from."""
+    """A preset's opening comment, which says what it is and where it comes from."""
     lines = takewhile(lambda line: line.startswith("#"), read_lines(path))
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
 def _about(name: str, task) -> str:
-    """The first line of a task's docstring, which another package's may lack, and what may be said of its scorer."""
-    settings = (f"\n    scorers.{name}.{key}: {meaning}" for key, meaning in task.sources.items())
-    return (task.__doc__ or "").strip().partition("\n")[0] + "".join(settings)
+    """The first line of a task's docstring, which another package's may lack, then one line per scorer setting."""
+    docstring = (task.__doc__ or "").strip()
+    settings = [f"\n    scorers.{name}.{key}: {meaning}" for key, meaning in task.sources.items()]
+    return docstring.partition("\n")[0] + "".join(settings)
 
 
 def _needs(needs) -> str:
-    wanted = [n for n in ("teachers", "rewards", "stochastic") if getattr(needs, n)]
-    return f"needs {', '.join(wanted)}" if wanted else "needs nothing more"
+    wanted = [need for need in ("teachers", "rewards", "stochastic") if getattr(needs, need)]
+    return f"needs {', '.join(wanted)}" if wanted else "no special needs"

@@ -1,54 +1,88 @@
-"""Options that several commands have in common."""
+"""Command-line options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-ALL = "'all': those that count themselves in (bench list tasks)"
+ALL = "'all' for every task that bench list tasks marks \"in all\""
 
 
 def _once(overrides: list[str] | None) -> list[str] | None:
-    """Refuse --set values that contradict one another, as soon as they are read."""
+    """Raise UsageError for contradictory --set values as soon as they are parsed."""
     from bench.config.contradictions import refuse_contradicting_sets
 
     return refuse_contradicting_sets(overrides)
 
 
-Tasks = Annotated[str, typer.Option("--tasks", help=f"Comma-separated tasks, or {ALL}.")]
-Backbone = Annotated[str, typer.Option("--backbone", help="A registered backbone.")]
+Tasks = Annotated[str, typer.Option("--tasks", help=f"Tasks separated by commas, or {ALL}.")]
+Backbone = Annotated[
+    str,
+    typer.Option(
+        "--backbone", help="A registered backbone (bench list backbones), hub:OWNER/REPO, or a path to a pipeline."
+    ),
+]
 TasksOrPreset = Annotated[
-    str | None, typer.Option("--tasks", help=f"Comma-separated tasks, or {ALL}; default: the preset's, or all.")
+    str | None,
+    typer.Option("--tasks", help=f"Tasks separated by commas, or {ALL}. Default: the preset's tasks, or all."),
 ]
 BackboneOrPreset = Annotated[
-    str | None, typer.Option("--backbone", help="A backbone, or a pipeline; default: the preset's, or micro.")
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="A registered backbone (bench list backbones), hub:OWNER/REPO, or a path to a pipeline. Default: the "
+        "preset's backbone, or micro.",
+    ),
 ]
-Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0, 0-2, 0,3,5.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0 or 0-2 or 0,3,5.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable, a key once.", callback=_once),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a setting. Repeatable, but once per key.", callback=_once
+    ),
 ]
+# For commands that take presets: there a later --set may correct an earlier one, and the command notes it.
 LaterSet = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable, the last one of a key holds."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable; the last value of a key counts."),
 ]
 Preset = Annotated[
-    Path | None, typer.Option("--preset", help="YAML of settings, a run's spec.json, or one of bench list presets.")
+    Path | None,
+    typer.Option(
+        "--preset", help="Settings to start from: a preset (bench list presets), a YAML file, or a run's spec.json."
+    ),
 ]
-Results = Annotated[Path, typer.Option("--results", help="Folder for runs; must lie in a folder named 'results'.")]
+Results = Annotated[
+    Path, typer.Option("--results", help="Folder of the runs; it must be inside a folder named 'results'.")
+]
 Grid = Annotated[
-    list[str] | None, typer.Option("--grid", metavar="[METHOD.]KEY=V1,V2", help="An axis of settings; more may follow.")
+    list[str] | None,
+    typer.Option(
+        "--grid", metavar="[METHOD.]KEY=V1,V2", help="Values to compare for one setting, or one method's. Repeatable."
+    ),
 ]
-Axes = Annotated[list[str] | None, typer.Argument(metavar="[[METHOD.]KEY=V1,V2]...", help="Further axes.")]
-Executor = Annotated[str, typer.Option("--executor", help="inline, local (processes here) or slurm.")]
+Axes = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[[METHOD.]KEY=V1,V2]...", help="Further settings to vary, written as for --grid."),
+]
+Executor = Annotated[
+    str,
+    typer.Option(
+        "--executor", help="Where runs execute: inline (this process), local (processes on this machine) or slurm."
+    ),
+]
 ProfileFile = Annotated[
-    Path | None, typer.Option("--profile", help="YAML file of what jobs ask Slurm for (bench/jobs/placement.py).")
+    Path | None, typer.Option("--profile", help="YAML file with the resources of jobs (bench/jobs/placement.py).")
 ]
 Slurm = Annotated[
-    list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="Over the profile: partition=gpu; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--slurm", metavar="KEY=VALUE", help="Override one setting of the profile, as partition=gpu. Repeatable."
+    ),
 ]
 RUNS = Path("results/runs")
 
 
 def split_names(text: str) -> list[str]:
+    """The names in a list separated by commas, without blanks and empty entries."""
     return [name.strip() for name in text.split(",") if name.strip()]

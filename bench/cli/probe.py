@@ -15,7 +15,7 @@ from bench.errors import UsageError
 from bench.jobs.placement import Placement
 from bench.jobs.runs import carry_out_command
 from bench.probes.estimates import nested
-from bench.probes.gradient import GradientNoise, Moments, gradient_noise
+from bench.probes.gradient import GradientNoise, gradient_noise
 from bench.probes.interference import interference
 from bench.registry import find, refuse_repeats
 from bench.system.files import json_bytes
@@ -25,15 +25,19 @@ from bench.training.laboratory import laboratory
 from bench.training.teacher_sets import check_teachers
 
 HELD_APART = 10_000
-"""First state of the reference gradient: far from those of the estimates, so that the cosine is not flattered."""
+"""First state (seed of prompts and noise) of the reference gradient. Estimates use states from 0, so that the two share
+no samples, which would bias the cosine upwards."""
 
 IDLE = ("budget", "optimizer", "ema", "evaluation", "probes", "checkpoint_every")
-"""Sections of settings that change nothing at a frozen student."""
+"""Sections of settings that have no effect on a frozen student."""
+
+Member = tuple[str, tuple[str, ...], Spec]
+"""(label, point of the grid that all methods share, spec) of one probe."""
 
 
 @dataclass(frozen=True)
 class Probing:
-    """What a command asks for; plain data, as a job's work."""
+    """Arguments of the command, as plain data that can be sent to a job."""
 
     methods: list[str]
     tasks: list[str]
@@ -47,51 +51,55 @@ class Probing:
     by_sigma: bool
     output: str | None
 
-    def specs(self) -> list[tuple[str, tuple[str, ...], Spec]]:
-        """As `probe_specs`."""
+    def specs(self) -> list[Member]:
+        """The probes to carry out, from `probe_specs`."""
         return probe_specs(self.methods, self.tasks, self.backbone, self.axes, self.overrides, self.student)
 
 
 def carry_out_probe(asked: Probing, root: Path, placement: Placement) -> None:
-    """Measure here or as a job, and print the tables."""
+    """Measure in this process or as a job, and print the tables."""
     if placement.executor == "inline":
         probe_methods(asked, root)
         return
-    device = asked.specs()[0][-1].device
-    carry_out_command("probe", asdict(asked), measure, root, placement, device)
+    _, _, first_spec = asked.specs()[0]
+    carry_out_command("probe", asdict(asked), measure, root, placement, first_spec.device)
 
 
 def measure(work: dict[str, Any], root: Path) -> None:
-    """What a job does."""
+    """Carry out the probe in a job; `work` holds the fields of a Probing."""
     probe_methods(Probing(**work), root)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured of one method at one point of the grid."""
+    """Measurements of one method at one point of the grid."""
 
     label: str
     point: tuple[str, ...]
-    """Its place on the axes that all methods share; estimates compare within one."""
+    """Values on the axes that all methods share; methods are compared at the same point."""
     spec: Spec
     noise: GradientNoise
     cosine: float
-    """To the reference: the mean of the first method at this point, over states of its own."""
+    """Cosine of the mean gradient to the reference, the first method's mean at this point over separate states."""
     slope: Estimate
-    """Mean along the reference, over the first method's: 1 where the two have the same mean."""
+    """Mean gradient projected on the reference, relative to the first method's projection: 1 if the means agree."""
     by_sigma: dict[float, GradientNoise]
     interference: dict[str, dict[str, float]]
 
 
 def probe_methods(asked: Probing, root: Path) -> None:
-    """Measure, print, and write JSON if asked. Raises UsageError before anything loads where a method cannot run."""
+    """Measure all probes, print the tables, and write JSON if an output file is given.
+
+    Raises UsageError before any model is loaded if a method or setting cannot be probed.
+    """
     specs, states = asked.specs(), asked.states
     check_teachers([spec for _, _, spec in specs])
     output = Path(asked.output) if asked.output else None
     check_output(output)
     check_writable(root / "cache")
     probes: list[Probe] = []
-    firsts: dict[tuple[str, ...], tuple[GradientNoise, GradientNoise]] = {}  # by point: its reference and first method
+    # By point of the grid: the reference gradient and the first method's measurement.
+    firsts: dict[tuple[str, ...], tuple[GradientNoise, GradientNoise]] = {}
     for label, point, spec in specs:
         lab, method = laboratory(spec, asked.student, root)
         if point not in firsts:
@@ -99,16 +107,24 @@ def probe_methods(asked: Probing, root: Path) -> None:
             reference = gradient_noise(nested(method, lab, spec.tasks, apart, 1))
         else:
             reference, _ = firsts[point]
-        measured = lambda where, m=method, s=spec, r=reference: gradient_noise(  # noqa: E731
-            nested(m, where, s.tasks, range(states), asked.draws), r.mean
-        )
-        noise = measured(lab)
+        noise = gradient_noise(nested(method, lab, spec.tasks, range(states), asked.draws), reference.mean)
         _, first = firsts.setdefault(point, (reference, noise))
+        split = {}
         levels = lab.sampler.schedule.sigmas[:-1] if asked.by_sigma else []
-        split = {sigma: measured(replace(lab, sigma=sigma)) for sigma in levels}
-        pulls = interference(method, lab, spec.tasks, max(2, states // 4))
+        for sigma in levels:
+            estimates = nested(method, replace(lab, sigma=sigma), spec.tasks, range(states), asked.draws)
+            split[sigma] = gradient_noise(estimates, reference.mean)
         probes.append(
-            Probe(label, point, spec, noise, noise.cosine(reference.mean), noise.slope(first), trained(split), pulls)
+            Probe(
+                label,
+                point,
+                spec,
+                noise,
+                cosine=noise.cosine(reference.mean),
+                slope=noise.slope(first),
+                by_sigma=trained(split),
+                interference=interference(method, lab, spec.tasks, max(2, states // 4)),
+            )
         )
     print_probes(probes, asked.methods[0], asked.student)
     if output:
@@ -116,48 +132,61 @@ def probe_methods(asked: Probing, root: Path) -> None:
 
 
 def probe_specs(
-    methods: list[str], tasks: list[str], backbone: str, axes: list[str], overrides: list[str], student: str = "base"
-) -> list[tuple[str, tuple[str, ...], Spec]]:
-    """(label, point of the shared grid, spec) of every probe; raises UsageError.
+    methods: list[str],
+    tasks: list[str],
+    backbone: str,
+    axes: list[str],
+    overrides: list[str],
+    student: str = "base",
+) -> list[Member]:
+    """(label, point of the shared grid, spec) of every probe.
 
-    Estimates compare at one student on one sampler: a method's recipe gives way to the first's there.
+    All methods use the first method's sampler and adapter shape instead of those of their recipes, because estimates
+    are comparable only at the same student and sampler. Raises UsageError for a method that does not train and for a
+    setting without effect.
     """
     if not methods:
-        raise UsageError("the method list is empty; name methods")
+        raise UsageError("the method list is empty; name at least one method")
     for method in methods:
         if not find("method", method).trains:
-            raise UsageError(f"method {method!r} does not train: it has no gradient to probe")
+            raise UsageError(f"method {method!r} does not train, so it has no gradient to probe: leave it out")
     refuse_repeats("method", methods)
     own = {method: overrides_of(method, methods, overrides) for method in methods}
     found = []
     for v in variants(axes, recipes(methods, tasks, backbone), overrides):
-        _refuse_idle([*own[v.method], *v.overrides], student)
+        settings = [*own[v.method], *v.overrides]
+        _refuse_idle(settings, student)
         first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
         shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
-        spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *own[v.method], *v.overrides])
+        spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *settings])
         found.append((v.label, v.common, spec))
     return found
 
 
 def _refuse_idle(overrides: list[str], student: str) -> None:
-    """Raise UsageError for a setting that changes nothing at a frozen student, as a learning rate."""
-    for key in (key for text in overrides for key in leaves(parse_override(text))):
+    """Raise UsageError for a setting that has no effect on a frozen student, such as a learning rate."""
+    keys = [key for text in overrides for key in leaves(parse_override(text))]
+    for key in keys:
         section = key.partition(".")[0]
         if key == "lora.start":
-            raise UsageError("lora.start does nothing in a probe: --student names the adapter that is probed")
+            raise UsageError("lora.start has no effect in a probe: name the adapter to probe with --student")
         if section == "lora" and student != "base":
-            raise UsageError(f"{key} does nothing in a probe of an adapter: --student {student} has a shape of its own")
+            raise UsageError(
+                f"{key} has no effect in a probe of an adapter, which has its own shape: leave it out, or probe "
+                f"--student base instead of {student}"
+            )
         if section in IDLE:
-            raise UsageError(f"{key} does nothing in a probe, which trains nothing: leave it out")
+            raise UsageError(f"{key} has no effect in a probe, which trains nothing: leave it out")
 
 
 def trained(split: dict[float, GradientNoise]) -> dict[float, GradientNoise]:
-    """Without the noise levels at which the method never trains."""
+    """`split` (sigma -> gradient noise) without the noise levels at which the method never trains."""
     return {sigma: noise for sigma, noise in split.items() if noise.gram.any()}
 
 
 def as_json(probe: Probe, student: str) -> dict:
-    """Plain numbers, without the gradient itself."""
+    """A probe as plain data, without the gradient itself."""
+    by_sigma = [{"sigma": sigma} | _numbers(noise) for sigma, noise in probe.by_sigma.items()]
     return {
         "label": probe.label,
         "point": probe.point,
@@ -170,7 +199,7 @@ def as_json(probe: Probe, student: str) -> dict:
         "states": probe.noise.states,
         "draws": probe.noise.draws,
         "all": _numbers(probe.noise),
-        "by_sigma": [{"sigma": sigma} | _numbers(noise) for sigma, noise in probe.by_sigma.items()],
+        "by_sigma": by_sigma,
         "cosine_to_reference": probe.cosine,
         "mean_over_first": probe.slope.numbers(),
         "interference": probe.interference,
@@ -188,25 +217,33 @@ def _numbers(noise: GradientNoise) -> dict:
 
 
 def print_probes(probes: list[Probe], first: str, student: str) -> None:
-    """Two tables to stdout."""
+    """Print two tables to stdout: gradient noise, and interference between tasks. `first` names the first method."""
     from rich.table import Table
 
     from bench.printing import terminal
 
     table = Table(title=f"gradient noise at student {student}: one update's gradient, mean over tasks")
     heads = (
-        "method", "sigma", "signal / noise", "|mean|", "trace", "from states", "from estimator", f"cosine to {first}",
-        f"mean over {first}'s",
-    )  # fmt: skip
+        "method",
+        "sigma",
+        "signal / noise",
+        "|mean|",
+        "trace",
+        "from states",
+        "from estimator",
+        f"cosine to {first}",
+        f"mean relative to {first}",
+    )
     for head in heads:
         table.add_column(head)
     for p in probes:
-        table.add_row(p.label, "all", *_cells(p.noise), f"{p.cosine:.3f}", str(p.slope))
+        last_cells = (f"{p.cosine:.3f}", str(p.slope))
+        table.add_row(p.label, "all", *_cells(p.noise), *last_cells)
         for sigma, noise in p.by_sigma.items():
             table.add_row("", f"{sigma:.3f}", *_cells(noise), style="dim")
     out = terminal(150)
     out.print(table)
-    pulls = Table(title="cosine between tasks' mean gradients (a task with itself: two independent halves)")
+    pulls = Table(title="cosine between tasks' mean gradients (a task with itself: between two independent halves)")
     pulls.add_column("method")
     for pair in probes[0].interference:
         pulls.add_column(pair)
@@ -216,7 +253,12 @@ def print_probes(probes: list[Probe], first: str, student: str) -> None:
 
 
 def _cells(noise: GradientNoise) -> tuple[str, ...]:
-    n: Moments = noise.moments
-    share = lambda part: f"{part / n.trace:.0%}" if n.trace else "-"  # noqa: E731
-    size = f"{max(n.signal, 0) ** 0.5:.3g}"
-    return str(noise.snr), size, f"{n.trace:.3g}", share(n.from_states), share(n.from_estimator)
+    """SNR, norm of the mean, trace of the covariance, and the two shares of the trace."""
+    moments = noise.moments
+    norm = max(moments.signal, 0) ** 0.5  # an unbiased estimate of the squared norm may be negative
+    shares = [_share(part, moments.trace) for part in (moments.from_states, moments.from_estimator)]
+    return str(noise.snr), f"{norm:.3g}", f"{moments.trace:.3g}", *shares
+
+
+def _share(part: float, trace: float) -> str:
+    return f"{part / trace:.0%}" if trace else "-"

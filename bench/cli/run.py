@@ -1,4 +1,4 @@
-"""`bench run` and `bench teach`: specs of one method over seeds, here or as jobs."""
+"""`bench run` and `bench teach`: carry out specs in this process or as jobs, and print their results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,10 @@ from bench.training.teacher_sets import keep_teachers
 
 
 def run_seeds(specs: list[Spec], root: Path, placement: Placement) -> None:
-    """Carry out the seeds of one spec and print one table. Raises PartialError if some of several failed."""
+    """Carry out the seeds of one spec and print one table.
+
+    Raises BenchError if the only seed failed, and PartialError if some of several failed.
+    """
     if placement.executor == "inline":
         _here(specs, root)
         return
@@ -28,29 +31,29 @@ def run_seeds(specs: list[Spec], root: Path, placement: Placement) -> None:
         spec = specs[0].with_seed(summaries[0]["seed"])
         with Console() as console:
             console.table(summaries, try_contact_sheet(spec, root, summaries[0], console.say))
-    _tell(failures, specs)
+    _raise_failures(failures, specs)
 
 
 def train(work: dict[str, Any], root: Path) -> None:
-    """Carry out one run, given as its spec, and print its table: what a job does."""
+    """Carry out one run in a job and print its table; `work` is the run's spec as plain data."""
     _here([spec_of(work)], root)
 
 
 def _here(specs: list[Spec], root: Path) -> None:
-    """One after another in this process. Raises Interrupted where it is interrupted."""
+    """Carry out specs one after another in this process. Raises Interrupted on Ctrl-C or SIGTERM."""
     with going_on():
         _one_by_one(specs, root)
 
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """An interrupt at any moment says how to go on."""
+    """Turn a KeyboardInterrupt at any point into an Interrupted whose message says how to resume."""
     try:
         yield
     except Interrupted:
         raise
     except KeyboardInterrupt:
-        raise Interrupted("interrupted: the same command goes on from the last checkpoint") from None
+        raise Interrupted("interrupted: rerun the command to resume from the last checkpoint") from None
 
 
 def _one_by_one(specs: list[Spec], root: Path) -> None:
@@ -63,18 +66,24 @@ def _one_by_one(specs: list[Spec], root: Path) -> None:
             except UsageError:
                 raise
             except BenchError as error:
-                if len(specs) == 1 or workers.count > 1:  # the others wait in this seed's exchanges
+                # With several processes the run cannot go on to the next seed: the others wait for this one in the
+                # collective operations of the failed seed.
+                if len(specs) == 1 or workers.count > 1:
                     raise
                 failures.append(f"seed {spec.seed}: {one_line(error)}")
         if summaries and workers.main:
-            sheet = try_contact_sheet(specs[0].with_seed(summaries[0]["seed"]), root, summaries[0], console.say)
+            first = summaries[0]
+            sheet = try_contact_sheet(specs[0].with_seed(first["seed"]), root, first, console.say)
             console.table(summaries, sheet)
     if failures:
         raise PartialError("; ".join(failures))
 
 
 def teach_tasks(specs: list[Spec], root: Path, placement: Placement) -> None:
-    """Train teachers and print a table for each. Raises PartialError if some failed as jobs."""
+    """Train teachers, print a table for each, and collect them in a folder for --teachers.
+
+    As jobs, raises BenchError if the only teacher failed, and PartialError if some of several failed.
+    """
     if placement.executor == "inline":
         workers = connect(specs[0].device)
         with going_on(), Console(quiet=not workers.main) as console:
@@ -89,24 +98,28 @@ def teach_tasks(specs: list[Spec], root: Path, placement: Placement) -> None:
     with Console() as console:
         for summary in summaries:
             console.table([summary])
-    _tell(failures, specs)
+    _raise_failures(failures, specs)
     _keep(specs, root)
 
 
 def _keep(specs: list[Spec], root: Path) -> None:
-    """What was taught, as --teachers takes it."""
+    """Collect the teachers' adapters in folders for --teachers, and print the options that use them."""
     print("\n".join(keep_teachers(specs, root)))
 
 
 def _as_jobs(specs: list[Spec], root: Path, placement: Placement) -> tuple[list[dict], dict[str, str]]:
-    """Summaries of the runs that ended well, and the errors of the others by label."""
+    """Summaries of the finished runs, and the errors of the others by label."""
     fingerprint = describe(specs[0].backbone).fingerprint()
-    runs = {f"{'+'.join(spec.tasks)}, seed {spec.seed}": Run(root, spec, fingerprint) for spec in specs}
+    runs = {}
+    for spec in specs:
+        label = f"{'+'.join(spec.tasks)}, seed {spec.seed}"
+        runs[label] = Run(root, spec, fingerprint)
     failures = carry_out_runs(runs, train, placement)
     return [run.summary for run in runs.values() if run.summary], failures
 
 
-def _tell(failures: dict[str, str], specs: list[Spec]) -> None:
+def _raise_failures(failures: dict[str, str], specs: list[Spec]) -> None:
+    """Raise one error with the message of every failed run."""
     if failures:
         kind = BenchError if len(specs) == 1 else PartialError
         raise kind("; ".join(f"{label}: {error}" for label, error in failures.items()))

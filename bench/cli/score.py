@@ -1,4 +1,4 @@
-"""`bench score`: score a folder of pictures that any tool made, or summarise results made elsewhere."""
+"""`bench score`: score a folder of images from any tool, or summarise verdicts of GenEval's own evaluator."""
 
 import json
 import os
@@ -41,40 +41,43 @@ from bench.training.evaluate import Evaluation
 from bench.weights.checkpoints import refuse_stand_in
 
 WORLD = "photo"
-"""Kind of pictures unless --world is given."""
+"""Kind of images unless --world is given."""
 LAYOUT = re.compile(r"(.*/)?[0-9]+/samples/[0-9]+\.png")
-"""A picture's name in GenEval's layout."""
+"""The path of an image in GenEval's layout."""
 
 
 def score_folder(named: str, source: Path, overrides: list[str], world: str, batch: int) -> None:
-    """Score DIR in GenEval's layout, write a line a picture beside them, print the summary.
+    """Score a folder in GenEval's layout, write one line per image into it, and print the summary.
 
-    GenEval's own lines are the official evaluator's results.jsonl, other tasks' results-<task>.jsonl. A results.jsonl
-    instead of a folder is summarised as it is. Raises UsageError for what does not exist, and, once the summary is
-    printed, where nothing can be stored.
+    GenEval's scores are written to results.jsonl in the official evaluator's format, those of other tasks to
+    results-<task>.jsonl. If `source` is a results.jsonl instead of a folder, its verdicts are summarised. Raises
+    UsageError if `source` cannot be scored or, after printing the summary, if the scores cannot be stored, and
+    BenchError at the end if some images could not be scored.
     """
     name = task_name(named)
     if source.is_file():
         _refuse_options(name, source, overrides, world)
-        print_summary(imported(source, name), f"{source} (made elsewhere)")
+        print_summary(imported(source, name), f"{source} (existing verdicts)")
         return
+    if not source.exists():
+        raise UsageError(f"no folder {source}")
     if not source.is_dir():
-        taken = "bench score takes a folder in GenEval's layout, or a file that holds results.jsonl"
-        raise UsageError(f"{source} is a pipe or a device; {taken}" if source.exists() else f"no folder {source}")
+        raise UsageError(f"{source} is a pipe or a device; give a folder in GenEval's layout, or a results.jsonl file")
     if (made_as := world_of(source) or world) != world:
-        raise UsageError(f"the pictures in {source} are of the world {made_as!r}: add --world {made_as}")
+        raise UsageError(f"the images in {source} are from the world {made_as!r}, not {world!r}: add --world {made_as}")
     view = view_settings(overrides, (name,), ("scorers",), world)
     task = load_task(name, world, view.scorers.get(name), best_device())
     samples = read(source)
     check_prompts(task, samples)
     own = source / f"results-{name}.jsonl"
     if not may_replace(own):
-        raise UsageError(f"{own} was not written by bench score: move it away, as scores are to be stored there")
+        raise UsageError(f"{own} was not written by bench score, which stores its scores there: move it away")
     task = RememberingTask(task, source / CACHE)
-    if said := task.held:
-        _say_forgotten(task)  # now: scoring may take long, and all of it will be to do again
+    if locked := task.held:
+        # Before scoring, which may take long and would have to be repeated in full: the user can still stop it.
+        _warn_not_cached(task)
     result, lines, failed = scored(task, samples, batch)
-    # The official scripts read results.jsonl: it is kept for verdicts, and holds nothing else.
+    # The official scripts read results.jsonl, so it only ever holds verdicts.
     verdicts = [line for line in lines if "correct" in line]
     official = source / RESULTS
     target = official if verdicts and may_replace(official) else own
@@ -86,12 +89,19 @@ def score_folder(named: str, source: Path, overrides: list[str], world: str, bat
         unstored = error.strerror or one_line(error)
     print_summary(result, f"{source}, {task.scorer_name}")
     if verdicts and target == own and not unstored:
-        print(f"note: {official} was not written by bench score and stays; the verdicts are in {own}", file=sys.stderr)
+        print(
+            f"note: {official} was not written by bench score and is kept; the verdicts are in {own}", file=sys.stderr
+        )
     say_what_is_missing(left_out(source))
-    if task.forgets and not said and not unstored:  # of an unwritable place the error below says enough
-        _say_forgotten(task)
-    problem = f"{len(failed)} of {len(samples)} pictures could not be scored; they count in no mean: "
-    problem = problem + "; ".join([*failed[:3], *filter(None, [result.missing])]) if failed else ""
+    if task.forgets and not locked and not unstored:  # for an unwritable folder, the error below says enough
+        _warn_not_cached(task)
+    problem = ""
+    if failed:
+        causes = [*failed[:3], *filter(None, [result.missing])]
+        problem = (
+            f"{len(failed)} of {len(samples)} images could not be scored; they are left out of all means: "
+            f"{'; '.join(causes)}"
+        )
     if unstored:
         raise UsageError(f"the scores above could not be stored in {target}: {unstored}. {problem}".rstrip(". "))
     if problem:
@@ -99,20 +109,21 @@ def score_folder(named: str, source: Path, overrides: list[str], world: str, bat
 
 
 def _refuse_options(name: str, source: Path, overrides: list[str], world: str) -> None:
-    """Raise UsageError for what does not go with verdicts that were made elsewhere."""
+    """Raise UsageError for a task or option that cannot be combined with a file of existing verdicts."""
     if name != JUDGED:
         raise UsageError(
-            f"{source} is a file, and {name} scores folders of pictures; verdicts made elsewhere are of {JUDGED} alone"
+            f"{source} is a file, and task {name} scores folders of images; files of existing verdicts are supported "
+            f"for {JUDGED} only"
         )
     if overrides or world != WORLD:
         given = f"--set {overrides[0]}" if overrides else f"--world {world}"
-        raise UsageError(f"{given} says how pictures are scored; {source} holds verdicts made elsewhere: leave it out")
+        raise UsageError(f"{given} changes how images are scored, but {source} holds existing verdicts: leave it out")
 
 
 def may_replace(path: Path) -> bool:
-    """Whether nothing would be lost with a results file: there is none, or this command wrote it.
+    """Whether a results file may be overwritten: it does not exist, or `bench score` wrote it.
 
-    GenEval's own evaluator writes no reward. What cannot be read may be anybody's.
+    Files of GenEval's own evaluator contain no reward, which tells them apart. An unreadable file is never replaced.
     """
     try:
         return all("filename" in row and REWARD in row for row in read_rows(path))
@@ -123,23 +134,25 @@ def may_replace(path: Path) -> bool:
 
 
 def say_what_is_missing(others: list[Path]) -> None:
-    """On stderr: what the folder has and the score has not."""
+    """Print a note to stderr on files in the folder that were not scored."""
     if others:
-        first = ", ".join(str(path) for path in others[:3]) + (", ..." if len(others) > 3 else "")
+        first = ", ".join(str(path) for path in others[:3])
+        more = ", ..." if len(others) > 3 else ""
         print(
-            f"note: {len(others)} left out, as GenEval's evaluator does: {first}; it takes DIR/00000/samples/0000.png "
-            "(numbered folders, numbered names, .png)",
+            f"note: {len(others)} left out, as GenEval's evaluator does: {first}{more}; it takes "
+            "DIR/00000/samples/0000.png (numbered folders, numbered names, .png)",
             file=sys.stderr,
         )
 
 
-def _say_forgotten(task: RememberingTask) -> None:
-    print(f"note: scores are not remembered: {task.forgets}", file=sys.stderr)
+def _warn_not_cached(task: RememberingTask) -> None:
+    print(f"note: scores are not cached: {task.forgets}", file=sys.stderr)
 
 
 def check_prompts(task: Task, samples: list[Sample]) -> None:
     """Raise UsageError, naming the file, for the first prompt that the task cannot score."""
-    for home, prompt in {sample.path.parent.parent: sample.prompt for sample in samples}.items():
+    prompts = {sample.path.parent.parent: sample.prompt for sample in samples}
+    for home, prompt in prompts.items():
         try:
             task.check(prompt)
         except UsageError as error:
@@ -147,23 +160,27 @@ def check_prompts(task: Task, samples: list[Sample]) -> None:
 
 
 def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Evaluation, list[dict], list[str]]:
-    """Every picture's metrics, the official evaluator's line for each, and which failed (NaN)."""
+    """Every image's metrics, one results.jsonl line per image, and a message per image without a score (NaN).
+
+    Raises BenchError if no image could be scored.
+    """
     ordered: list[Sample] = []
     found = Collected()
     with progress_bar(quiet=not sys.stderr.isatty()) as shown:
-        line = shown.add_task(task.name, total=len(samples))
+        bar = shown.add_task(task.name, total=len(samples))
         for chunk, images in batches(samples, batch):
             ordered += chunk
             if isinstance(images, UsageError):
                 found.lose(len(chunk), images)
             else:
-                found.add(len(chunk), partial(task.score, images, [sample.prompt for sample in chunk]))
-            shown.advance(line, len(chunk))
+                prompts = [sample.prompt for sample in chunk]
+                found.add(len(chunk), partial(task.score, images, prompts))
+            shown.advance(bar, len(chunk))
     try:
         scores = found.whole()
     except BenchError as error:
-        raise BenchError(f"no picture could be scored: {one_line(error)}") from error
-    assert scores is not None  # there is a picture
+        raise BenchError(f"no image could be scored: {one_line(error)}") from error
+    assert scores is not None  # read() raises for a folder without images
     result = Evaluation.of(task, [sample.prompt for sample in ordered], scores)
     lines, failed = [], []
     for i, sample in enumerate(ordered):
@@ -177,8 +194,10 @@ def scored(task: RememberingTask, samples: list[Sample], batch: int) -> tuple[Ev
 
 
 def batches(samples: list[Sample], batch: int) -> Iterator[tuple[list[Sample], torch.Tensor | UsageError]]:
-    """Pictures of one size that follow each other, at most `batch` together, and no more pixels than one picture may
-    have; the reason instead for a file that is no picture."""
+    """(samples, images BCHW) of consecutive images of equal size; the error instead of images for an unreadable file.
+
+    A batch has at most `batch` images, and at most as many pixels as the largest image that is accepted.
+    """
     chunk: list[Sample] = []
     images: list[torch.Tensor] = []
     for sample in samples:
@@ -187,9 +206,7 @@ def batches(samples: list[Sample], batch: int) -> Iterator[tuple[list[Sample], t
             image = load(sample.path)
         except UsageError as error:
             image = error
-        if chunk and (
-            isinstance(image, UsageError) or image.shape != images[0].shape or len(chunk) == _most(batch, image)
-        ):
+        if chunk and not _fits(image, images, batch):
             yield chunk, torch.stack(images)
             chunk, images = [], []
         if isinstance(image, UsageError):
@@ -200,16 +217,24 @@ def batches(samples: list[Sample], batch: int) -> Iterator[tuple[list[Sample], t
         yield chunk, torch.stack(images)
 
 
-def _most(batch: int, image_CHW: torch.Tensor) -> int:
-    """Pictures of this size to score together."""
-    return max(1, min(batch, LARGEST // image_CHW[0].numel()))
+def _fits(image: torch.Tensor | UsageError, images: list[torch.Tensor], batch: int) -> bool:
+    """Whether an image may join the batch `images`, which is not empty."""
+    if isinstance(image, UsageError) or image.shape != images[0].shape:
+        return False
+    return len(images) != max(1, min(batch, LARGEST // image[0].numel()))
 
 
 def official_line(sample: Sample, detail: dict, metrics: dict[str, float], judged: bool = True) -> dict:
-    """A line of results.jsonl: the official keys first, then this scorer's metrics; no verdict on a picture that
-    could not be scored, or of a task that gives none."""
+    """A line of results.jsonl: the official evaluator's keys first, then this scorer's metrics.
+
+    The keys of a verdict are left out for an image that could not be scored, and if the task gives none (`judged`).
+    """
     prompt = sample.prompt
-    official: dict[str, object] = {"filename": str(sample.path), "tag": prompt.stratum, "prompt": prompt.text}
+    official: dict[str, object] = {
+        "filename": str(sample.path),
+        "tag": prompt.stratum,
+        "prompt": prompt.text,
+    }
     verdict = metrics.get("official")
     judged = judged and is_verdict(verdict)
     if judged:
@@ -217,42 +242,47 @@ def official_line(sample: Sample, detail: dict, metrics: dict[str, float], judge
     official["metadata"] = json.dumps(prompt.metadata)
     if judged:
         official["details"] = json.dumps(detail.get("details", {}))
+    # NaN is not valid JSON.
     return official | {name: None if np.isnan(value) else value for name, value in metrics.items()}
 
 
 def imported(path: Path, task: str) -> Evaluation:
-    """The verdicts of a results.jsonl of the official evaluator, each picture's once.
+    """The verdicts of the official evaluator's results.jsonl, one per image.
 
-    "any picture of the prompt" is a value a prompt, as in the official summary: it stands at the prompt's first
-    picture, NaN at the others. Raises UsageError for another file, naming the line.
+    The metric "any picture of the prompt" has one value per prompt, as in the official summary: it is stored at the
+    prompt's first image, and the others have NaN. Raises UsageError, naming the line, for a file that is not such a
+    results.jsonl.
     """
     rows = verdicts_of(path)
     first: dict[str, int] = {}
     any_picture = np.full(len(rows), np.nan)
     correct = np.array([row["correct"] for row in rows], np.float64)
     for i, row in enumerate(rows):
-        place = first.setdefault(row["identity"], i)
-        any_picture[place] = np.fmax(any_picture[place], correct[i])
+        index = first.setdefault(row["identity"], i)
+        any_picture[index] = np.fmax(any_picture[index], correct[i])  # fmax takes the number where the other is NaN
     strata = np.array([row["tag"] for row in rows])
     found = {"official": correct, "any picture of the prompt": any_picture}
     return Evaluation(task, "official", strata, found, codes([row["identity"] for row in rows]))
 
 
 def verdicts_of(path: Path) -> list[dict]:
-    """{tag, identity, correct} of every picture in a results.jsonl. Raises UsageError, naming the line.
+    """{tag, identity, correct} of every image in a results.jsonl.
 
-    A line that is there again is left out, and said to be; two verdicts on one picture are refused. A line without a
-    file name is a picture of its own: the official prompts have four pictures each, whose lines may well be alike.
+    A repeated line counts once, with a note. A line without a filename counts as a separate image: the official prompts
+    have four images each, whose lines may be equal. Raises UsageError, naming the line, for a file in another format
+    and for two different verdicts on one image.
     """
-    wrong = f"{path} is no results.jsonl of GenEval's evaluator"
+    wrong = f"{path} is not a results.jsonl of GenEval's evaluator"
     if path.is_file():
         refuse_stand_in(path, "results.jsonl")
     try:
-        rows, lines = read_rows(path), [n for n, line in enumerate(read_lines(path), 1) if line.strip()]
+        rows = read_rows(path)
+        lines = [number for number, line in enumerate(read_lines(path), 1) if line.strip()]
     except OSError as error:
         raise UsageError(f"cannot read {path}: {one_line(error)}") from error
+    # read_rows skips a last line that was being written when its writer stopped.
     if len(rows) < len(lines):
-        raise DamagedError(f"{wrong}: line {lines[-1]} is no JSON, or is cut off")
+        raise DamagedError(f"{wrong}: line {lines[-1]} is not valid JSON, or is truncated")
     if not rows:
         raise UsageError(f"{path} is empty")
     kept: dict[object, tuple[int, dict]] = {}
@@ -266,61 +296,70 @@ def verdicts_of(path: Path) -> list[dict]:
         name = named or number
         before, known = kept.setdefault(name, (number, found))
         if known != found:
-            raise UsageError(f"{path}, lines {before} and {number}: two verdicts on one picture, {name!r}")
+            raise UsageError(f"{path}, lines {before} and {number}: two different verdicts on one image, {name!r}")
         again += before != number
     if again:
-        print(f"{path}: {again} lines that are there twice count once", file=sys.stderr)
-    nameless = [json.dumps(row, sort_keys=True) for row, named in zip(rows, names, strict=True) if not named]
-    if alike := len(nameless) - len(set(nameless)):
+        print(f"{path}: {again} repeated lines count once", file=sys.stderr)
+    unnamed_rows = [row for row, named in zip(rows, names, strict=True) if not named]
+    unnamed = [json.dumps(row, sort_keys=True) for row in unnamed_rows]
+    if alike := len(unnamed) - len(set(unnamed)):
         print(
-            f"{path}: {alike} lines without a filename are like others, and count as pictures of their own: nothing "
-            "tells a picture that is there twice from two pictures",
+            f"{path}: {alike} lines without a filename are equal to others and count as separate images, because "
+            "a repeated line cannot be told from a second image",
             file=sys.stderr,
         )
     return [row for _, row in kept.values()]
 
 
-def _picture_name(told: object) -> str:
-    """A picture's name with plain slashes, as other systems write it too; empty where none is told."""
-    if not isinstance(told, str) or not told.strip():
+def _picture_name(filename: object) -> str:
+    """An image's normalised path with forward slashes, whichever system wrote it; empty if there is no filename."""
+    if not isinstance(filename, str) or not filename.strip():
         return ""
-    if told.startswith("file:"):
-        told = urllib.parse.unquote(urllib.parse.urlsplit(told).path)
-    return os.path.normpath(told.replace("\\", "/"))
+    if filename.startswith("file:"):
+        filename = urllib.parse.unquote(urllib.parse.urlsplit(filename).path)
+    return os.path.normpath(filename.replace("\\", "/"))
 
 
 def _one_name_each(names: list[str], where: str) -> list[str]:
-    """The names, a relative one as the longest one that ends with it. Raises UsageError where several do.
+    """One name per image: a relative path becomes the longest of the other paths that end with it.
 
-    A relative name stands for another relative one only if it is one of GenEval's layout: of other names, `a.png` and
-    `more/a.png` may well be two pictures.
+    The longer path must be absolute, or the shared part a path in GenEval's layout: otherwise `a.png` and `more/a.png`
+    may well be two images. Raises UsageError, naming the file `where`, if several paths are possible.
     """
-    tails = {name: re.sub(r"^(\.\./)+", "", name) for name in names if name and not _is_absolute(name)}
-    ends: dict[str, set[str]] = {}
+    relative = [name for name in names if name and not _is_absolute(name)]
+    tails = {name: re.sub(r"^(\.\./)+", "", name) for name in relative}
+    ends: dict[str, set[str]] = {}  # the end of a path -> the longer paths that have this end
     depths = {tail.count("/") for tail in tails.values()}
     for name in {tails.get(name, name) for name in names}:
         parts = name.split("/")
-        for tail in ("/".join(parts[-depth - 1 :]) for depth in depths if depth < len(parts) - 1):
+        shorter = [depth for depth in depths if depth < len(parts) - 1]
+        for depth in shorter:
+            tail = "/".join(parts[-depth - 1 :])
             if _is_absolute(name) or LAYOUT.fullmatch(tail):
                 ends.setdefault(tail, set()).add(name)
     found = {}
     for name, tail in tails.items():
         longest = {end for end in ends.get(tail, ()) if end not in ends}
         if len(longest) > 1:
-            raise UsageError(f"{where}: it is not certain which picture {name!r} is: {' or '.join(sorted(longest))}")
-        found[name] = longest.pop() if longest else tail if LAYOUT.fullmatch(tail) else name
+            candidates = " or ".join(sorted(longest))
+            raise UsageError(f"{where}: {name!r} is ambiguous, it may be {candidates}: write its full path")
+        if longest:
+            found[name] = longest.pop()
+        else:
+            found[name] = tail if LAYOUT.fullmatch(tail) else name
     return [found.get(name, name) for name in names]
 
 
 def _is_absolute(name: str) -> bool:
+    """Whether a path is absolute on any system, also one with a drive letter."""
     return re.match("([A-Za-z]:)?/", name) is not None
 
 
 def verdict(row: dict, where: str) -> dict:
-    """{tag, identity, correct} of one line. Raises UsageError, saying `where`."""
+    """{tag, identity, correct} of one line. Raises UsageError, whose message begins with `where`."""
     for key in ("tag", "prompt"):
         if not isinstance(row.get(key), str):
-            raise UsageError(f"{where} has no {key!r} that is text: {json.dumps(row.get(key))[:60]}")
+            raise UsageError(f"{where}: {key!r} should be text, not {json.dumps(row.get(key))[:60]}")
     correct = row.get("correct")
     if not is_verdict(correct):
         raise UsageError(f"{where}: 'correct' should be true or false, not {json.dumps(correct)[:60]}")
@@ -328,31 +367,35 @@ def verdict(row: dict, where: str) -> dict:
     if isinstance(known, str):  # JSON within JSON, as the evaluator writes it
         with suppress(DamagedError):
             known = parse_json(known, "metadata")
-    return {"tag": row["tag"], "identity": identity(row["tag"], row["prompt"], known), "correct": bool(correct)}
+    tag = row["tag"]
+    return {"tag": tag, "identity": identity(tag, row["prompt"], known), "correct": bool(correct)}
 
 
 def print_summary(found: Evaluation, title: str) -> None:
-    """Per stratum, the mean over strata (GenEval's overall) and the mean over pictures, each with its interval.
+    """Print every metric's mean per tag, over tags (GenEval's overall score, with its interval) and over all images.
 
-    A metric that has a value a prompt is averaged over prompts.
+    A metric with one value per prompt is averaged over prompts.
     """
     from rich.table import Table
 
     from bench.printing import terminal
 
     strata = list(found.parts())
+    several = len(strata) > 1
     out = terminal(150)
-    out.print(f"{found.task}: {title}, {len(found.strata) - found.failed} pictures", soft_wrap=True)
+    out.print(f"{found.task}: {title}, {len(found.strata) - found.failed} images", soft_wrap=True)
     table = Table()
-    heads = ("metric", *(strata if len(strata) > 1 else []), "mean over tags" if len(strata) > 1 else "mean")
-    for head in (*heads, *(["mean over all"] if len(strata) > 1 else [])):
+    heads = ("metric", *strata, "mean over tags", "mean over all") if several else ("metric", "mean")
+    for head in heads:
         table.add_column(head)
     for metric in found.rows:
-        parts = list(found.parts(metric).values())
-        cells = [_mean(part) for part in parts] if len(strata) > 1 else []
-        whole = [_mean(np.concatenate(parts))] if len(strata) > 1 else []
         shown = f"{metric} *" if metric == found.headline else metric
-        table.add_row(shown, *cells, str(found.estimate(metric)), *whole)
+        mean = str(found.estimate(metric))
+        if several:
+            parts = list(found.parts(metric).values())
+            table.add_row(shown, *map(_mean, parts), mean, _mean(np.concatenate(parts)))
+        else:
+            table.add_row(shown, mean)
     out.print(table)
 
 

@@ -1,4 +1,4 @@
-"""What `bench status` and `bench logs` print."""
+"""Output of `bench status` and `bench logs`."""
 
 import time
 from pathlib import Path
@@ -7,11 +7,21 @@ from bench.jobs.status import ORDER, StatusRow, latest_job, log_lines, survey
 from bench.terminal import legible
 
 REFRESH_S = 2.0
+"""Seconds between two refreshes of `bench status --watch`."""
 LINES = 100
+"""Number of lines of each log that `bench logs` prints."""
+COLOURS = {
+    "running": "cyan",
+    "pending": "yellow",
+    "damaged": "bold red",
+    "failed": "red",
+    "stopped": "magenta",
+    "done": "green",
+}
 
 
 def show(root: Path, watch: bool) -> None:
-    """Print the table; with `watch` again and again until nothing is pending or running."""
+    """Print the table of runs; with `watch`, refresh it until nothing is pending or running."""
     from bench.printing import terminal
 
     console = terminal()
@@ -29,36 +39,34 @@ def show(root: Path, watch: bool) -> None:
 
 
 def table(lines: list[StatusRow]):
-    """Runs by state, with how many there are of each."""
+    """A rich table with one row per run, and the number of runs in each state as its title."""
     from rich.table import Table
     from rich.text import Text
 
     counts = {state: sum(line.state == state for line in lines) for state in ORDER}
-    shown = Table(title=", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs yet")
+    title = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    shown = Table(title=title or "no runs yet")
     for head in ("run", "state", "progress", "left", "where", "note"):
         shown.add_column(head, overflow="fold")
-    colours = {
-        "running": "cyan", "pending": "yellow", "damaged": "bold red", "failed": "red", "stopped": "magenta",
-        "done": "green",
-    }  # fmt: skip
     for line in lines:
         fraction = "" if line.fraction is None else f"{line.fraction:.0%}"
         left = "" if line.left_s is None else span(line.left_s)
         texts = (line.name, line.state, fraction, left, line.where, line.note)
-        styles = [colours[line.state] if i == 1 else "" for i in range(len(texts))]
-        shown.add_row(*(Text(legible(text), style=style) for text, style in zip(texts, styles, strict=True)))
+        cells = [Text(legible(text)) for text in texts]
+        cells[1].style = COLOURS[line.state]
+        shown.add_row(*cells)
     return shown
 
 
 def span(seconds: float) -> str:
-    """3700 -> "1:01:40"."""
+    """A duration as hours, minutes and seconds: 3700 -> "1:01:40"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def logs(root: Path, name: str) -> None:
-    """Print the end of the latest job's output that a name means. Raises UsageError if there is none."""
+    """Print the last lines of the output of the latest job that `name` matches. Raises UsageError if none does."""
     launch, job = latest_job(root, name)
     for kind in ("out", "err"):
         path = launch.log(job, kind)

@@ -1,1 +1,1 @@
-"""What a run is: settings, their bounds, and how a command's words become a specification."""
+"""The specification of a run: settings, their bounds, and how command-line options become a `Spec`."""

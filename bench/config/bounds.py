@@ -1,4 +1,4 @@
-"""Ranges that settings must lie in, so that a slip of the keyboard is refused before anything is allocated."""
+"""Bounded types for settings, so that a typing error is rejected before anything is allocated."""
 
 import re
 from typing import Annotated
@@ -6,20 +6,23 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 Count = Annotated[int, Field(gt=0, le=100_000)]
-"""How many prompts, pictures, states or steps: far above what anybody trains on at once."""
+"""A number of prompts, images, states or steps; the upper bound is far above any practical batch."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A finite number above 0."""
 Moderate = Annotated[float, Field(gt=0, le=1e6)]
-"""A range, weight or scale of a method: what is far larger overflows in float32."""
+"""A range, weight or scale of a method; much larger values overflow in float32."""
 Weight = Annotated[float, Field(ge=0, le=1e6)]
-"""Of a part of a loss; 0 leaves it out."""
+"""The weight of a term of a loss; 0 disables the term."""
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1, both included."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
+"""A number above 0 and up to 1."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a running average: 1 would never move."""
+"""The decay of a running average; at 1 the average would never change."""
 Guidance = Annotated[float, Field(ge=0, le=1000)]
-"""A guidance scale; 1 is no guidance."""
+"""A guidance scale; 1 means no guidance."""
 Shift = Annotated[float, Field(ge=0.01, le=100)]
-"""Of timesteps: published models have 1 to 12; far beyond, neighbouring sigmas are one number."""
+"""A timestep shift. Published models use 1 to 12; far outside that range neighbouring sigmas become equal."""
 
 
 def _is_device(name: str) -> str:
@@ -37,5 +40,6 @@ def _are_targets(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 DeviceName = Annotated[str, AfterValidator(_is_device)]
+"""`cpu`, `cuda` or `cuda:NUMBER`."""
 Targets = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_are_targets)]
-"""Endings of layers' names."""
+"""Suffixes of the names of the layers that get a LoRA adapter."""

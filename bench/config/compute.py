@@ -1,4 +1,4 @@
-"""How a backbone computes: size of pictures, precision, and what is traded for memory (this file imports no torch)."""
+"""How a backbone computes: image size, precision, and what it trades for memory. This file does not import torch."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,33 +8,37 @@ from bench.config.settings import Settings
 
 
 class Compute(Settings):
-    """Settings of the forward and backward pass; adapters and optimiser are float32 whatever is said here."""
+    """Settings of the forward and backward pass. Adapters and the optimiser are always float32."""
 
     RESULT: ClassVar[tuple[str, ...]] = ("resolution", "precision", "max_sequence_length")
-    """Settings that results depend on; the others move their last bits."""
+    """Settings that results depend on. The others change results by rounding only."""
 
     resolution: Annotated[int, Field(gt=0)] | None = None
-    """Pixels a side; None: the model's own."""
+    """Width and height of an image in pixels; None means the model's default."""
     max_sequence_length: Annotated[int, Field(gt=0, le=512)] | None = None
-    """T5 tokens of a prompt, by diffusers' name. None: 128, as Flow-GRPO and its successors train and evaluate; a
-    pipeline that nobody tells draws with 256, which changes latents of the same noise by about 2%."""
+    """Maximum number of T5 tokens of a prompt (diffusers' name). None means 128, the length at which Flow-GRPO and its
+    successors train and evaluate. The pipelines of diffusers default to 256, which changes the latents drawn from the
+    same noise by about 2%."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Frozen weights and autocast; float16 trains with a dynamic loss scale."""
+    """Precision of the frozen weights and of autocast; float16 trains with a dynamic loss scale."""
     batch: Annotated[int, Field(gt=0)] | None = None
-    """Latents per forward without gradients; None: all that are asked for at once."""
+    """Maximum number of latents per forward pass without gradients; None means no limit."""
     gradient_checkpointing: bool = False
-    """Forget a block's activations and compute them again in the backward pass: about a tenth of their
-    memory, half as many operations again."""
+    """Recompute each block's activations in the backward pass: about a tenth of the activation memory for half as many
+    operations again."""
     compile: bool = False
-    """torch.compile on every transformer block."""
+    """Apply torch.compile to every transformer block."""
     decode: Literal["whole", "sliced", "tiled"] = "whole"
-    """Latents -> pictures: the batch at once, picture by picture, or (approximately) tile by tile."""
+    """How latents are decoded into images: the batch at once, one image at a time, or tile by tile (approximate)."""
     offload_text_encoders: bool = False
-    """Keep text encoders in host memory while they do not encode."""
+    """Keep the text encoders in host memory while they are not in use."""
 
     def record(self) -> dict[str, Any]:
-        """Plain data for records; settings that came later than records are left out at their defaults."""
-        return self.model_dump(exclude={"max_sequence_length"} if self.max_sequence_length is None else None)
+        """Plain data for records. Settings that were added after the first records are omitted at their defaults."""
+        # Hashes of runs are taken over this record: a new key at its default would rename every stored run.
+        omitted = {"max_sequence_length"} if self.max_sequence_length is None else None
+        return self.model_dump(exclude=omitted)
 
 
 PLAIN = Compute()
+"""The default settings."""

@@ -1,4 +1,4 @@
-"""Settings that contradict one another: of two values for one key neither is dropped in silence."""
+"""Finding contradictory settings: when a key is given two values, neither is dropped silently."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,11 +7,11 @@ from bench.config.settings import parse_override
 from bench.errors import UsageError
 
 WHOLE = ("budget",)
-"""Sections of which one entry replaces another: budget.updates and budget.nfe are one setting."""
+"""Sections that a value replaces completely: budget.updates and budget.nfe count as one setting."""
 
 
 def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; an empty section is a value."""
+    """Nested settings as a flat mapping from dotted key to value; an empty section counts as a value."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         path = f"{prefix}{name}"
@@ -21,15 +21,16 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def contradictions(told: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """(key, option, later option) of all that say different things of one key.
+    """(key, earlier option, later option) of every two options that give different values to the same key.
 
-    `told` are pairs: an option as the user wrote it, and what it says as key=value.
+    `told` yields pairs: the option as the user wrote it, and the key=value that it means.
     """
     last: dict[str, tuple[str, Any]] = {}
     for words, override in told:
         for key, value in leaves(parse_override(override)).items():
             before, known = last.get(key, (words, value))
-            if key in last and known != value:  # NaN is not equal to itself
+            # The first test matters for NaN, which does not equal itself.
+            if key in last and known != value:
                 yield key, before, words
             last[key] = words, value
 
@@ -37,16 +38,16 @@ def contradictions(told: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, 
 def refuse_contradictions(told: Iterable[tuple[str, str]]) -> None:
     """Raise UsageError for the first contradiction."""
     for key, before, words in contradictions(told):
-        raise UsageError(f"{before} and {words} contradict one another: give exactly one value for {key}")
+        raise UsageError(f"{before} and {words} contradict each other: give exactly one value for {key}")
 
 
 def replaced(overrides: list[str] | None, option: str = "--set") -> list[str]:
-    """What to say where a --set replaces an earlier one, as where one is added to a command that is there."""
+    """One note for every override that replaces an earlier one, for commands that append to a stored command line."""
     told = contradictions((f"{option} {text}", text) for text in overrides or [])
-    return [f"{words} holds, and not {before}" for _, before, words in told]
+    return [f"{words} overrides {before}" for _, before, words in told]
 
 
 def refuse_contradicting_sets(overrides: list[str] | None) -> list[str] | None:
-    """The --set values of a command line as they are. Raises UsageError where one contradicts another."""
+    """Return the --set values of a command line unchanged. Raises UsageError if two of them contradict each other."""
     refuse_contradictions((f"--set {text}", text) for text in overrides or [])
     return overrides

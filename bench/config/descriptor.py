@@ -1,6 +1,6 @@
-"""What is known of a backbone without loading it (this file imports no torch).
+"""What is known about a backbone without loading it. This file does not import torch.
 
-What functions return is named in words: the types lie in a room above this one.
+Return types from higher layers are described in words, because this layer cannot import them.
 """
 
 from collections.abc import Callable
@@ -11,30 +11,34 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Names and places of one backbone."""
+    """Names, files and factories of one backbone."""
 
     name: str
+    """Name of the backbone in records and messages."""
     world: str
-    """Which detectors and vocabulary fit its pictures: a key of the tasks' tables ('micro', 'photo')."""
+    """Kind of images it draws, which decides the detectors and the vocabulary: a key of the tasks' tables ('micro',
+    'photo')."""
     shift: float
-    """Timestep shift of its scheduler, as its own files say."""
+    """Timestep shift of its scheduler, from its own configuration files."""
     load: Callable[..., Any]
-    """(device, compute=Compute(), cache=None) -> FlowBackbone; `cache` is a folder that keeps encoded prompts."""
+    """(device, compute=Compute(), cache=None) -> FlowBackbone; `cache` is the folder for encoded prompts."""
     fingerprint: Callable[[], str]
-    """Content hash of its weights."""
+    """() -> content hash of its weights."""
     recipes: Path | None = None
-    """Folder of <method>.yaml settings tuned for this backbone, applied over the method's own defaults."""
+    """Folder of <method>.yaml files with settings tuned for this backbone; they override the method's defaults."""
     teachers: Path | None = None
-    """Folder of shipped teacher adapters, one folder a task."""
+    """Folder of shipped teacher adapters, with one subfolder per task."""
     size: Callable[..., Any] | None = None
-    """compute -> Size without loading weights, or None if it is not known; no function where nobody plans GPU-hours."""
+    """compute -> Size without loading weights, or None if the size is unknown. Leave the function out if GPU-hours
+    are never predicted for this backbone."""
     shape_only: Callable[..., Any] | None = None
-    """(device, compute) -> FlowBackbone of published size with random weights, which `bench perf` measures."""
+    """(device, compute) -> FlowBackbone of the published size with random weights, for `bench perf`."""
     own: Callable[[], dict[str, dict[str, Any]]] = dict
-    """() -> section of a spec -> setting -> what holds where nobody says it: saying that gives a run no other name."""
+    """() -> {section of a spec: {setting: value that this backbone uses by default}}. Setting one of these values
+    explicitly does not change the run's hash."""
     defaults: Callable[[], dict[str, Any]] = dict
-    """() -> settings under every recipe: what this backbone is sensibly computed with where nobody says."""
+    """() -> settings that apply under every recipe: sensible compute settings for this backbone."""
     check: Callable[..., object] = lambda compute: None
-    """compute -> raises UsageError for one that this backbone cannot be computed with; called before anything loads."""
+    """compute -> None; raises UsageError for settings that this backbone does not support. Called before loading."""
     base_guidance: dict[str, float] | None = None
-    """task -> guidance scale at which the untrained base does best on validation prompts; None if unknown."""
+    """task -> guidance scale at which the untrained base scores highest on validation prompts; None if unknown."""

@@ -1,4 +1,4 @@
-"""Axes of settings: which specs a grid means, and for which method each --set value is."""
+"""Grids of settings: the lines that --grid expands to, and the method that each --set value applies to."""
 
 import re
 from dataclasses import dataclass
@@ -12,67 +12,85 @@ from bench.errors import UsageError, unknown
 from bench.registry import find, named, registered, usable
 
 TEACHERS = re.compile(r"\s*(teachers|teacher_guidance)\s*[.=]")
-"""Settings of teachers."""
+"""Matches overrides of the sections that configure teachers."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of a comparison: a method with its deviations from the recipe."""
+    """One line of a comparison: a method and the settings in which it deviates from its recipe."""
 
     label: str
+    """The method and its point of the grid, as tables show them."""
     method: str
     overrides: tuple[str, ...]
+    """The point of the grid as key=value."""
     common: tuple[str, ...] = ()
-    """The part of the overrides that comes from axes all methods share."""
+    """The overrides that come from axes shared by all methods."""
 
 
 def variants(axes: list[str], specs: dict[str, Spec], overrides: list[str] | None = None) -> list[Variant]:
-    """Every method crossed with every point of its grid. Raises UsageError for an unknown method, key or value, and
-    where a key has two axes, or an axis and a value in `overrides` (--set).
+    """Every method crossed with every point of its grid.
 
-    `axes` are "key=v1,v2" for every method or "method.key=v1,v2" for one; `specs` are the methods' own, in order. A
-    key may be shortened to its last part where that is unambiguous: in the first method's spec, or in its owner's.
+    `axes` are "key=v1,v2" for every method or "method.key=v1,v2" for one method; `specs` maps each method to its spec,
+    in order. A key may be shortened to its last part if that is unambiguous in the spec of its method, or in the
+    first method's spec for a shared axis. Raises UsageError for an unknown method, key or value, and for a key that
+    has two axes, or both an axis and a value in `overrides` (--set).
     """
     common: list[tuple[str, list[str]]] = []
     owned: dict[str, list[tuple[str, list[str]]]] = {method: [] for method in specs}
     written: dict[str, dict[str, str]] = {method: {} for method in specs}
     for axis in axes:
         owner, rest = split_owner(axis, list(specs), "--grid")
-        key, values = parse_axis(rest, specs[owner] if owner else next(iter(specs.values())))
+        first = next(iter(specs.values()))
+        key, values = parse_axis(rest, specs[owner] if owner else first)
         for method in [owner] if owner else specs:
-            if other := written[method].get(key):
-                raise UsageError(f"--grid {other} and --grid {axis} are both axes of {key}: give its values in one")
+            other = written[method].get(key)
+            if other:
+                raise UsageError(
+                    f"--grid {other} and --grid {axis} are both axes of {key}: give all its values in one --grid"
+                )
             written[method][key] = axis
         (owned[owner] if owner else common).append((key, values))
     for method in specs:
         _refuse_set_axes(written[method], overrides_of(method, list(specs), overrides or []))
     result = []
     for method in specs:
-        for point in product(*([(key, value) for value in values] for key, values in common + owned[method])):
-            shown = ",".join(f"{key.removeprefix('params.').removeprefix('sampler.')}={v}" for key, v in point)
+        # Shared axes come first, so that the first settings of every point are the common ones.
+        options = [[(key, value) for value in values] for key, values in common + owned[method]]
+        for point in product(*options):
+            shown = ",".join(f"{_short_key(key)}={value}" for key, value in point)
             label = f"{method} {shown}" if shown else method
             settings = tuple(f"{key}={value}" for key, value in point)
             result.append(Variant(label, method, settings, settings[: len(common)]))
     return result
 
 
+def _short_key(key: str) -> str:
+    """A key without the name of a section that readers of a label can do without."""
+    return key.removeprefix("params.").removeprefix("sampler.")
+
+
 def _refuse_set_axes(axes: dict[str, str], overrides: list[str]) -> None:
-    """Raise UsageError if --set gives a value to the key of an axis; `axes` are key -> axis as it was written."""
+    """Raise UsageError if --set gives a value to the key of an axis; `axes` maps keys to axes as written."""
     for text in overrides:
         for key in leaves(parse_override(text)):
-            if axis := axes.get(key):
-                raise UsageError(f"--set {text} and --grid {axis} are both for {key}: give it in one of them")
+            axis = axes.get(key)
+            if axis:
+                raise UsageError(f"--set {text} and --grid {axis} both set {key}: drop one of them")
 
 
 def recipes(methods: list[str], tasks: list[str], backbone: str) -> dict[str, Spec]:
-    """Methods' specs for the keys of a grid, without what a user sets: that may fit no kernel but the grid's."""
+    """The methods' specs without the user's --set values, for looking up the keys of a grid.
+
+    Those values are left out because they may be valid only with a kernel that the grid sets.
+    """
     return {method: resolve(method, tasks, backbone=backbone) for method in methods}
 
 
 def split_owner(text: str, methods: list[str], option: str) -> tuple[str | None, str]:
-    """ "opd_ppo.params.clip=0.1" -> ("opd_ppo", "params.clip=0.1"); (None, text) where no method leads.
+    """Split "opd_ppo.params.clip=0.1" into ("opd_ppo", "params.clip=0.1"); (None, text) without a leading method.
 
-    Raises UsageError if the method it is meant for is not among `methods`.
+    Raises UsageError if that method is not among `methods`.
     """
     owner, _, rest = text.partition(".")
     if owner not in registered("method"):
@@ -83,18 +101,24 @@ def split_owner(text: str, methods: list[str], option: str) -> tuple[str | None,
 
 
 def overrides_of(method: str, methods: list[str], overrides: list[str]) -> list[str]:
-    """The `--set` values of one method among several: "opd_ppo.params.clip=0.1" is for opd_ppo alone, and
-    "teachers.ocr=train" for the methods that have teachers.
+    """The --set values that apply to one method among several.
 
-    Raises UsageError if the method a value is meant for is not among them, if none of them has teachers, or if the
-    method's values contradict one another, or do nothing because it does not train.
+    "opd_ppo.params.clip=0.1" applies to opd_ppo only, and "teachers.ocr=train" to the methods that have teachers.
+    Raises UsageError if a value names a method that is not among them, if the method's values contradict each other,
+    or if a value has no effect because the method does not train.
     """
     taught = [name for name in methods if find("method", name).needs.teachers]
     owned = [(text, *split_owner(text, methods, "--set")) for text in overrides]
-    mine = []
+    # A key without a method may be meant for the others, so only values that name this method are refused.
     refuse_training(method, [rest for _, owner, rest in owned if owner == method])
+    mine = []
     for text, owner, rest in owned:
-        meant = [owner] if owner else taught if TEACHERS.match(rest) and taught else methods
+        if owner:
+            meant = [owner]
+        elif taught and TEACHERS.match(rest):
+            meant = taught
+        else:
+            meant = methods
         if method in meant:
             mine.append((f"--set {text}", rest))
     refuse_contradictions(mine)
@@ -102,7 +126,7 @@ def overrides_of(method: str, methods: list[str], overrides: list[str]) -> list[
 
 
 def parse_axis(text: str, spec: Spec) -> tuple[str, list[str]]:
-    """ "eta=0,0.7" -> ("sampler.eta", ["0", "0.7"])."""
+    """Parse "eta=0,0.7" into ("sampler.eta", ["0", "0.7"]). Raises UsageError."""
     key, equals, values = text.partition("=")
     split = [value.strip() for value in _split_values(values) if value.strip()]
     if not equals or not split:
@@ -116,7 +140,7 @@ def parse_axis(text: str, spec: Spec) -> tuple[str, list[str]]:
 
 
 def _split_values(text: str) -> list[str]:
-    """ "[1,2],[3]" -> ["[1,2]", "[3]"]: split at commas that lie in no brackets."""
+    """Split "[1,2],[3]" into ["[1,2]", "[3]"]: at the commas outside brackets."""
     values, depth = [""], 0
     for letter in text:
         depth += (letter in "[{") - (letter in "]}")
@@ -128,33 +152,36 @@ def _split_values(text: str) -> list[str]:
 
 
 def _grid_key(key: str, spec: Spec) -> str:
-    """The setting that a key of an axis, perhaps shortened to its last part, means. Raises UsageError."""
+    """The full key of an axis whose key may be shortened to its last part. Raises UsageError."""
     known = dotted_keys(spec.model_dump())
     if key in known:
         return key
     matches = [k for k in known if k.rpartition(".")[2] == key]
     if not matches:
-        raise unknown("grid key", key, {*(k.rpartition(".")[2] for k in known), *known})
-    # Methods' own and sampling settings come before evaluation's.
-    first = [k for k in matches if k.startswith(("params.", "sampler."))] or matches
-    if len(first) > 1:
-        raise UsageError(f"--grid key {key!r} could be {' or '.join(first)}; write it out")
-    return first[0]
+        short = (k.rpartition(".")[2] for k in known)
+        raise unknown("grid key", key, {*short, *known})
+    # `steps` means sampler.steps, not evaluation.steps: settings of the method and of training take precedence.
+    preferred = [k for k in matches if k.startswith(("params.", "sampler."))] or matches
+    if len(preferred) > 1:
+        raise UsageError(f"--grid key {key!r} could mean {' or '.join(preferred)}; write it in full")
+    return preferred[0]
 
 
 def dotted_keys(section: dict, prefix: str = "") -> list[str]:
-    """Every leaf of nested settings, as --set spells it."""
+    """The dotted key of every leaf of nested settings, as --set spells it."""
     keys: list[str] = []
     for name, value in section.items():
         path = f"{prefix}{name}"
-        keys += dotted_keys(value, f"{path}.") if isinstance(value, dict) and value else [path]
+        nested = isinstance(value, dict) and value
+        keys += dotted_keys(value, f"{path}.") if nested else [path]
     return keys
 
 
 def method_names(names: list[str], tasks: list[str]) -> list[str]:
-    """Methods a user named; ["all"] is every registered one that can train these tasks together."""
+    """The methods that a user named; ["all"] means every registered method that can train these tasks together."""
     if not names:
-        raise UsageError("the method list is empty; name methods or 'all'")
+        raise UsageError("the list of methods is empty: name methods, or write 'all'")
     if names == ["all"]:
-        return [name for name, method in usable("method").items() if method.several_tasks or len(tasks) == 1]
+        single = len(tasks) == 1
+        return [name for name, method in usable("method").items() if single or method.several_tasks]
     return named("method", names)

@@ -1,4 +1,4 @@
-"""How the words of a command become a spec: defaults, the backbone's recipe, a preset, overrides."""
+"""How a command's options become a spec: defaults, the backbone's recipe, a preset, and overrides."""
 
 from copy import deepcopy
 from difflib import get_close_matches
@@ -21,29 +21,32 @@ from bench.weights.hub import PREFIX as HUB
 from bench.weights.hub import check_repository, check_source
 
 TEACHER_METHOD = "single_task"
+"""The method that trains teachers."""
 PRESETS = Path(__file__).parent / "presets"
-"""Published recipes by name."""
+"""Folder of the published recipes that come with the package."""
 OF_TEACHERS = ("teachers", "teacher_guidance")
+"""Sections that map tasks to settings of their teachers."""
 TRAINING = (
     "budget", "optimizer.", "ema.", "probes.", "checkpoint_every", "sampler.kernel", "sampler.eta", "sampler.steps",
 )  # fmt: skip
-"""Beginnings of settings of training."""
+"""Prefixes of the keys that affect training only."""
 TRAINED_HERE = ("shipped", "train")
-"""Sources of teachers that come from this project's recipe."""
+"""Values of `teachers.TASK` that stand for a teacher trained by this project's recipe."""
 
 
 def describe(backbone: str) -> Descriptor:
-    """The descriptor of a registered backbone, or of the pipeline at a path or hub address; raises UsageError."""
+    """The descriptor of a registered backbone, or of the pipeline at a path or hub address. Raises UsageError."""
     path = Path(backbone)
     if backbone.startswith(HUB):
         check_repository(backbone)
-    if backbone.startswith(HUB) or (path.suffix == ".safetensors" and path.is_file()):
+        return find("backbone", "sd3")(backbone)
+    if path.suffix == ".safetensors" and path.is_file():
         return find("backbone", "sd3")(backbone)
     if "/" in backbone or path.is_dir():
         if not (path / "model_index.json").is_file():
             raise UsageError(
-                f"{backbone} is no diffusers pipeline: neither a folder with model_index.json nor a .safetensors file; "
-                f"one of the hub is written {HUB}OWNER/REPO"
+                f"{backbone} is not a diffusers pipeline: it is neither a folder with model_index.json nor a "
+                f".safetensors file; write {HUB}OWNER/REPO for a pipeline on the hub"
             )
         return find("backbone", "sd3")(backbone)
     make = find("backbone", backbone)
@@ -54,7 +57,7 @@ def describe(backbone: str) -> Descriptor:
             raise
         raise broken("backbone", backbone, f"fails: {one_line(error)}") from error
     if not isinstance(descriptor, Descriptor):
-        raise broken("backbone", backbone, f"gives no Descriptor but {type(descriptor).__name__}")
+        raise broken("backbone", backbone, f"returns {type(descriptor).__name__} instead of a Descriptor")
     return descriptor
 
 
@@ -67,21 +70,23 @@ def resolve(
     overrides: list[str] | None = None,
     teachers: str | None = None,
 ) -> Spec:
-    """Build a spec: defaults <- the backbone's recipe <- preset file <- overrides. Raises UsageError.
+    """Build a spec from defaults <- the backbone's recipe <- the preset <- overrides. Raises UsageError.
 
-    `tasks` may be ["all"]. `preset` is a file, a run's spec.json, or the name of one of bench/config/presets;
-    method, tasks and backbone that are None are the preset's, tasks otherwise all, the backbone micro; of a preset's
-    teachers those of the run's tasks are taken. `overrides` are "dotted.key=value" with YAML values. `teachers` is
-    'shipped', 'train' or a folder that holds one adapter folder a task; it goes before those of a preset.
+    `tasks` may be ["all"]. `preset` is a file, a run's spec.json, or the name of one of bench/config/presets. If
+    method, tasks or backbone is None, the preset's is used; without one, tasks are all and the backbone is micro. Of
+    a preset's teachers only those of the run's tasks are used. `overrides` are "dotted.key=value" with YAML values.
+    `teachers` is 'shipped', 'train' or a folder with one adapter folder per task, and overrides the preset's.
     """
     asked = _read_preset(preset) if preset else {}
     method, tasks = _named(asked, "method", method), _tasks(asked, tasks)
     _check_sections(asked)
+    # The preset may be of a run with more tasks; entries for the others would be rejected as unknown below.
     for section in OF_TEACHERS:
         if section in asked:
-            asked[section] = {task: value for task, value in asked[section].items() if task in tasks}
+            of_all_tasks = asked[section]
+            asked[section] = {task: value for task, value in of_all_tasks.items() if task in tasks}
     if method is None:
-        raise UsageError("name a method (--method), or a preset that names one")
+        raise UsageError("name a method with --method, or a preset that names one")
     backbone = backbone or asked.get("backbone", "micro")
     asked.pop("backbone", None)
     if teachers:
@@ -91,25 +96,23 @@ def resolve(
     preset_alone = deepcopy(asked)
     for override in overrides or []:
         merge(asked, parse_override(override))
-    _check_sections(asked)
-    settings: dict[str, Any] = {}
-    merge(settings, descriptor.defaults())
-    if path := _recipe_file(descriptor, method):
-        merge(settings, _recipe(path, method_class, tasks, asked))
+    _check_sections(asked)  # again: an override can replace a section by a value
+    settings = _defaults(descriptor, method, tasks, asked)
+    # What the settings would be without --set, to find --set values that have no effect.
     before = deepcopy(settings)
     merge(before, preset_alone)
     merge(settings, asked)
     fixed = {"method": method, "backbone": backbone, "tasks": tasks, "seed": seed}
     for key, value in fixed.items():
         if settings.get(key, value) != value:
-            raise UsageError(f"{key!r} is set by its own flag, not by --set")
+            raise UsageError(f"{key!r} is set by its own option, not by --set")
     if method_class.needs.teachers:
         source = teachers or ("shipped" if descriptor.teachers else "train")
         named = source in TRAINED_HERE
         sources = {task: source if named else str(Path(source) / task) for task in tasks}
         settings["teachers"] = sources | settings.get("teachers", {})
-        for told in [source, *settings["teachers"].values()]:
-            _refuse_misspelt(told)
+        for given in [source, *settings["teachers"].values()]:
+            _refuse_misspelt(given)
     elif teachers or settings.get("teachers") or settings.get("teacher_guidance"):
         raise UsageError(f"method {method!r} takes no teachers")
     settings["scorers"] = words(settings.get("scorers", {}))
@@ -118,10 +121,11 @@ def resolve(
         options = method_class.Options.model_validate(spec.params)
     except ValidationError as error:
         in_params = error.title == method_class.Options.__name__
-        whole = (method_class.Options, ("params",)) if in_params else (Spec, ())
-        raise UsageError(first_problem(error, *whole)) from error
+        model, prefix = (method_class.Options, ("params",)) if in_params else (Spec, ())
+        raise UsageError(first_problem(error, model, prefix)) from error
     _refuse_idle(options, before)
-    spec = _unsaid(spec.model_copy(update={"params": options.record()}), descriptor)
+    # From here on values are normalised, so that runs that compute the same have the same hash.
+    spec = _without_defaults(spec.model_copy(update={"params": options.record()}), descriptor)
     evaluation = _as_trained(spec.evaluation, spec.sampler, descriptor.shift)
     spec = spec.model_copy(update={"evaluation": evaluation})
     _refuse_silent_kernel(asked, spec.sampler)
@@ -129,7 +133,7 @@ def resolve(
         check_source(spec.lora.start, "lora.start")
     descriptor.check(spec.compute)
     if spec.probes.interference and len(tasks) == 1:
-        raise UsageError("probes.interference compares tasks, and the run has one: leave it out")
+        raise UsageError("probes.interference compares tasks, but the run has only one: leave it out")
     for section in OF_TEACHERS:
         for task in getattr(spec, section):
             if task not in tasks:
@@ -137,6 +141,7 @@ def resolve(
     check_scorers(spec.scorers, tasks, descriptor.world)
     check_worlds(spec.scorers, tasks, descriptor.world)
     if spec.teachers:
+        # The default scales are written into the spec, because the files that they come from may change.
         guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
         spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
     sampler = spec.sampler.build(descriptor.shift)
@@ -145,7 +150,7 @@ def resolve(
 
 
 def refuse_training(method: str, overrides: list[str]) -> None:
-    """Raise UsageError for a setting of training, among those that a user gives to a method that does not train."""
+    """Raise UsageError if `overrides` sets a training setting of a method that does not train."""
     if find("method", method).trains:
         return
     for text in overrides:
@@ -155,81 +160,99 @@ def refuse_training(method: str, overrides: list[str]) -> None:
 
 
 def _check_sections(asked: dict[str, Any]) -> None:
-    """Raise UsageError for what is said of teachers other than by task."""
+    """Raise UsageError if a section of teachers is a single value instead of one per task."""
     for section in OF_TEACHERS:
         if section in asked and not isinstance(asked[section], dict):
-            all_at_once = "; --teachers says it of all tasks" if section == "teachers" else ""
-            raise UsageError(f"{section} is a section of settings ({section}.TASK=...), not a value{all_at_once}")
+            hint = "; --teachers sets it for all tasks" if section == "teachers" else ""
+            raise UsageError(f"{section} is a section of settings ({section}.TASK=...), not a value{hint}")
 
 
 def _refuse_silent_kernel(asked: dict[str, Any], sampler: SamplerSpec) -> None:
-    """Raise UsageError for a kernel that is asked for because it draws noise, where nobody says how much."""
-    said = asked.get("sampler", {})
-    if "kernel" in said and "eta" not in said and not sampler.eta and get_kernel(sampler.kernel).eta_max:
+    """Raise UsageError if a stochastic kernel is set without an eta: at the default eta of 0 it would draw no noise."""
+    given = asked.get("sampler", {})
+    if "kernel" not in given or "eta" in given or sampler.eta:
+        return
+    if get_kernel(sampler.kernel).eta_max:
         raise UsageError(
             f"sampler.kernel {sampler.kernel} draws no noise at the default sampler.eta 0: set sampler.eta "
-            "(0 says that none is meant)"
+            "(0 if no noise is intended)"
         )
 
 
 def _refuse_misspelt(source: object) -> None:
-    """Raise UsageError for teachers from what is no folder, but nearly a word that is known."""
-    told = str(source)
-    if told not in TRAINED_HERE and get_close_matches(told, TRAINED_HERE, 1, cutoff=0.7) and not Path(told).exists():
-        raise UsageError(f"{unknown('source of teachers', told, TRAINED_HERE)}, or a folder")
+    """Raise UsageError if a teacher's source is not an existing folder but resembles one of the known words."""
+    given = str(source)
+    if given in TRAINED_HERE:
+        return
+    if get_close_matches(given, TRAINED_HERE, 1, cutoff=0.7) and not Path(given).exists():
+        raise UsageError(f"{unknown('source of teachers', given, TRAINED_HERE)}, or a folder")
 
 
 def _refuse_idle(options: Any, before: dict[str, Any]) -> None:
-    """Raise UsageError where --set changes a section of a method's options that does nothing under the others, which
-    would give the same run another name; `before` are the settings of recipe and preset."""
+    """Raise UsageError if --set changes an idle section of a method's options.
+
+    The change would have no effect but give the same run a different hash. `before` are the settings of the recipe
+    and the preset, which may configure idle sections.
+    """
     for section, cause in options.idle.items():
-        was = _param(before, section)
-        for name, value in getattr(options, section):
-            default = type(getattr(options, section)).model_fields[name].default
-            if value != (was if isinstance(was, dict) else {}).get(name, default):
-                raise UsageError(f"params.{section}.{name} does nothing where {cause}: leave it out")
+        values = getattr(options, section)
+        earlier = _param(before, section)
+        if not isinstance(earlier, dict):
+            earlier = {}
+        for name, value in values:
+            default = type(values).model_fields[name].default
+            if value != earlier.get(name, default):
+                raise UsageError(f"params.{section}.{name} does nothing because {cause}: leave it out")
 
 
-def _unsaid(spec: Spec, descriptor: Descriptor) -> Spec:
-    """The spec without what holds anyway where nobody says it, so that a run has one name."""
-    for section, values in (descriptor.own() | {"sampler": {"shift": descriptor.shift}}).items():
-        said = getattr(spec, section)
-        as_ever = {name: None for name, value in values.items() if _alike(getattr(said, name), value)}
-        spec = spec.model_copy(update={section: said.model_copy(update=as_ever)})
+def _without_defaults(spec: Spec, descriptor: Descriptor) -> Spec:
+    """The spec without values that equal the backbone's own, so that equal runs have equal hashes."""
+    own = descriptor.own() | {"sampler": {"shift": descriptor.shift}}
+    for section, values in own.items():
+        given = getattr(spec, section)
+        redundant = {name: None for name, value in values.items() if _alike(getattr(given, name), value)}
+        spec = spec.model_copy(update={section: given.model_copy(update=redundant)})
     return spec
 
 
-def _alike(said: object, own: object) -> bool:
-    """Whether two values of a setting mean the same: the order of a list of names does not count."""
-    return set(said) == set(own) if isinstance(said, tuple) and isinstance(own, tuple) else said == own
+def _alike(given: object, own: object) -> bool:
+    """Whether two values of a setting mean the same; the order of a list of names does not matter."""
+    if isinstance(given, tuple) and isinstance(own, tuple):
+        return set(given) == set(own)
+    return given == own
 
 
 def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec, shift: float) -> EvaluationSpec:
-    """What is not said of evaluation is as in training; what is at its default there too stays unsaid. `shift` is the
-    backbone's."""
-    told = {
+    """The evaluation settings with those that are not set copied from training.
+
+    Values that are at their defaults in training too stay None, as in the records of earlier runs. `shift` is the
+    backbone's.
+    """
+    values = {
         "guidance": evaluation.guidance if evaluation.guidance is not None else sampler.guidance,
         "shift": evaluation.shift or sampler.shift,
         "table": evaluation.table or sampler.table,
     }
-    if sampler.shift is None and told["shift"] == shift:
-        told["shift"] = None
-    if told["table"] == sampler.table == SamplerSpec().table:
-        told["table"] = None
-    return evaluation.model_copy(update=told)
+    if sampler.shift is None and values["shift"] == shift:
+        values["shift"] = None
+    if values["table"] == sampler.table == SamplerSpec().table:
+        values["table"] = None
+    return evaluation.model_copy(update=values)
 
 
 def teacher_spec(spec: Spec, task: str) -> Spec:
-    """How a task's teacher is trained: single-task RL by the backbone's recipe, with the run's seed and device."""
+    """The spec of a task's teacher: single-task RL by the backbone's recipe, with the run's seed and device."""
     trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)
     scorers = {task: spec.scorers[task]} if task in spec.scorers else {}
     return trained.model_copy(update={"device": spec.device, "scorers": scorers, "compute": spec.compute})
 
 
 def _teacher_guidance(spec: Spec, task: str) -> float:
+    """The guidance scale of a task's teacher when the user sets none. Raises UsageError for an invalid record."""
     if spec.teachers[task] in TRAINED_HERE:
-        return teacher_spec(spec, task).evaluation.scale
-    kept = Path(spec.teachers[task]) / "training.json"  # of `bench teach`: a copy, away from its run
+        return _recipe_guidance(describe(spec.backbone), task)
+    # `bench teach` copies the adapter out of the run's folder and writes this file beside it.
+    kept = Path(spec.teachers[task]) / "training.json"
     guidance = read_record(kept).get("guidance") if kept.is_file() else None
     if guidance is not None:
         return _written_guidance(guidance, f"{kept}: guidance", task)
@@ -240,22 +263,42 @@ def _teacher_guidance(spec: Spec, task: str) -> float:
         guidance = read_record(beside)["spec"]["evaluation"]["guidance"]
     except (OSError, ValueError, KeyError, TypeError, DamagedError) as error:
         raise UsageError(
-            f"{beside} is no run's spec.json ({error!r}): move it away or set teacher_guidance.{task}"
+            f"{beside} is not the spec.json of a run ({error!r}): move it away or set teacher_guidance.{task}"
         ) from error
     return _written_guidance(guidance, f"{beside}: spec.evaluation.guidance", task)
 
 
+def _recipe_guidance(descriptor: Descriptor, task: str) -> float:
+    """The guidance scale at which the recipe's teacher of a task is evaluated."""
+    settings = _defaults(descriptor, TEACHER_METHOD, [task], {})
+    evaluation = EvaluationSpec.model_validate(settings.get("evaluation", {}))
+    if evaluation.guidance is not None:
+        return evaluation.guidance
+    return SamplerSpec.model_validate(settings.get("sampler", {})).guidance
+
+
+def _defaults(descriptor: Descriptor, method: str, tasks: list[str], asked: dict) -> dict[str, Any]:
+    """The settings of a run before the user's: the backbone's, overridden by its recipe for the method."""
+    settings: dict[str, Any] = {}
+    merge(settings, descriptor.defaults())
+    if path := _recipe_file(descriptor, method):
+        merge(settings, _recipe(path, find("method", method), tasks, asked))
+    return settings
+
+
 def _recipe_file(descriptor: Descriptor, method: str) -> Path | None:
-    """The backbone's recipe for a method, or the one for all others."""
-    files = [descriptor.recipes / f"{name}.yaml" for name in (method, "default")] if descriptor.recipes else []
+    """The backbone's recipe for a method, or else its recipe for all other methods; None without recipes."""
+    if not descriptor.recipes:
+        return None
+    files = [descriptor.recipes / f"{name}.yaml" for name in (method, "default")]
     return next((path for path in files if path.is_file()), None)
 
 
 def _recipe(path: Path, method_class: Any, tasks: list[str], asked: dict) -> dict:
-    """A recipe file's settings for what is asked.
+    """The settings of a recipe file that apply to a run.
 
-    Its `by_task` section applies when the run has just that one task; `by_param` when a method's setting, as asked, by
-    the recipe or by default, has that value: {engine: {grpo: {settings}}}.
+    The section `by_task` applies to runs of that single task. The section `by_param` applies to runs in which an option
+    of the method has the given value, whether the user, the recipe or the default sets it: {engine: {grpo: {...}}}.
     """
     recipe = read_yaml(path)
     by_task, by_param = recipe.pop("by_task", {}), recipe.pop("by_param", {})
@@ -263,51 +306,58 @@ def _recipe(path: Path, method_class: Any, tasks: list[str], asked: dict) -> dic
         merge(recipe, by_task.get(tasks[0], {}))
     for name, settings in by_param.items():
         default = method_class.Options.model_fields.get(name)
-        told = [_param(asked, name), _param(recipe, name), default.default if default else None]
-        value = next((v for v in told if v is not None), None)
+        candidates = [_param(asked, name), _param(recipe, name), default.default if default else None]
+        value = next((v for v in candidates if v is not None), None)
         if isinstance(value, str):
             merge(recipe, settings.get(value, {}))
     return recipe
 
 
 def _param(settings: dict, name: str) -> object:
+    """A setting of the section `params`; None if it is not set."""
     params = settings.get("params")
     return params.get(name) if isinstance(params, dict) else None
 
 
 def preset_tasks(preset: Path | None, asked: list[str] | None) -> list[str]:
-    """The tasks that were asked for, else a preset's, else all. Raises UsageError as `resolve` does."""
+    """The tasks that the user names, else the preset's, else all. Raises UsageError as `resolve` does."""
     return _tasks(_read_preset(preset) if preset else {}, asked)
 
 
 def _tasks(preset: dict[str, Any], asked: list[str] | None) -> list[str]:
-    told = _named(preset, "tasks", asked)
-    return task_names(["all"] if told is None else told)
+    names = _named(preset, "tasks", asked)
+    return task_names(["all"] if names is None else names)
 
 
 def _named(preset: dict[str, Any], key: str, asked: Any) -> Any:
-    """A preset's method or tasks, taken out of it, or what was asked for. Raises UsageError if these differ."""
-    told = preset.pop(key, None)
-    if None not in (told, asked) and told != asked:
-        raise UsageError(f"the preset is for {key} {told}, not {asked}")
-    return told if asked is None else asked
+    """The user's method or tasks, or else the preset's, which are removed from it. Raises UsageError if they differ."""
+    preset_value = preset.pop(key, None)
+    if None not in (preset_value, asked) and preset_value != asked:
+        raise UsageError(f"the preset is for {key} {preset_value}, not {asked}")
+    return preset_value if asked is None else asked
 
 
 def _read_preset(preset: Path) -> dict[str, Any]:
-    """A preset's settings; a run's spec.json is one too, of all but its seed. Raises UsageError if method and backbone
-    are no names, or tasks neither a list of names nor, as in --tasks, names with commas."""
+    """A preset's settings. A run's spec.json is also a preset, of everything but its seed.
+
+    Raises UsageError unless method and backbone are names and tasks a list of names or comma-separated names.
+    """
     file = _preset_file(preset)
     content = read_yaml(file)
     if isinstance(content.get("spec"), dict) and "backbone_hash" in content:
         content = {key: value for key, value in content["spec"].items() if key != "seed"}
     for key in ("method", "backbone"):
-        if key in content and not (isinstance(content[key], str) and content[key].strip()):
-            raise UsageError(f"{file}: {key} should be a name, not {_short(content[key])}")
+        if key not in content:
+            continue
+        name = content[key]
+        if not isinstance(name, str) or not name.strip():
+            raise UsageError(f"{file}: {key} should be a name, not {_short(name)}")
     if "tasks" in content:
         tasks = content["tasks"]
         if isinstance(tasks, str):
             content["tasks"] = tasks = [name.strip() for name in tasks.split(",")]
-        if not isinstance(tasks, list) or not all(isinstance(name, str) and name for name in tasks):
+        valid = isinstance(tasks, list) and all(isinstance(name, str) and name for name in tasks)
+        if not valid:
             raise UsageError(f"{file}: tasks should be a list of names, or all, not {_short(tasks)}")
     return content
 
@@ -317,7 +367,7 @@ def _short(value: object) -> str:
 
 
 def _preset_file(preset: Path) -> Path:
-    """A preset that comes with the package by its name, else the file itself."""
+    """The file of a preset; a bare name means one that comes with the package. Raises UsageError if there is none."""
     if preset.suffix or preset.exists() or len(preset.parts) > 1:
         return preset
     shipped = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
@@ -327,12 +377,12 @@ def _preset_file(preset: Path) -> Path:
 
 
 def _written_guidance(value: Any, where: str, task: str) -> float:
-    """A guidance scale that a file beside a teacher holds, under the setting's own rule. Raises UsageError."""
+    """A guidance scale from a file beside a teacher, with the bounds of the setting. Raises UsageError."""
     try:
         return TypeAdapter(Guidance).validate_python(value, strict=True)
     except (ValidationError, OverflowError) as error:
         cause = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is too large"
         raise UsageError(
-            f"{where} is {repr(value)[:60]}, which is no guidance scale ({cause}): mend it or set "
+            f"{where} is {repr(value)[:60]}, which is not a valid guidance scale ({cause}): correct it or set "
             f"teacher_guidance.{task}"
         ) from error

@@ -1,4 +1,4 @@
-"""What may be set where pictures are drawn or scored but nothing is trained."""
+"""The settings of commands that draw or score images without training."""
 
 import urllib.request
 from collections.abc import Mapping
@@ -15,19 +15,20 @@ from bench.masking import masked
 from bench.registry import find
 
 URL = "url"
-"""Source that every task knows: the address of a server that scores its pictures."""
+"""Scorer setting that every task accepts: the address of a server that scores its images."""
 
 
 class SigmasSpec(Settings):
-    """Which noise levels the Euler sampler visits."""
+    """The noise levels that the Euler sampler visits."""
 
     shift: Shift | None = None
-    """None: the backbone's."""
+    """Timestep shift; None means the backbone's."""
     table: Literal["diffusers", "once"] = "diffusers"
+    """How the table of sigmas is built (bench/sampler/schedule.py)."""
 
 
 class ViewSpec(Settings):
-    """Sections that do not concern training."""
+    """The sections of settings that apply without training."""
 
     scorers: dict[str, dict[str, str]] = Field(default={})
     compute: Compute = Compute()
@@ -41,10 +42,10 @@ def view_settings(
     world: str,
     compute: Mapping[str, Any] = MappingProxyType({}),
 ) -> ViewSpec:
-    """What --set says of the named sections of a ViewSpec; `world` is that of the pictures, `compute` how the backbone
-    that draws them is computed where nobody says (Descriptor.defaults).
+    """The ViewSpec that --set values describe.
 
-    Raises UsageError for anything else.
+    Only the named `sections` may be set; `world` is that of the images, and `compute` holds the defaults of the
+    backbone that draws them (Descriptor.defaults). Raises UsageError for any other setting or an invalid value.
     """
     settings: dict[str, Any] = {"compute": dict(compute)}
     for override in overrides:
@@ -64,17 +65,23 @@ def view_settings(
 
 
 def words(scorers: Any) -> dict[str, dict[str, str]]:
-    """A section `scorers` with its values as text: 30 is a convention's name there. Raises UsageError."""
+    """The section `scorers` with its values converted to text, because YAML reads the name 30 as a number.
+
+    Raises UsageError if a section is missing where one is expected.
+    """
     if not isinstance(scorers, dict):
         raise UsageError("scorers is a section of settings, not a value")
     for task, sources in scorers.items():
         if not isinstance(sources, dict):
             raise UsageError(f"scorers.{task} is a section of settings, not a value")
-    return {task: {key: str(value) for key, value in sources.items()} for task, sources in scorers.items()}
+    as_text: dict[str, dict[str, str]] = {}
+    for task, sources in scorers.items():
+        as_text[task] = {key: str(value) for key, value in sources.items()}
+    return as_text
 
 
 def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: str) -> None:
-    """Raise UsageError for a scorer of another task, or a key that the task does not know or has no use for."""
+    """Raise UsageError for a scorer of a task that is not in `tasks`, and for an unknown key or one without effect."""
     for name, sources in scorers.items():
         if name not in tasks:
             raise unknown("task in scorers", name, tasks)
@@ -83,31 +90,33 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: s
             known = [*task.sources, URL]
             if key not in known:
                 raise unknown(f"key in scorers.{name}", key, known)
-            if key != URL and task.sources_in and world not in task.sources_in:
+            elsewhere = task.sources_in and world not in task.sources_in
+            if key != URL and elsewhere:
                 raise UsageError(f"scorers.{name}.{key} does nothing in the world {world!r}: leave it out")
         if URL in sources:
             check_url(sources[URL], name)
 
 
 def check_worlds(scorers: dict[str, dict[str, str]], tasks: list[str], world: str) -> None:
-    """Raise UsageError for a task that does not serve a world. Tasks are made for this, which loads no weights."""
+    """Raise UsageError for a task that does not support a world. Constructs the tasks, which loads no weights."""
     for name in tasks:
         sources = {key: value for key, value in scorers.get(name, {}).items() if key != URL}
         try:
             find("task", name)(world, sources)
         except MissingError:
-            continue  # what is missing is asked for where it is needed
+            continue  # reported by the code that needs the missing file
 
 
 def check_url(url: str, name: str) -> None:
-    """Raise UsageError for what is no http address of a scorer; `name` is the task's."""
+    """Raise UsageError if `url` is not a plain http or https address; `name` is that of the task."""
     try:
         parts = urllib.parse.urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        valid = valid and url.isascii() and url.isprintable() and " " not in url and ".." not in parts.netloc
-    except ValueError:
+        plain = url.isascii() and url.isprintable() and " " not in url and ".." not in parts.netloc
+        valid_port = parts.port is None or parts.port > 0
+        valid = parts.scheme in ("http", "https") and parts.hostname and valid_port and plain
+    except ValueError:  # an invalid port or IPv6 address
         valid = False
     if not valid:
         raise UsageError(f"scorers.{name}.url takes an http address, got {masked(url)!r}")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise UsageError(f"scorers.{name}.url takes an address without user, password, ? and #")
+        raise UsageError(f"scorers.{name}.url takes an address without user, password, query (?) and fragment (#)")

@@ -1,4 +1,4 @@
-"""Settings as users write them: YAML files, dotted key=value, sections laid over one another."""
+"""Settings as users write them: YAML files, dotted key=value overrides, and merging of sections."""
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,14 +13,17 @@ from bench.errors import UsageError, nearest, one_line, unknown
 from bench.system.files import read_text
 
 LARGEST = 10_000
-"""Values in one settings file, aliases written out: a few lines of aliases can stand for more than any memory holds."""
+"""Maximum number of values in one settings file with its aliases expanded: a few lines of nested aliases can expand to
+more than fits in memory."""
 DEEPEST = 50
-"""Levels of sections and lists in one another."""
+"""Maximum nesting of sections and lists."""
 MOST_SEEDS = 10_000
+"""Maximum number of seeds of one command."""
 
 
 class Settings(BaseModel):
-    """Base of sections of settings: unknown keys are refused, 1.5 is not silently an int, nor true or text a number."""
+    """Base class of sections of settings. Unknown keys are errors, and so are 1.5 for an integer and text or true for a
+    number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +36,7 @@ class Settings(BaseModel):
 
 
 def refuse_converted(given: Any, taken: Any) -> None:
-    """Raise PydanticCustomError where pydantic made a number of a truth value or of text."""
+    """Raise PydanticCustomError if pydantic converted a truth value or text into a number."""
     if isinstance(taken, Mapping) and isinstance(given, Mapping):
         for key in taken.keys() & given.keys():
             refuse_converted(given[key], taken[key])
@@ -45,6 +48,7 @@ def refuse_converted(given: Any, taken: Any) -> None:
         raise PydanticCustomError("no_number", "Input should be a plain decimal number, not {kind}", {"kind": kind})
 
 
+# Only decimal notation: the resolvers of YAML 1.1 also accept octal, hexadecimal and base-60 numbers.
 INTEGER, REAL = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 NUMBERS = {
     INTEGER: r"[-+]?(0|[1-9][0-9]*)$",
@@ -54,8 +58,11 @@ NUMBERS = {
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML whose numbers are decimal ones. YAML 1.1 also takes 010 for 8, 1:30 for 90, 0x10 for 16 and 1e-3 for text:
-    here the first three are text, which no number is made of, and the last is the number."""
+    """YAML with decimal numbers only.
+
+    YAML 1.1 reads 010 as 8, 1:30 as 90, 0x10 as 16, and 1e-3 as text. Here the first three are text, which numeric
+    settings reject, and the last is a number.
+    """
 
 
 PlainLoader.yaml_implicit_resolvers = {
@@ -67,7 +74,7 @@ for _tag, _pattern in NUMBERS.items():
 
 
 def read_yaml(path: Path) -> dict:
-    """A YAML file of settings. Raises UsageError for one that cannot be read or that says a thing twice."""
+    """The settings in a YAML file. Raises UsageError if it cannot be read, is not a mapping, or repeats a key."""
     try:
         content = parse_yaml(read_text(path))
     except (OSError, ValueError) as error:
@@ -78,62 +85,68 @@ def read_yaml(path: Path) -> dict:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML document. Raises ValueError, in words, for anything that settings cannot be."""
+    """The value of a YAML document. Raises ValueError with a readable message for anything that settings cannot be."""
     try:
         node = yaml.compose(text, PlainLoader)
         if node is not None:
             _size(node, {}, 0)
-        for event in yaml.parse(text, PlainLoader):  # after the above, which ends early where brackets are deep
-            if (tag := getattr(event, "tag", None)) is not None:
-                raise ValueError(f"a tag such as {_written(tag)} is not taken: write the value alone")
-        return yaml.load(text, PlainLoader)  # a SafeLoader
+        # After `compose`, which fails early on deeply nested brackets.
+        for event in yaml.parse(text, PlainLoader):
+            tag = getattr(event, "tag", None)
+            if tag is not None:
+                raise ValueError(f"a tag such as {_written(tag)} is not allowed: write the value without it")
+        return yaml.load(text, PlainLoader)  # a SafeLoader, so no object can be constructed
     except yaml.YAMLError as error:
         raise ValueError(one_line(error)) from error
     except RecursionError as error:
-        raise ValueError(f"sections lie more than {DEEPEST} deep in one another") from error
+        raise ValueError(f"sections are nested more than {DEEPEST} levels deep") from error
 
 
 def _written(tag: str) -> str:
-    """A tag of YAML as people write it."""
+    """A YAML tag in its short form, such as `!!int`."""
     return tag.replace("tag:yaml.org,2002:", "!!")[:60]
 
 
 def plain_number(text: str) -> float:
-    """A number that is written as settings write theirs. Raises ValueError for other text, as 1_0 and other digits."""
+    """The number that a text writes in the notation of settings.
+
+    Raises ValueError for any other text, including what Python's `float` accepts (1_0, non-ASCII digits).
+    """
     if not any(re.match(pattern, text) for pattern in NUMBERS.values()):
-        raise ValueError(f"{text[:60]!r} is no plain decimal number")
+        raise ValueError(f"{text[:60]!r} is not a plain decimal number")
     return float(text)
 
 
 def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Values under a node, aliases written out; raises ValueError for too many, and for a key that is there twice."""
+    """Number of values under a node with aliases expanded. Raises ValueError for too many values or a repeated key."""
     if depth > DEEPEST:
-        raise ValueError(f"sections lie more than {DEEPEST} deep in one another")
+        raise ValueError(f"sections are nested more than {DEEPEST} levels deep")
     if id(node) not in known:
         size = 1
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value if isinstance(key.value, Hashable)]
-            if twice := next((key for key in keys if keys.count(key) > 1), None):
-                raise ValueError(f"{twice!r} is said twice")
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice:
+                raise ValueError(f"the key {twice!r} is given twice")
             size += sum(_size(value, known, depth + 1) for _, value in node.value)
         elif isinstance(node, yaml.SequenceNode):
             size += sum(_size(value, known, depth + 1) for value in node.value)
         known[id(node)] = size
     if known[id(node)] > LARGEST:
-        raise ValueError(f"it stands for more than {LARGEST:,} values")
+        raise ValueError(f"it expands to more than {LARGEST:,} values")
     return known[id(node)]
 
 
 def parse_override(text: str, option: str = "--set") -> dict:
-    """ "a.b=1" -> {"a": {"b": 1}}; `option` is what the user wrote it with. Raises UsageError."""
+    """Parse "a.b=1" into {"a": {"b": 1}}. `option` is the option's name in messages. Raises UsageError."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(part.strip() for part in parts):
         raise UsageError(f"{option} takes key=value, got {text[:200]!r}")
     if len(parts) > DEEPEST:
-        raise UsageError(f"{option} {key.strip()[:60]!r}...: no setting lies that deep")
+        raise UsageError(f"{option} {key.strip()[:60]!r}... has too many levels: no setting is nested that deeply")
     if not value.strip():
-        raise UsageError(f"{option} {text[:200]} is empty: give a value; null is none")
+        raise UsageError(f"{option} {text[:200]} is empty: give a value, or null for no value")
     try:
         parsed = parse_yaml(value)
     except ValueError as error:
@@ -144,17 +157,18 @@ def parse_override(text: str, option: str = "--set") -> dict:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """'0-2' or '0,3,5' -> seeds. Raises UsageError for anything else, a seed named twice, or too many of them."""
+    """Parse '0-2' or '0,3,5' into seeds. Raises UsageError for other text, a repeated seed, or too many seeds."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not _is_seed(first) or (dash and not _is_seed(last)):
             raise UsageError(f"--seeds takes 0, 0-2 or 0,3,5, below 2^63, got {text[:200]!r}")
-        if dash and int(last) < int(first):
+        low, high = int(first), int(last or first)
+        if high < low:
             raise UsageError(f"--seeds range {part!r} runs backwards")
-        if len(seeds) + int(last or first) - int(first) >= MOST_SEEDS:
+        if len(seeds) + high - low >= MOST_SEEDS:
             raise UsageError(f"--seeds {text[:200]} names more than {MOST_SEEDS:,} seeds")
-        seeds += range(int(first), int(last or first) + 1)
+        seeds += range(low, high + 1)
     if len(set(seeds)) != len(seeds):
         raise UsageError(f"a seed is named twice in --seeds {text[:200]}")
     return seeds
@@ -165,10 +179,11 @@ def _is_seed(text: str) -> bool:
 
 
 def merge(into: dict, new: dict) -> None:
-    """Lay sections over others, key by key. Raises UsageError where one has a section and the other a value."""
+    """Merge `new` into `into` key by key. Raises UsageError if one has a section where the other has a value."""
     for key, value in new.items():
         if key == "budget" and isinstance(value, dict):
-            into[key] = dict(value)  # one budget replaces another: only one of its keys may be set
+            # A budget replaces the earlier one: only one of its keys may be set.
+            into[key] = dict(value)
         elif isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
         elif isinstance(value, dict):
@@ -181,34 +196,43 @@ def merge(into: dict, new: dict) -> None:
 
 
 def first_problem(error: ValidationError, root: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
-    """The first thing wrong with settings of a model, whose keys stand under `prefix`; names the nearest valid key."""
+    """A message about the first invalid setting of a model, with the nearest valid key or value.
+
+    `prefix` is the path of sections that the model's keys are under.
+    """
     problem = error.errors()[0]
     path = [*prefix, *(str(part) for part in problem["loc"])]
     shown = ".".join(path)[:200]
     if problem["type"] == "extra_forbidden":
-        known = [".".join([*path[:-1], name]) for name in _fields(root, problem["loc"][:-1])]
+        siblings = _fields(root, problem["loc"][:-1])
+        known = [".".join([*path[:-1], name]) for name in siblings]
         return str(unknown("key", shown, known))
     if problem["type"] == "model_type":
         return f"{shown} is a section of settings, not a value"
-    given = f" (got {repr(problem['input'])[:200]})" if not isinstance(problem["input"], dict) else ""
-    near = _nearest(problem["input"], problem["ctx"]["expected"]) if problem["type"] == "literal_error" else ""
-    said = problem["msg"].removeprefix("Value error, ")
-    return f"{shown or 'settings'}: {said}{given}{near}"
+    given = problem["input"]
+    got = "" if isinstance(given, dict) else f" (got {repr(given)[:200]})"
+    near = _nearest(given, problem["ctx"]["expected"]) if problem["type"] == "literal_error" else ""
+    cause = problem["msg"].removeprefix("Value error, ")
+    return f"{shown or 'settings'}: {cause}{got}{near}"
 
 
 def _nearest(given: object, expected: str) -> str:
-    """The one of pydantic's list of quoted words that is nearest to what was given, as the end of a message."""
+    """The end of a message: which of the quoted words in pydantic's list is nearest to the given value."""
     near = nearest(str(given), re.findall(r"'([^']*)'", expected))
     return f"; did you mean {near!r}?" if near else ""
 
 
 def _fields(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The keys that a section of a model knows; none where the section is no model of its own."""
+    """The keys of a section of a model; empty if the section is not itself a model."""
     section: Any = root
     for part in path:
         field = section.model_fields.get(part) if _is_model(section) else None
-        # A mapping or list of models: whatever the key, the section is of the last type that is named.
-        section = field.annotation if field else next(iter(getattr(section, "__args__", ())[-1:]), None)
+        if field:
+            section = field.annotation
+        else:
+            # In a mapping or list of models every entry has the last type argument, whatever its key.
+            arguments = getattr(section, "__args__", ())
+            section = arguments[-1] if arguments else None
         if section is None:
             return []
     return list(section.model_fields) if _is_model(section) else []

@@ -1,4 +1,4 @@
-"""What a run is: typed, validated, hashed, overridable with key=value."""
+"""The specification of a run: typed, validated and hashed settings, which key=value overrides can change."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,56 +14,68 @@ from bench.sampler.schedule import TRAIN_TIMESTEPS, make_schedule
 from bench.sampler.transitions import get_kernel
 
 PLACEMENT = ("device", "batch", "url")
-"""Sources of a scorer that say where, not what, it is."""
+"""Scorer settings that decide where and in what portions it runs, not what it computes."""
 Table = Literal["diffusers", "once"]
+"""How the table of sigmas is built (bench/sampler/schedule.py)."""
 Steps = Annotated[int, Field(gt=0, le=TRAIN_TIMESTEPS)]
+"""A number of sampling steps."""
 
 
 class BudgetSpec(Settings):
-    """When to stop; exactly one is set."""
+    """When training stops. Exactly one of the three limits is set."""
 
     updates: Annotated[int, Field(gt=0)] | None = None
+    """Number of updates."""
     nfe: Annotated[int, Field(gt=0)] | None = Field(default=None, validation_alias=AliasChoices("nfe", "evaluations"))
-    """Training NFE, counted as bench/backbones/meter.py does. Older records say `evaluations`."""
+    """Training NFE, as bench/backbones/meter.py counts it. Older records use the key `evaluations`."""
     seconds: Positive | None = None
+    """Training time in seconds, including the scoring of rollouts."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "BudgetSpec":
-        if sum(v is not None for v in (self.updates, self.nfe, self.seconds)) != 1:
+        limits = (self.updates, self.nfe, self.seconds)
+        if sum(limit is not None for limit in limits) != 1:
             raise ValueError("set exactly one of budget.updates, budget.nfe, budget.seconds")
         return self
 
 
 class SamplerSpec(Settings):
-    """How training rollouts are drawn."""
+    """How training rollouts are sampled."""
 
     kernel: str = "ode"
+    """Transition kernel (bench/sampler/transitions.py)."""
     eta: float = 0.0
+    """Noise level of the kernel; 0 makes every kernel deterministic."""
     steps: Steps = 10
+    """Number of sampling steps."""
     shift: Shift | None = None
-    """None: the backbone's."""
+    """Timestep shift; None means the backbone's."""
     table: Table = "diffusers"
     guidance: Guidance = 1.0
+    """The student's guidance scale."""
 
     def build(self, shift: float) -> Sampler:
-        """The Sampler; raises UsageError for a kernel, eta, steps or table that does not exist."""
+        """The Sampler; `shift` is the backbone's. Raises UsageError for an invalid kernel, eta, steps or table."""
         schedule = make_schedule(self.steps, self.shift or shift, self.table)
         sampler = Sampler(schedule, get_kernel(self.kernel), self.eta)
-        _ = sampler.coefficients  # an eta that the kernel refuses is refused here
+        # The coefficients are computed on first access, and only then does a kernel reject an eta out of its range.
+        _ = sampler.coefficients
         return sampler
 
 
 class OptimizerSpec(Settings):
-    """AdamW on the student's adapter."""
+    """Settings of AdamW, which trains the student's adapter."""
 
     lr: Annotated[float, Field(gt=0, le=100)] = 3e-4
+    """Learning rate."""
     lr_end: UnitInterval = 1.0
-    """Multiplier reached linearly at the end of the budget."""
+    """Multiplier of the learning rate at the end of the budget, reached linearly."""
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     eps: Annotated[float, Field(gt=0, le=100)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
     clip: Positive = 1.0
+    """Maximum norm of the gradient."""
 
 
 class LoraSpec(Settings):
@@ -72,63 +84,68 @@ class LoraSpec(Settings):
     rank: Annotated[int, Field(gt=0, le=4096)] = 32
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     targets: Targets | None = None
-    """None: the published set (every attention projection)."""
+    """Suffixes of the names of the adapted layers; None means the published set (every attention projection)."""
     start: Annotated[str, Field(min_length=1)] | None = None
-    """Adapter of this rank and alpha that the student starts from (folder or hub:OWNER/REPO/FOLDER); None: the base."""
+    """Adapter of the same rank and alpha to initialise the student from (a folder or hub:OWNER/REPO/FOLDER); None means
+    that the student starts as the base."""
 
 
 class EmaSpec(Settings):
-    """Average of the student's weights, used for evaluation and as the result (bench/training/ema.py)."""
+    """Moving average of the student's weights, which is evaluated and kept as the result (bench/training/ema.py)."""
 
     decay: Decay = 0.9
-    """The largest; the warm-up begins at 0.1."""
+    """The largest decay; the warm-up starts at 0.1."""
     every: Annotated[int, Field(gt=0)] = 8
-    """Optimiser steps between averages."""
+    """Number of optimiser steps between updates of the average."""
 
 
 class EvaluationSpec(Settings):
     """Held-out evaluation of the EMA student with the deterministic Euler sampler."""
 
     steps: Steps = 40
+    """Number of sampling steps."""
     guidance: Guidance | None = None
-    """None: the one it was trained at (sampler.guidance)."""
+    """Guidance scale; None means the one used in training (sampler.guidance)."""
     shift: Shift | None = None
-    """None: sampler.shift, or else the backbone's."""
+    """Timestep shift; None means sampler.shift, or else the backbone's."""
     table: Table | None = None
-    """None: sampler.table."""
+    """Table of sigmas; None means sampler.table."""
     points: Annotated[tuple[UnitInterval, ...], Field(max_length=1000)] = (0.5, 1.0)
-    """Shares of the budget at which to evaluate; the end always is."""
+    """Fractions of the budget at which to evaluate. The end of the budget is always evaluated."""
     batch: Annotated[int, Field(gt=0)] = 96
+    """Number of images drawn together."""
     split: Literal["validation", "test"] = "test"
-    """Choose settings on validation prompts, report on test prompts. (The shipped teachers and analytic OPD's recipe on
-    micro are older than the validation split: they were chosen without it.)"""
+    """Choose settings on validation prompts, and report results on test prompts. (The shipped teachers and analytic
+    OPD's recipe on micro predate the validation split and were chosen without it.)"""
     pictures: bool = False
-    """Whether the result's pictures are kept, in GenEval's official layout under pictures/<task>, and the base's and
-    teachers' in the results folder's cache."""
+    """Whether to keep the images of the final evaluation in GenEval's official layout under pictures/<task>, and those
+    of the base and the teachers in the cache of the results folder."""
 
     @property
     def scale(self) -> float:
-        """The guidance scale, once `resolve` has said it."""
+        """The guidance scale of a resolved spec, in which it is never None."""
         assert self.guidance is not None, "the spec is not resolved"
         return self.guidance
 
     def build(self, shift: float) -> Sampler:
-        """The deterministic Euler sampler of every evaluation; `shift` is the backbone's."""
+        """The deterministic Euler sampler used in every evaluation; `shift` is the backbone's."""
         return euler(self.steps, self.shift or shift, self.table or "diffusers")
 
 
 class ProbesSpec(Settings):
-    """What is measured along training besides scores, at the evaluation points; costs are on a clock of their own."""
+    """Measurements at the evaluation points besides scores. Their cost does not count towards the training budget."""
 
     interference: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Gradient estimates per half for the cosines between tasks; 0 measures none."""
+    """Number of gradient estimates per half for the cosines between tasks' gradients; 0 disables the measurement."""
 
 
 class Spec(Settings):
-    """A run, completely. Two specs that differ only in `seed` share a hash."""
+    """The complete specification of a run. Specs that differ only in `seed` have the same hash."""
 
     method: str
+    """Name of a registered method."""
     backbone: str = "micro"
+    """Name of a registered backbone, or the path or hub address of a pipeline."""
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     budget: BudgetSpec = BudgetSpec(updates=100)
@@ -139,72 +156,79 @@ class Spec(Settings):
     evaluation: EvaluationSpec = EvaluationSpec()
     probes: ProbesSpec = ProbesSpec()
     teachers: dict[str, str] = Field(default={})
-    """task -> 'shipped', 'train' or a folder with a peft adapter; only for methods that need teachers."""
+    """task -> 'shipped', 'train' or a folder with a PEFT adapter; only for methods that need teachers."""
     teacher_guidance: dict[str, Guidance] = Field(default={})
-    """task -> its teacher's guidance scale; by default the one its run was evaluated at, for a folder that is no run's
-    adapter the student's."""
+    """task -> guidance scale of its teacher. The default is the scale at which the teacher's run was evaluated, or the
+    student's scale if the folder is not the adapter of a run."""
     scorers: dict[str, dict[str, str]] = Field(default={})
-    """task -> what its scorer is made of, where the backbone's world leaves that open; see bench list tasks."""
+    """task -> settings of its scorer, where the backbone's world leaves a choice; see `bench list tasks`."""
     compute: Compute = Compute()
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
-    """Updates between checkpoints."""
+    """Number of updates between checkpoints."""
     device: DeviceName = "cpu"
     params: dict[str, Any] = Field(default={})
-    """The method's own options, validated by the method."""
+    """Options of the method, which validates them."""
 
     def digest(self, backbone_hash: str) -> str:
-        """Identity of the run apart from its seed: settings and the backbone's weights."""
-        settings = {name: value for name, value in self.without_placement().record().items() if name != "seed"}
-        # A run's name does not change with the name of a setting: hashes were made when this one was `evaluations`.
+        """Hash that identifies the run apart from its seed: its settings and the hash of the backbone's weights."""
+        settings = self.without_placement().record()
+        settings.pop("seed")
+        # The hashes of stored runs were computed when `nfe` was called `evaluations`.
         settings["budget"]["evaluations"] = settings["budget"].pop("nfe")
         if self._averages_rarely:
-            settings["ema"]["every_counts"] = "optimiser steps"  # once it counted updates: these are other runs
+            # ema.every used to count updates; runs in which that makes a difference need a different hash.
+            settings["ema"]["every_counts"] = "optimiser steps"
         return text_hash({"spec": settings, "backbone": backbone_hash})
 
     @property
     def _averages_rarely(self) -> bool:
-        """Whether averages of weights are further apart than one update of one optimiser step."""
+        """Whether the average is updated less often than once per optimiser step, or an update has several steps."""
         method = find("method", self.method)
         inner = method(method.Options.model_validate(self.params)).inner_updates
         return method.trains and (self.ema.every > 1 or inner > 1)
 
     def too_short(self, updates: int) -> str:
-        """What is to be said of a run of so many updates that ends before weights are averaged for the first time;
-        empty for any other."""
+        """A warning if a run of this many updates ends before the weights are averaged for the first time, else ""."""
         method = find("method", self.method)
         steps = updates * method(method.Options.model_validate(self.params)).inner_updates
         if not method.trains or steps >= self.ema.every:
             return ""
         return (
-            f"ema.every={self.ema.every} is more than the {steps} optimiser steps of this run: the average of weights, "
-            "which is evaluated and kept, stays what training began with; --set ema.every=1 averages at every step"
+            f"ema.every={self.ema.every} exceeds the {steps} optimiser steps of this run, so the averaged weights, "
+            "which are evaluated and kept, never change from their start; --set ema.every=1 averages at every step"
         )
 
     def without_placement(self) -> "Spec":
-        """With settings at their defaults that only say where and in what portions to compute.
+        """The spec with every setting at its default that only decides where and in what portions to compute.
 
-        They move last bits, not results; a run that ran out of memory goes on under other ones.
+        Such settings change results by rounding only, so that a run that ran out of memory can resume with others.
         """
         compute = Compute(**self.compute.model_dump(include=set(Compute.RESULT)))
-        scorers = {t: {k: v for k, v in s.items() if k not in PLACEMENT} for t, s in self.scorers.items()}
-        evaluation = self.evaluation.model_copy(update={"batch": EvaluationSpec.model_fields["batch"].default})
-        kept = {task: sources for task, sources in scorers.items() if sources}
-        return self.model_copy(update={"compute": compute, "scorers": kept, "evaluation": evaluation})
+        default_batch = EvaluationSpec.model_fields["batch"].default
+        evaluation = self.evaluation.model_copy(update={"batch": default_batch})
+        scorers: dict[str, dict[str, str]] = {}
+        for task, sources in self.scorers.items():
+            kept = {key: value for key, value in sources.items() if key not in PLACEMENT}
+            if kept:
+                scorers[task] = kept
+        return self.model_copy(update={"compute": compute, "scorers": scorers, "evaluation": evaluation})
 
     def record(self) -> dict[str, Any]:
-        """Plain data for spec.json; settings that most runs leave alone are left out where they are."""
-        evaluation = self.evaluation
-        # Of each section: True leaves all of it out, a set the settings that it names.
-        unsaid: dict[str, Any] = {
+        """Plain data for spec.json. Settings that were added after the first records are omitted at their defaults."""
+        evaluation, compute = self.evaluation, self.compute
+        # For each section, True omits the entire section and a set omits the settings that it names.
+        omitted: dict[str, Any] = {
             "scorers": self.scorers == SILENT["scorers"] or set(),
-            "compute": self.compute == SILENT["compute"] or self.compute.model_dump().keys() - self.compute.record(),
+            "compute": compute == SILENT["compute"] or compute.model_dump().keys() - compute.record(),
             "lora": set() if self.lora.start else {"start"},
             "evaluation": {name for name in ("pictures", "shift", "table") if not getattr(evaluation, name)},
         }
-        return self.model_dump(mode="json", exclude=unsaid)
+        return self.model_dump(mode="json", exclude=omitted)
 
     def with_seed(self, seed: int) -> "Spec":
+        """The same specification with a different seed."""
         return self.model_copy(update={"seed": seed})
 
 
 SILENT = {name: field.default for name, field in Spec.model_fields.items()}
+"""Default of every setting and section."""

@@ -1,1 +1,1 @@
-"""Runs as jobs: processes of this machine or of Slurm, their launches and their states."""
+"""Runs as jobs: local processes or Slurm jobs, the launches that they belong to, and their states."""

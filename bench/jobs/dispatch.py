@@ -1,8 +1,8 @@
-"""Carry out jobs where a placement says: here one after another, in processes of this machine, or in Slurm.
+"""Carrying out jobs where a placement says: one after another in this process, in local processes, or in Slurm.
 
-Jobs go through submitit. Time-outs and preemption are its checkpoint mechanism (bench/jobs/submitted.py) on top of the
-store's own checkpoints. A run waits for the jobs of the teachers that it needs. What another launch has submitted is
-waited for, not submitted again.
+Jobs are submitted through submitit. Its checkpoint mechanism (bench/jobs/submitted.py) handles time limits and
+preemption on top of the runs' own checkpoints. A run waits for the jobs of the teachers that it needs. A job that
+another launch has already submitted is waited for, not submitted again.
 """
 
 import os
@@ -28,29 +28,32 @@ from bench.system.interrupts import ENDING, held_back, terminated_is_interrupted
 from bench.system.places import check_writable, missing_folders, remove_empty
 
 THREADS = 1
-"""Of a local job: two single-threaded runs get more done on two cores than one run on both."""
+"""Number of threads per local job: two single-threaded runs make more progress on two cores than one run on both."""
 POLL_S = {"local": 0.2, "slurm": 2.0}
+"""Executor -> seconds between two looks at the jobs."""
 PATIENCE_S = {"local": 2.0, "slurm": 60.0}
-"""How long the files of a job that has ended may take to show on this machine."""
+"""Executor -> seconds that the files of an ended job may take to become visible on this machine."""
 AT_ONCE_S = 10.0
-"""How long jobs that are to stop at once may take."""
+"""Seconds that jobs may take to stop after a second interrupt."""
 BEAT_S = 60.0
+"""Seconds between two signs of life of a launch's owner (`Launch.beat`)."""
 ARRAY = 1000
-"""Jobs of one array: Slurm's default limit (MaxArraySize)."""
+"""Maximal number of jobs per array: Slurm's default limit (MaxArraySize)."""
 FOREVER_MIN = 10 * 365 * 24 * 60
 TIMEOUTS = 1000
-"""How often a job may reach its time limit; bench/jobs/submitted.py ends one that gets no further."""
+"""How often a job may reach its time limit. A job that makes no progress ends earlier (bench/jobs/submitted.py)."""
 Report = Callable[[str, str | None], None]
+"""Called with a job's label, and its error or None, when the job has ended."""
 
 
 def dispatch(
     jobs: list[Job], carry_out: CarryOut, root: Path, placement: Placement, device: str, report: Report
 ) -> dict[str, str]:
-    """Carry out all jobs; label -> error of those that failed. `carry_out` does the work of one.
+    """Carry out all jobs and return label -> error of those that failed. `carry_out` does the work of one job.
 
-    One failure stops no other job but those that need it. `report(label, error or None)` is called as each ends. Raises
-    MissingError where there is no Slurm, UsageError where it refuses, DetachedError on an interrupt while Slurm has the
-    jobs, which go on, Interrupted once local jobs have been stopped.
+    A failure affects only the jobs that need the failed one. `report(label, error or None)` is called as each job ends.
+    Raises MissingError if Slurm is not installed, UsageError if Slurm rejects the jobs, DetachedError on an interrupt
+    while jobs continue in Slurm, and Interrupted after an interrupt has stopped local jobs.
     """
     if not jobs:
         return {}
@@ -61,13 +64,16 @@ def dispatch(
     if placement.executor == "slurm" and not shutil.which("srun"):
         raise MissingError("there is no Slurm on this machine (srun is not on PATH): use --executor local")
     dispatcher = _Dispatcher(jobs, carry_out, root, placement, device, report)
-    check_writable(root / "launches")
-    made = missing_folders(root / "launches")
+    home = root / "launches"
+    check_writable(home)
+    made = missing_folders(home)
     try:
         return dispatcher.carry_out()
     except BenchError:
-        if made and not any(path.is_dir() for path in (root / "launches").glob("*")):  # nothing was handed over
-            (root / "launches" / "lock").unlink(missing_ok=True)
+        # Nothing was submitted if no launch has a folder. The command then leaves nothing behind.
+        submitted = any(path.is_dir() for path in home.glob("*"))
+        if made and not submitted:
+            (home / "lock").unlink(missing_ok=True)
             remove_empty(made)
         raise
 
@@ -79,9 +85,11 @@ def _inline(jobs: list[Job], carry_out: CarryOut, root: Path, report: Report) ->
         error = not_started(failed) if failed else None
         if not failed:
             try:
-                with redirect_stdout(StringIO()):  # its own table; the whole is shown in the end
+                # A run prints its own table, but the command prints one of all runs at the end.
+                with redirect_stdout(StringIO()):
                     when_free(carry_out, job.work, root)
-            except Exception as problem:  # whatever breaks one run, the others go on
+            # Whatever makes one run fail, the others continue.
+            except Exception as problem:
                 error = explained(problem)
         if error:
             failures[job.label] = error
@@ -91,27 +99,25 @@ def _inline(jobs: list[Job], carry_out: CarryOut, root: Path, report: Report) ->
 
 @dataclass
 class WatchedJob:
-    """A submitted job and the launch that it is part of, possibly another command's."""
+    """A submitted job and its launch, which may belong to another command."""
 
     launch: Launch
     job: Job
     ended_at: float = 0.0
-    """When it was first seen to have ended."""
+    """Time (`time.monotonic`) at which the job was first seen to have ended; 0 before that."""
 
 
 class _Dispatcher:
-    """Submits what can start, watches what was submitted, until nothing is left."""
+    """Submits jobs as soon as they can start, and watches the submitted ones until all have ended."""
 
-    def __init__(
-        self, jobs: list[Job], work: CarryOut, root: Path, placement: Placement, device: str, report: Report
-    ):
+    def __init__(self, jobs: list[Job], work: CarryOut, root: Path, placement: Placement, device: str, report: Report):
         self.work = work
         self.queue, self.root, self.placement, self.report = list(jobs), root, placement, report
         self.slurm = placement.executor == "slurm"
         self.free: list[int | None] = [] if self.slurm else _places(device)
         self.taken: dict[str, int | None] = {}
         self.handles: list = []
-        """submitit's handles of local jobs: their processes are children and must be asked after, or stay zombies."""
+        """submitit's handles of local jobs. Their processes are children, which stay zombies unless they are polled."""
         self.watched: dict[str, WatchedJob] = {}
         self.failures: dict[str, str] = {}
         self.labels = {job.label for job in jobs}
@@ -120,8 +126,9 @@ class _Dispatcher:
         self.beaten = time.monotonic()
 
     def carry_out(self) -> dict[str, str]:
+        # A file system without locks must raise its error before there is anything to clean up.
         with only_one(self.root):
-            pass  # a file system without locks says so before there is anything to clean up
+            pass
         if not self.slurm:
             self.launches = [new_launch(self.root, "local", self.queue)]
         with terminated_is_interrupted():
@@ -136,7 +143,7 @@ class _Dispatcher:
         return self.failures
 
     def _watch(self) -> None:
-        """Until nothing is left."""
+        """Submit and watch jobs until all have ended."""
         while self.queue or self.watched:
             self._drop_what_cannot_start()
             if self.queue and (self.slurm or self.free):
@@ -148,34 +155,36 @@ class _Dispatcher:
                 time.sleep(POLL_S[self.placement.executor])
 
     def _leave_jobs(self) -> NoReturn:
-        left = f", {len(self.queue)} were not submitted" if self.queue else ""
+        left = f", not submitted: {len(self.queue)}" if self.queue else ""
         raise DetachedError(
-            f"{len(self.watched)} of the jobs go on in Slurm{left}: bench status shows them, bench cancel stops them, "
-            "and the same command waits for them again"
+            f"jobs that continue in Slurm: {len(self.watched)}{left}; bench status shows them, bench cancel stops "
+            "them, and rerunning the command waits for them"
         ) from None
 
     def _stop_jobs(self) -> NoReturn:
-        """Stop the processes that this command has started: runs after their update, at a second interrupt at once."""
+        """Stop the processes that this command has started: after their updates, or now at a second interrupt."""
         (launch,) = self.launches
         mine = [watch.job for watch in self.watched.values() if watch.launch is launch]
         for job in mine:
             launch.mark_cancelled(job)
         if mine:
-            print(f"stopping {len(mine)} jobs after their updates; once more stops them at once", file=sys.stderr)
+            line = f"jobs that stop after their current update: {len(mine)}; interrupt again to stop them now"
+            print(line, file=sys.stderr)
         try:
             self._end_processes(mine, None)
         except KeyboardInterrupt:
             self._end_processes(mine, AT_ONCE_S)
-        raise Interrupted(f"{len(mine)} jobs were stopped: the same command goes on with them") from None
+        raise Interrupted(f"jobs stopped: {len(mine)}; rerun the command to resume") from None
 
     def _end_processes(self, jobs: list[Job], patience_s: float | None) -> None:
-        """Ask jobs of this machine to end, and wait until they have, but not for ever if there is a limit."""
+        """Ask local jobs to end and wait until they have, for at most `patience_s` seconds unless it is None."""
         for job in jobs:
+            # The job's id is submitit's controller process, which forwards the signal.
             with suppress(ProcessLookupError):
-                os.kill(int(job.id), signal.SIGTERM)  # to its controller, which hands it on
-        begun = time.monotonic()
+                os.kill(int(job.id), signal.SIGTERM)
+        asked = time.monotonic()
         while any(not handle.done() for handle in self.handles):
-            if patience_s is not None and time.monotonic() - begun > patience_s:
+            if patience_s is not None and time.monotonic() - asked > patience_s:
                 return
             time.sleep(POLL_S["local"])
 
@@ -201,22 +210,28 @@ class _Dispatcher:
                 self._end(job.label, not_started(failed) if failed else CANCELLED)
 
     def _open_needs(self, job: Job) -> list[str]:
-        """Jobs that must end before this one and have not; in Slurm those that Slurm can wait for do not count."""
+        """Return the jobs that must end before this one can be submitted.
+
+        In Slurm, jobs that are already there do not count: the new job becomes dependent on them.
+        """
         pending = {other.label for other in self.queue} | self.watched.keys()
         needs = [need for need in job.needs if need in self.labels and need in pending]
-        slurms = {label for label, watch in self.watched.items() if watch.launch.executor == "slurm"}
-        return [need for need in needs if not (self.slurm and need in slurms)]
+        if not self.slurm:
+            return needs
+        return [need for need in needs if need not in self.watched or self.watched[need].launch.executor != "slurm"]
 
     def _submit(self) -> None:
         with only_one(self.root):
             active = _active(self.root)
-            if active is None:  # Slurm does not answer: later
+            # Slurm does not answer, so this is tried again at the next poll.
+            if active is None:
                 return
             for job in list(self.queue):
                 if found := active.get(_identity(job)):
                     self.queue.remove(job)
                     self.watched[job.label] = found
-                elif self._is_done(job):  # by a job of another command, since this one looked
+                # A job of another command may have finished this run since the queue was made.
+                elif self._is_done(job):
                     self.queue.remove(job)
                     self._end(job.label, None)
             ready = [job for job in self.queue if not self._open_needs(job)]
@@ -224,14 +239,15 @@ class _Dispatcher:
                 for group in _groups(ready):
                     self._hand_over(group)
                     ready = [job for job in self.queue if not self._open_needs(job)]
-                for group in _groups(ready):  # what needs those that were just submitted
+                # These need jobs that have just been submitted.
+                for group in _groups(ready):
                     self._hand_over(group)
                 return
             for job in ready[: len(self.free)]:
                 self._start(job)
 
     def _start(self, job: Job) -> None:
-        """As a process of this machine."""
+        """Start a job as a local process on a free GPU or core."""
         from submitit.core.utils import environment_variables
 
         (launch,) = self.launches
@@ -249,22 +265,24 @@ class _Dispatcher:
             self.watched[job.label] = WatchedJob(launch, known)
 
     def _hand_over(self, group: list[Job]) -> None:
-        """To Slurm, as one array; it starts when the jobs that it waits for are done."""
+        """Submit jobs with equal needs to Slurm as one array, which starts when the jobs that it needs are done."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         launch = new_launch(self.root, "slurm", group)
-        waits = [self.watched[need].job.id for need in group[0].needs if need in self.watched]
-        dependency = f"afterok:{':'.join(waits)}" if waits else None
+        needed = [self.watched[need].job for need in group[0].needs if need in self.watched]
+        dependency = f"afterok:{':'.join(job.id for job in needed)}" if needed else None
         parameters = self.placement.profile.parameters(launch.name, launch.job_folder, dependency)
         executor = _executor(launch, "slurm", **parameters)
         try:
             with undisturbed():
                 handles = executor.submit_array([self._submitted(job, launch) for job in group])
-                known = launch.submitted({job.label: h.job_id for job, h in zip(group, handles, strict=True)})
+                pairs = zip(group, handles, strict=True)
+                known = launch.submitted({job.label: handle.job_id for job, handle in pairs})
         except (FailedJobError, FailedSubmissionError) as error:
-            shutil.rmtree(launch.folder, ignore_errors=True)  # nothing of it came to be
-            others = f"; {len(self.watched)} jobs were submitted before and go on" if self.watched else ""
-            raise UsageError(f"Slurm refuses the jobs: {one_line(error)}{others}") from error
+            # None of the launch's jobs exist.
+            shutil.rmtree(launch.folder, ignore_errors=True)
+            others = f"; jobs submitted earlier continue: {len(self.watched)}" if self.watched else ""
+            raise UsageError(f"Slurm rejected the jobs: {one_line(error)}{others}") from error
         self.launches.append(launch)
         for job in known:
             self.watched[job.label] = WatchedJob(launch, job)
@@ -274,9 +292,10 @@ class _Dispatcher:
         return Submitted(self.work, launch.folder, job.label, self.root, job.run, self.code)
 
     def _ended(self) -> Iterator[tuple[str, str | None]]:
-        """Take jobs that have ended out of `watched`; yields (label, error or None)."""
+        """Remove jobs that have ended from `watched`; yields (label, error or None)."""
         self.handles = [handle for handle in self.handles if not handle.done()]
-        answers = states(list({w.launch.name: w.launch for w in self.watched.values()}.values()))
+        watched_launches = {watch.launch.name: watch.launch for watch in self.watched.values()}
+        answers = states(list(watched_launches.values()))
         if answers is None:
             return
         now = time.monotonic()
@@ -285,25 +304,32 @@ class _Dispatcher:
             if state.active or (state.name == ELSEWHERE and not self._is_done(watch.job)):
                 watch.ended_at = 0.0
                 continue
-            if not watch.ended_at:  # once is not enough: a job that is being requeued may be between two states
+            # A job must be seen ended twice, because one that is being requeued may be between two states.
+            if not watch.ended_at:
                 watch.ended_at = now
                 continue
             error = failure_of(watch.launch, watch.job, self.root, state)
-            if error and error.startswith(NO_RESULT) and now - watch.ended_at < PATIENCE_S[watch.launch.executor]:
+            patience_s = PATIENCE_S[watch.launch.executor]
+            # The result may exist but not be visible yet through a network file system.
+            if error and error.startswith(NO_RESULT) and now - watch.ended_at < patience_s:
                 continue
             del self.watched[label]
             yield label, error
 
     def _is_done(self, job: Job) -> bool:
-        """Whether a run has its result, whoever made it."""
-        return bool(job.run) and (self.root / job.run / "summary.json").is_file()
+        """Return whether a job's run is finished, whichever command made it."""
+        return _has_summary(self.root, job)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """An interrupt comes after: what was submitted must be on record. (Jobs would inherit a signal mask.)"""
+    """Defer interrupts to the end of the block, so that a submission is always recorded.
+
+    Handlers are replaced instead of blocking the signals, because sbatch would pass a signal mask on to the jobs.
+    """
     came: list[int] = []
     handlers = {signal.SIGINT: signal.default_int_handler} | ENDING
+    # Only this command's own handlers are replaced: an ignored signal stays ignored.
     before = {number: handler for number, handler in handlers.items() if signal.getsignal(number) is handler}
     for number in before:
         signal.signal(number, lambda number, _: came.append(number))
@@ -317,25 +343,29 @@ def undisturbed() -> Iterator[None]:
 
 
 def _places(device: str) -> list[int | None]:
-    """One entry a run at a time: the GPUs of this machine, or as many as it has cores."""
+    """Return one slot per run that may execute at the same time: GPU numbers, or None once per core on the CPU."""
     if device.startswith("cuda"):
         import torch
 
         if device != "cuda":
-            raise UsageError(f"runs of this machine's processes each get a GPU of their own: device=cuda, not {device}")
+            raise UsageError(f"every local run gets its own GPU: use device=cuda, not {device}")
         count = torch.cuda.device_count()
         if not count:
-            raise MissingError(f"the runs are to be on {device!r} but torch sees no GPU; use --set device=cpu")
+            raise MissingError(f"the runs need {device!r}, but torch sees no GPU: use --set device=cpu")
         return list(range(count))
     return [None] * max(1, len(os.sched_getaffinity(0)) // THREADS)
 
 
 def _groups(jobs: list[Job]) -> list[list[Job]]:
-    """Jobs of equal needs, in portions that one array takes."""
+    """Group jobs with equal needs, at most ARRAY jobs per group."""
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.needs, []).append(job)
-    return [group[i : i + ARRAY] for group in groups.values() for i in range(0, len(group), ARRAY)]
+    arrays = []
+    for group in groups.values():
+        starts = range(0, len(group), ARRAY)
+        arrays += [group[start : start + ARRAY] for start in starts]
+    return arrays
 
 
 def _executor(launch: Launch, cluster: str, **parameters):
@@ -347,23 +377,30 @@ def _executor(launch: Launch, cluster: str, **parameters):
 
 
 def _identity(job: Job) -> Hashable:
-    """What two commands that want the same thing have in common."""
+    """Return a key that is equal for jobs of different commands that do the same work."""
     return job.run or (job.label, job.digest)
 
 
 def _active(root: Path) -> dict[Hashable, WatchedJob] | None:
-    """The jobs that are waiting or running, by what they do; None if Slurm does not answer."""
+    """Return the pending and running jobs of all launches by `_identity`; None if Slurm does not answer."""
+    # Launches whose runs all have results are left out, so that old ones cost no query.
     known = [launch for launch in launches(root) if any(_open(root, job) for job in launch.jobs)]
     answers = states(known)
     if answers is None:
         return None
-    return {
-        _identity(job): WatchedJob(launch, job)
-        for launch in known
-        for job in launch.jobs
-        if (state := answers.get((launch.name, job.label))) and state.active
-    }
+    active: dict[Hashable, WatchedJob] = {}
+    for launch in known:
+        for job in launch.jobs:
+            state = answers.get((launch.name, job.label))
+            if state and state.active:
+                active[_identity(job)] = WatchedJob(launch, job)
+    return active
 
 
 def _open(root: Path, job: Job) -> bool:
-    return bool(job.id) and not (job.run and (root / job.run / "summary.json").is_file())
+    """Return whether a job was submitted and its run, if it makes one, is not finished."""
+    return bool(job.id) and not _has_summary(root, job)
+
+
+def _has_summary(root: Path, job: Job) -> bool:
+    return bool(job.run) and (root / job.run / "summary.json").is_file()

@@ -1,15 +1,15 @@
-"""Records of what was handed to an executor: one folder a launch under <results>/launches, never used twice.
+"""Records of submitted jobs: one folder per launch under <results>/launches, never reused.
 
 <root>/launches/<when>-<random>/
-    launch.json    executor, host, and every job: label, run folder, id
-    work/          a JSON file a job: what it is to do; of a run its spec
-    cancelled/     a file a job that a user stopped
-    ended/         a file a job: how the executor said that it ended
-    told/          a JSON file a job: what it says itself of how it ended
+    launch.json    executor, host, and the label, run folder and id of every job
+    work/          one JSON file per job: its work, which for a run is its spec
+    cancelled/     one empty file per job that a user cancelled
+    ended/         one file per ended job: its last state according to the executor
+    told/          one JSON file per ended job: its outcome and error according to the job itself
     jobs/          submitit's scripts, pickles and logs
 
-A launch may have been written by somebody else: what it says is checked before it becomes a path or goes to a process,
-and its pickles are for submitit's job alone.
+Another user may have written a launch. Its values are checked before they are used in a path or passed to a process,
+and only submitit's job reads its pickles.
 """
 
 import os
@@ -30,79 +30,84 @@ from bench.system.places import locked
 from bench.system.processes import identity
 
 RUN = re.compile(r"\w[\w.+ -]*")
-"""A run folder's name: no path."""
+"""A run folder's name, which must not be a path."""
 IDS = {"local": re.compile(r"[1-9][0-9]{0,9}"), "slurm": re.compile(r"[1-9][0-9]{0,11}(_[0-9]{1,9})?")}
-"""An executor -> what its job ids look like: a process; a job, or a task of an array."""
+"""Executor -> pattern of its job ids: a process id, or a Slurm job or array task."""
 FIRST_PROCESS = "1"
+"""Process id of init, which is never a job: cancelling a forged record must not signal it."""
 STATE = re.compile(r"[A-Z_]{1,40}")
 RECORDED = ("label", "run", "needs", "id", "digest")
-"""What launch.json says of a job; its work has a file of its own."""
+"""Fields of a job in launch.json; its work is in a separate file."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work to carry out somewhere."""
+    """One piece of work for an executor."""
 
     label: str
     work: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """Plain data that says what to do: of a run its spec. Empty in a job that was read from a launch's record."""
+    """The work as plain data, which for a run is its spec. Empty in a job that was read from a launch's record."""
     run: str = ""
-    """Name of the run folder it makes; empty for commands that make none."""
+    """Name of the run folder that the job makes; empty for commands that make none."""
     needs: tuple[str, ...] = ()
-    """Labels of jobs that must be done before."""
+    """Labels of jobs that must be done before this one starts."""
     id: str = ""
-    """The executor's own; empty until it is submitted."""
+    """The executor's id of the job; empty until the job is submitted."""
     digest: str = ""
     """Hash of `work`."""
 
     def __post_init__(self) -> None:
+        # The class is frozen, so the field is set through object.
         if self.work:
             object.__setattr__(self, "digest", text_hash(self.work))
 
 
 @dataclass
 class Launch:
-    """Jobs handed over together."""
+    """The jobs that one command submitted together, and their record on disk."""
 
     folder: Path
     executor: str
+    """Name of the executor: local or slurm."""
     host: str
+    """Name of the machine that the jobs were submitted from."""
     owner: str
-    """The process that submits its jobs (bench/jobs/scheduler.py's identity)."""
+    """The process that submits the jobs (`bench.system.processes.identity`)."""
     jobs: list[Job] = field(default_factory=list)
 
     @property
     def name(self) -> str:
+        """Name of the launch's folder, which identifies the launch within its results folder."""
         return self.folder.name
 
     @property
     def job_folder(self) -> Path:
-        """What submitit writes goes here."""
+        """The folder of submitit's files."""
         return self.folder / "jobs"
 
     def log(self, job: Job, kind: str = "err") -> Path:
-        """The job's first process's stderr ("err") or stdout ("out"), as submitit names it."""
+        """Return the path of the stderr ("err") or stdout ("out") of a job's first process, as submitit names it."""
         return self.job_folder / f"{job.id}_0_log.{kind}"
 
     def submitted(self, ids: dict[str, str]) -> list[Job]:
-        """Record the ids of jobs by label; returns these jobs."""
+        """Record the ids of submitted jobs, given by label, and return these jobs."""
         self.jobs = [replace(job, id=ids.get(job.label, job.id)) for job in self.jobs]
         self.save()
         return [job for job in self.jobs if job.label in ids]
 
     def mark_cancelled(self, job: Job) -> None:
-        """Remember that a user stopped a job, or does not want it submitted."""
+        """Record that a user cancelled a job, which may be running or not yet submitted."""
         path = self._cancelled(job)
         path.parent.mkdir(exist_ok=True)
         with naming(path):
             path.touch()
 
     def take_back_cancelled(self, job: Job) -> None:
-        """Forget that a user wanted to stop a job: it could not be asked."""
+        """Remove the record that a user cancelled a job, because the job could not be asked to stop."""
         self._cancelled(job).unlink(missing_ok=True)
 
     def cancelled(self, job: Job) -> float:
-        """When a user stopped this job; 0 if nobody did."""
+        """Return when a user cancelled this job, in seconds since the epoch; 0 if nobody did."""
         path = self._cancelled(job)
         return path.stat().st_mtime if path.exists() else 0.0
 
@@ -110,65 +115,70 @@ class Launch:
         return cancelled_file(self.folder, job.label)
 
     def told(self, job: Job) -> dict:
-        """What the job said of its end: its "outcome" (done, failed, stopped) and "error"; empty if it said nothing.
+        """Return what an ended job reported: its "outcome" (done, failed, stopped) and "error"; empty before that.
 
-        Raises DamagedError for anything else.
+        Raises DamagedError for a report without these.
         """
         path = told_file(self.folder, job.label)
         if not path.exists():
             return {}
-        said = read_record(path)
-        if not all(isinstance(said.get(key), str) for key in ("outcome", "error")):
-            raise DamagedError(f"{path} does not say how the job ended")
-        return said
+        report = read_record(path)
+        if not all(isinstance(report.get(key), str) for key in ("outcome", "error")):
+            raise DamagedError(f"{path} does not record how the job ended")
+        return report
 
     def remember(self, job: Job, state: str) -> None:
-        """Note how the executor says that a job ended: it forgets. Who may only look at a launch notes nothing."""
+        """Record the executor's last state of an ended job, which Slurm forgets after some minutes."""
         path = self.folder / "ended" / text_hash(job.label)
         if not path.exists():
+            # Another user may read the launch without permission to write.
             with suppress(OSError):
                 path.parent.mkdir(exist_ok=True)
                 write_atomic(path, state.encode())
 
     def remembered(self, job: Job) -> str:
-        """How a job ended, as far as anybody saw; empty if nobody did."""
+        """Return the recorded state in which a job ended; empty if none was recorded."""
         path = self.folder / "ended" / text_hash(job.label)
-        said = read_text(path) if path.exists() else ""
-        return said if STATE.fullmatch(said) else ""
+        state = read_text(path) if path.exists() else ""
+        return state if STATE.fullmatch(state) else ""
 
     def beat(self) -> None:
-        """Show other machines that the command that submits is alive."""
+        """Show other machines that the submitting command is alive, by the modification time of launch.json."""
         os.utime(self.folder / "launch.json")
 
     @property
     def beaten(self) -> float:
-        """When the command that submits was last known to be alive."""
+        """When the submitting command was last known to be alive, in seconds since the epoch."""
         return (self.folder / "launch.json").stat().st_mtime
 
     def save(self) -> None:
-        told = {"executor": self.executor, "host": self.host, "owner": self.owner}
+        """Write launch.json."""
+        source = {"executor": self.executor, "host": self.host, "owner": self.owner}
         jobs = [{name: getattr(job, name) for name in RECORDED} for job in self.jobs]
-        record = told | {"jobs": jobs}
+        record = source | {"jobs": jobs}
         write_atomic(self.folder / "launch.json", json_bytes(record))
 
 
 def cancelled_file(launch: Path, label: str) -> Path:
-    """Is there once a user has stopped the job."""
+    """Return the path of the file that exists once a user has cancelled a job."""
     return launch / "cancelled" / text_hash(label)
 
 
 def told_file(launch: Path, label: str) -> Path:
-    """What a job says itself of how it ended."""
+    """Return the path of a job's own report of how it ended."""
     return launch / "told" / f"{text_hash(label)}.json"
 
 
 def work_file(launch: Path, label: str) -> Path:
-    """What a job is to do."""
+    """Return the path of a job's work."""
     return launch / "work" / f"{text_hash(label)}.json"
 
 
 def new_launch(root: Path, executor: str, jobs: list[Job]) -> Launch:
-    """A launch with a folder of its own: an executor's job ids may start again, and old files would speak for new."""
+    """Make a launch with a new folder.
+
+    Folders are not reused because an executor's job ids may repeat, and old files would then be taken for new ones.
+    """
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = root / "launches" / f"{stamp}-{secrets.token_hex(3)}"
     (folder / "jobs").mkdir(parents=True)
@@ -181,14 +191,14 @@ def new_launch(root: Path, executor: str, jobs: list[Job]) -> Launch:
 
 
 def launches(root: Path) -> list[Launch]:
-    """Every launch of a results folder that can be read, oldest first."""
+    """Return the readable launches of a results folder, oldest first."""
     return read_launches(root)[0]
 
 
 def read_launches(root: Path) -> tuple[list[Launch], dict[str, str]]:
-    """The launches of a results folder, oldest first; and name -> what is wrong of those that are damaged.
+    """Return the launches of a results folder, oldest first, and name -> problem of those that are damaged.
 
-    An empty name stands for the folder that they are in.
+    An empty name means the launches folder itself.
     """
     found: list[Launch] = []
     damaged: dict[str, str] = {}
@@ -200,7 +210,8 @@ def read_launches(root: Path) -> tuple[list[Launch], dict[str, str]]:
     for folder in folders:
         path = folder / "launch.json"
         try:
-            if is_there(path):  # so is a link to nowhere, or to itself
+            # A broken link counts as there, and reading it reports the damage.
+            if is_there(path):
                 found.append(_launch(path))
         except (DamagedError, OSError) as error:
             damaged[folder.name] = one_line(error)
@@ -212,29 +223,33 @@ def _launch(path: Path) -> Launch:
     with described(path):
         executor, host, owner = (_text(record[key]) for key in ("executor", "host", "owner"))
         if executor not in IDS:
-            raise ValueError(f"there is no executor {executor!r}")
-        return Launch(path.parent, executor, host, owner, [_job(job, executor) for job in record["jobs"]])
+            raise ValueError(f"unknown executor {executor!r}")
+        jobs = [_job(job, executor) for job in record["jobs"]]
+        return Launch(path.parent, executor, host, owner, jobs)
 
 
 def _job(record: dict, executor: str) -> Job:
-    """Raises KeyError, TypeError or ValueError for what is no job of the executor's."""
+    """Read a job of an executor. Raises KeyError, TypeError or ValueError for an invalid record."""
     label, run, number = (_text(record[key]) for key in ("label", "run", "id"))
     needs = tuple(_text(part) for part in record["needs"])
     if run and not RUN.fullmatch(run):
-        raise ValueError(f"{run!r} is no name of a run's folder")
-    if number and (not IDS[executor].fullmatch(number) or (number == FIRST_PROCESS and executor == "local")):
-        raise ValueError(f"{number!r} is no id of a job")
-    return Job(label, {}, run, needs, number, _text(record.get("digest", "")))  # older records have none
+        raise ValueError(f"{run!r} is not a valid name of a run folder")
+    reserved = executor == "local" and number == FIRST_PROCESS
+    if number and (reserved or not IDS[executor].fullmatch(number)):
+        raise ValueError(f"{number!r} is not a valid job id")
+    # Older records have no digest.
+    digest = _text(record.get("digest", ""))
+    return Job(label, {}, run, needs, number, digest)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 
 @contextmanager
 def only_one(root: Path) -> Iterator[None]:
-    """Hold while looking for active jobs and submitting: two commands at once must not submit the same run twice."""
+    """Hold the lock of a results folder's launches, so that two commands cannot both submit the same run."""
     with locked(root / "launches" / "lock"):
         yield

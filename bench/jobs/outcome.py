@@ -1,4 +1,4 @@
-"""What became of a run or a job, from the files it left; knows no torch, so that `bench status` is quick."""
+"""How a job ended, according to the files that it left. Does not import torch, so that `bench status` is quick."""
 
 import re
 from collections.abc import Iterable
@@ -12,14 +12,16 @@ from bench.terminal import legible
 
 CANCELLED, NO_RESULT = "cancelled", "ended without a result"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
-"""What a job says of its end."""
+"""Outcomes that a job reports itself."""
 TAIL = 16_384
+"""Bytes at the end of a log that are searched for an error."""
 ERROR = re.compile(r"(?:[\w.]*\.)?(\w*(?:Error|Exception|Interrupt)\w*): (.+)|(?:slurmstepd|srun): error: (.+)")
 OURS = ("BenchError", "UsageError", "DamagedError", "BusyError", "MissingError", "PartialError")
+"""Exceptions whose message is shown without the class name."""
 
 
 def failure_of(launch: Launch, job: Job, root: Path, state: State) -> str | None:
-    """Why an ended job did not do its work; None if it did. A damaged record of it is named as the reason."""
+    """Return why an ended job did not do its work; None if it did. A damaged record of the job is the reason, too."""
     try:
         error = _failure_of(launch, job, root, state)
     except (DamagedError, OSError) as damage:
@@ -28,41 +30,43 @@ def failure_of(launch: Launch, job: Job, root: Path, state: State) -> str | None
 
 
 def _failure_of(launch: Launch, job: Job, root: Path, state: State) -> str | None:
+    # The order of these checks matters: a result counts however its job ended, a run's recorded error is more specific
+    # than the job's, and a log may quote errors that did not end the job.
     if state.name != GONE.name:
         launch.remember(job, state.name)
     name = launch.remembered(job) or state.name
     if job.run and (root / job.run / "summary.json").is_file():
         return None
-    told = launch.told(job)
-    if not job.run and told.get("outcome") == DONE:
+    report = launch.told(job)
+    if not job.run and report.get("outcome") == DONE:
         return None
     cancelled = launch.cancelled(job)
     if job.run and (error := recorded_failure(root / job.run, cancelled)):
         return error
-    if cancelled or told.get("outcome") == STOPPED:
+    if cancelled or report.get("outcome") == STOPPED:
         return CANCELLED
     if job.needs and not launch.log(job).is_file():
         return not_started(job.needs)
     if name == "CANCELLED":
         return CANCELLED
-    if error := told.get("error") or last_error(launch.log(job)):
+    if error := report.get("error") or last_error(launch.log(job)):
         return error
     return f"{NO_RESULT} ({name.lower()}); see {launch.log(job)}"
 
 
 def not_started(needs: Iterable[str]) -> str:
-    """What is said of a job whose needs failed."""
-    return f"not started: {', '.join(needs)} did not end well"
+    """Return the error of a job that could not start because jobs that it needs failed."""
+    return f"not started, dependency failed: {', '.join(needs)}"
 
 
 def last_error(log: Path) -> str | None:
-    """The last exception that a log names, without its module; else Slurm's last error."""
+    """Return the last exception in a log, without its module, or else Slurm's last error; None if there is neither."""
     if not log.is_file():
         return None
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL))
         lines = file.read().decode(errors="replace").split("\n")
-    matches = [found for line in reversed(lines) if (found := ERROR.match(line))]
+    matches = [found for found in map(ERROR.match, reversed(lines)) if found]
     raised = next((found for found in matches if found[1]), None)
     if raised:
         return raised[2] if raised[1] in OURS else f"{raised[1]}: {raised[2]}"

@@ -1,4 +1,4 @@
-"""Where runs execute: in this process, in processes of this machine, or in Slurm with a profile."""
+"""Where runs execute: in this process, in local processes, or in Slurm with a profile of job resources."""
 
 import math
 import re
@@ -22,46 +22,50 @@ TEN_YEARS = 10 * 366 * 24 * 60
 
 def _is_one_line(text: str) -> str:
     if not text.strip() or legible(text) != text:
-        raise ValueError("it should be one line of plain text, and not empty")
+        raise ValueError("it should be one non-empty line of plain text")
     return text
 
 
 Word = Annotated[str, Field(max_length=1000), AfterValidator(_is_one_line)]
-"""What becomes one line of a batch script."""
+"""A value that becomes one line of a batch script."""
 
 
 class Profile(Settings):
-    """What a job asks Slurm for."""
+    """Resources and limits of one Slurm job, which carries out one run."""
 
     partition: Word | None = None
+    """Slurm partition; None uses the cluster's default."""
     account: Word | None = None
+    """Slurm account that is charged; None uses the user's default."""
     qos: Word | None = None
+    """Slurm quality of service; None uses the cluster's default."""
     constraint: Word | None = None
+    """Required node features, as in sbatch --constraint; None accepts every node."""
     gpus: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Of one run."""
+    """Number of GPUs per run."""
     processes: Count | None = None
-    """That share one run; None: one a GPU."""
+    """Number of processes that share one run; None starts one per GPU, and one without GPUs."""
     cpus: Count = 1
-    """Per process; also its number of threads."""
+    """Number of CPU cores and threads per process."""
     memory_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """None: the cluster's default."""
+    """Memory per job in GB; None uses the cluster's default."""
     minutes: Annotated[int, Field(gt=0, le=TEN_YEARS)] = 24 * 60
-    """Time limit. A run that needs longer checkpoints, is requeued and goes on."""
+    """Time limit of a job in minutes. A run that takes longer saves a checkpoint, is requeued and resumes."""
     signal_s: Annotated[int, Field(gt=0, le=65_535)] = 90
-    """How long before the limit a run is told."""
+    """Seconds before the time limit at which a run is signalled to save a checkpoint."""
     array_parallelism: Count = 256
-    """Jobs of a grid at a time."""
+    """Maximal number of jobs of one array that run at the same time."""
     setup: tuple[str, ...] = ()
-    """Shell lines before the run."""
+    """Shell lines to execute before the run, for example module load cuda."""
     sbatch: dict[str, str | int | float] = Field(default={})
-    """Any further option of sbatch: {gres: "gpu:h100:1"}."""
+    """Further options of sbatch by their long names, for example {gres: "gpu:h100:1"}."""
 
     @field_validator("sbatch")
     @classmethod
     def _options_are_words(cls, options: dict[str, Any]) -> dict[str, Any]:
         for name, value in options.items():
             if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
-                raise ValueError(f"{name!r} is no long option of sbatch")
+                raise ValueError(f"{name!r} is not a long option of sbatch")
             if isinstance(value, str):
                 _is_one_line(value)
             elif not math.isfinite(value):
@@ -75,7 +79,10 @@ class Profile(Settings):
         return self
 
     def parameters(self, name: str, folder: Path, dependency: str | None) -> dict[str, Any]:
-        """As submitit's AutoExecutor takes them; `folder` is where it keeps the jobs' files."""
+        """Return the parameters for submitit's AutoExecutor.
+
+        `name` is the jobs' name, `folder` holds submitit's files, `dependency` is sbatch's --dependency or None.
+        """
         threads = ("export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK", "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK")
         optional = {
             "slurm_partition": self.partition,
@@ -86,9 +93,10 @@ class Profile(Settings):
             "gpus_per_node": self.gpus or None,
             "mem_gb": self.memory_gb,
         }
-        # An unmet dependency would leave the job pending for ever.
+        # Without kill_on_invalid_dep, a job whose dependency has failed would stay pending forever.
         further = {"kill_on_invalid_dep": "yes", "requeue": True} | self.sbatch
-        return {key: value for key, value in optional.items() if value is not None} | {
+        given = {key: value for key, value in optional.items() if value is not None}
+        return given | {
             "name": name,
             "timeout_min": self.minutes,
             "cpus_per_task": self.cpus,
@@ -97,15 +105,17 @@ class Profile(Settings):
             "slurm_array_parallelism": self.array_parallelism,
             "slurm_setup": [*threads, *self.setup],
             "slurm_teardown": REVIVE.format(folder=folder).splitlines(),
-            "slurm_srun_args": ["--kill-on-bad-exit=1"],  # or the other processes of a run would wait for a dead one
+            # Without this, the other processes of a run would wait for one that has died.
+            "slurm_srun_args": ["--kill-on-bad-exit=1"],
             "slurm_additional_parameters": further,
         }
 
 
 REVIVE = """\
 code=$?
-# Killed outright, as by the kernel or an operator: go on from the last checkpoint, but not for ever. An array's task is
-# named by its place: one of them has the number of the whole array, and that would requeue all.
+# Exit code 137: killed, for example by the kernel or an operator. Requeue at most five times, to resume from the last
+# checkpoint. An array's task is named by array and index, because the job id of one task is the id of the whole array,
+# and requeueing that would requeue every task.
 if [ "$code" -eq 137 ]; then
   this=$SLURM_JOB_ID
   if [ -n "${{SLURM_ARRAY_JOB_ID:-}}" ]; then this="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
@@ -118,18 +128,21 @@ exit "$code"
 
 @dataclass(frozen=True)
 class Placement:
-    """An executor with its profile."""
+    """An executor (inline, local or slurm) and the profile of its jobs."""
 
     executor: Executor
     profile: Profile = field(default_factory=Profile)
 
 
 def placement(executor: str, profile: Path | None, slurm: list[str] | None) -> Placement:
-    """From the command line: `profile` is a YAML file, `slurm` are KEY=VALUE over it. Raises UsageError."""
+    """Make a placement from command-line options.
+
+    `profile` is a YAML file, and `slurm` are KEY=VALUE overrides of it. Raises UsageError for invalid values.
+    """
     if executor not in EXECUTORS:
         raise unknown("executor", executor, EXECUTORS)
     if executor != "slurm" and (profile or slurm):
-        raise UsageError(f"--profile and --slurm are for --executor slurm, not {executor}")
+        raise UsageError(f"--profile and --slurm need --executor slurm, not {executor}")
     settings: dict[str, Any] = read_yaml(profile) if profile else {}
     for override in slurm or []:
         merge(settings, parse_override(override, "--slurm"))

@@ -1,4 +1,4 @@
-"""Runs as jobs: what is finished is left alone, teachers that are missing come first, each once."""
+"""Runs as jobs: finished runs are skipped, and each missing teacher is trained once before the runs that need it."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from bench.training.teachers import to_train
 
 
 def spec_of(work: dict[str, Any]) -> Spec:
-    """The spec of a job that makes a run."""
+    """Read the spec from the work of a job that makes a run."""
     return Spec.model_validate(work)
 
 
 def carry_out_runs(members: dict[str, Run], train: CarryOut, placement: Placement) -> dict[str, str]:
-    """Carry out runs by label, with progress on stderr. Returns label -> error of those that failed."""
+    """Carry out runs, given by label, with progress on stderr. Returns label -> error of those that failed."""
     from bench.printing import progress_bar
 
     if not members:
@@ -29,13 +29,17 @@ def carry_out_runs(members: dict[str, Run], train: CarryOut, placement: Placemen
     runs = list(members.values())
     root, device = runs[0].folder.parent, runs[0].spec.device
     waiting = {label: run for label, run in members.items() if not run.summary}
-    for run in (run for label, run in members.items() if label not in waiting):
-        check_scored(run)
+    for label, run in members.items():
+        if label not in waiting:
+            check_scored(run)
     jobs, needs = teacher_jobs(list(waiting.values()), root)
-    jobs += [_job(label, run.spec, run.folder.name, needs[run.folder.name]) for label, run in waiting.items()]
+    for label, run in waiting.items():
+        name = run.folder.name
+        jobs.append(_job(label, run.spec, name, needs[name]))
     with progress_bar() as progress:
-        total, ready = len(members) + len(jobs) - len(waiting), len(members) - len(waiting)
-        bar = progress.add_task(f"{len(members)} runs, {placement.executor}", total=total, completed=ready)
+        finished = len(members) - len(waiting)
+        total = finished + len(jobs)
+        bar = progress.add_task(f"{len(members)} runs, {placement.executor}", total=total, completed=finished)
 
         def report(label: str, error: str | None) -> None:
             progress.update(bar, advance=1)
@@ -46,7 +50,7 @@ def carry_out_runs(members: dict[str, Run], train: CarryOut, placement: Placemen
 
 
 def teacher_jobs(runs: list[Run], root: Path) -> tuple[list[Job], dict[str, tuple[str, ...]]]:
-    """Jobs of every teacher that these runs need trained, each once; run folder -> labels of those it waits for."""
+    """Return one job per teacher that these runs need trained, and run folder -> labels of the jobs that it needs."""
     jobs: dict[str, Job] = {}
     needs: dict[str, tuple[str, ...]] = {}
     for run in runs:
@@ -54,8 +58,9 @@ def teacher_jobs(runs: list[Run], root: Path) -> tuple[list[Job], dict[str, tupl
         for teacher in to_train(run.spec, root, run.backbone_hash):
             spec, name = teacher.spec, teacher.folder.name
             label = f"teacher for {spec.tasks[0]}, seed {spec.seed}"
+            # Teachers of one task and seed may still differ, for example in precision.
             if any(other.label == label and other.run != name for other in jobs.values()):
-                label = f"{label} ({name})"  # as by another precision
+                label = f"{label} ({name})"
             labels.append(label)
             jobs[name] = _job(label, spec, name)
         needs[run.folder.name] = tuple(labels)
@@ -69,12 +74,17 @@ def _job(label: str, spec: Spec, run: str, needs: tuple[str, ...] = ()) -> Job:
 def carry_out_command(
     label: str, work: dict[str, Any], carry_out: CarryOut, root: Path, placement: Placement, device: str
 ) -> None:
-    """Carry out work that makes no run as a job, and print what it printed. Raises BenchError if it fails."""
+    """Carry out work that makes no run as a job, and print its output. Raises BenchError if it fails."""
     job = Job(label, work)
     failures = dispatch([job], carry_out, root, placement, device, lambda *_: None)
     if failures:
         raise BenchError(f"{label}: {failures[job.label]}")
-    same = lambda other: (other.label, other.digest) == (job.label, job.digest)  # noqa: E731
-    launch = next(launch for launch in reversed(launches(root)) if any(map(same, launch.jobs)))
-    done = next(filter(same, launch.jobs))
-    print("\n".join(line for line in log_lines(launch.log(done, "out")) if not line.startswith("submitit ")))
+    # Another command may have submitted the same work, so the job is looked up by its content, the latest first.
+    launch, done = next(
+        (launch, other)
+        for launch in reversed(launches(root))
+        for other in launch.jobs
+        if (other.label, other.digest) == (job.label, job.digest)
+    )
+    lines = log_lines(launch.log(done, "out"))
+    print("\n".join(line for line in lines if not line.startswith("submitit ")))

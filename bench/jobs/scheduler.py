@@ -1,4 +1,4 @@
-"""What became of jobs: asks Slurm's queue, and the processes of this machine. Works where Slurm's accounting is off."""
+"""States of submitted jobs, from Slurm's queue and this machine's processes. Needs no accounting database of Slurm."""
 
 import os
 import subprocess
@@ -15,50 +15,55 @@ SEPARATOR = "|"
 
 @dataclass(frozen=True)
 class State:
-    """An executor's word on a job, in Slurm's terms; GONE: it is not known any more, so it has ended."""
+    """A job's state according to its executor, in Slurm's terms."""
 
     name: str
+    """Slurm's name of the state, or GONE or ELSEWHERE."""
     reason: str = ""
+    """Why Slurm keeps the job pending."""
     where: str = ""
+    """The nodes or the process that the job runs on."""
 
     @property
     def waiting(self) -> bool:
+        """Whether the job has yet to start."""
         return self.name in WAITING
 
     @property
     def active(self) -> bool:
+        """Whether the job has yet to end."""
         return self.waiting or self.name in WORKING
 
 
 GONE = State("GONE")
+"""State of a job that its executor no longer knows, which means that it has ended."""
 ELSEWHERE = "ELSEWHERE"
-"""State of a local job of another machine, whose processes cannot be seen from here."""
+"""Name of the state of a local job on another machine, whose processes cannot be seen from this one."""
 
 
 def states(found: list[Launch]) -> dict[tuple[str, str], State] | None:
-    """(launch's name, job's label) -> State of every submitted job; None if Slurm does not answer just now.
+    """Return (launch name, job label) -> State of every submitted job; None if Slurm does not answer.
 
-    Slurm's queue shows ended jobs for MinJobAge; what it has forgotten has ended too. A job's name is its launch's:
-    its number alone may by now be another's, after a reset of Slurm's controller or on another cluster.
+    Slurm's queue shows ended jobs for its MinJobAge, and a job that is missing from it has ended, too. Jobs are looked
+    up by name (their launch's) and id, because an id alone may belong to a different job after a reset of Slurm's
+    controller or on a different cluster.
     """
+    submitted = [(launch, job) for launch in found for job in launch.jobs if job.id]
     queue: dict[tuple[str, str], State] = {}
-    if any(launch.executor == "slurm" and any(job.id for job in launch.jobs) for launch in found):
+    if any(launch.executor == "slurm" for launch, _ in submitted):
         answer = _squeue()
         if answer is None:
             return None
         queue = answer
-    return {
-        (launch.name, job.label): queue.get((launch.name, job.id), GONE)
-        if launch.executor == "slurm"
-        else _local(launch, job)
-        for launch in found
-        for job in launch.jobs
-        if job.id
-    }
+    result: dict[tuple[str, str], State] = {}
+    for launch, job in submitted:
+        state = queue.get((launch.name, job.id), GONE) if launch.executor == "slurm" else _local(launch, job)
+        result[launch.name, job.label] = state
+    return result
 
 
 def _squeue() -> dict[tuple[str, str], State] | None:
-    """(job's name, id) -> State."""
+    """Return (job name, job id) -> State of all jobs in Slurm's queue; None if squeue fails."""
     fields = SEPARATOR.join(f"%{letter}" for letter in "jiTrN")
     command = ["squeue", "--noheader", "--all", "--array", "--states=all", f"--format={fields}"]
     try:
@@ -67,14 +72,20 @@ def _squeue() -> dict[tuple[str, str], State] | None:
         return None
     if done.returncode:
         return None
-    rows = [[part.strip() for part in line.split(SEPARATOR)] for line in done.stdout.split("\n")]
-    return {(row[0], row[1]): State(*row[2:5]) for row in rows if len(row) >= 5}
+    queue: dict[tuple[str, str], State] = {}
+    for line in done.stdout.split("\n"):
+        row = [part.strip() for part in line.split(SEPARATOR)]
+        if len(row) >= 5:
+            name, number, state, reason, where = row[:5]
+            queue[name, number] = State(state, reason, where)
+    return queue
 
 
 def _local(launch: Launch, job: Job) -> State:
-    """A local job is its controller's process; its command line holds the launch's own name, so that another process
-    that got the same number since is not taken for it. (The folder before may have been named by way of a link.)"""
+    """Return the state of a local job: RUNNING while its controller process is alive."""
     if launch.host != gethostname():
         return State(ELSEWHERE, where=launch.host)
+    # The system reuses process ids, but only the controller has the launch's name on its command line. The path before
+    # the name is not compared, because it may go through a link.
     alive = os.fsencode(f"/{launch.name}/{launch.job_folder.name}") in command_line(int(job.id))
     return State("RUNNING", where=f"process {job.id}") if alive else GONE

@@ -1,6 +1,6 @@
-"""What runs and jobs are doing, from the files and the queue alone; and stopping them.
+"""States of runs and jobs, read from their files and the executors' queues; cancelling jobs and reading their logs.
 
-Imports neither torch nor a method: it must answer at once, and over thousands of runs.
+Imports neither torch nor methods, because it must answer at once even for thousands of runs.
 """
 
 import errno
@@ -28,33 +28,42 @@ from bench.terminal import legible
 
 ORDER = ("running", "pending", "damaged", "failed", "stopped", "done")
 BEGUN = ("spec.json", "provenance.jsonl")
-"""What makes a folder a run's."""
+"""Files of which a run folder has at least one."""
 NAMED = re.compile(r".+-[0-9a-f]{10}-s[0-9]+")
-"""How a run's folder is called."""
+"""Pattern of a run folder's name."""
 QUIET_S = 900
-"""A run on another machine that has not written for this long does not run any more."""
+"""A run on another machine that has written nothing for so many seconds is taken as stopped."""
 TAIL = 65_536
+"""Bytes at the end of metrics.jsonl that are read for its last line."""
 LOCK = 4096
-"""Bytes of a lock file that are looked at: it holds one line."""
+"""Bytes of a lock file that are read; it has one line."""
 LOG_TAIL = 2**20
+"""Bytes at the end of a job's log that are shown."""
 
 
 @dataclass(frozen=True)
 class StatusRow:
-    """One run, or one job that makes no run."""
+    """The state of one run, or of one job that makes no run."""
 
     name: str
+    """Run folder, or "launch: label" for a job that makes no run."""
     state: str
+    """One of ORDER."""
     fraction: float | None = None
-    """Of its budget, if it has begun."""
+    """Fraction of the budget that is spent, from 0 to 1; None before the run has started."""
     left_s: float | None = None
+    """Predicted remaining time in seconds; None if unknown."""
     where: str = ""
+    """The executor, node or process that has the run."""
     note: str = ""
-    """The error of a failed one, what a pending one waits for."""
+    """The error of a failed or damaged run, the reason that a pending job waits for, or how to resume."""
 
 
 def survey(root: Path) -> list[StatusRow]:
-    """Every run and job of a results folder, by state and name; what cannot be read is among them as damaged."""
+    """Return the state of every run and job of a results folder, sorted by state and name.
+
+    Runs and launches whose files cannot be read are listed as damaged.
+    """
     known, damaged = read_launches(root)
     answers = states(known)
     latest: dict[str, tuple[Launch, Job, State | None]] = {}
@@ -62,16 +71,18 @@ def survey(root: Path) -> list[StatusRow]:
         for job in launch.jobs:
             if not job.id and not _will_submit(launch, job):
                 continue
-            state = answers.get((launch.name, job.label)) if answers is not None else None
+            state = (answers or {}).get((launch.name, job.label))
             latest[job.run or f"{launch.name}: {job.label}"] = (launch, job, state)
     runs = {folder.name for folder in _entries(root) if _begun(folder)}
-    lines = [_line(root, name, latest.get(name), answers is None) for name in runs | latest.keys()]
-    lines += [StatusRow(f"launches/{name}".rstrip("/"), "damaged", note=note) for name, note in damaged.items()]
-    return sorted(lines, key=lambda line: (ORDER.index(line.state), line.name))
+    rows = [_row(root, name, latest.get(name), answers is None) for name in runs | latest.keys()]
+    for name, problem in damaged.items():
+        # The name is empty if the launches folder itself cannot be read.
+        rows.append(StatusRow(f"launches/{name}".rstrip("/"), "damaged", note=problem))
+    return sorted(rows, key=lambda row: (ORDER.index(row.state), row.name))
 
 
 def _entries(root: Path) -> list[Path]:
-    """Of a results folder, which may not be there yet. Raises OSError if it may not be looked into."""
+    """Return the entries of a results folder, which may not exist yet. Raises OSError if it cannot be read."""
     try:
         return list(root.iterdir())
     except FileNotFoundError:
@@ -79,27 +90,33 @@ def _entries(root: Path) -> list[Path]:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether a folder is a run's; a file that is a link to nowhere, or to itself, is there too. One that may not be
-    looked into is what its name says."""
+    """Return whether a folder is a run's. A file that is a broken link counts as existing."""
     try:
         return any(is_there(folder / file) for file in BEGUN)
     except OSError:
+        # A folder without read permission can only be judged by its name.
         return bool(NAMED.fullmatch(folder.name))
 
 
-def _line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> StatusRow:
+Submission = tuple[Launch, Job, State | None]
+"""A run's latest job, its launch, and its state; None if Slurm does not answer or the job is not submitted."""
+
+
+def _row(root: Path, name: str, handed: Submission | None, silent: bool) -> StatusRow:
+    """Return the status of a run or job; `silent` means that Slurm does not answer."""
     try:
         if _begun(root / name):
             check_settings(root / name)
-        line = _read_line(root, name, handed, silent)
-        if line.state in ("failed", "stopped"):
+        row = _read_row(root, name, handed, silent)
+        if row.state in ("failed", "stopped"):
             check_resumable(root / name)
-        return line
+        return row
     except (DamagedError, OSError) as error:
         return StatusRow(name, "damaged", note=one_line(error))
 
 
-def _read_line(root: Path, name: str, handed: tuple[Launch, Job, State | None] | None, silent: bool) -> StatusRow:
+def _read_row(root: Path, name: str, handed: Submission | None, silent: bool) -> StatusRow:
+    """Return the status of a run or job. The first source that knows it decides; the order below is deliberate."""
     folder = root / name
     if os.path.lexists(folder / "summary.json"):
         check_whole(folder / "summary.json")
@@ -117,28 +134,33 @@ def _read_line(root: Path, name: str, handed: tuple[Launch, Job, State | None] |
     if owner := _owner(folder, guess=not known):
         return StatusRow(name, "running", fraction, left, owner)
     if launch and job and state and not known:
-        return StatusRow(name, "stopped", fraction, None, place, f"not seen from here: ask on {state.where}")
+        note = f"its state is not visible from this machine: run bench status on {state.where}"
+        return StatusRow(name, "stopped", fraction, None, place, note)
     if launch and job and state:
         error = failure_of(launch, job, root, state)
         verdict = {None: "done", CANCELLED: "stopped"}.get(error, "failed")
         return StatusRow(name, verdict, fraction, None, place, error or "")
     if launch and job and not job.id:
-        return StatusRow(name, "pending", fraction, None, launch.executor, "waits for a free place")
+        return StatusRow(name, "pending", fraction, None, launch.executor, "waiting for a free slot")
     if error := recorded_failure(folder):
         return StatusRow(name, "failed", fraction, None, "", error)
-    return StatusRow(name, "stopped", fraction, None, "", "the same command goes on")
+    return StatusRow(name, "stopped", fraction, None, "", "rerun the command to resume")
 
 
 def _will_submit(launch: Launch, job: Job) -> bool:
-    """Whether the command that would submit a job is still there to do it."""
+    """Return whether the command that would submit a job is still running."""
     alive = lives(launch.owner)
-    if alive is None:  # on another machine
+    # The command runs on another machine, where it renews the launch's time stamp.
+    if alive is None:
         alive = time.time() - launch.beaten < QUIET_S
     return alive and not launch.cancelled(job)
 
 
 def _owner(folder: Path, guess: bool) -> str:
-    """The process that has a run in hand, if one does; with `guess` also one of another machine that wrote lately."""
+    """Describe the process that carries out a run; empty if there is none.
+
+    A process on another machine cannot be seen. With `guess` it counts as alive if the run has written recently.
+    """
     written = ""
     if is_file(lock := folder / "lock"):
         with open_file(lock) as file:
@@ -151,13 +173,17 @@ def _owner(folder: Path, guess: bool) -> str:
 
 
 def _progress(folder: Path) -> tuple[float | None, float | None]:
-    """Share of the budget and seconds left at the rate until now. Raises DamagedError for a log that is none."""
+    """Return the fraction of the budget that is spent and the predicted remaining seconds.
+
+    Both are None before the run has started. Raises DamagedError for an invalid log.
+    """
     metrics = folder / "metrics.jsonl"
     if not os.path.lexists(metrics):
         return None, None
     with open_file(metrics) as file:
         file.seek(max(0, metrics.stat().st_size - TAIL))
-        lines = file.read().split(b"\n")[:-1]  # what follows the last line break is still being written
+        # Text after the last line break is a line that is still being written.
+        lines = file.read().split(b"\n")[:-1]
     if not lines:
         return 0.0, None
     budget = check_settings(folder)["budget"]
@@ -167,22 +193,27 @@ def _progress(folder: Path) -> tuple[float | None, float | None]:
         done = {
             "updates": row["step"],
             "nfe": nfe,
-            "evaluations": nfe,  # as older records call the budget
+            # The name of this budget in older records.
+            "evaluations": nfe,
             "seconds": clocks.get("training", 0) + clocks.get("scoring", 0),
         }
         spent = sum(seconds for name, seconds in clocks.items() if name != "idle")
-        fraction = min(1.0, next((done[name] / whole for name, whole in budget.items() if whole), 0.0))
+        # A budget has one entry that is not null.
+        shares = (done[name] / whole for name, whole in budget.items() if whole)
+        fraction = min(1.0, next(shares, 0.0))
         left = spent * (1 - fraction) / fraction if fraction else None
-        if not all(0 <= number < math.inf for number in (*done.values(), spent, left or 0)):
-            raise ValueError("its last line counts what cannot be")
+        counts = (*done.values(), spent, left or 0)
+        if not all(0 <= count < math.inf for count in counts):
+            raise ValueError("its last line has a count that is negative or not finite")
         return fraction, left
 
 
 def cancel(root: Path, names: list[str]) -> list[str]:
-    """Stop jobs of runs (their folders' names, or beginnings of them), of launches, or 'all'; returns their names.
+    """Cancel jobs and return their names.
 
-    What they have checkpointed stays: the same command goes on. Raises UsageError for a name that no job has, and, once
-    all others have been asked, PartialError naming the jobs that could not be, as those of another user.
+    `names` are run folders or prefixes of them, launches, or 'all'. Checkpoints are kept, and rerunning the command
+    resumes the runs. Raises UsageError for a name that matches no job. If some jobs cannot be cancelled, for example
+    those of another user, the others are cancelled and PartialError names the rest.
     """
     known = _known(root, names)
     answers = states(known)
@@ -191,7 +222,7 @@ def cancel(root: Path, names: list[str]) -> list[str]:
     stopped: list[str] = []
     refused: dict[str, str] = {}
     for name in names:
-        chosen = [(launch, job) for launch in known for job in launch.jobs if _meant(name, launch, job)]
+        chosen = _matching(name, known)
         if not chosen and name != "all":
             raise unknown("run or launch", name, _names(known))
         for launch, job in chosen:
@@ -204,16 +235,17 @@ def cancel(root: Path, names: list[str]) -> list[str]:
             elif not job.id and _will_submit(launch, job):
                 launch.mark_cancelled(job)
                 stopped.append(job.run or job.label)
-    stopped = list(dict.fromkeys(stopped))  # two launches may have named the same run
+    # Several launches may have a job of the same run.
+    stopped = list(dict.fromkeys(stopped))
     if refused:
         others = f"; cancelled: {', '.join(stopped)}" if stopped else ""
-        told = ", ".join(f"{name} ({cause})" for name, cause in refused.items())
-        raise PartialError(f"not cancelled: {told}{others}")
+        causes = ", ".join(f"{name} ({cause})" for name, cause in refused.items())
+        raise PartialError(f"not cancelled: {causes}{others}")
     return stopped
 
 
 def _asked_to_stop(launch: Launch, job: Job) -> str:
-    """Mark a job as cancelled and ask it to stop; returns why it could not be asked, having taken a new mark back."""
+    """Mark a job as cancelled and ask it to stop. Returns the error if that fails, after removing the new mark."""
     before = launch.cancelled(job)
     try:
         launch.mark_cancelled(job)
@@ -227,56 +259,73 @@ def _asked_to_stop(launch: Launch, job: Job) -> str:
 
 
 def _known(root: Path, names: list[str]) -> list[Launch]:
-    """The launches that can be read; of the others one line.
+    """Return the readable launches, with a note on stderr for each damaged one.
 
-    Raises UsageError for a name that says nothing, DamagedError for that of a damaged launch.
+    Raises UsageError for an empty name, and DamagedError if `names` contains a damaged launch.
     """
     if not all(name.strip() for name in names):
-        raise UsageError("an empty name means every run: name a run folder, the beginning of one, or a launch")
+        raise UsageError("an empty name would match every run: give a run folder, a prefix of one, or a launch")
     known, damaged = read_launches(root)
-    for launch, what in damaged.items():
+    for launch, problem in damaged.items():
         if launch in names:
-            raise DamagedError(what)
-        print(f"note: {legible(what)}; its jobs are left alone", file=sys.stderr)
+            raise DamagedError(problem)
+        print(f"note: {legible(problem)}; its jobs are skipped", file=sys.stderr)
     return known
 
 
-def _meant(name: str, launch: Launch, job: Job) -> bool:
-    return name in ("all", launch.name, job.label) or bool(job.run and job.run.startswith(name))
+def _matching(name: str, known: list[Launch]) -> list[tuple[Launch, Job]]:
+    """Return the jobs that a name means: a launch, a label, a run folder or a prefix of one, or 'all'."""
+    chosen = []
+    for launch in known:
+        for job in launch.jobs:
+            is_run = bool(job.run) and job.run.startswith(name)
+            if is_run or name in ("all", launch.name, job.label):
+                chosen.append((launch, job))
+    return chosen
 
 
 def _names(known: list[Launch]) -> Iterable[str]:
-    return {launch.name for launch in known} | {job.run or job.label for launch in known for job in launch.jobs}
+    names = {launch.name for launch in known}
+    for launch in known:
+        names |= {job.run or job.label for job in launch.jobs}
+    return names
 
 
 def _stop(launch: Launch, job: Job) -> None:
-    """Ask a job to stop; a run checkpoints first (jobs/submitted.py). Raises PermissionError for another user's job."""
+    """Ask a job to stop; a run saves a checkpoint first (jobs/submitted.py).
+
+    Raises PermissionError for another user's job.
+    """
     if launch.executor == "slurm":
-        said = ""
-        with suppress(OSError):  # it may have gone since it was asked after; its mark stays in any case
+        errors = ""
+        # Without Slurm on this machine the job's mark must do, which it finds when it starts.
+        with suppress(OSError):
             command = ["scancel", job.id]
-            said = subprocess.run(
+            errors = subprocess.run(
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
             ).stderr
-        if "permission denied" in said.lower():
-            raise PermissionError(errno.EPERM, "scancel says that permission is denied")
+        if "permission denied" in errors.lower():
+            raise PermissionError(errno.EPERM, "scancel reports that permission is denied")
         return
+    # The job's id is submitit's controller process, which forwards the signal. The job may have ended meanwhile.
     with suppress(ProcessLookupError):
-        os.kill(int(job.id), signal.SIGTERM)  # its controller hands it on
+        os.kill(int(job.id), signal.SIGTERM)
 
 
 def latest_job(root: Path, name: str) -> tuple[Launch, Job]:
-    """The latest submitted job that a name means. Raises UsageError if there is none."""
+    """Return the latest submitted job that matches a name. Raises UsageError if there is none."""
     known = _known(root, [name])
-    chosen = [(launch, job) for launch in known for job in launch.jobs if job.id and _meant(name, launch, job)]
+    chosen = [(launch, job) for launch, job in _matching(name, known) if job.id]
     if not chosen:
         raise unknown("run with a job", name, _names(known))
     return chosen[-1]
 
 
 def log_lines(path: Path) -> list[str]:
-    """The lines at the end of a log as a terminal would show them, but with nothing that it would obey."""
+    """Return the last lines of a log as a terminal would show them, with control characters as escapes."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - LOG_TAIL))
         lines = file.read().decode(errors="replace").removesuffix("\n").split("\n")
-    return [legible(line.rstrip("\r").rpartition("\r")[2], lines=True) for line in lines]  # a bar is drawn over
+    # A progress bar overwrites its line after each carriage return, so only the last version counts.
+    shown = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
+    return [legible(line, lines=True) for line in shown]

@@ -1,1 +1,1 @@
-"""What a machine can do, and what of it a run gets: `bench perf`."""
+"""`bench perf`: a machine's peak rates, and how much of them kernels and training updates reach."""

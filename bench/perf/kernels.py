@@ -1,4 +1,4 @@
-"""The step kernel's table: eager PyTorch against Triton, and both against the copy bandwidth."""
+"""Times of the sampler's step and loss kernels: eager PyTorch and Triton, relative to the copy bandwidth."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -13,25 +13,32 @@ from bench.sampler.step import guided, step
 from bench.sampler.transitions import KERNELS
 
 LATENT = (16, 64, 64)
-"""SD3.5's at 512 pixels."""
+"""Latent shape of SD3.5 at 512 pixels: channels, height, width."""
 BATCHES = {"cpu": (24,), "cuda": (24, 64, 256)}
+"""Batch sizes to measure, by type of device."""
 GUIDANCE = 4.5
+Work = Callable[[], object]
 
 
 def available(device: torch.device) -> bool:
-    """Whether the Triton kernels run here (its interpreter is for tests, not for the clock)."""
+    """Whether Triton kernels can be timed on a device; on a CPU they run in an interpreter, which is only for tests."""
     return device.type == "cuda" and find_spec("triton") is not None
 
 
 def table(device: torch.device, bandwidth: float) -> list[dict]:
-    """One row an operation, batch and precision."""
+    """One row per batch size, precision and operation; `bandwidth` is the copy bandwidth in bytes per second."""
     rows = []
     for batch in BATCHES[device.type]:
         for dtype in (torch.float32, torch.bfloat16):
             inputs = [torch.randn(batch, *LATENT, device=device).to(dtype) for _ in range(5)]
             for name, (passes, eager, triton) in operations(inputs, available(device)).items():
                 moved = passes * inputs[0].nbytes
-                row = {"operation": name, "batch": batch, "dtype": str(dtype).removeprefix("torch."), "bytes": moved}
+                row = {
+                    "operation": name,
+                    "batch": batch,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "bytes": moved,
+                }
                 for engine, work in (("eager", eager), ("triton", triton)):
                     if work:
                         timing = measure(work, device)
@@ -41,11 +48,11 @@ def table(device: torch.device, bandwidth: float) -> list[dict]:
     return rows
 
 
-Work = Callable[[], object]
-
-
 def operations(inputs: list[Tensor], with_triton: bool) -> dict[str, tuple[int, Work, Work | None]]:
-    """name -> (tensors read and written at least, eager, Triton or None)."""
+    """Operation -> (number of tensors that it must at least read and write, eager version, Triton version or None).
+
+    `inputs` are five tensors BCHW: state, conditional and unconditional velocity, noise, and target.
+    """
     x, cond, uncond, noise, target = inputs
     at = KERNELS["flow_sde"].coefficients(make_schedule(10), 0.7)[4]
     trained = [t.clone().requires_grad_() for t in (cond, uncond)]
@@ -67,7 +74,8 @@ def operations(inputs: list[Tensor], with_triton: bool) -> dict[str, tuple[int, 
 
     def eager_match() -> None:
         v = guided(trained[0].float(), trained[1].float(), GUIDANCE)
-        backward((v - target.float()).square().flatten(1).mean(1))
+        error = v - target.float()
+        backward(error.square().flatten(1).mean(1))
 
     triton: dict[str, Work] = {}
     if with_triton:
@@ -89,4 +97,7 @@ def operations(inputs: list[Tensor], with_triton: bool) -> dict[str, tuple[int, 
         "log-probability and gradient": (10, eager_density),
         "analytic loss and gradient": (8, eager_match),
     }
-    return {name: (passes, work, triton.get(name)) for name, (passes, work) in eager.items()}
+    found: dict[str, tuple[int, Work, Work | None]] = {}
+    for name, (passes, work) in eager.items():
+        found[name] = (passes, work, triton.get(name))
+    return found

@@ -1,4 +1,4 @@
-"""How much of an update the harness itself takes: what is neither the model's forward nor its backward pass."""
+"""The harness's overhead: the share of an update's time outside the model's forward and backward passes."""
 
 import tempfile
 from pathlib import Path
@@ -13,10 +13,11 @@ from bench.training.teachers import locate
 
 UPDATES = 8
 ONLY_TRAINING = ("evaluation.steps=1", "evaluation.points=[]")
+"""Settings that keep the held-out evaluation, which is not measured, short."""
 
 
 def overhead(method: str = "opd_analytic", updates: int = UPDATES) -> dict:
-    """Share of a run's wall time, on the CPU, outside model and scorers; the main job's recipe on micro."""
+    """Share of training's wall time outside the model, for a method's recipe on micro, on the CPU."""
     from bench.training.loop import Loop, Progress
 
     spec = resolve(method, ["all"], overrides=[f"budget.updates={updates}", *ONLY_TRAINING])
@@ -29,8 +30,9 @@ def overhead(method: str = "opd_analytic", updates: int = UPDATES) -> dict:
             backbone = load_backbone(spec.backbone, "cpu", spec.compute)
             lab = equip(spec, descriptor, backbone, locate(spec, descriptor, root, descriptor.fingerprint()))
             method_class = find("method", spec.method)
-            loop = Loop(run, lab, method_class(method_class.Options.model_validate(spec.params)), descriptor.shift)
-            moments: list[tuple[float, float]] = []
+            options = method_class.Options.model_validate(spec.params)
+            loop = Loop(run, lab, method_class(options), descriptor.shift)
+            moments: list[tuple[float, float]] = []  # (wall clock, seconds in the model so far) after each update
             with model_seconds(backbone) as spent:
 
                 def listen(progress: Progress) -> None:
@@ -38,7 +40,14 @@ def overhead(method: str = "opd_analytic", updates: int = UPDATES) -> dict:
                         moments.append((perf_counter(), sum(spent)))
 
                 loop.train(listen)
-    # From the end of the first update to the end of the last but one: the last is followed by the evaluation.
+    # From the end of the first update, which includes warm-up, to the end of the last but one: the last is followed by
+    # the held-out evaluation.
     (started, model_before), (ended, model_after) = moments[0], moments[-2]
     wall, model = ended - started, model_after - model_before
-    return {"method": method, "updates": len(moments) - 2, "wall_s": wall, "model_s": model, "share": 1 - model / wall}
+    return {
+        "method": method,
+        "updates": len(moments) - 2,
+        "wall_s": wall,
+        "model_s": model,
+        "share": 1 - model / wall,
+    }

@@ -1,4 +1,4 @@
-"""Throughput of rollouts and of on-policy distillation's updates, against the straightforward loop."""
+"""Throughput of rollouts and of on-policy distillation updates, relative to the straightforward loop."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
 
+# The published settings of DiffusionOPD: sampling steps, trained steps, trajectories per task, and the adapter's shape.
 STEPS, TRAINED = 10, 9
 TRAJECTORIES = 24
 RANK, ALPHA = 32, 64.0
@@ -29,7 +30,7 @@ TASK = "measured"
 
 
 class TimedTask(Task):
-    """Prompts without a scorer."""
+    """A task with prompts but without a scorer, for updates that need no reward."""
 
     name, version, headline = TASK, "1", "reward"
 
@@ -38,23 +39,25 @@ class TimedTask(Task):
         self.texts = texts
 
     def prompts(self, split: str) -> list[Prompt]:
+        """The same prompts for every split."""
         return [Prompt(text) for text in self.texts]
 
     def score(self, images_BCHW: torch.Tensor, prompts: list[Prompt]) -> Scores:
-        raise NotImplementedError("nothing is scored here")
+        """Raises NotImplementedError: the timed updates score nothing."""
+        raise NotImplementedError("the timed updates score nothing")
 
 
 @dataclass(frozen=True)
 class UpdateVariant:
-    """One way to make the same update."""
+    """An implementation, with settings, of the update that all variants compute."""
 
     label: str
     options: dict | None
-    """Settings of opd_analytic; None: the straightforward loop."""
+    """Options of opd_analytic; None for the straightforward loop."""
     batch: int = PUBLISHED_BATCH
-    """Of the straightforward loop."""
+    """Batch size of the straightforward loop."""
     changes: tuple[tuple[str, object], ...] = ()
-    """Settings under `compute` that differ."""
+    """Settings under `compute` that differ from the defaults."""
 
 
 BASELINE = "straightforward, batch 3"
@@ -62,7 +65,7 @@ SAME_BATCH = "straightforward, whole batch"
 
 
 def variants(trajectories: int) -> tuple[UpdateVariant, ...]:
-    """The baseline, the same at the batch of the others, and opd_analytic's ways."""
+    """The baseline, the baseline with all trajectories in one batch, and the execution modes of opd_analytic."""
     fused = {"execution": "fused", "trajectories": trajectories}
     return (
         UpdateVariant(BASELINE, None),
@@ -75,7 +78,7 @@ def variants(trajectories: int) -> tuple[UpdateVariant, ...]:
 
 
 def laboratory(backbone: FlowBackbone, texts: list[str], guidance: float) -> Lab:
-    """A student and a teacher of the published shape on a backbone."""
+    """A Lab with a student and a teacher, both adapters of the published shape, and a deterministic sampler."""
     backbone.adapters.add(STUDENT, Shape(RANK, ALPHA), trainable=True)
     backbone.adapters.add("teacher", Shape(RANK, ALPHA), seed=1)
     sampler = Sampler(make_schedule(STEPS), KERNELS["ode"])
@@ -83,7 +86,7 @@ def laboratory(backbone: FlowBackbone, texts: list[str], guidance: float) -> Lab
 
 
 def update(lab: Lab, variant: UpdateVariant) -> Callable[[], None]:
-    """The work of one update's gradient."""
+    """A function that accumulates the gradient of one update on the student's parameters."""
     if variant.options is None:
         return lambda: straightforward_update(lab, TASK, TRAJECTORIES, TRAINED, variant.batch)
     method_class = find("method", "opd_analytic")
@@ -105,26 +108,29 @@ def table(
     guidance: float,
     ways: tuple[UpdateVariant, ...],
 ) -> list[dict]:
-    """One row a variant: pictures and NFE per second, memory; 'error' where it does not fit.
+    """One row per variant: images and NFE per second, and peak memory; or 'error' if it does not fit into memory.
 
-    Every variant gets a backbone of its own. On a GPU they are measured one after the other, so that peaks of memory
-    are their own too; on a CPU, whose speed depends on its other guests, in turns.
+    Each variant has a separate backbone, built by `make`. On a GPU the variants are measured one after another, so that
+    each one's peak memory can be measured; on a CPU, whose speed varies with its other load, they take turns.
     """
     groups = [(way,) for way in ways] if torch.cuda.is_available() else [ways]
     rows = []
     for group in groups:
         measured: list[dict]
         try:
-            labs = [laboratory(make(compute.model_copy(update=dict(way.changes))), texts, guidance) for way in group]
+            computes = [compute.model_copy(update=dict(way.changes)) for way in group]
+            labs = [laboratory(make(each), texts, guidance) for each in computes]
             works = [update(lab, way) for lab, way in zip(labs, group)]
             counts = [count(lab, work) for lab, work in zip(labs, works)]
             timings = measure_in_turns(works, labs[0].backbone.device, warmup=1)
-            measured = [
-                rates(timing, passes, lab.backbone.compute) for timing, passes, lab in zip(timings, counts, labs)
-            ]
+            used = [lab.backbone.compute for lab in labs]
+            measured = [rates(timing, passes, each) for timing, passes, each in zip(timings, counts, used)]
         except torch.OutOfMemoryError:
             measured = [{"error": "out of memory"} for _ in group]
-        rows += [{"update": w.label, "trajectories": TRAJECTORIES} | row for w, row in zip(group, measured)]
+        for way, row in zip(group, measured):
+            rows.append({"update": way.label, "trajectories": TRAJECTORIES} | row)
+        # Release the models before the next group is built, or both would be in memory. A name bound to one of them
+        # outside a comprehension would keep it alive.
         labs, works = [], []
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -132,14 +138,14 @@ def table(
 
 
 def count(lab: Lab, work: Callable[[], None]) -> Passes:
-    """Passes of one execution."""
+    """Execute `work` once and return its passes through the model."""
     lab.backbone.meter.passes = Passes()
     work()
     return lab.backbone.meter.passes
 
 
 def rates(timing: Timing, passes: Passes, compute: Compute) -> dict:
-    """A row's numbers; `evaluations` are NFE (bench/backbones/meter.py)."""
+    """The measured part of a row. In the keys, `evaluations` means NFE (bench/backbones/meter.py)."""
     return timing.record() | {
         "evaluations": passes.nfe,
         "passes": {"forward": passes.forward, "trained": passes.trained},
@@ -150,7 +156,7 @@ def rates(timing: Timing, passes: Passes, compute: Compute) -> dict:
 
 
 def rollout_row(lab: Lab) -> dict:
-    """Sampling without gradients."""
+    """The row of a rollout without gradients."""
     conditioning = lab.encode(lab.prompts(TASK, TRAJECTORIES))
     noise = lab.backbone.noise(TRAJECTORIES, lab.generator("noise", TASK))
     field = lab.velocity(conditioning, STUDENT)
@@ -159,14 +165,17 @@ def rollout_row(lab: Lab) -> dict:
         rollout(field, noise, lab.sampler, lab.generator("kernel", TASK))
 
     passes = count(lab, work)
-    return {"update": "rollout alone", "trajectories": TRAJECTORIES} | rates(
-        measure(work, lab.backbone.device, warmup=1), passes, lab.backbone.compute
-    )
+    timing = measure(work, lab.backbone.device, warmup=1)
+    row = {"update": "rollout alone", "trajectories": TRAJECTORIES}
+    return row | rates(timing, passes, lab.backbone.compute)
 
 
 @contextmanager
 def model_seconds(backbone: FlowBackbone) -> Iterator[list[float]]:
-    """Collects how long the model took: encoding, forward, backward (on a CPU, where calls wait for their work)."""
+    """Within the context, collect the seconds of every encoding, forward and backward pass of a model on the CPU.
+
+    On a GPU the calls return before their kernels have finished, so the times would be meaningless.
+    """
     spent: list[float] = []
 
     def timed(call: Callable) -> Callable:

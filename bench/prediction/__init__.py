@@ -1,1 +1,1 @@
-"""What a run will cost, before it runs."""
+"""Predictions of a run's cost and memory, made without loading a model."""

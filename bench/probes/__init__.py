@@ -1,1 +1,1 @@
-"""Measurements on any method at a frozen student: gradient noise, interference between tasks, over-optimisation."""
+"""Measurements on any method at a frozen student: gradient noise and interference between tasks."""

@@ -1,4 +1,4 @@
-"""Independent estimates of a method's update direction at a frozen student, with the two sources of chance apart."""
+"""Independent estimates of a method's gradient at a frozen student, with two separate sources of randomness."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -13,37 +13,41 @@ from bench.hashing import seed_of
 from bench.sampler.rollout import Velocity
 from bench.system.workers import ALONE
 
-# What decides which prompts and initial noises are met. All other draws (kernel noise, noise levels, queried steps)
-# are the estimator's own.
 STATE_PURPOSES = frozenset({"prompts", "noise"})
+"""Purposes of the draws that decide the prompts and the initial noise. All other draws (kernel noise, noise levels,
+queried steps) belong to the estimator."""
 
 
 @dataclass
 class ProbeLab(Lab):
-    """A Lab whose `seed` decides prompts and initial noise, and `own_seed` everything else."""
+    """A Lab in which `seed` decides the prompts and the initial noise, and `own_seed` all other draws."""
 
     own_seed: int = 0
+    """Seed of the estimator's draws."""
     sigma: float | None = None
-    """Only the student's outputs at this noise level pass gradients; None: at every level."""
+    """The only noise level at which gradients flow through the student's output; None means every level."""
 
     @classmethod
     def of(cls, lab: Lab) -> "ProbeLab":
-        """A probe's view of a run's laboratory: same models, tasks and step, chances of its own.
+        """A probe's view of a run's Lab, with the same models, tasks and step but separate random numbers.
 
-        Every process of a run sees the whole of it.
+        Every process of the run has all prompts, instead of a shard.
         """
-        return cls(**{f.name: getattr(lab, f.name) for f in fields(lab)} | {"workers": ALONE, "rows": {}})
+        copied = {f.name: getattr(lab, f.name) for f in fields(lab)}
+        return cls(**copied | {"workers": ALONE, "rows": {}})
 
     def seed_for(self, purpose: str, task: str) -> int:
+        """The seed of the random numbers for one purpose and task, different from every seed of training."""
         seed = self.seed if purpose in STATE_PURPOSES else self.own_seed
         return seed_of("probe", seed, self.step, task, purpose)
 
     def velocity(self, conditioning: Conditioning, adapter: str | None, guidance: float | None = None) -> Velocity:
-        """As in a run; with `sigma` set the gradient splits by noise level, because it is linear in that of v."""
+        """As in `Lab`; with `sigma` set, only the gradient through v at this noise level remains."""
         field = super().velocity(conditioning, adapter, guidance)
         if self.sigma is None or adapter != STUDENT:
             return field
 
+        # The gradient is linear in those of the outputs, so its parts at single noise levels sum to it.
         def at_one_level(x: Tensor, sigma: float | Tensor) -> Tensor:
             v = field(x, sigma)
             if v.requires_grad:
@@ -55,12 +59,12 @@ class ProbeLab(Lab):
         return at_one_level
 
     def at(self, seed: int, own_seed: int) -> "ProbeLab":
-        """The same laboratory with other chances."""
+        """The same Lab with different seeds."""
         return replace(self, seed=seed, own_seed=own_seed, notes={})
 
 
 def task_gradients(method: Method, lab: Lab, tasks: tuple[str, ...]) -> dict[str, Tensor]:
-    """One estimate of each task's gradient in the student, flat float32 [P]; weights of the plan are not applied."""
+    """One estimate of each task's gradient, flat float32 [P] over the student's weights, without the plan's weights."""
     parameters = lab.backbone.adapters.parameters(STUDENT)
     with torch.no_grad():
         experiences = method.mix(lab, {task: method.collect(lab, task) for task in tasks})
@@ -70,9 +74,8 @@ def task_gradients(method: Method, lab: Lab, tasks: tuple[str, ...]) -> dict[str
             parameter.grad = None
         for piece in method.losses(lab, task, experiences[task]):
             piece.backward()
-        gradients[task] = torch.cat(
-            [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().float() for p in parameters]
-        )
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradients[task] = torch.cat([gradient.flatten().float() for gradient in found])
     for parameter in parameters:
         parameter.grad = None
     return gradients
@@ -81,15 +84,19 @@ def task_gradients(method: Method, lab: Lab, tasks: tuple[str, ...]) -> dict[str
 def nested(
     method: Method, lab: ProbeLab, tasks: tuple[str, ...], states: Iterable[int], draws: int
 ) -> Iterator[list[Tensor]]:
-    """For each state (a seed of prompts and noise): `draws` estimates of the mean gradient over tasks, each [P]; the
-    combined one of a method that has a rule for it."""
+    """For each state (a seed of prompts and initial noise), `draws` estimates of the gradient over all tasks, each [P].
+
+    It is the mean over tasks, or the result of `combine` for a method that overrides it.
+    """
     for state in states:
         estimates = []
         for draw in range(draws):
             there = lab.at(state, state * draws + draw)
             gradients = task_gradients(method, there, tasks)
             if method.combines():
-                estimates.append(method.combine(there, gradients, dict.fromkeys(tasks, 1 / len(tasks))))
+                equal = dict.fromkeys(tasks, 1 / len(tasks))
+                estimates.append(method.combine(there, gradients, equal))
             else:
-                estimates.append(torch.stack(list(gradients.values())).mean(0))
+                stacked = torch.stack(list(gradients.values()))
+                estimates.append(stacked.mean(0))
         yield estimates

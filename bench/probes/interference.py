@@ -1,4 +1,4 @@
-"""Interference: cosine between the tasks' gradients at one student, over all weights and per transformer block."""
+"""Interference: cosines between the tasks' gradients at a frozen student, over all weights and per block."""
 
 import re
 from itertools import combinations
@@ -20,17 +20,19 @@ def layer_groups(names: list[str]) -> list[str]:
 
 
 def interference(method: Method, lab: ProbeLab, tasks: tuple[str, ...], estimates: int) -> dict[str, dict[str, float]]:
-    """'task a | task b' -> {'all' or group -> cosine of the mean gradients}. Negative: they pull apart.
+    """'task a | task b' -> {'all' or group -> cosine of the mean gradients}; negative if the tasks conflict.
 
-    Means of finitely many estimates are noisy, which draws cosines towards 0. Every cosine is between two independent
-    halves, so that the self-cosine `'task a | task a'` is the ceiling of the others; those are means of both pairings.
+    Noise in the means of finitely many estimates biases cosines towards 0. Every cosine is therefore between two
+    independent halves of `estimates` each: the self-cosine 'task a | task a' is then an upper bound for the others,
+    which are means over both pairings of the halves.
     """
     halves: list[dict[str, Tensor]] = []
     for half in range(2):
         sums: dict[str, Tensor] = {}
         for i in range(estimates):
-            chances = seed_of("interference", lab.seed, half * estimates + i)
-            for task, gradient in task_gradients(method, lab.at(chances, chances), tasks).items():
+            seed = seed_of("interference", lab.seed, half * estimates + i)
+            gradients = task_gradients(method, lab.at(seed, seed), tasks)
+            for task, gradient in gradients.items():
                 sums[task] = sums.get(task, torch.zeros_like(gradient)) + gradient / estimates
         halves.append(sums)
     named = lab.backbone.adapters.state(STUDENT)
@@ -38,16 +40,17 @@ def interference(method: Method, lab: ProbeLab, tasks: tuple[str, ...], estimate
     groups = layer_groups(list(named))
     result = {}
     for a, b in [*combinations(tasks, 2), *((task, task) for task in tasks)]:
-        pairings = [
-            _cosines(halves[0][left].split(sizes), halves[1][right].split(sizes), groups)
-            for left, right in dict.fromkeys([(a, b), (b, a)])
-        ]
+        pairings = []
+        # A task paired with itself has one pairing, which dict.fromkeys keeps once.
+        for left, right in dict.fromkeys([(a, b), (b, a)]):
+            first, second = halves[0][left].split(sizes), halves[1][right].split(sizes)
+            pairings.append(_cosines(first, second, groups))
         result[f"{a} | {b}"] = {group: fmean(found[group] for found in pairings) for group in pairings[0]}
     return result
 
 
 def _cosines(left: tuple[Tensor, ...], right: tuple[Tensor, ...], groups: list[str]) -> dict[str, float]:
-    """Cosine over all weights and over each group's; the gradients come parameter by parameter."""
+    """Cosine over all weights and over those of each group; the gradients are given per parameter."""
     found = {}
     for group in ("all", *dict.fromkeys(groups)):
         mine = [i for i, name in enumerate(groups) if group in ("all", name)]

@@ -1,1 +1,1 @@
-"""Sigma schedules, one-step transitions, the step kernel and rollouts. Knows no backbone and no method."""
+"""Sigma schedules, transition kernels, sampling steps and rollouts, independent of backbones and methods."""

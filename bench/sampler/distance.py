@@ -1,4 +1,4 @@
-"""The sum that every loss of a velocity or a Gaussian is made of."""
+"""Squared distance, the building block of losses on velocities and of Gaussian densities."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over a sample's elements of (a - b)^2, [B], in float32 or wider; on a GPU in one pass if b is data."""
-    if (kernels := fused(a)) and not b.requires_grad:
+    """Sum over each sample's elements of (a - b)^2, [B], in float32 or wider, for a and b [B, ...].
+
+    Computed in one pass on a GPU if b needs no gradient.
+    """
+    kernels = fused(a)
+    if kernels and not b.requires_grad:
         return kernels.fused_match(a, b, a[0].numel())
     dtype = torch.promote_types(a.dtype, torch.float32)
     return (a.to(dtype) - b.to(dtype)).flatten(1).square().sum(1)

@@ -1,7 +1,7 @@
-"""Random numbers for a part of a batch that do not depend on how the batch was cut up.
+"""Random numbers for part of a batch that do not depend on how the batch is split.
 
-Processes that share an update, and parts of a batch that are trained one after another, must together draw what one
-process would draw for the whole batch: everybody draws the whole and keeps its own rows.
+Processes that share an update, and parts of a batch that are trained one after another, must together draw the same
+numbers as a single process for the full batch. Each therefore draws the full batch and keeps its own rows.
 """
 
 from __future__ import annotations
@@ -18,44 +18,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows `start` to `stop` of a batch of `whole`, counted in prompts."""
+    """Rows `start` to `stop` (excluded) of a batch of `whole` rows, counted in prompts."""
 
     start: int
     stop: int
     whole: int
 
     def part(self, start: int, stop: int) -> Rows:
-        """Of these rows, `start` to `stop`."""
+        """Rows `start` to `stop` of these rows."""
         return Rows(self.start + start, self.start + stop, self.whole)
 
     def draw(self, make: Callable[[int], Tensor], count: int, axis: int = 0) -> Tensor:
-        """`count` of the `make(whole batch)` entries along `axis`: these rows', several of them a prompt if need be."""
+        """The `count` entries of these rows along `axis`, out of those that `make(n)` draws for the full batch.
+
+        A row may have several entries, such as the rollouts of a prompt; `count` is over all rows.
+        """
         each = count // (self.stop - self.start)
-        return make(self.whole * each).narrow(axis, self.start * each, count)
+        entries = make(self.whole * each)
+        return entries.narrow(axis, self.start * each, count)
 
 
 class RowWatch(Protocol):
-    """What of a generator that somebody watches is used here (bench/sampler/generator.py)."""
+    """The part of RowGenerator that this file uses; importing the class would load torch."""
 
     @property
-    def used_directly(self) -> bool: ...
+    def used_directly(self) -> bool:
+        """Whether numbers were drawn without `draw`."""
+        ...
 
-    def settle(self) -> None: ...
+    def settle(self) -> None:
+        """Record the current state as that after the last use through `draw`."""
+        ...
 
 
 def draw(make: Callable[[int], Tensor], count: int, generator: torch.Generator, axis: int = 0) -> Tensor:
-    """`make(n)` draws for a batch of n from `generator` along `axis`; returns the `count` entries of its rows."""
+    """The `count` entries along `axis` that belong to the generator's rows.
+
+    `make(n)` draws n entries from `generator`. A generator without rows draws `count` entries.
+    """
     rows: Rows | None = getattr(generator, "rows", None)
     if rows is None:
         return make(count)
     watched = cast(RowWatch, generator) if getattr(generator, "watched", False) else None
-    honest = watched is not None and not watched.used_directly
+    # Checked before drawing, which changes the state. A direct use must stay visible, so it is never settled again.
+    correctly_used = watched is not None and not watched.used_directly
     drawn = rows.draw(make, count, axis)
-    if watched is not None and honest:
+    if watched is not None and correctly_used:
         watched.settle()
     return drawn
 
 
 def normal(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal numbers [B, ...], float32, drawn on the CPU so that they are the same on every device."""
+    """Standard normal noise [B, ...] in float32, drawn on the CPU so that it is the same for every device."""
     return draw(lambda n: torch.randn(n, *shape[1:], generator=generator), shape[0], generator)

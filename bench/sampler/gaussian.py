@@ -1,4 +1,4 @@
-"""What a transition is: a Gaussian with a mean per element and one scalar standard deviation."""
+"""The distribution of a transition: a Gaussian with one mean per element and a scalar standard deviation."""
 
 from __future__ import annotations
 
@@ -17,47 +17,51 @@ if TYPE_CHECKING:
 
 
 class Gaussian:
-    """N(mean, std^2 I). `mean` is [B, ...]; `std` is the TRUE standard deviation (any sqrt(h) is inside)."""
+    """N(mean, std^2 I). `mean` is [B, ...]; `std` is the true standard deviation, including any factor sqrt(h)."""
 
     def __init__(self, mean: Tensor, std: float):
         self._mean, self.std = mean, std
 
     @property
     def mean(self) -> Tensor:
+        """Mean [B, ...]."""
         return self._mean
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + std noise, in the mean's dtype."""
+        """The sample mean + std noise, [B, ...], for standard normal noise [B, ...]."""
         return self.mean + self.std * noise if self.std else self.mean
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of x, [B], SUMMED over all elements of a sample, in float32 or wider.
+        """Log-density of x, [B], summed over all elements of a sample, in float32 or wider.
 
-        Raises BenchError at std 0, where no density exists. (Flow-GRPO averages over elements instead of summing:
-        divide by the element count to follow it.)
+        Raises BenchError at std 0, where there is no density. (Flow-GRPO averages over elements; divide by their
+        number to reproduce it.)
         """
         if self.std == 0:
             raise BenchError("a deterministic transition has no log-probability; use a stochastic kernel with eta > 0")
         dtype = torch.promote_types(self.mean.dtype, torch.float32)
         squares = ((x.to(dtype) - self.mean.to(dtype)) / self.std).square()
-        return -(0.5 * squares + math.log(self.std) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+        negative = 0.5 * squares + math.log(self.std) + 0.5 * math.log(2 * math.pi)
+        return -negative.flatten(1).sum(1)
 
     def kl(self, other: Gaussian) -> Tensor:
         """KL(self || other), [B], summed over elements: |mean difference|^2 / (2 std^2).
 
-        At std 0, where KL is infinite, 0.5 |mean difference|^2: mean matching (DiffusionOPD Eq. 12). Raises
-        BenchError when the two standard deviations differ: the closed form here is for a common kernel.
+        At std 0, where the KL is infinite, it is 0.5 |mean difference|^2: mean matching (DiffusionOPD, arXiv
+        2605.15055, Eq. 12). Raises BenchError if the standard deviations differ, because this closed form needs equal
+        ones.
         """
         if self.std != other.std:
-            raise BenchError(f"KL needs one common std, got {self.std:g} and {other.std:g}")
+            raise BenchError(f"the KL needs equal standard deviations, got {self.std:g} and {other.std:g}")
         gap = squared_distance(self.mean, other.mean)
         return gap / (2 * self.std**2) if self.std else 0.5 * gap
 
 
 class Transition(Gaussian):
-    """The Gaussian of the next state from x and a (guided) velocity, both [B, ...]: mean = a x + b v (+ d x0_prev).
+    """The distribution of the next state, given x and a (guided) velocity v, both [B, ...].
 
-    The mean is made when it is asked for: on a GPU the log-density, with its gradient, needs none.
+    The mean is a x + b v (+ d x0_prev). It is computed on first access, because the fused log-density on a GPU and its
+    gradient do not need it.
     """
 
     def __init__(self, x: Tensor, velocity: Tensor, at: Coefficients, x0_prev: Tensor | None = None):
@@ -65,14 +69,16 @@ class Transition(Gaussian):
 
     @cached_property
     def mean(self) -> Tensor:
+        """Mean [B, ...]."""
         mean = self.at.a * self.x + self.at.b * self.velocity
         if not self.at.d:
             return mean
-        assert self.x0_prev is not None  # a multistep kernel is given it
+        assert self.x0_prev is not None, "a multistep kernel needs x0_prev"
         return mean + self.at.d * self.x0_prev
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """As Gaussian's. On a GPU in one pass, with gradients to the velocity."""
+        """Log-density [B] as in Gaussian, computed in one pass on a GPU, with gradients to the velocity."""
+        # The fused kernel differentiates with respect to the velocity only, and has no multistep term.
         kernels = fused(self.velocity) if self.std and not self.at.d else None
         if kernels and not (self.x.requires_grad or x.requires_grad):
             return kernels.fused_log_prob(self.x, self.velocity, x, self.at)

@@ -1,4 +1,4 @@
-"""Sampling a trajectory: schedule + kernel + velocity field -> states."""
+"""Sampling trajectories of a velocity field with a schedule and a kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A schedule with a kernel at a noise level eta."""
+    """A schedule and a kernel with its noise level eta."""
 
     schedule: Schedule
     kernel: Kernel
@@ -27,53 +27,58 @@ class Sampler:
 
     @cached_property
     def coefficients(self) -> list[Coefficients]:
+        """The coefficients of every step. Raises UsageError for an eta outside the kernel's range."""
         return self.kernel.coefficients(self.schedule, self.eta)
 
     @property
     def steps(self) -> int:
+        """Number of sampling steps."""
         return self.schedule.steps
 
     @property
     def stochastic(self) -> bool:
+        """Whether any step draws noise."""
         return any(at.c for at in self.coefficients)
 
 
 def euler(steps: int, shift: float, table: str = "diffusers") -> Sampler:
-    """The deterministic Euler sampler, as every evaluation uses it. Raises what `make_schedule` raises."""
+    """The deterministic Euler sampler of held-out evaluations. Raises UsageError as `make_schedule` does."""
     return Sampler(make_schedule(steps, shift, table), KERNELS["ode"])
 
 
 @dataclass
 class Trajectory:
-    """States visited by a batch of rollouts."""
+    """The states that a batch of rollouts visits."""
 
     final: Tensor
     """Latents at sigma 0, [B, C, H, W]."""
     states: list[Tensor] = field(default_factory=list)
-    """steps + 1 states from sigma 1 to 0, each [B, C, H, W]; empty unless kept."""
+    """The steps + 1 states from sigma 1 to 0, each [B, C, H, W]; empty unless kept."""
     velocities: list[Tensor] = field(default_factory=list)
     """Guided velocity at each of the first `steps` states; empty unless kept."""
     log_probs: list[Tensor | None] = field(default_factory=list)
-    """Log-density of each drawn state, [B]; None for deterministic steps."""
+    """Log-density [B] of the state that each step leads to, None for a deterministic step; empty unless kept."""
 
 
 Velocity = Callable[["Tensor", "float | Tensor"], "Tensor"]
-"""(x [B, C, H, W], sigma: one, or one per sample [B]) -> guided velocity, same shape."""
+"""(x [B, C, H, W], sigma as a number or [B]) -> guided velocity of the same shape."""
 
 
 def walk(
     velocity: Velocity, x: Tensor, sampler: Sampler, generator: torch.Generator
 ) -> Iterator[tuple[int, Tensor, Step]]:
-    """Drive a rollout step by step: yields (k, state, step taken) and goes on from the DETACHED next state.
+    """Roll out step by step: yields (k, state, step) and continues from the detached next state.
 
-    The velocity is evaluated when the step is asked for, under whatever gradient mode the caller is in, so a method
-    can use one forward both to move on and to learn. Noise is drawn from `generator` on the CPU and moved, which
-    makes it the same on every device; deterministic steps draw none.
+    The velocity is computed when the caller asks for the step, in the caller's gradient mode, so that one forward pass
+    can serve both sampling and learning. Noise is drawn from `generator` on the CPU, which makes it the same on every
+    device; deterministic steps draw none.
     """
-    x0_prev, multistep = None, any(at.d for at in sampler.coefficients)
+    x0_prev = None
+    multistep = any(at.d for at in sampler.coefficients)
     for k, at in enumerate(sampler.coefficients):
         noise = normal(x.shape, generator).to(x.device, x.dtype) if at.c else None
         v = velocity(x, sampler.schedule.sigmas[k])
+        # Without gradients, so that the next state does not depend on this step's graph; v keeps its own.
         with torch.no_grad():
             taken = step(x, v, at, noise=noise, x0_prev=x0_prev)
             if multistep:
@@ -85,7 +90,7 @@ def walk(
 def rollout(
     velocity: Velocity, x: Tensor, sampler: Sampler, generator: torch.Generator, keep: bool = False
 ) -> Trajectory:
-    """Sample from x [B, C, H, W] at sigma 1 down to sigma 0 without gradients; `keep` stores states on the way."""
+    """Sample from noise x [B, C, H, W] at sigma 1 to sigma 0 without gradients; `keep` keeps the visited states."""
     states, velocities, log_probs = [], [], []
     taken = None
     with torch.no_grad():
@@ -94,5 +99,7 @@ def rollout(
                 states.append(state)
                 velocities.append(taken.velocity)
                 log_probs.append(taken.log_prob)
-    assert taken is not None
-    return Trajectory(taken.next, [*states, taken.next] if keep else [], velocities, log_probs)
+    assert taken is not None, "a schedule has at least one step"
+    if keep:
+        states.append(taken.next)
+    return Trajectory(taken.next, states, velocities, log_probs)

@@ -1,4 +1,4 @@
-"""The step kernel: guidance, mean, noise and log-probability of one transition (the torch reference)."""
+"""One sampling step: guidance, mean, noise and log-probability of a transition (the torch reference)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One transition taken. Nothing is detached: callers detach where an estimator asks to."""
+    """The result of one transition. Nothing is detached; callers detach what their estimator requires."""
 
     next: Tensor
+    """The next state, [B, ...]."""
     velocity: Tensor
     """Guided velocity, [B, ...]."""
     log_prob: Tensor | None
@@ -26,7 +27,7 @@ class Step:
 
 
 def guided(v_cond: Tensor, v_uncond: Tensor | None, guidance: float) -> Tensor:
-    """Classifier-free guidance v_u + w (v_c - v_u) (arXiv 2207.12598); v_cond when there is no second branch."""
+    """Classifier-free guidance v_u + w (v_c - v_u) (arXiv 2207.12598); v_cond without an unconditional branch."""
     return v_cond if v_uncond is None else torch.lerp(v_uncond, v_cond, guidance)
 
 
@@ -42,21 +43,29 @@ def step(
 ) -> Step:
     """Take one transition from x [B, ...].
 
-    `noise` [B, ...] is standard normal and needed when at.c > 0; `x0_prev` [B, ...] when at.d != 0. Arithmetic runs
-    in float32 or wider whatever the inputs' type; `next` comes back in x's type. Without gradients a GPU does all of it
-    in one pass (bench/sampler/triton_step.py).
+    `noise` [B, ...] is standard normal and required if at.c > 0, and `x0_prev` [B, ...] if at.d != 0. The computation
+    is in float32 or wider for inputs of any type, and `next` has x's type. Without gradients it is a single pass on a
+    GPU (bench/sampler/triton_step.py). Raises ValueError if the noise is missing.
     """
     if at.c and noise is None:
         raise ValueError("a stochastic transition needs noise")
-    if (kernels := fused(x)) and not torch.is_grad_enabled():
-        return Step(*kernels.fused_step(
-            x, v_cond, at, v_uncond=v_uncond, guidance=guidance, noise=noise if at.c else None,
+    kernels = fused(x)
+    if kernels and not torch.is_grad_enabled():
+        following, velocity, log_prob = kernels.fused_step(
+            x,
+            v_cond,
+            at,
+            v_uncond=v_uncond,
+            guidance=guidance,
+            noise=noise if at.c else None,
             x0_prev=x0_prev if at.d else None,
-        ))  # fmt: skip
+        )
+        return Step(following, velocity, log_prob)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    velocity = guided(v_cond.to(dtype), None if v_uncond is None else v_uncond.to(dtype), guidance)
+    wide_uncond = None if v_uncond is None else v_uncond.to(dtype)
+    velocity = guided(v_cond.to(dtype), wide_uncond, guidance)
     transition = Transition(x.to(dtype), velocity, at, x0_prev)
     taken = transition.mean if noise is None or not at.c else transition.sample(noise.to(dtype))
-    # The drawn state is data for the density: no gradient through it (REINFORCE, arXiv 2505.05470).
+    # No gradient flows through the sampled state, which the density treats as data (REINFORCE, arXiv 2505.05470).
     log_prob = transition.log_prob(taken.detach()) if at.c else None
     return Step(taken.to(x.dtype), velocity, log_prob)

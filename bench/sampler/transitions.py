@@ -1,7 +1,7 @@
-"""One-step transitions as coefficients: every kernel of the field is mean = a x + b v (+ d x0_prev), std = c.
+"""Transition kernels as coefficients: every kernel here has mean = a x + b v (+ d x0_prev) and std = c.
 
-Convention: x_sigma = (1 - sigma) x0 + sigma eps, velocity v = eps - x0; s is the current sigma, n < s the next one,
-h = s - n. Then x0_hat = x - s v and eps_hat = x + (1 - s) v, and a solver is a function of a few scalars.
+Convention: x_sigma = (1 - sigma) x0 + sigma eps, and the velocity is v = eps - x0; s is the current sigma, n < s the
+next one, and h = s - n. Then x0_hat = x - s v and eps_hat = x + (1 - s) v, so a step is defined by a few scalars.
 """
 
 import math
@@ -24,17 +24,20 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A named family of transitions. `eta_max` 0 marks a deterministic solver."""
+    """A named family of transitions."""
 
     name: str
     step: Callable[[Schedule, int, float], Coefficients]
+    """(schedule, step k, eta) -> Coefficients."""
     eta_max: float
+    """Largest valid eta; 0 for a deterministic solver."""
     source: str
+    """Method and paper."""
     code_omits_sqrt_h: bool = False
-    """Released code takes this kernel's std without sqrt(h) in its KL, which is then h times the true one."""
+    """Whether released code omits sqrt(h) from this kernel's std in its KL, which is then h times the true KL."""
 
     def coefficients(self, schedule: Schedule, eta: float) -> list[Coefficients]:
-        """One Coefficients per step. Raises UsageError for an eta that the kernel does not define."""
+        """The Coefficients of every step. Raises UsageError for an eta outside the kernel's range."""
         if not 0 <= eta < math.inf:
             raise UsageError(f"sampler.eta must be finite and at least 0, got {eta}")
         if eta > self.eta_max:
@@ -43,12 +46,12 @@ class Kernel:
 
 
 def _affine(x0_part: float, eps_part: float, s: float, c: float) -> Coefficients:
-    """mean = x0_part x0_hat + eps_part eps_hat."""
+    """Coefficients of mean = x0_part x0_hat + eps_part eps_hat, std = c."""
     return Coefficients(x0_part + eps_part, eps_part * (1 - s) - s * x0_part, c)
 
 
 def ode(schedule: Schedule, k: int, eta: float) -> Coefficients:
-    """Euler: x' = x - h v. Equals DDIM at eta 0 and first-order DPM-Solver++ on this path."""
+    """Euler: x' = x - h v. On this path equal to DDIM at eta 0 and to first-order DPM-Solver++."""
     return Coefficients(1.0, -schedule.h(k), 0.0)
 
 
@@ -61,7 +64,9 @@ def _sde(s: float, h: float, diffusion: float) -> Coefficients:
 def flow_sde(schedule: Schedule, k: int, eta: float) -> Coefficients:
     """Flow-GRPO (arXiv 2505.05470, Eq. 9): g = eta sqrt(s / (1 - s)); at s = 1 the denominator is 1 - sigmas[1]."""
     s = schedule.sigmas[k]
-    return _sde(s, schedule.h(k), eta * math.sqrt(s / (1 - (s if s < 1 else schedule.sigmas[1]))))
+    # g diverges at s = 1; the released code uses the next sigma in the denominator there.
+    denominator = 1 - (s if s < 1 else schedule.sigmas[1])
+    return _sde(s, schedule.h(k), eta * math.sqrt(s / denominator))
 
 
 def dance_sde(schedule: Schedule, k: int, eta: float) -> Coefficients:
@@ -70,33 +75,41 @@ def dance_sde(schedule: Schedule, k: int, eta: float) -> Coefficients:
 
 
 def ddim(schedule: Schedule, k: int, eta: float) -> Coefficients:
-    """DDIM with eta on the flow path: keeps the noise level of the next state at exactly n."""
+    """DDIM with eta (arXiv 2010.02502) on the flow path: the noise level of the next state is exactly n."""
     s, n = schedule.sigmas[k], schedule.sigmas[k + 1]
-    forward = n * (1 - s) / (s * (1 - n))  # correlation of the two states' noise along the forward path
+    # Correlation of the noise in the two states along the forward path.
+    forward = n * (1 - s) / (s * (1 - n))
     c = eta * n * math.sqrt(1 - forward**2)
     return _affine(1 - n, math.sqrt(n * n - c * c), s, c)
 
 
 def cps(schedule: Schedule, k: int, eta: float) -> Coefficients:
-    """Coefficient-preserving sampling (arXiv 2509.05952): splits n into n cos and n sin of eta pi / 2."""
+    """Coefficient-preserving sampling (arXiv 2509.05952): splits n into n cos(eta pi / 2) and n sin(eta pi / 2)."""
     s, n = schedule.sigmas[k], schedule.sigmas[k + 1]
-    return _affine(1 - n, n * math.cos(eta * math.pi / 2), s, n * math.sin(eta * math.pi / 2))
+    angle = eta * math.pi / 2
+    return _affine(1 - n, n * math.cos(angle), s, n * math.sin(angle))
+
+
+def _log_snr(sigma: float) -> float:
+    """Half the log of the signal-to-noise ratio: log(alpha / sigma), as in DPM-Solver."""
+    return math.log((1 - sigma) / sigma)
 
 
 def dpm2(schedule: Schedule, k: int, eta: float) -> Coefficients:
-    """DPM-Solver++ 2M (arXiv 2211.01095, Alg. 2) on the flow path; first and last step are first order."""
+    """DPM-Solver++ 2M (arXiv 2211.01095, Alg. 2) on the flow path; the first and last steps are first order."""
     s, n = schedule.sigmas[k], schedule.sigmas[k + 1]
-    if k == 0 or n == 0 or schedule.sigmas[k - 1] == 1:  # log-SNR is infinite at s = 1 and at n = 0
+    # The log-SNR is infinite at sigma 1 and 0, so steps that touch either are first order.
+    if k == 0 or n == 0 or schedule.sigmas[k - 1] == 1:
         return ode(schedule, k, eta)
-    log_snr = lambda sigma: math.log((1 - sigma) / sigma)  # noqa: E731
-    step, previous = log_snr(n) - log_snr(s), log_snr(s) - log_snr(schedule.sigmas[k - 1])
+    step = _log_snr(n) - _log_snr(s)
+    previous = _log_snr(s) - _log_snr(schedule.sigmas[k - 1])
     shrink = (1 - n) * math.expm1(-step)
     extra = step / (2 * previous)
     return Coefficients(n / s - shrink * (1 + extra), s * shrink * (1 + extra), 0.0, shrink * extra)
 
 
 LARGEST_ETA = 100.0
-"""Of kernels that have no largest one by themselves; published noise levels are below 2."""
+"""Bound of eta for kernels that have no natural one; published noise levels are below 2."""
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
@@ -108,10 +121,11 @@ KERNELS: dict[str, Kernel] = {
         Kernel("dpm2", dpm2, 0.0, "DPM-Solver++ 2M, arXiv 2211.01095"),
     )
 }
+"""The registered kernels by name."""
 
 
 def get_kernel(name: str) -> Kernel:
-    """Look a kernel up; raises UsageError naming the nearest one."""
+    """The kernel of a name. Raises UsageError with the nearest valid name."""
     if name not in KERNELS:
         raise unknown("kernel", name, KERNELS)
     return KERNELS[name]

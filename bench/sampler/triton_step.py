@@ -1,9 +1,9 @@
-"""The step kernel in Triton: a transition, its log-probability and its losses in one pass over memory each.
+"""Triton kernels for a transition, its log-probability and its losses, each in a single pass over memory.
 
-The torch code in step.py, gaussian.py and methods/ is the reference. In eager PyTorch guidance, mean, noise and density
-are a dozen kernels that each read and write every element; here every input is read once and every output written
-once, arithmetic is float32, and sums over a sample are made block by block and then added up, so that they do not
-depend on the order in which blocks run. TRITON_INTERPRET=1 runs all of it on the CPU.
+The torch code in step.py, gaussian.py and methods/ is the reference. In eager PyTorch, guidance, mean, noise and
+density take a dozen kernels that each read and write every element. Here every input is read once and every output
+written once, in float32. Sums over a sample are computed per block and then added, so that they do not depend on the
+order in which blocks run. TRITON_INTERPRET=1 runs the kernels on the CPU.
 """
 
 import math
@@ -18,12 +18,12 @@ from torch import Tensor
 from bench.sampler.transitions import Coefficients
 
 BLOCK = 1024
-"""Elements of one program."""
+"""Number of elements per Triton program."""
 
 
 @triton.jit
 def _guided(cond, uncond, here, mask, guidance, GUIDED: tl.constexpr):
-    """v_u + w (v_c - v_u) in float32; v_c alone without a second branch."""
+    """Guided velocity v_u + w (v_c - v_u) in float32, or v_c without an unconditional branch."""
     v = tl.load(cond + here, mask=mask, other=0.0).to(tl.float32)
     if GUIDED:
         u = tl.load(uncond + here, mask=mask, other=0.0).to(tl.float32)
@@ -33,21 +33,22 @@ def _guided(cond, uncond, here, mask, guidance, GUIDED: tl.constexpr):
 
 @triton.jit
 def _place(size, BLOCK: tl.constexpr):
-    """Offsets of this program's elements in a [B, size] tensor, in 64 bits, and which of them exist."""
+    """Offsets of this program's elements in a [B, size] tensor, and the mask of those that exist."""
+    # In 64 bits: a large batch has more elements than 32-bit offsets can address.
     inner = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     return tl.program_id(1).to(tl.int64) * size + inner, inner < size
 
 
 @triton.jit
 def _store_squares(squares, values):
-    """This program's sum of squares at its place in [B, blocks]."""
+    """Store this program's sum of squares in its entry of [B, blocks]."""
     block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(squares + block, tl.sum(values * values, 0))
 
 
 @triton.jit
 def _store_gradients(grad_cond, grad_uncond, slope, here, mask, guidance, GUIDED: tl.constexpr):
-    """The gradient of the guided velocity, shared out to its branches."""
+    """Store the gradients of both branches, given `slope`, the gradient of the guided velocity."""
     if GUIDED:
         tl.store(grad_cond + here, (guidance * slope).to(grad_cond.dtype.element_ty), mask=mask)
         tl.store(grad_uncond + here, ((1 - guidance) * slope).to(grad_uncond.dtype.element_ty), mask=mask)
@@ -57,10 +58,8 @@ def _store_gradients(grad_cond, grad_uncond, slope, here, mask, guidance, GUIDED
 
 @triton.jit
 def _normal(seed, BLOCK: tl.constexpr):
-    """Standard normal numbers [BLOCK] of this program, a function of (seed, sample, place in it) alone.
-
-    Philox's counter is a quarter of the place and the sample's number: one call makes four numbers, all of them used.
-    """
+    """Standard normal numbers [BLOCK] of this program, which depend only on (seed, sample, position in the sample)."""
+    # One call of Philox makes four numbers per counter, so a block needs a quarter as many counters as elements.
     QUARTER: tl.constexpr = BLOCK // 4
     place = (tl.program_id(0) * QUARTER + tl.arange(0, QUARTER)).to(tl.uint32)
     zero = place * 0
@@ -76,6 +75,10 @@ def _step_kernel(
     GUIDED: tl.constexpr, READ: tl.constexpr, DRAW: tl.constexpr, MULTISTEP: tl.constexpr, KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """One transition a x + b v + c z + d x0_prev, and the sum of z^2 per block for its log-density.
+
+    READ takes the noise z from memory and DRAW generates it from `seed`. KEEP stores the guided velocity.
+    """
     here, mask = _place(size, BLOCK)
     v = _guided(cond, uncond, here, mask, guidance, GUIDED)
     if KEEP:
@@ -86,6 +89,7 @@ def _step_kernel(
     if READ:
         z = tl.load(noise + here, mask=mask, other=0.0).to(tl.float32)
     if DRAW:
+        # Elements beyond the sample must not count in the sum of squares.
         z = tl.where(mask, _normal(seed, BLOCK), 0.0)
     if READ or DRAW:
         taken += c * z
@@ -97,6 +101,7 @@ def _step_kernel(
 def _density_kernel(
     x, cond, uncond, drawn, squares, size, a, b, guidance, GUIDED: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
+    """The sum per block of (drawn - mean)^2, from which the log-density follows."""
     here, mask = _place(size, BLOCK)
     mean = a * tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
     mean += b * _guided(cond, uncond, here, mask, guidance, GUIDED)
@@ -109,7 +114,7 @@ def _density_backward_kernel(
     x, cond, uncond, drawn, upstream, grad_cond, grad_uncond, size, a, b, scale, guidance,
     GUIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """d log p / d v = b (y - mean) / c^2, shared out by guidance; `scale` is b / c^2."""
+    """Gradients of both branches from d log p / d v = b (drawn - mean) / c^2; `scale` is b / c^2."""
     here, mask = _place(size, BLOCK)
     mean = a * tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
     mean += b * _guided(cond, uncond, here, mask, guidance, GUIDED)
@@ -123,6 +128,7 @@ def _match_kernel(
     cond, uncond, target_cond, target_uncond, squares, size, guidance, target_guidance,
     GUIDED: tl.constexpr, TARGET_GUIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The sum per block of (v - target)^2, both guided."""
     here, mask = _place(size, BLOCK)
     gap = _guided(cond, uncond, here, mask, guidance, GUIDED)
     gap -= _guided(target_cond, target_uncond, here, mask, target_guidance, TARGET_GUIDED)
@@ -134,6 +140,7 @@ def _match_backward_kernel(
     cond, uncond, target_cond, target_uncond, upstream, grad_cond, grad_uncond, size, scale, guidance, target_guidance,
     GUIDED: tl.constexpr, TARGET_GUIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of both branches from d/dv of weight / size * sum (v - target)^2; `scale` is 2 weight / size."""
     here, mask = _place(size, BLOCK)
     gap = _guided(cond, uncond, here, mask, guidance, GUIDED)
     gap -= _guided(target_cond, target_uncond, here, mask, target_guidance, TARGET_GUIDED)
@@ -153,11 +160,12 @@ def fused_step(
     x0_prev: Tensor | None = None,
     keep_velocity: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(next [B, ...] in x's type, guided velocity float32, log-density [B] or None) of one transition.
+    """One transition: (next [B, ...] in x's type, guided velocity in float32 or None, log-density [B] or None).
 
-    As `step.step` without gradients; a velocity that is not kept comes back as None. A stochastic transition reads
-    `noise`, or draws its own from `seed` (Philox; the same on every GPU, another stream than torch's). Raises
-    ValueError for tensors of different shapes or without the noise or x0_prev that the coefficients need.
+    The counterpart of `step.step` without gradients. The velocity is None unless kept, and the log-density is None for
+    a deterministic transition. A stochastic transition uses `noise`, or draws noise from `seed` with Philox: the same
+    on every GPU, but different from torch's. Raises ValueError for tensors of different shapes or devices, and if the
+    noise or the x0_prev that the coefficients need is missing.
     """
     stochastic = at.c != 0
     if stochastic and (noise is None) == (seed is None):
@@ -167,8 +175,13 @@ def fused_step(
     x, v_cond, v_uncond = x.contiguous(), _like(x, v_cond), _like(x, v_uncond)
     noise, x0_prev = _like(x, noise), _like(x, x0_prev)
     following = torch.empty_like(x)
+    # Without guidance the velocity is v_cond itself, which the kernel need not write again.
     combined = keep_velocity and v_uncond is not None
-    velocity = torch.empty_like(x, dtype=torch.float32) if combined else v_cond.float() if keep_velocity else None
+    velocity = None
+    if combined:
+        velocity = torch.empty_like(x, dtype=torch.float32)
+    elif keep_velocity:
+        velocity = v_cond.float()
     grid, size = _grid(x)
     squares = torch.empty(grid[::-1], dtype=torch.float32, device=x.device)
     with _on(x):
@@ -178,11 +191,16 @@ def fused_step(
             READ=stochastic and noise is not None, DRAW=stochastic and noise is None, MULTISTEP=at.d != 0,
             KEEP=combined, BLOCK=BLOCK,
         )  # fmt: skip
-    log_prob = -0.5 * squares.sum(1) - size * (math.log(at.c) + 0.5 * math.log(2 * math.pi)) if stochastic else None
+    if not stochastic:
+        return following, velocity, None
+    # In units of c the deviation from the mean is the noise itself.
+    log_prob = -0.5 * squares.sum(1) - size * (math.log(at.c) + 0.5 * math.log(2 * math.pi))
     return following, velocity, log_prob
 
 
 class _LogProb(torch.autograd.Function):
+    """Log-density [B] of `drawn`, differentiable with respect to the velocities only."""
+
     @staticmethod
     def forward(ctx, x, v_cond, v_uncond, drawn, a, b, c, guidance) -> Tensor:
         grid, size = _grid(x)
@@ -214,8 +232,11 @@ class _LogProb(torch.autograd.Function):
 def fused_log_prob(
     x: Tensor, v_cond: Tensor, drawn: Tensor, at: Coefficients, v_uncond: Tensor | None = None, guidance: float = 1.0
 ) -> Tensor:
-    """Log-density [B] of the state `drawn` [B, ...] from x, with gradients to the velocities: the policy's part of a
-    PPO-style loss (arXiv 2505.05470, Eq. 5; arXiv 2605.08063). Raises ValueError for a transition without noise."""
+    """Log-density [B] of a transition from x to the state `drawn`, both [B, ...], with gradients to the velocities.
+
+    It is the policy term of a PPO-style loss (arXiv 2505.05470, Eq. 5; arXiv 2605.08063). Raises ValueError for a
+    deterministic transition.
+    """
     if not at.c:
         raise ValueError("a deterministic transition has no log-probability")
     x, v_cond, v_uncond = x.contiguous(), _like(x, v_cond), _like(x, v_uncond)
@@ -224,6 +245,8 @@ def fused_log_prob(
 
 
 class _Match(torch.autograd.Function):
+    """weight * mean of (v - target)^2, [B], differentiable with respect to the student's velocities only."""
+
     @staticmethod
     def forward(ctx, v_cond, v_uncond, target_cond, target_uncond, guidance, target_guidance, weight) -> Tensor:
         grid, size = _grid(v_cond)
@@ -265,7 +288,8 @@ def fused_match(
 ) -> Tensor:
     """weight * mean over elements of (v - target)^2, [B]: the analytic loss of one step, with gradients to the student.
 
-    DiffusionOPD (arXiv 2605.15055, Eq. 11-12); `weight` from weighting.py. Both velocities are guided on the way.
+    DiffusionOPD (arXiv 2605.15055, Eq. 11-12); `weight` comes from weighting.py. Guidance is applied to both the
+    student and the target. All velocities are [B, ...]. Raises ValueError if their shapes or devices differ.
     """
     v_cond, v_uncond, target_cond = v_cond.contiguous(), _like(v_cond, v_uncond), _like(v_cond, target_cond)
     target_uncond = _like(v_cond, target_uncond)
@@ -273,12 +297,12 @@ def fused_match(
 
 
 def _on(x: Tensor) -> AbstractContextManager:
-    """For a launch: Triton launches on the current GPU, wherever the tensors are; that of x is made the current one."""
+    """A context that makes x's GPU the current one, because Triton launches on the current GPU wherever the data is."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _grid(x: Tensor) -> tuple[tuple[int, int], int]:
-    """Programs (blocks of a sample, samples) and elements of a sample."""
+    """The grid of programs (blocks per sample, samples), and the number of elements per sample."""
     size = math.prod(x.shape[1:])
     return (triton.cdiv(size, BLOCK), len(x)), size
 
@@ -292,12 +316,13 @@ def _like(first: Tensor, other: None) -> None: ...
 
 
 def _like(first: Tensor, other: Tensor | None) -> Tensor | None:
-    """The other one, contiguous. Raises ValueError unless it has the first one's shape and device."""
+    """`other` in contiguous memory. Raises ValueError unless it has the shape and device of `first`."""
     if other is not None and (other.shape != first.shape or other.device != first.device):
-        raise ValueError(f"{tuple(other.shape)} on {other.device} is not {tuple(first.shape)} on {first.device}")
+        expected = f"{tuple(first.shape)} on {first.device}"
+        raise ValueError(f"expected a tensor of shape {expected}, got {tuple(other.shape)} on {other.device}")
     return None if other is None else other.contiguous()
 
 
 def _or(tensor: Tensor | None, placeholder: Tensor) -> Tensor:
-    """A pointer is needed even where the kernel, as compiled, never looks."""
+    """The tensor or, without one, a valid pointer for an argument that the compiled kernel never reads."""
     return placeholder if tensor is None else tensor

@@ -1,1 +1,1 @@
-"""Pictures, the scorers that judge them, and where both come from."""
+"""Images and their scorers: image folders, cached scores, and scoring locally or over HTTP."""

@@ -1,7 +1,8 @@
-"""Folders of pictures in GenEval's official layout, which its evaluator reads and any tool can write.
+"""Folders of images in GenEval's official layout, which GenEval's evaluator reads and any tool can write.
 
-DIR/00000/metadata.jsonl holds one JSON object with the prompt (and what the scorer needs to know of it),
-DIR/00000/samples/0000.png and so on its pictures. DIR/origin.json says of what was made here for which task and world.
+DIR/00000/metadata.jsonl holds one JSON object: the prompt and what the scorer needs to know about it.
+DIR/00000/samples/0000.png and so on are the prompt's images. In folders written here, DIR/origin.json names the task
+and the world.
 """
 
 from __future__ import annotations
@@ -24,50 +25,53 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PICTURES = "pictures"
-"""Where runs keep them: RUN/pictures/TASK."""
+"""Subfolder in which a run keeps its images: RUN/pictures/TASK."""
 RECORD, SAMPLES, ORIGIN = "metadata.jsonl", "samples", "origin.json"
 RESULTS, CACHE = "results.jsonl", "scores.sqlite"
-"""What `bench score` writes beside the pictures; results of most tasks are in results-<task>.jsonl."""
+"""Files written by `bench score` next to the images; most tasks write results-<task>.jsonl instead."""
 JUDGED = "geneval"
-"""The task whose results are verdicts, as GenEval's evaluator writes and its other scripts read them."""
+"""The task whose results are verdicts in the format of GenEval's evaluator, which its other scripts read."""
 SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".jxl",
     ".avif", ".heic", ".heif", ".ppm", ".pgm",
 )  # fmt: skip
-"""Names that end so are pictures, whether or not they are called as the layout wants."""
+"""File name endings of images, used to find images whose names do not follow the layout."""
 NOTES = (".txt", ".md", ".log", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".html", ".db", ".ini")
-"""Names that end so are none, even among pictures."""
+"""File name endings that are accepted next to images without being images."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture file and its prompt."""
+    """One image file and its prompt."""
 
     path: Path
     prompt: Prompt
 
 
 def identity(tag: str, text: str, metadata: object) -> str:
-    """What tells a prompt from others, wherever its pictures are counted: one tag, one text, the same metadata.
+    """A key that is equal for entries of the same prompt, wherever images are counted by prompt.
 
-    No place in a list or among folders: a prompt may come again later, and tools differ in what they put in one folder.
+    It consists of tag, text and metadata. Positions are left out: a prompt may appear several times in a list, and
+    tools differ in which images they put in one folder.
     """
     return json.dumps([tag, text, metadata or None], sort_keys=True, default=repr)
 
 
 def is_verdict(value: object) -> bool:
-    """Whether a value is true or false, as JSON or as the numbers 1 and 0; text that says so is neither."""
+    """Whether a value is true or false, as JSON booleans or as the numbers 1 and 0; text is not accepted."""
     return isinstance(value, bool | int | float) and value in (True, False)
 
 
 def read(folder: Path) -> list[Sample]:
-    """Every picture under `folder`, by prompt number and picture number. Raises UsageError for another layout.
+    """All images under `folder`, ordered by prompt number and image number.
 
-    Like GenEval's evaluator it takes numbered folders and pictures called NUMBER.png; `left_out` has the others. Two of
-    one number are refused: the folder was written twice, in two ways.
+    Like GenEval's evaluator, it reads numbered folders and images named NUMBER.png only; `left_out` lists the rest.
+
+    Raises UsageError if there are no such images, or if a number occurs twice (0.png and 0000.png): the folder then
+    mixes the output of two tools.
     """
     samples = []
-    homes = _homes(folder)
+    homes = _prompt_folders(folder)
     _check_numbers(homes)
     for home in homes:
         prompt, pictures = _prompt(home / RECORD), _pictures(home)
@@ -75,47 +79,58 @@ def read(folder: Path) -> list[Sample]:
         samples += [Sample(path, prompt) for path in pictures]
     if not samples:
         others = left_out(folder)
-        found = f"; there is {others[0]}" if others else ""
-        raise UsageError(f"no pictures in GenEval's layout under {folder}: DIR/00000/samples/0000.png{found}")
+        found = f"; found {others[0]} instead" if others else ""
+        raise UsageError(f"no images in GenEval's layout (DIR/00000/samples/0000.png) under {folder}{found}")
     return samples
 
 
 def left_out(folder: Path) -> list[Path]:
-    """What `read` passes over although it looks like part of the layout: pictures and folders with other names, and
-    prompts without a picture."""
-    homes = _homes(folder)
+    """What `read` skips although it looks like part of the layout.
+
+    These are images and folders whose names do not follow it, and prompts without an image.
+    """
+    homes = _prompt_folders(folder)
     found = []
-    for home in _entries(folder):
-        if home in homes:
-            taken = set(_pictures(home))
-            others = [path for path in _entries(home / SAMPLES) if path not in taken and _may_be_a_picture(path)]
-            others += [path for path in _entries(home) if _looks_like_a_picture(path) or _is_home(path)]
-            found += others or ([] if taken else [home])
-        elif _looks_like_a_picture(home) or _is_home(home) or _has_homes(home):
-            found.append(home)
+    for entry in _entries(folder):
+        if entry in homes:
+            skipped = _skipped(entry)
+            empty = not skipped and not _pictures(entry)
+            found += [entry] if empty else skipped
+        elif _looks_like_image(entry) or _is_prompt_folder(entry) or _has_prompt_folders(entry):
+            found.append(entry)
     return found
 
 
-def _is_home(path: Path) -> bool:
-    """Whether it holds a prompt, or pictures of one."""
+def _skipped(home: Path) -> list[Path]:
+    """Images and folders of one prompt that `read` skips."""
+    taken = set(_pictures(home))
+    samples = [path for path in _entries(home / SAMPLES) if path not in taken]
+    misnamed = [path for path in samples if _may_be_image(path)]
+    misplaced = [path for path in _entries(home) if _looks_like_image(path) or _is_prompt_folder(path)]
+    return misnamed + misplaced
+
+
+def _is_prompt_folder(path: Path) -> bool:
+    """Whether a folder holds a prompt record, or samples of one."""
     return (path / RECORD).is_file() or (path / SAMPLES).is_dir()
 
 
-def _has_homes(folder: Path) -> bool:
+def _has_prompt_folders(folder: Path) -> bool:
     try:
-        return any(_is_home(inner) for inner in _homes(folder))
-    except UsageError:  # another's, that may not be read
+        return any(_is_prompt_folder(inner) for inner in _prompt_folders(folder))
+    except UsageError:  # an unreadable folder, which is probably unrelated
         return False
 
 
 def _check_numbers(paths: list[Path]) -> None:
-    """Raise UsageError for two neighbours of the same number."""
+    """Raise UsageError if two neighbours have the same number; `paths` are sorted by it."""
     for one, other in pairwise(paths):
         if int(one.stem) == int(other.stem):
-            raise UsageError(f"{one} and {other.name} have the same number: take one of them away")
+            raise UsageError(f"{one} and {other.name} have the same number: remove one of them")
 
 
 def _entries(folder: Path) -> list[Path]:
+    """A folder's sorted entries; none if it does not exist. Raises UsageError if it cannot be read."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -124,62 +139,68 @@ def _entries(folder: Path) -> list[Path]:
         raise UsageError(f"cannot read {folder}: {one_line(error)}") from error
 
 
-def _homes(folder: Path) -> list[Path]:
+def _prompt_folders(folder: Path) -> list[Path]:
+    """Numbered subfolders, in numerical order."""
     numbered = [path for path in _entries(folder) if re.fullmatch("[0-9]+", path.name)]
     return sorted(numbered, key=lambda path: int(path.name))
 
 
 def _pictures(home: Path) -> list[Path]:
+    """Images of a prompt whose names are NUMBER.png, in numerical order."""
     numbered = [path for path in _entries(home / SAMPLES) if re.fullmatch(r"[0-9]+\.png", path.name)]
     return sorted(numbered, key=lambda path: int(path.stem))
 
 
-def _looks_like_a_picture(path: Path) -> bool:
+def _looks_like_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _may_be_a_picture(path: Path) -> bool:
-    """Of what lies among pictures: anything but notes and what is hidden."""
+def _may_be_image(path: Path) -> bool:
+    """Whether a file among a prompt's samples may be an image: anything except notes and hidden files."""
     return path.suffix.lower() not in NOTES and not path.name.startswith(".")
 
 
 def _prompt(path: Path) -> Prompt:
-    """Raises UsageError for a file that is no prompt record, MissingError for one that is still to be fetched."""
+    """Read a prompt record.
+
+    Raises UsageError for a file that is not a prompt record, MissingError for a pointer to one not downloaded yet.
+    """
     if path.is_file():
         refuse_stand_in(path, "prompt record")
     try:
         record = read_record(path)
     except (OSError, DamagedError) as error:
-        raise UsageError(f"{path} is no prompt record: {one_line(error)}") from error
+        raise UsageError(f"{path} is not a prompt record: {one_line(error)}") from error
     text, tag = record.get("prompt"), record.get("tag", "")
     if not isinstance(text, str) or not isinstance(tag, str):
-        raise UsageError(f"{path} is no prompt record: 'prompt' and 'tag' are to be text")
+        raise UsageError(f"{path} is not a prompt record: 'prompt' and 'tag' must be text")
     return Prompt(text, tag, record)
 
 
 def places(prompts: list[Prompt]) -> list[tuple[int, int]]:
-    """(prompt number, picture number) of every row: equal neighbouring prompts are one prompt's pictures."""
+    """(prompt number, image number) of every row; equal prompts in a row count as images of one prompt."""
     found: list[tuple[int, int]] = []
+    number, image = -1, 0
     for row, prompt in enumerate(prompts):
-        if row and prompts[row - 1] == prompt:
-            found.append((found[-1][0], found[-1][1] + 1))
-        else:
-            found.append((found[-1][0] + 1 if found else 0, 0))
+        repeated = row > 0 and prompts[row - 1] == prompt
+        number, image = (number, image + 1) if repeated else (number + 1, 0)
+        found.append((number, image))
     return found
 
 
 def begin(folder: Path, task: str, world: str) -> None:
-    """Make `folder` ready for pictures of a task: those of an earlier evaluation go, with what was said of them."""
+    """Prepare `folder` for images of a task: delete those of an earlier evaluation, with their results and scores."""
     folder.mkdir(parents=True, exist_ok=True)
-    for home in _homes(folder):
+    for home in _prompt_folders(folder):
         shutil.rmtree(home)
     for path in (*folder.glob("results*.jsonl"), folder / CACHE):
         path.unlink(missing_ok=True)
-    (folder / ORIGIN).write_bytes(json_bytes({"task": task, "world": world}))
+    origin = {"task": task, "world": world}
+    (folder / ORIGIN).write_bytes(json_bytes(origin))
 
 
 def world_of(folder: Path) -> str | None:
-    """The kind of pictures in a folder that was written here; None where nothing says it."""
+    """The world of the images in a folder written here; None if the folder does not record it."""
     try:
         world = read_record(folder / ORIGIN).get("world")
     except (OSError, DamagedError):
@@ -188,20 +209,23 @@ def world_of(folder: Path) -> str | None:
 
 
 def write(folder: Path, prompts: list[Prompt], images_BCHW: Tensor, at: list[tuple[int, int]]) -> None:
-    """Add pictures [B, 3, H, W] in [0, 1] to `folder`, each at its place (see `places`)."""
+    """Add images [B, 3, H, W] in [0, 1] to `folder`, at the positions `at` (see `places`)."""
     from PIL import Image
 
     for prompt, image, (number, k) in zip(prompts, images_BCHW, at, strict=True):
         home = folder / f"{number:05d}"
         (home / SAMPLES).mkdir(parents=True, exist_ok=True)
-        known = prompt.metadata if "prompt" in prompt.metadata else {"tag": prompt.stratum, "prompt": prompt.text}
-        (home / RECORD).write_text(json.dumps(known | prompt.metadata) + "\n", encoding="utf-8")
-        Image.fromarray(to_bytes(image)).save(home / SAMPLES / f"{k:04d}.png")
+        # Metadata read from such a folder contains prompt and tag already; other prompts are given them.
+        known = {} if "prompt" in prompt.metadata else {"tag": prompt.stratum, "prompt": prompt.text}
+        record = json.dumps(known | prompt.metadata)
+        (home / RECORD).write_text(f"{record}\n", encoding="utf-8")
+        image_file = Image.fromarray(to_bytes(image))
+        image_file.save(home / SAMPLES / f"{k:04d}.png")
 
 
 def load(path: Path) -> Tensor:
-    """A picture file as [3, H, W] in [0, 1], RGB, upright (see `from_file`). Raises UsageError if it is none."""
+    """An image file as [3, H, W] in [0, 1] (see `from_file`). Raises UsageError if it cannot be read."""
     try:
         return from_file(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no picture that can be scored: {one_line(error)}") from error
+        raise UsageError(f"{path} is not a readable image: {one_line(error)}") from error

@@ -1,25 +1,31 @@
-"""Tasks by name, with the scorers that settings name for them."""
+"""Loads tasks with the scorers that the settings choose for them."""
 
 from bench.api.task import Task
 from bench.config.scorers import URL
 from bench.registry import find
 from bench.scoring.remote import RemoteTask
 
+"""Name of the setting that places a scorer's networks: scorers.<task>.device."""
 DEVICE = "device"
 
 
 def load_task(name: str, world: str, sources: dict[str, str] | None = None, device: str = "cpu") -> Task:
-    """A registered task for a world; `sources` as in scorers.<name>. Its networks run on `device` unless they say."""
-    local = {key: value for key, value in (sources or {}).items() if key != URL}
-    if DEVICE in find("task", name).sources:
+    """A registered task for a world, scored by the server at `sources["url"]` or in this process.
+
+    `sources`: the settings scorers.<name>. A local scorer's networks run on `device` unless `sources` names another.
+    """
+    sources = sources or {}
+    task_class = find("task", name)
+    local = {key: value for key, value in sources.items() if key != URL}
+    if DEVICE in task_class.sources:
         local = {DEVICE: device} | local
-    if sources and URL in sources:
-        return RemoteTask(find("task", name)(world, local), sources[URL])
-    return find("task", name)(world, local)
+    task = task_class(world, local)
+    return RemoteTask(task, sources[URL]) if URL in sources else task
 
 
 def load_tasks(
     names: tuple[str, ...], world: str, scorers: dict[str, dict[str, str]] | None = None, device: str = "cpu"
 ) -> dict[str, Task]:
-    """task -> Task for a backbone's world; `scorers` as in a spec."""
-    return {name: load_task(name, world, (scorers or {}).get(name), device) for name in names}
+    """task -> Task for a backbone's world. `scorers`: task -> its settings, as in a spec."""
+    scorers = scorers or {}
+    return {name: load_task(name, world, scorers.get(name), device) for name in names}

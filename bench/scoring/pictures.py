@@ -1,4 +1,4 @@
-"""Pictures as tensors in [0, 1], as bytes and from files."""
+"""Images as tensors in [0, 1]: to bytes, and from files of many formats."""
 
 from __future__ import annotations
 
@@ -20,42 +20,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST = 2**25
-"""Pixels of a picture that is still read: more than 7680 x 4320. A small file may hold any number of them."""
+"""Largest image that is read, in pixels: more than 7680 x 4320. A small compressed file may expand to any size."""
 THINNEST = 50
-"""Times its short side that a picture may be long: scorers enlarge the short side to hundreds of pixels, and a line of
-167 bytes became gigabytes."""
+"""Largest ratio of an image's long side to its short side.
+
+Scorers enlarge the short side to hundreds of pixels; without a limit, a line of 167 bytes became gigabytes.
+"""
 DEEP = 65535
-"""White of 16-bit grey."""
+"""The value of white in 16-bit grey."""
 READ = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
-"""Formats that are read, whatever a file's name says. Pillow knows others, among them such as start a program: EPS."""
+"""Formats that are read, whatever the file's name says. Pillow knows more; EPS for one starts an external program."""
 COUNTED = ("PNG", "PPM", "JPEG2000")
-"""Formats whose grey of more than 8 bits Pillow gives as 0 to 65535, in whatever mode."""
-
-
+"""Formats whose grey values above 8 bits Pillow always scales to 0..65535."""
 BITS, MEANING, WHITE_IS_ZERO = 258, 262, 0
-"""TIFF's BitsPerSample and PhotometricInterpretation, and a value of the latter."""
+"""The TIFF tags BitsPerSample and PhotometricInterpretation, and a value of the latter."""
 SHALLOW = {"L;2": 85, "L;4": 17}
-"""PNG's grey of fewer than 8 bits, as Pillow calls it -> the factor by which Pillow makes it 8."""
+"""Pillow's name of a PNG grey mode below 8 bits -> the factor with which Pillow expands it to 8 bits."""
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
-    """Pictures [..., 3, H, W] in [0, 1] -> uint8 [..., H, W, 3], rounded."""
+    """Images [..., 3, H, W] in [0, 1] -> uint8 [..., H, W, 3], rounded to nearest."""
     return (images.movedim(-3, -1).float().cpu().numpy() * 255).round().astype(np.uint8)
 
 
 class TooLargeError(ValueError):
-    """A picture has more pixels than are read."""
+    """An image has more pixels than the limit."""
 
 
 def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
-    """A picture file as [3, H, W] in [0, 1], RGB, upright by its EXIF, on white where it is transparent.
+    """Read an image file as [3, H, W] in [0, 1]: RGB, rotated as its EXIF says, on white where it is transparent.
 
-    Grey of 16 bits and of floats keeps its depth. Raises TooLargeError for more than `most` pixels, OSError or
-    ValueError for what is no picture, is thinner than 1:THINNEST, has several frames or does not say what white is.
+    Grey values of 16 bits and floats keep their precision. Raises TooLargeError for more than `most` pixels, and
+    OSError or ValueError for a file that is not an image, is thinner than 1:THINNEST, has several frames, or leaves
+    open which value is white.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    # Pillow warns of large pictures and of odd EXIF on stderr; here what matters is refused in so many words.
+    # Pillow warns on stderr about large images and odd EXIF; anything that matters is an error with a message below.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     Image.init()
@@ -67,79 +68,85 @@ def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
         ):
             width, height = image.size
             if width * height > most:
-                raise TooLargeError(f"it has {width * height:,} pixels; at most {most:,} are read")
+                raise TooLargeError(f"it has {width * height:,} pixels, more than the limit of {most:,}")
             if max(width, height) > THINNEST * min(width, height):
-                raise ValueError(f"it is {width:,} x {height:,} pixels; none thinner than 1:{THINNEST} is read")
+                raise ValueError(f"it is {width:,} x {height:,} pixels, which is thinner than 1:{THINNEST}")
             kind = image.format
-            _refuse_what_is_not_one_picture(image)
+            _refuse_ambiguous(image)
             _mend_transparency(image)
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I") or upright.mode == "F":
                 return _deep_grey(upright, kind)
             pixels = np.asarray(_rgb(upright))
     except UnidentifiedImageError as error:
-        raise ValueError(f"it is none of {', '.join(known)}") from error
+        raise ValueError(f"its format is not one of {', '.join(known)}") from error
     except (OSError, ValueError, MemoryError):
         raise
-    except Exception as error:  # Pillow raises whatever odd files lead it to: SyntaxError, struct.error, KeyError
+    except Exception as error:  # odd files make Pillow raise anything: SyntaxError, struct.error, KeyError
         raise ValueError(one_line(error)) from error
-    # From H x W x 3 to 3 x H x W before the numbers become floats, four times as large. A copy: Pillow's is read-only.
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")).float().div_(255)
+    # Transposed while still bytes: floats take four times the memory. Copied: Pillow's array is read-only.
+    channels_first = np.array(pixels.transpose(2, 0, 1), order="C")
+    return torch.from_numpy(channels_first).float().div_(255)
 
 
 def _of_a_picture(opened: BinaryIO) -> BinaryIO:
-    """The same file, at its beginning. Raises ValueError for one that is empty or stands for a picture elsewhere."""
+    """Return the file rewound. Raises ValueError if it is empty or only points to an image stored elsewhere."""
     head = opened.read(LOOKED_AT)
     cause = stand_in(head) if head else "it is empty"
-    if cause and b"<svg" not in head:  # a drawing is XML too, and no web page
+    if cause and b"<svg" not in head:  # SVG looks like a web page, but is refused for its format instead
         raise ValueError(cause)
     opened.seek(0)
     return opened
 
 
-def _refuse_what_is_not_one_picture(image: ImageFile) -> None:
-    """Raise ValueError for several frames, and for grey that Pillow gives with another white than its mode says."""
+def _refuse_ambiguous(image: ImageFile) -> None:
+    """Raise ValueError for several frames, and for grey values whose white differs from what Pillow's mode implies."""
     from PIL.TiffImagePlugin import TiffImageFile
 
-    # A JPEG with others behind it (MPO, as telephones write it) begins with the picture itself.
-    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
-        raise ValueError(f"it holds {frames} frames, and nothing says which is meant")
+    # MPO is what phones write: a JPEG followed by others. Its first frame is the image itself.
+    frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+    if frames > 1:
+        raise ValueError(f"it contains {frames} frames instead of one image")
     if isinstance(image, TiffImageFile) and image.mode.startswith(("I", "F")):
-        bits, meaning = image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(MEANING)
+        bits = image.tag_v2.get(BITS, (1,))[0]
+        meaning = image.tag_v2.get(MEANING)
         if image.mode.startswith("I;") and bits != 16:
-            raise ValueError(f"its grey has {bits} bits a pixel; of more than 8, only 16 are read")
+            raise ValueError(f"its grey values have {bits} bits; above 8, only 16 are supported")
         if meaning == WHITE_IS_ZERO:
-            raise ValueError("its grey is of more than 8 bits and has white at zero, which is not read")
+            raise ValueError("its grey values have more than 8 bits and white at zero, which is not supported")
 
 
 def _mend_transparency(image: ImageFile) -> None:
-    """Which value of a PNG is clear, in Pillow's 8 bits: it gives the file's own. Raises ValueError where 16 bits of
-    colour have become 8, in which others may be the same."""
+    """Scale a PNG's transparent value, which Pillow leaves in the file's bit depth, to 8 bits like the pixels.
+
+    Raises ValueError for 16-bit colour: reduced to 8 bits, other colours may equal the transparent one.
+    """
     if image.format != "PNG" or "transparency" not in image.info or not image.tile:
         return
     how = image.tile[0][3]
     if how == "RGB;16B":
-        raise ValueError("its colours are of 16 bits, one of them transparent, which is not read")
+        raise ValueError("its colours have 16 bits and one of them is transparent, which is not supported")
     if how in SHALLOW:
         image.info["transparency"] *= SHALLOW[how]
 
 
 def _rgb(image: Image) -> Image:
-    """8-bit RGB, as a viewer shows it on white paper."""
+    """8-bit RGB; transparent parts show white, as in a viewer."""
     from PIL import Image
 
     if not image.has_transparency_data:
         return image.convert("RGB")
     seen = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    white = Image.new("RGBA", seen.size, "white")
+    return Image.alpha_composite(white, seen).convert("RGB")
 
 
 def _deep_grey(image: Image, kind: str | None) -> Tensor:
-    """Grey of more than 8 bits, which convert("RGB") would cut off at 255."""
+    """Grey values above 8 bits as [3, H, W]; convert("RGB") would clip them at 255."""
     pixels = np.asarray(image)
     if image.mode == "F":
         if not ((pixels >= 0) & (pixels <= 1)).all():
-            raise ValueError("its pixels are floats outside [0, 1]")
+            raise ValueError("its pixels include floats outside [0, 1]")
         grey: np.ndarray = pixels.astype(np.float32)
     elif image.mode != "I" or kind in COUNTED:
         hidden = image.info.get("transparency")
@@ -147,5 +154,5 @@ def _deep_grey(image: Image, kind: str | None) -> Tensor:
         if isinstance(hidden, int):
             grey[pixels == hidden] = 1
     else:
-        raise ValueError("its pixels are 32-bit integers, and nothing says which is white")
+        raise ValueError("its pixels are 32-bit integers, for which the value of white is unknown")
     return torch.from_numpy(grey).expand(3, -1, -1).contiguous()

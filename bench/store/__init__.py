@@ -1,1 +1,1 @@
-"""A run's folder: what is written, when, and how it is read back."""
+"""A run's folder: writing its records and checkpoints, reading them back, and checking them for damage."""

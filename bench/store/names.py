@@ -1,4 +1,4 @@
-"""Files of a run's folder, and those that rooms above read too."""
+"""Names of the files in a run's folder, and the error that a run may have recorded there."""
 
 from pathlib import Path
 
@@ -9,17 +9,23 @@ FAILURE = "failure.json"
 STARTS = "provenance.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 LOGS = ("metrics.jsonl", EVALUATIONS, "probes.jsonl")
+"""Logs that a checkpoint covers: resuming truncates them to their lengths at the checkpoint."""
 APPENDED = (*LOGS, STARTS, "lock")
+"""Files that are written in place."""
 REPLACED = ("spec.json", "checkpoint.safetensors", FAILURE, "summary.json")
+"""Files that are replaced in one step."""
 
 
 def recorded_failure(folder: Path, since: float = 0.0) -> str | None:
-    """The error that ended a run's last start, if one did, and not before the time `since`. Raises DamagedError."""
+    """Return the error that ended a run's last start; None if there is none, or only one from before `since`.
+
+    `since` is in seconds since the epoch. Raises DamagedError for an invalid record.
+    """
     path = folder / FAILURE
     if not is_file(path) or path.stat().st_mtime < since:
         return None
     with described(path):
         error = read_record(path)["error"]
         if not isinstance(error, str):
-            raise TypeError("its error is no text")
-        return legible(" ".join(error.split())) or "it does not say why"
+            raise TypeError("its error is not a string")
+        return legible(" ".join(error.split())) or "failed without a message"

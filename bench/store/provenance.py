@@ -1,4 +1,4 @@
-"""Where and with what a run was made."""
+"""Provenance of a run: code, package versions, plug-ins and device."""
 
 import platform
 import subprocess
@@ -11,11 +11,13 @@ from bench.hashing import content_hash
 from bench.registry import GROUPS, registered
 
 CODE = ("*.py", "*.yaml")
+"""Files of a package that `code_hash` covers."""
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "numpy", "rapidocr", "onnxruntime")
+"""Packages whose version can change a number."""
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that can change a number."""
+    """Return the installed versions of Python and PACKAGES; "missing" for one that is not installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -26,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, str]:
-    """Commit and uncommitted diff's hash of the source tree; empty outside a checkout."""
+    """Return the commit of the source tree and the hash of its uncommitted diff; empty outside a git checkout."""
     import hashlib
 
     def git(*words: str) -> bytes:
@@ -44,34 +46,42 @@ def commit() -> dict[str, str]:
 
 
 def packages() -> dict[str, str]:
-    """The packages that the program is made of -> the distribution that brought each: this one's, and those of every
-    plug-in that is installed."""
-    points = [point for kind in GROUPS for point in registered(kind).values()]
-    found = {"bench": ""} | {point.module.partition(".")[0]: point.dist.name if point.dist else "" for point in points}
+    """Return package -> its distribution, for this project's packages and those of all installed plug-ins."""
+    found = {"bench": ""}
+    for kind in GROUPS:
+        for point in registered(kind).values():
+            package = point.module.partition(".")[0]
+            found[package] = point.dist.name if point.dist else ""
     return dict(sorted(found.items()))
 
 
 def code_hash() -> str:
-    """Of the code and recipes of all these packages, wherever they are installed; nothing of them is imported."""
+    """Return the hash of the code and recipes of all `packages`, without importing them."""
     files: list[Path] = []
     for package in packages():
         spec = find_spec(package)
-        if spec is None:  # registered, but gone: whoever uses it is told
+        # A package that is registered but no longer installed is reported when one of its plug-ins is used.
+        if spec is None:
             continue
         places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
         for place in map(Path, places):
-            files += [place] if place.is_file() else [path for kind in CODE for path in place.rglob(kind)]
+            if place.is_file():
+                files.append(place)
+                continue
+            for pattern in CODE:
+                files += place.rglob(pattern)
     return content_hash(files)
 
 
 def plugins() -> dict[str, str]:
-    """Installed distributions of other people's plug-ins -> their versions."""
-    brought = packages()
-    return {name: version(name) for name in sorted(set(brought.values()) - {brought["bench"], ""})}
+    """Return distribution -> version of the installed plug-ins of other packages."""
+    distributions = packages()
+    others = set(distributions.values()) - {distributions["bench"], ""}
+    return {name: version(name) for name in sorted(others)}
 
 
 def device_name(device: str) -> str:
-    """What the work ran on, for people."""
+    """Describe a device for people: the GPU's name, or the processor and its number of threads."""
     import torch
 
     if device.startswith("cuda"):
@@ -80,7 +90,8 @@ def device_name(device: str) -> str:
 
 
 def record(device: str) -> dict:
-    """One provenance entry."""
+    """Return an entry of provenance.jsonl: start time, device, versions, plug-ins if there are any, and commit."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    others = {"plugins": found} if (found := plugins()) else {}
+    found = plugins()
+    others = {"plugins": found} if found else {}
     return {"started": when, "device": device_name(device), "versions": versions()} | others | commit()

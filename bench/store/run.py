@@ -1,17 +1,17 @@
-"""Results on disk: one folder a run, atomic writes, append-only metrics, a lock, resume.
+"""A run's results on disk: one folder per run, with atomic writes, append-only logs, a lock and checkpoints.
 
 <root>/<method>-<hash>-s<seed>/
     spec.json            the resolved spec and the backbone's hash
     provenance.jsonl     one entry per start: versions, device, commit, teachers' hashes, scorers' names
     metrics.jsonl        one line per update
-    evaluations.jsonl    one line per evaluation, with every picture's scores
-    probes.jsonl         one line per probe along training (empty unless asked for)
-    checkpoint.safetensors   adapters, optimiser, EMA; step, meter and file sizes in its metadata
+    evaluations.jsonl    one line per held-out evaluation and task, with the scores of every image
+    probes.jsonl         one line per probe during training (empty unless probes are requested)
+    checkpoint.safetensors   adapters, optimiser, EMA; step, meter and log lengths in its metadata
     adapter/             the result: the EMA student as a peft folder
-    pictures/            of the student, where they are to be kept
-    lock                 the process that has it
-    failure.json         the error that ended its last start, until it is started again
-    summary.json         written last; its presence means the run is finished
+    pictures/            the student's images, if the settings ask to keep them
+    lock                 the process that carries out the run
+    failure.json         the error that ended the last start; removed by the next start
+    summary.json         written last; its presence means that the run is finished
 """
 
 from __future__ import annotations
@@ -51,46 +51,53 @@ DAY_S = 86_400
 
 
 class Run:
-    """The folder of one run."""
+    """The folder of one run: a method, its settings and a seed."""
 
     def __init__(self, root: Path, spec: Spec, backbone_hash: str, writes: bool = True):
-        """`writes` is False in all but one of the processes that share a run."""
+        """Name the folder of a run, without making it.
+
+        Of several processes that share a run only one writes; the others have `writes` False.
+        """
         self.spec, self.backbone_hash, self.writes = spec, backbone_hash, writes
         self.folder = root / f"{spec.method}-{spec.digest(backbone_hash)}-s{spec.seed}"
         self.checkpoint = self.folder / "checkpoint.safetensors"
 
     def check_place(self) -> None:
-        """Raise UsageError if what a run writes could not be written: here, or in the cache beside."""
+        """Raise UsageError if one of the run's files, here or in the shared cache, could not be written."""
         if not self.writes:
             return
         pictures = self.folder / "pictures"
-        kept = [pictures, *(pictures / task for task in self.spec.tasks)] if self.spec.evaluation.pictures else []
-        for folder in (self.folder, self.folder / "adapter", *kept, self.folder.parent / "cache"):
+        folders = [self.folder, self.folder / "adapter"]
+        if self.spec.evaluation.pictures:
+            folders += [pictures, *(pictures / task for task in self.spec.tasks)]
+        for folder in (*folders, self.folder.parent / "cache"):
             check_writable(folder)
+        adapter = [f"adapter/{file}" for file in (*FILES, DIFFUSERS_FILE)]
         with self._advised():
             for name in APPENDED:
                 check_appendable(self.folder / name)
-            for name in (*REPLACED, *(f"adapter/{file}" for file in (*FILES, DIFFUSERS_FILE))):
+            for name in (*REPLACED, *adapter):
                 is_file(self.folder / name)
 
     def open(self) -> None:
-        """Make the folder, or check that the one there is this run's. Raises UsageError for another's."""
+        """Make the folder, or check that an existing one is this run's. Raises UsageError if it is not."""
         if not self.writes:
             return
         identity = {"spec": self.spec.record(), "backbone_hash": self.backbone_hash}
         path = self.folder / "spec.json"
         with self._advised():
-            there = is_file(path)
-            same = there and self._same(path)
-        if there:
+            exists = is_file(path)
+            same = exists and self._same(path)
+        if exists:
             if not same:
-                raise UsageError(f"{self.folder} holds a run of another spec; move it away or use another --results")
+                cure = "move it away or use a different --results"
+                raise UsageError(f"{self.folder} contains a run with a different spec; {cure}")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json_bytes(identity))
 
     def _same(self, path: Path) -> bool:
-        """Whether a stored identity is this run's, wherever either computes."""
+        """Return whether a stored identity is this run's. Digests are compared because a spec also names a device."""
         with described(path):
             identity = read_record(path)
             stored = Spec.model_validate(identity["spec"])
@@ -99,18 +106,19 @@ class Run:
 
     @contextmanager
     def _advised(self) -> Iterator[None]:
-        """Damage says what to do about it."""
+        """Add advice to the message of a DamagedError."""
         try:
             yield
         except DamagedError as error:
-            raise DamagedError(f"{error}; move {self.folder} away, and the same command starts anew") from error
+            cure = f"move {self.folder} away, then rerun the command to start over"
+            raise DamagedError(f"{error}; {cure}") from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process. Raises BusyError naming the process that has it.
+        """Hold the run for this process. Raises BusyError with the process that already holds it.
 
-        What an earlier start left half-written is cleared away. A start that is refused leaves nothing behind where
-        there was nothing before.
+        Files that an earlier start left half-written are removed. If the block raises UsageError in a new run, the
+        folder is removed again. Other errors are recorded in failure.json.
         """
         if not self.writes:
             yield
@@ -120,7 +128,8 @@ class Run:
         with locked(self.folder / "lock", wait=False) as file:
             for folder in (self.folder, self.folder / "adapter"):
                 remove_leftovers(folder)
-            remove_leftovers(self.folder.parent / "cache", older_than_s=DAY_S)  # other runs write there too
+            # Other runs write to the cache at the same time, so only old leftovers are removed there.
+            remove_leftovers(self.folder.parent / "cache", older_than_s=DAY_S)
             _mend(self.folder / "provenance.jsonl")
             file.truncate(0)
             file.write(identity())
@@ -129,26 +138,29 @@ class Run:
             try:
                 yield
             except Exception as error:
-                if isinstance(error, UsageError) and made and not (self.folder / "provenance.jsonl").exists():
+                refused = isinstance(error, UsageError) and bool(made)
+                if refused and not (self.folder / "provenance.jsonl").exists():
                     for name in ("spec.json", "lock"):
                         (self.folder / name).unlink(missing_ok=True)
                     remove_empty(made)
                 elif not isinstance(error, (Stopped, BrokenPipeError)):
-                    with suppress(OSError):  # where even this cannot be written the error itself must do
+                    # A failure to write the record, for example on a full disk, must not hide the error itself.
+                    with suppress(OSError):
                         write_atomic(self.folder / FAILURE, json_bytes({"error": explained(error)}))
                 raise
             finally:
-                file.truncate(0)  # this process may live on with another run
+                # This process may continue with a different run, and must no longer count as this run's owner.
+                file.truncate(0)
 
     def append(self, log: str, row: dict) -> None:
-        """Add one line to metrics.jsonl, evaluations.jsonl or provenance.jsonl."""
+        """Append one row, as a line of JSON, to one of the files in APPENDED."""
         path = self.folder / log
         if self.writes:
             with naming(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def rows(self, log: str) -> list[dict]:
-        """The lines of a log; none if it is not there. Raises DamagedError."""
+        """Return the rows of a log, empty if it does not exist. Raises DamagedError for invalid rows."""
         path = self.folder / log
         with self._advised():
             if not is_file(path):
@@ -159,55 +171,59 @@ class Run:
             return rows
 
     def starts(self) -> list[dict]:
-        """The lines of provenance.jsonl, each with the hashes of the run's "teachers". Raises DamagedError."""
+        """Return the rows of provenance.jsonl, each with the hashes of the run's "teachers". Raises DamagedError."""
         path = self.folder / STARTS
         with self._advised():
             return read_starts(path) if is_file(path) else []
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Checkpoint. The logs' lengths go with it, so that resuming can cut them back to the same moment."""
+        """Write a checkpoint with the current lengths of the logs, to which resuming truncates them."""
         from safetensors.torch import save
 
         if not self.writes:
             return
+        # The logs must be on disk before a checkpoint refers to their lengths.
         for log in LOGS:
             path = self.folder / log
             path.touch()
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         lengths = {log: (self.folder / log).stat().st_size for log in LOGS}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        made = {"logs": lengths, "spec": self.spec.digest(self.backbone_hash), "tensors": tensors_hash(tensors)}
-        write_atomic(self.checkpoint, save(tensors, {"state": json.dumps(state | made)}))
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        digest = self.spec.digest(self.backbone_hash)
+        made = {"logs": lengths, "spec": digest, "tensors": tensors_hash(tensors)}
+        metadata = {"state": json.dumps(state | made)}
+        write_atomic(self.checkpoint, save(tensors, metadata))
 
     def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The last checkpoint, with the logs cut back to it; None (and empty logs) when there is none.
+        """Return the tensors and state of the last checkpoint, and truncate the logs to their lengths at that time.
 
-        Raises UsageError for a checkpoint of another spec, DamagedError for a checkpoint or logs from which training
-        cannot go on: nothing is changed then.
+        Without a checkpoint the logs are removed and the result is None. Raises UsageError for a checkpoint of a
+        different spec, and DamagedError if the checkpoint or a log is damaged; nothing is changed then.
         """
         with self._advised():
-            there = is_file(self.checkpoint)
-        if not there:
+            exists = is_file(self.checkpoint)
+        if not exists:
             for log in LOGS if self.writes else ():
                 (self.folder / log).unlink(missing_ok=True)
             return None
         with self._advised():
             tensors, state = read_checkpoint(self.checkpoint)
             if state.get("spec") != self.spec.digest(self.backbone_hash):
-                raise UsageError(f"{self.checkpoint} is a checkpoint of another spec")
+                raise UsageError(f"{self.checkpoint} belongs to a run with a different spec")
             check_state(self.checkpoint, state)
             lengths = log_lengths(self.folder, state)
             for path, length in lengths.items():
                 _check_rows(path, length)
         for path, length in lengths.items() if self.writes else ():
-            path.touch()  # an empty log may have been lost
+            # An empty log may be missing.
+            path.touch()
             os.truncate(path, length)
         return tensors, state
 
     @property
     def summary(self) -> dict | None:
-        """The result; None while there is none. Raises DamagedError."""
+        """The result of the run; None before it is finished. Raises DamagedError for an invalid one."""
         path = self.folder / "summary.json"
         with self._advised():
             if not is_file(path):
@@ -217,12 +233,13 @@ class Run:
         return summary
 
     def finish(self, summary: dict) -> None:
+        """Write summary.json, which marks the run as finished."""
         if self.writes:
             write_atomic(self.folder / "summary.json", json_bytes(summary))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state of a checkpoint. Raises DamagedError if it is corrupt."""
+    """Return the tensors and state of a checkpoint. Raises DamagedError if it is corrupt."""
     from safetensors import SafetensorError, safe_open
 
     state = checkpoint_state(path)
@@ -231,13 +248,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise DamagedError(f"corrupt checkpoint {path}: {error}") from error
-    if "tensors" in state and state["tensors"] != tensors_hash(tensors):  # older versions wrote no hash
-        raise DamagedError(f"corrupt checkpoint {path}: its tensors are not those that were written")
+    # Older versions wrote no hash.
+    if "tensors" in state and state["tensors"] != tensors_hash(tensors):
+        raise DamagedError(f"corrupt checkpoint {path}: its tensors do not match their recorded hash")
     return tensors, state
 
 
 def _mend(log: Path) -> None:
-    """Cut off the line that a kill left half-written: the next would be glued to it."""
+    """Remove a last line that a kill left half-written, because the next line would be appended to it."""
     if not log.is_file():
         return
     with log.open("rb+") as file:
@@ -247,9 +265,9 @@ def _mend(log: Path) -> None:
 
 
 def _check_rows(path: Path, length: int) -> None:
-    """Raise DamagedError if a log's first bytes are no whole rows."""
+    """Raise DamagedError if a log's first `length` bytes are not complete rows."""
     rows = read_rows(path, length) if length else []
     if length and not read_text(path, length).endswith("\n"):
-        raise DamagedError(f"{path} is cut in the middle of a line at its checkpoint")
+        raise DamagedError(f"{path} has an incomplete line at the checkpoint's position")
     if path.name == EVALUATIONS:
         check_points(path, rows)

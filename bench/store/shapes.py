@@ -1,4 +1,4 @@
-"""What the project's own records hold, checked before anything is computed from them."""
+"""Checks of the structure of stored records, made before anything is computed from them."""
 
 import math
 from collections.abc import Collection
@@ -9,42 +9,45 @@ from bench.system.files import described
 
 
 def check_summary(path: Path, summary: dict[str, Any], tasks: Collection[str]) -> None:
-    """Raise DamagedError if a summary.json is not that of a run of these tasks in its own folder."""
+    """Raise DamagedError if a summary.json is invalid, or not that of a run of these tasks in this folder."""
+    kinds = {"method": str, "split": str, "seed": int, "updates": int, "teachers": dict}
     with described(path):
         if summary["folder"] != path.parent.name:
-            raise ValueError(f"it is of the run {summary['folder']!r}")
-        for key, kind in (("method", str), ("split", str), ("seed", int), ("updates", int), ("teachers", dict)):
+            raise ValueError(f"it belongs to the run {summary['folder']!r}")
+        for key, kind in kinds.items():
             _kind(summary[key], kind, key)
         _check_meter(summary["cost"])
         student = summary["models"]["student"]
         if set(student) != set(tasks):
-            raise ValueError("it is of other tasks than its run's")
+            raise ValueError("its tasks are not those of the run")
         for rows in summary["models"].values():
             for task in tasks:
                 _check_row(rows[task], task, student[task]["strata"])
 
 
 def check_points(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Raise DamagedError if the lines of an evaluations.jsonl are no evaluations."""
+    """Raise DamagedError if a line of an evaluations.jsonl is not a valid evaluation."""
     for number, row in enumerate(rows, 1):
         with described(path):
-            for key, kind in (("step", int), ("share", (int, float))):
-                _kind(row[key], kind, f"{key} in line {number}")
+            _kind(row["step"], int, f"step in line {number}")
+            _kind(row["share"], (int, float), f"share in line {number}")
             _check_row(row, row["task"], row["strata"])
 
 
 def check_evaluation(path: Path, record: dict[str, Any], task: str, prompts: int) -> None:
-    """Raise DamagedError if a stored evaluation is not one of a task on so many prompts."""
+    """Raise DamagedError if a stored evaluation is not one of this task on this number of prompts."""
     with described(path):
         _check_row(record, task, record["strata"])
         if len(record["strata"]) != prompts:
-            raise ValueError(f"it is of {len(record['strata'])} prompts, not of {prompts}")
+            raise ValueError(f"it has {len(record['strata'])} prompts, not {prompts}")
 
 
 def check_state(path: Path, state: dict[str, Any]) -> None:
-    """Raise DamagedError if what a checkpoint says beside its tensors is not what training goes on from."""
+    """Raise DamagedError if a checkpoint's state lacks a value that resuming needs, or has an invalid one."""
+    kinds: dict[str, type | tuple[type, ...]]
+    kinds = {"step": int, "last_share": (int, float), "evaluated": list, "scaler": dict}
     with described(path):
-        for key, kind in (("step", int), ("last_share", (int, float)), ("evaluated", list), ("scaler", dict)):
+        for key, kind in kinds.items():
             _kind(state[key], kind, key)
         _numbers(state["evaluated"], "evaluated")
         _numbers([*state["scaler"].values()], "scaler")
@@ -52,13 +55,13 @@ def check_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def _check_row(row: dict[str, Any], task: str, strata: list[str]) -> None:
-    """Every metric has a number for every prompt, the headline is among them."""
+    """Raise an error unless every metric has a value for every prompt, and the headline metric is among them."""
     if row["task"] != task or row["strata"] != strata:
-        raise ValueError(f"it has rows of other prompts where those of {task} should be")
+        raise ValueError(f"its rows for {task} are of a different task or different prompts")
     if not strata or set(map(type, strata)) != {str}:
         raise TypeError(f"{task} has no strata")
     if row["headline"] not in row["rows"]:
-        raise ValueError(f"{task} has no values of its headline {row['headline']}")
+        raise ValueError(f"{task} has no values of its headline metric {row['headline']}")
     for name, values in row["rows"].items():
         _numbers(values, f"{task}'s {name}", unknown=name != row["headline"])
         if len(values) != len(strata):
@@ -66,7 +69,7 @@ def _check_row(row: dict[str, Any], task: str, strata: list[str]) -> None:
     if "prompts" in row:
         _numbers(row["prompts"], f"{task}'s prompts")
         if len(row["prompts"]) != len(strata):
-            raise ValueError(f"{task} has {len(row['prompts'])} numbers of prompts for {len(strata)} prompts")
+            raise ValueError(f"{task} has {len(row['prompts'])} prompt numbers for {len(strata)} prompts")
 
 
 def _check_meter(meter: dict[str, Any]) -> None:
@@ -76,17 +79,26 @@ def _check_meter(meter: dict[str, Any]) -> None:
 
 
 def _numbers(values: Any, what: str, unknown: bool = False) -> None:
-    """`unknown`: some may be None, or without limit as a scorer gave them. JSON as Python reads it holds NaN as well,
-    which is never written."""
+    """Raise an error unless `values` is a list of finite numbers; with `unknown`, None and infinities are allowed.
+
+    A scorer may give infinities. NaN is always invalid: it is never written, although Python's JSON reader accepts it.
+    """
     _kind(values, list, what)
     known = [value for value in values if not (unknown and value is None)]
+    # The types are compared exactly, because bool is a subclass of int.
     if not set(map(type, known)) <= {int, float}:
-        raise TypeError(f"{what} holds what is no number")
-    if any(map(math.isnan, known)) or not (unknown or all(map(math.isfinite, known))):
-        raise ValueError(f"{what} holds what is not finite")
+        raise TypeError(f"{what} contains a value that is not a number")
+    invalid = math.isnan if unknown else _not_finite
+    if any(map(invalid, known)):
+        raise ValueError(f"{what} contains a value that is not finite")
+
+
+def _not_finite(value: float) -> bool:
+    return not math.isfinite(value)
 
 
 def _kind(value: Any, kind: type | tuple[type, ...], what: str) -> None:
-    endless = isinstance(value, float) and not math.isfinite(value)
-    if not isinstance(value, kind) or isinstance(value, bool) or endless:
-        raise TypeError(f"{what} is {value!r:.40}")
+    """Raise TypeError unless a value is of a type. A bool does not count as a number, and numbers must be finite."""
+    infinite = isinstance(value, float) and _not_finite(value)
+    if infinite or isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"the value of {what} is invalid: {value!r:.40}")

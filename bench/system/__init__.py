@@ -1,1 +1,1 @@
-"""What the operating system and the machine give: files, locks, signals, processes, devices."""
+"""The operating system and the machine: files, locks, signals, processes and devices."""

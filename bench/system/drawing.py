@@ -1,4 +1,4 @@
-"""matplotlib by itself: nothing of a user's or a notebook's set-up of it reaches our files."""
+"""matplotlib isolated from the settings of users and notebooks, so that figures do not depend on them."""
 
 import os
 import sys
@@ -11,15 +11,16 @@ from typing import Any
 from unittest.mock import patch
 
 NOT_OURS = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch", "docstring.hardcopy")
-"""Settings that no picture shows, or that must not change once matplotlib is in use."""
+"""Settings that do not affect figures, or that must not change once matplotlib is in use."""
 
 
 @contextmanager
 def own_settings(changes: dict[str, Any] | None = None) -> Iterator[None]:
-    """matplotlib with its own defaults and these changes, drawing to files alone."""
+    """Draw with matplotlib's defaults and these changes in the block, to files only."""
     matplotlib = imported()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of settings that are on their way out
+        # Reading a deprecated setting warns.
+        warnings.simplefilter("ignore")
         settings = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in NOT_OURS}
     with matplotlib.rc_context():
         with warnings.catch_warnings():
@@ -29,10 +30,10 @@ def own_settings(changes: dict[str, Any] | None = None) -> Iterator[None]:
 
 
 def imported():
-    """The package with its Agg backend, imported so that no file or variable of a user's can break that.
+    """Return matplotlib with its Agg backend, imported so that a user's files and variables cannot break the import.
 
-    It reads a backend's name (MPLBACKEND), settings (matplotlibrc, in the current folder first) and styles while it is
-    imported.
+    While it is imported, matplotlib reads a backend's name (MPLBACKEND), settings (matplotlibrc, first in the current
+    folder) and styles.
     """
     if "matplotlib.pyplot" not in sys.modules:
         package = Path(find_spec("matplotlib").origin).parent

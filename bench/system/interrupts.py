@@ -1,4 +1,4 @@
-"""Interrupts that wait for a good moment: a run that is asked to stop finishes its update and checkpoints."""
+"""Interrupts: a run that is asked to stop finishes its update and saves a checkpoint; other commands stop cleanly."""
 
 import os
 import signal
@@ -8,25 +8,26 @@ from contextlib import contextmanager, suppress
 
 from bench.errors import Interrupted
 
-ASKED = b"\nstopping after this update; once more stops at once\n"
-AT_ONCE = "stopped at once: the same command goes on from the last checkpoint"
+ASKED = b"\nstopping after this update; interrupt again to stop now\n"
+AT_ONCE = "stopped at once: rerun the command to resume from the last checkpoint"
 HELD = {signal.SIGINT, signal.SIGHUP}
-"""What a terminal sends to all processes of a command."""
+"""Signals that a terminal sends to all processes of a command."""
 
 
 def hung_up(_number: int, _frame: object) -> None:
-    """SIGHUP is an interrupt too: the terminal has gone. It often comes twice, from the shell and from the system."""
+    """Handle SIGHUP, which means that the terminal was closed, as an interrupt."""
+    # The signal often arrives twice, from the shell and from the system.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _without_terminal()
     raise KeyboardInterrupt
 
 
 ENDING = {signal.SIGTERM: signal.default_int_handler, signal.SIGHUP: hung_up}
-"""Signals that are interrupts in every command, with their handlers."""
+"""Signals that count as interrupts in every command -> their handlers."""
 
 
 def _without_terminal() -> None:
-    """Let what is printed from now on go nowhere if the terminal it went to has gone: printing would fail."""
+    """Redirect stdout and stderr to the null device if their terminal was closed, because printing would fail."""
     for number in (1, 2):
         try:
             os.write(number, b"")
@@ -38,11 +39,11 @@ def _without_terminal() -> None:
 
 @contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether to stop. The first SIGINT, SIGTERM or SIGHUP asks for it, the same once more
-    raises Interrupted where it comes, but for SIGHUP, which a closed terminal may send twice.
+    """Yield a function that returns whether to stop.
 
-    A signal that is ignored stays so, and SIGTERM is left to who has it in hand, as an executor's job. Only the main
-    thread can be asked.
+    The first SIGINT, SIGTERM or SIGHUP asks to stop. A second signal of the same kind raises Interrupted at once,
+    except for SIGHUP, which a closed terminal may send twice. Ignored signals stay ignored, and a handler that somebody
+    else has set, such as an executor's for SIGTERM, is kept. Outside the main thread no signal is handled.
     """
     came: list[int] = []
     process = os.getpid()
@@ -54,11 +55,14 @@ def stopping() -> Iterator[Callable[[], bool]]:
             raise Interrupted(AT_ONCE)
         came.append(number)
         with suppress(OSError):
-            if os.getpid() == process:  # a child that inherits this finishes its work as well, and says nothing
-                os.write(2, ASKED)  # print may be in the middle of another line
+            # A child process inherits this handler. It finishes its work as well, but must not repeat the message.
+            if os.getpid() == process:
+                # The signal may have interrupted print, which is not reentrant.
+                os.write(2, ASKED)
 
-    free, here = (signal.SIG_DFL, signal.default_int_handler, hung_up), _in_main_thread()
-    numbers = [number for number in (signal.SIGINT, *ENDING) if here and _is(number, free)]
+    replaceable = (signal.SIG_DFL, signal.default_int_handler, hung_up)
+    candidates = (signal.SIGINT, *ENDING) if _in_main_thread() else ()
+    numbers = [number for number in candidates if _is(number, replaceable)]
     before = {number: signal.signal(number, take) for number in numbers}
     try:
         yield lambda: bool(came)
@@ -68,17 +72,19 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 
 def _is(number: int, handlers: tuple) -> bool:
+    """Return whether a signal's current handler is one of these."""
     return signal.getsignal(number) in handlers
 
 
 @contextmanager
 def terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does: what there is must be printed, and what was started
-    stopped.
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as SIGINT does.
 
-    They are left to who has them in hand, as an executor's job or nohup.
+    A command can then print its results so far and stop the processes that it started. Handlers that somebody else has
+    set, such as an executor's job or nohup, are kept.
     """
-    numbers = [number for number in ENDING if _in_main_thread() and _is(number, (signal.SIG_DFL,))]
+    candidates = ENDING if _in_main_thread() else ()
+    numbers = [number for number in candidates if _is(number, (signal.SIG_DFL,))]
     for number in numbers:
         signal.signal(number, ENDING[number])
     try:
@@ -94,7 +100,10 @@ def _in_main_thread() -> bool:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """SIGINT and SIGHUP come after. Processes that are started meanwhile never get one: who started them stops them."""
+    """Defer SIGINT and SIGHUP to the end of the block.
+
+    Processes that are started in the block inherit the mask and never receive these signals; their parent stops them.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Places that a user names for what a command makes: looked at before anything is computed, made when it is written."""
+"""Output paths that a user gives: checked before anything is computed, and created when they are written."""
 
 import os
 from pathlib import Path
@@ -9,31 +9,34 @@ from bench.system.places import check_writable
 
 
 def check_output(path: Path | None) -> None:
-    """Before work begins: raise UsageError if the file that a user named for its outcome could not be written."""
+    """Check, before any work, that a user's output file can be written. Raises UsageError if it cannot."""
     if path is None:
         return
     try:
-        is_folder, as_it_is = path.is_dir(), is_special(path)
+        is_folder, special = path.is_dir(), is_special(path)
     except OSError as error:
         raise UsageError(f"cannot write to {one_line(error)}") from error
     if is_folder:
         raise UsageError(f"cannot write to {path}: it is a folder; name a file")
-    if not as_it_is:
+    if not special:
         check_writable(_target(path).parent)
 
 
 def check_folder(path: Path) -> None:
-    """Before work begins: raise UsageError if a folder that will be filled could not be, or already holds something."""
+    """Check, before any work, that an output folder is empty or new and can be written. Raises UsageError if not."""
     try:
         if path.is_dir() and any(path.iterdir()):
-            raise UsageError(f"{path} is not empty; name another folder, or remove it")
+            raise UsageError(f"{path} is not empty; name a different folder, or remove it")
     except OSError as error:
         raise UsageError(f"cannot write to {one_line(error)}") from error
     check_writable(path)
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a file that a user named, with the folders to it; a device or a pipe as it is. Raises OSError naming it."""
+    """Write a user's output file, creating its folders. A pipe or device is written to directly.
+
+    Raises OSError naming the file.
+    """
     with naming(path):
         if is_special(path):
             path.write_bytes(data)
@@ -43,5 +46,5 @@ def write_output(path: Path, data: bytes) -> None:
 
 
 def _target(path: Path) -> Path:
-    """Where a file is written: a link stays one."""
+    """Return the path that is written for an output file: the target if it is a link, so that the link is kept."""
     return Path(os.path.realpath(path))

@@ -1,4 +1,4 @@
-"""Places to write to, looked at before work begins, and the locks on them."""
+"""Checks that folders and files can be written, made before any work, and file locks."""
 
 import errno
 import fcntl
@@ -14,9 +14,10 @@ from bench.system.files import is_file, naming
 
 
 def check_writable(folder: Path) -> None:
-    """Before work begins: raise UsageError if nothing can be written into a folder, made if need be.
+    """Check, before any work, that files can be written to a folder, which may not exist yet.
 
-    Leaves nothing behind. A file is really written: what permissions say does not hold on every file system.
+    Raises UsageError if they cannot. A temporary file is written, because permissions are not reliable on every file
+    system. Leaves nothing behind.
     """
     place = folder
     try:
@@ -27,20 +28,23 @@ def check_writable(folder: Path) -> None:
         with naming(place), tempfile.TemporaryFile(dir=place, buffering=0) as file:
             file.write(b"0")
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {one_line(error)}; choose another place") from error
+        raise UsageError(f"cannot write to {folder}: {one_line(error)}; choose another folder") from error
 
 
 def check_appendable(path: Path) -> None:
-    """Before work begins: raise UsageError if a file that is there cannot be written on, DamagedError if it is none."""
+    """Check, before any work, that an existing file can be appended to.
+
+    Raises UsageError if it cannot, and DamagedError if the path is not a file.
+    """
     try:
         if is_file(path):
             path.open("ab").close()
     except OSError as error:
-        raise UsageError(f"cannot write to {one_line(error)}; choose another place") from error
+        raise UsageError(f"cannot write to {one_line(error)}; choose another folder") from error
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """The folders that making this one would make, itself first."""
+    """Return the folders that creating this one would create, itself first and its ancestors after it."""
     found = []
     while not folder.exists() and folder != folder.parent:
         found.append(folder)
@@ -49,7 +53,7 @@ def missing_folders(folder: Path) -> list[Path]:
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Take folders away again, the innermost first, as far as nothing is in them."""
+    """Remove folders, given from the innermost outwards, up to the first that is not empty."""
     for folder in folders:
         try:
             folder.rmdir()
@@ -59,10 +63,10 @@ def remove_empty(folders: list[Path]) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[IO[str]]:
-    """Hold a file's lock for this process; the file, and its folder, are made if need be.
+    """Hold a file's lock in the block; the file and its folder are created if they do not exist.
 
-    Raises BusyError, naming the process that has it by the file's own word, if that is not waited for; DamagedError for
-    what is no file; BenchError on a file system without locks.
+    If the lock is held elsewhere, waits for it, or without `wait` raises BusyError with the process named in the file.
+    Raises DamagedError if the path is not a file, and BenchError on a file system without locks.
     """
     while True:
         made = missing_folders(path.parent)
@@ -74,20 +78,22 @@ def locked(path: Path, wait: bool = True) -> Iterator[IO[str]]:
             except BlockingIOError as error:
                 file.seek(0)
                 owner = file.read().split()[:2] or ["?"]
-                raise BusyError(f"{path.parent} is being run by process {' on '.join(owner)}") from error
+                raise BusyError(f"{path.parent} is in use by process {' on '.join(owner)}") from error
             except OSError as error:
                 if made:
                     path.unlink()
                     remove_empty(made)
-                cause = f"the file system of {path.parent} has no locks (flock): {error.strerror}"
-                raise BenchError(f"{cause}; choose another place") from error
-            if not _is_still(file, path):  # who had it before has taken it away
+                cause = f"the file system of {path.parent} does not support locks (flock): {error.strerror}"
+                raise BenchError(f"{cause}; choose another folder") from error
+            # The previous holder has removed the file, so a lock on it excludes nobody.
+            if not _is_still(file, path):
                 continue
             yield file
             return
 
 
 def _is_still(file: IO, path: Path) -> bool:
+    """Return whether an open file is the one at its path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

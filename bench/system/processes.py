@@ -1,4 +1,4 @@
-"""Processes of this machine, told apart for good: numbers are given out again."""
+"""Processes of this machine, identified despite the reuse of process ids."""
 
 import os
 import re
@@ -6,11 +6,11 @@ from pathlib import Path
 from socket import gethostname
 
 WRITTEN = re.compile(r"([1-9][0-9]{0,9}) ([^\s\0]+) ([0-9]+)")
-"""What `identity` looks like."""
+"""Pattern of an `identity`: process id, host and start time."""
 
 
 def command_line(process: int) -> bytes:
-    """Of a process of this machine, empty if there is none. A zombie has none either."""
+    """Return the command line of a local process; empty if it does not exist or is a zombie."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
@@ -18,22 +18,30 @@ def command_line(process: int) -> bytes:
 
 
 def started(process: int) -> str:
-    """When a process of this machine started, in the kernel's ticks: with its number that names it for good."""
+    """Return when a local process started, in clock ticks since boot; empty if it does not exist.
+
+    Together with its id this identifies a process uniquely.
+    """
     try:
-        told = Path(f"/proc/{process}/stat").read_bytes()  # a program's name need not be UTF-8
-        return told.rpartition(b")")[2].split()[19].decode()
+        # Bytes, because a program's name need not be UTF-8. It is in parentheses and may contain some itself.
+        content = Path(f"/proc/{process}/stat").read_bytes()
+        fields = content.rpartition(b")")[2].split()
+        # Field 22 of proc(5), starttime, counted from field 3.
+        return fields[19].decode()
     except (OSError, IndexError):
         return ""
 
 
 def identity() -> str:
-    """This process, for others to see whether it still lives."""
+    """Return a text that identifies this process, with which `lives` can check whether it is still running."""
     return f"{os.getpid()} {gethostname()} {started(os.getpid())}"
 
 
 def lives(written: str) -> bool | None:
-    """Whether the process that wrote its `identity` is alive; None if it is another machine's. What is no identity is
-    nobody's."""
+    """Return whether the process with this `identity` is alive; None if it is on a different machine.
+
+    A text that is not an identity counts as a dead process.
+    """
     found = WRITTEN.fullmatch(written)
     if not found:
         return False

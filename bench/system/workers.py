@@ -1,8 +1,8 @@
-"""The processes of one run, one a GPU, started by `accelerate launch` or `torchrun`.
+"""The processes of one run, one per GPU, started by `accelerate launch` or `torchrun`.
 
-Every process holds the whole model and trains on its share of an update's prompts. Gradients of the adapter are summed
-once an update, after all tasks' backward passes: DistributedDataParallel would reduce after each of them, and expects
-one forward of one set of parameters, where here adapters take turns.
+Every process has the complete model and trains on its shard of an update's prompts. Gradients of the adapter are summed
+once per update, after the backward passes of all tasks. DistributedDataParallel would reduce them after each pass, and
+it expects a single forward pass through fixed parameters, whereas here adapters take turns.
 """
 
 import os
@@ -15,17 +15,19 @@ from bench.errors import UsageError
 
 Value = TypeVar("Value")
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What every launcher of several processes sets beside WORLD_SIZE."""
+"""Variables that a launcher of several processes sets in addition to WORLD_SIZE."""
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for one another: one of them may be summarising, or scoring on the CPU."""
+"""How long processes wait for each other. One of them may be summarising, or scoring on the CPU."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among those of its run."""
+    """This process's position among the processes of its run."""
 
     index: int = 0
+    """Rank of this process."""
     count: int = 1
+    """Number of processes."""
 
     @property
     def main(self) -> bool:
@@ -33,15 +35,17 @@ class Workers:
         return self.index == 0
 
     def shard(self, total: int) -> range:
-        """This process's part of `total` things: contiguous, of sizes that differ by at most one."""
-        return range(self.index * total // self.count, (self.index + 1) * total // self.count)
+        """Return this process's indices of `total` items: contiguous, with sizes that differ by at most one."""
+        start = self.index * total // self.count
+        stop = (self.index + 1) * total // self.count
+        return range(start, stop)
 
     def most(self, total: int) -> int:
-        """How many of `total` things the process with the largest share has."""
+        """Return the size of the largest shard of `total` items."""
         return -(-total // self.count)
 
     def gather(self, value: Value) -> list[Value]:
-        """Everybody's value, in order of processes, in every process."""
+        """Return the values of all processes in order of rank. Every process must call this."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -51,53 +55,64 @@ class Workers:
         return values
 
     def agreed(self, value: Value) -> Value:
-        """The main process's value in every process."""
-        return cast(Value, self.gather(value if self.main else None)[0])  # the main process is the first
+        """Return the main process's value. Every process must call this."""
+        values = self.gather(value if self.main else None)
+        return cast(Value, values[0])
 
     def add(self, tensors: Iterable) -> None:
-        """Replace tensors, in place, by their sums over the processes."""
+        """Replace tensors of one dtype and device, in place, by their sums over the processes."""
         if self.count == 1:
             return
         import torch
         import torch.distributed as dist
 
+        # One reduction of a flat tensor is faster than one per tensor.
         tensors = list(tensors)
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
-        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        sizes = [tensor.numel() for tensor in tensors]
+        for tensor, total in zip(tensors, flat.split(sizes)):
             tensor.copy_(total.view_as(tensor))
 
     def device(self, name: str) -> str:
-        """This process's device: "cuda" is the GPU of its own number on this machine."""
+        """Return this process's device: for "cuda" in a run with several processes, the GPU of its local rank."""
         if self.count == 1 or name != "cuda":
             return name
         return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 ALONE = Workers()
+"""The only process of its run."""
 
 
 CURE = "start with torchrun or accelerate launch, or unset it"
 
 
 def launched(name: str, least: int) -> int:
-    """A number that a launcher puts into the environment; `least` if it is not there. Raises UsageError for none."""
+    """Return an integer that a launcher sets in the environment, or `least` if it is not set.
+
+    Raises UsageError for any other value, and for a number below `least`.
+    """
     text = os.environ.get(name) or str(least)
-    if not (text.isascii() and text.isdecimal() and int(text) >= least):
-        raise UsageError(f"{name}={text} in the environment is no number from {least} up: {CURE}")
+    # int would also accept a sign, spaces, underscores and digits of other scripts.
+    plain = text.isascii() and text.isdecimal()
+    if not plain or int(text) < least:
+        raise UsageError(f"{name}={text} in the environment is not an integer of at least {least}: {CURE}")
     return int(text)
 
 
 def connect(device: str) -> Workers:
-    """Join the processes that the launcher started, if several.
+    """Join the processes of this run if a launcher has started several.
 
-    Raises UsageError for the name of a single GPU, and for an environment that no launcher makes.
+    Raises UsageError for the name of a single GPU, and for an environment that a launcher cannot have set.
     """
-    if (count := launched("WORLD_SIZE", 1)) == 1:
+    count = launched("WORLD_SIZE", 1)
+    if count == 1:
         return ALONE
     if device not in ("cpu", "cuda"):
-        raise UsageError(f"several processes each have a GPU of their own: device=cuda, not {device}")
-    if missing := [name for name in RENDEZVOUS if not os.environ.get(name)]:
+        raise UsageError(f"each process of a run uses its own GPU: use device=cuda, not {device}")
+    missing = [name for name in RENDEZVOUS if not os.environ.get(name)]
+    if missing:
         raise UsageError(
             f"WORLD_SIZE={count} is set but nothing launched these processes ({missing[0]} is not set): {CURE}"
         )

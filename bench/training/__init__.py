@@ -1,1 +1,1 @@
-"""Carrying out a run: teachers, the loop, held-out evaluation."""
+"""Carries out a run: teachers, the training loop, held-out evaluation."""

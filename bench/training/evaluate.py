@@ -1,4 +1,4 @@
-"""Held-out evaluation: one picture per prompt entry, the same initial noise for every model."""
+"""Held-out evaluation: one image per prompt entry, from the same initial noise for every model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,71 +23,90 @@ Rows = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per-picture results of one model on one task."""
+    """Results of one model on one task, image by image."""
 
     task: str
     headline: str
     strata: np.ndarray
     rows: Rows
-    """metric (and 'reward') -> float64 [N]."""
+    """metric (including 'reward') -> float64 [N], NaN where an image has no value."""
     prompts: np.ndarray | None = None
-    """Number of each picture's prompt, [N]: pictures of one prompt are one cluster. None: not known."""
+    """Index of each image's prompt, [N]; images of one prompt form a cluster. None in older records."""
 
     @staticmethod
     def of(task: Task, prompts: list[Prompt], scores: Scores) -> "Evaluation":
-        """Of one picture a prompt entry. Raises as `rows_of` does."""
+        """The evaluation of images that were drawn from `prompts`, one per entry. Raises as `rows_of` does."""
         strata = np.array([prompt.stratum for prompt in prompts])
-        same = codes([identity(prompt.stratum, prompt.text, prompt.metadata) for prompt in prompts])
-        return Evaluation(task.name, task.headline, strata, rows_of(task, scores), same)
+        identities = [identity(prompt.stratum, prompt.text, prompt.metadata) for prompt in prompts]
+        rows = rows_of(task, scores)
+        return Evaluation(task.name, task.headline, strata, rows, codes(identities))
 
     def estimate(self, metric: str | None = None) -> Estimate:
-        """Mean over strata with its interval; the headline unless a metric is named. Failed pictures, and those without
-        a value of the metric, do not count; without any in a stratum there is no mean over strata, but NaN."""
+        """Mean over strata with its interval, of the headline metric unless another is named.
+
+        Images that failed or lack the metric are left out. NaN if a stratum has none left: the mean is over strata.
+        """
         if self.without(metric):
             return Estimate.unknown()
         values, kept = self.rows[metric or self.headline], self._kept(metric)
         return estimate(values[kept], Design(self.strata, self.prompts).kept(kept))
 
     def parts(self, metric: str | None = None) -> dict[str, np.ndarray]:
-        """stratum -> the values that count, in the order of first appearance."""
+        """stratum -> its values without missing ones, strata in the order of their first appearance."""
         values, kept = self.rows[metric or self.headline], self._kept(metric)
-        return {name: values[kept & (self.strata == name)] for name in dict.fromkeys(self.strata.tolist())}
+        strata = dict.fromkeys(self.strata.tolist())
+        return {name: values[kept & (self.strata == name)] for name in strata}
 
     def without(self, metric: str | None = None) -> list[str]:
-        """Strata in which no picture has a value."""
+        """Strata in which no image has a value."""
         return [name for name, values in self.parts(metric).items() if not len(values)]
 
     def _kept(self, metric: str | None) -> np.ndarray:
-        return ~np.isnan(self.rows[self.headline]) & ~np.isnan(self.rows[metric or self.headline])
+        scored = ~np.isnan(self.rows[self.headline])
+        return scored & ~np.isnan(self.rows[metric or self.headline])
 
     @property
     def missing(self) -> str:
-        """What is to be said of strata that no picture has a score in; empty where all have some."""
+        """A message naming the strata in which no image has a score; empty if there are none."""
         none = ", ".join(repr(name) for name in self.without())
-        return f"no picture of {none} has a score, so that there is no mean over tags" if none else ""
+        return f"no image of {none} has a score, so the mean over tags is undefined" if none else ""
 
     @property
     def failed(self) -> int:
-        """Pictures that could not be scored: NaN in every row."""
+        """Number of images that could not be scored: these are NaN in every row."""
         return int(np.isnan(self.rows[self.headline]).sum())
 
     def record(self) -> dict:
         """A JSON form that `from_record` reads back exactly."""
-        rows = {name: plain(values) for name, values in self.rows.items()}
-        known = {} if self.prompts is None else {"prompts": self.prompts.tolist()}
-        return {"task": self.task, "headline": self.headline, "strata": self.strata.tolist(), "rows": rows} | known
+        found = {
+            "task": self.task,
+            "headline": self.headline,
+            "strata": self.strata.tolist(),
+            "rows": {name: plain(values) for name, values in self.rows.items()},
+        }
+        if self.prompts is not None:
+            found["prompts"] = self.prompts.tolist()
+        return found
 
     @staticmethod
     def from_record(record: dict) -> "Evaluation":
+        """Read what `record` wrote, or an older record without prompts."""
         rows = {name: np.array(values, np.float64) for name, values in record["rows"].items()}
         prompts = np.array(record["prompts"]) if "prompts" in record else None
-        return Evaluation(record["task"], record["headline"], np.array(record["strata"]), rows, prompts)
+        strata = np.array(record["strata"])
+        return Evaluation(record["task"], record["headline"], strata, rows, prompts)
 
 
 def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: range) -> torch.Tensor:
-    """Noise of rows of a split: a function of (task, split, row) alone, so that models and batch sizes compare."""
-    seeds = (seed_of("evaluation", task, split, row) for row in rows)
-    return torch.cat([backbone.noise(1, torch.Generator().manual_seed(seed)) for seed in seeds])
+    """Noise of the given rows of a split, [len(rows), C, h, w].
+
+    It depends on (task, split, row) only, so that models can be compared and the batch size does not matter.
+    """
+    noises = []
+    for row in rows:
+        generator = torch.Generator().manual_seed(seed_of("evaluation", task, split, row))
+        noises.append(backbone.noise(1, generator))
+    return torch.cat(noises)
 
 
 @torch.no_grad()
@@ -99,14 +118,17 @@ def sampled(
     sampler: Sampler,
     guidance: float,
 ) -> torch.Tensor:
-    """Latents [B, C, h, w] that a deterministic kernel makes of given noise."""
+    """Latents [B, C, h, w] that a deterministic kernel produces from `noise` (same shape)."""
     conditioning = backbone.encode([p.text for p in prompts])
-    field = lambda x, sigma: backbone.velocity(x, sigma, conditioning, adapter, guidance)  # noqa: E731
+
+    def field(x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        return backbone.velocity(x, sigma, conditioning, adapter, guidance)
+
     return rollout(field, noise, sampler, torch.Generator()).final
 
 
 def pictures(backbone: FlowBackbone, *drawn) -> torch.Tensor:
-    """`sampled` and decoded, [B, 3, H, W]."""
+    """Decoded images [B, 3, H, W] in [0, 1]; arguments as for `sampled`."""
     return backbone.decode(sampled(backbone, *drawn))
 
 
@@ -124,36 +146,43 @@ def evaluate(
     listener: Callable[[int, int], None] = lambda done, of: None,
     ask: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Score one model on a split of one task; `audit` adds the task's independent scorer.
+    """Score one model on a split of one task; `audit` adds the metrics of the task's independent scorer.
 
-    A picture that is not finite is lost: it has no scores, and is not written.
-    Pictures are also written to `folder`, if given, in GenEval's layout, in the place of those of another time. Several
-    processes score their shares, and all return the whole. `listener` is told how many of this process's are done.
-    `ask` is called before each batch, equally often in all processes; it may raise, to end the evaluation. Raises
-    BenchError if no picture can be scored or the scorer lacks the task's headline.
+    An image that is not finite counts as failed: it has no scores and is not written.
+
+    With `folder`, images are also written there in GenEval's layout; those of an earlier evaluation are deleted.
+    Several processes score their shards, and each returns the complete evaluation. `listener` receives how many images
+    of this process are done, and how many it has. `ask` is called before each batch, equally often in all processes; it
+    may raise to abort the evaluation.
+
+    Raises BenchError if no image can be scored or the scorer does not give the task's headline metric.
     """
     prompts = task.prompts(split)
     at = places(prompts) if folder else []
     if folder:
         if workers.main:
             begin(folder, task.name, task.world)
-        workers.agreed(None)  # nobody writes before the folder is ready
+        workers.agreed(None)  # a barrier: no process may write before the folder has been emptied
     found = Collected()
     mine = workers.shard(len(prompts))
+    # Every process loops as often as the one with the largest shard, because `ask` communicates between processes.
     for start in range(mine.start, mine.start + workers.most(len(prompts)), batch):
         ask()
         if start >= mine.stop:
-            continue  # another process has a batch more
+            continue
         stop = min(start + batch, mine.stop)
         noise = initial_noise(backbone, task.name, split, range(start, stop))
         latents = sampled(backbone, prompts[start:stop], noise, adapter, sampler, guidance)
         for rows in parts_of(latents):
             images = backbone.decode(latents[rows])
-            here = slice(start + rows.start, start + rows.start + len(images))
+            first = start + rows.start
+            here = slice(first, first + len(images))
             fine = finite(latents[rows], images)
             if folder:
-                kept = np.flatnonzero(fine) + here.start
-                write(folder, [prompts[i] for i in kept], images[np.flatnonzero(fine)], [at[i] for i in kept])
+                good = np.flatnonzero(fine)
+                entries = good + here.start
+                kept = [prompts[i] for i in entries]
+                write(folder, kept, images[good], [at[i] for i in entries])
             with backbone.meter.purpose("held-out scoring"):
                 score = partial(_scores, task, audit)
                 found.add(len(images), partial(score_finite, fine, images, prompts[here], score))
@@ -163,10 +192,11 @@ def evaluate(
 
 def _scores(task: Task, audit: bool, images: torch.Tensor, prompts: list[Prompt]) -> Scores:
     scores = score_each(task, images, prompts)
-    return Scores(scores.rewards, scores.metrics | (task.audit(images, prompts) if audit else {}))
+    audited = task.audit(images, prompts) if audit else {}
+    return Scores(scores.rewards, scores.metrics | audited)
 
 
 def _evaluation(task: Task, prompts: list[Prompt], shares: list[Scores | None]) -> Evaluation:
-    """Of all processes' scores; None is the share of one that had no prompt."""
+    """The evaluation of all processes' scores; None is the shard of a process that had no prompt."""
     whole = stacked([share for share in shares if share])
     return Evaluation.of(task, prompts, whole)

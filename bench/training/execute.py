@@ -1,4 +1,4 @@
-"""Carry out one spec from start to summary."""
+"""Carries out one spec: trains missing teachers, then the student, evaluates the models and writes the summary."""
 
 import json
 import math
@@ -37,34 +37,40 @@ from bench.training.start import read_start
 from bench.training.teachers import Teacher, locate, mount, to_train, training_nfe
 from bench.weights.hub import adapter_folder, model_name
 
-NO_GPU = "install a CUDA build of torch where there is one, or use --set device=cpu"
+NO_GPU = "install a CUDA build of torch if this machine has a GPU, or use --set device=cpu"
 Say = Callable[[str], None]
 Listen = Callable[[str, Progress], None]
 
 
 @dataclass
 class Session:
-    """What several runs of one process share: the result folder and how to talk to the user."""
+    """What all runs of one process share: the results folder, the worker processes and the callbacks for messages."""
 
     root: Path
     workers: Workers = ALONE
     say: Say = lambda _: None
+    """Called with a line of text for the user."""
     listen: Listen = lambda _label, _progress: None
+    """Called with a run's label and its progress after every update and every held-out evaluation."""
 
 
 def load_backbone(name: str, device: str, compute: Compute, cache: Path | None = None) -> FlowBackbone:
-    """Load a backbone onto a device; encoded prompts are kept in `cache`. Raises MissingError for a missing GPU."""
+    """Load a backbone onto a device; encoded prompts are cached under `cache`. Raises MissingError without the GPU."""
     check_device(device, "backbone", NO_GPU)
     return describe(name).load(device, compute, cache / "prompts" if cache else None)
 
 
 def execute(spec: Spec, session: Session) -> dict:
-    """Run a spec, resume it, or return its summary at once. Trains missing teachers first."""
+    """Carry out a run and return its summary; a run that was started resumes, a finished one is only read.
+
+    Teachers that have to be trained are trained first. Raises BenchError, with a finished or resumable run left intact.
+    """
     check_device(spec.device, "backbone", NO_GPU)
     descriptor = describe(spec.backbone)
     fingerprint = descriptor.fingerprint()
     workers = session.workers
     run = Run(session.root, spec, fingerprint, writes=workers.main)
+    # Workers act on what the main process read: a file that appears in between must not send them different ways.
     if (summary := workers.agreed(run.summary)) is not None:
         teachers = locate(spec, descriptor, session.root, fingerprint)
         for start in run.starts()[-1:]:
@@ -73,19 +79,25 @@ def execute(spec: Spec, session: Session) -> dict:
         session.say(f"already finished: {run.folder}")
         return summary
     run.check_place()
+    # Everything that can be refused without loading weights is refused before a teacher is trained for hours.
     if spec.lora.start:
         read_start(spec.lora, descriptor.own().get("lora", {}).get("targets"))
     for teacher_run in workers.agreed(to_train(spec, session.root, fingerprint)):
         session.say(f"training the teacher for {teacher_run.spec.tasks[0]}")
         execute(teacher_run.spec, session)
     teachers = locate(spec, descriptor, session.root, fingerprint)
-    training_nfe(teachers)  # what the summary says of them is found now, or never
+    training_nfe(teachers)  # raises on a damaged teacher summary now rather than when the run's own is written
     if spec.device == "cpu" and torch.cuda.is_available():
-        session.say("note: device is cpu although there is a GPU; --set device=cuda uses it")
+        session.say("note: a GPU is available but device is cpu; use it with --set device=cuda")
     with run.lock():
         run.open()
-        computed = {"compute": spec.compute.model_dump(), "scorers": spec.scorers, "processes": workers.count}
-        entry = record(spec.device) | computed | {"teachers": origins(spec, teachers)}
+        computed = {
+            "compute": spec.compute.model_dump(),
+            "scorers": spec.scorers,
+            "processes": workers.count,
+            "teachers": origins(spec, teachers),
+        }
+        entry = record(spec.device) | computed
         for earlier in run.starts():
             refuse_changed(run, earlier["teachers"], entry["teachers"])
         device = workers.device(spec.device)
@@ -103,23 +115,26 @@ def execute(spec: Spec, session: Session) -> dict:
             refuse_other_scorers(run.folder, earlier.get("scorer_names"), scorers)
         run.append("provenance.jsonl", entry | {"scorer_names": scorers})
         session.say(f"run folder: {run.folder}")
-        if early := spec.too_short(spec.budget.updates) if spec.budget.updates else "":
+        early = spec.too_short(spec.budget.updates) if spec.budget.updates else ""
+        if early:
             session.say(f"note: {early}")
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
         with stopping() as loop.stop_requested:
             loop.train(lambda progress: session.listen(label, progress))
+        # Budgets in NFE or seconds show only now how many updates they allowed.
         if (late := spec.too_short(loop.step)) and not early:
             session.say(f"note: {late}")
         if workers.main:
             backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
-        summary = workers.agreed(_summarise(loop, teachers, session, descriptor.base_guidance or {}))
+        base_guidance = descriptor.base_guidance or {}
+        summary = workers.agreed(_summarise(loop, teachers, session, base_guidance))
         run.finish(summary)
-    workers.agreed(None)  # nobody looks for the summary before it is there
+    workers.agreed(None)  # a barrier: no process may look for the summary before it is written
     return summary
 
 
 def equip(spec: Spec, descriptor: Descriptor, backbone: FlowBackbone, teachers: dict[str, Teacher]) -> Lab:
-    """The laboratory that a spec describes, with its teachers mounted on the backbone."""
+    """The Lab that a spec describes, with its teachers loaded on the backbone."""
     return Lab(
         backbone=backbone,
         tasks=load_tasks(spec.tasks, descriptor.world, spec.scorers, str(backbone.device)),
@@ -132,50 +147,59 @@ def equip(spec: Spec, descriptor: Descriptor, backbone: FlowBackbone, teachers: 
 
 
 def origins(spec: Spec, teachers: dict[str, Teacher]) -> dict[str, str]:
-    """Hashes of the adapters that a run is made from: a task's teacher, and where the student starts."""
-    start = {STUDENT: adapter_hash(adapter_folder(spec.lora.start))} if spec.lora.start else {}
-    return {task: teacher.hash for task, teacher in teachers.items()} | start
+    """Hashes of the adapters that a run depends on: task -> its teacher, STUDENT -> the adapter that it starts from."""
+    hashes = {task: teacher.hash for task, teacher in teachers.items()}
+    if spec.lora.start:
+        hashes[STUDENT] = adapter_hash(adapter_folder(spec.lora.start))
+    return hashes
 
 
 def try_scorers(lab: Lab, split: str) -> None:
-    """Score one grey picture a task, so that what is missing is found out before training and not at the first
-    evaluation. Raises what the scorers raise, BenchError for one that does not give the task's headline."""
+    """Score one grey image with every task's scorer, so that a missing one is noticed before training starts.
+
+    Raises what the scorers raise, and BenchError for a scorer that does not give the task's headline metric.
+    """
     for task in lab.tasks.values():
         prompt = task.prompts(split)[0]
-        _ = task.scorer_name
+        _ = task.scorer_name  # reading the name contacts a remote scorer
         latent = torch.zeros(1, *lab.backbone.latent_shape, device=lab.backbone.device)
         scores = task.score(lab.backbone.decode(latent), [prompt])
         if task.headline not in {"reward", *scores.metrics}:
-            given = ", ".join(scores.metrics) or "rewards alone"
-            raise BenchError(f"the scorer of {task.name!r} gives {given}, not its headline {task.headline!r}")
+            given = ", ".join(scores.metrics) or "rewards only"
+            raise BenchError(f"the scorer of {task.name!r} gives {given}, not the headline metric {task.headline!r}")
 
 
 def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> None:
-    """Raise UsageError if the hash of a teacher, or of the student's start, is not what the run was begun with."""
+    """Raise UsageError if the adapter of a teacher, or the student's start, changed after the run was started."""
     changed = [task for task in now if before.get(task) != now[task]]
     if changed:
         raise UsageError(
-            f"{run.folder} was begun with another adapter for {', '.join(changed)}; "
-            "move it away or use another --results"
+            f"{run.folder} was started with a different adapter for {', '.join(changed)}; "
+            "move it away or use another --results folder"
         )
 
 
 def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_guidance: dict[str, float]) -> dict:
-    """Base at its best guidance, every teacher and the student on every task, with cost."""
+    """The run's summary: cost, and the student, the base at its best guidance and all teachers on every task."""
     run, spec = loop.run, loop.spec
     costs = {task: cost for task, cost in training_nfe(teachers).items() if not math.isnan(cost)}
-    last = [row for row in loop.workers.agreed(run.rows("evaluations.jsonl")) if row["step"] == loop.step]
-    models: dict[str, dict[str, dict]] = {"student": {row["task"]: _strip(row) for row in last}}
+    rows = loop.workers.agreed(run.rows("evaluations.jsonl"))
+    student = {row["task"]: _strip(row) for row in rows if row["step"] == loop.step}
+    models: dict[str, dict[str, dict]] = {"student": student}
     references = Reference(loop, session.root / "cache", session.say)
-    models["base"] = {
-        t: references.of("base", None, t, "base", base_guidance.get(t, spec.evaluation.scale)) for t in spec.tasks
-    }
+    models["base"] = {}
+    for task in spec.tasks:
+        guidance = base_guidance.get(task, spec.evaluation.scale)
+        models["base"][task] = references.of("base", None, task, "base", guidance)
     for name, teacher in teachers.items():
         scale, model = spec.teacher_guidance[name], f"teacher {name}"
-        models[model] = {t: references.of(model, teacher.adapter, t, teacher.hash, scale) for t in spec.tasks}
+        models[model] = {}
+        for task in spec.tasks:
+            models[model][task] = references.of(model, teacher.adapter, task, teacher.hash, scale)
     if spec.evaluation.pictures:
-        references.pictures["student"] = {task: f"{run.folder.name}/{PICTURES}/{task}" for task in spec.tasks}
-    return {
+        folder = f"{run.folder.name}/{PICTURES}"
+        references.pictures["student"] = {task: f"{folder}/{task}" for task in spec.tasks}
+    summary = {
         "method": spec.method,
         "seed": spec.seed,
         "folder": run.folder.name,
@@ -184,36 +208,55 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_
         "cost": loop.lab.backbone.meter.whole(loop.workers),
         "scorers": {task: loop.lab.tasks[task].scorer_name for task in spec.tasks},
         "teachers": {
-            task: {"source": spec.teachers[task], "hash": teacher.hash, "evaluations": costs.get(task)}
+            task: {
+                "source": spec.teachers[task],
+                "hash": teacher.hash,
+                "evaluations": costs.get(task),
+            }
             for task, teacher in teachers.items()
         },
         "models": models,
-    } | ({"pictures": references.pictures} if references.pictures else {})
+    }
+    if references.pictures:
+        summary["pictures"] = references.pictures
+    return summary
 
 
 def _strip(row: dict) -> dict:
-    return {key: row[key] for key in ("task", "headline", "strata", "rows", "prompts") if key in row}
+    """The part of a row of evaluations.jsonl that the summary keeps."""
+    kept = ("task", "headline", "strata", "rows", "prompts")
+    return {key: row[key] for key in kept if key in row}
 
 
 class Reference:
-    """Evaluations of models that do not change (base, teachers), kept on disk between runs; their pictures too, where
-    the run keeps its own."""
+    """Evaluations of models that never change (base, teachers), cached on disk and shared between runs.
+
+    Their images are cached too if the run keeps its own.
+    """
 
     def __init__(self, loop: Loop, folder: Path, say: Say):
         self.loop, self.folder, self.say = loop, folder, say
         self.pictures: dict[str, dict[str, str]] = {}
-        """Model -> task -> where its pictures are, from the results folder."""
+        """model -> task -> the folder with its images, relative to the results folder."""
 
     def of(self, model: str, adapter: str | None, task: str, weights: str, guidance: float) -> dict:
-        """Evaluation record of an adapter whose weights have this hash, from the cache or made now."""
+        """The evaluation record of an adapter, from the cache if possible.
+
+        `adapter`: its name on the backbone, None for the base. `weights`: the hash of its weights.
+        """
         spec, workers = self.loop.spec, self.loop.workers
         settings, compute = spec.evaluation, spec.compute
-        key = text_hash([
-            self.loop.run.backbone_hash, weights, task, self.loop.lab.tasks[task].scorer_name, guidance, settings.steps,
-            settings.split, *([] if compute == PLAIN else [compute.record()]),
-            *([] if (settings.shift, settings.table) == (None, None) else [settings.shift, settings.table]),
-        ])  # fmt: skip
-        path, kept = self.folder / f"evaluation-{key}.json", self.folder / f"{PICTURES}-{key}"
+        scorer = self.loop.lab.tasks[task].scorer_name
+        backbone = self.loop.run.backbone_hash
+        parts: list[object] = [backbone, weights, task, scorer, guidance, settings.steps, settings.split]
+        # Only values that are not the default enter the key, so that evaluations cached by older versions are found.
+        if compute != PLAIN:
+            parts.append(compute.record())
+        if (settings.shift, settings.table) != (None, None):
+            parts += [settings.shift, settings.table]
+        key = text_hash(parts)
+        path = self.folder / f"evaluation-{key}.json"
+        kept = self.folder / f"{PICTURES}-{key}"
         if settings.pictures:
             self.pictures.setdefault(model, {})[task] = f"{self.folder.name}/{kept.name}"
         known = None
@@ -221,21 +264,22 @@ class Reference:
             known = self._kept(path, task)
         if known := workers.agreed(known):
             return known
-        # Under a name of the run's own until it is whole: others may be at the same model.
+        # Images are written under a name of this run until complete: another run may be evaluating the same model.
         half = kept.with_name(f".{kept.name}.{self.loop.run.folder.name}") if settings.pictures else None
         with self.loop.lab.backbone.meter.purpose("references"):
             result: Evaluation = self.loop.evaluate(adapter, task, guidance, half)
         if workers.main:
             try:
                 self._keep(path, result.record(), half, kept)
-            except OSError as error:  # another run makes it again; this one has what it needs
-                self.say(f"the evaluation of {model} on {task} is not kept: {explained(error)}")
+            except OSError as error:  # not fatal: this run has its record, and later runs evaluate again
+                self.say(f"the evaluation of {model} on {task} could not be cached: {explained(error)}")
                 if half and not os.path.exists(kept):
                     shutil.rmtree(half, ignore_errors=True)
                     del self.pictures[model][task]
         return result.record()
 
     def _keep(self, path: Path, record: dict, half: Path | None, kept: Path) -> None:
+        """Store a record and its images; those of another run that was faster are kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if half and kept.exists():
             shutil.rmtree(half)
@@ -244,7 +288,7 @@ class Reference:
         write_atomic(path, json.dumps(record).encode())
 
     def _kept(self, path: Path, task: str) -> dict | None:
-        """A stored evaluation; None, which has it made again, for one that is not there or damaged."""
+        """A cached evaluation; None, so that the model is evaluated again, if it is missing or damaged."""
         prompts = self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)
         try:
             if not is_there(path):
@@ -252,6 +296,6 @@ class Reference:
             record = read_record(path)
             check_evaluation(path, record, task, len(prompts))
         except (DamagedError, OSError) as error:
-            self.say(f"{one_line(error)}: it is made again")
+            self.say(f"{one_line(error)}: evaluating again")
             return None
         return record

@@ -1,4 +1,4 @@
-"""The student's gradient as one flat vector: taken apart by task, and put back combined."""
+"""The student's gradient as one flat vector, so that gradients of several tasks can be separated and combined."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,18 @@ from torch import Tensor
 
 
 def take(parameters: Sequence[Tensor]) -> Tensor:
-    """The gradients [P] of all parameters, which are cleared; 0 where nothing was backpropagated."""
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    """Return the gradients of all parameters as one vector [P] and clear them; parameters without a gradient give 0."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     for parameter in parameters:
         parameter.grad = None
     return flat
 
 
 def give(parameters: Sequence[Tensor], flat_P: Tensor) -> None:
-    """Make a vector the parameters' gradients. Raises ValueError for one of another length."""
-    if flat_P.shape != (sum(p.numel() for p in parameters),):
-        raise ValueError(f"a gradient of the shape {list(flat_P.shape)}")
-    for parameter, part in zip(parameters, flat_P.split([p.numel() for p in parameters])):
+    """Set the parameters' gradients from one vector [P]. Raises ValueError if its length differs from theirs."""
+    sizes = [parameter.numel() for parameter in parameters]
+    if flat_P.shape != (sum(sizes),):
+        raise ValueError(f"gradient has shape {list(flat_P.shape)}, expected [{sum(sizes)}]")
+    for parameter, part in zip(parameters, flat_P.split(sizes)):
         parameter.grad = part.view_as(parameter).to(parameter.dtype).clone()

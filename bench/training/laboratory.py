@@ -1,4 +1,4 @@
-"""A frozen student with its teachers, to measure a method on."""
+"""A frozen student and its teachers, on which a method's gradients can be measured without training."""
 
 from pathlib import Path
 
@@ -14,7 +14,10 @@ from bench.weights.hub import adapter_folder
 
 
 def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
-    """Backbone, teachers and a student: the base (a fresh adapter of the spec's shape) or an adapter folder."""
+    """Load the backbone, the teachers and a student, and build the method.
+
+    `student`: "base" for a fresh adapter with the spec's rank, alpha and targets, or an adapter folder.
+    """
     from bench.backbones.adapters import Shape
 
     descriptor = describe(spec.backbone)
@@ -26,6 +29,7 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
         backbone.adapters.load(STUDENT, adapter_folder(student), trainable=True)
     method_class = find("method", spec.method)
     method = method_class(method_class.Options.model_validate(spec.params))
+    # A method's own adapters (a frozen copy of the student, for example) start equal to the student, as in training.
     for name in method.adapters:
         backbone.adapters.add(name, backbone.adapters.configs[STUDENT])
         backbone.adapters.load_state(name, backbone.adapters.state(STUDENT))

@@ -1,4 +1,4 @@
-"""The one training loop: gradients task by task, one optimiser step a plan, EMA, budget, checkpoints, evaluation."""
+"""The training loop: gradients task by task, the optimiser, EMA, budget, checkpoints and held-out evaluation."""
 
 import math
 from collections.abc import Callable
@@ -29,27 +29,31 @@ from bench.training.start import layer_of, read_start, targets_of
 
 @dataclass
 class Progress:
-    """What a listener is told after every update and every evaluation."""
+    """What listeners receive after every update and every held-out evaluation."""
 
     step: int
+    """Fraction of the budget in [0, 1]."""
     fraction: float
     scores: dict[str, float] | None = None
-    """After an evaluation instead: task -> held-out score."""
+    """task -> held-out score; None after an update."""
 
 
 class Loop:
-    """Trains one student. Everything that changes during training is in the adapters, the optimiser and `step`."""
+    """Trains one student. Its mutable state is in the adapters, the optimiser, the loss scaler and the counters."""
 
     def __init__(self, run: Run, lab: Lab, method: Method, shift: float):
         self.run, self.lab, self.method, self.spec = run, lab, method, run.spec
         self.workers = lab.workers
         self.step = 0
+        """Number of updates done."""
         self.last_share = 0.0
+        """Fraction of the budget when the last update started."""
         self.evaluated: list[float] = []
+        """Fractions of the budget at which the student has been evaluated."""
         self.saved = (0, 0)
-        """Step and evaluated points of the last checkpoint."""
+        """`step` and the number of evaluated points at the last checkpoint."""
         self.stop_requested: Callable[[], bool] = lambda: False
-        """Asked once an update, and before each batch of an evaluation."""
+        """Called before every update and every batch of an evaluation; true once the user asked to stop."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = spec.evaluation.build(shift)
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets)
@@ -60,13 +64,19 @@ class Loop:
         self.parameters = backbone.adapters.parameters(STUDENT)
         o = spec.optimizer
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay
+            self.parameters,
+            lr=o.lr,
+            betas=(o.beta1, o.beta2),
+            eps=o.eps,
+            weight_decay=o.weight_decay,
         )
-        self.scaler = torch.amp.GradScaler(backbone.device.type, enabled=spec.compute.precision == "float16")
+        # float16 gradients underflow without loss scaling; other precisions have float32's range.
+        scaled = spec.compute.precision == "float16"
+        self.scaler = torch.amp.GradScaler(backbone.device.type, enabled=scaled)
 
     @property
     def fraction(self) -> float:
-        """Progress through the budget in [0, 1]; 1 at once for a method that does not train."""
+        """Fraction of the budget spent, in [0, 1]; 1 immediately for a method that does not train."""
         if not self.method.trains:
             return 1.0
         budget, meter = self.spec.budget, self.lab.backbone.meter
@@ -74,22 +84,28 @@ class Loop:
             return min(1.0, self.step / budget.updates)
         spent = meter.whole(self.workers)
         if budget.nfe:
-            return min(1.0, spent["evaluations"].get("training", 0) / budget.nfe)
-        return min(1.0, sum(spent["seconds"].get(clock, 0) for clock in ("training", "scoring")) / budget.seconds)
+            nfe = spent["evaluations"].get("training", 0)
+            return min(1.0, nfe / budget.nfe)
+        seconds = sum(spent["seconds"].get(clock, 0) for clock in ("training", "scoring"))
+        return min(1.0, seconds / budget.seconds)
 
     def train(self, listen: Callable[[Progress], None] = lambda _: None) -> None:
-        """Run, or go on, to the end of the budget. Raises BenchError on a loss or gradient that is not finite."""
+        """Train to the end of the budget, from the last checkpoint if there is one.
+
+        Raises BenchError if a loss or gradient is not finite, UsageError if processes disagree, Interrupted on request.
+        """
         restored = self.run.restore()
         if restored:
             self._load(*restored)
         else:
             self._prepare()
-        points = sorted({p for p in self.spec.evaluation.points if 0 < p < 1} | {1.0})
+        inner_points = {point for point in self.spec.evaluation.points if 0 < point < 1}
+        points = sorted(inner_points | {1.0})
         while True:
             fraction = self.fraction
             reached = [p for p in points if p <= fraction and p not in self.evaluated]
             if self.step and (reached or self.step % self.spec.checkpoint_every == 0):
-                self._save()  # before the evaluation too: it may fail where training did not
+                self._save()  # an evaluation may fail where training did not, and must not lose the updates
             if reached:
                 scores = self._evaluate(reached)
                 self._save()
@@ -103,15 +119,16 @@ class Loop:
             listen(Progress(self.step, self.fraction))
 
     def _stop_if_asked(self) -> None:
-        """Raises Interrupted, with everything saved, once somebody has asked one of the processes to stop."""
+        """Checkpoint and raise Interrupted if any process was asked to stop."""
+        # All processes decide together, or the others would wait for this one in the next collective operation.
         if any(self.workers.gather(self.stop_requested())):
             if self.step:
                 self._save()
-            raise Interrupted(f"stopped after update {self.step}: the same command goes on from there")
+            raise Interrupted(f"stopped after update {self.step}; rerun the same command to resume")
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        """Let the method set the student up; a method that does not train is evaluated here."""
+        """Let the method set up the student; a method that does not train is evaluated here."""
         if self.spec.lora.start:
             self._start(self.spec.lora)
         watch = Watch(self.lab, self.method.name)
@@ -119,25 +136,30 @@ class Loop:
         watch.check_draws()
         check_equal(self.lab, self.method.name, "before the first update")
         if self.lab.notes:
-            self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | self.lab.backbone.meter.whole(self.workers))
+            cost = self.lab.backbone.meter.whole(self.workers)
+            self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | cost)
         adapters = self.lab.backbone.adapters
+        # The EMA and the method's own adapters start at the student that the method has just set up.
         for name in self._kept():
             torch._foreach_copy_(tuple(adapters.parameters(name)), tuple(self.parameters))
         if not self.method.trains:
             self._evaluate([1.0])
 
     def _start(self, lora: LoraSpec) -> None:
-        assert lora.start  # called where one is set
+        """Load the adapter `lora.start` into the student. Raises UsageError if it does not cover all its layers."""
+        assert lora.start  # callers check that it is set
         adapters = self.lab.backbone.adapters
         state = read_start(lora, adapters.targets)
-        if left := sorted(adapters.state(STUDENT).keys() - state.keys()):
-            raise UsageError(f"the adapter {lora.start} leaves {layer_of(left[0])} as it is: {targets_of(state)}")
+        left = sorted(adapters.state(STUDENT).keys() - state.keys())
+        if left:
+            raise UsageError(f"the adapter {lora.start} does not change {layer_of(left[0])}: {targets_of(state)}")
         adapters.load_state(STUDENT, state, lora.start)
 
     def _update(self, fraction: float) -> dict:
-        """Collect from every task of the plan, then take the method's optimiser steps; returns the metrics row."""
+        """Collect from every task of the plan, then take the method's optimiser steps; returns a row of metrics."""
         lab, spec, meter = self.lab, self.spec, self.lab.backbone.meter
-        lab.step, lab.progress, lab.last_progress, lab.notes = self.step, fraction, self.last_share, {}
+        lab.step, lab.progress, lab.last_progress = self.step, fraction, self.last_share
+        lab.notes = {}
         row: dict[str, float] = {}
         decayed = 1 - (1 - spec.optimizer.lr_end) * fraction
         for group in self.optimizer.param_groups:
@@ -146,7 +168,8 @@ class Loop:
             plan = self.method.plan(lab)
             watch = Watch(lab, self.method.name)
             with torch.no_grad():
-                experiences = self.method.mix(lab, {task: self.method.collect(lab, task) for task in plan})
+                experiences = {task: self.method.collect(lab, task) for task in plan}
+                experiences = self.method.mix(lab, experiences)
             watch.check(plan)
             for lab.inner in range(self.method.inner_updates):
                 row |= self._backward(plan, experiences)
@@ -163,63 +186,77 @@ class Loop:
                 self.step += 1
         self.last_share = fraction
         rate = {"lr": spec.optimizer.lr * decayed}
-        return {"step": self.step} | self._pooled(row) | rate | self._pooled(lab.notes) | meter.whole(self.workers)
+        means, notes = self._pooled(row), self._pooled(lab.notes)
+        return {"step": self.step} | means | rate | notes | meter.whole(self.workers)
 
     def _pooled(self, numbers: dict[str, float]) -> dict[str, float]:
-        """Means over the processes, each weighted by its share of the prompts of the task that a number is about."""
+        """Means over the processes. Keys end in /TASK if they concern one task: these are weighted by its shards."""
         if self.workers.count == 1:
             return numbers
         even = 1 / self.workers.count
-        weight = {name: self.lab.shard_fraction(task) if (task := name.partition("/")[2]) else even for name in numbers}
-        shares = self.workers.gather({name: weight[name] * value for name, value in numbers.items()})
+        weight = {}
+        for name in numbers:
+            task = name.partition("/")[2]
+            weight[name] = self.lab.shard_fraction(task) if task else even
+        mine = {name: weight[name] * value for name, value in numbers.items()}
+        shares = self.workers.gather(mine)
         return {name: sum(share[name] for share in shares) for name in numbers}
 
     def _backward(self, plan: dict[str, float], experiences: dict[str, object]) -> dict[str, float]:
-        """Gradients of all tasks, summed over the processes, in the parameters; returns the losses."""
+        """Leave the gradient of all tasks, summed over the processes, in the parameters; returns the losses."""
         losses, apart = {}, {}
         combines = self.method.combines()
         for task, weight in plan.items():
-            losses[f"loss/{task}"] = self._add_gradient(task, 1.0 if combines else weight, experiences[task])
+            # A method that combines gradients itself receives them unweighted, together with the weights.
+            factor = 1.0 if combines else weight
+            losses[f"loss/{task}"] = self._add_gradient(task, factor, experiences[task])
             if combines:
                 apart[task] = take(self.parameters)
         if combines:
             self._combine(apart, plan)
         elif self.workers.count > 1:
             for parameter in self.parameters:
-                if parameter.grad is None:  # nothing of this step was this process's
+                # Every process must add a tensor for every parameter, even if its shard contributed nothing.
+                if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             self.workers.add(p.grad for p in self.parameters)
         return losses
 
     def _add_gradient(self, task: str, weight: float, experience: object) -> float:
-        """Add a task's weighted gradient; returns its loss."""
+        """Backpropagate a task's weighted loss, piece by piece to bound memory; returns the loss."""
         total = 0.0
         for piece in self.method.losses(self.lab, task, experience):
             value = float(piece.detach())
             if not math.isfinite(value):
                 raise self._diverged(f"the loss of task {task!r} is {value}")
             total += value
-            self.scaler.scale(weight * self.lab.shard_fraction(task) * piece).backward()
+            weighted = weight * self.lab.shard_fraction(task) * piece
+            self.scaler.scale(weighted).backward()
         return total
 
     @torch.no_grad()
     def _combine(self, gradients: dict[str, Tensor], plan: dict[str, float]) -> None:
-        """Let the method make one gradient of the tasks'; one that is not finite is left for `_descend` to find."""
+        """Let the method combine the tasks' gradients into one.
+
+        A gradient that is not finite is passed on instead, so that `_descend` handles the overflow.
+        """
         self.workers.add(gradients.values())
-        scale = self.scaler.get_scale()  # a power of two: dividing and multiplying by it changes no bit
+        scale = self.scaler.get_scale()  # a power of two, so dividing and multiplying by it is exact
         own = {task: gradient / scale for task, gradient in gradients.items()}
-        broken = next((gradient for gradient in own.values() if not gradient.isfinite().all()), None)
-        give(self.parameters, scale * (self.method.combine(self.lab, own, plan) if broken is None else broken))
+        broken = [gradient for gradient in own.values() if not gradient.isfinite().all()]
+        combined = broken[0] if broken else self.method.combine(self.lab, own, plan)
+        give(self.parameters, scale * combined)
 
     def _descend(self) -> float | None:
-        """Clip, step, clear; returns the gradient's norm before clipping.
+        """Clip, step and clear the gradient; returns its norm before clipping.
 
-        None: it overflowed float16, the step was left out and the loss scale lowered.
+        Returns None if the gradient overflowed float16: the step is skipped and the loss scale lowered.
         """
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.optimizer.clip))
         overflowed = not math.isfinite(norm)
-        if overflowed and self.scaler.get_scale() <= 1:  # a disabled scaler's is 1
+        # A scale of 1 cannot be lowered further; without float16 the scaler is disabled and its scale is always 1.
+        if overflowed and self.scaler.get_scale() <= 1:
             raise self._diverged(f"the gradient norm is {norm}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -228,7 +265,7 @@ class Loop:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Average the weights, if it is time, after the optimiser step that was just taken."""
+        """Update the EMA, if it is due, after the optimiser step that was just taken."""
         taken = self.step * self.method.inner_updates + self.lab.inner
         if averages_at(taken, self.spec.ema.every):
             decay = decay_at(taken, self.spec.ema.decay)
@@ -236,6 +273,7 @@ class Loop:
             torch._foreach_lerp_(tuple(averages), tuple(self.parameters), 1 - decay)
 
     def _diverged(self, cause: str) -> BenchError:
+        """The error for training that diverged, naming the checkpoint that is still good."""
         if not self.run.checkpoint.exists():
             kept = "there is no checkpoint yet"
         else:
@@ -243,54 +281,69 @@ class Loop:
         return BenchError(f"update {self.step + 1}: {cause}; {kept}")
 
     def _evaluate(self, points: list[float]) -> dict[str, float]:
-        """Evaluate every task, and probe if asked; returns the held-out scores."""
+        """Evaluate every task, measure interference if requested, and store both; returns the held-out scores."""
+        share = points[-1]
         scores = {}
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
-                keep = self.spec.evaluation.pictures and points[-1] == 1
-                result = self.evaluate(EMA, task, folder=self.run.folder / PICTURES / task if keep else None)
-                record = result.record()
-                self.run.append("evaluations.jsonl", {"step": self.step, "share": points[-1]} | record)
+                keep = self.spec.evaluation.pictures and share == 1
+                folder = self.run.folder / PICTURES / task if keep else None
+                record = self.evaluate(EMA, task, folder=folder).record()
+                self.run.append("evaluations.jsonl", {"step": self.step, "share": share} | record)
                 scores[task] = score(record)
-        if self.spec.probes.interference and len(self.spec.tasks) > 1 and self.method.trains:
+        probes = self.spec.probes
+        if probes.interference and len(self.spec.tasks) > 1 and self.method.trains:
             with self.lab.backbone.meter.purpose("probes"):
                 lab = ProbeLab.of(self.lab)
-                cosines = interference(self.method, lab, self.spec.tasks, self.spec.probes.interference)
-            self.run.append("probes.jsonl", {"step": self.step, "share": points[-1], "interference": cosines})
+                cosines = interference(self.method, lab, self.spec.tasks, probes.interference)
+            self.run.append("probes.jsonl", {"step": self.step, "share": share, "interference": cosines})
         self.evaluated += points
         return scores
 
     def evaluate(
         self, adapter: str | None, task: str, guidance: float | None = None, folder: Path | None = None
     ) -> Evaluation:
-        """Score an adapter on the run's held-out split with its evaluation sampler; pictures go to `folder`.
+        """Score an adapter on the run's held-out split with the evaluation sampler; images go to `folder` if given.
 
-        Raises BenchError if a picture could not be scored: comparisons are paired by prompt.
+        `guidance` replaces the evaluation's guidance scale. Raises BenchError if an image could not be scored: a gap
+        would break the comparisons, which are paired by prompt.
         """
         o = self.spec.evaluation
         scale = o.scale if guidance is None else guidance
         lab, sampler = self.lab, self.evaluation_sampler
         with memory("evaluation", self.spec):
             found = evaluate(
-                lab.backbone, lab.tasks[task], adapter, sampler, scale, o.split, o.batch, folder=folder,
-                workers=self.workers, ask=self._stop_if_asked,
-            )  # fmt: skip
+                lab.backbone,
+                lab.tasks[task],
+                adapter,
+                sampler,
+                scale,
+                o.split,
+                o.batch,
+                folder=folder,
+                workers=self.workers,
+                ask=self._stop_if_asked,
+            )
         if found.failed:
-            raise BenchError(f"task {task!r} could not score {found.failed} of {len(found.strata)} held-out pictures")
+            total = len(found.strata)
+            raise BenchError(f"task {task!r} could not score {found.failed} of {total} held-out images")
         return found
 
     def _kept(self) -> tuple[str, ...]:
+        """Adapters that a checkpoint holds."""
         return (STUDENT, EMA, *self.method.adapters)
 
     def _save(self) -> None:
-        """Checkpoint, unless the one there is of this very moment."""
-        if self.saved == (moment := (self.step, len(self.evaluated))):
+        """Write a checkpoint, unless the last one holds this state already."""
+        now = (self.step, len(self.evaluated))
+        if self.saved == now:
             return
-        self.saved = moment
+        self.saved = now
         check_equal(self.lab, self.method.name, f"after update {self.step}")
         tensors: dict[str, Tensor] = {}
         for name in self._kept():
-            tensors |= {f"adapter/{name}/{k}": v for k, v in self.lab.backbone.adapters.state(name).items()}
+            adapter = self.lab.backbone.adapters.state(name)
+            tensors |= {f"adapter/{name}/{key}": tensor for key, tensor in adapter.items()}
         tensors |= {f"method/{name}": tensor for name, tensor in self.method.state().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
@@ -304,22 +357,26 @@ class Loop:
         self.run.save(tensors, state)
 
     def _load(self, tensors: dict[str, Tensor], state: dict) -> None:
+        """Restore what `_save` wrote."""
         for name in self._kept():
-            prefix = f"adapter/{name}/"
-            mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            self.lab.backbone.adapters.load_state(name, mine, str(self.run.checkpoint))
-        remembered = {k.removeprefix("method/"): v for k, v in tensors.items() if k.startswith("method/")}
-        self.method.load_state(remembered)
+            adapter = _under(f"adapter/{name}/", tensors)
+            self.lab.backbone.adapters.load_state(name, adapter, str(self.run.checkpoint))
+        self.method.load_state(_under("method/", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer/"):
-                _, index, field = key.split("/")
-                moments.setdefault(int(index), {})[field] = value
+        for key, value in _under("optimizer/", tensors).items():
+            index, field = key.split("/")
+            moments.setdefault(int(index), {})[field] = value
+        # Learning rate and other groups of settings come from the spec, not from the checkpoint.
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.step, self.evaluated = state["step"], state["evaluated"]
         self.last_share = state["last_share"]
         self.saved = (self.step, len(self.evaluated))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        if self.workers.main:  # what all have spent until now
+        if self.workers.main:  # it is the total of all processes, which must not be counted once per process
             self.lab.backbone.meter.load(state["meter"])
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,8 +1,8 @@
-"""What a method owes to the other processes of its run, checked while it collects and computes losses.
+"""Checks that a method gives the same update whether one process or several share its run.
 
-Processes share every update's prompts. A method that draws prompts without `lab.prompts` gives all prompts to each of
-them, and their summed gradient is N times too large; one that draws random numbers past bench.sampler.draws gives each
-process the numbers of other rows, and the update is not that of one process.
+Processes share the prompts of every update. A method that draws prompts without `lab.prompts` gives every process all
+prompts, and the summed gradient is N times too large. A method that draws random numbers without bench.sampler.draws
+gives each process numbers that belong to other rows, and the update differs from that of a single process.
 """
 
 import random
@@ -17,7 +17,7 @@ from bench.hashing import tensors_hash
 
 
 class Watch:
-    """One update under watch; does nothing where one process has all prompts."""
+    """Checks one update of a method; does nothing if a single process has all prompts."""
 
     def __init__(self, lab: Lab, method: str):
         self.lab, self.method, self.needed = lab, method, lab.workers.count > 1
@@ -26,7 +26,7 @@ class Watch:
             self.before = _global_generators()
 
     def check(self, tasks: Iterable[str]) -> None:
-        """Raise UsageError if the method forgot the other processes until now, in any of its `tasks`."""
+        """Raise UsageError if the method did not share the prompts of one of `tasks`, or as `check_draws` does."""
         if not self.needed:
             return
         count = self.lab.workers.count
@@ -40,26 +40,26 @@ class Watch:
         self.check_draws()
 
     def check_draws(self) -> None:
-        """Raise UsageError if numbers were drawn that another process cannot have drawn too, or has drawn as well."""
+        """Raise UsageError if random numbers came from a generator that would make the processes disagree."""
         if not self.needed:
             return
         count = self.lab.workers.count
         for generator in self.lab.given:
             if generator.used_directly:
                 raise UsageError(
-                    f"method {self.method!r} draws from lab.generator by itself: each of the {count} processes would "
-                    "draw the numbers of other rows. Draw batches with bench.sampler.draws (normal, draw), and what "
-                    "all prompts share from lab.numpy_generator, or run one process"
+                    f"method {self.method!r} draws from lab.generator directly: each of the {count} processes would "
+                    "use random numbers that belong to other rows. Draw batches with bench.sampler.draws (normal, "
+                    "draw) and values shared by all prompts from lab.numpy_generator, or run one process"
                 )
         if _global_generators() != self.before:
             raise UsageError(
-                f"method {self.method!r} draws from a global random generator: the {count} processes would not give "
-                "the update of one. Draw from lab.generator, or run one process"
+                f"method {self.method!r} draws from a global random generator: the update of {count} processes would "
+                "differ from that of a single process. Draw from lab.generator, or run one process"
             )
 
 
 def _global_generators() -> tuple[bytes, ...]:
-    """The states of torch's, numpy's and Python's own generators."""
+    """The states of torch's, NumPy's and Python's global generators."""
     legacy = np.random.get_state(legacy=False)["state"]
     return (
         torch.get_rng_state().numpy().tobytes(),
@@ -70,16 +70,18 @@ def _global_generators() -> tuple[bytes, ...]:
 
 
 def _gpu_generators() -> list[torch.Tensor]:
+    # Asking for the states would initialise CUDA; a method that has not used the GPU has not drawn on it.
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
 def check_equal(lab: Lab, method: str, when: str) -> None:
-    """Raise UsageError if the processes of a run do not hold the same student, to the bit."""
+    """Raise UsageError unless the student's weights are bit-identical in all processes of a run."""
     if lab.workers.count == 1:
         return
     held = lab.workers.gather(tensors_hash(lab.backbone.adapters.state(STUDENT)))
     if len(set(held)) > 1:
         raise UsageError(
             f"the {lab.workers.count} processes hold different students {when}: method {method!r} draws or decides "
-            "something in each of them by itself. Draw from lab.generator or lab.numpy_generator, or run one process"
+            "something independently in each process. Draw from lab.generator or lab.numpy_generator, or run one "
+            "process"
         )

@@ -1,6 +1,6 @@
-"""Teachers as a set: what `bench teach` trained, as a folder for --teachers; and whether a run's are there.
+"""Sets of teachers: what `bench teach` trained, as a folder for --teachers, and checks that a run's teachers exist.
 
-<results>/teachers-<hash>-s<seed>/<task>/ holds a task's adapter, and in training.json what it cost and its guidance.
+<results>/teachers-<hash>-s<seed>/<task>/ holds the adapter of one task; its training.json records cost and guidance.
 """
 
 import shutil
@@ -19,13 +19,14 @@ from bench.weights.hub import PREFIX as HUB
 from bench.weights.hub import adapter_folder
 
 TRAINING = "training.json"
+"""Records next to an adapter what its training cost."""
 
 
 def check_teachers(specs: Iterable[Spec]) -> None:
-    """Before anything is trained: are the teachers there that are not to be trained?
+    """Check, before anything is trained, that all teachers exist that are not to be trained.
 
-    Raises MissingError, naming the cure, for a task whose teacher the backbone does not ship, UsageError for a folder
-    without an adapter. Those of a hub are not fetched for this.
+    Raises MissingError for a task whose teacher the backbone does not ship, naming the alternatives, and UsageError for
+    a folder without an adapter. Adapters on a hub are not downloaded for this check.
     """
     seen = set()
     for spec in specs:
@@ -36,6 +37,7 @@ def check_teachers(specs: Iterable[Spec]) -> None:
 
 
 def _check(spec: Spec, task: str, source: str) -> None:
+    """Check the teacher of one task."""
     if source == "train" or source.startswith(HUB):
         return
     if source != "shipped":
@@ -44,73 +46,82 @@ def _check(spec: Spec, task: str, source: str) -> None:
     shipped = describe(spec.backbone).teachers
     has = [name for name in spec.tasks if shipped and (shipped / name).is_dir()]
     if task not in has:
-        fewer = f", or only those that it has one for (--tasks {','.join(has)})" if has else ""
+        fewer = f", or use only the tasks that have one (--tasks {','.join(has)})" if has else ""
         raise MissingError(
-            f"backbone {spec.backbone!r} ships no teacher for {task!r}: have it trained (--set teachers.{task}=train, "
+            f"backbone {spec.backbone!r} ships no teacher for {task!r}: train one (--set teachers.{task}=train, "
             f"or bench run --teachers train), name a folder (--set teachers.{task}=FOLDER){fewer}"
         )
 
 
 def taught_otherwise(specs: Iterable[Spec], root: Path) -> list[str]:
-    """A line for every task whose teacher would be trained by the recipe although another one of it lies there.
+    """A line for every task whose teacher is about to be trained although one with other settings exists.
 
-    `bench teach --set` makes other teachers than `--teachers train` means; who made them may have meant these.
+    `bench teach --set` trains teachers that differ from what `--teachers train` means; its user may have meant them.
     """
     wanted: dict[str, list[Run]] = {}
     for spec in specs:
         fingerprint = describe(spec.backbone).fingerprint()
-        for task in (task for task, source in spec.teachers.items() if source == "train"):
+        to_train = [task for task, source in spec.teachers.items() if source == "train"]
+        for task in to_train:
             run = Run(root, teacher_spec(spec, task), fingerprint)
             if not (run.folder / "summary.json").is_file():
                 wanted.setdefault(task, []).append(run)
     lines = []
-    finished = _finished_teachers(root, {run.backbone_hash for runs in wanted.values() for run in runs})
+    backbones = {run.backbone_hash for runs in wanted.values() for run in runs}
+    finished = _finished_teachers(root, backbones)
     for task, runs in wanted.items():
         recipes = {_line(run.folder) for run in runs}
         others = [folder for folder in finished.get(task, []) if _line(folder) not in recipes]
         if others:
+            folders = " or ".join(str(_near(folder / "adapter")) for folder in others)
             lines.append(
-                f"train means the backbone's recipe, by which the teacher for {task} is trained now; trained "
-                f"otherwise it is there too: --set teachers.{task}="
-                + " or ".join(str(_near(folder / "adapter")) for folder in others)
+                f"the teacher for {task} is trained now by the backbone's recipe; to use one that was trained "
+                f"with other settings: --set teachers.{task}={folders}"
             )
     return lines
 
 
 def _line(run: Path) -> str:
-    """A run's name without its seed."""
+    """A run folder's name without its seed: equal for runs that differ in the seed only."""
     return run.name.rpartition("-s")[0]
 
 
 def _finished_teachers(root: Path, backbones: set[str]) -> dict[str, list[Path]]:
-    """task -> finished single-task runs on these backbones."""
+    """task -> folders of finished single-task teacher runs on these backbones."""
     found: dict[str, list[Path]] = {}
     for path in sorted(root.glob(f"{TEACHER_METHOD}-*/spec.json")) if backbones else ():
         try:
             record = read_record(path)
         except (DamagedError, OSError):
-            continue  # it is no teacher that could be meant
+            continue  # an unreadable folder is not offered as a teacher
         spec, adapter = record.get("spec"), path.parent / "adapter"
         tasks = spec.get("tasks") if isinstance(spec, dict) else None
         done = (path.parent / "summary.json").is_file() and adapter.is_dir()
-        if done and record.get("backbone_hash") in backbones and isinstance(tasks, list) and len(tasks) == 1:
+        if not (isinstance(tasks, list) and len(tasks) == 1):
+            continue
+        if done and record.get("backbone_hash") in backbones:
             found.setdefault(str(tasks[0]), []).append(path.parent)
     return found
 
 
 def keep_teachers(specs: list[Spec], root: Path) -> list[str]:
-    """Make one folder a seed of finished teachers, as --teachers takes it; returns what to tell the user.
+    """Copy finished teachers to one folder per seed, in the form --teachers takes; returns lines for the user.
 
-    Runs are told apart by their settings, so that the same teachers have the same folder, and others another.
+    The folder's name contains a hash of the runs, so that the same teachers always have the same folder.
     """
     lines = []
     for seed in dict.fromkeys(spec.seed for spec in specs):
         mine = [spec for spec in specs if spec.seed == seed]
-        runs = {spec.tasks[0]: Run(root, spec, describe(spec.backbone).fingerprint()) for spec in mine}
-        name = f"teachers-{text_hash(sorted(run.folder.name for run in runs.values()))}-s{seed}"
+        runs = {}
+        for spec in mine:
+            fingerprint = describe(spec.backbone).fingerprint()
+            runs[spec.tasks[0]] = Run(root, spec, fingerprint)
+        names = sorted(run.folder.name for run in runs.values())
+        name = f"teachers-{text_hash(names)}-s{seed}"
         for task, run in runs.items():
             _keep(run, root / name / task)
-        usual = " (the recipe's: --teachers train means them too)" if all(map(_by_recipe, mine)) else ""
+        by_recipe = all(_by_recipe(spec) for spec in mine)
+        usual = " (trained by the recipe, so --teachers train uses them too)" if by_recipe else ""
         folder = _near(root / name)
         sets = " ".join(f"--set teachers.{task}={folder / task}" for task in runs)
         lines.append(f"teachers of seed {seed}{usual} for bench run: --teachers {folder}")
@@ -119,41 +130,43 @@ def keep_teachers(specs: list[Spec], root: Path) -> list[str]:
 
 
 def _keep(run: Run, folder: Path) -> None:
-    """Copy a finished teacher's adapter with what it cost, as a whole or not at all."""
+    """Copy a finished teacher's adapter and its cost to `folder`, completely or not at all."""
     source = run.folder / "adapter"
     if folder.is_dir() and adapter_hash(folder) == adapter_hash(source):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     summary = read_record(run.folder / "summary.json")
-    told = {
+    training = {
         "run": run.folder.name,
         "updates": summary["updates"],
         "evaluations": summary["cost"]["evaluations"].get("training", 0),
         "guidance": run.spec.evaluation.guidance,
         "seed": run.spec.seed,
     }
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as place:
-        whole = Path(place) / folder.name
-        shutil.copytree(source, whole)
-        (whole / TRAINING).write_bytes(json_bytes(told))
+    # Built in a hidden folder on the same file system, so that a rename publishes all files at once.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
+        complete = Path(scratch) / folder.name
+        shutil.copytree(source, complete)
+        (complete / TRAINING).write_bytes(json_bytes(training))
         if folder.exists():
-            folder.rename(Path(place) / "old")
+            folder.rename(Path(scratch) / "old")
         try:
-            whole.rename(folder)
+            complete.rename(folder)
         except OSError:
-            if not folder.is_dir():  # another command was as far with the same
+            if not folder.is_dir():  # if it exists, another command published the same teacher first
                 raise
 
 
 def _by_recipe(spec: Spec) -> bool:
-    """Whether this is the teacher that --teachers train means."""
+    """Whether this spec is the teacher that --teachers train would train."""
     recipe = resolve(TEACHER_METHOD, list(spec.tasks), spec.seed, spec.backbone)
-    same = recipe.model_copy(update={"scorers": spec.scorers, "compute": spec.compute, "device": spec.device})
+    machine = {"scorers": spec.scorers, "compute": spec.compute, "device": spec.device}
+    same = recipe.model_copy(update=machine)
     fingerprint = describe(spec.backbone).fingerprint()
     return same.digest(fingerprint) == spec.digest(fingerprint)
 
 
 def _near(path: Path) -> Path:
-    """As seen from here, where it lies below."""
+    """The path relative to the current folder if it is inside it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

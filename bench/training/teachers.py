@@ -1,4 +1,4 @@
-"""Teachers: where a task's teacher adapter comes from, and the checks it must pass."""
+"""Teachers: where the teacher adapter of each task comes from, and the checks that it must pass."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ from bench.weights.hub import adapter_folder
 
 @dataclass(frozen=True)
 class Teacher:
-    """A resolved teacher: the task it is for, its peft folder and content hash."""
+    """A resolved teacher: its task, its PEFT folder and the hash of its weights."""
 
     task: str
     folder: Path
@@ -26,18 +26,19 @@ class Teacher:
 
     @property
     def adapter(self) -> str:
-        """The adapter's name on the backbone."""
+        """The name under which the adapter is loaded on the backbone."""
         return f"teacher-{self.task}"
 
 
 def to_train(spec: Spec, root: Path, backbone_hash: str) -> list[Run]:
-    """Runs that must finish before this spec can start: teachers marked 'train' that are not there yet."""
-    runs = [Run(root, teacher_spec(spec, t), backbone_hash) for t, source in spec.teachers.items() if source == "train"]
+    """The teacher runs that must finish before this spec can start: those set to 'train' that have no summary yet."""
+    tasks = [task for task, source in spec.teachers.items() if source == "train"]
+    runs = [Run(root, teacher_spec(spec, task), backbone_hash) for task in tasks]
     return [run for run in runs if run.summary is None]
 
 
 def locate(spec: Spec, descriptor: Descriptor, root: Path, backbone_hash: str) -> dict[str, Teacher]:
-    """task -> Teacher for every task of the spec. Raises MissingError or UsageError naming the cure."""
+    """task -> Teacher for every task of the spec. Raises MissingError or UsageError if one cannot be found or read."""
     teachers = {}
     for task, source in spec.teachers.items():
         if source == "train":
@@ -53,18 +54,22 @@ def locate(spec: Spec, descriptor: Descriptor, root: Path, backbone_hash: str) -
 
 
 def training_nfe(teachers: dict[str, Teacher]) -> dict[str, float]:
-    """task -> training NFE that its teacher cost; NaN where nothing beside the adapter says.
+    """task -> training NFE of its teacher; NaN if no file next to the adapter records it.
 
-    Raises DamagedError if a run of ours, whose adapter it is, has a damaged summary.
+    Raises DamagedError if the adapter belongs to one of our runs and that run's summary is damaged.
     """
     return {task: _cost(teacher.folder) for task, teacher in teachers.items()}
 
 
 def _cost(folder: Path) -> float:
-    """Files of these names may be another tool's; they then say nothing of the cost."""
     summary = folder.parent / "summary.json"
     is_run = (folder.parent / "spec.json").is_file() and folder.name == "adapter"
-    for path, keys in ((folder / "training.json", ("evaluations",)), (summary, ("cost", "evaluations", "training"))):
+    # Other tools use these file names too: a file with different contents is ignored.
+    candidates = (
+        (folder / "training.json", ("evaluations",)),
+        (summary, ("cost", "evaluations", "training")),
+    )
+    for path, keys in candidates:
         if not path.is_file():
             continue
         try:
@@ -75,17 +80,21 @@ def _cost(folder: Path) -> float:
             if is_run and path == summary:
                 raise
             continue
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and 0 <= value <= sys.float_info.max:
             return float(value)
     return math.nan
 
 
 def mount(teachers: dict[str, Teacher], backbone: FlowBackbone) -> dict[str, str]:
-    """Load every teacher onto the backbone; task -> adapter name. Raises UsageError for one that equals the base."""
+    """Load every teacher onto the backbone; returns task -> adapter name.
+
+    Raises UsageError for a teacher that equals the base model: an adapter of zeros teaches nothing.
+    """
     names = {}
     for task, teacher in teachers.items():
         backbone.adapters.load(teacher.adapter, teacher.folder)
         if backbone.adapters.delta_norm(teacher.adapter) == 0:
-            raise UsageError(f"the teacher for {task!r} ({teacher.folder}) equals the base: its adapter is zero")
+            raise UsageError(f"the teacher for {task!r} ({teacher.folder}) equals the base model: its weights are zero")
         names[task] = teacher.adapter
     return names

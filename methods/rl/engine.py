@@ -1,4 +1,4 @@
-"""What an RL objective is: how it samples pictures and what it minimises, given advantages."""
+"""The contract of an RL objective: how it samples images, and the loss that it minimises given their advantages."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Samples:
-    """Pictures of one task: B = prompts x group of them, in prompt order."""
+    """The B = prompts x group images of one task, in prompt order."""
 
     trajectory: Trajectory
     conditioning: Conditioning
     rewards: np.ndarray
-    """[prompts, group], at most 1 (see Scores)."""
+    """Float64 [prompts, group], at most 1 (see Scores)."""
     advantages: Tensor
-    """[B]; filled once every task's rewards are known."""
+    """[B]; filled in once the rewards of all tasks are known."""
 
 
 class Engine(ABC):
@@ -38,34 +38,36 @@ class Engine(ABC):
     name: ClassVar[str]
     Options: ClassVar[type[Options]]
     source: ClassVar[str]
+    """Paper and equation."""
     adapters: ClassVar[tuple[str, ...]] = ()
+    """Adapters that it keeps besides the student (see Method.adapters)."""
 
     def __init__(self, options: Any):
         self.options = options
 
     def check(self, sampler: Sampler, groups: int) -> None:  # noqa: B027 - an engine may take any sampler
-        """Raise UsageError for a sampler or a number of prompt groups that this objective cannot train on."""
+        """Raise UsageError for a sampler or a number of prompt groups that this objective cannot train with."""
 
     @abstractmethod
     def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
-        """Draw one trajectory a prompt, without gradients."""
+        """Draw one trajectory per entry of `conditioning`, without gradients."""
 
     @abstractmethod
     def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
-        """Scalar pieces of the loss; `reference` is the adapter (None: the base) that the penalty pulls towards."""
+        """Scalar pieces of the loss; the KL penalty pulls towards the adapter `reference` (None: the base)."""
 
     @abstractmethod
     def passes(self, sampler: Sampler) -> Passes:
-        """Passes that a picture costs in one update, in one guidance branch."""
+        """Network passes per image and update, for one guidance branch."""
 
     @abstractmethod
     def kept(self, sampler: Sampler) -> int:
-        """Latents that lie in memory for a picture while losses are taken."""
+        """Latents held in memory per image while the loss is computed."""
 
     def after_update(self, lab: Lab) -> None:  # noqa: B027 - most engines keep nothing
-        """Called after the optimiser's step, without gradients."""
+        """Called after the optimiser step, without gradients."""
 
 
 def chunks(count: int, size: int) -> tuple[Tensor, ...]:
-    """Index tensors that cover range(count)."""
+    """Split range(count) into index tensors of at most `size` entries."""
     return torch.arange(count).split(size)

@@ -1,12 +1,12 @@
 """Flow-GRPO (arXiv 2505.05470): clipped policy gradient on the per-step log-probabilities of an SDE sampler.
 
-Log-probabilities are those of the kernel's Gaussian, as a mean over elements. Flow-CPS and the released fast presets
-take minus the mean squared distance to the mean instead, without 2 std^2 (`log_prob` squared_error). A clip range
-belongs to one of the two.
+Log-probabilities are those of the kernel's Gaussian, as means over elements. Flow-CPS and the released fast presets
+instead use minus the mean squared distance to the mean, without the factor 1 / (2 std^2) (`log_prob` squared_error).
+The two need different clip ranges.
 
-Two things of the released script are not followed: pictures whose advantage is exactly 0 stay in the means here (there
-they are masked, so that the others count more, and the penalty less), and inner updates split the batch by prompts
-(there by shuffled pictures).
+Two details of the released script are not reproduced. It masks images whose advantage is exactly 0, so that the others
+count more and the penalty counts less; here they stay in the means. Its inner updates split the batch into shuffled
+images; here they split it by prompts.
 """
 
 from __future__ import annotations
@@ -40,47 +40,54 @@ class GrpoOptions(Options):
     unsaid: ClassVar[tuple[str, ...]] = ("log_prob",)
 
     clip: Moderate = 1e-4
-    """The ratio is clipped to 1 +- this (log-probabilities are means over elements)."""
+    """The ratio is clipped to 1 +- clip. It is small because log-probabilities are means over elements."""
     log_prob: Literal["gaussian", "squared_error"] = "gaussian"
-    """Log-probability of a drawn state x' with mean m, a mean over elements. gaussian: the kernel's density.
-    squared_error: -(x' - m)^2, as released code has it for Flow-CPS (arXiv 2509.05952) and fast presets (clip 1e-5)."""
+    """Log-probability of a drawn state x' with mean m, as a mean over elements. gaussian: the kernel's density.
+    squared_error: -(x' - m)^2, as in released code for Flow-CPS (arXiv 2509.05952) and fast presets (clip 1e-5)."""
     advantage_clip: Moderate = 5.0
+    """Advantages are clipped to +- advantage_clip."""
     kl: Weight = 0.04
-    """Weight of the per-step KL to the reference, a mean over elements, as released code takes it: on flow_sde h times
-    the true one."""
+    """Weight of the per-step KL to the reference, as a mean over elements. It is the KL of released code, which on
+    flow_sde is h times the true one."""
     timestep_fraction: Fraction = 0.99
-    """The first int(steps * this) steps are trained."""
+    """The first int(steps * timestep_fraction) steps are trained, except steps without noise."""
     inner_updates: Count = 1
-    """Optimiser steps on the same trajectories, each on its share of the prompts (published: 2)."""
+    """Optimiser steps per update, each on its own share of the prompts (published: 2)."""
     chunk: Count = 96
-    """Latents per forward in training."""
+    """Latents per forward with gradients; it bounds memory."""
 
 
 def inner_rows(count: int, rows: Rows | None, inner_updates: int, inner: int) -> tuple[Tensor, int]:
-    """This process's rows among `count` that inner update `inner` trains on, and how many rows all processes train.
+    """Which of this process's `count` images inner update `inner` trains on, and how many all processes train on.
 
-    Each inner update sees its own share of the whole batch's prompts, which lie group after group; a process may have
-    none of them.
+    Each inner update trains on its own share of the whole batch's prompts. Images are in prompt order, so a share is
+    contiguous; a process may have none of it.
     """
     rows = rows or Rows(0, count, count)
-    each = count // (rows.stop - rows.start)  # pictures a prompt, or single rows
+    each = count // (rows.stop - rows.start)  # images per prompt; 1 where rows are counted in images
     start, stop = (part * rows.whole // inner_updates for part in (inner, inner + 1))
-    first, last = max(start, rows.start) - rows.start, min(stop, rows.stop) - rows.start
-    return torch.arange(first * each, max(first, last) * each), (stop - start) * each
+    first = max(start, rows.start) - rows.start
+    last = min(stop, rows.stop) - rows.start
+    mine = torch.arange(first * each, max(first, last) * each)
+    return mine, (stop - start) * each
 
 
 def surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """PPO's clipped loss [B]: max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log_ratio)."""
+    """PPO's clipped loss [B]: max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log_ratio) and advantage A."""
     ratio = log_ratio.exp()
-    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(-advantage * ratio, -advantage * clipped)
 
 
 class Grpo(Engine):
+    """Clipped policy gradient on the steps of SDE trajectories."""
+
     name = "grpo"
     Options = GrpoOptions
     source = "Flow-GRPO, arXiv 2505.05470, Eq. 5"
 
     def check(self, sampler: Sampler, groups: int) -> None:
+        """Require a stochastic kernel, at least one trained step, and groups that inner updates divide evenly."""
         o, section = self.options, f"params.{self.name}"
         if not sampler.stochastic:
             raise UsageError(
@@ -92,31 +99,37 @@ class Grpo(Engine):
                 f"{section}.timestep_fraction {o.timestep_fraction:g} of {sampler.steps} steps trains no step"
             )
         if groups % o.inner_updates:
-            raise UsageError(
-                f"params.groups {groups} cannot be shared among {o.inner_updates} updates ({section}.inner_updates)"
-            )
+            raise UsageError(f"params.groups {groups} is not divisible by {section}.inner_updates {o.inner_updates}")
 
     def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
+        """Roll out the student, keeping all states and velocities."""
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         field = lab.velocity(conditioning, STUDENT)
         return rollout(field, noise, lab.sampler, lab.generator("kernel", task), keep=True)
 
     def trained(self, sampler: Sampler) -> list[int]:
-        """Indices of the trained steps: within the timestep fraction, and with noise (a density)."""
+        """Indices of the trained steps: those within the timestep fraction that add noise and so have a density."""
         return trained_steps(sampler, self.options.timestep_fraction, noisy=True)
 
     def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
+        """Eq. 5 with the KL penalty, one piece per trained step and chunk of this inner update's images."""
         o, trajectory = self.options, samples.trajectory
         steps = self.trained(lab.sampler)
-        mine, whole = inner_rows(len(trajectory.final), lab.rows.get(task), o.inner_updates, lab.inner)
-        scale = 1 / (whole * len(steps) * lab.shard_fraction(task))  # the loop multiplies by it again
+        count, rows = len(trajectory.final), lab.rows.get(task)
+        mine, whole = inner_rows(count, rows, o.inner_updates, lab.inner)
+        # The training loop multiplies each process's loss by its shard fraction, which would be wrong here: an inner
+        # update's prompts are not spread over the processes like the update's.
+        scale = 1 / (whole * len(steps) * lab.shard_fraction(task))
         ratios = Ratios(o.clip)
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:
             at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
-            for part in mine.split(o.chunk) if len(mine) else ():
+            # An empty tensor would split into one empty part.
+            parts = mine.split(o.chunk) if len(mine) else ()
+            for part in parts:
                 x, cond = trajectory.states[k][part], samples.conditioning[part]
                 new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
+                # The velocities stored at sampling are the old policy's, even after the first inner update.
                 old = Transition(x, trajectory.velocities[k][part], at)
                 drawn = trajectory.states[k + 1][part]
                 log_ratio = self.log_ratio(new, old, drawn)
@@ -125,12 +138,13 @@ class Grpo(Engine):
                 if o.kl:
                     with torch.no_grad():
                         anchor = Transition(x, lab.velocity(cond, reference)(x, sigma), at)
-                    loss = loss + o.kl * released_kl_factor(lab.sampler, k) * new.kl(anchor) / x[0].numel()
+                    factor = o.kl * released_kl_factor(lab.sampler, k)
+                    loss = loss + factor * new.kl(anchor) / x[0].numel()
                 yield loss.sum() * scale
         ratios.note(lab, task, scale)
 
     def log_ratio(self, new: Gaussian, old: Gaussian, drawn: Tensor) -> Tensor:
-        """Log-ratio [B] of one step's policies at the drawn states, a mean over elements as in the released code."""
+        """Log-ratio [B] of the new to the old policy at the drawn states of one step, as a mean over elements."""
         if self.options.log_prob == "squared_error":
             gap = squared_distance(drawn, old.mean) - squared_distance(drawn, new.mean)
         else:
@@ -138,12 +152,14 @@ class Grpo(Engine):
         return gap / drawn[0].numel()
 
     def policy(self, log_ratio: Tensor, advantage: Tensor, h: float) -> Tensor:
-        """Clipped loss [B] of one step of length h."""
+        """Clipped loss [B] of one step of length h in sigma."""
         return surrogate(log_ratio, advantage, self.options.clip)
 
     def passes(self, sampler: Sampler) -> Passes:
+        """A rollout, and per trained step a pass with gradients and, with a penalty, one of the reference."""
         steps = len(self.trained(sampler))
         return Passes(forward=sampler.steps + (steps if self.options.kl else 0), trained=steps)
 
     def kept(self, sampler: Sampler) -> int:
-        return 2 * sampler.steps + 1  # states and velocities
+        """All states and velocities of the trajectory."""
+        return 2 * sampler.steps + 1

@@ -1,4 +1,4 @@
-"""GRPO-Guard (arXiv 2510.22319): Flow-GRPO with a normalised ratio and per-step gradients of equal scale."""
+"""GRPO-Guard (arXiv 2510.22319): Flow-GRPO with a normalised ratio and gradients of equal scale at all steps."""
 
 from __future__ import annotations
 
@@ -18,27 +18,36 @@ class GrpoGuardOptions(GrpoOptions):
     """Settings of GRPO-Guard; defaults as in the released configuration."""
 
     clip: Moderate = 2e-6
+    """The normalised ratio is clipped to 1 +- clip."""
     kl: Weight = 0.0
+    """Weight of the per-step KL to the reference."""
 
 
 class GrpoGuard(Grpo):
+    """Flow-GRPO with GRPO-Guard's ratio and step scaling."""
+
     name = "grpo_guard"
     Options = GrpoGuardOptions
     source = "GRPO-Guard, arXiv 2510.22319, Eq. 8-10 and released code"
 
     def check(self, sampler: Sampler, groups: int) -> None:
+        """Also refuse any `log_prob` but the Gaussian's."""
         super().check(sampler, groups)
         if self.options.log_prob != "gaussian":
-            raise UsageError("params.grpo_guard.log_prob: the guard corrects the Gaussian's log-ratio, and no other")
+            raise UsageError(
+                f"params.grpo_guard.log_prob {self.options.log_prob}: GRPO-Guard corrects the Gaussian log-ratio; "
+                "set gaussian"
+            )
 
     def log_ratio(self, new: Gaussian, old: Gaussian, drawn: Tensor) -> Tensor:
-        """Adds the mean's shift back to the log-ratio, and scales it by the std.
+        """Log-ratio [B] with its bias removed, times the std of the step.
 
-        E[log ratio] under the old policy is -|mean shift|^2 / (2 std^2): without the correction the ratio is biased
-        below 1; multiplied by std its spread no longer depends on the step.
+        Under the old policy the log-ratio has the mean -|mean shift|^2 / (2 std^2), so the ratio is biased below 1;
+        adding the KL removes this. Multiplied by the std, its spread no longer depends on the step.
         """
-        return new.std * (super().log_ratio(new, old, drawn) + new.kl(old) / drawn[0].numel())
+        bias = new.kl(old) / drawn[0].numel()
+        return new.std * (super().log_ratio(new, old, drawn) + bias)
 
     def policy(self, log_ratio: Tensor, advantage: Tensor, h: float) -> Tensor:
-        """Divided by the step's length: gradients of all steps have equal scale."""
+        """Clipped loss [B] divided by the step length h, so that all steps have gradients of equal scale."""
         return surrogate(log_ratio, advantage, self.options.clip) / h

@@ -1,4 +1,4 @@
-"""The part that single-task, joint and cascaded RL share: an engine, prompt groups, rewards, advantages."""
+"""The shared part of single-task, joint and cascade RL: engine, prompt groups, rewards and advantages."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_PICTURES = 1_000_000
+"""Most images per task and update; more is taken for a typing error."""
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Nft, Grpo, GrpoGuard)}
 
 
 class RlOptions(Options):
-    """Settings of every RL method. Only the chosen engine's section matters."""
+    """Settings of every RL method. Only the section of the chosen engine has an effect."""
 
     engine: Literal["nft", "grpo", "grpo_guard"] = "nft"
+    """RL objective."""
     groups: Count = 48
     """Prompts per task and update."""
     group_size: Annotated[int, Field(gt=1, le=100_000)] = 24
-    """Pictures per prompt."""
+    """Images per prompt."""
     mixing: Mixing = "per_reward"
-    """How advantages of several tasks compare: each task in units of its own deviation, or all in common units."""
+    """Scale of advantages across tasks: per_reward divides each task by its own standard deviation, pooled and raw
+    divide all tasks by a common one (methods/rl/advantages.py)."""
     global_std: bool = True
-    """The deviation is the task's over the batch, not each prompt group's."""
+    """True: the standard deviation is taken over the task's batch; False: over each prompt group."""
     nft: NftOptions = NftOptions()
     grpo: GrpoOptions = GrpoOptions()
     grpo_guard: GrpoGuardOptions = GrpoGuardOptions()
 
     @property
     def idle(self) -> dict[str, str]:
-        """The sections of the engines that are not chosen."""
+        """The sections of the other engines, each with the reason why it has no effect."""
         return {name: f"params.engine is {self.engine}" for name in ENGINES if name != self.engine}
 
     def build(self) -> Engine:
@@ -54,13 +57,13 @@ class RlOptions(Options):
 
 
 class RlMethod(Method[Samples]):
-    """Joint RL on whatever tasks the plan names; subclasses change the plan."""
+    """RL with one engine on the tasks in the plan; subclasses change the plan."""
 
     needs = Needs(rewards=True)
     Options = RlOptions
     lowers_memory = (*(f"{name}.chunk" for name in ENGINES), "groups")
     reference: str | None = None
-    """Adapter that the engines' penalty pulls towards; None is the base."""
+    """Adapter that the engine's KL penalty pulls towards; None: the base."""
 
     def __init__(self, options: RlOptions):
         super().__init__(options)
@@ -69,28 +72,33 @@ class RlMethod(Method[Samples]):
 
     @classmethod
     def check(cls, spec, sampler) -> None:
+        """Also refuse oversized batches, what the engine refuses, and a mixing that contradicts `global_std`."""
         super().check(spec, sampler)
         options = cls.Options.model_validate(spec.params)
         if options.groups * options.group_size > MOST_PICTURES:
             raise UsageError(
-                f"params.groups {options.groups} times params.group_size {options.group_size} is more than "
-                f"{MOST_PICTURES:,} pictures a task and update"
+                f"params.groups {options.groups} times params.group_size {options.group_size} exceeds "
+                f"{MOST_PICTURES:,} images per task and update: lower one of them"
             )
         options.build().check(sampler, options.groups)
         if options.mixing != "per_reward" and not options.global_std:
             raise UsageError(
-                f"params.mixing {options.mixing} divides all tasks by one deviation: it needs params.global_std true"
+                f"params.mixing {options.mixing} divides all tasks by one standard deviation: "
+                "set params.global_std true"
             )
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
+        """NFE of one update, from `work`."""
         return cls.work(spec, sampler).passes.nfe
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
+        """The engine's passes per image, times the images of the tasks in one update."""
         options = cls.Options.model_validate(spec.params)
         engine, drawn = options.build(), options.groups * options.group_size
         pictures = cls.tasks_per_update(spec) * drawn
+        # With inner updates one backward pass sees at most one share of the images.
         trained = drawn // getattr(engine.options, "inner_updates", 1)
         return Work(
             engine.passes(sampler) * branches(spec.sampler.guidance) * pictures,
@@ -104,35 +112,48 @@ class RlMethod(Method[Samples]):
 
     @classmethod
     def tasks_per_update(cls, spec) -> int:
+        """Number of tasks that one update trains."""
         return len(spec.tasks)
 
     @property
     def inner_updates(self) -> int:
+        """Optimiser steps per update: the engine's setting, or 1 if it has none."""
         return getattr(self.engine.options, "inner_updates", 1)
 
     def collect(self, lab: Lab, task: str) -> Samples:
+        """Sample `group_size` images per prompt and score them; `mix` fills in the advantages."""
         o = self.options
-        prompts = [p for p in lab.prompts(task, o.groups) for _ in range(o.group_size)]
+        drawn = lab.prompts(task, o.groups)
+        prompts = [prompt for prompt in drawn for _ in range(o.group_size)]
         conditioning = lab.encode(prompts)
         trajectory = self.engine.sample(lab, task, conditioning)
-        rewards = lab.score(task, trajectory.final, prompts).rewards.reshape(-1, o.group_size)
+        scores = lab.score(task, trajectory.final, prompts)
+        rewards = scores.rewards.reshape(-1, o.group_size)
         lab.note(f"reward/{task}", float(rewards.mean()))
         lab.note(f"reward_std/{task}", float(rewards.std(1).mean()))
         return Samples(trajectory, conditioning, rewards, torch.empty(0))
 
     def mix(self, lab: Lab, experiences: dict[str, Samples]) -> dict[str, Samples]:
-        """Turn rewards into advantages, once every task's, of all processes, are known."""
-        shares = lab.workers.gather({task: samples.rewards for task, samples in experiences.items()})
+        """Turn rewards into advantages, once those of all tasks are known.
+
+        Standard deviations are of the whole batch, so processes exchange their rewards and then keep their own rows.
+        """
+        own = {task: samples.rewards for task, samples in experiences.items()}
+        shares = lab.workers.gather(own)
         rewards = {task: np.concatenate([share[task] for share in shares]) for task in experiences}
-        for task, values in advantages(rewards, self.options.mixing, self.options.global_std).items():
+        # Shares are concatenated in the order of processes, which is the order of prompts.
+        scaled = advantages(rewards, self.options.mixing, self.options.global_std)
+        for task, values in scaled.items():
             before = sum(len(share[task]) for share in shares[: lab.workers.index])
-            mine = values[before : before + len(experiences[task].rewards)].reshape(-1)
+            mine = values[before : before + len(own[task])].reshape(-1)
             device = experiences[task].trajectory.final.device
             experiences[task].advantages = torch.as_tensor(mine, dtype=torch.float32, device=device)
         return experiences
 
     def losses(self, lab: Lab, task: str, experience: Samples) -> Iterator[Tensor]:
+        """The engine's loss."""
         yield from self.engine.losses(lab, task, experience, self.reference)
 
     def after_update(self, lab: Lab) -> None:
+        """Let the engine update its adapters."""
         self.engine.after_update(lab)

@@ -1,4 +1,4 @@
-"""What published trainers log of a clipped objective: the mean ratio, and how many ratios lay beyond the clip."""
+"""Logged statistics of a clipped objective, as in published trainers: the mean ratio and the clipped fraction."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ if TYPE_CHECKING:
 
 
 class Ratios:
-    """Sums over one task's losses of one optimiser step; read once at its end, so that no step waits for the device."""
+    """Running sums over one task's losses in one optimiser step.
+
+    They stay on the device and are read once at the end, so that no piece of the loss waits for a transfer.
+    """
 
     def __init__(self, clip: float):
         self.clip = clip
         self._ratio = self._beyond = torch.zeros(())
 
     def add(self, log_ratio_B: Tensor) -> None:
-        """Take in the log-ratios of one step, as the objective exponentiates them."""
+        """Add the log-ratios [B] of one sampler step, exactly as the objective exponentiates them."""
         ratio = log_ratio_B.detach().exp()
+        beyond = (ratio - 1).abs() > self.clip
         self._ratio = self._ratio.to(ratio.device) + ratio.sum()
-        self._beyond = self._beyond.to(ratio.device) + ((ratio - 1).abs() > self.clip).sum()
+        self._beyond = self._beyond.to(ratio.device) + beyond.sum()
 
     def note(self, lab: Lab, task: str, scale: float) -> None:
-        """Log sums times `scale`, one over how many there are, as ratio/TASK and clipped/TASK.
+        """Log the means as ratio/TASK and clipped/TASK; `scale` is one over the number of ratios.
 
-        Of several optimiser steps on the same trajectories the last one's stay: in the first every ratio is 1.
+        With several optimiser steps on the same trajectories the last step's values remain in the log. Those of the
+        first would say nothing, as every ratio is 1 there.
         """
         lab.note(f"ratio/{task}", float(self._ratio) * scale)
         lab.note(f"clipped/{task}", float(self._beyond) * scale)

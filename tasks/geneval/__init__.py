@@ -1,1 +1,1 @@
-"""GenEval: composition."""
+"""GenEval: composition of objects, counts, colours and positions."""

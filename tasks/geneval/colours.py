@@ -1,7 +1,7 @@
-"""GenEval's judge of colours: CLIP ViT-L/14 on the object, cut out by its mask, among ten colours.
+"""GenEval's colour classifier: CLIP ViT-L/14 chooses among ten colours for an object cut out by its mask.
 
-Cut-outs are brought to CLIP's size as open_clip does it for evaluation (torchvision's Resize and CenterCrop on PIL
-pictures), whose crop lies a pixel beside transformers' where the margin is odd.
+Cut-outs are resized as by open_clip in evaluation (torchvision's Resize and CenterCrop on PIL images). Its crop differs
+by one pixel from that of transformers where the margin is odd.
 """
 
 from __future__ import annotations
@@ -23,44 +23,49 @@ TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {nam
 BACKGROUND = 153
 """Grey level outside the object's mask."""
 THIN = 50
-"""Times its short side that a cut-out is scaled whole."""
+"""Largest aspect ratio at which a cut-out is resized without first removing its ends."""
 
 
 class ColourJudge(Protocol):
-    """Anything that names the colour of a detected object."""
+    """Anything that classifies the colour of detected objects."""
 
     @property
     def name(self) -> str:
-        """Part of every score's name."""
+        """Identifies the judge; part of the scorer's name."""
 
     def judge(self, image_CHW: Tensor, objects: list[Detection], noun: str) -> list[str]:
-        """The colour of each object, all of one noun, in a picture [3, H, W] in [0, 1]."""
+        """Colours of objects of one class, called `noun`, in an image [3, H, W] in [0, 1]."""
 
 
 class ClipColourJudge:
     """A CLIPModel with its tokenizer: a folder in transformers' format, or a hub id.
 
     The official evaluator runs open_clip's ViT-L-14 "openai", whose weights are openai/clip-vit-large-patch14, under
-    half-precision autocast; here it is float32.
+    half-precision autocast; here it runs in float32.
     """
 
     def __init__(self, source: str, colours: tuple[str, ...], sources: dict[str, str] | None = None):
-        """`sources` say where and how it runs (tasks/clip.py)."""
-        self.clip, self.colours = with_processor(source, source, sources or {}, open_clip_pixels), colours
+        """`sources` may set device, precision and batch (tasks/clip.py)."""
+        self.clip = with_processor(source, source, sources or {}, open_clip_pixels)
+        self.colours = colours
         self._words = cache(self._embed_words)
 
     @property
     def name(self) -> str:
+        """Identifies the weights and their precision."""
         return f"clip-colours-{self.clip.name}"
 
     def _embed_words(self, noun: str) -> Tensor:
-        """One unit vector a colour [colours, D]: the renormalised mean over the templates."""
+        """One unit vector per colour, [colours, D]: the renormalised mean over the prompt templates."""
         texts = [t.format(colour=colour, name=noun) for colour in self.colours for t in TEMPLATES]
-        return torch.nn.functional.normalize(self.clip.texts(texts).unflatten(0, (-1, len(TEMPLATES))).mean(1), dim=-1)
+        by_colour = self.clip.texts(texts).unflatten(0, (-1, len(TEMPLATES)))
+        return torch.nn.functional.normalize(by_colour.mean(1), dim=-1)
 
     def judge(self, image_CHW: Tensor, objects: list[Detection], noun: str) -> list[str]:
-        """As the protocol says. Raises FloatingPointError where CLIP makes no numbers of them: the largest of none is
-        the first colour."""
+        """The most likely colour of each object.
+
+        Raises FloatingPointError for values that are not finite, since argmax of NaNs would silently give a colour.
+        """
         if not objects:
             return []
         images = self.clip.images([cut_out(image_CHW, o) for o in objects])
@@ -71,36 +76,45 @@ class ClipColourJudge:
 
 
 def open_clip_pixels(pictures: Pictures, side: int) -> Tensor:
-    """PIL pictures of any sizes -> pixel values [B, 3, side, side]: short side to `side`, centre, CLIP's statistics."""
+    """PIL images of any sizes -> pixel values [B, 3, side, side].
+
+    The short side is resized to `side` (bicubic), the centre cropped and normalised with CLIP's mean and std.
+    """
     from PIL import Image
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-    assert isinstance(pictures, list)  # the judge shows no tensors
+    assert isinstance(pictures, list)  # the judge passes PIL images only
     found = []
     for picture in map(without_ends, pictures):
         short = min(picture.size)
-        scaled = picture.resize([int(side * length / short) for length in picture.size], Image.Resampling.BICUBIC)
-        left, top = (round((length - side) / 2) for length in scaled.size)  # halves to the even side, as torchvision
-        pixels = np.asarray(scaled.crop((left, top, left + side, top + side)), np.float32)
+        size = [int(side * length / short) for length in picture.size]
+        scaled = picture.resize(size, Image.Resampling.BICUBIC)
+        # Python rounds halves to even, like torchvision.
+        left, top = (round((length - side) / 2) for length in scaled.size)
+        square = scaled.crop((left, top, left + side, top + side))
+        pixels = np.asarray(square, np.float32)
         found.append(torch.from_numpy(pixels).permute(2, 0, 1) / 255)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    mean = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
+    std = torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
     return (torch.stack(found) - mean) / std
 
 
 def without_ends(picture):
-    """The picture, and of one thinner than 1:THIN the middle: a line a pixel wide would become gigabytes.
+    """The image itself, or the middle part of one thinner than 1:THIN; a line one pixel wide would resize to gigabytes.
 
-    The central square does not show the ends. They go by whole squares, an even number at each, so that the scale and
-    the roundings stay what they are for the whole picture.
+    The ends are outside the central square anyway. The same even number of squares is removed from both ends, so that
+    scale and rounding are those of the complete image.
     """
     short, long = sorted(picture.size)
     end = 2 * short * max(0, (long - THIN * short) // (4 * short))
     left, top = (end if side == long else 0 for side in picture.size)
-    return picture.crop((left, top, picture.width - left, picture.height - top)) if end else picture
+    if not end:
+        return picture
+    return picture.crop((left, top, picture.width - left, picture.height - top))
 
 
 def cut_out(image_CHW: Tensor, found: Detection):
-    """The object on grey as a PIL picture, cut to its box."""
+    """The object on a grey background, cropped to its box, as a PIL image."""
     from PIL import Image
 
     on_grey = np.where(found.mask[..., None], to_bytes(image_CHW), np.uint8(BACKGROUND))

@@ -1,10 +1,10 @@
 """Convert GenEval's detector from mmdet's checkpoint: python -m tasks.geneval.mmdet_weights CHECKPOINT.pth FOLDER
 
-The official evaluator's Mask2Former (Swin-S, COCO instances, trained with mmdet 2.x) becomes a folder that
-transformers' Mask2FormerForUniversalSegmentation reads. Only names and two layouts differ: mmdet keeps query, key and
-value in one matrix, and its patch merging orders the channels of a 2x2 patch channel by channel, transformers' pixel by
-pixel. mmdet 3 distributes the same weights under other names; they are read too, and pictures are still prepared as the
-official evaluator's mmdet 2.x does it.
+The official evaluator's Mask2Former (Swin-S, COCO instances, trained with mmdet 2.x) is written as a folder that
+transformers' Mask2FormerForUniversalSegmentation loads. Only names and two layouts differ. mmdet stores query, key and
+value in one matrix, and its patch merging orders the channels of a 2x2 patch channel by channel where transformers goes
+pixel by pixel. mmdet 3 distributes the same weights under different names, which are accepted too; images are still
+preprocessed as in mmdet 2.x, which the official evaluator uses.
 """
 
 import argparse
@@ -71,20 +71,21 @@ SECTIONS: dict[str, tuple[str, Renames]] = {
         (r"mask_embed\.(\d)", lambda m: f"decoder.mask_predictor.mask_embedder.{int(m[1]) // 2}.0"),
     ]),
 }  # fmt: skip
-"""mmdet's module -> the module of transformers' published checkpoints, and what is renamed inside, in order."""
+"""mmdet's module -> the module in transformers' published checkpoints, and the renamings inside it, in order."""
 DERIVED = ("relative_position_index", "loss_cls", "class_weight", "data_preprocessor.")
-"""Entries that hold nothing learned."""
+"""Entries that are not learned parameters."""
 VERSION_3 = [
     (r"^(panoptic_head\.pixel_decoder\.encoder\.layers\.\d+)\.self_attn\.", r"\1.attentions.0."),
     (r"^(panoptic_head\.transformer_decoder\.layers\.\d+)\.cross_attn\.", r"\1.attentions.0."),
     (r"^(panoptic_head\.transformer_decoder\.layers\.\d+)\.self_attn\.", r"\1.attentions.1."),
     (r"^(panoptic_head\..*\.layers\.\d+)\.ffn\.", r"\1.ffns.0."),
 ]
-"""mmdet 3's names -> 2.x's; all others are the same."""
+"""mmdet 3's names -> mmdet 2.x's; all others are the same."""
 
 
 def renamed(key: str) -> str:
-    """The transformers name of an mmdet parameter; one that is in no known module keeps its own."""
+    """The transformers name of an mmdet parameter; a parameter outside the known modules keeps its name."""
+    # SECTIONS lists the parts of panoptic_head before panoptic_head itself, so that the first match is the right one.
     for theirs, (ours, inside) in SECTIONS.items():
         if key.startswith(f"{theirs}."):
             name = key.removeprefix(f"{theirs}.")
@@ -95,7 +96,7 @@ def renamed(key: str) -> str:
 
 
 def named_as_version_2(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """A state dict under mmdet 2.x's names, and whether it had mmdet 3's."""
+    """A state dict with mmdet 2.x's names, and whether its names were mmdet 3's."""
 
     def older(key: str) -> str:
         for pattern, name in VERSION_3:
@@ -113,7 +114,7 @@ def pixel_by_pixel(merged: Tensor) -> Tensor:
 
 
 def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An mmdet state dict under transformers' names and layouts."""
+    """An mmdet state dict in transformers' names and layouts."""
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         if any(name in key for name in DERIVED):
@@ -133,17 +134,18 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def architecture(state: dict[str, Tensor]):
-    """The Mask2FormerConfig that an mmdet state dict's shapes spell out."""
+    """The Mask2FormerConfig that follows from the shapes in an mmdet state dict."""
     from transformers import Mask2FormerConfig, SwinConfig
 
     def count(pattern: str) -> int:
-        return len({match[1] for key in state if (match := re.match(pattern, key))})
+        matches = [re.match(pattern, key) for key in state]
+        return len({match[1] for match in matches if match})
 
     stages = range(count(r"backbone\.stages\.(\d+)\."))
     tables = [state[f"backbone.stages.{i}.blocks.0.attn.w_msa.relative_position_bias_table"] for i in stages]
     hidden = state["panoptic_head.query_feat.weight"].shape[1]
     encoder = "panoptic_head.pixel_decoder.encoder.layers"
-    points = 3 * 4  # levels and points of the deformable attention; transformers has no others
+    points = 3 * 4  # levels x points of the deformable attention, fixed in transformers
     swin = SwinConfig(  # type: ignore[call-arg]  # a field in its types, an argument where it is read
         embed_dim=state["backbone.patch_embed.projection.weight"].shape[0],
         depths=[count(rf"backbone\.stages\.{i}\.blocks\.(\d+)\.") for i in stages],
@@ -167,9 +169,9 @@ def architecture(state: dict[str, Tensor]):
 
 
 def convert(checkpoint: Path, folder: Path) -> bool:
-    """Write a transformers folder; whether the checkpoint was named as mmdet 3 names it.
+    """Write a transformers folder; returns whether the checkpoint has mmdet 3's names.
 
-    Raises MissingError or DamagedError for a file that is no such checkpoint, UsageError for a folder that cannot be
+    Raises MissingError or DamagedError for a file that is not such a checkpoint, UsageError for a folder that cannot be
     written.
     """
     state, version_3 = named_as_version_2(state_dict(checkpoint, WHAT))
@@ -178,23 +180,24 @@ def convert(checkpoint: Path, folder: Path) -> bool:
     try:
         config, tensors = architecture(state), converted(state)
     except KeyError as error:
-        raise DamagedError(f"{checkpoint} is no {WHAT}{of}: it has no {error.args[0]!r}; {hint}") from error
+        raise DamagedError(f"{checkpoint} is not an {WHAT}{of}: it lacks {error.args[0]!r}; {hint}") from error
     except (IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise DamagedError(f"{checkpoint} is no {WHAT}{of}: {cause_of(error)}; {hint}") from error
+        raise DamagedError(f"{checkpoint} is not an {WHAT}{of}: {cause_of(error)}; {hint}") from error
     require_numbers(tensors, checkpoint)
     require_coco(config.id2label, str(checkpoint))
-    save_folder(_model(config, tensors, f"{checkpoint}{of and f', a file{of},'}", hint), folder)
+    source = f"{checkpoint}, a file{of}," if version_3 else str(checkpoint)
+    save_folder(_model(config, tensors, source, hint), folder)
     return version_3
 
 
 def _model(config, tensors: dict[str, Tensor], source: str, hint: str):
-    """The Mask2Former of converted tensors. Raises DamagedError if they are not exactly its own."""
+    """The Mask2Former with the converted tensors. Raises DamagedError if they do not fit it exactly."""
     import transformers
     from transformers import Mask2FormerForUniversalSegmentation
 
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # what does not fit is an error below
+    transformers.utils.logging.set_verbosity_error()  # mismatches become an error below
     try:
         loaded: tuple[Mask2FormerForUniversalSegmentation, dict[str, Any]]
         loaded = Mask2FormerForUniversalSegmentation.from_pretrained(  # type: ignore[assignment]  # its types know no report
@@ -207,7 +210,7 @@ def _model(config, tensors: dict[str, Tensor], source: str, hint: str):
     model, report = loaded
     missing = [key for key in report["missing_keys"] if not UNREAD.search(key)]
     reshaped = names_of(report["mismatched_keys"])
-    wrong = {"missing": missing, "unknown": report["unexpected_keys"], "of another shape": reshaped}
+    wrong = {"missing": missing, "unknown": report["unexpected_keys"], "of a different shape": reshaped}
     if any(wrong.values()):
         found = ", ".join(f"{kind}: {sorted(map(str, keys))[0]!r}" for kind, keys in wrong.items() if keys)
         raise DamagedError(f"{source} does not fit transformers' Mask2Former ({found}); {hint}")
@@ -215,17 +218,19 @@ def _model(config, tensors: dict[str, Tensor], source: str, hint: str):
 
 
 def main() -> None:
+    """Parse the command line, convert the checkpoint, and keep a canary if one is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help=f"mmdet's file, {OFFICIAL}")
-    parser.add_argument("folder", type=Path, help="where the converted model goes")
-    parser.add_argument("--canary", type=Path, help="picture that vouches for the weights from now on")
-    parser.add_argument("--objects", help="what is in it, as cat=2,tv remote=2 (or by COCO's own names)")
+    parser.add_argument("checkpoint", type=Path, help=f"mmdet checkpoint file; officially {OFFICIAL}")
+    parser.add_argument("folder", type=Path, help="folder for the converted model")
+    canary_help = "image with known objects, on which the detector is checked before every scoring run"
+    parser.add_argument("--canary", type=Path, help=canary_help)
+    parser.add_argument("--objects", help="objects in the canary, as cat=2,tv remote=2 (GenEval's or COCO's names)")
     arguments = parser.parse_args()
     if (arguments.canary is None) != (arguments.objects is None):
-        raise UsageError("--canary takes --objects with it")
+        raise UsageError("--canary and --objects must be given together")
     wanted = expectations(arguments.objects) if arguments.canary else {}
     if convert(arguments.checkpoint, arguments.folder):
-        print("a file of mmdet 3; pictures are prepared as mmdet 2.x does it, which the official evaluator runs on")
+        print("the file is from mmdet 3; images are preprocessed as in mmdet 2.x, which the official evaluator uses")
     if arguments.canary:
         keep(Mask2FormerDetector(str(arguments.folder), "hf-converted"), arguments.canary, wanted, arguments.folder)
     print(f"converted: {arguments.folder}")

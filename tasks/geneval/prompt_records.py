@@ -1,8 +1,8 @@
-"""Whether a prompt record is one that GenEval's rules can judge: its form, and the words in it.
+"""Checks that GenEval's rules can judge a prompt record: its format and its vocabulary.
 
 A record is {"tag", "include": [{"class", "count", ["color"], ["position": [relation, clause]]}, ...],
-["exclude": [{"class", "count"}, ...]], "prompt"}. A word that the detector or the rules can never report would make
-every picture of the prompt wrong without a sign.
+["exclude": [{"class", "count"}, ...]], "prompt"}. With a word that the
+detector or the rules can never report, every image of the prompt would silently count as wrong.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,18 +15,18 @@ from tasks.geneval.rules import MAX_OBJECTS
 
 REQUIRED = ("class", "count")
 FORMS = {"include": (*REQUIRED, "color", "position"), "exclude": REQUIRED}
-"""List of a record -> the keys that its clauses may have."""
+"""List in a record -> the keys that its clauses may have."""
 KEYS = ("tag", "include", "exclude", "prompt")
-"""A record may have others, which are passed over; but not one of these misspelt."""
+"""Other keys are ignored, unless they look like a misspelling of one of these."""
 NEEDED = {"colors": "color", "color_attr": "color", "position": "position"}
-"""Tag -> the key that at least one clause has: without it, the picture would not be asked what the tag says. As to
-counting, see `_check_limits`."""
+"""Tag -> the key that at least one clause must have; without it the tag's property would not be tested. For counting
+see `_check_limits`."""
 
 
 def check_record(record: Any, vocabulary: Vocabulary) -> None:
-    """Raise UsageError, naming the field and the nearest valid value, for a record of another form or vocabulary."""
+    """Raise UsageError, with the field and the nearest valid value, for a record in a wrong format or vocabulary."""
     if not isinstance(record, dict):
-        raise UsageError(f"a prompt record is an object, not {_shown(record)}")
+        raise UsageError(f"a prompt record is an object with tag, include and prompt, not {_shown(record)}")
     absent = [key for key in KEYS if key not in record]
     for key in record:
         if key not in KEYS and (meant := get_close_matches(key.lower(), absent, 1, cutoff=0.75)):
@@ -38,7 +38,7 @@ def check_record(record: Any, vocabulary: Vocabulary) -> None:
         raise UsageError(f"prompt should be text, not {_shown(record['prompt'])}")
     _one_of(TAGS, record["tag"], "tag")
     if record["include"] == []:
-        raise UsageError("include names no object: it should be a list of at least one {class, count}")
+        raise UsageError("include is empty: it should be a list of at least one {class, count}")
     for name in FORMS:
         clauses = record.get(name, [])
         if not isinstance(clauses, list):
@@ -47,13 +47,15 @@ def check_record(record: Any, vocabulary: Vocabulary) -> None:
             _check_clause(clause, name, place, vocabulary)
     needed = NEEDED.get(record["tag"])
     if needed and not any(needed in clause for clause in record["include"]):
-        raise UsageError(f"the tag {record['tag']!r} needs a {needed!r} in a clause of include, and there is none")
+        raise UsageError(f"the tag {record['tag']!r} needs a clause of include with {needed!r}; there is none")
     _check_limits(record)
 
 
 def _check_limits(record: dict) -> None:
-    """Raise UsageError where excludes contradict what is asked, and for counting without one: only an exclude tells
-    that there are too many."""
+    """Raise UsageError if `exclude` contradicts `include`, and for counting without `exclude`.
+
+    Only `exclude` makes too many objects wrong: `include` asks for at least `count`.
+    """
     asked: dict[str, int] = {}
     for clause in record["include"]:
         asked[clause["class"]] = max(clause["count"], asked.get(clause["class"], 0))
@@ -62,14 +64,14 @@ def _check_limits(record: dict) -> None:
         if clause["count"] <= (wanted := asked.get(clause["class"], 0)):
             raise UsageError(
                 f"exclude[{place}].count should be more than the {wanted} of {clause['class']!r} that include asks "
-                f"for, not {clause['count']}: every picture would be wrong"
+                f"for, not {clause['count']}: every image would be wrong"
             )
     unlimited = asked.keys() - {clause["class"] for clause in limits}
     if record["tag"] == "counting" and unlimited:
         name = min(unlimited)
         raise UsageError(
             f"the tag 'counting' needs an exclude of {name!r}, as {{class: {name}, count: {asked[name] + 1}}}: without "
-            "it any larger number is correct"
+            "it any larger number would be correct"
         )
 
 
@@ -84,8 +86,9 @@ def _check_clause(clause: Any, of: str, place: int, vocabulary: Vocabulary) -> N
             raise UsageError(f"{where} has no {key}")
     _one_of(vocabulary.names, clause["class"], f"{where}.class", vocabulary.aliases)
     count = clause["count"]
+    # In Python true is an integer.
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_OBJECTS:
-        limit = f"from 1 to {MAX_OBJECTS}, as no more are kept"
+        limit = f"from 1 to {MAX_OBJECTS}, the most that are kept"
         raise UsageError(f"{where}.count should be a whole number {limit}, not {_shown(count)}")
     if "color" in clause:
         _one_of(vocabulary.colours, clause["color"], f"{where}.color")
@@ -104,7 +107,7 @@ def _check_position(position: Any, place: int, where: str) -> None:
 
 
 def _one_of(known: Iterable[str], value: Any, where: str, aliases: Mapping[str, str] | None = None) -> None:
-    """Raise UsageError for a value that is none of the known; `aliases` say what other vocabularies' words mean."""
+    """Raise UsageError for a value that is not in `known`; `aliases` maps words of other vocabularies to known ones."""
     if not isinstance(value, str):
         raise UsageError(f"{where} should be text, not {_shown(value)}")
     if value in known:
@@ -115,6 +118,6 @@ def _one_of(known: Iterable[str], value: Any, where: str, aliases: Mapping[str, 
 
 
 def _shown(value: Any) -> str:
-    """A wrong value as an error shows it."""
+    """A wrong value, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,7 @@
-"""GenEval's prompt generator, with the vocabulary as its argument.
+"""GenEval's prompt generator for any vocabulary.
 
-An independent implementation of the procedure of djghosh13/geneval: with COCO's names and seed 43 it gives the
-official 553 prompts.
+An independent implementation of the procedure in github.com/djghosh13/geneval; with COCO's names and seed 43 it
+generates the official 553 prompts.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ NUMBERS = ("zero", "one", "two", "three", "four")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Object names and colours; `uncoloured` is a name that never gets a colour."""
+    """Object names and colours. `uncoloured` is the name that never gets a colour."""
 
     names: tuple[str, ...]
     colours: tuple[str, ...]
     uncoloured: str | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """What other data sets call an object -> its name here: named in errors, never taken for it."""
+    """Name in other data sets -> name here: suggested in error messages, never accepted."""
 
 
 RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
-"""The three classes that GenEval calls otherwise than COCO."""
+"""COCO name -> GenEval name of the three classes that differ."""
 COCO = Vocabulary(
     names=(
         "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -59,10 +59,14 @@ def _plural(noun: str) -> str:
 
 
 def generate(vocabulary: Vocabulary, seed: int = 43, draws: int = 100) -> list[dict[str, Any]]:
-    """Prompt records {tag, include, [exclude], prompt} in the official key order, exact duplicates removed."""
+    """Prompt records {tag, include, [exclude], prompt} in the official key order, with exact duplicates removed.
+
+    The order of random draws is the official one; the 553 prompts depend on it.
+    """
     names, colours = vocabulary.names, vocabulary.colours
     rng = np.random.default_rng(seed)
     count = len(names)
+    # Classes with colours are drawn from the names after the uncoloured one, cyclically.
     skip = 0 if vocabulary.uncoloured is None else 1
     first = names.index(vocabulary.uncoloured) + 1 if skip else 0
     records: list[dict[str, Any]] = []
@@ -89,6 +93,7 @@ def generate(vocabulary: Vocabulary, seed: int = 43, draws: int = 100) -> list[d
     for _ in range(draws):
         a, b = (names[i] for i in rng.choice(count, 2, replace=False))
         relation = RELATIONS[rng.choice(4)]
+        # The target comes first: a position refers to an earlier clause by its index.
         include = [{"class": b, "count": 1}, {"class": a, "count": 1, "position": [relation, 0]}]
         add("position", include, f"a photo of {_a(a)} {relation} {_a(b)}")
     for _ in range(draws):
@@ -99,7 +104,8 @@ def generate(vocabulary: Vocabulary, seed: int = 43, draws: int = 100) -> list[d
     unique: list[dict[str, Any]] = []
     seen: set[str] = set()
     for record in records:
-        if (key := repr(record)) not in seen:
+        key = repr(record)
+        if key not in seen:
             seen.add(key)
             unique.append(record)
     return unique

@@ -1,7 +1,8 @@
 """GenEval's decision rules on detections: official, strict and partial (see the official evaluator's README).
 
-The rules know no detector: they read objects by class, each with a box, a confidence and a colour. Whatever is compared
-is float32, as there: a confidence of float32's 0.3, which is a little more than 0.3, is not above the threshold.
+The rules do not depend on a detector: they read objects by class, each with a box, a confidence and a colour. All
+comparisons are in float32, as in the official evaluator: a confidence of float32(0.3), which is slightly more than 0.3,
+is not above the threshold.
 """
 
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ from typing import Any
 import numpy as np
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
-"""Of confidence, strictly; counting prompts take the second."""
+"""Objects need a confidence strictly above the threshold; counting prompts use the second."""
 MAX_OBJECTS = 16
+"""Most objects kept per class."""
 POSITION_THRESHOLD = 0.1
+"""Share of the two boxes' summed size by which they may be offset without standing in a relation."""
 
 
 @dataclass(frozen=True)
 class DetectedObject:
-    """A detected object; `box` is (x1, y1, x2, y2) in pixels, the values of box and score those of float32."""
+    """A detected object: `box` is (x1, y1, x2, y2) in pixels; box and score have float32 values."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -28,27 +31,30 @@ Objects = dict[str, list[DetectedObject]]
 
 
 def select(objects: Objects, tag: str) -> Objects:
-    """Keep what the official evaluator keeps: by confidence, strictly above the threshold, at most 16 a class.
+    """Keep what the official evaluator keeps: objects strictly above the threshold, most confident first, 16 per class.
 
-    Of equally confident objects the first comes first: the official evaluator takes the last, so what reads its
-    detections hands them over in reverse (tasks/geneval/photo.py).
+    Equally confident objects keep their order. The official evaluator takes the last of them first, so the reader of
+    detections passes them in reverse order (tasks/geneval/photo.py).
     """
     threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
     kept = {}
     for name, found in objects.items():
         scores_N = np.array([o.score for o in found], np.float32)
         order = np.argsort(-scores_N, kind="stable")
-        if best := order[scores_N[order] > threshold][:MAX_OBJECTS].tolist():
+        best = order[scores_N[order] > threshold][:MAX_OBJECTS].tolist()
+        if best:
             kept[name] = [found[i] for i in best]
     return kept
 
 
 def relations(a: DetectedObject, b: DetectedObject) -> set[str]:
-    """Relations in which `a` stands to `b`: none, one or two of left of, right of, above, below."""
+    """Relations of `a` to `b`: none, one or two of "left of", "right of", "above" and "below"."""
     box_a, box_b = (np.array(o.box, np.float32).reshape(2, 2) for o in (a, b))
     offset = box_a.mean(0) - box_b.mean(0)
-    dims = np.abs(np.diff(box_a, axis=0)[0]) + np.abs(np.diff(box_b, axis=0)[0])
-    revised = np.maximum(np.abs(offset) - np.float32(POSITION_THRESHOLD) * dims, 0) * np.sign(offset)
+    size_a, size_b = (np.abs(np.diff(box, axis=0)[0]) for box in (box_a, box_b))
+    dims = size_a + size_b
+    beyond = np.abs(offset) - np.float32(POSITION_THRESHOLD) * dims
+    revised = np.maximum(beyond, 0) * np.sign(offset)
     if np.all(np.abs(revised) < 1e-3):
         return set()
     dx, dy = revised / np.linalg.norm(offset)
@@ -57,20 +63,26 @@ def relations(a: DetectedObject, b: DetectedObject) -> set[str]:
 
 
 def _in_place(objects: list[DetectedObject], targets: list[DetectedObject], relation: str) -> str:
-    """Empty if every pair stands in the relation, else the relations of the first pair that does not."""
+    """Empty if every pair stands in the relation, else a text with the relations of the first pair that does not."""
     for a in objects:
         for b in targets:
-            if relation not in (actual := relations(a, b)):
+            actual = relations(a, b)
+            if relation not in actual:
                 return f"found {' and '.join(sorted(actual))} target"
     return ""
 
 
 def official(objects: Objects, metadata: dict[str, Any], colours: tuple[str, ...]) -> tuple[bool, str]:
-    """The official verdict and its reason, from selected objects (see `select`) and a prompt record."""
+    """The official verdict and its reason, for selected objects (see `select`) and a prompt record.
+
+    The reasons are worded as in the official evaluator's results.
+    """
     reasons: list[str] = []
+    # Per clause its objects, or None if it failed: a relation to a failed clause fails too.
     groups: list[list[DetectedObject] | None] = []
     for clause in metadata.get("include", []):
         name, count = clause["class"], clause["count"]
+        # The official rule reads only the `count` most confident objects.
         found = objects.get(name, [])[:count]
         ok = len(found) == count
         if not ok:
@@ -102,7 +114,7 @@ def official(objects: Objects, metadata: dict[str, Any], colours: tuple[str, ...
 
 
 def strict(objects: Objects, metadata: dict[str, Any]) -> bool:
-    """Flow-GRPO's strict variant: every class exactly `count` times, colours exactly; excludes are not read."""
+    """Flow-GRPO's strict variant: exactly `count` objects per class, all in the right colour; ignores `exclude`."""
     groups: list[list[DetectedObject] | None] = []
     correct = True
     for clause in metadata.get("include", []):
@@ -119,9 +131,9 @@ def strict(objects: Objects, metadata: dict[str, Any]) -> bool:
 
 
 def partial(objects: Objects, metadata: dict[str, Any]) -> float:
-    """Flow-GRPO's training reward: mean of per-clause credits; can be negative when far too many are found.
+    """Flow-GRPO's training reward: the mean of per-clause credits. It is negative if far too many objects are found.
 
-    A failed relation adds both 0 and 1, as the published reward server does (two objects on the wrong sides: 0.75).
+    A failed relation adds both a 0 and a 1, as in the published reward server (two objects on the wrong sides: 0.75).
     """
     terms: list[float] = []
     groups: list[list[DetectedObject] | None] = []

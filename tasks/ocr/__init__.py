@@ -1,1 +1,1 @@
-"""Text rendering."""
+"""OCR: text rendering."""

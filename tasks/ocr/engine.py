@@ -1,4 +1,4 @@
-"""The real OCR engine: RapidOCR with its bundled PP-OCR models, a picture a core."""
+"""The OCR engine for photographs: RapidOCR with its bundled PP-OCR models, one image per core."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENGINE = "rapidocr-3.10.0"
-"""Pinned in pyproject.toml: the package brings its models."""
+"""Pinned in pyproject.toml, as the package contains the models."""
 MIN_SIDE = 128
-"""Smaller pictures are enlarged (bicubic) to this side: the detector was not made for postage stamps."""
+"""Images with a shorter side are enlarged to it (bicubic), because the text detector fails on very small images."""
 
 
 @cache
@@ -28,7 +28,7 @@ def _engine():
     from rapidocr import RapidOCR
 
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
-    # Its networks take a thread each: the threads of one picture would wait for each other more than they compute.
+    # One thread per network: on such small inputs more threads would mostly wait for each other.
     return RapidOCR(
         params={
             "Global.log_level": "error",
@@ -40,23 +40,29 @@ def _engine():
 
 
 def cores() -> int:
-    """Threads that this process may keep busy: its cores, shared with the processes of its run on this machine, and no
-    more than OMP_NUM_THREADS where it is alone (a launcher of several sets that to 1 for all of them)."""
+    """Number of threads for this process.
+
+    Its cores are divided among the run's processes on this machine. A process that is alone also respects
+    OMP_NUM_THREADS; otherwise that is ignored, because launchers of several processes set it to 1.
+    """
     mine = len(os.sched_getaffinity(0))
     together = launched("LOCAL_WORLD_SIZE", 1)
     if together > 1:
         return max(1, mine // together)
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return min(mine, int(wanted)) if wanted.isdecimal() and int(wanted) else mine
+    if wanted.isdecimal() and int(wanted):
+        return min(mine, int(wanted))
+    return mine
 
 
 def read_with_rapidocr(images_BCHW: Tensor) -> list[str]:
-    """Text lines of each picture [B, 3, H, W] in [0, 1], joined without separators; '' when none is found."""
+    """Text of each image [B, 3, H, W] in [0, 1]: its lines joined without separators, '' if none is found."""
     images = images_BCHW.cpu()
-    _engine()  # made once, before threads ask for it
-    if (threads := min(cores(), len(images))) <= 1:
+    _engine()  # built here once, so that threads do not build it several times
+    threads = min(cores(), len(images))
+    if threads <= 1:
         return [_read(image) for image in images]
-    # The networks run outside Python's lock, and one engine serves all threads: it keeps nothing of a picture.
+    # The networks release the GIL, and one engine serves all threads because it keeps no state between images.
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(_read, images))
 
@@ -67,6 +73,7 @@ def _read(image_CHW: Tensor) -> str:
     picture = Image.fromarray(to_bytes(image_CHW))
     if min(picture.size) < MIN_SIDE:
         factor = MIN_SIDE / min(picture.size)
-        picture = picture.resize([round(side * factor) for side in picture.size], Image.Resampling.BICUBIC)
-    # RapidOCR reads arrays as BGR.
-    return "".join(_engine()(np.asarray(picture)[..., ::-1]).txts or ())
+        size = [round(side * factor) for side in picture.size]
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    bgr = np.asarray(picture)[..., ::-1]  # the channel order that RapidOCR expects
+    return "".join(_engine()(bgr).txts or ())

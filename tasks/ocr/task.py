@@ -1,4 +1,4 @@
-"""The text-rendering task: read the picture, compare with the quoted text."""
+"""The text-rendering task: read the text in an image and compare it with the quoted text of the prompt."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
+"""Prompts per split on micro."""
 
 
 def _micro_signs(_: dict[str, str]) -> dict[str, list[str]]:
-    """Distinct random signs in a fixed order, lengths in equal shares."""
+    """Captions of distinct random signs in a fixed order, with all lengths equally often."""
     rng = np.random.default_rng(7)
     signs: dict[str, None] = {}
+    # A dict keeps the order and drops repeated signs.
     while len(signs) < sum(SIZES.values()):
-        signs["".join(rng.choice(list(ALPHABET), SIGN_LENGTHS[len(signs) % len(SIGN_LENGTHS)]))] = None
+        length = SIGN_LENGTHS[len(signs) % len(SIGN_LENGTHS)]
+        signs["".join(rng.choice(list(ALPHABET), length))] = None
     texts = iter([caption(Brief("sign", sign=sign)) for sign in signs])
     return {split: [next(texts) for _ in range(size)] for split, size in SIZES.items()}
 
@@ -38,18 +41,18 @@ def _photo_prompts(sources: dict[str, str]) -> dict[str, list[str]]:
 
 
 Reader = Callable[["Tensor"], list[str]]
-# world -> prompts by split, reader that gives the reward
+# World -> (function that gives prompts by split, reader whose text is rewarded).
 WORLDS: dict[str, tuple[Callable[[dict[str, str]], dict[str, list[str]]], Reader]] = {
     "micro": (_micro_signs, read_text),
     "photo": (_photo_prompts, read_with_rapidocr),
 }
 VERSIONS = {"micro": "1"}
-"""Of the scores, where it is not the task's: micro's signs are capitals and digits, and what the formula has come to
-make of accents and blanks leaves their scores as they are."""
+"""World -> version of its scores, if not the task's. Version 2 changed how accents and spaces are compared, which does
+not affect micro, whose signs have capitals and digits only."""
 
 
 class Ocr(Task):
-    """Reward: 1 - normalised edit distance. Headline: share of signs read exactly."""
+    """Reward: 1 - normalised edit distance. Headline: fraction of texts read exactly."""
 
     name = "ocr"
     version = "2"
@@ -68,24 +71,28 @@ class Ocr(Task):
         return as_prompts(self._prompts(self.given), "sign")
 
     def prompts(self, split: str) -> list[Prompt]:
+        """Prompts of a split, all in the stratum "sign"."""
         return self._splits[split]
 
     @property
     def scorer_name(self) -> str:
+        """Version of the formula, with the OCR engine or the world."""
         return f"ocr-{self.version}+{ENGINE if self.read is read_with_rapidocr else self.world}"
 
     def check(self, prompt: Prompt) -> None:
+        """Raise UsageError for a prompt without unambiguous text in double quotes."""
         try:
             target_text(prompt.text)
         except ValueError as error:
             raise UsageError(str(error)) from error
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        """Rewards, which are also the metric "edit", and the metric "exact"."""
         edit, exact = _judge(self.read(images_BCHW), prompts)
         return Scores(edit, {"exact": exact, "edit": edit})
 
     def audit(self, images_BCHW: Tensor, prompts: list[Prompt]) -> dict[str, np.ndarray]:
-        """RapidOCR's verdict, where another reader gives the reward."""
+        """RapidOCR's scores, if a different reader gives the reward."""
         if self.read is read_with_rapidocr:
             return {}
         edit, exact = _judge(read_with_rapidocr(images_BCHW), prompts)
@@ -93,6 +100,9 @@ class Ocr(Task):
 
 
 def _judge(read: list[str], prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-    """Readings against the prompts' quoted text: (1 - normalised edit distance, 1.0 where equal), each [B]."""
-    pairs = [(r, target_text(p.text)) for r, p in zip(read, prompts, strict=True)]
-    return np.array([ocr_reward(*pair) for pair in pairs]), np.array([plain(r) == plain(t) for r, t in pairs], float)
+    """Compare readings with the prompts' quoted texts: (1 - normalised edit distance, 1.0 if equal), each [B]."""
+    targets = [target_text(p.text) for p in prompts]
+    pairs = list(zip(read, targets, strict=True))
+    edit = np.array([ocr_reward(text, target) for text, target in pairs])
+    exact = np.array([plain(text) == plain(target) for text, target in pairs], float)
+    return edit, exact

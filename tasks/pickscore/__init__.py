@@ -1,1 +1,1 @@
-"""Human preference, learned."""
+"""PickScore: a learned score of human preference."""

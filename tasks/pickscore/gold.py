@@ -1,7 +1,8 @@
-"""The known utility behind micro preferences: what the learned scorer is trained to predict, kept apart as GOLD.
+"""The true utility of the micro world's preferences, reported as "gold".
 
-Five parts, each in [0, 1], weighted equally: palette harmony, contrast, margins, cleanliness, match with the prompt.
-Optimising the learned score can raise it while this one falls; the gap is over-optimisation.
+The learned scorer is trained to predict it from pairs of images. It is the mean of five parts in [0, 1]: palette
+harmony, contrast, margins, cleanliness and match with the prompt. If optimisation raises the learned score while gold
+falls, the gap is over-optimisation.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 PARTS = ("harmony", "contrast", "margins", "cleanliness", "match")
 CONFIDENT = 0.5
+"""Confidence above which a found shape counts."""
 CLEAN_RMS = 0.05
 """Residual (RMS, RGB in [0, 1]) at which cleanliness falls to 1/e."""
 WARM = frozenset({"red", "orange", "yellow", "pink", "brown"})
-# How well a colour sits on a ground: warm on dark blue and cool on cream are the taste of this world.
+# Ground -> colour -> harmony. The taste of this world: warm colours on navy, cool ones on cream.
 HARMONY = {
     ground: {c: (warm if c in WARM else cool) for c in COLOURS}
     for ground, (warm, cool) in {
@@ -38,7 +40,7 @@ def _luminance(rgb: tuple[int, int, int]) -> float:
 
 
 def _redraw(ground: np.ndarray, marks: list[Mark]) -> np.ndarray:
-    """The picture that the marks alone would make, float [32, 32, 3]."""
+    """The image drawn from the ground colour and the marks alone, float [32, 32, 3]."""
     image = np.broadcast_to(ground, (CANVAS, CANVAS, 3)).copy()
     for mark in marks:
         block = image[mark.top : mark.top + BLOCK, mark.left : mark.left + BLOCK]
@@ -48,7 +50,7 @@ def _redraw(ground: np.ndarray, marks: list[Mark]) -> np.ndarray:
 
 
 def _match(marks: list[Mark], wanted: list[tuple[str, str]]) -> float:
-    """Overlap of the multisets of (shape, colour): intersection over union."""
+    """Intersection over union of the multisets of (shape, colour) found and wanted."""
     left = [(m.shape, m.colour) for m in marks]
     hits = 0
     for pair in wanted:
@@ -59,31 +61,40 @@ def _match(marks: list[Mark], wanted: list[tuple[str, str]]) -> float:
 
 
 def gold_parts(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> dict[str, np.ndarray]:
-    """Parts of the utility for pictures [B, 3, 32, 32]; `wanted` lists each prompt's (shape, colour) pairs."""
+    """Parts of the utility, each float64 [B], for images [B, 3, 32, 32].
+
+    `wanted` lists the (shape, colour) pairs of each prompt.
+    """
     palette = torch.tensor(list(GROUNDS.values())) / 255
     names = list(GROUNDS)
     rows = []
     found = find_shapes(images_BCHW)
     pixels = images_BCHW.float().cpu().permute(0, 2, 3, 1)
     # The ground is the most common palette entry among all pixels.
-    nearest = torch.cdist(pixels.flatten(1, 2), palette.expand(len(pixels), -1, -1)).argmin(2)
-    common = torch.nn.functional.one_hot(nearest, len(names)).sum(1).argmax(1).tolist()
+    distances = torch.cdist(pixels.flatten(1, 2), palette.expand(len(pixels), -1, -1))
+    counts = torch.nn.functional.one_hot(distances.argmin(2), len(names)).sum(1)
+    common = counts.argmax(1).tolist()
     for image, marks, which, pairs in zip(pixels.numpy(), found, common, wanted, strict=True):
         marks = [m for m in marks if m.score > CONFIDENT]
         ground = names[which]
         residual = image - _redraw(np.array(GROUNDS[ground]) / 255, marks)
-        clean = float(np.exp(-np.sqrt((residual**2).mean()) / CLEAN_RMS))
+        rms = np.sqrt((residual**2).mean())
+        clean = float(np.exp(-rms / CLEAN_RMS))
+        # Without objects there is nothing to harmonise: only cleanliness and the match are left.
         if not marks:
             rows.append((0.0, 0.0, 0.0, clean, _match(marks, pairs)))
             continue
         harmony = float(np.mean([HARMONY[ground][m.colour] for m in marks]))
-        gaps = [abs(_luminance(COLOURS[m.colour]) - _luminance(GROUNDS[ground])) for m in marks]
+        behind = _luminance(GROUNDS[ground])
+        gaps = [abs(_luminance(COLOURS[m.colour]) - behind) for m in marks]
+        contrast = min(1.0, float(np.mean(gaps)) / 0.5)
         centre = np.mean([(m.left + BLOCK / 2, m.top + BLOCK / 2) for m in marks], axis=0)
         off_centre = np.abs(centre - CANVAS / 2).max() / (CANVAS / 2 - BLOCK / 2)
-        rows.append((harmony, min(1.0, float(np.mean(gaps)) / 0.5), 1 - off_centre, clean, _match(marks, pairs)))
-    return dict(zip(PARTS, np.array(rows, np.float64).reshape(-1, len(PARTS)).T, strict=True))
+        rows.append((harmony, contrast, 1 - off_centre, clean, _match(marks, pairs)))
+    columns = np.array(rows, np.float64).reshape(-1, len(PARTS)).T
+    return dict(zip(PARTS, columns, strict=True))
 
 
 def gold(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> np.ndarray:
-    """The utility, float64 [B] in [0, 1]."""
+    """The utility, float64 [B] in [0, 1]: the mean of its parts (see gold_parts)."""
     return np.mean(list(gold_parts(images_BCHW, wanted).values()), axis=0)

@@ -25,19 +25,20 @@ END = _TOKENIZER.size
 
 
 def tokenise(texts: list[str]) -> dict[str, Tensor]:
-    """CLIPModel text inputs: word ids, an end token, padding, [B, MAX_TOKENS + 1]."""
+    """Text inputs of a CLIPModel, each [B, MAX_TOKENS + 1]: word ids, an end token, padding."""
     ids = torch.nn.functional.pad(_TOKENIZER(texts), (0, 1), value=PAD)
     lengths = (ids != PAD).sum(1)
+    # The end token, from which CLIP pools, comes right after the last word and is attended to.
     mask = torch.arange(MAX_TOKENS + 1) <= lengths[:, None]
     ids[torch.arange(len(ids)), lengths] = END
     return {"input_ids": ids, "attention_mask": mask.long()}
 
 
 def briefs(sizes: dict[str, int]) -> dict[str, list[Brief]]:
-    """Distinct briefs of two or three things for each split; no two captions are equal.
+    """Briefs of two or three objects for each split, all with different captions.
 
-    One thing has only 48 captions: whichever split holds them, no other has their like, and then a test is not a test
-    of what was trained.
+    Briefs of one object are excluded. They have only 48 captions, which would all be in one split, so that the test
+    prompts would not resemble the training prompts.
     """
     rng = np.random.default_rng(11)
     unique: dict[str, Brief] = {}
@@ -55,16 +56,17 @@ def pairs(brief: Brief) -> list[tuple[str, str]]:
 
 
 def check_prompt(prompt: Prompt) -> None:
-    """Raise UsageError for words that the world does not know, and for a record without the pairs asked for."""
+    """Raise UsageError for words outside the world's vocabulary, and for a record without valid `wanted` pairs."""
     _TOKENIZER([prompt.text])
-    form = "a list of [shape, colour], one of each thing that the prompt asks for"
+    form = "a list of [shape, colour], one for each object in the prompt"
     if "wanted" not in prompt.metadata:
         raise UsageError(f"the record has no 'wanted': {form}")
     wanted = prompt.metadata["wanted"]
     if not isinstance(wanted, list) or not wanted:
         raise UsageError(f"wanted should be {form}, not {wanted!r:.60}")
     for place, pair in enumerate(wanted):
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(word, str) for word in pair):
+        two = isinstance(pair, list | tuple) and len(pair) == 2
+        if not two or not all(isinstance(word, str) for word in pair):
             raise UsageError(f"wanted[{place}] should be [shape, colour], not {pair!r:.60}")
         for kind, word, known in zip(("shape", "colour"), pair, (SHAPES, COLOURS), strict=True):
             if word not in known:

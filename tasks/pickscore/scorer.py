@@ -13,20 +13,22 @@ if TYPE_CHECKING:
 
 
 class ClipScorer:
-    """A CLIP and the range of its scores that becomes [0, 1]."""
+    """A CLIP, and the range of its raw scores that is mapped to rewards in [0, 1]."""
 
     def __init__(self, clip: Clip, bounds: tuple[float, float]):
         self.clip, self.bounds = clip, bounds
 
     @property
     def name(self) -> str:
+        """Identifies the weights and their precision."""
         return f"clip-{self.clip.name}"
 
     def raw(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
-        """PickScore as papers print it, float64 [B]."""
-        return (self.clip.scale * self.clip.cosines(images_BCHW, texts)).double().cpu().numpy()
+        """Raw scores as papers report them, float64 [B], of images [B, 3, H, W] in [0, 1]."""
+        logits = self.clip.scale * self.clip.cosines(images_BCHW, texts)
+        return logits.double().cpu().numpy()
 
     def reward(self, raw: np.ndarray) -> np.ndarray:
-        """Scores mapped linearly to [0, 1] (published recipes: raw / 26, that is the range 0 to 26)."""
+        """Raw scores mapped linearly to [0, 1] and clipped (published recipes: raw / 26, that is the range 0 to 26)."""
         low, high = self.bounds
         return ((raw - low) / (high - low)).clip(0, 1)

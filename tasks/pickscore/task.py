@@ -1,4 +1,4 @@
-"""The preference task: a CLIP scorer trained on pairs, as PickScore is."""
+"""The preference task: PickScore, or on micro a CLIP scorer trained on pairs in the same way."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
+"""Prompts per split on micro."""
 
 
 def _micro_prompts(_: dict[str, str]) -> dict[str, list[Prompt]]:
@@ -40,7 +41,7 @@ def _photo_prompts(sources: dict[str, str]) -> dict[str, list[Prompt]]:
     return as_prompts(read_prompts("pickscore", sources))
 
 
-# world -> prompts by split, scorer, known utility (None where there is none)
+# World -> (function that gives prompts by split, function that builds the scorer, true utility if it is known).
 WORLDS = {
     "micro": (_micro_prompts, _micro_scorer, gold),
     "photo": (_photo_prompts, photo_scorer, None),
@@ -48,7 +49,7 @@ WORLDS = {
 
 
 class PickScore(Task):
-    """Reward: the learned score mapped to [0, 1]. Where the true utility is known it is reported as 'gold'."""
+    """Reward: the learned score mapped to [0, 1]. Where the true utility is known (micro), it is reported as 'gold'."""
 
     name = "pickscore"
     version = "1"
@@ -67,21 +68,25 @@ class PickScore(Task):
         return self._prompts(self.given)
 
     def prompts(self, split: str) -> list[Prompt]:
+        """Prompts of a split; on micro their metadata hold the `wanted` (shape, colour) pairs."""
         return self._splits[split]
 
     @property
     def scorer_name(self) -> str:
+        """Version and the scorer's weights."""
         return f"pickscore-{self.version}+{self.scorer.name}"
 
     def check(self, prompt: Prompt) -> None:
+        """On micro, raise UsageError for unknown words or missing pairs (see micro.check_prompt)."""
         if self.utility:
             micro.check_prompt(prompt)
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        """The reward, the raw score as "pickscore" and, on micro, the utility as "gold"."""
         raw = self.scorer.raw(images_BCHW, [p.text for p in prompts])
         metrics: dict[str, np.ndarray] = {"pickscore": raw}
         if self.utility:
-            # From a file or over HTTP the pairs come as lists.
+            # JSON has no tuples: pairs from files or over HTTP are lists.
             wanted = [[tuple(pair) for pair in p.metadata["wanted"]] for p in prompts]
             metrics["gold"] = self.utility(images_BCHW, wanted)
         return Scores(self.scorer.reward(raw), metrics)

@@ -1,8 +1,8 @@
 """Train the micro preference model: python -m tasks.pickscore.train_micro --out FOLDER [--seed S]
 
-A small CLIPModel learns from pairs of pictures for the same prompt, labelled by coin flips biased by the known
-utility, with PickScore's loss (arXiv 2305.01569, Eq. 3). Half of the pictures are rendered (with wrong objects, dirt,
-noise and blur), half are sampled from the micro base, so that the scorer knows what a policy really draws.
+A small CLIPModel is trained with PickScore's loss (arXiv 2305.01569, Eq. 3) on pairs of images of the same prompt. The
+preferred image is drawn at random, with odds that follow the true utility. Half of the images are rendered, some with
+wrong objects, noise or blur; half are sampled from the micro base, so that the scorer has seen what a policy draws.
 """
 
 import argparse
@@ -27,19 +27,20 @@ from tasks.pickscore.gold import gold
 from tasks.pickscore.micro import END, pairs, tokenise
 
 PROMPTS = 3000
+"""Prompts with images, the held-out ones included."""
 VIEWS = 6
-"""Pictures a prompt: half rendered, half sampled from the base."""
+"""Images per prompt: half rendered, half sampled from the base."""
 HELD_OUT = 400
-"""Prompts whose pairs are never trained on."""
+"""Prompts whose pairs are held out from training."""
 SHARPNESS = 15.0
 """Log-odds of a preference per unit of utility."""
 HEADROOM = 1.1
-"""The reward reaches 1 this far beyond the best pictures seen here: RL draws better ones."""
+"""The reward reaches 1 at this multiple of the best held-out scores' range, since RL finds better images."""
 STEPS, BATCH, LEARNING_RATE = 2000, 96, 1e-3
 
 
 def new_model():
-    """A CLIPModel of 0.5 M parameters: 16 patches (one a lattice cell), 15 words."""
+    """A CLIPModel of 0.5 M parameters: 16 patches (one per lattice cell), 15 words."""
     from transformers import CLIPConfig, CLIPModel
 
     tower = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -51,8 +52,9 @@ def new_model():
 
 
 def rendered(brief: Brief, rng: np.random.Generator) -> np.ndarray:
-    """A rendered picture that may be wrong, noisy or blurred."""
-    image = draw(draw_scene(garble(brief, rng) if rng.random() < 0.3 else brief, rng, STAGES[-1].distant))
+    """A rendered image, float32 [32, 32, 3] in [0, 1], that may have wrong objects, noise or blur."""
+    shown = garble(brief, rng) if rng.random() < 0.3 else brief
+    image = draw(draw_scene(shown, rng, STAGES[-1].distant))
     if rng.random() < 0.2:
         image = image + rng.normal(0, rng.uniform(0, 0.1), image.shape)
     if rng.random() < 0.15:
@@ -61,7 +63,7 @@ def rendered(brief: Brief, rng: np.random.Generator) -> np.ndarray:
 
 
 def sampled(prompts: list[str], seed: int) -> Tensor:
-    """One picture a prompt from the micro base, at guidance 1 or 2 alternately by batch."""
+    """One image per prompt from the micro base [B, 3, 32, 32]; batches alternate between guidance 1 and 2."""
     backbone = descriptor().load("cpu")
     sampler = Sampler(make_schedule(10, descriptor().shift), KERNELS["ode"])
     images = []
@@ -70,44 +72,50 @@ def sampled(prompts: list[str], seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed_of(seed, "preference", number))
         noise = backbone.noise(len(conditioning), generator)
         guidance = 1.0 + number % 2
-        field = lambda x, s, c=conditioning, g=guidance: backbone.velocity(x, s, c, None, g)  # noqa: E731
+
+        def field(x, sigma, conditioning=conditioning, guidance=guidance):
+            return backbone.velocity(x, sigma, conditioning, None, guidance)
+
         images.append(backbone.decode(rollout(field, noise, sampler, generator).final))
     return torch.cat(images)
 
 
 def main() -> None:
+    """Train the scorer, measure it on held-out pairs, and write its weights and calibration.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights and calibration.json")
+    parser.add_argument("--seed", type=int, default=0, help="seed of images, labels and training")
     arguments = parser.parse_args()
     started = time.perf_counter()
     rng = np.random.default_rng([arguments.seed, 2])
     briefs = [draw_brief(rng, "illustration") for _ in range(PROMPTS)]
     texts = [caption(b) for b in briefs]
     drawn = np.stack([rendered(b, rng) for b in briefs for _ in range(VIEWS // 2)])
-    images = torch.cat([
-        torch.from_numpy(drawn).permute(0, 3, 1, 2).unflatten(0, (PROMPTS, -1)),
-        sampled([t for t in texts for _ in range(VIEWS // 2)], arguments.seed).unflatten(0, (PROMPTS, -1)),
-    ], 1)  # fmt: skip
-    utility = torch.from_numpy(
-        gold(images.flatten(0, 1), [pairs(b) for b in briefs for _ in range(VIEWS)]).reshape(PROMPTS, VIEWS)
-    ).float()
+    from_renderer = torch.from_numpy(drawn).permute(0, 3, 1, 2)
+    from_base = sampled([t for t in texts for _ in range(VIEWS // 2)], arguments.seed)
+    by_prompt = [part.unflatten(0, (PROMPTS, -1)) for part in (from_renderer, from_base)]
+    images = torch.cat(by_prompt, 1)
+    wanted = [pairs(b) for b in briefs for _ in range(VIEWS)]
+    utilities = gold(images.flatten(0, 1), wanted)
+    utility = torch.from_numpy(utilities.reshape(PROMPTS, VIEWS)).float()
     pixels = standardise(images.flatten(0, 1), CANVAS, "bicubic").unflatten(0, (PROMPTS, VIEWS))
     tokens = tokenise(texts)
-    print(f"pictures ready after {time.perf_counter() - started:.0f} s; utility {utility.mean():.3f}", flush=True)
+    print(f"images ready after {time.perf_counter() - started:.0f} s; utility {utility.mean():.3f}", flush=True)
     torch.manual_seed(arguments.seed)
     model = new_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.05)
 
     def scores(prompt: Tensor, views_BV: Tensor) -> Tensor:
-        """Scores [B, V] of views of prompts."""
+        """Scores [B, V] of the images `views_BV` of the prompts [B], both given by index."""
         shown = pixels[prompt[:, None], views_BV].flatten(0, 1)
         image = model.get_image_features(pixel_values=shown).pooler_output.unflatten(0, views_BV.shape)
         text = model.get_text_features(**{k: v[prompt] for k, v in tokens.items()}).pooler_output
         unit = torch.nn.functional.normalize
-        return model.logit_scale.exp() * (unit(image, dim=-1) * unit(text, dim=-1)[:, None]).sum(-1)
+        cosines = (unit(image, dim=-1) * unit(text, dim=-1)[:, None]).sum(-1)
+        return model.logit_scale.exp() * cosines
 
+    # The first HELD_OUT prompts are never drawn. Images and labels of a step depend only on the seed and the step.
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(seed_of(arguments.seed, step))
         prompt = torch.randint(HELD_OUT, PROMPTS, (BATCH,), generator=generator)
@@ -120,7 +128,7 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(max=np.log(100.0))
+            model.logit_scale.clamp_(max=np.log(100.0))  # as CLIP does in training
         if step % 200 == 0:
             print(f"step {step} loss {loss.item():.3f} ({time.perf_counter() - started:.0f} s)", flush=True)
     model.eval()
@@ -129,9 +137,11 @@ def main() -> None:
         learned = torch.cat([scores(p, every[: len(p)]) for p in torch.arange(HELD_OUT).split(100)])
     first, second = torch.triu_indices(VIEWS, VIEWS, 1)
     gap = utility[:HELD_OUT, first] - utility[:HELD_OUT, second]
-    agrees = ((learned[:, first] - learned[:, second]).sign() == gap.sign())[gap != 0].float().mean()
-    clear = ((learned[:, first] - learned[:, second]).sign() == gap.sign())[gap.abs() > 0.1].float().mean()
-    correlation = float(np.corrcoef(learned.flatten().numpy(), utility[:HELD_OUT].flatten().numpy())[0, 1])
+    same = (learned[:, first] - learned[:, second]).sign() == gap.sign()
+    agrees = same[gap != 0].float().mean()
+    clear = same[gap.abs() > 0.1].float().mean()
+    known = utility[:HELD_OUT].flatten().numpy()
+    correlation = float(np.corrcoef(learned.flatten().numpy(), known)[0, 1])
     low, best = np.quantile(learned.numpy(), [0.02, 0.995])
     high = low + HEADROOM * (best - low)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Preference scores of photographs that need nothing but the picture and its prompt."""
+"""Preference scores of photographs, computed from the image and its prompt alone."""

@@ -14,21 +14,23 @@ if TYPE_CHECKING:
 
 MODEL = "openai/clip-vit-large-patch14"
 VERSION = "2"
-"""Of what is made of a picture before CLIP sees it, and of the ceiling; part of every name that the judge is in."""
+"""Version of the preprocessing and of the ceiling; part of the scorer's name."""
 DEFAULT = "100"
+"""Default convention."""
 CONVENTIONS = {
-    "30": "logit over 30, cropped to its central square (flow_grpo, Flow-OPD, UniRL)",
-    "100": "logit over 100, cropped likewise (DiffusionNFT)",
-    "cosine": "cosine, CLIP's own image processor (Flow-Factory)",
+    "30": "logit / 30, image cropped to its central square (flow_grpo, Flow-OPD, UniRL)",
+    "100": "logit / 100, same crop (DiffusionNFT)",
+    "cosine": "cosine similarity, CLIP's own image processor (Flow-Factory)",
 }
+_CONVENTIONS_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in CONVENTIONS.items())
 MODELS = {
     "model": f"CLIP model; default {MODEL}",
-    "convention": "; ".join(f"{name}: {meaning}" for name, meaning in CONVENTIONS.items()) + f"; default {DEFAULT}",
+    "convention": f"{_CONVENTIONS_HELP}; default {DEFAULT}",
 }
 
 
 class ClipScoreJudge:
-    """Agreement of a picture with its prompt."""
+    """Agreement of an image with its prompt, as CLIP sees it."""
 
     def __init__(self, sources: dict[str, str]):
         self.convention = sources.get("convention", DEFAULT)
@@ -36,14 +38,17 @@ class ClipScoreJudge:
             raise unknown("CLIPScore convention", self.convention, CONVENTIONS)
         self.metric = f"clipscore-{self.convention}"
         model = sources.get("model", MODEL)
-        # A cosine of 1 is a logit of 100.
+        # The ceiling belongs to a cosine of 1, which is a logit of 100.
         self.ceiling = 1.0 if self.convention == "cosine" else 100 / float(self.convention)
-        self.clip = with_processor(model, model, sources, None if self.convention == "cosine" else cropped)
+        prepare = None if self.convention == "cosine" else cropped
+        self.clip = with_processor(model, model, sources, prepare)
 
     @property
     def name(self) -> str:
+        """Convention, version and weights."""
         return f"{self.metric}-v{VERSION}-clip-{self.clip.name}"
 
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        """CLIPScores in the chosen convention, float64 [B]."""
         factor = 1.0 if self.convention == "cosine" else self.clip.scale / float(self.convention)
         return (factor * self.clip.cosines(images_BCHW, texts)).double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""DrawBench: prompts that nothing here trains on, judged by every preference score that is named."""
+"""DrawBench: prompts that are never trained on, scored by a choice of preference judges."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class DrawBench(Task):
-    """Out-of-domain prompts. Reward: mean over the judges of their scores over their ceilings."""
+    """Out-of-domain prompts. Reward: mean over judges of score / ceiling, clipped to [0, 1]."""
 
     name = "drawbench"
     version = "2"
     headline = "reward"
     sources: ClassVar[dict[str, str]] = {
-        "prompts": "file with one prompt a line; a line that comes again is another picture of it",
-        "judges": f"comma-separated, of {', '.join(JUDGES)}; default pickscore",
+        "prompts": "file with one prompt per line; repeat a line for several images of a prompt",
+        "judges": f"comma-separated choice of {', '.join(JUDGES)}; default pickscore",
         **{
             f"{judge}_{key}": meaning
             for judge, kind in JUDGES.items()
@@ -38,6 +38,7 @@ class DrawBench(Task):
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
+        # Refuses every other world: the judges score photographs.
         self.world_entry({"photo": None})
         self.named = [part.strip() for part in self.given.get("judges", "pickscore").split(",")]
         for name in self.named:
@@ -46,32 +47,37 @@ class DrawBench(Task):
 
     @cached_property
     def judges(self) -> list[Judge]:
-        """The judges that are named, each with the settings that begin with its name."""
+        """The chosen judges, built at first use, each with the settings that start with its name."""
         shared = {key: self.given[key] for key in DEVICES if key in self.given}
-        own = lambda name: {  # noqa: E731
-            k.removeprefix(f"{name}_"): v for k, v in self.given.items() if k.startswith(f"{name}_")
-        }
-        return [JUDGES[name].build(own(name) | shared) for name in self.named]
+        return [JUDGES[name].build(self._settings_of(name) | shared) for name in self.named]
+
+    def _settings_of(self, judge: str) -> dict[str, str]:
+        prefix = f"{judge}_"
+        return {key.removeprefix(prefix): value for key, value in self.given.items() if key.startswith(prefix)}
 
     @cached_property
     def _test(self) -> list[Prompt]:
         if "prompts" not in self.given:
             raise MissingError(
-                "DrawBench's prompts come from a file: set scorers.drawbench.prompts=FILE with one prompt a line "
+                "DrawBench's prompts come from a file: set scorers.drawbench.prompts=FILE, with one prompt per line "
                 "(github.com/yifan123/flow_grpo has dataset/drawbench/test.txt)"
             )
         return [Prompt(text) for text in read_lines(Path(self.given["prompts"]))]
 
     def prompts(self, split: str) -> list[Prompt]:
+        """The test prompts. Raises UsageError for any other split, MissingError if no file is set."""
         if split != "test":
-            raise UsageError(f"DrawBench has test prompts only, not {split}: it is for bench eval")
+            raise UsageError(f"DrawBench has test prompts only, no {split} prompts: use it with bench eval")
         return self._test
 
     @property
     def scorer_name(self) -> str:
-        return f"{self.name}-{self.version}+{'+'.join(judge.name for judge in self.judges)}"
+        """Version of the task and the names of its judges."""
+        judges = "+".join(judge.name for judge in self.judges)
+        return f"{self.name}-{self.version}+{judges}"
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        """The mean reward over judges, with each judge's raw score as a metric."""
         texts = [p.text for p in prompts]
         raw = {judge.metric: judge(images_BCHW, texts) for judge in self.judges}
         shares = [np.clip(raw[judge.metric] / judge.ceiling, 0, 1) for judge in self.judges]

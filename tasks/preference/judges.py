@@ -1,4 +1,4 @@
-"""What a preference score is, and those there are, by name."""
+"""The contract of a preference score (judge), and the available judges by name."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 
 
 class Judge(Protocol):
-    """A score of pictures under their prompts."""
+    """A preference score of images given their prompts."""
 
     metric: str
-    """The score's name, with its convention where there are several."""
+    """Name of the metric, including the convention if there are several."""
     ceiling: float
-    """Raw score that becomes a reward of 1; 0 stays 0."""
+    """Raw score that corresponds to a reward of 1; rewards are score / ceiling."""
 
     @property
     def name(self) -> str:
-        """Engine, version and weights."""
+        """Engine, version and weights; part of the scorer's name."""
 
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
-        """Raw scores, float64 [B], of pictures in [0, 1]."""
+        """Raw scores, float64 [B], of images [B, 3, H, W] in [0, 1] for their prompts' texts."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A judge that can be built, and what it is built from."""
+    """How to build a judge, and the settings (key -> meaning) that it is built from."""
 
     build: Callable[[dict[str, str]], Judge]
     sources: dict[str, str]
 
 
 class PickScoreJudge:
-    """PickScore as a judge among others."""
+    """PickScore as a judge."""
 
     metric = "pickscore"
     ceiling = pickscore.BOUNDS[1]
@@ -51,9 +51,11 @@ class PickScoreJudge:
 
     @property
     def name(self) -> str:
+        """Weights of the scorer."""
         return self.scorer.name
 
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        """PickScores, float64 [B]."""
         return self.scorer.raw(images_BCHW, texts)
 
 

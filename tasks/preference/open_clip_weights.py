@@ -1,4 +1,4 @@
-"""An open_clip ViT-H/14 checkpoint (HPS_v2.1_compressed.pt) as transformers' CLIPModel:
+"""Convert an open_clip ViT-H/14 checkpoint (HPS_v2.1_compressed.pt) to transformers' CLIPModel.
 
 python -m tasks.preference.open_clip_weights CHECKPOINT.pt FOLDER
 """
@@ -14,7 +14,7 @@ from bench.weights.checkpoints import cause_of, state_dict
 from bench.weights.frozen import require_numbers, save_folder
 
 VISION_HEAD, TEXT_HEAD = 80, 64
-"""Width of an attention head in ViT-H/14; the weights do not tell."""
+"""Width of an attention head in ViT-H/14, which cannot be read from the weights."""
 RENAMED = (
     (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
     (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
@@ -38,12 +38,13 @@ TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
 
 
 def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's tensors under transformers' names; queries, keys and values apart."""
+    """open_clip's tensors with transformers' names; queries, keys and values are separate."""
     found = {}
     for key, value in state.items():
         for pattern, name in RENAMED:
             key = re.sub(pattern, name, key)
-        if match := re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", key):
+        match = re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", key)
+        if match:
             for part, tensor in zip("qkv", value.chunk(3)):
                 found[f"{match[1]}.self_attn.{part}_proj.{match[2]}"] = tensor
         else:
@@ -52,17 +53,19 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def architecture(state: dict[str, Tensor]):
-    """The CLIPConfig that the tensors of `state` (open_clip's) belong to."""
+    """The CLIPConfig that follows from the shapes in an open_clip state dict."""
     from transformers import CLIPConfig
 
     def tower(prefix: str, head: int) -> dict[str, object]:
-        blocks = {int(m[1]) for key in state if (m := re.match(rf"{re.escape(prefix)}resblocks\.(\d+)\.", key))}
+        pattern = re.compile(rf"{re.escape(prefix)}resblocks\.(\d+)\.")
+        blocks = {match[1] for match in map(pattern.match, state) if match}
         inner, width = state[f"{prefix}resblocks.0.mlp.c_fc.weight"].shape
         return {
             "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": len(blocks),
             "num_attention_heads": width // head, "hidden_act": "gelu",
         }  # fmt: skip
 
+    # open_clip's tokenizer has the start and end tokens last in its vocabulary.
     words, positions = state["token_embedding.weight"].shape[0], state["positional_embedding"].shape[0]
     text = {
         "vocab_size": words, "max_position_embeddings": positions,
@@ -78,27 +81,28 @@ def architecture(state: dict[str, Tensor]):
 
 
 def convert(checkpoint: Path, folder: Path) -> None:
-    """Write a transformers folder. Raises MissingError or DamagedError for a file that is no such checkpoint."""
+    """Write a transformers folder. Raises MissingError or DamagedError for a file that is not such a checkpoint."""
     from transformers import CLIPModel
 
     what = "open_clip ViT-H/14 checkpoint"
     state = {key.removeprefix("module."): value for key, value in state_dict(checkpoint, what).items()}
-    state.pop("attn_mask", None)  # a constant that some files hold, of infinities
+    state.pop("attn_mask", None)  # a constant in some files; its infinities would be refused below
     require_numbers(state, checkpoint)
     try:
         model = CLIPModel(architecture(state))
         model.load_state_dict(converted(state))
     except KeyError as error:
-        raise DamagedError(f"{checkpoint} is no {what}: it has no {error.args[0]!r}") from error
+        raise DamagedError(f"{checkpoint} is not an {what}: it lacks {error.args[0]!r}") from error
     except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise DamagedError(f"{checkpoint} is no {what}: {cause_of(error)}") from error
+        raise DamagedError(f"{checkpoint} is not an {what}: {cause_of(error)}") from error
     save_folder(model, folder)
 
 
 def main() -> None:
+    """Parse the command line and convert the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="HPS_v2.1_compressed.pt")
-    parser.add_argument("folder", type=Path, help="where the converted model goes")
+    parser.add_argument("checkpoint", type=Path, help="open_clip checkpoint file, HPS_v2.1_compressed.pt")
+    parser.add_argument("folder", type=Path, help="folder for the converted model")
     arguments = parser.parse_args()
     convert(arguments.checkpoint, arguments.folder)
     print(f"converted: {arguments.folder}")

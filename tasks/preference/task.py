@@ -1,4 +1,4 @@
-"""Preference scores as tasks: trained on, or measured, on prompts from a user's files."""
+"""Preference scores as tasks, for training or evaluation, with prompts from the user's files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PreferenceTask(PromptFileTask):
-    """Reward: one judge's score over its ceiling, cut to [0, 1]. Headline: the raw score."""
+    """Reward: one judge's score / ceiling, clipped to [0, 1]. Headline: the raw score."""
 
     version = "1"
 
@@ -27,20 +27,23 @@ class PreferenceTask(PromptFileTask):
 
     @cached_property
     def judge(self) -> Judge:
-        """Built when it is asked: a server may score in its place."""
+        """The judge, built at first use, as a server may score in its place."""
         return self._build(self.given)
 
     @property
     def scorer_name(self) -> str:
+        """Version of the task and the judge's name."""
         return f"{self.name}-{self.version}+{self.judge.name}"
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
+        """The reward, and the raw score under the metric's name."""
         raw = self.judge(images_BCHW, [p.text for p in prompts])
-        return Scores(np.clip(raw / self.judge.ceiling, 0, 1), {self.judge.metric: raw})
+        rewards = np.clip(raw / self.judge.ceiling, 0, 1)
+        return Scores(rewards, {self.judge.metric: raw})
 
 
 class Aesthetic(PreferenceTask):
-    """LAION's aesthetic predictor."""
+    """Rating by LAION's aesthetic predictor, which ignores the prompt."""
 
     name = "aesthetic"
     headline = "aesthetic"
@@ -48,7 +51,7 @@ class Aesthetic(PreferenceTask):
 
 
 class ClipScore(PreferenceTask):
-    """CLIPScore, in the convention that the score's name says."""
+    """CLIPScore: agreement of image and prompt, in the convention that is set."""
 
     name = "clipscore"
     version = "2"
@@ -61,7 +64,7 @@ class ClipScore(PreferenceTask):
 
 
 class Hps(PreferenceTask):
-    """Human preference score v2.1."""
+    """Human Preference Score v2.1, a fine-tuned CLIP."""
 
     name = "hpsv2"
     headline = "hpsv2.1"

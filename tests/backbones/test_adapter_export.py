@@ -166,7 +166,7 @@ def test_a_student_does_not_start_from_what_it_cannot_be(micro, tmp_path: Path, 
 @pytest.mark.parametrize("alpha", [0, -4, 2e20])
 def test_a_strength_that_no_student_has_is_told_without_advice(micro, tmp_path: Path, alpha: float) -> None:
     folder = by_peft(untouched(micro), tmp_path, **PLAIN | {"lora_alpha": alpha})
-    with pytest.raises(UsageError, match=r"a student cannot be like .*: lora\.alpha: Input should be"):
+    with pytest.raises(UsageError, match=r"does not fit a student: lora\.alpha: Input should be"):
         read_start(starting(folder), TARGETS)
 
 
@@ -174,7 +174,7 @@ def test_a_start_that_leaves_layers_alone_says_so(micro, tmp_path: Path) -> None
     folder = by_peft(untouched(micro), tmp_path / "start", **PLAIN | {"lora_alpha": 4})
     more = ["lora.rank=4", "lora.alpha=4", f"lora.start={folder}", "budget.updates=1", "evaluation.steps=1"]
     spec = resolve("opd_analytic", ["ocr"], overrides=[*more, "params.trajectories=2"])
-    with pytest.raises(UsageError, match=r"leaves .* as it is: set lora\.targets=\[.*\]") as refusal:
+    with pytest.raises(UsageError, match=r"does not change .*: set lora\.targets=\[.*\]") as refusal:
         execute(spec, Session(tmp_path / "results"))
     targets = str(refusal.value).partition("set ")[2]
     spec = resolve("opd_analytic", ["ocr"], overrides=[*more, "params.trajectories=2", targets])

@@ -117,7 +117,7 @@ def test_the_published_recipe_from_the_command_line(settings: dict, clip_folder:
             ["score", task, str(made), *(w for s in sources for w in ("--set", f"scorers.{task}.{s}"))], tmp_path
         )
         assert done.returncode == 0, (task, done.stderr)
-        assert "3 pictures" in done.stdout
+        assert "3 images" in done.stdout
     assert sum(1 for _ in made.glob("results*.jsonl")) == 5
     detector = [f"converted={settings['scorers']['geneval']['converted']}", "colours" + clip]
     detector = [w for s in detector for w in ("--set", f"scorers.geneval.{s}")]

@@ -2,20 +2,23 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.backbones.adapters import Adapters, Shape
 from bench.backbones.micro.files import WEIGHTS
+from bench.backbones.network import Network
 from bench.backbones.sd3 import DEFAULT, MEDIUM, VAE, descriptor, size
 from bench.backbones.sd3.network import TARGETS, sd3_size
+from bench.backbones.size import Size
 from bench.backbones.trial import Count, training_pass
 from bench.cli.dryrun import explain
 from bench.config.compute import Compute
@@ -101,6 +104,55 @@ def test_operations_are_what_pytorch_counts(name: str, targets: str, checkpointe
     with FlopCounterMode(display=False) as base, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         forward(real(config, None), batch, side, text)
     assert size.flops * batch == pytest.approx(base.get_total_flops(), rel=1e-3)
+
+
+@dataclass(frozen=True)
+class TinyFlux(Network):
+    """Another family: packed latents, positions beside the prompt, blocks of two kinds."""
+
+    latent_side: int
+    targets = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+    latent_numbers, prompt_numbers = 4 * 8 * 8, 5 * 24 + 12
+
+    def build(self) -> torch.nn.Module:
+        with torch.device("meta"):
+            return self.real()
+
+    def real(self) -> torch.nn.Module:
+        return FluxTransformer2DModel(
+            in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=24, pooled_projection_dim=12, axes_dims_rope=(4, 4, 8),
+        )  # fmt: skip
+
+    def inputs(self, model, latents: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        tokens = (self.latent_side // 2) ** 2
+        return {
+            "hidden_states": torch.zeros(latents, tokens, 16, dtype=dtype), "img_ids": torch.zeros(tokens, 3),
+            "encoder_hidden_states": torch.zeros(latents, 5, 24, dtype=dtype), "txt_ids": torch.zeros(5, 3),
+            "pooled_projections": torch.zeros(latents, 12, dtype=dtype), "timestep": torch.zeros(latents),
+        }  # fmt: skip
+
+
+def test_another_family_is_counted_by_its_network_alone() -> None:
+    network = TinyFlux(8)
+    model = network.real().requires_grad_(False)
+    adapters = Adapters(model, network.targets)
+    adapters.add("a", Shape(4, 8.0), trainable=True)
+    adapters.use("a")
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counted:
+            v = model(**network.inputs(model, 2, torch.float32), return_dict=False)[0]
+        with FlopCounterMode(display=False) as backward:
+            v.sum().backward()
+    size = Size(network, {})
+    found = size.training(2, 4, None, Compute())
+    assert found.forward == pytest.approx(counted.get_total_flops(), rel=1e-3)
+    assert found.backward == pytest.approx(backward.get_total_flops(), rel=0.02)
+    assert size.adapter(4, None) == sum(p.numel() for p in adapters.parameters("a"))
+    assert size.state_bytes(Compute(precision="bfloat16")) == (4 * 4 * 8 * 8, 2 * (5 * 24 + 12))
+    assert size.decoding(1, Compute()) is None
+    with pytest.raises(UsageError, match=r"unknown layer in lora\.targets 'attn\.to_qq'; did you mean 'attn\.to_q'"):
+        size.adapter(4, ("attn.to_qq",))
 
 
 @pytest.mark.parametrize("side", [8, 9, 16, 20])
@@ -212,7 +264,7 @@ def test_a_dry_run_predicts_hours_and_memory(sd3_folder: Path, capsys) -> None:
     teachers = {"teachers": "train", "backbone": str(sd3_folder), "overrides": overrides}
     explain(resolve("opd_analytic", ["ocr"], **teachers))
     said = capsys.readouterr().out
-    assert "TFLOP a model evaluation" in said
+    assert "TFLOP per forward pass of one latent" in said
     assert "activations of 8 latents (estimate)" in said
     assert "3 adapters" in said
     explain(resolve("opd_analytic", ["ocr"]))

@@ -32,7 +32,7 @@ CASES = {
     "fractional count": ([*RUN, "--set", "params.trajectories=2.5"], "params.trajectories"),
     "value where a section belongs": ([*RUN, "--set", "sampler=ode"], "section"),
     "set without a value": ([*RUN, "--set", "sampler.eta"], "key=value"),
-    "method through --set": ([*RUN, "--set", "method=nft"], "its own flag"),
+    "method through --set": ([*RUN, "--set", "method=nft"], "its own option"),
     "negative eta": ([*RUN, "--set", "sampler.kernel=flow_sde", "--set", "sampler.eta=-0.1"], "eta"),
     "eta beyond the kernel": ([*RUN, "--set", "sampler.kernel=cps", "--set", "sampler.eta=1.5"], "at most 1"),
     "eta on a deterministic kernel": ([*RUN, "--set", "sampler.eta=0.5"], "eta"),
@@ -63,10 +63,10 @@ CASES = {
     "unknown weighting": ([*RUN, "--set", "params.weighting=klein"], "params.weighting"),
     "fraction above one": ([*RUN, "--set", "params.timestep_fraction=1.2"], "timestep_fraction"),
     "policy gradient that trains no step": ([*GRPO, "params.grpo.timestep_fraction=0.05"], "trains no step"),
-    "groups that do not divide": ([*GRPO, "params.grpo.inner_updates=3"], "cannot be shared among 3"),
+    "groups that do not divide": ([*GRPO, "params.grpo.inner_updates=3"], "is not divisible by params.grpo.inner_updates 3"),
     "one deviation for all and for each": (
         ["run", "--method", "multi_reward", "--set", "params.mixing=raw", "--set", "params.global_std=false"],
-        "needs params.global_std true",
+        "set params.global_std true",
     ),
     "penalty without weight": (
         ["run", "--method", "cascade", "--set", "params.anchor=previous", "--set", "params.nft.kl=0"],
@@ -98,7 +98,7 @@ CASES = {
     "eval at a scale twice": (["eval", "--adapter", "base", "--guidance", "0,2,-0"], "scale 0 twice"),
     "serving all tasks": (["serve", "all"], "unknown task 'all'"),
     "serving at no address": (["serve", "ocr", "--world", "micro", "--host", ""], "--host is empty"),
-    "serving at what is no text": (["serve", "ocr", "--world", "micro", "--host", "\udcff"], "is no address"),
+    "serving at what is no text": (["serve", "ocr", "--world", "micro", "--host", "\udcff"], "is not a valid address"),
     "scoring with all tasks": (["score", "all", "made"], "unknown task 'all'"),
     "eval with zero steps": (["eval", "--adapter", "base", "--steps", "0"], "at least 1"),
     "compare of an unknown method": (["compare", "--methods", "opd_ppoo"], "did you mean 'opd_ppo'"),
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path, monkeypatch, ca
     code, message = call(
         ["run", "--method", "single_task", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys
     )
-    assert (code, "another spec" in message) == (2, True), message
+    assert (code, "different spec" in message) == (2, True), message
     ours.checkpoint.write_bytes(b"garbage")
     code, message = call(
         ["run", "--method", "single_task", "--tasks", "ocr", "--set", "budget.updates=2"], monkeypatch, capsys

@@ -106,8 +106,8 @@ CONTRADICTIONS = {
     ),
     "one value in two spellings": (["--grid", "lr=1e-3,0.001"], ["lr=1e-3'", "lr=0.001'", "same runs"]),
     "one run on two portions": (["--grid", "evaluation.batch=8,16"], ["same runs"]),
-    "two splits": (["--grid", "evaluation.split=test,validation"], ["validation", "one evaluation.split"]),
-    "two splits of two methods": (["--set", "merge.evaluation.split=validation"], ["'merge'", "one evaluation.split"]),
+    "two splits": (["--grid", "evaluation.split=test,validation"], ["validation", "the same evaluation.split"]),
+    "two splits of two methods": (["--set", "merge.evaluation.split=validation"], ["'merge'", "the same evaluation.split"]),
     "a budget in settings": (["--set", "budget.updates=3"], ["--budget"]),
     "a budget as an axis": (["--grid", "budget.nfe=1000,2000"], ["--budget"]),
     "a method twice": (["--methods", "merge,sft,merge"], ["a method is named twice"]),
@@ -137,17 +137,17 @@ def test_a_setting_given_twice_is_refused_or_told(sets: list[str], tmp_path: Pat
     """One run may be given a command that is there and more: then the last one holds, and that is said."""
     given = [word for text in sets for word in ("--set", text)]
     done = bench(["probe", "--methods", "opd_analytic", "--tasks", "ocr", *given], tmp_path)
-    assert done.returncode == 2 and "contradict one another" in done.stderr
+    assert done.returncode == 2 and "contradict each other" in done.stderr
     done = bench(["run", "--method", "opd_analytic", "--tasks", "ocr", "--dry-run", *given], tmp_path)
     assert done.returncode == 0
-    assert done.stderr == f"note: --set {sets[1]} holds, and not --set {sets[0]}\n"
+    assert done.stderr == f"note: --set {sets[1]} overrides --set {sets[0]}\n"
     assert not (tmp_path / "results").exists()
 
 
 def test_what_a_scorer_is_told_twice_is_refused(tmp_path: Path) -> None:
     given = ["--set", "scorers.ocr.engine=a", "--set", "scorers.ocr.engine=b"]
     done = bench(["score", "ocr", ".", *given], tmp_path)
-    assert done.returncode == 2 and "contradict one another" in done.stderr
+    assert done.returncode == 2 and "contradict each other" in done.stderr
 
 
 def test_a_setting_given_twice_with_one_value_is_no_contradiction() -> None:
@@ -176,7 +176,7 @@ def test_what_is_spent_beyond_the_budget_is_said_before_and_after(tmp_path: Path
     told, _, after = done.stderr.partition("\n")
     assert told.startswith("note: opd_analytic will spend 384 training NFE of --budget 300")
     assert "opd_analytic, seed 0: done" in after
-    assert "budget 300 training NFE, spent 384; more than 5% beyond it" in " ".join(done.stdout.split())
+    assert "budget 300 training NFE, spent 384; more than 5% over budget" in " ".join(done.stdout.split())
     done = bench([*words, "--budget", "384"], tmp_path)
     assert "note:" not in done.stderr
     assert "384 training NFE each" in done.stdout
@@ -384,15 +384,15 @@ def test_what_is_set_need_only_fit_the_grids_kernels() -> None:
 @pytest.mark.parametrize(
     ("axes", "overrides", "student", "said"),
     [
-        ([], ["optimizer.lr=7"], "base", "optimizer.lr does nothing in a probe"),
-        ([], ["sft.ema.decay=0.5"], "base", "ema.decay does nothing in a probe"),
-        ([], ["budget.updates=5"], "base", "budget does nothing in a probe"),
-        ([], ["evaluation={steps: 3}"], "base", "evaluation.steps does nothing"),
-        ([], ["probes.interference=3"], "base", "probes.interference does nothing"),
-        ([], ["checkpoint_every=3"], "base", "checkpoint_every does nothing"),
-        (["lr=1,2"], [], "base", "optimizer.lr does nothing in a probe"),
-        ([], ["lora.start=/nonexistent"], "base", "--student names the adapter"),
-        ([], ["lora.rank=4"], "folder", "lora.rank does nothing in a probe of an adapter"),
+        ([], ["optimizer.lr=7"], "base", "optimizer.lr has no effect in a probe"),
+        ([], ["sft.ema.decay=0.5"], "base", "ema.decay has no effect in a probe"),
+        ([], ["budget.updates=5"], "base", "budget has no effect in a probe"),
+        ([], ["evaluation={steps: 3}"], "base", "evaluation.steps has no effect"),
+        ([], ["probes.interference=3"], "base", "probes.interference has no effect"),
+        ([], ["checkpoint_every=3"], "base", "checkpoint_every has no effect"),
+        (["lr=1,2"], [], "base", "optimizer.lr has no effect in a probe"),
+        ([], ["lora.start=/nonexistent"], "base", "name the adapter to probe with --student"),
+        ([], ["lora.rank=4"], "folder", "lora.rank has no effect in a probe of an adapter"),
     ],
 )
 def test_a_probe_takes_no_setting_that_changes_nothing_in_it(

@@ -90,14 +90,14 @@ def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
         add(tmp_path / "made", f"{number:05d}", "0000.jpg")
     done = bench(["score", "ocr", "made"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1 pictures" in done.stdout
+    assert "1 images" in done.stdout
     assert done.stderr.startswith(
         "note: 4 left out, as GenEval's evaluator does: made/00001/samples/0000.jpg, made/00002"
     )
     (tmp_path / "made" / "00000" / "samples" / "0000.png").unlink()
     done = bench(["score", "ocr", "made"], tmp_path)
     assert done.returncode == 2
-    assert "no pictures in GenEval's layout" in done.stderr
+    assert "no images in GenEval's layout" in done.stderr
     assert "there is made/00000" in done.stderr
 
 
@@ -108,7 +108,7 @@ def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
 def test_a_prompt_record_that_is_none_is_named(record: bytes, tmp_path: Path) -> None:
     add(tmp_path)
     (tmp_path / "00000" / "metadata.jsonl").write_bytes(record)
-    with pytest.raises(layout.UsageError, match=r"00000/metadata\.jsonl is no prompt record"):
+    with pytest.raises(layout.UsageError, match=r"00000/metadata\.jsonl is not a prompt record"):
         read(tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_what_an_evaluation_drew_scores_as_it_did(task: str, tmp_path: Path) -> 
     (record,) = files.read_json(tmp_path / "new" / "folder" / "o.json")
     refused = bench(["score", task, f"P/{task}"], tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == f"error: the pictures in P/{task} are of the world 'micro': add --world micro\n"
+    assert refused.stderr == f"error: the images in P/{task} are from the world 'micro', not 'photo': add --world micro\n"
     done = bench(["score", task, f"P/{task}", "--world", "micro"], tmp_path)
     assert done.returncode == 0, done.stderr
     (results,) = (tmp_path / "P" / task).glob("results*.jsonl")
@@ -266,7 +266,7 @@ def test_a_score_that_cannot_be_stored_is_printed(tmp_path: Path) -> None:
     )
     done = bench(["score", "ocr", "made"], tmp_path)  # only the cache cannot be written
     assert done.returncode == 0
-    assert done.stderr.startswith("note: scores are not remembered: made/scores.sqlite: ")
+    assert done.stderr.startswith("note: scores are not cached: made/scores.sqlite: ")
     assert (tmp_path / "made" / "results-ocr.jsonl").is_file()
 
 
@@ -287,8 +287,8 @@ def test_why_a_picture_has_no_score_is_said(tmp_path: Path) -> None:
         add(tmp_path, f"{number:05d}", image=image)
     done = bench(["score", "ocr", "."], tmp_path, before=_no_black_pictures)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "3 of 5 pictures could not be scored" in done.stderr
-    assert "00001/samples/0000.png is no picture that can be scored: it has 169,000,000 pixels" in done.stderr
+    assert "3 of 5 images could not be scored" in done.stderr
+    assert "00001/samples/0000.png is not a readable image: it has 169,000,000 pixels" in done.stderr
     assert "00002/samples/0000.png: the scorer of task 'ocr' fails: too dark to read" in done.stderr
     rows = files.read_rows(tmp_path / "results-ocr.jsonl")
     assert [row["exact"] for row in rows] == [1, None, None, None, 1]

@@ -65,7 +65,7 @@ REFUSED = {
     "teacher_guidance=null": "teacher_guidance is a section of settings",
     "device=gpu": "device: it should be cpu, cuda (a GPU) or cuda:NUMBER (got 'gpu')",
     "device=CPU": "it should be cpu",
-    "device=!!str cpu": "a tag such as !!str is not taken",
+    "device=!!str cpu": "a tag such as !!str is not allowed",
     "evaluation.split=TEST": "did you mean 'test'?",
     "budget.updates=!!int 5": "a tag such as !!int",
     "sampler=[]": "sampler",
@@ -75,16 +75,16 @@ REFUSED = {
     "lora..rank=3": "key=value",
     "=3": "key=value",
     "lora.rank": "key=value",
-    "lora={rank: 4, rank: 8}": "'rank' is said twice",
+    "lora={rank: 4, rank: 8}": "'rank' is given twice",
     "lora=&a [*a]": "YAML",
-    f"{'a.' * 300}b=1": "no setting lies that deep",
+    f"{'a.' * 300}b=1": "no setting is nested that deeply",
     f"params={'[' * 5000}": "YAML",
     "teachers.ocr.x=1": "teachers",
     "scorers.ocr.prompts=x": "scorers.ocr.prompts does nothing in the world 'micro'",
     "compute.max_sequence_length=64": "reads whole prompts",
     "compute.max_sequence_length=513": "less than or equal to 512",
-    "probes.interference=2": "compares tasks, and the run has one",
-    "seed=3": "'seed' is set by its own flag",
+    "probes.interference=2": "compares tasks, but the run has only one",
+    "seed=3": "'seed' is set by its own option",
     "budget.updates=010": "plain decimal number, not text",
     "budget.updates=1:30": "budget.updates",
     "budget.updates=0x10": "budget.updates",
@@ -154,7 +154,7 @@ def test_a_teacher_s_guidance_as_its_files_have_it_follows_the_setting_s_rule(
     else:
         path, content, field = tmp_path / name, '{"spec": {"evaluation": {"guidance": %s}}}', "spec.evaluation.guidance"
     path.write_text(content % written, encoding="utf-8")
-    with pytest.raises(UsageError, match=rf"{name}: {field} is .*no guidance scale") as refused:
+    with pytest.raises(UsageError, match=rf"{name}: {field} is .*not a valid guidance scale") as refused:
         resolve("opd_analytic", ["ocr"], overrides=[f"teachers.ocr={folder}"])
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
     path.write_text(content % "3", encoding="utf-8")
@@ -193,7 +193,7 @@ def test_a_noise_level_of_nothing_can_be_said() -> None:
         ("tasks: 'ocr,,geneval'", "tasks should be a list of names"),
         ("tasks: []", "the task list is empty"),
         ("tasks: ocrr", "unknown task 'ocrr'; did you mean 'ocr'"),
-        ("tasks: [all, ocr]", "'all' stands alone"),
+        ("tasks: [all, ocr]", "'all' cannot be combined"),
         ("teachers: train", "teachers is a section of settings"),
         ("teachers: null", "teachers is a section of settings"),
         ("teachers: [train]", "teachers is a section of settings"),
@@ -253,11 +253,11 @@ def test_pictures_and_noise_are_bounded_too() -> None:
     [
         (BOMB, "more than 10,000 values"),
         ("a: &a [*a]\n", "YAML|found|undefined|values|deep"),
-        ("[" * 3000 + "]" * 3000, "deep in one another"),
-        ("lora: {rank: 4}\nlora: {rank: 8}\n", "'lora' is said twice"),
+        ("[" * 3000 + "]" * 3000, "nested more than 50 levels deep"),
+        ("lora: {rank: 4}\nlora: {rank: 8}\n", "'lora' is given twice"),
         ("a: [1\n", "expected"),
         ("a: \x00", "special characters"),
-        ("a: !!bool x", "a tag such as !!bool is not taken: write the value alone"),
+        ("a: !!bool x", "a tag such as !!bool is not allowed: write the value without it"),
         ("a: !!timestamp x", "a tag such as !!timestamp"),
         ("a: !!int ''", "a tag such as !!int"),
         ("a: !!float ''", "a tag such as !!float"),
@@ -384,7 +384,7 @@ def test_evaluation_as_the_backbone_has_it_stays_where_training_differs(said: st
 def test_a_setting_of_an_engine_that_is_not_chosen_is_refused(method: str, engine: str, setting: str) -> None:
     """On micro, whose recipe says params.nft.kl 0.1: 1e-4, the engine's own default, is then a change too."""
     name = setting.partition("=")[0]
-    with pytest.raises(UsageError, match=f"^{name} does nothing where params.engine is {engine}: leave it out$"):
+    with pytest.raises(UsageError, match=f"^{name} does nothing because params.engine is {engine}: leave it out$"):
         resolve(method, ["geneval"], overrides=[f"params.engine={engine}", setting])
 
 

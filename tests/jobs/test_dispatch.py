@@ -63,7 +63,7 @@ def test_one_failure_stops_no_other_job_but_what_needs_it(root: Path, executor: 
 def test_what_needs_a_failed_job_is_not_started(root: Path, executor: str) -> None:
     jobs = [Job("bad", {"fails": "no"}), Job("student", needs=("bad",))]
     failures, _ = carried(jobs, root, executor)
-    assert failures["student"] == "not started: bad did not end well"
+    assert failures["student"] == "not started, dependency failed: bad"
 
 
 def test_a_run_that_is_done_by_now_is_not_submitted(root: Path, monkeypatch) -> None:
@@ -198,7 +198,7 @@ def test_what_slurm_says_of_a_job_without_a_result(root: Path) -> None:
     stopped = Job("c", run="s", id="9")
     assert failure_of(launch, stopped, root, State("CANCELLED")) == "cancelled"
     needy = Job("b", run="r", needs=("teacher",), id="8")
-    assert failure_of(launch, needy, root, State("CANCELLED")) == "not started: teacher did not end well"
+    assert failure_of(launch, needy, root, State("CANCELLED")) == "not started, dependency failed: teacher"
     launch.mark_cancelled(needy)
     assert failure_of(launch, needy, root, GONE) == "cancelled"
 
@@ -216,7 +216,7 @@ def test_profiles(tmp_path: Path, monkeypatch) -> None:
         placement("slurm", None, ["partitoin=gpu"])
     with pytest.raises(UsageError, match="did you mean 'slurm'"):
         placement("slrum", None, None)
-    with pytest.raises(UsageError, match="are for --executor slurm"):
+    with pytest.raises(UsageError, match="need --executor slurm"):
         placement("local", None, ["cpus=2"])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingError, match="no Slurm on this machine"):
@@ -240,15 +240,15 @@ def test_profiles(tmp_path: Path, monkeypatch) -> None:
         ("cpus=1" + "0" * 400, "cpus"),
         ("signal_s=70000", "signal_s"),
         ("array_parallelism=0", "array_parallelism"),
-        ('partition="a\\nb"', "partition: it should be one line"),
-        ('account="a\\e[2Jb"', "account: it should be one line"),
-        ("qos=' '", "qos: it should be one line"),
-        ("constraint=''", "constraint: it should be one line"),
-        ("sbatch.bad name=1", "'bad name' is no long option of sbatch"),
-        ("sbatch.--gres=1", "'--gres' is no long option of sbatch"),
+        ('partition="a\\nb"', "partition: it should be one non-empty line"),
+        ('account="a\\e[2Jb"', "account: it should be one non-empty line"),
+        ("qos=' '", "qos: it should be one non-empty line"),
+        ("constraint=''", "constraint: it should be one non-empty line"),
+        ("sbatch.bad name=1", "'bad name' is not a long option of sbatch"),
+        ("sbatch.--gres=1", "'--gres' is not a long option of sbatch"),
         ("sbatch.nice=.inf", "sbatch: nice should be finite"),
         ("sbatch.nice=true", "sbatch: Input should be a plain decimal number"),
-        ('sbatch.comment="a\\n#SBATCH --x"', "sbatch: it should be one line"),
+        ('sbatch.comment="a\\n#SBATCH --x"', "sbatch: it should be one non-empty line"),
         ("sbatch={1: 2}", "sbatch.1"),
     ],
 )
@@ -261,7 +261,7 @@ def test_what_no_job_can_ask_for(given: str, said: str) -> None:
 def test_a_setting_of_slurm_that_is_replaced_is_told(capsys) -> None:
     found = placement("slurm", None, ["partition=x", "cpus=2", "partition=y", "cpus=2"]).profile
     assert (found.partition, found.cpus) == ("y", 2)
-    assert capsys.readouterr().err == "note: --slurm partition=y holds, and not --slurm partition=x\n"
+    assert capsys.readouterr().err == "note: --slurm partition=y overrides --slurm partition=x\n"
 
 
 def test_every_launch_has_a_folder_of_its_own(root: Path) -> None:
@@ -357,7 +357,7 @@ def test_a_run_that_gets_no_further_is_not_requeued(root: Path) -> None:
         command()
         command = command.checkpoint().function
     command()
-    with pytest.raises(BenchError, match=f"nothing new in {STARTS} starts"):
+    with pytest.raises(BenchError, match=f"no new checkpoint in {STARTS} starts"):
         command.checkpoint()
     (root / "r" / "checkpoint.safetensors").touch()
     assert command.checkpoint().function.idle_starts == 0

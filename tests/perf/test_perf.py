@@ -81,7 +81,7 @@ def test_a_measurement_is_printed_written_and_compared(fast, tmp_path: Path, cap
     command.perf(None, (tmp_path / "a.json", tmp_path / "b.json"))
     assert "0.50" in capsys.readouterr().out
     (tmp_path / "c.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"c\.json is no measurement"):
+    with pytest.raises(UsageError, match=r"c\.json is not a measurement file"):
         comparison(tmp_path / "a.json", tmp_path / "c.json")
 
 

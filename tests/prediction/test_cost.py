@@ -84,11 +84,11 @@ def test_held_out_evaluation_is_predicted_apart(sd3_folder: Path, capsys) -> Non
     told = said(
         capsys, "opd_analytic", ["geneval", "ocr"], teachers="train", backbone=str(sd3_folder), overrides=overrides
     )
-    assert "held-out evaluation: 2 x (geneval 2,212) pictures of 40 steps, two passes each for guidance: " in told
-    assert "evaluation of the base, teacher geneval, teacher ocr, once a results folder: " in told
-    assert "held-out evaluation of ocr comes on top: how many pictures is not known (task 'ocr' on photographs" in told
+    assert "held-out evaluation: 2 x (geneval 2,212) images of 40 steps, two passes each for guidance: " in told
+    assert "evaluation of the base, teacher geneval, teacher ocr, once per results folder: " in told
+    assert "held-out evaluation of ocr: not included, because its number of images is not known (task 'ocr' on photographs" in told
     assert "not in these hours: scoring" in told
-    assert "the teacher of ocr, if it is not there yet, is trained first: " in told
+    assert "the teacher of ocr is trained first if it does not exist yet: " in told
     assert re.search(r"training: .* [\d.]+ to [\d.]+ (minutes|hours)", told)
     assert held_out(resolve("opd_analytic", ["ocr"]), "micro") == {"ocr": 192}
 
@@ -126,19 +126,19 @@ def test_every_method_has_hours_and_memory(sd3_folder: Path, capsys, name: str) 
     assert "not known" not in told
     if name == "merge":
         assert "no training, 0 NFE" in told
-        assert "training: none; merge sets the student up from its teachers" in told
+        assert "training: none; merge computes the student from its teachers" in told
         assert "activations" not in told
         return
-    assert "updates in all" in told
-    assert "TFLOP a model evaluation that is a forward pass" in told
-    assert re.search(r"training: an update makes [\d,]+ passes without gradients and [\d,]+ with them", told)
-    assert ("pictures to decode" in told) == find("method", name).needs.rewards
+    assert "updates in total" in told
+    assert "TFLOP per forward pass of one latent (1 NFE)" in told
+    assert re.search(r"training: an update makes [\d,]+ passes without gradients and [\d,]+ with gradients", told)
+    assert (", and decodes " in told) == find("method", name).needs.rewards
     assert re.search(r"training \(activations of \d+ latents", told)
 
 
 def test_a_budget_in_seconds_is_its_own_prediction(sd3_folder: Path, capsys) -> None:
     told = said(capsys, "cascade", ["geneval"], backbone=str(sd3_folder), overrides=["budget={seconds: 3600}"])
-    assert "training: ends after 3,600 seconds of training and scoring, as the budget says" in told
+    assert "training: ends after 3,600 seconds of training and scoring, as set by the budget" in told
 
 
 class Deep(Options):
@@ -202,7 +202,7 @@ def test_memory_is_told_by_phase(capsys) -> None:
     collected = 1152 * (21 * latent + prompt)
     assert f"(activations of 18 latents (estimate) and {collected / 1e9:.1f} of states, velocities and prompts)" in told
     assert "rollouts (128 latents at once)" in told  # compute.batch, twice for guidance
-    assert "decoding (16 pictures at once)" in told
+    assert "decoding (16 images at once)" in told
     assert "and 5.8e+18 FLOP of decoding" in told
 
 
@@ -223,7 +223,7 @@ def test_pictures_are_predicted_in_the_parts_in_which_they_are_decoded(resolutio
     medium = size(DEFAULT, spec.compute)
     parts = [rows.stop - rows.start for rows in parts_of(torch.empty(96, 1, medium.latent_side, medium.latent_side))]
     (name,) = (name for name in training_memory(medium, spec, spec.sampler.build(3.0)) if name.startswith("decoding"))
-    assert name == f"decoding ({max(parts)} pictures at once)"
+    assert name == f"decoding ({max(parts)} images at once)"
     (evaluation,) = evaluation_memory(medium, spec).values()
     at_once = medium.decoding(max(parts), spec.compute).peak + 2 * max(parts) * medium.picture_bytes
     assert evaluation == max(at_once, medium.sampling(64, spec.compute).peak)
@@ -235,8 +235,8 @@ def test_text_encoders_that_come_back_to_encode_are_in_the_memory(capsys) -> Non
     moved = said(
         capsys, "single_task", ["geneval"], backbone="sd3", overrides=[*small, "compute.offload_text_encoders=true"]
     )
-    assert "text encoders 11.2" in kept and "on top of that encoding prompts" not in kept
-    assert "text encoders 0.0" in moved and "on top of that encoding prompts 11.2" in moved
+    assert "text encoders 11.2" in kept and "in addition encoding prompts" not in kept
+    assert "text encoders 0.0" in moved and "in addition encoding prompts 11.2" in moved
     assert ": 18 at most (encoding prompts)" in moved
     assert all("encoded prompts up to 1.1" in told for told in (kept, moved))
 

@@ -49,7 +49,7 @@ def test_no_line_is_bold_that_loses_on_the_seeds_that_both_have(tmp_path: Path) 
     assert "opd_analytic has the highest mean score" in text
     assert "Above: multi_reward +0.200" in text
     assert strong(tmp_path) == []
-    assert "but not distinguished from every other line" in text
+    assert "but not significantly above every other line" in text
 
 
 @pytest.mark.parametrize("bad", [float("nan"), None])
@@ -61,7 +61,7 @@ def test_a_score_that_is_no_number_is_a_damaged_run(tmp_path: Path, bad) -> None
     text = answers(tmp_path)
     assert f"{worst.name}: damaged" in text
     assert "opd_analytic has the highest mean score" in text
-    assert "No finished run of seeds 2: multi_reward" in text
+    assert "No finished run for seeds 2: multi_reward" in text
 
 
 def test_a_run_of_another_cost_is_in_no_mean(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_run_of_another_cost_is_in_no_mean(tmp_path: Path) -> None:
     (pool,) = pools(collect([tmp_path]))
     assert [r.summary["seed"] for r in pool.lines[0].records] == [1, 2, 3]
     assert pool.lines[0].training_nfe == 1000
-    assert f"{runs[0].name} spent 100 training NFE, unlike most of its line: in no mean" in answers(tmp_path)
+    assert f"{runs[0].name} spent 100 training NFE, unlike most runs of its line, and is excluded from every mean" in answers(tmp_path)
     (row,) = [
         r for t in make(collect([tmp_path])).tables if t.name == "runs" for r in t.rows if r["run"] == runs[0].name
     ]
@@ -100,7 +100,7 @@ def test_what_is_measured_otherwise_never_shares_a_table(tmp_path: Path, what: s
     assert [[line.label for line in pool.lines] for pool in found] == [["opd_analytic"], ["sft"]]
     assert len({pool.place for pool in found}) == 2  # told apart in words
     text = answers(tmp_path)
-    assert text.count("there is nothing to compare it with") == 2
+    assert text.count("there is no other line to compare it with") == 2
 
 
 def test_runs_without_a_result_are_with_those_of_their_world(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_tasks_in_another_order_are_the_same_world(tmp_path: Path) -> None:
 def test_what_trains_nothing_is_said_to(tmp_path: Path) -> None:
     make_run(tmp_path, "sft", 0)
     make_run(tmp_path, "merge", 0, budget=0)
-    assert "merge: trains nothing, so it is beside the others, not at their cost" in answers(tmp_path)
+    assert "merge: listed for reference; it spends no training budget" in answers(tmp_path)
 
 
 def test_a_highest_line_below_the_base_is_said_to_be(tmp_path: Path) -> None:
@@ -128,14 +128,14 @@ def test_a_highest_line_below_the_base_is_said_to_be(tmp_path: Path) -> None:
         run = make_run(tmp_path, method, 0)
         edit(run, scored([0.0]))
         edit(run, lambda s: s["models"]["base"]["ocr"]["rows"].update(exact=[0.25] * len(STRATA["ocr"])))
-    assert "ocr: merge, sft 0.000 [0.000, 0.000], not above the base's 0.250" in answers(tmp_path)
+    assert "ocr: merge, sft 0.000 [0.000, 0.000], not above the base (0.250" in answers(tmp_path)
 
 
 def test_bases_that_differ_are_named(tmp_path: Path) -> None:
     make_run(tmp_path, "sft", 0)
     other = make_run(tmp_path, "merge", 0)
     edit(other, lambda s: s["models"]["base"]["ocr"]["rows"].update(exact=[1.0] * len(STRATA["ocr"])))
-    assert "The base has other scores on ocr in some runs" in answers(tmp_path)
+    assert "The base has different scores on ocr in some runs" in answers(tmp_path)
 
 
 def claims(root: Path) -> dict[str, str]:
@@ -193,7 +193,7 @@ def test_differences_name_what_cannot_be_compared(tmp_path: Path) -> None:
         make_run(tmp_path / side, "sft", seed)
         make_run(tmp_path / side, "cascade", 0, state="failed")
     text = "\n".join(difference(collect([tmp_path / "a"]), collect([tmp_path / "b"])).sections[0].markdown)
-    assert "In both sets, but without a common seed: sft" in text
+    assert "In both sets, but without a shared seed: sft" in text
     assert text.count("failed: it broke") == 2
 
 
@@ -209,8 +209,8 @@ def test_what_was_not_tested_is_not_called_undistinguished(tmp_path: Path) -> No
         make_run(tmp_path, "opd_analytic", seed, 0.9)
     make_run(tmp_path, "sft", 0, 0.1)
     text = answers(tmp_path)
-    assert "Holm's correction over 0 comparisons" in text
-    assert "Not tested, for want of two common seeds: sft." in text
+    assert "Holm-corrected over 0 comparisons" in text
+    assert "Not tested (fewer than two shared seeds): sft." in text
     assert "Not distinguished" not in text.partition("Highest")[0]
 
 
@@ -220,7 +220,7 @@ def test_equal_lines_share_the_first_place(tmp_path: Path) -> None:
             edit(make_run(tmp_path, method, seed), everything_right)
     text = answers(tmp_path)
     assert "opd_analytic, sft share the highest mean score, 1.000" in text
-    assert "The same score as it on every prompt: sft." in text
+    assert "Identical scores on every prompt: sft." in text
     assert "bit for bit" not in text  # equal scores are no proof of equal runs
     assert "ocr: opd_analytic, sft " in text
 
@@ -255,7 +255,7 @@ def test_where_prompts_are_not_in_the_records_it_is_said(tmp_path: Path) -> None
         points = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().split("\n")[:-1]]
         lines = [json.dumps({key: value for key, value in point.items() if key != "prompts"}) for point in points]
         (run / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
-    assert "is not known of some records of geneval, ocr: each picture counts as a prompt of its own" in answers(
+    assert "Some records of geneval, ocr do not say which images share a prompt" in answers(
         tmp_path
     )
 
@@ -289,9 +289,9 @@ def test_the_papers_comparisons_are_named_and_equivalence_is_said_at_its_margin(
         (mine,) = tmp_path.glob(f"opd_analytic-*-s{seed}")
         edit(twin, near_to(json.loads((mine / "summary.json").read_text()), 0.001 * (seed - 2)))
     text = answers(tmp_path)
-    assert "the 1 primary (the paper's: joint RL, cascade, PPO-style OPD, each at its recipe)" in text
+    assert "1 comparison of the primary family (the paper's: joint RL, cascade and PPO-style OPD, each with its recipe)" in text
     assert re.search(r"Below: multi_reward -0\.\d+ \[.*?\] \(p .*?, primary\)", text)
-    assert re.search(r"Equivalent to it within plus or minus 0\.\d+, a tenth of the teachers' mean gain.*: sft\.", text)
+    assert re.search(r"Equivalent within plus or minus 0\.\d+, a tenth of the teachers' mean gain.*: sft\.", text)
     table = next(t for t in make(collect([tmp_path])).tables if t.name == "scores")
     assert {row.get("family") for row in table.rows[:3]} == {"primary", "exploratory", None}
     ours = next(row for row in table.rows if row["line"] == "opd_analytic")

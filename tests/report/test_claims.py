@@ -91,7 +91,7 @@ def test_scores_that_fall_short_are_said_to() -> None:
     found = verdicts([OPD, line("multi_reward", [record(s, 0.6, [0.6], False) for s in range(3)])])
     assert found["analytic OPD beats multi_reward at equal compute (teachers' cost not counted)"] == "does not hold"
     assert found["one student matches every teacher: t"] == "does not hold"
-    assert found["mean matching serves the sampler ode eta 0"] == "does not hold"
+    assert found["mean matching works with the sampler ode, eta 0"] == "does not hold"
 
 
 def test_rivals_are_compared_where_their_compute_is_equal() -> None:
@@ -123,8 +123,8 @@ def test_samplers_compare_only_where_all_else_is_equal() -> None:
     found = verdicts([OPD, served("cps", 1e-3), served("flow_sde", 3e-3)])
     claims = {claim: verdict for claim, verdict in found.items() if "sampler " in claim}
     assert claims == {
-        "mean matching serves the sampler ode eta 0": "does not hold",
-        "mean matching serves the sampler cps eta 0.7": "holds",
+        "mean matching works with the sampler ode, eta 0": "does not hold",
+        "mean matching works with the sampler cps, eta 0.7": "holds",
     }
 
 

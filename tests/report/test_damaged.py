@@ -202,7 +202,7 @@ def test_what_could_not_be_read_is_told_where_there_is_nothing_else(
     command([], Path("out"), None)
     said = capsys.readouterr().err
     if what == "empty":
-        assert said == "nothing to report in results/runs: no run, comparison, study or probe's output\n"
+        assert said == "nothing to report in results/runs: no run, comparison, study or output of bench probe\n"
     else:
         first, second = said.splitlines()
         assert first == "nothing could be read in results/runs:"
@@ -323,11 +323,11 @@ def test_two_studies_of_one_name_keep_apart(tmp_path: Path) -> None:
 def test_a_report_overwrites_no_run_and_no_file_of_another(tmp_path: Path) -> None:
     run = make_run(tmp_path, "sft", 0)
     report = make(collect([run]))
-    with pytest.raises(UsageError, match="is a run's folder"):
+    with pytest.raises(UsageError, match="is the folder of a run"):
         write(report, run)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.md").write_text("mine")
-    with pytest.raises(UsageError, match="not an earlier report's"):
+    with pytest.raises(UsageError, match="does not belong to an earlier report"):
         write(report, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["report.md"]
     assert (tmp_path / "mine" / "report.md").read_text() == "mine"
@@ -346,13 +346,13 @@ def test_what_is_damaged_is_named_with_its_file(tmp_path: Path) -> None:
     (lost / "spec.json").unlink()
     problems = collect([tmp_path]).problems
     assert any(f"{run.name}: damaged (summary.json: it is not JSON" in problem for problem in problems)
-    assert f"{lost.name}: damaged (its spec.json is gone)" in problems
+    assert f"{lost.name}: damaged (spec.json is missing)" in problems
 
 
 def test_wrong_words_are_answered_in_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "results" / "a", "sft", 0)
-    with pytest.raises(UsageError, match="--diff takes two results folders"):
+    with pytest.raises(UsageError, match="--diff takes exactly two results folders"):
         command(None, Path("out"), (Path("results/a"), Path("-o")))
     command([], Path("results/report"), None)
     assert "nothing to report in results/runs" in capsys.readouterr().err

@@ -165,8 +165,8 @@ def test_curves_and_falls_are_what_pandas_finds(root: Path, written: Path) -> No
 def test_what_is_missing_is_said(root: Path, written: Path) -> None:
     page = (written / "report.md").read_text()
     answer = page.split("## Scores and cost")[0]
-    assert "No finished run of seeds 0: sft." in answer
-    assert "opd_analytic spent about 5,000 training NFE per run, not 1,000: compared apart" in answer
+    assert "No finished run for seeds 0: sft." in answer
+    assert "it spent about 5,000 training NFE per run instead of 1,000: opd_analytic" in answer
     assert "failed: it broke" in answer
     assert "merge-broken-s0: damaged" in answer
     assert re.search(r"cascade-\S+-s1 is not finished", answer)
@@ -226,11 +226,11 @@ def test_pieces_to_paste(written: Path) -> None:
 def test_nothing_yet_is_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     page = write(make(collect([tmp_path / "results"])), tmp_path / "out")
-    assert "No finished run was found yet" in page.read_text()
+    assert "No finished run was found" in page.read_text()
     make_run(tmp_path / "half" / "results", "sft", 0, state="unfinished")
     page = write(make(collect([tmp_path / "half" / "results"])), tmp_path / "out")
     assert "is not finished" in page.read_text()
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match="does not exist"):
         collect([tmp_path / "nowhere"])
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(UsageError, match="neither a comparison nor"):
@@ -247,11 +247,11 @@ def test_differences_between_two_sets(tmp_path: Path) -> None:
     table, _ = report.tables
     verdicts = {(row["line"], row["task"]): row["verdict"] for row in table.rows}
     assert {verdicts["sft", task] for task in TASKS} == {"identical"}
-    assert {verdicts["opd_analytic", task] for task in TASKS} == {"moved"}
+    assert {verdicts["opd_analytic", task] for task in TASKS} == {"changed"}
     assert any("Only in the second set: merge" in text for text in report.sections[0].markdown)
     written = write(report, tmp_path / "difference").parent
     shown = shown_numbers(written)
     assert len(shown) > 10
     assert not set(shown) - known_numbers(written)
     counts = csv(written, "verdicts").set_index("verdict")["count"]
-    assert counts.to_dict() == {"moved": 2, "identical": 2, "no clear change": 0}
+    assert counts.to_dict() == {"changed": 2, "identical": 2, "no significant change": 0}

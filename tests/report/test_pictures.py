@@ -107,7 +107,7 @@ def test_what_cannot_be_shown_is_said_on_the_page(tmp_path: Path) -> None:
     text = page.read_text()
     assert f"pictures of {other.name}: they are of other prompts" in text
     assert "pictures of merge-short-s0: 7 pictures of student for 8 scores" in text
-    assert re.search(r"cascade-gone-s0/student/ocr/\S+png is no picture", text)
+    assert re.search(r"cascade-gone-s0/student/ocr/\S+png is not a readable image", text)
     assert "no picture<br>" in text
     assert good.name in text
     assert "data:image/png" in text

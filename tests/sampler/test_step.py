@@ -44,7 +44,7 @@ def test_deterministic_transition_has_no_density_and_matches_means() -> None:
     torch.testing.assert_close(p.kl(q), torch.tensor([1.5, 1.5]))
     with pytest.raises(BenchError, match="deterministic"):
         p.log_prob(torch.zeros(2, 3))
-    with pytest.raises(BenchError, match="common std"):
+    with pytest.raises(BenchError, match="equal standard deviations"):
         p.kl(Gaussian(torch.zeros(2, 3), 1.0))
 
 

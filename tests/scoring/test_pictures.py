@@ -57,7 +57,7 @@ def test_grey_of_every_depth_is_the_same_grey(name: str) -> None:
 @pytest.mark.parametrize(
     ("pixels", "said"),
     [
-        ((RAMP * 65535).astype(np.int32), "nothing says which is white"),
+        ((RAMP * 65535).astype(np.int32), "the value of white is unknown"),
         ((RAMP * 255).astype(np.float32), r"floats outside \[0, 1\]"),
         (np.full((4, 4), np.nan, np.float32), r"floats outside \[0, 1\]"),
     ],
@@ -136,7 +136,7 @@ def test_grey_of_any_depth_is_on_white_where_it_is_transparent(depth: int, clear
 
 def test_sixteen_bits_of_colour_with_a_transparent_one_are_refused() -> None:
     file = png(16, 2, struct.pack(">3H", 1, 2, 3), struct.pack(">6H", 1, 2, 3, 65535, 0, 0))
-    with pytest.raises(ValueError, match="its colours are of 16 bits, one of them transparent, which is not read"):
+    with pytest.raises(ValueError, match="its colours have 16 bits and one of them is transparent, which is not supported"):
         from_file(io.BytesIO(file))
 
 
@@ -144,10 +144,10 @@ def test_sixteen_bits_of_colour_with_a_transparent_one_are_refused() -> None:
 def test_a_line_is_no_picture(size: tuple[int, int], tmp_path: Path) -> None:
     """Scorers enlarge the short side: 167 bytes took gigabytes."""
     Image.new("1", size).save(tmp_path / "line.png")
-    with pytest.raises(UsageError, match=rf"it is {size[0]:,} x {size[1]:,} pixels; none thinner than 1:50 is read"):
+    with pytest.raises(UsageError, match=rf"it is {size[0]:,} x {size[1]:,} pixels, which is thinner than 1:50"):
         load(tmp_path / "line.png")
     sent = base64.b64encode((tmp_path / "line.png").read_bytes()).decode()
-    with pytest.raises(Refusal, match=r"picture 0 is none that can be scored: .* thinner than 1:50") as refused:
+    with pytest.raises(Refusal, match=r"image 0 is not readable: .* thinner than 1:50") as refused:
         understood(json.dumps({"images": [sent], "prompts": [{"text": "a"}]}).encode())
     assert refused.value.status == 400
     assert from_file(saved(Image.new("L", (2 * THINNEST, 2)), "PNG")).shape == (3, 2, 2 * THINNEST)
@@ -159,13 +159,13 @@ def test_a_line_is_no_picture(size: tuple[int, int], tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", r"a Git-LFS pointer; .*\(git lfs pull\)"),
         (b"<!DOCTYPE html>\n<html>", "it is a web page; download it again"),
         (b"", "it is empty"),
-        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "it is none of PNG, JPEG"),
-        (b"no picture", "it is none of PNG, JPEG"),
+        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "its format is not one of PNG, JPEG"),
+        (b"no picture", "its format is not one of PNG, JPEG"),
     ],
 )
 def test_what_stands_for_a_picture_is_called_what_it_is(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "0000.png").write_bytes(content)
-    with pytest.raises(UsageError, match=rf"0000\.png is no picture that can be scored: .*{said}"):
+    with pytest.raises(UsageError, match=rf"0000\.png is not a readable image: .*{said}"):
         load(tmp_path / "0000.png")
     with pytest.raises(ValueError, match=said):
         decode(base64.b64encode(content).decode())
@@ -181,7 +181,7 @@ def test_a_small_file_of_many_pixels_is_refused_unread(tmp_path: Path, capfd) ->
     Image.new("1", (13_000, 13_000)).save(tmp_path / "large.png")
     assert (tmp_path / "large.png").stat().st_size < 100_000
     started = time.perf_counter()
-    with pytest.raises(UsageError, match=r"large\.png is no picture.*: it has 169,000,000 pixels; at most 33,554,432"):
+    with pytest.raises(UsageError, match=r"large\.png is not a readable image: it has 169,000,000 pixels, more than the limit of 33,554,432"):
         load(tmp_path / "large.png")
     assert time.perf_counter() - started < 1
     assert capfd.readouterr().err == ""
@@ -197,5 +197,5 @@ def test_broken_files_are_no_pictures(kind: str, share: float, tmp_path: Path) -
     noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
     whole = saved(Image.fromarray(noise), kind).getvalue()
     (tmp_path / "broken.png").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UsageError, match="is no picture"):
+    with pytest.raises(UsageError, match="is not a readable image"):
         load(tmp_path / "broken.png")

@@ -209,7 +209,7 @@ def test_an_interrupt_leaves_the_jobs_and_the_same_command_waits_for_them(root: 
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "1 of the jobs go on in Slurm" in said
+    assert "jobs that continue in Slurm: 1" in said
     done = bench(*words, root=root)
     assert done.returncode == 0, done.stderr
     assert the_job(root)  # still the only one
@@ -226,7 +226,7 @@ def test_a_failure_is_shown_within_half_a_minute(root: Path) -> None:
     process.communicate(timeout=120)
     assert process.returncode == 1
     notes = {line.name.partition("-")[0]: line.note for line in survey(root)}
-    assert notes["opd_analytic"] == "not started: teacher for ocr, seed 0 did not end well"
+    assert notes["opd_analytic"] == "not started, dependency failed: teacher for ocr, seed 0"
     assert shown < 30
 
 

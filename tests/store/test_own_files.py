@@ -84,7 +84,7 @@ def test_a_checkpoint_whose_tensors_have_changed_is_refused(run: Run) -> None:
     begin = 8 + int.from_bytes(whole[:8], "little")
     for changed in (whole[:begin].ljust(len(whole), b"\0"), whole[:-1] + bytes([whole[-1] ^ 1])):
         run.checkpoint.write_bytes(changed)
-        with pytest.raises(DamagedError, match=r"corrupt checkpoint .*not those that were written; move .* away"):
+        with pytest.raises(DamagedError, match=r"corrupt checkpoint .*do not match their recorded hash; move .* away"):
             run.restore()
 
 
@@ -106,7 +106,7 @@ def test_what_is_no_file_is_refused_before_anything_changes(run: Run, file: str,
     (run.folder / file).unlink(missing_ok=True)
     put(run.folder / file, kind)
     before = everything(run.folder)
-    with pytest.raises(DamagedError, match=rf"{file} is .*; move .* away, and the same command starts anew"), run.lock():
+    with pytest.raises(DamagedError, match=rf"{file} is .*; move .* away, then rerun the command to start over"), run.lock():
         pytest.fail("it was begun")
     assert everything(run.folder) == before
     assert all((run.folder / log).read_text() == "{}\n" for log in LOGS if log != file)
@@ -172,13 +172,13 @@ def test_a_number_that_is_none_is_damage(number: str) -> None:
     check_summary(path, fine := summary_of("1.0"), ["ocr"])
     row = fine["models"]["student"]["ocr"]
     check_evaluation(path, row, "ocr", 1)
-    with pytest.raises(DamagedError, match="exact holds what is not finite"):
+    with pytest.raises(DamagedError, match="exact contains a value that is not finite"):
         check_summary(path, summary_of(number), ["ocr"])
-    with pytest.raises(DamagedError, match="exact holds what is not finite"):
+    with pytest.raises(DamagedError, match="exact contains a value that is not finite"):
         check_evaluation(path, summary_of(number)["models"]["base"]["ocr"], "ocr", 1)
-    with pytest.raises(DamagedError, match="seconds holds what is not finite"):
+    with pytest.raises(DamagedError, match="seconds contains a value that is not finite"):
         check_summary(path, fine | {"cost": {"evaluations": {}, "seconds": {"training": value}}}, ["ocr"])
-    with pytest.raises(DamagedError, match="prompts holds what is not finite"):
+    with pytest.raises(DamagedError, match="prompts contains a value that is not finite"):
         check_evaluation(path, row | {"prompts": [value]}, "ocr", 1)
     with pytest.raises(DamagedError, match="share in line 1"):
         check_points(path, [row | {"step": 1, "share": value}])
@@ -187,7 +187,7 @@ def test_a_number_that_is_none_is_damage(number: str) -> None:
         with pytest.raises(DamagedError):
             check_state(path, STATE | change)
     if math.isnan(value):
-        with pytest.raises(DamagedError, match="other holds what is not finite"):
+        with pytest.raises(DamagedError, match="other contains a value that is not finite"):
             check_evaluation(path, row | {"rows": {"exact": [1.0], "other": [value]}}, "ocr", 1)
 
 
@@ -210,7 +210,7 @@ def test_one_run_with_impossible_clocks_hides_no_other(tmp_path: Path, run: Run,
     lines = survey(root)
     table(lines)
     assert [line.state for line in lines] == ["damaged", "stopped"]
-    assert "metrics.jsonl does not hold what it should" in lines[0].note
+    assert "metrics.jsonl has invalid contents" in lines[0].note
 
 
 def test_a_pipe_is_written_to_only_where_a_user_names_it(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_cache_that_cannot_be_kept_costs_no_result(tmp_path: Path, kind: str, 
     kept.unlink()
     put(kept, kind)
     assert references.of("base", None, "ocr", "base", 1.0) == record
-    assert any(f"the evaluation of base on ocr is not kept: {kept}" in line for line in said)
+    assert any(f"the evaluation of base on ocr could not be cached: {kept}" in line for line in said)
     assert not list(cache.glob(".*"))
     if pictures:
         (kept_pictures,) = cache.glob("pictures-*")
@@ -295,7 +295,7 @@ def test_results_that_lead_nowhere_are_refused(tmp_path: Path, monkeypatch) -> N
     monkeypatch.chdir(tmp_path)
     Path("results").symlink_to("gone")
     for named in ("results", "results/runs"):
-        with pytest.raises(UsageError, match="results is a link that leads nowhere"):
+        with pytest.raises(UsageError, match="results is a broken link"):
             results_root(Path(named))
     Path("gone").mkdir()
     assert results_root(Path("results/runs")).name == "runs"
@@ -311,12 +311,12 @@ LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "1
         ({"RANK": None}, "nothing launched"),
         ({"LOCAL_RANK": ""}, "nothing launched"),
         ({"MASTER_PORT": None}, "nothing launched"),
-        ({"RANK": "abc"}, "RANK=abc in the environment is no number from 0 up"),
-        ({"RANK": "-1"}, "RANK=-1 in the environment is no number"),
-        ({"LOCAL_RANK": "²"}, "LOCAL_RANK=² in the environment is no number"),
+        ({"RANK": "abc"}, "RANK=abc in the environment is not an integer of at least 0"),
+        ({"RANK": "-1"}, "RANK=-1 in the environment is not an integer"),
+        ({"LOCAL_RANK": "²"}, "LOCAL_RANK=² in the environment is not an integer"),
         ({"RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
-        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc in the environment is no number from 1 up"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment is no number from 1 up"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc in the environment is not an integer of at least 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment is not an integer of at least 1"),
     ],
 )
 def test_an_environment_that_no_launcher_makes_is_named(monkeypatch, change: dict, said: str) -> None:

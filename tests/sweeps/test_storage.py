@@ -92,7 +92,7 @@ def test_wherever_a_journal_is_cut_the_study_ends_the_same(tmp_path: Path, whole
         place.journal.write_bytes(content[:cut])
         (place.folder / "home").write_bytes(home)
         assert told(work(study(), place, carry_out=fast)) == wanted, cut
-        with pytest.raises(UsageError, match="was begun with another"):
+        with pytest.raises(UsageError, match="was started with a different"):
             open_study(study(budget=65), place)
 
 
@@ -454,7 +454,7 @@ def test_messages_that_repeat_a_password_do_not() -> None:
     for text in (url, "password 'p%40ss%20word'", "user ada, password p@ss word"):
         assert "word@" not in without_secrets(text, url) and "ss word" not in without_secrets(text, url)
         assert "***" in without_secrets(text, url)
-    assert "left out" in without_secrets("a long story of a", "postgresql://ada:a@h/d")
+    assert "omitted" in without_secrets("a long story of a", "postgresql://ada:a@h/d")
 
 
 def test_what_a_password_says_must_be_what_sqlalchemy_reads(tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def _read_only() -> None:
 def test_a_file_system_without_locks_is_one_line(tmp_path: Path, executor: str) -> None:
     write_study(tmp_path)
     said = refused(tmp_path, "--executor", executor, code=1, before=_no_locks)
-    assert "has no locks (flock)" in said and str(tmp_path / "results" / "sweeps" / "tiny") in said
+    assert "does not support locks (flock)" in said and str(tmp_path / "results" / "sweeps" / "tiny") in said
     assert not (tmp_path / "results").exists()
 
 

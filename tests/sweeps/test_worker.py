@@ -98,7 +98,7 @@ def test_what_a_dead_worker_had_drawn_stays(tmp_path: Path) -> None:
     held = claims.take(0)
     assert claims.take(0) is None  # a living worker's is not taken
     held.close()
-    with pytest.raises(BenchError, match="every trial failed; the last: its worker died"):
+    with pytest.raises(BenchError, match="every trial failed; error of the last one: its worker died"):
         work(spec, place(tmp_path), carry_out=die)
     assert len(tried) == TRIES + 1
 
@@ -190,7 +190,7 @@ def test_a_result_that_cannot_be_stored_is_printed(tmp_path: Path) -> None:
     (where.folder / "summary.json").mkdir()
     done = bench(["sweep", "s.yaml"], tmp_path)
     assert done.returncode == 1
-    assert "the best trial again:" in done.stdout
+    assert "to repeat the best trial:" in done.stdout
     assert done.stderr.startswith("error: the result could not be stored in ") and done.stderr.count("\n") == 1
 
 
@@ -272,7 +272,7 @@ def test_one_worker_draws_the_same_again(tmp_path: Path) -> None:
 
 def test_another_study_of_the_same_name_is_refused(tmp_path: Path) -> None:
     work(study(trials=1), place(tmp_path), carry_out=lambda *_: scored(1.0))
-    with pytest.raises(UsageError, match="was begun with another method, space, budget or seeds"):
+    with pytest.raises(UsageError, match="was started with a different method, space, budget or seeds"):
         work(study(trials=2, budget=400), place(tmp_path), carry_out=lambda *_: scored(1.0))
 
 
@@ -332,11 +332,11 @@ def test_a_study_end_to_end(tmp_path: Path) -> None:
         ({"methd": "sft"}, "did you mean 'method'"),
         ({"method": "sfft"}, "did you mean 'sft'"),
         ({"settings": {"sampler.kernel": "od"}}, "did you mean 'ode'"),
-        ({"space": {"sampler.eta": {"low": 0, "high": 1, "when": {"sampler.kernel": ["cps"]}}}}, "no dimension before"),
+        ({"space": {"sampler.eta": {"low": 0, "high": 1, "when": {"sampler.kernel": ["cps"]}}}}, "not an earlier dimension"),
         ({"name": "../up"}, "name"),
-        ({"settings": {"evaluation": {"split": "test"}}}, "the study's own"),
-        ({"settings": {"budget.updates": 3}}, "the study's own"),
-        ({"enqueue": [{"optimizer.lr": 5.0}]}, "does not hold"),
+        ({"settings": {"evaluation": {"split": "test"}}}, "cannot be varied"),
+        ({"settings": {"budget.updates": 3}}, "cannot be varied"),
+        ({"enqueue": [{"optimizer.lr": 5.0}]}, "is outside its dimension"),
         ({"trials": 10**9}, "trials: .*less than or equal to 100000"),
         ({"points": 10**9}, "points: .*less than or equal to 1000"),
         ({"seeds": "0-9999999999"}, r"study .*s\.yaml: .*more than"),
@@ -344,9 +344,9 @@ def test_a_study_end_to_end(tmp_path: Path) -> None:
         ({"name": "x" * 300}, "at most 100 characters"),
         ({"space": {"optimizer.lr": {"low": 1, "hgih": 2}}}, r"did you mean 'space\.optimizer\.lr\.high'"),
         ({"space": {"sampler": {"steps": {"low": 1, "high": 2}}}}, r"unknown key 'space\.sampler\.steps'"),
-        ({"space": {"optimizer.lr": {"low": -float("inf"), "high": 1.0}}}, "must lie within"),
-        ({"space": {"optimizer.lr": {"low": float("nan"), "high": 1.0}}}, "must lie within"),
-        ({"space": {"sampler.steps": {"low": 1, "high": 10**40}}}, "must lie within"),
+        ({"space": {"optimizer.lr": {"low": -float("inf"), "high": 1.0}}}, "must be within"),
+        ({"space": {"optimizer.lr": {"low": float("nan"), "high": 1.0}}}, "must be within"),
+        ({"space": {"sampler.steps": {"low": 1, "high": 10**40}}}, "must be within"),
         ({"space": {"sampler.steps": {"choices": [4, 4.0]}}}, "twice"),
         ({"settings": {"sampler.steps": 3, "sampler": {"steps": 4}}}, "given twice"),
         ({"settings": {"optimizer": {"lr": 1e-3}}}, r"optimizer\.lr is given twice"),

@@ -27,7 +27,7 @@ def gpus(monkeypatch):
 )
 def test_what_is_no_device_is_wrong_use(gpus, device: str) -> None:
     gpus(2)
-    with pytest.raises(UsageError, match=r"device of the scorer: .* is none of cpu, cuda, cuda:0"):
+    with pytest.raises(UsageError, match=r"device of the scorer: .* is not one of cpu, cuda, cuda:0"):
         check_device(device, "scorer", "cure")
 
 
@@ -37,7 +37,7 @@ def test_a_gpu_that_is_not_there_is_missing(gpus) -> None:
         check_device(there, "backbone", "cure")
     for absent in ("cuda:2", "cuda:7"):
         with pytest.raises(
-            MissingError, match=rf"backbone is to be on '{absent}' but torch sees cuda:0 to cuda:1: name"
+            MissingError, match=rf"backbone needs '{absent}', but torch sees cuda:0 to cuda:1: name"
         ):
             check_device(absent, "backbone", "cure")
     gpus(1)
@@ -51,7 +51,7 @@ def test_a_gpu_that_is_not_there_is_missing(gpus) -> None:
 def test_what_the_environment_hides_is_named(gpus) -> None:
     """Where it shows the third GPU alone, that is cuda:0."""
     gpus(1, "2")
-    with pytest.raises(MissingError, match=r"only cuda:0 \(CUDA_VISIBLE_DEVICES is '2'; GPUs are counted from 0"):
+    with pytest.raises(MissingError, match=r"only cuda:0 \(CUDA_VISIBLE_DEVICES is '2'; GPUs are numbered from 0"):
         check_device("cuda:2", "backbone", "cure")
     gpus(0, "")
     with pytest.raises(MissingError, match=r"torch sees no GPU \(CUDA_VISIBLE_DEVICES is ''"):
@@ -62,7 +62,7 @@ def test_processes_that_each_get_a_gpu_are_not_given_one_by_number(gpus) -> None
     """Each sees its own alone, as the first."""
     gpus(2)
     assert _places("cuda") == [0, 1]
-    with pytest.raises(UsageError, match="each get a GPU of their own: device=cuda, not cuda:1"):
+    with pytest.raises(UsageError, match="every local run gets its own GPU: use device=cuda, not cuda:1"):
         _places("cuda:1")
     gpus(0)
     with pytest.raises(MissingError, match="torch sees no GPU"):

@@ -53,7 +53,7 @@ def test_a_canary_notices_other_weights(folder: Path, picture: Path) -> None:
     other = detector(folder)
     with torch.no_grad():
         other.model.class_predictor.weight.mul_(-1)
-    with pytest.raises(BenchError, match=r"no longer finds the .* of its canary picture"):
+    with pytest.raises(BenchError, match=r"no longer finds the .* of its canary image"):
         checked(other, folder).detect(torch.rand(1, 3, 32, 32), 0.3)
     record = json.loads((folder / canary.RECORD).read_text())
     record[0]["box"] = [0, 0, 1, 1]
@@ -73,7 +73,7 @@ def test_a_damaged_canary_is_named(folder: Path, picture: Path, content: str) ->
         _ = checked(detector(folder), folder).name
     (folder / canary.RECORD).write_text(record)
     (folder / canary.PICTURE).write_text("no picture")
-    with pytest.raises(DamagedError, match=r"canary picture .*canary\.png cannot be read"):
+    with pytest.raises(DamagedError, match=r"canary image .*canary\.png cannot be read"):
         checked(detector(folder), folder).detect(torch.rand(1, 3, 32, 32), 0.3)
 
 
@@ -82,7 +82,7 @@ def test_what_is_expected_must_be_seen(folder: Path, picture: Path) -> None:
     with pytest.raises(BenchError, match="not the official weights"):
         canary.keep(detector(folder), picture, wrong, folder)
     assert not (folder / canary.RECORD).exists()
-    with pytest.raises(UsageError, match="is no picture"):
+    with pytest.raises(UsageError, match="is not a readable image"):
         canary.keep(detector(folder), folder / "config.json", wrong, folder)
 
 

@@ -152,9 +152,9 @@ def test_the_classes_are_those_of_coco_in_their_order() -> None:
     others = {3: "motorbike", 4: "aeroplane", 57: "sofa", 58: "pottedplant", 60: "diningtable", 62: "tvmonitor", 7: "lorry"}
     require_coco(labels(*others.items()), "here")
     for wrong, said in (
-        (labels(count=8), "knows 8 classes"),
-        (labels(count=79), "knows 79 classes"),
-        ({place: f"LABEL_{place}" for place in range(133)}, "knows 133 classes; GenEval's are COCO's 80"),
+        (labels(count=8), "has 8 classes"),
+        (labels(count=79), "has 79 classes"),
+        ({place: f"LABEL_{place}" for place in range(133)}, "has 133 classes; GenEval needs COCO's 80"),
         (labels((0, "bicycle"), (1, "person")), "calls its class 0 'bicycle', where COCO has 'person'"),
         (labels(*((79 - place, name) for place, name in enumerate(COCO.names))), "class 0 'toothbrush'"),
         ({place: f"thing {place}" for place in range(80)}, "class 0 'thing 0'"),

@@ -167,7 +167,7 @@ def test_files_of_mmdet_3_convert_to_the_same_model(mmdet_state, tmp_path: Path,
         monkeypatch.setattr(sys, "argv", ["mmdet_weights", str(tmp_path / f"{name}.pth"), str(tmp_path / name)])
         main()
         said = capsys.readouterr()
-        assert ("a file of mmdet 3; pictures are prepared as mmdet 2.x does it" in said.out) == (name == "three")
+        assert ("the file is from mmdet 3; images are preprocessed as in mmdet 2.x" in said.out) == (name == "three")
         assert f"converted: {tmp_path / name}" in said.out
         assert said.err == ""
     two, three = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("two", "three"))
@@ -182,7 +182,7 @@ def test_the_official_file_is_named(mmdet_state, tmp_path: Path, capsys, monkeyp
     with pytest.raises(DamagedError, match=rf"part\.pth, a file of mmdet 3, does not fit .*missing: 'class_pred.*{official}"):
         convert(tmp_path / "part.pth", tmp_path / "out")
     torch.save({"backbone.conv1.weight": torch.zeros(8, 3, 7, 7)}, tmp_path / "resnet.pth")
-    with pytest.raises(DamagedError, match=rf"is no mmdet Mask2Former checkpoint: it has no '.*{official}"):
+    with pytest.raises(DamagedError, match=rf"is not an mmdet Mask2Former checkpoint: it lacks '.*{official}"):
         convert(tmp_path / "resnet.pth", tmp_path / "out")
     (tmp_path / "file").write_text("here already")
     torch.save(mmdet_state, tmp_path / "whole.pth")
@@ -216,7 +216,7 @@ def test_patch_merging_of_unfolded_channels(tiny) -> None:
         (lambda state, key: state[key].fill_(torch.nan), "not finite in the tensor class_predictor.weight"),
         (lambda state, key: state.update({key: state[key].to(torch.int8)}), "int8 in the tensor class_predictor.weight"),
         (lambda state, key: state.update({key: state[key] * 1j}), "complex64 in the tensor class_predictor.weight"),
-        (lambda state, key: state.update({key: state[key][:, :8]}), "of another shape: 'class_predictor.weight'"),
+        (lambda state, key: state.update({key: state[key][:, :8]}), "of a different shape: 'class_predictor.weight'"),
     ],
 )
 def test_tensors_of_another_kind_are_named(mmdet_state, tmp_path: Path, change, said: str) -> None:
@@ -234,7 +234,7 @@ def test_tensors_of_another_kind_are_named(mmdet_state, tmp_path: Path, change, 
 def test_a_checkpoint_of_other_classes_is_refused(mmdet_state, tmp_path: Path, count: int) -> None:
     head = {"panoptic_head.cls_embed.weight": torch.zeros(count + 1, 32), "panoptic_head.cls_embed.bias": torch.zeros(count + 1)}
     torch.save(dict(mmdet_state) | head, tmp_path / "other.pth")
-    with pytest.raises(UsageError, match=rf"other\.pth' knows {count} classes; GenEval's are COCO's 80"):
+    with pytest.raises(UsageError, match=rf"other\.pth' has {count} classes; GenEval needs COCO's 80"):
         convert(tmp_path / "other.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -145,7 +145,7 @@ def test_scoring_a_folder_writes_the_evaluators_lines(folder: Path, detector_fol
         assert name in COCO.names
         assert all(len(box) == 5 and box[4] > 0.3 for box in boxes)
     score_folder("geneval", folder / "results.jsonl", [], "photo", 3)
-    assert "made elsewhere" in capsys.readouterr().out
+    assert "existing verdicts" in capsys.readouterr().out
 
 
 def test_results_made_elsewhere_are_summarised_as_the_official_script_does(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_results_made_elsewhere_are_summarised_as_the_official_script_does(tmp_p
     assert np.nanmean(prompts) == pytest.approx(2 / 3)
     assert found.estimate("any picture of the prompt").value == pytest.approx((0.5 + 1) / 2)
     path.write_text("not json")
-    with pytest.raises(UsageError, match=r"is no results\.jsonl"):
+    with pytest.raises(UsageError, match=r"is not a results\.jsonl"):
         imported(path, "geneval")
 
 
@@ -203,11 +203,11 @@ def test_what_is_no_verdict_is_refused_by_line(tmp_path: Path, value: object) ->
 @pytest.mark.parametrize(("key", "value"), [("tag", None), ("tag", 3), ("tag", ["colors"]), ("prompt", None)])
 def test_lines_without_tag_or_prompt_are_refused_by_line(tmp_path: Path, key: str, value: object) -> None:
     path = results(tmp_path / "results.jsonl", [line(0, True), line(1, False, **{key: value})])
-    with pytest.raises(UsageError, match=rf"line 2 has no '{key}' that is text"):
+    with pytest.raises(UsageError, match=rf"line 2: '{key}' should be text"):
         imported(path, "geneval")
     missing = line(1, False)
     del missing[key]
-    with pytest.raises(UsageError, match=rf"line 1 has no '{key}'"):
+    with pytest.raises(UsageError, match=rf"line 1: '{key}' should be text, not null"):
         imported(results(path, [missing]), "geneval")
 
 
@@ -217,8 +217,8 @@ def test_a_picture_counts_once(tmp_path: Path, capsys) -> None:
         tmp_path / "results.jsonl", [*lines, lines[0], line(2, True, filename="P/./00000//samples/0002.png")]
     )
     assert imported(path, "geneval").rows["official"].tolist() == [1, 0, 1, 0]
-    assert "2 lines that are there twice count once" in capsys.readouterr().err
-    with pytest.raises(UsageError, match=r"lines 2 and 5: two verdicts on one picture, 'P/00000/samples/0001\.png'"):
+    assert "2 repeated lines count once" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"lines 2 and 5: two different verdicts on one image, 'P/00000/samples/0001\.png'"):
         imported(results(path, [*lines, line(1, True)]), "geneval")
     imported(results(path, lines), "geneval")
     assert capsys.readouterr().err == ""
@@ -236,14 +236,14 @@ def test_a_picture_of_another_name_counts_once(name: str, tmp_path: Path, capsys
     more = [line(0, True, filename=f"/x/y/{NAMED}")] if name.startswith("..") else []
     path = results(tmp_path / "results.jsonl", [line(0, True), line(1, False), line(0, True, filename=name), *more])
     assert imported(path, "geneval").rows["official"].tolist() == [1, 0]
-    with pytest.raises(UsageError, match="two verdicts on one picture"):
+    with pytest.raises(UsageError, match="two different verdicts on one image"):
         imported(results(path, [line(0, True), line(0, False, filename=name), *more]), "geneval")
 
 
 def test_pictures_of_two_folders_are_two(tmp_path: Path) -> None:
     two = [line(0, True, filename=f"/x/{NAMED}"), line(0, False, filename=f"/y/{NAMED}")]
     assert imported(results(tmp_path / "r.jsonl", two), "geneval").rows["official"].tolist() == [1, 0]
-    with pytest.raises(UsageError, match=f"not certain which picture '{NAMED}' is: /x/{NAMED} or /y/{NAMED}"):
+    with pytest.raises(UsageError, match=f"'{NAMED}' is ambiguous, it may be /x/{NAMED} or /y/{NAMED}"):
         imported(results(tmp_path / "r.jsonl", [*two, line(0, True)]), "geneval")
 
 
@@ -251,7 +251,7 @@ def test_pictures_of_two_folders_are_two(tmp_path: Path) -> None:
 def test_lines_without_a_name_are_a_picture_each(name: object, tmp_path: Path, capsys) -> None:
     path = results(tmp_path / "r.jsonl", [line(i, i % 2, filename=name) for i in range(4)])
     assert imported(path, "geneval").rows["official"].tolist() == [0, 1, 0, 1]
-    assert "2 lines without a filename are like others" in capsys.readouterr().err
+    assert "2 lines without a filename are equal to others" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("other", [f"out/{NAMED}", f"../x/{NAMED}", f"a/b/../{NAMED}", f"../{NAMED}"])
@@ -262,7 +262,7 @@ def test_relative_names_of_one_picture_count_once(other: str, tmp_path: Path) ->
         assert sorted(imported(results(tmp_path / "r.jsonl", lines), "geneval").rows["official"]) == [0, 1]
     chain = [line(0, True, filename=name) for name in (short, NAMED, f"x/{NAMED}", f"/y/x/{NAMED}")]
     assert imported(results(tmp_path / "r.jsonl", chain), "geneval").rows["official"].tolist() == [1]
-    with pytest.raises(UsageError, match=f"not certain which picture '{short}' is: /y/x/{NAMED} or Q/{short}"):
+    with pytest.raises(UsageError, match=f"'{short}' is ambiguous, it may be /y/x/{NAMED} or Q/{short}"):
         imported(results(tmp_path / "r.jsonl", [*two, *chain, line(0, True, filename=f"Q/{short}")]), "geneval")
 
 
@@ -286,10 +286,10 @@ def test_a_tag_that_geneval_has_not_is_refused_by_line(tag: str, tmp_path: Path)
             "pickscore",
             [],
             "photo",
-            "pickscore scores folders of pictures; verdicts made elsewhere are of geneval alone",
+            "pickscore scores folders of images; files of existing verdicts are supported for geneval only",
         ),
-        ("geneval", ["scorers.geneval.colours=x"], "photo", "--set scorers.geneval.colours=x says how pictures are"),
-        ("geneval", [], "micro", "--world micro says how pictures are scored"),
+        ("geneval", ["scorers.geneval.colours=x"], "photo", "--set scorers.geneval.colours=x changes how images are scored"),
+        ("geneval", [], "micro", "--world micro changes how images are scored"),
     ],
 )
 def test_verdicts_made_elsewhere_take_no_scorer(
@@ -320,7 +320,7 @@ def test_what_stands_in_for_a_file_is_called_what_it_is(
 
 def test_what_bench_score_takes_is_said_of_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match=r"is a pipe or a device; bench score takes a folder .* or a file"):
+    with pytest.raises(UsageError, match=r"is a pipe or a device; give a folder .*, or a results\.jsonl file"):
         score_folder("geneval", tmp_path / "pipe", [], "photo", 8)
 
 
@@ -346,7 +346,7 @@ def test_any_line_ends_and_separators_inside_texts_are_read(tmp_path: Path) -> N
         assert found.rows["official"].tolist() == [1, 0, 1, 0]
     path = tmp_path / "results.jsonl"
     path.write_bytes(path.read_bytes().rstrip()[:-9])  # a copy that was cut off
-    with pytest.raises(UsageError, match=r"line 8 is no JSON, or is cut off"):
+    with pytest.raises(UsageError, match=r"line 8 is not valid JSON, or is truncated"):
         imported(path, "geneval")
     path.write_text("\n")
     with pytest.raises(UsageError, match="is empty"):
@@ -406,8 +406,8 @@ def test_a_picture_that_cannot_be_scored_is_counted_not_zero(folder: Path, monke
         main()
     captured = capsys.readouterr()
     assert stop.value.code == 1
-    assert "1 of 8 pictures could not be scored" in captured.err
-    assert "7 pictures" in captured.out
+    assert "1 of 8 images could not be scored" in captured.err
+    assert "7 images" in captured.out
 
 
 def test_a_prompt_without_metadata_keeps_its_text(tmp_path: Path) -> None:

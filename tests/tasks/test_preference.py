@@ -62,7 +62,7 @@ def test_aesthetic_is_five_linear_layers_on_the_embedding(clip_folder, head_file
     with pytest.raises(MissingError, match="improved-aesthetic-predictor"):
         Aesthetic("photo").score(images, PROMPTS)
     head_file.write_bytes(b"no weights")
-    with pytest.raises(UsageError, match="is no aesthetic head"):
+    with pytest.raises(UsageError, match="is not an aesthetic head"):
         Aesthetic("photo", {"model": str(clip_folder), "head": str(head_file)}).score(images, PROMPTS)
 
 
@@ -215,7 +215,7 @@ def test_converted_open_clip_weights_compute_the_same(tmp_path: Path) -> None:
         convert(tmp_path / "broken.pt", tmp_path / "out")
     for broken in ({"state_dict": {"x": torch.zeros(1)}}, {k: v for k, v in state.items() if k != "visual.proj"}):
         torch.save(broken, tmp_path / "broken.pt")
-        with pytest.raises(UsageError, match="is no open_clip ViT-H/14 checkpoint"):
+        with pytest.raises(UsageError, match="is not an open_clip ViT-H/14 checkpoint"):
             convert(tmp_path / "broken.pt", tmp_path / "out")
 
 
@@ -254,10 +254,10 @@ def test_batches_change_nothing_and_places_are_checked(clip_folder, images) -> N
     np.testing.assert_allclose(a, b, rtol=1e-5)
     assert one.scorer_name == many.scorer_name
     for key, value, kind, said in (
-        ("device", "gpu", UsageError, "is none of cpu, cuda"),
+        ("device", "gpu", UsageError, "is not one of cpu, cuda"),
         ("device", "cuda", MissingError, "torch sees no GPU"),
-        ("batch", "0", UsageError, "number of pictures"),
-        ("batch", "many", UsageError, "number of pictures"),
+        ("batch", "0", UsageError, "number of images"),
+        ("batch", "many", UsageError, "number of images"),
     ):
         with pytest.raises(kind, match=said):
             ClipScore("photo", {"model": str(clip_folder), key: value}).score(images, PROMPTS)

@@ -107,9 +107,9 @@ def test_a_picture_that_cannot_be_scored_is_lost_alone(serving, micro) -> None:
     assert np.isnan(scores.metrics["brightness"]).tolist() == [False, True, False]
     away = remote.RemoteTask(Moody(), serving(Moody()))
     np.testing.assert_allclose(away.score(pictures(red=(1,)), PROMPTS).rewards, scores.rewards)
-    with pytest.raises(BenchError, match="fails on every picture: red makes me angry"):
+    with pytest.raises(BenchError, match="failed on every image: red makes me angry"):
         score_each(Moody(), pictures(red=(0, 1, 2)), PROMPTS)
-    with pytest.raises(Unscorable, match=r"fails on every picture: red makes me angry"):
+    with pytest.raises(Unscorable, match=r"failed on every image: red makes me angry"):
         away.score(pictures(red=(0, 1, 2)), PROMPTS)
 
     class Half(Moody):
@@ -148,12 +148,12 @@ def test_no_server_and_nonsense_answers_are_clear(serving, monkeypatch) -> None:
         return remote.RemoteTask(Moody(), f"http://127.0.0.1:{server.server_port}/")
 
     for body, said in (
-        (b"<html>", "did not answer JSON"),
-        (b"[1]", "answered list, not an object"),
-        (b'{"rewards": [0.1, 0.2]}', "2 numbers for 3 pictures"),
-        (b'{"rewards": [0.1, "x", 0.2]}', "what is no score"),
+        (b"<html>", "did not return JSON"),
+        (b"[1]", "returned JSON of type list, not an object"),
+        (b'{"rewards": [0.1, 0.2]}', "2 numbers for 3 images"),
+        (b'{"rewards": [0.1, "x", 0.2]}', "invalid scores"),
         (b'{"rewards": [0.1, 2, 0.2]}', r"outside \[0, 1\]"),
-        (b'{"metrics": {}}', "what is no score"),
+        (b'{"metrics": {}}', "invalid scores"),
     ):
         with pytest.raises(BenchError, match=said):
             answering(body).score(pictures(), PROMPTS)
@@ -200,10 +200,10 @@ def test_a_folder_with_a_broken_file_loses_that_file_alone(clip_folder, tmp_path
     (tmp_path / "made" / "00001" / "samples" / "0000.png").write_bytes(b"\x89PNG broken")
     settings = [f"scorers.pickscore.{key}={clip_folder}" for key in ("model", "processor")]
     with pytest.raises(
-        BenchError, match=r"1 of 3 pictures could not be scored; .*00001/samples/0000\.png is no picture"
+        BenchError, match=r"1 of 3 images could not be scored; .*00001/samples/0000\.png is not a readable image"
     ):
         score_folder("pickscore", tmp_path / "made", settings, "photo", 2)
-    assert "2 pictures" in capsys.readouterr().out
+    assert "2 images" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "made" / "results-pickscore.jsonl").read_text().splitlines()]
     assert [line["pickscore"] is None for line in lines] == [False, True, False]
     assert [line["prompt"] for line in lines] == ["picture 0", "picture 1", "picture 2"]
@@ -271,7 +271,7 @@ def test_a_scorer_on_this_machine_is_asked_without_a_proxy(host: str, serving, m
     monkeypatch.delenv("no_proxy", raising=False)
     assert remote.RemoteTask(Moody(), "http://127.3.2.1:1").proxy is None
     assert remote.RemoteTask(Moody(), "http://[::1]:1").proxy is None
-    assert remote.RemoteTask(Moody(), "http://example.org").proxy == "127.0.0.1:9 of http_proxy"
+    assert remote.RemoteTask(Moody(), "http://example.org").proxy == "127.0.0.1:9 from http_proxy"
     url = serving(Moody()).replace("127.0.0.1", host)
     assert remote.RemoteTask(Moody(), url).scorer_name == Moody().scorer_name
 
@@ -281,10 +281,10 @@ def test_the_proxy_that_was_asked_is_named_and_its_password_is_not(page, monkeyp
     monkeypatch.setenv("http_proxy", login.replace("//", "//me:secret@"))
     monkeypatch.delenv("no_proxy", raising=False)
     proxy = login.removeprefix("http://")
-    with pytest.raises(BenchError, match="did not answer JSON") as refused:
+    with pytest.raises(BenchError, match="did not return JSON") as refused:
         _ = remote.RemoteTask(Moody(), "http://scorer.invalid:8600").scorer_name
     assert asked == ["http://scorer.invalid:8600/"]
-    for said in ("a web page 'Log in'", f"the proxy {proxy} of http_proxy", "put scorer.invalid into no_proxy"):
+    for said in ("a web page 'Log in'", f"the proxy {proxy} from http_proxy", "add scorer.invalid to no_proxy"):
         assert said in str(refused.value)
     assert "secret" not in str(refused.value)
     monkeypatch.setenv("no_proxy", "scorer.invalid")
@@ -340,10 +340,10 @@ def test_what_is_no_address_is_refused_before_anything_is_written(url: str, tmp_
         (b'{"rewards": ["0.5", 0, 0]}', "not a list of numbers"),
         (b'{"rewards": [0, 0, 0], "metrics": {"m": [Infinity, 0, 0]}}', "infinite"),
         (b'{"rewards": [0, 0, 0], "metrics": {"m": [1' + b"0" * 400 + b", 0, 0]}}", "too large"),
-        (b'{"rewards": [0, 0, 0], "metrics": [1]}', "no score"),
+        (b'{"rewards": [0, 0, 0], "metrics": [1]}', "invalid scores"),
         (b'{"rewards": [0, 0, 0], "details": {"a": 1}}', "details are not a list"),
-        (b'{"rewards": [0, 0, 0], "details": [{}]}', "1 details for 3 pictures"),
-        (b"[" * 100_000, "did not answer JSON"),
+        (b'{"rewards": [0, 0, 0], "details": [{}]}', "1 details for 3 images"),
+        (b"[" * 100_000, "did not return JSON"),
     ],
 )
 def test_what_is_no_score_is_no_score(body: bytes, said: str, page) -> None:
@@ -366,7 +366,7 @@ def test_a_server_without_the_headline_is_named(page, micro) -> None:
         def prompts(self, split: str) -> list[Prompt]:
             return [Prompt("a photo of a ring")]
 
-    with pytest.raises(BenchError, match="gives reward, not its headline 'brightness'"):
+    with pytest.raises(BenchError, match="gives reward, not the headline metric 'brightness'"):
         evaluate(micro, remote.RemoteTask(One(), url), None, euler(1, 3.0), 1.0)
 
 

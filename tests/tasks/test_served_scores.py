@@ -100,10 +100,10 @@ def test_half_a_score_is_none_and_is_not_remembered(half: str, answering, folder
     broken = {"rewards": gaps} if half == "reward" else {"metrics": {"official": gaps}}
     mended = []
     url = answering(lambda n: judged(n) | ({} if mended else broken))
-    with pytest.raises(BenchError, match=r"5 of 6 pictures could not be scored; .*no picture of 'colors' has a score"):
+    with pytest.raises(BenchError, match=r"5 of 6 images could not be scored; .*no image of 'colors' has a score"):
         score(folder, url)
     captured = capsys.readouterr()
-    assert "1 pictures" in captured.out
+    assert "1 images" in captured.out
     assert captured.err == ""
     assert [row["correct"] for row in read_rows(folder / "results.jsonl")] == [True]
     mended.append(True)
@@ -113,17 +113,17 @@ def test_half_a_score_is_none_and_is_not_remembered(half: str, answering, folder
 def test_all_null_is_no_score(answering, folder: Path) -> None:
     for answer in ({"rewards": [None] * 6}, {"rewards": [None] * 6, "details": [{"failure": "too dark"}] * 6},
                    judged(6) | {"metrics": {"official": [None] * 6}}):  # fmt: skip
-        said = "too dark" if "details" in answer else "gives no picture a score"
-        with pytest.raises(BenchError, match=f"no picture could be scored: .*{said}"):
+        said = "too dark" if "details" in answer else "returned no score for any image"
+        with pytest.raises(BenchError, match=f"no image could be scored: .*{said}"):
             score(folder, answering(lambda n, answer=answer: answer))
     assert not list(folder.glob("results*"))
 
 
 def test_no_metric_is_called_reward(answering, folder: Path) -> None:
-    with pytest.raises(BenchError, match="a metric is called 'reward'"):
+    with pytest.raises(BenchError, match="a metric is named 'reward'"):
         score(folder, answering(lambda n: judged(n, metrics={"official": [1.0] * n, "reward": [21.5] * n})))
     scores = Scores(np.ones(1), {"reward": np.full(1, 21.5), "brightness": np.ones(1)})
-    with pytest.raises(BenchError, match="calls a metric 'reward'"):
+    with pytest.raises(BenchError, match="names a metric 'reward'"):
         Evaluation.of(Moody(), [Prompt("a")], scores)
 
 
@@ -138,7 +138,7 @@ def test_no_metric_is_called_reward(answering, folder: Path) -> None:
     ],
 )
 def test_details_that_are_no_verdict_are_refused(detail: dict, said: str, answering, folder: Path) -> None:
-    with pytest.raises(BenchError, match=f"answered what is no score: .*{said}"):
+    with pytest.raises(BenchError, match=f"returned invalid scores: .*{said}"):
         score(folder, answering(lambda n: judged(n, details=[detail] * n)))
     assert not list(folder.glob("results*"))
 
@@ -157,14 +157,14 @@ def test_what_is_no_verdict_is_not_called_one(answering, folder: Path) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirection_is_refused_with_its_target(status: int, answering) -> None:
     away = RemoteTask(Moody(), answering(status, "/login?key=secret"))
-    with pytest.raises(BenchError, match=f"answered {status}, a redirection to {away.url}/login, which") as refused:
+    with pytest.raises(BenchError, match=f"answered {status}, a redirect to {away.url}/login, which") as refused:
         away.score(pictures(), PROMPTS)
     assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("target", ["http://[bad", "http://me:secret@127.0.0.1/x", "", "file:///etc/passwd"])
 def test_a_redirection_to_anything_is_one_line(target: str, answering) -> None:
-    with pytest.raises(BenchError, match="answered 307, a redirection to ") as refused:
+    with pytest.raises(BenchError, match="answered 307, a redirect to ") as refused:
         RemoteTask(Moody(), answering(307, target)).score(pictures(), PROMPTS)
     assert "secret" not in str(refused.value)
 
@@ -178,12 +178,12 @@ def test_a_stratum_without_scores_leaves_no_mean_over_strata(capsys) -> None:
     assert np.isnan(whole.estimate("other").value)  # of a metric, too
     without = Evaluation("t", "official", strata, {"official": lost, "other": half})
     assert np.isnan([without.estimate(metric).value for metric in without.rows]).all()
-    assert without.missing == "no picture of 'b' has a score, so that there is no mean over tags"
+    assert without.missing == "no image of 'b' has a score, so the mean over tags is undefined"
     print_summary(without, "made up")
     _print("made up", [(1.0, without), (2.0, whole), (3.0, without)])
     shown = capsys.readouterr().out
     assert "b none" in shown
-    assert "best guidance by headline: t 2" in shown
+    assert "best guidance scale by headline metric: t 2" in shown
 
 
 # What is there before
@@ -199,11 +199,11 @@ def test_results_of_others_stay(content: str, answering, folder: Path, capsys) -
     score_folder("geneval", folder, [f"scorers.geneval.url={url}"], "photo", 8)
     assert (folder / "results.jsonl").read_text() == content
     assert len(read_rows(folder / "results-geneval.jsonl")) == 6
-    assert "results.jsonl was not written by bench score and stays; the verdicts are in" in capsys.readouterr().err
+    assert "results.jsonl was not written by bench score and is kept; the verdicts are in" in capsys.readouterr().err
     (folder / "results.jsonl").unlink()
     (folder / "results-geneval.jsonl").write_text(content)
     before = sorted(folder.rglob("*"))
-    with pytest.raises(UsageError, match=r"results-geneval\.jsonl was not written by bench score: move it away"):
+    with pytest.raises(UsageError, match=r"results-geneval\.jsonl was not written by bench score, .*: move it away"):
         score_folder("geneval", folder, [f"scorers.geneval.url={url}"], "photo", 8)
     assert sorted(folder.rglob("*")) == before
 
@@ -292,7 +292,7 @@ def test_scores_under_other_metrics_are_scored_again_or_refused(tmp_path: Path) 
     edited(path, metrics=other)
     task = RememberingTask(Moody(), path)
     task.score(pictures(), PROMPTS)
-    with pytest.raises(UsageError, match=r"with the metrics brightness, more, and now it gives brightness: move"):
+    with pytest.raises(UsageError, match=r"with the metrics brightness, more, but it now gives brightness: move"):
         task.score(pictures(5)[4:], PROMPTS[:1])
 
 
@@ -318,7 +318,7 @@ def test_a_held_database_is_waited_for_once_and_said_at_the_start(answering, fol
     started = time.monotonic()
     assert len(score(folder, answering(answer), batch=1)) == 6
     assert time.monotonic() - started < 6 * 0.2
-    assert said[0].startswith(f"note: scores are not remembered: {folder}/scores.sqlite: database is locked")
+    assert said[0].startswith(f"note: scores are not cached: {folder}/scores.sqlite: database is locked")
     assert capsys.readouterr().err == ""
     holder.close()
 
@@ -351,7 +351,7 @@ def test_a_size_that_cannot_be_scored_is_null_and_costs_no_other(serving) -> Non
     sizes = [torch.ones(3, 8, 8), torch.ones(3, 16, 400), torch.ones(3, 8, 8)]
     found = score_sizes(Narrow(), sizes, PROMPTS)
     assert np.isnan(found.rewards).tolist() == [False, True, False]
-    assert found.details[1] == {"failure": "the scorer of task 'moody' fails: too wide"}
+    assert found.details[1] == {"failure": "the scorer of task 'moody' failed: too wide"}
     assert score_sizes(Narrow(), sizes[1:2] * 9, PROMPTS * 3).metrics == {}
     away = RemoteTask(Narrow(), serving(Narrow()))
     with pytest.raises(Unscorable, match="too wide"):
@@ -369,7 +369,7 @@ def test_a_served_folder_loses_the_picture_that_fails_alone(serving, folder: Pat
     task.reader = read
     strange = folder / "00001" / "samples" / "0000.png"
     Image.new("RGB", (2000, 50)).save(strange)
-    with pytest.raises(BenchError, match=f"1 of 6 pictures could not be scored; .*{strange}: .*too wide"):
+    with pytest.raises(BenchError, match=f"1 of 6 images could not be scored; .*{strange}: .*too wide"):
         score(folder, serving(task))
     assert len(read_rows(folder / "results.jsonl")) == 5
 

@@ -85,7 +85,7 @@ def test_a_run_that_ends_before_its_first_average_says_so(tmp_path: Path, budget
     spec = resolve("opd_analytic", ["ocr"], overrides=[*SHORT, f"budget={{{budget}}}", f"ema.every={every}"])
     heard = Session(tmp_path, say=said.append, listen=lambda *_: said.append("update"))
     folder = tmp_path / execute(spec, heard)["folder"]
-    notes = [i for i, line in enumerate(said) if line.startswith(f"note: ema.every={every} is more than the ")]
+    notes = [i for i, line in enumerate(said) if line.startswith(f"note: ema.every={every} exceeds the ")]
     assert len(notes) == (told != "never")
     if notes:
         assert (notes[0] < said.index("update")) == (told == "before")

@@ -68,9 +68,9 @@ def test_an_interrupted_run_goes_on_bit_identically(tmp_path: Path, method: str)
         code, said = interrupted(command(method, stopped), stopped, updates, number)
         assert code == 130, said
         assert "Traceback" not in said
-        assert said.count("the same command goes on") == 1
+        assert said.count("rerun the same command to resume") == 1
         (line,) = survey(stopped)
-        assert (line.state, line.note) == ("stopped", "the same command goes on")
+        assert (line.state, line.note) == ("stopped", "rerun the command to resume")
         assert (stopped / line.name / "checkpoint.safetensors").exists()
         made = lines_of(stopped)
         assert f"stopped after update {made}" in said
@@ -86,7 +86,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     code, said = interrupted(command("opd_analytic", root, trajectories=64), root, 1, signal.SIGINT, signal.SIGINT)
     assert code == 130, said
     assert "Traceback" not in said
-    assert said.count("the same command goes on from the last checkpoint") == 1
+    assert said.count("rerun the command to resume from the last checkpoint") == 1
     assert [line.state for line in survey(root)] == ["stopped"]
     assert not list(root.rglob("*.tmp"))
 
@@ -100,7 +100,7 @@ def test_an_interrupt_while_loading_is_one_line(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert said.count("the same command goes on") == 1
+    assert said.count("rerun the command to resume") == 1
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_local_jobs_stop_with_their_command(tmp_path: Path, number: int) -> None
     _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    assert said.count("the same command goes on") == 1
+    assert said.count("rerun the command to resume") == 1
     (line,) = survey(root)
     assert (line.state, line.note) == ("stopped", "cancelled")
     assert (root / line.name / "checkpoint.safetensors").exists()

@@ -108,7 +108,7 @@ def test_a_student_of_layers_that_are_not_there_leaves_no_run(session: Session) 
 def test_two_processes_on_one_run_are_refused(session: Session) -> None:
     spec = quick()
     run = Run(session.root, spec, describe("micro").fingerprint())
-    with run.lock(), pytest.raises(UsageError, match="being run by process"):
+    with run.lock(), pytest.raises(UsageError, match="is in use by process"):
         execute(spec, session)
 
 
@@ -133,12 +133,12 @@ def test_changed_teacher_stops_a_resume(session: Session, tmp_path: Path, micro,
         execute(spec, session)
     monkeypatch.setattr(Loop, "_save", save)
     write(2)
-    with pytest.raises(UsageError, match="another adapter for ocr"):
+    with pytest.raises(UsageError, match="a different adapter for ocr"):
         execute(spec, session)
     write(1)
     execute(spec, session)
     write(2)  # nor is a finished run shown as one of this teacher's
-    with pytest.raises(UsageError, match="another adapter for ocr"):
+    with pytest.raises(UsageError, match="a different adapter for ocr"):
         execute(spec, session)
 
 
@@ -273,7 +273,7 @@ def test_a_student_starts_from_an_adapter(session: Session) -> None:
         torch.testing.assert_close(tensors[f"adapter/student/{key}"], value, rtol=0, atol=1e-6)
     with pytest.raises(UsageError, match=r"rank 32 and alpha 64: set lora\.rank=32"):
         execute(quick(f"lora.start={folder}", "lora.rank=4"), session)
-    with pytest.raises(UsageError, match=r"merge overwrites lora\.start"):
+    with pytest.raises(UsageError, match=r"merge would overwrite the weights of lora\.start"):
         quick(*start, "params.start=merge")
 
 
@@ -324,7 +324,7 @@ def test_what_scorers_lack_is_found_out_before_training(session: Session, monkey
     rewards_alone = lambda self, images, prompts: Scores(np.zeros(len(prompts)), {"edit": np.zeros(len(prompts))})
     with monkeypatch.context() as patch:
         patch.setattr(Ocr, "score", rewards_alone)
-        with pytest.raises(BenchError, match="gives edit, not its headline 'exact'"):
+        with pytest.raises(BenchError, match="gives edit, not the headline metric 'exact'"):
             execute(quick(), session)
     assert not list(session.root.glob("*/metrics.jsonl"))
 

@@ -36,7 +36,7 @@ def test_training_names_its_settings(tmp_path: Path, monkeypatch) -> None:
     spec = resolve("opd_analytic", ["ocr"], overrides=QUICK)
     with pytest.raises(
         BenchError,
-        match=r"out of memory on cpu in training; go on .*gradient_checkpointing=true, .*as another run, a lower params\.chunk \(now 128\)",
+        match=r"out of memory on cpu in training; resume .*gradient_checkpointing=true, .*start a new run with a lower params\.chunk \(now 128\)",
     ):
         execute(spec, Session(tmp_path / "results"))
     spec = resolve(
@@ -89,8 +89,8 @@ TRAINING = {
 def advice(phase: str, spec) -> tuple[set[str], set[str]]:
     """Settings under which the run goes on, and those that make it another."""
     told = str(exhausted(phase, spec)).partition("; ")[2]
-    same, _, another = told.partition("; or, as another run, ")
-    return ({part for part in text.removeprefix("go on with --set ").split(", ") if part} for text in (same, another))
+    same, _, another = told.partition("; or start a new run with ")
+    return ({part for part in text.removeprefix("resume with --set ").split(", ") if part} for text in (same, another))
 
 
 def exist(spec, names: set[str]) -> None:
@@ -152,7 +152,7 @@ def test_what_is_set_already_or_cannot_help_is_not_named(sd3_folder: Path) -> No
     spec = resolve("sft", ["ocr"], backbone=str(sd3_folder), overrides=settings, teachers="train")
     told = str(exhausted("training", spec))
     assert told == (
-        "out of memory on cuda in training; as another run, --set a lower compute.resolution (now the size the model was "
+        "out of memory on cuda in training; start a new run with --set a lower compute.resolution (now the size the model was "
         "made for)"
     )
     micro = resolve("sft", ["ocr"], overrides=["device=cuda"])

@@ -95,7 +95,7 @@ def test_details_stay_with_their_pictures() -> None:
     two = Scores(np.zeros(1), {"m": np.zeros(1)}, [{"why": "dark"}])
     assert stacked([one, two]).details == [{}, {}, {"why": "dark"}]
     assert stacked([one, one]).details == []
-    with pytest.raises(scoring.BenchError, match="for some pictures"):
+    with pytest.raises(scoring.BenchError, match="for some images"):
         stacked([one, Scores(np.ones(1), {})])
 
 
@@ -125,7 +125,7 @@ def test_a_picture_that_is_not_finite_is_lost_and_not_drawn(micro, monkeypatch, 
 def test_a_model_whose_pictures_are_not_finite_is_no_model(micro, monkeypatch) -> None:
     spoiled(monkeypatch, micro, [0, 1, 2, 3, 4], float("nan"))
     task = Watched()
-    with pytest.raises(scoring.BenchError, match="the model gives values that are not finite"):
+    with pytest.raises(scoring.BenchError, match="the model's output is not finite"):
         evaluate(micro, task, None, euler(1, 3.0), 1.0)
     assert task.together == []
 

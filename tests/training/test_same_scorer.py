@@ -82,7 +82,7 @@ def test_a_finished_run_is_not_another_scorer_s(tmp_path: Path, scorer) -> None:
     assert start["scorer_names"] == {"ocr": "engineA"}
     for url in (at(other), None):
         for again in (lambda url=url: execute(spec(url), session), lambda url=url: jobs(run(url))):
-            with pytest.raises(UsageError, match="was scored by 'engineA' for ocr, and now it would be"):
+            with pytest.raises(UsageError, match="was scored by 'engineA' for ocr, but the scorer is now"):
                 again()
     with pytest.raises(MissingError, match="no scorer answers"):
         execute(spec(NOWHERE), session)
@@ -97,7 +97,7 @@ def test_a_finished_run_is_not_another_scorer_s(tmp_path: Path, scorer) -> None:
 def test_a_finished_run_of_the_local_scorer_is_no_server_s(tmp_path: Path, scorer) -> None:
     session = Session(tmp_path / "results")
     summary = execute(spec(None), session)
-    with pytest.raises(UsageError, match=r"was scored by 'ocr-.*' for ocr, and now it would be 'engineB'"):
+    with pytest.raises(UsageError, match=r"was scored by 'ocr-.*' for ocr, but the scorer is now 'engineB'"):
         execute(spec(at(scorer("engineB", 0.75))), session)
     with pytest.raises(BenchError):
         execute(spec(NOWHERE), session)
@@ -118,7 +118,7 @@ def test_a_run_goes_on_under_its_own_scorer_alone(tmp_path: Path, scorer) -> Non
     with pytest.raises(BenchError, match="stopped"):
         execute(spec(at(mine)), Session(tmp_path / "results", listen=stop))
     session = Session(tmp_path / "results")
-    with pytest.raises(UsageError, match="was scored by 'engineA' for ocr, and now it would be 'engineB'"):
+    with pytest.raises(UsageError, match="was scored by 'engineA' for ocr, but the scorer is now 'engineB'"):
         execute(spec(at(other)), session)
     assert mean_score(execute(spec(at(mine)), session)) == 0.25
     (path,) = session.root.glob("opd_*/provenance.jsonl")

@@ -65,7 +65,7 @@ def test_the_same_is_taught_once_and_kept_once(taught: tuple[Path, str]) -> None
 def test_other_teachers_are_named_before_the_recipes_are_trained(taught: tuple[Path, str]) -> None:
     folder, _ = taught
     _, said = student(folder, "--teachers", "train", "--dry-run")
-    assert said.startswith("note: train means the backbone's recipe") and said.count("\n") == 1
+    assert said.startswith("note: the teacher for") and said.count("\n") == 1
     (use,) = re.findall(r"--set (teachers\.ocr=\S+/adapter)", said)
     shown, said = student(folder, "--set", use, "--dry-run")
     assert "teacher_guidance:\n  ocr: 2.5" in shown and not said

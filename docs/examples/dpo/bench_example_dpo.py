@@ -1,4 +1,4 @@
-"""Diffusion-DPO (arXiv 2311.12908) on flow models: offline pairs of pictures, no rollouts, no rewards."""
+"""Diffusion-DPO (arXiv 2311.12908) on flow models: offline pairs of images, no rollouts or rewards."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,16 +20,17 @@ class DpoOptions(Options):
     """Settings of Diffusion-DPO."""
 
     pairs: str
-    """Folder with TASK.safetensors: tensors "winner" and "loser" [N, 3, H, W] in [0, 1], and in its metadata "prompts",
-    one a line."""
+    """Folder with a file TASK.safetensors per task. It contains the tensors "winner" and "loser" [N, 3, H, W] in
+    [0, 1], and in its metadata "prompts", one per line."""
     batch: int = 8
-    """Pairs of a task in one update."""
+    """Pairs per task and update."""
     beta: float = 500.0
+    """Strength of the KL regularisation towards the base."""
 
 
 @dataclass
 class Pairs:
-    """This process's pairs of an update."""
+    """This process's pairs in one update: latents [B, C, h, w] and prompts."""
 
     winner: Tensor
     loser: Tensor
@@ -37,48 +38,64 @@ class Pairs:
 
 
 class DiffusionDpo(Method):
-    """The student learns to denoise winners better, and losers worse, than the base does."""
+    """Train the student to denoise winners better, and losers worse, than the base does."""
 
     name = "dpo"
-    source = "Diffusion-DPO, arXiv 2311.12908, Eq. 14, with the velocity's error for the noise's"
+    source = "Diffusion-DPO, arXiv 2311.12908, Eq. 14, with the velocity's error in place of the noise's"
     Options = DpoOptions
     lowers_memory = ("batch",)
 
     @classmethod
     def check(cls, spec, sampler) -> None:
-        """Refuse a folder without the pairs of a task, before anything loads."""
+        """Raise UsageError, before anything is loaded, if the pairs of a task are missing."""
         super().check(spec, sampler)
         for task in spec.tasks:
-            if not (file := Path(spec.params["pairs"]) / f"{task}.safetensors").is_file():
-                raise UsageError(f"params.pairs: there are no pairs of task {task!r}: {file} is missing")
+            file = Path(spec.params["pairs"]) / f"{task}.safetensors"
+            if not file.is_file():
+                raise UsageError(f"params.pairs has no pairs of task {task!r}: {file} is missing")
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
+        """NFE of one update, from `work`."""
         return cls.work(spec, sampler).passes.nfe
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
+        """Per image one pass of the base and one of the student with gradients, without guidance."""
         pictures = 2 * spec.params["batch"] * len(spec.tasks)
         at_once = 2 * spec.params["batch"]
         return Work(Passes(forward=pictures, trained=pictures), trained_at_once=at_once, kept=pictures)
 
     def collect(self, lab: Lab, task: str) -> Pairs:
-        """The update's pairs, as latents: drawn anew in every update, the same ones whatever ran before."""
+        """Draw the update's pairs and encode their images.
+
+        The draw depends only on the run's seed and the update, so a resumed run trains on the same pairs. All processes
+        draw the same pairs, and each reads its own rows.
+        """
         with safe_open(Path(self.options.pairs) / f"{task}.safetensors", "pt") as file:
             prompts = file.metadata()["prompts"].split("\n")
             chosen = lab.numpy_generator("pairs", task).choice(len(prompts), self.options.batch)
             mine = [int(chosen[row]) for row in lab.shard_rows(task, self.options.batch)]
-            winner, loser = (torch.stack([file.get_slice(name)[row] for row in mine]) for name in ("winner", "loser"))
-        latents = [lab.backbone.encode_pictures(pictures.to(lab.backbone.device)) for pictures in (winner, loser)]
-        return Pairs(*latents, lab.backbone.encode([prompts[row] for row in mine]))
+            # Slices read single rows, so that the file may be larger than memory.
+            winner = torch.stack([file.get_slice("winner")[row] for row in mine])
+            loser = torch.stack([file.get_slice("loser")[row] for row in mine])
+        device = lab.backbone.device
+        return Pairs(
+            lab.backbone.encode_pictures(winner.to(device)),
+            lab.backbone.encode_pictures(loser.to(device)),
+            lab.backbone.encode([prompts[row] for row in mine]),
+        )
 
     def losses(self, lab: Lab, task: str, experience: Pairs) -> Iterator[Tensor]:
+        """Eq. 14 at one noise level per pair, in a single piece."""
         generator = lab.generator("levels", task)
         count = len(experience.winner)
-        sigma = draw(lambda n: torch.rand(n, generator=generator), count, generator).to(experience.winner.device)
-        noise = normal(experience.winner.shape, generator).to(experience.winner.device)
+        device = experience.winner.device
+        sigma = draw(lambda n: torch.rand(n, generator=generator), count, generator).to(device)
+        noise = normal(experience.winner.shape, generator).to(device)
         both = torch.cat([experience.winner, experience.loser])
-        sigmas, noises = sigma.repeat(2), noise.repeat(2, 1, 1, 1)  # a pair shares its noise and its level
+        # Both images of a pair get the same noise and noise level, which lowers the variance of their difference.
+        sigmas, noises = sigma.repeat(2), noise.repeat(2, 1, 1, 1)
         x_t = torch.lerp(both, noises, sigmas.view(-1, 1, 1, 1))
         conditioning = experience.conditioning.repeat(2)
 
@@ -89,4 +106,5 @@ class DiffusionDpo(Method):
         with torch.no_grad():
             base = error(None)
         winner, loser = (error(STUDENT) - base).chunk(2)
-        yield -torch.nn.functional.logsigmoid(-self.options.beta * (winner - loser)).mean()
+        margin = winner - loser
+        yield -torch.nn.functional.logsigmoid(-self.options.beta * margin).mean()

@@ -1,4 +1,4 @@
-"""Analytic OPD whose task gradients are projected off one another where they conflict (PCGrad, arXiv 2001.06782)."""
+"""Analytic OPD with PCGrad (arXiv 2001.06782): conflicting task gradients are projected off each other."""
 
 import torch
 from torch import Tensor
@@ -8,19 +8,20 @@ from methods.opd_analytic import OpdAnalytic
 
 
 class OpdPcGrad(OpdAnalytic):
-    """A method that differs from another in its rule for the tasks' gradients alone."""
+    """Analytic OPD with a different rule for combining the tasks' gradients."""
 
     name = "opd_pcgrad"
     source = "DiffusionOPD, arXiv 2605.15055, with PCGrad, arXiv 2001.06782, Alg. 1"
 
     def combine(self, lab: Lab, gradients: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-        """The weighted sum of the gradients, each without what conflicts with the others, met in random order."""
+        """The weighted sum of the gradients, each projected off those it conflicts with, in random order (Alg. 1)."""
         order = lab.numpy_generator("pcgrad")  # the same order in every process
         names = list(gradients)
         total = torch.zeros_like(gradients[names[0]])
         for task in names:
             mine = gradients[task].clone()
-            for other in order.permutation([name for name in names if name != task]):
+            others = [name for name in names if name != task]
+            for other in order.permutation(others):
                 against = gradients[other]
                 product = mine @ against
                 if product < 0:
