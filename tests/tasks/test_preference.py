@@ -62,7 +62,7 @@ def test_aesthetic_is_five_linear_layers_on_the_embedding(clip_folder, head_file
     with pytest.raises(MissingError, match="improved-aesthetic-predictor"):
         Aesthetic("photo").score(images, PROMPTS)
     head_file.write_bytes(b"no weights")
-    with pytest.raises(UsageError, match="is not an aesthetic head"):
+    with pytest.raises(UsageError, match="is not a valid aesthetic head"):
         Aesthetic("photo", {"model": str(clip_folder), "head": str(head_file)}).score(images, PROMPTS)
 
 
