@@ -189,5 +189,5 @@ def test_files_that_are_no_checkpoint_are_said_to_be(sd3_folder: Path, tmp_path:
     save_file({"something": torch.zeros(2)}, tmp_path / "else.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     for name in ("else", "broken"):
-        with pytest.raises(UsageError, match="is not an SD3 checkpoint"):
+        with pytest.raises(UsageError, match="is not a valid SD3 checkpoint"):
             descriptor(str(tmp_path / f"{name}.safetensors")).load("cpu")

@@ -431,7 +431,7 @@ def test_another_kind_of_file_is_told_by_its_names(pipeline: Path, name: str, sa
     file = pipeline / "single.safetensors"
     save_file({name: torch.ones(2, 2)}, file)
     for look in (lambda: descriptor(str(file)).size(Compute()), lambda: drawn(file)):
-        assert re.search(f"single.safetensors is not an SD3 checkpoint: {said}", refusal(look, UsageError))
+        assert re.search(f"single.safetensors is not a valid SD3 checkpoint: {said}", refusal(look, UsageError))
 
 
 def index(pipeline: Path, **told: object) -> None:

@@ -31,11 +31,12 @@ def require_checkpoint(file: str) -> None:
     names = _names(file)
     adapted = next((name for name in names if any(part in name for part in LORA)), None)
     if adapted:
-        raise UsageError(f"{file} is not an SD3 checkpoint: it is a LoRA adapter (it holds {adapted}): use --adapter")
+        cause = f"it is a LoRA adapter (it holds {adapted}): use --adapter"
+        raise UsageError(f"{file} is not a valid SD3 checkpoint: {cause}")
     has_blocks = any(name.startswith(BLOCKS) for name in names)
     if not has_blocks or any(name.startswith(FLUX) for name in names):
         holds = f"it holds {first_of(sorted(names))}" if names else "it is empty"
-        raise UsageError(f"{file} is not an SD3 checkpoint: it holds no SD3 transformer; {holds}")
+        raise UsageError(f"{file} is not a valid SD3 checkpoint: it holds no SD3 transformer; {holds}")
 
 
 def has_vae(file: str) -> bool:
