@@ -235,7 +235,7 @@ def print_standings(
             _thousands(line.training_nfe + line.teacher_nfe),
             style="bold" if own else None,
         )
-    out = terminal(220)
+    out = terminal(230)
     out.print(shown)
     _print_beside(out, table, reference)
     out.print(
