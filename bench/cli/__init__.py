@@ -1,1 +1,1 @@
-"""The commands: the only room that parses arguments."""
+"""The commands: the only layer that parses arguments."""

@@ -40,10 +40,10 @@ def test_no_room_imports_from_one_above_it_and_nothing_goes_round(copy: Path) ->
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        ("bench/sampler/draws.py", "import bench.config.spec", "rooms below it only"),
-        ("bench/store/run.py", "from bench.training import loop", "rooms below it only"),
-        ("bench/jobs/runs.py", "def f():\n    from bench.cli import app", "rooms below it only"),
-        ("bench/errors.py", "import bench.attic", "rooms below it only"),
+        ("bench/sampler/draws.py", "import bench.config.spec", "layers below it only"),
+        ("bench/store/run.py", "from bench.training import loop", "layers below it only"),
+        ("bench/jobs/runs.py", "def f():\n    from bench.cli import app", "layers below it only"),
+        ("bench/errors.py", "import bench.attic", "layers below it only"),
         ("bench/registry.py", "import methods.sft", "by entry points"),
         ("methods/sft.py", "from bench.training.loop import Loop", "no command, no job and no loop"),
         ("bench/sampler/schedule.py", "from bench.sampler import rollout", "import each other"),
@@ -53,7 +53,7 @@ def test_no_room_imports_from_one_above_it_and_nothing_goes_round(copy: Path) ->
 def test_a_planted_import_breaks_its_contract(copy: Path, file: str, line: str, contract: str) -> None:
     path = copy / file
     before = path.read_text()
-    attic = copy / "bench" / "attic.py"  # a file that has no room yet
+    attic = copy / "bench" / "attic.py"  # a file that has no layer yet
     try:
         path.write_text(f"{before}\n{line}\n")
         if "attic" in line:
