@@ -22,9 +22,11 @@ NAMED = 5
 
 def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
     """The main sentence about one pool and its supporting points; every number comes from the pool's tables."""
-    rows = tables.scores.rows[: len(pool.lines)]  # base and teachers come after the lines
+    # The base and the teachers come after the lines and do not compete with them.
+    rows = tables.scores.rows[: len(pool.lines)]
     ranked = sorted(rows, key=lambda row: -cell(row, "mean", Estimate).value)
-    best, counts = ranked[0], tables.overview.rows[0]
+    best = ranked[0]
+    counts = tables.overview.rows[0]
     seeds = number(counts["fewest_seeds"], "count")
     if counts["most_seeds"] != counts["fewest_seeds"]:
         seeds = Markup("{} to {}").format(seeds, number(counts["most_seeds"], "count"))
@@ -34,12 +36,13 @@ def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
     if len(ranked) == 1:
         alone = Markup("{} has a mean score of {}; there is no other line to compare it with.")
         return text + alone.format(best["line"], number(best["mean"], "score")), []
+    # Lines that tie exactly are all named; sorting alone would favour the first one.
     highest = cell(best, "mean", Estimate).value
     equal = [row["line"] for row in ranked if cell(row, "mean", Estimate).value == highest]
-    text += Markup("{} {} the highest mean score, {}. ").format(
-        Markup(", ").join(Markup("<strong>{}</strong>").format(name) for name in equal),
-        "has" if len(equal) == 1 else "share", number(best["mean"], "score"),
-    )  # fmt: skip
+    names = Markup(", ").join(Markup("<strong>{}</strong>").format(name) for name in equal)
+    verb = "has" if len(equal) == 1 else "share"
+    mean = number(best["mean"], "score")
+    text += Markup("{} {} the highest mean score, {}. ").format(names, verb, mean)
     text += Markup("Compared with {}, paired by seed and prompt, Holm-corrected over {} (intervals are not):").format(
         tables.reference, _families(counts)
     )
@@ -48,7 +51,8 @@ def answer(pool: Pool, tables: PoolTables) -> tuple[Markup, list[Markup]]:
 
 def _families(counts: dict) -> Markup:
     """How many comparisons each family has that Holm's correction treats as one."""
-    primary, exploratory = (_comparisons(counts, family) for family in (PRIMARY_FAMILY, EXPLORATORY))
+    primary = _comparisons(counts, PRIMARY_FAMILY)
+    exploratory = _comparisons(counts, EXPLORATORY)
     if not counts[PRIMARY_FAMILY]:
         return exploratory
     paper = "the paper's: joint RL, cascade and PPO-style OPD, each with its recipe"
@@ -64,14 +68,14 @@ def _comparisons(counts: dict, family: str) -> Markup:
 def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
     """Which lines differ significantly from the reference, which are equivalent to it, and which are undecided."""
     others = [row for row in ranked if row["line"] != tables.reference]
+    # Identical scores have no variance and a p-value of NaN, so they must be separated before the untested lines.
     same = [row for row in others if row["against"].low == row["against"].high == 0]
     untested = [row for row in others if math.isnan(row["p"]) and row not in same]
     told = [row for row in others if row["p"] < ALPHA]
+    above = [row for row in told if row["against"].value > 0]
+    below = [row for row in told if row["against"].value < 0]
     parts = []
-    for name, group in (
-        ("Above", [row for row in told if row["against"].value > 0]),
-        ("Below", [row for row in told if row["against"].value < 0]),
-    ):
+    for name, group in (("Above", above), ("Below", below)):
         shown = [_told(row) for row in group]
         if shown:
             parts.append(Markup("{}: {}.").format(name, Markup("; ").join(shown)))
@@ -79,23 +83,32 @@ def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
     if equal:
         margin = number(tables.overview.rows[0]["margin"], "score")
         said = "Equivalent within plus or minus {}, a tenth of the teachers' mean gain (two one-sided tests): {}."
-        parts.append(Markup(said).format(margin, _some([row["line"] for row in equal])))
+        parts.append(Markup(said).format(margin, _names(equal)))
     open_ = "No significant difference"
     if any(not math.isnan(row["p_equivalent"]) for row in others):
         open_ = "Neither significantly different nor shown to be equivalent"
+    # A line can be significantly different and yet equivalent: the difference is real, but within the margin.
+    settled = (*told, *same, *untested, *equal)
+    undecided = [row for row in others if row not in settled]
     for said, group in (
-        (open_, [row for row in others if row not in (*told, *same, *untested, *equal)]),
+        (open_, undecided),
         ("Identical scores on every prompt", same),
         ("Not tested (fewer than two shared seeds)", untested),
     ):
         if group:
-            parts.append(Markup("{}: {}.").format(said, _some([row["line"] for row in group])))
+            parts.append(Markup("{}: {}.").format(said, _names(group)))
     return parts
+
+
+def _names(rows: list[dict]) -> str:
+    return _some([row["line"] for row in rows])
 
 
 def _told(row: dict) -> Markup:
     """A line that differs significantly, its gap and p-value, and whether it is a primary comparison."""
-    gap, p = number(row["against"], "change"), number(row["p"], "p")
+    gap = number(row["against"], "change")
+    p = number(row["p"], "p")
+    # A tiny p-value is printed as a bound and has its own sign.
     equals = "" if unmarked(p).startswith("&lt;") else "= "
     primary = ", primary" if row["family"] == PRIMARY_FAMILY else ""
     return Markup("{} {} (p {}{}{})").format(row["line"], gap, equals, p, primary)
@@ -104,18 +117,29 @@ def _told(row: dict) -> Markup:
 def _by_task(ranked: list[dict], pool: Pool, tables: PoolTables) -> list[Markup]:
     """The highest line of every task, and whether it is significantly above all others."""
     found: dict[bool, list[Markup]] = {True: [], False: []}
-    base = next((row for row in tables.scores.rows[len(pool.lines) :] if row["line"] == BASE), None)
+    # A line could have the base's label, so only the rows after the lines are searched.
+    references = tables.scores.rows[len(pool.lines) :]
+    base = next((row for row in references if row["line"] == BASE), None)
     for task in pool.tasks:
         top = max(ranked, key=lambda row: row[task].value)
-        highest = [row["line"] for row in ranked if row[task].value == top[task].value]
+        highest = [row for row in ranked if row[task].value == top[task].value]
+        # The table's bold cells are the lines that are significantly above all others; nothing is tested again here.
         clear = next(i for i, row in enumerate(tables.scores.rows) if row is top), task
-        said = Markup("{}: {} {}").format(task, _some(highest), number(top[task], "score"))
+        score_of_top = number(top[task], "score")
+        said = Markup("{}: {} {}").format(task, _names(highest), score_of_top)
         if base and cell(base, task, Estimate).value >= top[task].value:
             said += Markup(", not above the base ({})").format(number(base[task], "score"))
         found[clear in tables.scores.strong].append(said)
-    leads = {True: "Highest by task, significantly above every other line: {}.",
-             False: "Highest by task, but not significantly above every other line: {}."}  # fmt: skip
-    return [Markup(leads[clear]).format(Markup("; ").join(parts)) for clear, parts in found.items() if parts]
+    leads = {
+        True: "Highest by task, significantly above every other line: {}.",
+        False: "Highest by task, but not significantly above every other line: {}.",
+    }
+    points = []
+    for significant, parts in found.items():
+        if parts:
+            listed = Markup("; ").join(parts)
+            points.append(Markup(leads[significant]).format(listed))
+    return points
 
 
 def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
@@ -123,20 +147,25 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
     texts: list[Markup] = []
     first: dict[Conditions, Pool] = {}
     for pool in found:
-        where = Markup("At about {} NFE: ").format(number(pool.budget, "count")) if len(found) > 1 else ""
+        where: Markup | str = ""
+        if len(found) > 1:
+            where = Markup("At about {} NFE: ").format(number(pool.budget, "count"))
+        # These lines are in other pools too, which give their remaining caveats.
         if pool.whole:
             texts += _missing(pool, where)
             continue
-        if (main := first.setdefault(pool.world, pool)) is not pool:
+        main = first.setdefault(pool.world, pool)
+        if main is not pool:
             names = _some([line.label for line in pool.lines])
-            spent, usual = number(pool.budget, "count"), number(main.budget, "count")
+            spent = number(pool.budget, "count")
+            usual = number(main.budget, "count")
             said = "Compared separately, because it spent about {} training NFE per run instead of {}: {}."
             texts.append(Markup(said).format(spent, usual, names))
         texts += _missing(pool, where)
-        if idle := [line.label for line in pool.lines if not line.training_nfe and pool.budget]:
-            texts.append(
-                Markup("{}: listed for reference; it spends no training budget.").format(_some(idle))
-            )
+        idle = [line.label for line in pool.lines if not line.training_nfe and pool.budget]
+        if idle:
+            said = "{}: listed for reference; it spends no training budget."
+            texts.append(Markup(said).format(_some(idle)))
         for run in pool.odd:
             said = "{} spent {:,.0f} training NFE, unlike most runs of its line, and is excluded from every mean."
             texts.append(Markup(said).format(run.name, run.spent))
@@ -148,7 +177,8 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
             texts.append(Markup(scale).format(where, model, task))
         if pool.repeated:
             said = "{}Excluded from every mean, because another folder has the same line and seed: {}."
-            texts.append(Markup(said).format(where, ", ".join(run.name for run in pool.repeated)))
+            names = ", ".join(run.name for run in pool.repeated)
+            texts.append(Markup(said).format(where, names))
         single = [line.label for line in pool.lines if len(line.records) == 1]
         if single:
             texts.append(Markup("One seed says little about a method: {}.").format(_some(single)))
@@ -157,6 +187,7 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
     commits = sorted({run.commit for run in evidence.runs if run.record and run.commit})
     if len(commits) > 1:
         texts.append(Markup("The runs come from several commits: {}.").format(", ".join(commits)))
+    # Problems quote names and errors from files, so they are escaped. A folder given twice lists its problems twice.
     texts += [Markup("{}").format(problem) for problem in dict.fromkeys(evidence.problems)]
     return texts
 
@@ -166,13 +197,16 @@ def _prompts(evidence: Evidence) -> list[Markup]:
     found: dict[str, set[str]] = {"task": set(), "": set()}
     for run in (run for run in evidence.runs if run.record):
         for task, row in run.result.summary["models"]["student"].items():
-            found.setdefault(prompts_known(row), set()).add(task)
+            source = prompts_known(row)
+            found.setdefault(source, set()).add(task)
     texts = []
-    if listed := sorted(found["task"]):
+    listed = sorted(found["task"])
+    if listed:
         names = ", ".join(f"{task} {find('task', task).version}" for task in listed)
         said = "Some records do not say which images share a prompt; the registered tasks' prompt lists do ({})."
         texts.append(Markup(said).format(names))
-    if unknown := sorted(found[""]):
+    unknown = sorted(found[""])
+    if unknown:
         said = (
             "Some records of {} do not say which images share a prompt. Each image counts as a separate prompt there, "
             "so intervals are too narrow where a prompt has several images."
@@ -185,9 +219,10 @@ def _missing(pool: Pool, where: Markup | str) -> list[Markup]:
     """Which lines lack seeds that others have."""
     absent, texts = pool.missing_seeds, []
     for seeds in dict.fromkeys(map(tuple, absent.values())):
-        without = _some([label for label, own in absent.items() if tuple(own) == seeds])
+        labels = [label for label, own in absent.items() if tuple(own) == seeds]
+        without, numbers = _some(labels), ", ".join(map(str, seeds))
         said = "{}No finished run for seeds {}: {}. Differences use only the seeds that both lines have."
-        texts.append(Markup(said).format(where, ", ".join(map(str, seeds)), without))
+        texts.append(Markup(said).format(where, numbers, without))
     return texts
 
 
@@ -199,8 +234,10 @@ def _unequal(pool: Pool) -> list[tuple[str, str]]:
         for model in ("base", f"teacher {task}"):
             by_seed: dict[int, list[float]] = {}
             for summary in (s for s in shown if model in s["models"]):
-                key = 0 if model == "base" else summary["seed"]  # teachers may be trained seed by seed
-                by_seed.setdefault(key, []).append(score(summary["models"][model][task]))
+                # Teachers may be trained seed by seed, so they may differ between seeds; the base may not.
+                key = 0 if model == "base" else summary["seed"]
+                value = score(summary["models"][model][task])
+                by_seed.setdefault(key, []).append(value)
             if any(max(scores) - min(scores) > NOTICED for scores in by_seed.values()):
                 found.append((model, task))
     return found
@@ -208,4 +245,6 @@ def _unequal(pool: Pool) -> list[tuple[str, str]]:
 
 def _some(labels: list[str]) -> str:
     """The names, or the first of them and how many more there are."""
-    return ", ".join(labels) if len(labels) <= NAMED else f"{', '.join(labels[:NAMED])} and {len(labels) - NAMED} more"
+    named = ", ".join(labels[:NAMED])
+    more = len(labels) - NAMED
+    return f"{named} and {more} more" if more > 0 else named

@@ -51,7 +51,9 @@ class ScoreRecord(Part):
             values = self.rows[name]
             if len(values) != len(self.strata):
                 raise ValueError(f"{self.task} has {len(values)} values of {name} for {len(self.strata)} prompts")
-            if not set(map(type, values)) <= {int, float} or not (abs(np.array(values, np.float64)) <= MOST).all():
+            # Types are compared exactly because a bool is an int. NaN fails the comparison of magnitudes.
+            numeric = set(map(type, values)) <= {int, float}
+            if not numeric or not (abs(np.array(values, np.float64)) <= MOST).all():
                 raise ValueError(f"{self.task} has values of {name} that are not numbers, or too large for scores")
         return self
 
@@ -96,7 +98,9 @@ class Summary(Part):
             for task, row in rows.items():
                 if row.strata != student[task].strata or row.headline != student[task].headline:
                     raise ValueError(f"models.{name} has other prompts or another headline for {task} than the student")
-                if None not in (row.prompts, student[task].prompts) and row.prompts != student[task].prompts:
+                # Older records have no prompt indices and agree with every model.
+                own, theirs = row.prompts, student[task].prompts
+                if None not in (own, theirs) and own != theirs:
                     raise ValueError(f"models.{name} has other prompts for {task} than the student")
         return self
 
@@ -265,7 +269,8 @@ class Study(Part):
 
 
 SUMMARY, KEPT = TypeAdapter(Summary), TypeAdapter(Kept)
-STARTS, POINTS, PULLS = TypeAdapter(list[StartRecord]), TypeAdapter(list[Point]), TypeAdapter(list[Pulls])
+STARTS = TypeAdapter(list[StartRecord])
+POINTS, PULLS = TypeAdapter(list[Point]), TypeAdapter(list[Pulls])
 PROBES = TypeAdapter(Annotated[list[ProbeRecord], Field(min_length=1)])
 EXCESS = TypeAdapter(Annotated[list[ExcessRecord], Field(min_length=1)])
 COMPARED, STUDY = TypeAdapter(Compared), TypeAdapter(Study)

@@ -43,10 +43,17 @@ class Verdict:
     """Family of Holm's correction; empty for a claim that is tested individually."""
 
 
-def judge(claim: str, quantity: str, effect: Estimate | Difference, line: float = 0.0, above: bool = True) -> Verdict:
+def judge(
+    claim: str,
+    quantity: str,
+    effect: Estimate | Difference,
+    line: float = 0.0,
+    above: bool = True,
+) -> Verdict:
     """Compare an interval with a line that the claimed effect is above (or below)."""
-    low, high = (effect.low, effect.high) if above else (-effect.high, -effect.low)
-    edge = line if above else -line
+    low, high, edge = effect.low, effect.high, line
+    if not above:
+        low, high, edge = -effect.high, -effect.low, -line
     if np.isnan(low) or np.isnan(high):
         verdict = "not measured"
     elif low > edge:
@@ -66,18 +73,21 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         twin = points.get(tuple(ppo["point"]))
         if twin is None:
             continue
-        analytic, sampler, advantage = twin["all"]["snr"], ppo["sampler"], ppo["params"].get("advantage")
+        sampler, advantage = ppo["sampler"], ppo["params"].get("advantage")
         where = f"{advantage}, {sampler['kernel']} eta {sampler['eta']:g}"
-        noisy = ppo["all"]["snr"]
+        analytic, noisy = twin["all"]["snr"], ppo["all"]["snr"]
         if not same_objective(twin["params"], ppo["params"]):
             needs = "requires weighting=kl in opd_analytic and otherwise equal params"
-            verdicts.append(
-                Verdict(f"gradients of the same objective: {where}", needs, Estimate.unknown(), "not comparable")
-            )
+            claim = f"gradients of the same objective: {where}"
+            verdicts.append(Verdict(claim, needs, Estimate.unknown(), "not comparable"))
+            # NaN keeps verdicts and p-values aligned, and Holm's correction does not count it.
             chances.append(float("nan"))
             continue
         # A difference, because a ratio is meaningless where the signal cannot be distinguished from zero.
-        value, half = analytic[0] - noisy[0], math.hypot(*((x[2] - x[1]) / 2 for x in (analytic, noisy)))
+        value = analytic[0] - noisy[0]
+        # Half-widths add in quadrature, as for independent estimates.
+        halves = [(high - low) / 2 for _, low, high in (analytic, noisy)]
+        half = math.hypot(*halves)
         effect = Estimate(value, value - half, value + half)
         claim = f"the analytic gradient has a higher signal-to-noise ratio than the PPO-style one: {where}"
         quantity = f"signal-to-noise ratio, analytic ({analytic[0]:.3g}) minus PPO-style ({noisy[0]:.2g}), above 0"
@@ -87,7 +97,9 @@ def gradient_claims(probes: list[dict]) -> list[Verdict]:
         quantity = f"mean along the analytic gradient, PPO-style over analytic, within {SAME:.0%} of 1"
         verdicts.append(judge_same(claim, quantity, same))
         states = min(twin["states"], ppo["states"])
-        chances += [chance(effect, 0, states), max(chance(same, 1 + gap, states) for gap in (-SAME, SAME))]
+        # The interval must exclude both limits, so the larger p-value counts.
+        equal = max(chance(same, 1 - SAME, states), chance(same, 1 + SAME, states))
+        chances += [chance(effect, 0, states), equal]
     named = [replace(verdict, family="gradients of one output") for verdict in verdicts]
     return [corrected(verdict, p) for verdict, p in zip(named, holm(chances))]
 
@@ -117,19 +129,23 @@ def corrected(verdict: Verdict, p: float) -> Verdict:
 def families_corrected(verdicts: list[Verdict], chances: list[float]) -> list[Verdict]:
     """Verdicts about runs, corrected within their families; a single seed never decides a claim."""
     adjusted = holm_within(chances, [verdict.family for verdict in verdicts])
-    return [_of_one_seed(v) if np.isnan(p) else corrected(v, p) for v, p in zip(verdicts, adjusted)]
+    # p is NaN for a single seed; its interval is over prompts only and must not decide a claim about a method.
+    return [_of_one_seed(verdict) if np.isnan(p) else corrected(verdict, p) for verdict, p in zip(verdicts, adjusted)]
 
 
 def same_objective(analytic: dict, ppo: dict) -> bool:
     """Whether the expected gradients of two methods are comparable: KL weighting, and equal settings otherwise."""
     shared = analytic.keys() & ppo.keys()
-    return analytic.get("weighting") == "kl" and all(analytic[key] == ppo[key] for key in shared)
+    equal = all(analytic[key] == ppo[key] for key in shared)
+    return analytic.get("weighting") == "kl" and equal
 
 
 def judge_same(claim: str, quantity: str, effect: Estimate) -> Verdict:
     """Judge the claim that the effect is 1: it holds if the whole interval is within SAME of 1."""
-    inside, outside = judge(claim, quantity, effect, 1 - SAME), judge(claim, quantity, effect, 1 + SAME, above=False)
+    inside = judge(claim, quantity, effect, 1 - SAME)
+    outside = judge(claim, quantity, effect, 1 + SAME, above=False)
     verdicts = {inside.verdict, outside.verdict}
+    # The weaker verdict wins: both sides must hold for the claim to hold.
     for verdict in ("not measured", "does not hold", "undecided"):
         if verdict in verdicts:
             return Verdict(claim, quantity, effect, verdict)
@@ -157,10 +173,7 @@ def rival_claims(opd: Line, lines: list[Line], tasks: tuple[str, ...]) -> list[V
 
 def order_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     """The RL rivals are ordered as in the paper, for each pair with equal cost."""
-    named = [
-        [x for x in lines if x.method == method and x.records[0].spec.get("params", {}).get("engine") == engine]
-        for method, engine in ORDER
-    ]
+    named = [[x for x in lines if (x.method, _engine(x)) == wanted] for wanted in ORDER]
     verdicts, chances = [], []
     pairs = [pair for groups in combinations(named, 2) for pair in product(*groups)]
     for above, below in pairs:
@@ -173,6 +186,11 @@ def order_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     return families_corrected(verdicts, chances)
 
 
+def _engine(line: Line) -> str | None:
+    """The RL algorithm of a line, for methods that have several."""
+    return line.records[0].spec.get("params", {}).get("engine")
+
+
 def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
     """The student recovers at least MATCHED of each teacher's gain on its task."""
     verdicts, summaries = [], [r.summary for r in opd.records]
@@ -180,8 +198,11 @@ def match_claims(opd: Line, tasks: tuple[str, ...]) -> list[Verdict]:
         return []
     for task in tasks:
         values, strata = model_rows(summaries, "student", task)
-        base, teacher = (model_rows(summaries, model, task)[0] for model in ("base", f"teacher {task}"))
-        effect = paired_difference(values, base + MATCHED * (teacher - base), strata)
+        base, _ = model_rows(summaries, "base", task)
+        teacher, _ = model_rows(summaries, f"teacher {task}", task)
+        # A difference from a target instead of a ratio of gains: the teacher's gain may be near zero.
+        target = base + MATCHED * (teacher - base)
+        effect = paired_difference(values, target, strata)
         claim = f"one student matches every teacher: {task}"
         quantity = f"student minus (base plus {MATCHED:.0%} of the teacher's gain), above 0"
         verdicts.append(_of_seeds(judge(claim, quantity, effect), opd))
@@ -202,7 +223,8 @@ def cascade_claims(cascade: Line) -> list[Verdict]:
     verdicts, chances = [], []
     for stage, task in enumerate(cascade.stage_ends, 1):
         found = cascade.forgetting(task)
-        claim, later = f"{cascade.label} forgets: {task}, trained in stage {stage}", f"end of stage {stage + 1}"
+        claim = f"{cascade.label} forgets: {task}, trained in stage {stage}"
+        later = f"end of stage {stage + 1}"
         for said, when, change in (
             (f"{claim}, by the {later}", later, found.change_in_next_stage),
             (claim, "end", found.change_after_own_stage),
@@ -233,9 +255,13 @@ def sampler_claims(opd: Line, lines: list[Line]) -> list[Verdict]:
 def _but_kernel(line: Line) -> dict:
     """The line's settings apart from its sampler's noise and from settings that may differ between its runs."""
     spec = line.records[0].spec
-    sampler = {key: value for key, value in spec["sampler"].items() if key not in ("kernel", "eta")}
+    noise = ("kernel", "eta")
+    sampler = {key: value for key, value in spec["sampler"].items() if key not in noise}
     same = {key: spec[key] for key in ("tasks", "optimizer", "lora", "ema", "params")}
-    budget = {"nfe" if key == "evaluations" else key: value for key, value in spec["budget"].items()}  # older records
+    # Older records call the budget's NFE "evaluations"; both must compare as equal.
+    budget = dict(spec["budget"])
+    if "evaluations" in budget:
+        budget["nfe"] = budget.pop("evaluations")
     return same | {"budget": budget} | sampler
 
 
@@ -243,7 +269,9 @@ def score_claims(lines: list[Line], tasks: tuple[str, ...]) -> list[Verdict]:
     """Verdicts on all claims about final scores, from the lines on one backbone and one set of tasks."""
     verdicts = []
     mine = [line for line in lines if line.method == "opd_analytic"]
-    opd = next((line for line in mine if line.label == "opd_analytic"), mine[0] if mine else None)
+    # The paper's claims are about its recipe, whose label has no settings.
+    recipe = [line for line in mine if line.label == "opd_analytic"]
+    opd = next(iter(recipe or mine), None)
     if opd:
         verdicts += rival_claims(opd, lines, tasks) + match_claims(opd, tasks)
     verdicts += order_claims(lines, tasks)

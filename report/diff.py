@@ -20,16 +20,22 @@ def difference(before: Evidence, after: Evidence) -> Report:
     """Second set minus first set for every line, paired by seed and prompt."""
     report, section = Report(), Section("What changed")
     table = Table(
-        "difference", "Second set minus first, by line and task",
+        "difference",
+        "Second set minus first, by line and task",
         "Paired by seed and prompt over the seeds that both sets have. Identical: every image has the same score. "
         "Changed: p below 0.05 after Holm's correction over the table. One shared seed says nothing about the method.",
         [
-            Column("line", "line"), Column("task", "task"), Column("seeds", "shared seeds", "count"),
-            Column("first", "first", "score"), Column("second", "second", "score"),
-            Column("change", "change", "change"), Column("p", "p (Holm)", "p"), Column("verdict", "verdict"),
+            Column("line", "line"),
+            Column("task", "task"),
+            Column("seeds", "shared seeds", "count"),
+            Column("first", "first", "score"),
+            Column("second", "second", "score"),
+            Column("change", "change", "change"),
+            Column("p", "p (Holm)", "p"),
+            Column("verdict", "verdict"),
             Column("seconds", "seconds, second / first", "ratio"),
         ],
-    )  # fmt: skip
+    )
     firsts, others = (_by_identity(evidence) for evidence in (before, after))
     apart = []
     for key, (pool, line) in firsts.items():
@@ -37,21 +43,30 @@ def difference(before: Evidence, after: Evidence) -> Report:
             rows = _rows(pool, line, others[key][1])
             table.rows += rows
             apart += [] if rows else [line.label]
-    for row, p in zip(table.rows, holm([cell(row, "change", Difference).p for row in table.rows])):
+    # One family over the whole table: the question is whether anything changed.
+    changes = [cell(row, "change", Difference) for row in table.rows]
+    adjusted = holm([change.p for change in changes])
+    for row, p in zip(table.rows, adjusted):
         row["p"] = p
         row["verdict"] = row["verdict"] or (MOVED if p < ALPHA else OPEN)
     counts = Table(
-        "verdicts", "Verdicts", "Lines and tasks in both sets.",
+        "verdicts",
+        "Verdicts",
+        "Lines and tasks in both sets.",
         [Column("verdict", "verdict"), Column("count", "lines and tasks", "count")],
-        [{"verdict": verdict, "count": sum(row["verdict"] == verdict for row in table.rows)} for verdict in VERDICTS],
-    )  # fmt: skip
-    said = [Markup("{}: {}").format(row["verdict"], number(row["count"], "count")) for row in counts.rows]
+    )
+    said = []
+    for verdict in VERDICTS:
+        count = sum(row["verdict"] == verdict for row in table.rows)
+        counts.rows.append({"verdict": verdict, "count": count})
+        said.append(Markup("{}: {}").format(verdict, number(count, "count")))
     section.say(Markup("Lines and tasks in both sets: {}.").format(Markup(", ").join(said)), "answer")
     for name, mine, theirs in (("first", firsts, others), ("second", others, firsts)):
         only = sorted(
             f"{line.label} at {line.training_nfe:,.0f} training NFE"
-            for key, (_, line) in mine.items() if key not in theirs
-        )  # fmt: skip
+            for key, (_, line) in mine.items()
+            if key not in theirs
+        )
         if only:
             section.say(f"Only in the {name} set: {'; '.join(only)}.", "warn")
     if apart:
@@ -67,13 +82,15 @@ def difference(before: Evidence, after: Evidence) -> Report:
 
 def _by_identity(evidence: Evidence) -> dict[tuple, tuple[Pool, Line]]:
     """Pool and settings -> line."""
-    return {
-        (pool.world, line.identity): (pool, line) for pool in pools(evidence) if not pool.whole for line in pool.lines
-    }
+    # Pools that count the teachers repeat lines of the other pools.
+    own = [pool for pool in pools(evidence) if not pool.whole]
+    return {(pool.world, line.identity): (pool, line) for pool in own for line in pool.lines}
 
 
 def _rows(pool: Pool, first: Line, second: Line) -> list[dict]:
-    common = sorted({_seed(r) for r in first.records} & {_seed(r) for r in second.records})
+    first_seeds = {_seed(record) for record in first.records}
+    second_seeds = {_seed(record) for record in second.records}
+    common = sorted(first_seeds & second_seeds)
     if not common:
         return []
     pairs = [[r for r in line.records if _seed(r) in common] for line in (first, second)]
@@ -82,12 +99,18 @@ def _rows(pool: Pool, first: Line, second: Line) -> list[dict]:
     for task in pool.tasks:
         values = [model_rows([r.summary for r in records], "student", task)[0] for records in pairs]
         change = against(pairs[1], pairs[0], (task,))
-        rows.append({
-            "line": first.label, "task": task, "seeds": len(common), "first": student_score(pairs[0], task),
-            "second": student_score(pairs[1], task), "change": change,
-            "verdict": SAME if np.array_equal(values[0], values[1]) else "",
-            "seconds": clocks[1] / clocks[0] if clocks[0] else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "line": first.label,
+                "task": task,
+                "seeds": len(common),
+                "first": student_score(pairs[0], task),
+                "second": student_score(pairs[1], task),
+                "change": change,
+                "verdict": SAME if np.array_equal(values[0], values[1]) else "",
+                "seconds": clocks[1] / clocks[0] if clocks[0] else None,
+            }
+        )
     return rows
 
 

@@ -107,7 +107,8 @@ def _path(path: Path, evidence: Evidence, reader: "_Reader") -> None:
         raise UsageError(f"{path} does not exist")
     if path.is_file():
         _file(path, evidence, reader)
-    elif not path.is_dir():  # reading a pipe would block, and a device never ends
+    elif not path.is_dir():
+        # Reading a pipe would block, and a device never ends.
         raise UsageError(f"{path} is neither a folder nor a record")
     elif _is_run(path):
         _run(path, evidence, reader)
@@ -150,7 +151,9 @@ def _folder(path: Path, evidence: Evidence, reader: "_Reader") -> None:
 
 
 def _is_study(folder: Path) -> bool:
-    ended = (folder / "summary.json").is_file() and not _is_run(folder) and not (folder / "provenance.jsonl").is_file()
+    # A run whose spec.json was lost also has a summary.json; its provenance.jsonl gives it away.
+    started_run = _is_run(folder) or (folder / "provenance.jsonl").is_file()
+    ended = (folder / "summary.json").is_file() and not started_run
     return (folder / "journal.log").is_file() or ended
 
 
@@ -161,10 +164,13 @@ def _is_run(folder: Path) -> bool:
 def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
     try:
         content = _json(path)
-        if isinstance(content, list) and content and isinstance(content[0], dict) and "ratio" in content[0]:
+        listed = isinstance(content, list)
+        # Both kinds of output are lists; only entries of methods.opd_ppo_excess have a ratio.
+        first = content[0] if listed and content else None
+        if isinstance(first, dict) and "ratio" in first:
             evidence.excess.append((path, all_printable(checked(EXCESS, content))))
             return
-        if isinstance(content, list):
+        if listed:
             evidence.probes.append((path, all_printable(checked(PROBES, content))))
             return
         folders = _labels(content, evidence)
@@ -172,6 +178,7 @@ def _file(path: Path, evidence: Evidence, reader: "_Reader") -> None:
         raise UsageError(f"{path} is neither a comparison nor an output of bench probe: {one_line(error)}") from error
     for name in folders:
         try:
+            # A name with a slash could lead out of the comparison's folder.
             beside = "/" not in name and _is_run(path.parent / name)
         except OSError as error:
             evidence.problems.append(f"{name}: listed in {path.name}, but cannot be read ({one_line(error)})")
@@ -188,7 +195,8 @@ def _labels(content: dict, evidence: Evidence) -> list[str]:
     for line in lines:
         for name in line["runs"]:
             evidence.labels.setdefault(name, set()).add(line["label"])
-            if line["teacher_evaluations"] >= 0:  # and not NaN
+            # False for NaN, which stands for an unknown cost.
+            if line["teacher_evaluations"] >= 0:
                 evidence.teacher_costs[name] = line["teacher_evaluations"]
     return [name for line in lines for name in line["runs"]] + content.get("lines_without_result", [])
 
@@ -202,7 +210,9 @@ def _study(path: Path, evidence: Evidence) -> None:
 
 
 def _run(folder: Path, evidence: Evidence, reader: "_Reader") -> None:
-    if (place := folder.resolve()) in reader.seen:
+    # A run may be given twice: by its folder, and by a comparison that lists it or a link to it.
+    place = folder.resolve()
+    if place in reader.seen:
         return
     reader.seen.add(place)
     try:
@@ -224,7 +234,8 @@ class _Reader:
         spec, weights = kept["spec"], kept["backbone_hash"]
         starts = _of(folder / "provenance.jsonl", STARTS, _lines)
         last = starts[-1] if starts else {}
-        commit, device = (last.get("commit") or "")[:10], last.get("device") or ""
+        commit = (last.get("commit") or "")[:10]
+        device = last.get("device") or ""
         if not (folder / "summary.json").is_file():
             error = recorded_failure(folder)
             check_checkpoint(folder)
@@ -234,27 +245,42 @@ class _Reader:
         points = _of(folder / "evaluations.jsonl", POINTS, _lines)
         if summary["models"]["student"].keys() != set(spec["tasks"]):
             raise ValueError("its summary has other tasks than its spec")
-        shown, what = summary["models"]["student"], ("headline", "strata")
-        if any(row["task"] not in shown or any(row[k] != shown[row["task"]][k] for k in what) for row in points) or any(
-            row.get("prompts") != shown[row["task"]].get("prompts") for row in points
-        ):
+        shown = summary["models"]["student"]
+        # Before the rows are reduced to arrays, which cannot be compared with a plain !=.
+        if not all(_agrees(row, shown) for row in points):
             raise ValueError("its evaluations have other tasks, prompts or headlines than its summary")
         for models in summary["models"].values():
             for task, row in models.items():
                 models[task] = self._compact(row)
-        record = Record(
-            summary, [self._compact(row) for row in points], spec, _of(folder / "probes.jsonl", PULLS, _lines)
-        )
+        evaluations = [self._compact(row) for row in points]
+        pulls = _of(folder / "probes.jsonl", PULLS, _lines)
+        record = Record(summary, evaluations, spec, pulls)
         return FoundRun(folder, spec, weights, "done", "", record, commit, device)
 
     def _compact(self, row: dict) -> dict:
-        kept = {name: row["rows"][name] for name in {row["headline"], *STRICTER} & row["rows"].keys()}
-        rows = {name: self._once(np.array(values, np.float64)) for name, values in kept.items()}
-        prompts = {} if row.get("prompts") is None else {"prompts": self._once(np.array(row["prompts"]))}
-        return row | {"rows": rows, "strata": self._once(np.array(row["strata"]))} | prompts
+        # A results folder has millions of values; the report needs the headline and the metrics next to it.
+        wanted = {row["headline"], *STRICTER} & row["rows"].keys()
+        rows = {}
+        for name in wanted:
+            values = np.array(row["rows"][name], np.float64)
+            rows[name] = self._once(values)
+        compact = row | {"rows": rows, "strata": self._once(np.array(row["strata"]))}
+        if row.get("prompts") is not None:
+            compact["prompts"] = self._once(np.array(row["prompts"]))
+        return compact
 
     def _once(self, array: np.ndarray) -> np.ndarray:
-        return self._arrays.setdefault(array.dtype.str.encode() + array.tobytes(), array)
+        # The type is part of the key: zeros as integers and as floats have the same bytes.
+        key = array.dtype.str.encode() + array.tobytes()
+        return self._arrays.setdefault(key, array)
+
+
+def _agrees(row: dict, shown: dict) -> bool:
+    """Whether an evaluation has a task of the summary with the same headline, strata and prompts."""
+    if row["task"] not in shown:
+        return False
+    own = shown[row["task"]]
+    return all(row.get(key) == own.get(key) for key in ("headline", "strata", "prompts"))
 
 
 def _of(path: Path, schema, read: Callable):

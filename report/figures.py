@@ -48,11 +48,13 @@ class Figure:
         for size, width in WIDTHS.items():
             with drawing():
                 figure = self.draw(width)
+                # Lay out once for all formats: the layout engine would run again for each, and is slow.
                 figure.draw_without_rendering()
-                figure.set_layout_engine("none")  # laid out once for all formats
+                figure.set_layout_engine("none")
                 for kind in ("pdf", "svg", "png"):
                     data = io.BytesIO()
-                    figure.savefig(data, format=kind, dpi=200, metadata=_undated(kind), transparent=kind != "png")
+                    see_through = kind != "png"
+                    figure.savefig(data, format=kind, dpi=200, metadata=_undated(kind), transparent=see_through)
                     made[f"{self.name}-{size}.{kind}"] = data.getvalue()
                 plt.close(figure)
         return made
@@ -82,7 +84,8 @@ def draw_all(figures: list[Figure]) -> None:
     cores = min(len(os.sched_getaffinity(0)), len(figures))
     if cores < 2:
         return
-    imported()  # once, not in every process
+    # Imported before the fork, once instead of in every process.
+    imported()
     import seaborn  # noqa: F401
 
     _WAITING[:] = figures
@@ -90,7 +93,8 @@ def draw_all(figures: list[Figure]) -> None:
         with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork"), initializer=_quiet) as pool:
             for figure, files in zip(figures, pool.map(_drawn, range(len(figures)))):
                 figure.__dict__["files"] = files
-    except (OSError, BrokenExecutor):  # no more processes or semaphores here, or one was killed for its memory
+    except (OSError, BrokenExecutor):
+        # No more processes or semaphores here, or one was killed for its memory; `files` draws the rest when needed.
         pass
     finally:
         _WAITING.clear()
@@ -108,7 +112,8 @@ def _drawn(place: int) -> dict[str, bytes]:
 
 def _undated(kind: str) -> dict:
     """Metadata without a date, so that equal figures give equal files."""
-    return {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {"Software": None}
+    dated = {"svg": "Date", "pdf": "CreationDate", "png": "Software"}
+    return {dated[kind]: None}
 
 
 def _inline(svg: str, alt: str, name: str) -> str:
@@ -123,16 +128,19 @@ def _inline(svg: str, alt: str, name: str) -> str:
         if not told.startswith("says:"):
             continue
         texts = told.removeprefix("says:").split(SEPARATOR)
-        marks = [node for node in group.iter() if node.tag in (f"{{{SVG}}}use", f"{{{SVG}}}path")]
-        marks = [node for node in marks if node.tag == f"{{{SVG}}}use"] or marks
+        # Matplotlib draws each marker as a <use> of one <path>; only artists without markers are paths themselves.
+        uses = list(group.iter(f"{{{SVG}}}use"))
+        marks = uses or list(group.iter(f"{{{SVG}}}path"))
         for mark, text in zip(marks, texts):
             ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
         del group.attrib["id"]
     root.set("role", "img")
     root.set("aria-label", alt)
+    # Without a fixed size the view box scales with the page.
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     text = ElementTree.tostring(root, encoding="unicode")
+    # Ids are unique within a figure only, and the page holds many figures.
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\g<1>"', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     return text.replace(INK, "currentColor")
@@ -160,7 +168,8 @@ LEVELS_SAID = {"base": "Dotted: base at its best guidance.", "teacher": "Dashed:
 def draw_levels(line, task: str, levels: Levels) -> None:
     """Draw reference scores across the axes; `line` is the axes' axhline or axvline."""
     for name, value in levels.get(task, {}).items():
-        says(line(value, linestyle=LEVELS[name], color="0.5", linewidth=1.0, zorder=1), [f"{name}, {task}: {value!r}"])
+        drawn = line(value, linestyle=LEVELS[name], color="0.5", linewidth=1.0, zorder=1)
+        says(drawn, [f"{name}, {task}: {value!r}"])
 
 
 def wrapped(labels: Iterable[str], narrow: bool) -> list[str]:
@@ -170,8 +179,10 @@ def wrapped(labels: Iterable[str], narrow: bool) -> list[str]:
 
 def broken(label: str, letters: int, after: str) -> str:
     """A name wrapped to a number of letters per line, at spaces and after the given signs."""
+    # textwrap does not break after these signs, so they get a space while it wraps.
     spaced = re.sub(f"([{after}])", r"\1 ", label)
-    return re.sub(f"([{after}]) ", r"\1", "\n".join(textwrap.wrap(spaced, letters)))
+    lines = "\n".join(textwrap.wrap(spaced, letters))
+    return re.sub(f"([{after}]) ", r"\1", lines)
 
 
 def row_height(labels: Iterable[str], narrow: bool) -> float:
@@ -180,14 +191,22 @@ def row_height(labels: Iterable[str], narrow: bool) -> float:
 
 
 def draw_intervals(
-    axes, frame: pd.DataFrame, by: str, key: str, look: dict[str, Look], narrow: bool, called: str = ""
+    axes,
+    frame: pd.DataFrame,
+    by: str,
+    key: str,
+    look: dict[str, Look],
+    narrow: bool,
+    called: str = "",
 ) -> None:
     """Draw one row per row of the frame: the value of column `key` with its interval, labelled by column `by`."""
     for y, row in enumerate(frame.to_dict("records")):
-        style, value, low, high = look[row[by]], row[key], row[f"{key}_low"], row[f"{key}_high"]
+        style, value = look[row[by]], row[key]
+        low, high = row[f"{key}_low"], row[f"{key}_high"]
         axes.plot([low, high], [y, y], "-", color=style.colour)
         (mark,) = axes.plot([value], [y], style.marker, color=style.colour)
         says(mark, [f"{row[by]}{called}: {value!r} [{low!r}, {high!r}]"])
+    # The axis points down, so that rows are in the order of the table.
     axes.set(yticks=range(len(frame)), ylim=(len(frame) - 0.5, -0.5))
     axes.set_yticklabels(wrapped(frame[by], narrow))
 
@@ -196,8 +215,11 @@ def _columns(lines: list[str], narrow: bool) -> int:
     """Number of columns of a legend: as many as fit, up to three."""
     for columns in () if narrow else (3, 2):
         rows = math.ceil(len(lines) / columns)
-        letters = sum(max(map(len, lines[k : k + rows])) for k in range(0, len(lines), rows))
-        if 0.05 * letters + 0.45 * columns < WIDTHS["page"] - 0.1:  # inches of a letter and of a line's sample
+        # Matplotlib fills legends column by column; each is as wide as its longest label.
+        blocks = [lines[k : k + rows] for k in range(0, len(lines), rows)]
+        letters = sum(max(map(len, block)) for block in blocks)
+        # 0.05 inches per letter, and 0.45 for the sample of a line and the space around it.
+        if 0.05 * letters + 0.45 * columns < WIDTHS["page"] - 0.1:
             return columns
     return 1
 
@@ -209,8 +231,10 @@ def _room(lines: list[str], narrow: bool) -> float:
 
 def _legend(figure, axes, lines: list[str], narrow: bool) -> None:
     """Add a legend below the panels; the curves of the lines are the first artists of the axes, in order."""
-    labels = [f" {line}" if line.startswith("_") else line for line in lines]  # else hidden by matplotlib
-    figure.legend(axes.get_lines()[: len(lines)], labels, loc="outside lower center", ncols=_columns(lines, narrow))
+    # Matplotlib leaves labels that begin with an underscore out of legends.
+    labels = [f" {line}" if line.startswith("_") else line for line in lines]
+    curves = axes.get_lines()[: len(lines)]
+    figure.legend(curves, labels, loc="outside lower center", ncols=_columns(lines, narrow))
 
 
 def _said(title: str, levels: Levels) -> str:
@@ -219,7 +243,12 @@ def _said(title: str, levels: Levels) -> str:
 
 
 def scores_figure(
-    frame: pd.DataFrame, tasks: list[str], heads: dict[str, str], look: dict[str, Look], levels: Levels, name: str
+    frame: pd.DataFrame,
+    tasks: list[str],
+    heads: dict[str, str],
+    look: dict[str, Look],
+    levels: Levels,
+    name: str,
 ) -> Figure:
     """Score and interval of every line by task."""
     keys = [*tasks, "mean"]
@@ -229,11 +258,13 @@ def scores_figure(
         import matplotlib.pyplot as plt
 
         narrow = is_column(width)
-        shown = keys[-1:] if narrow else keys  # at column width there is room for one panel next to the names
+        # At column width there is room for one panel next to the names.
+        shown = keys[-1:] if narrow else keys
         columns = min(4, len(shown))
         down = math.ceil(len(shown) / columns)
         height = max(1.6, row_height(rows["line"], narrow) * len(rows) + 0.7)
-        figure, grid = plt.subplots(down, columns, figsize=(width, height * down), sharey=True, squeeze=False)
+        size = (width, height * down)
+        figure, grid = plt.subplots(down, columns, figsize=size, sharey=True, squeeze=False)
         for axes in grid.flat[len(shown) :]:
             axes.remove()
         for axes, key in zip(grid.flat, shown):
@@ -245,12 +276,17 @@ def scores_figure(
     best = rows[rows["mean"] == rows["mean"].max()]
     whose = " and ".join(best["line"])
     alt = f"Scores with intervals of {len(rows)} lines. Highest mean score: {whose}, {rows['mean'].max():.3f}."
-    return Figure(
-        name, _said("Held-out scores, mean and 95% interval (at column width, the mean score only).", levels), alt, draw
-    )
+    title = "Held-out scores, mean and 95% interval (at column width, the mean score only)."
+    return Figure(name, _said(title, levels), alt, draw)
 
 
-def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], levels: Levels, name: str) -> Figure:
+def curves_figure(
+    frame: pd.DataFrame,
+    tasks: list[str],
+    look: dict[str, Look],
+    levels: Levels,
+    name: str,
+) -> Figure:
     """Scores during training against NFE and against seconds."""
     lines = [label for label in look if (frame["line"] == label).any()]
 
@@ -258,7 +294,8 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
         import matplotlib.pyplot as plt
 
         narrow = is_column(width)
-        axes_of = ("nfe",) if narrow else ("nfe", "seconds")  # at column width there is no room for both
+        # At column width there is no room for both.
+        axes_of = ("nfe",) if narrow else ("nfe", "seconds")
         columns = 1 if narrow else min(3, len(tasks))
         rows = math.ceil(len(tasks) / columns) * len(axes_of)
         size = (width, 1.75 * rows + _room(lines, narrow))
@@ -266,7 +303,9 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
         for place, axes in enumerate(grid.flat):
             row, column = divmod(place, columns)
             block, kind = divmod(row, len(axes_of))
-            if (index := block * columns + column) >= len(tasks):
+            # Rows alternate between NFE and seconds, and every block of rows holds `columns` tasks.
+            index = block * columns + column
+            if index >= len(tasks):
                 axes.remove()
                 continue
             task, axis = tasks[index], axes_of[kind]
@@ -283,45 +322,61 @@ def curves_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], 
 
     title = "Anytime curves: held-out score during training against NFE and, at page width, against seconds."
     return Figure(
-        name, _said(title, levels),
-        f"Scores during training of {len(lines)} lines on {', '.join(tasks)}; the table below has the numbers.", draw,
-    )  # fmt: skip
+        name,
+        _said(title, levels),
+        f"Scores during training of {len(lines)} lines on {', '.join(tasks)}; the table below has the numbers.",
+        draw,
+    )
 
 
 def heat_figure(frame: pd.DataFrame, tasks: list[str], lines: list[str], name: str) -> Figure:
     """Drop from the best recorded point by line and task."""
-    matrix = np.array([
-        [next(iter(frame[(frame["line"] == line) & (frame["task"] == task)]["drop"]), math.nan) for task in tasks]
-        for line in lines
-    ])  # fmt: skip
+
+    def drop(line: str, task: str) -> float:
+        found = frame[(frame["line"] == line) & (frame["task"] == task)]["drop"]
+        return next(iter(found), math.nan)
+
+    matrix = np.array([[drop(line, task) for task in tasks] for line in lines])
 
     def draw(width: float):
         import matplotlib.pyplot as plt
 
         narrow = is_column(width)
-        figure, axes = plt.subplots(figsize=(width, max(1.4, row_height(lines, narrow) * len(lines) + 0.9)))
+        height = max(1.4, row_height(lines, narrow) * len(lines) + 0.9)
+        figure, axes = plt.subplots(figsize=(width, height))
         axes.grid(False)
+        # A floor for the scale, so that noise of a thousandth is not drawn in the darkest colour.
         top = max(0.05, float(np.nanmax(matrix, initial=0)))
         axes.imshow(matrix, cmap="cividis_r", vmin=0, vmax=top, aspect="auto")
         for i, row in enumerate(matrix):
             for j, value in enumerate(row):
                 text = "–" if math.isnan(value) else f"{value:.3f}"
                 dark = not math.isnan(value) and value > top / 2
-                axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black", fontsize=7)
-        axes.set(xticks=range(len(tasks)), yticks=range(len(lines)), yticklabels=wrapped(lines, narrow))
+                colour = "white" if dark else "black"
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
+        axes.set(xticks=range(len(tasks)), yticks=range(len(lines)))
+        axes.set_yticklabels(wrapped(lines, narrow))
         axes.set_title("drop from best (score)")
         axes.set_xticklabels(tasks, rotation=30, ha="right", rotation_mode="anchor")
         return figure
 
     worst = float(np.nanmax(matrix, initial=0))
     return Figure(
-        name, "Forgetting: best recorded score minus final score.",
-        f"Drop from the best recorded point by line and task; the largest is {worst:.3f}.", draw,
-    )  # fmt: skip
+        name,
+        "Forgetting: best recorded score minus final score.",
+        f"Drop from the best recorded point by line and task; the largest is {worst:.3f}.",
+        draw,
+    )
 
 
 def course_figure(
-    frame: pd.DataFrame, by: str, value: str, look: dict[str, Look], name: str, title: str, label: str
+    frame: pd.DataFrame,
+    by: str,
+    value: str,
+    look: dict[str, Look],
+    name: str,
+    title: str,
+    label: str,
 ) -> Figure:
     """A value over the budget with one panel per group, such as cosines by pair of tasks."""
     groups = list(dict.fromkeys(frame[by]))
@@ -371,6 +426,8 @@ def gold_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure
         return figure
 
     return Figure(
-        name, "Over-optimisation: a path to the lower right gains reward and loses known utility.",
-        f"Known utility against reward during training of {len(lines)} lines.", draw,
-    )  # fmt: skip
+        name,
+        "Over-optimisation: a path to the lower right gains reward and loses known utility.",
+        f"Known utility against reward during training of {len(lines)} lines.",
+        draw,
+    )

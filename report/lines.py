@@ -61,13 +61,15 @@ class Line:
             return {}
         first = self.records[0]
         order = first.spec["params"].get("order") or tuple(first.summary["models"]["student"])
-        return {task: (place + 1) / len(order) for place, task in enumerate(order[:-1])}
+        # Stages have equal shares of the budget. The last one ends with the run, so nothing can be forgotten after it.
+        return {task: place / len(order) for place, task in enumerate(order[:-1], 1)}
 
     def forgetting(self, task: str) -> Forgetting:
         """How far a task's score dropped during training."""
         ends = self.stage_ends
         later = [end for end in ends.values() if end > ends.get(task, 1.0)]
-        return forgetting([r.evaluations for r in self.records], task, ends.get(task), min(later, default=None))
+        evaluations = [record.evaluations for record in self.records]
+        return forgetting(evaluations, task, ends.get(task), min(later, default=None))
 
 
 @dataclass
@@ -105,14 +107,23 @@ class Pool:
     @property
     def missing_seeds(self) -> dict[str, list[int]]:
         """Line's label -> the seeds that other lines have but it does not."""
-        have = {line.label: {r.summary["seed"] for r in line.records} for line in self.lines}
+        have = {}
+        for line in self.lines:
+            have[line.label] = {record.summary["seed"] for record in line.records}
         every = sorted(set().union(*have.values()))
-        return {label: absent for label, own in have.items() if (absent := [s for s in every if s not in own])}
+        absent = {label: [seed for seed in every if seed not in own] for label, own in have.items()}
+        return {label: seeds for label, seeds in absent.items() if seeds}
 
     def spread(self) -> dict[str, tuple[float, float]]:
         """Line's label -> smallest and largest cost of its runs, for lines with runs of unequal cost."""
-        costs = {label: [run.spent for run in members] for label, members in self.folders.items()}
-        return {label: (min(c), max(c)) for label, c in costs.items() if min(c) and not near(min(c), max(c))}
+        found = {}
+        for label, members in self.folders.items():
+            costs = [run.spent for run in members]
+            least, most = min(costs), max(costs)
+            # Zero would have no ratio to the largest cost.
+            if least and not near(least, most):
+                found[label] = least, most
+        return found
 
     def reference(self) -> Line | None:
         """The line that the others are compared with: analytic OPD if present, otherwise the first."""
@@ -150,18 +161,26 @@ def pools(evidence: Evidence) -> list[Pool]:
             worlds[kin[0]] += worlds.pop(world)
     words = _words(list(worlds))
     found = [_world(world, words[world], runs, evidence) for world, runs in worlds.items()]
-    return [pool for pools_ in sorted(found, key=lambda pools_: -_size(pools_)) for pool in pools_]
+    found.sort(key=_size, reverse=True)
+    return [pool for pools_ in found for pool in pools_]
 
 
 def _conditions_of(run: FoundRun) -> Conditions:
     held_out, prompts = run.spec["evaluation"], ""
     if run.record:
         shown = run.record.summary["models"]["student"]
-        prompts = text_hash([[task, row["headline"], row["strata"].tolist()] for task, row in sorted(shown.items())])
+        # Records do not hold the prompts themselves, so their strata and number stand for them.
+        parts = [[task, row["headline"], row["strata"].tolist()] for task, row in sorted(shown.items())]
+        prompts = text_hash(parts)
     return Conditions(
-        run.spec["backbone"], run.weights, tuple(sorted(run.spec["tasks"])), held_out["split"], held_out["steps"],
-        held_out["guidance"], prompts,
-    )  # fmt: skip
+        backbone=run.spec["backbone"],
+        weights=run.weights,
+        tasks=tuple(sorted(run.spec["tasks"])),
+        split=held_out["split"],
+        steps=held_out["steps"],
+        guidance=held_out["guidance"],
+        prompts=prompts,
+    )
 
 
 def _size(pools_: list[Pool]) -> int:
@@ -178,18 +197,26 @@ def _world(world: Conditions, place: str, runs: list[FoundRun], evidence: Eviden
     for identity, members in groups.items():
         usual = _usual([run.spent for run in members])
         strangers = [run for run in members if run.spent != usual and not near(run.spent, usual)]
-        if 2 * len(strangers) >= len(members):  # no cost is typical, for example with a budget in seconds
+        # Then no cost is typical, for example with a budget in seconds.
+        if 2 * len(strangers) >= len(members):
             strangers = []
         odd += strangers
         groups[identity] = [run for run in members if run not in strangers]
-    spent = {identity: sum(run.spent for run in members) / len(members) for identity, members in groups.items()}
-    start = Pool(world, place, tuple(runs[0].spec["tasks"]), 0.0, [])
-    made = [
-        _pool(replace(start, budget=budget), identities, groups, evidence)
-        for budget, identities in _budgets(spent, groups)
-    ] or [start]
-    made[0] = replace(made[0], unfinished=[run for run in runs if not run.record], odd=odd)
+    spent = {identity: _mean_cost(members) for identity, members in groups.items()}
+    tasks = tuple(runs[0].spec["tasks"])
+    start = Pool(world, place, tasks, 0.0, [])
+    made = []
+    for budget, identities in _budgets(spent, groups):
+        made.append(_pool(replace(start, budget=budget), identities, groups, evidence))
+    # Without any finished run there is still one pool, which lists the unfinished ones.
+    made = made or [start]
+    unfinished = [run for run in runs if not run.record]
+    made[0] = replace(made[0], unfinished=unfinished, odd=odd)
     return made + _whole(made)
+
+
+def _mean_cost(members: list[FoundRun]) -> float:
+    return sum(run.spent for run in members) / len(members)
 
 
 def _usual(budgets: list[float]) -> float:
@@ -198,7 +225,10 @@ def _usual(budgets: list[float]) -> float:
     return max(counts, key=lambda b: (counts[b], b))
 
 
-def _budgets(spent: dict[str, float], groups: dict[str, list[FoundRun]]) -> list[tuple[float, list[str]]]:
+def _budgets(
+    spent: dict[str, float],
+    groups: dict[str, list[FoundRun]],
+) -> list[tuple[float, list[str]]]:
     """(budget, identities of the lines with that budget), ordered by number of methods and then of runs.
 
     Lines without training join the first budget.
@@ -211,14 +241,21 @@ def _budgets(spent: dict[str, float], groups: dict[str, list[FoundRun]]) -> list
     left = {identity: budget for identity, budget in spent.items() if budget}
     idle = [identity for identity, budget in spent.items() if not budget]
     found: list[tuple[float, list[str]]] = []
+    # Being near is not transitive (95, 100, 105), so the pools are taken greedily, heaviest first.
     while left:
-        around = {b: [identity for identity, other in left.items() if near(other, b)] for b in left.values()}
-        identities = around[max(around, key=lambda b: (weight(around[b]), b))]
-        found.append((_usual([left[i] for i in identities for _ in groups[i]]), identities))
+        around = {}
+        for budget in left.values():
+            around[budget] = [identity for identity, other in left.items() if near(other, budget)]
+        # Of pools with equal weight the largest budget wins, so that the order does not depend on that of the files.
+        heaviest = max(around, key=lambda b: (weight(around[b]), b))
+        identities = around[heaviest]
+        budgets = [left[identity] for identity in identities for _ in groups[identity]]
+        found.append((_usual(budgets), identities))
         left = {identity: other for identity, other in left.items() if identity not in identities}
-    if idle and not found:
-        return [(0.0, idle)]
-    return [(budget, [*identities, *(idle if k == 0 else [])]) for k, (budget, identities) in enumerate(found)]
+    if not found:
+        return [(0.0, idle)] if idle else []
+    (budget, identities), *others = found
+    return [(budget, identities + idle), *others]
 
 
 def near(a: float, b: float) -> bool:
@@ -226,7 +263,12 @@ def near(a: float, b: float) -> bool:
     return bool(b) and abs(a / b - 1) <= EQUAL
 
 
-def _pool(start: Pool, identities: list[str], groups: dict[str, list[FoundRun]], evidence: Evidence) -> Pool:
+def _pool(
+    start: Pool,
+    identities: list[str],
+    groups: dict[str, list[FoundRun]],
+    evidence: Evidence,
+) -> Pool:
     lines: list[Line] = []
     folders: dict[str, list[FoundRun]] = {}
     pictured: dict[str, list[FoundRun]] = {}
@@ -237,13 +279,17 @@ def _pool(start: Pool, identities: list[str], groups: dict[str, list[FoundRun]],
         told = {label for run in members for label in evidence.labels.get(run.name, [None])}
         only = told.pop() if len(told) == 1 else None
         label = printable(labels[identity] if only is None else only)
+        # Two comparisons may use one label for lines with different settings.
         label = label if label not in folders else f"{label} ({identity})"
-        once = list({run.spec["seed"]: run for run in reversed(members)}.values())[::-1]  # the first of equal seeds
+        # Of runs with equal seeds the first is kept: later entries overwrite earlier ones, hence the reversals.
+        by_seed = {run.spec["seed"]: run for run in reversed(members)}
+        once = list(by_seed.values())[::-1]
         folders[label] = once
         pictured[label] = [run for run in members if run.result.summary.get("pictures")]
         repeated += [run for run in members if run not in once]
-        records, spent = [run.result for run in once], sum(run.spent for run in once) / len(once)
-        lines.append(Line(label, records, spent, _teachers(once, evidence), identity))
+        records = [run.result for run in once]
+        lines.append(Line(label, records, _mean_cost(once), _teachers(once, evidence), identity))
+    # Methods that are not installed here come after those that are.
     rank = {name: place for place, name in enumerate(registered("method"))}
     lines.sort(key=lambda line: (rank.get(line.method, len(rank)), line.label))
     return replace(start, lines=lines, folders=folders, pictured=pictured, repeated=repeated)
@@ -273,25 +319,29 @@ def _whole(made: list[Pool]) -> list[Pool]:
         members = [(other, home) for other, home in lines if near(other.total_nfe, budget)]
         budget = _usual([round(other.total_nfe) for other, _ in members for _ in other.records])
         folders = {other.label: _folders(other, home) for other, home in members}
-        found.append(
-            Pool(
-                pool.world, pool.place, pool.tasks, budget, [other for other, _ in members], whole=True, folders=folders
-            )
-        )
+        within = [other for other, _ in members]
+        whole = Pool(pool.world, pool.place, pool.tasks, budget, within, whole=True, folders=folders)
+        found.append(whole)
     return found
 
 
 def _folders(line: Line, pool: Pool) -> list[FoundRun]:
+    # By identity, because `apart` changes labels.
     return next(pool.folders[own.label] for own in pool.lines if own.identity == line.identity)
 
 
 def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
     """All lines under the same conditions with their pools; lines outside the first budget carry it in their label."""
-    return [
-        (line if pool is made[0] else replace(line, label=f"{line.label} at {line.training_nfe:,.0f}"), pool)
-        for pool in made if not pool.whole
-        for line in pool.lines
-    ]  # fmt: skip
+    found = []
+    for pool in made:
+        if pool.whole:
+            continue
+        for line in pool.lines:
+            shown = line
+            if pool is not made[0]:
+                shown = replace(line, label=f"{line.label} at {line.training_nfe:,.0f}")
+            found.append((shown, pool))
+    return found
 
 
 def _labels(specs: dict[str, dict]) -> dict[str, str]:
@@ -300,9 +350,13 @@ def _labels(specs: dict[str, dict]) -> dict[str, str]:
     labels = {}
     for identity, settings in flat.items():
         peers = [other for other in flat.values() if other["method"] == settings["method"]]
-        own = [key for key in settings if _common([str(peer.get(key)) for peer in peers]) != str(settings[key])]
-        shown = ",".join(f"{k.removeprefix('params.').removeprefix('sampler.')}={settings[k]}" for k in own)
-        labels[identity] = f"{settings['method']} {shown}" if shown else settings["method"]
+        shown = []
+        for key, value in settings.items():
+            # As text, because settings may be lists, which cannot be counted.
+            if _common([str(peer.get(key)) for peer in peers]) != str(value):
+                short = key.removeprefix("params.").removeprefix("sampler.")
+                shown.append(f"{short}={value}")
+        labels[identity] = f"{settings['method']} {','.join(shown)}" if shown else settings["method"]
     return labels
 
 
@@ -318,5 +372,7 @@ def _flat(section: dict, prefix: str = "") -> dict:
         if not prefix and key in NOT_THE_LINE:
             continue
         path = f"{prefix}{key}"
-        result |= _flat(value, f"{path}.") if isinstance(value, dict) and value else {path: value}
+        # An empty section has no settings to flatten and would vanish.
+        nested = isinstance(value, dict) and value
+        result |= _flat(value, f"{path}.") if nested else {path: value}
     return result

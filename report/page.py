@@ -1,6 +1,7 @@
 """The report as one HTML file, and its parts for papers: tables, figures, report.md."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +40,9 @@ class Section:
         """Add a lead sentence and a list of points."""
         items = Markup("").join(Markup("<li>{}</li>").format(text) for text in texts)
         whole = Markup('<div class="{}"><p>{}</p>{}</div>')
-        self.parts.append(whole.format(kind, lead, Markup("<ul>{}</ul>").format(items) if texts else ""))
+        # A screen reader would announce an empty list.
+        listed = Markup("<ul>{}</ul>").format(items) if texts else ""
+        self.parts.append(whole.format(kind, lead, listed))
         self.markdown += [f"{unmarked(lead)}\n", *(f"- {unmarked(text)}" for text in texts), ""]
 
     def head(self, text: str) -> None:
@@ -67,8 +70,11 @@ class Report:
                 section.markdown.append(f"**{unmarked(thing.title)}**\n\n{_noted(thing)}")
             elif isinstance(thing, Figure):
                 self.figures.append(thing)
-                section.parts.append(thing)  # drawn in `write`, together with all others
-                alt, title = unmarked(thing.alt).replace("]", "\\]"), unmarked(thing.title)
+                # Drawn in `write`, together with all others and in parallel.
+                section.parts.append(thing)
+                title = unmarked(thing.title)
+                # A closing bracket would end the alternative text in Markdown.
+                alt = unmarked(thing.alt).replace("]", "\\]")
                 section.markdown.append(f"![{alt}](figures/{thing.name}-page.png)\n\n{title}\n")
 
 
@@ -89,7 +95,9 @@ def write(report: Report, folder: Path, title: str = TITLE) -> Path:
     """
     if (folder / "spec.json").is_file():
         raise UsageError(f"{folder} is the folder of a run; choose another one for the report")
-    made = [[folder / part] for part in PARTS if not (folder / part).exists()] + [missing_folders(folder)]
+    # Noted before anything is created, parts first, because only empty folders can be removed.
+    made = [[folder / part] for part in PARTS if not (folder / part).exists()]
+    made.append(missing_folders(folder))
     try:
         return _written(report, folder, title)
     except BenchError:
@@ -104,8 +112,10 @@ def _written(report: Report, folder: Path, title: str) -> Path:
             (folder / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the report cannot be written to {folder}: {one_line(error)}") from error
-    if link := next((part for part in PARTS if (folder / part).is_symlink()), None):
-        raise UsageError(f"the report cannot be written to {folder}: {link} is a symbolic link")
+    # Files would be written, and those of an earlier report removed, in a folder somewhere else.
+    links = [part for part in PARTS if (folder / part).is_symlink()]
+    if links:
+        raise UsageError(f"the report cannot be written to {folder}: {links[0]} is a symbolic link")
     check_writable(folder)
     try:
         _write(folder, _files(report, title))
@@ -126,6 +136,7 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
             "tex": table.latex(),
         }
         found |= {f"tables/{table.name}.{kind}": _encoded(text) for kind, text in texts.items()}
+    # In parallel, before anything reads them: a figure that is not drawn yet is drawn on its own when it is read.
     draw_all(report.figures)
     for figure in report.figures:
         found |= {f"figures/{name}": content for name, content in figure.saved().items()}
@@ -143,7 +154,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def _no_formula(cell: object) -> object:
     """Prefix text that a spreadsheet would evaluate as a formula with an apostrophe."""
-    return f"'{cell}" if isinstance(cell, str) and len(cell) > 1 and cell.startswith(FORMULA) else cell
+    # A single sign, such as a dash for "not measured", is harmless.
+    formula = isinstance(cell, str) and len(cell) > 1 and cell.startswith(FORMULA)
+    return f"'{cell}" if formula else cell
 
 
 def _encoded(text: str) -> bytes:
@@ -155,15 +168,23 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
     """Write the files, and remove files of an earlier report (files.txt) that this one does not have."""
     listed = folder / "files.txt"
     before = read_lines(listed) if listed.is_file() else []
-    if not before and (taken := next((name for name in files if (folder / name).exists()), None)):
-        raise UsageError(f"{folder}/{taken} does not belong to an earlier report; choose another folder")
+    taken = [name for name in files if (folder / name).exists()]
+    if taken and not before:
+        raise UsageError(f"{folder}/{taken[0]} does not belong to an earlier report; choose another folder")
     for name in before:
+        # files.txt may have been edited: only names that a report can have are removed, and none outside the folder.
         if name not in files and re.fullmatch(r"(tables|figures)/[A-Za-z0-9_.-]+", name):
             (folder / name).unlink(missing_ok=True)
-    write_atomic(listed, ("\n".join(sorted({*before, *files})) + "\n").encode())
+    # Old and new names first: after an interruption the next report still knows every file that may be here.
+    write_atomic(listed, _list_of({*before, *files}))
     for name, content in files.items():
         write_atomic(folder / name, content)
-    write_atomic(listed, ("\n".join(sorted(files)) + "\n").encode())
+    write_atomic(listed, _list_of(files))
+
+
+def _list_of(names: Iterable[str]) -> bytes:
+    """The content of files.txt."""
+    return ("\n".join(sorted(names)) + "\n").encode()
 
 
 def _shown(part: Markup | Figure) -> Markup:

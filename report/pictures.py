@@ -20,6 +20,7 @@ from report.evidence import FoundRun
 from report.figures import Figure, broken
 from report.lines import Line, Pool
 from report.table import Column, Table, number, plain, slugs
+from report.table import Row as TableRow
 from report.tables import student_score
 
 SPACED, LINES = 4, 8
@@ -44,7 +45,9 @@ class Shown:
 
     def same_prompts(self, other: "Shown") -> bool:
         """Whether both columns show the same prompts in the same order."""
-        return [s.prompt.text for s in self.samples] == [s.prompt.text for s in other.samples]
+        mine = [sample.prompt.text for sample in self.samples]
+        theirs = [sample.prompt.text for sample in other.samples]
+        return mine == theirs
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,12 @@ class Grid(Figure):
         heads = Markup("").join(
             Markup('<th scope="col">{}</th>').format(_breakable(column.label)) for column in self.columns
         )
-        body = Markup("").join(
-            Markup('<tr><th scope="row"><span dir="auto" title="{}">{}</span> <small>{}</small></th>{}</tr>').format(
-                row.prompt, _short(row.prompt), row.why, Markup("").join(self._cell(row, c) for c in self.columns)
-            )
-            for row in self.rows
-        )
+        # A prompt may be in a language that is written from right to left, hence dir="auto".
+        template = '<tr><th scope="row"><span dir="auto" title="{}">{}</span> <small>{}</small></th>{}</tr>'
+        body = Markup("")
+        for row in self.rows:
+            cells = Markup("").join(self._cell(row, column) for column in self.columns)
+            body += Markup(template).format(row.prompt, _short(row.prompt), row.why, cells)
         return Markup(
             '<figure id="figure-{}"><div class="scroll" tabindex="0" role="region" aria-label="{}">'
             '<table class="grid"><thead><tr><th scope="col">prompt</th>{}</tr></thead><tbody>{}</tbody></table></div>'
@@ -83,7 +86,8 @@ class Grid(Figure):
         ).format(self.name, self.alt, heads, body, self.title)
 
     def _cell(self, row: Row, column: Shown) -> Markup:
-        score, picture = float(column.scores_N[row.index]), self.pictures[row.index, column.label]
+        score = float(column.scores_N[row.index])
+        picture = self.pictures[row.index, column.label]
         if picture is None:
             return Markup("<td>no image<br>{}</td>").format(number(score, "score"))
         alt = f"{column.label}: {_short(row.prompt)}; score {plain(score, 'score')}"
@@ -104,6 +108,7 @@ def _short(text: str) -> str:
 def _address(pixels: np.ndarray) -> str:
     """An image as a data URI: a PNG of the same size if it is small, otherwise a JPEG of side SIDE."""
     picture = Image.fromarray(pixels)
+    # JPEG would blur the few pixels of a small image; PNG would make the page of large ones too big to load.
     kind = "jpeg" if max(picture.size) > SIDE else "png"
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()
@@ -121,7 +126,11 @@ def grids(pool: Pool, prefix: str, problems: list[str]) -> list[tuple[Table, Gri
     return found
 
 
-def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tuple[Line, Shown]], list[Shown]]:
+def _columns(
+    pool: Pool,
+    task: str,
+    problems: list[str],
+) -> tuple[dict[str, tuple[Line, Shown]], list[Shown]]:
     """Lines with kept images, best first, and the base and the task's own teacher."""
     ranked = sorted(pool.lines, key=lambda line: -student_score(line.records, task))
     lines: dict[str, tuple[Line, Shown]] = {}
@@ -139,6 +148,7 @@ def _columns(pool: Pool, task: str, problems: list[str]) -> tuple[dict[str, tupl
                 for model in ("base", f"teacher {task}"):
                     if model not in references and model in run.result.summary["pictures"]:
                         references[model] = _shown(run, model, task, model)
+            # Results are often copied without their images: one problem per task, not one per run.
             except FileNotFoundError as error:
                 lines.pop(line.label, None)
                 gone.append(str(error))
@@ -160,7 +170,9 @@ def _shown(run: FoundRun, model: str, task: str, label: str) -> Shown:
         raise UsageError(f"{place} is outside the results folder")
     if not folder.is_dir():
         raise FileNotFoundError(place)
-    samples, (scores_N, _) = read(folder), headline(run.result.summary["models"][model][task])
+    samples = read(folder)
+    scores_N, _ = headline(run.result.summary["models"][model][task])
+    # A report embeds what it reads, so records from others must not reach files elsewhere.
     if any(root not in sample.path.resolve().parents for sample in samples):
         raise UsageError(f"{place} has links that lead out of the results folder")
     if len(samples) != len(scores_N):
@@ -181,26 +193,44 @@ def _grid(
     count = len(samples)
     why: dict[int, list[str]] = {}
     for k in range(min(SPACED, count)):
-        why.setdefault(k * count // min(SPACED, count), []).append("by number")
+        index = k * count // min(SPACED, count)
+        why.setdefault(index, []).append("by number")
     for label, (line, shown) in lines.items():
         if yardstick:
-            why.setdefault(_worst(line, shown, yardstick, task), []).append(f"worst of {label}")
-    rows = [Row(index, ", ".join(reasons), samples[index].prompt.text) for index, reasons in why.items()]
+            index = _worst(line, shown, yardstick, task)
+            why.setdefault(index, []).append(f"worst of {label}")
+    rows = []
+    for index, reasons in why.items():
+        rows.append(Row(index, ", ".join(reasons), samples[index].prompt.text))
     table = Table(
-        name, f"Images, {task}: {pool.title}",
+        name,
+        f"Images, {task}: {pool.title}",
         f"Each row has the same prompt and initial noise. At most the {LINES} best lines with kept images are shown, "
         "each with its first seed that kept them. By number: equally spaced prompts. Worst: the prompt where a line is "
         "furthest below the column before the lines; ties are broken by the mean over seeds, then by prompt number.",
-        [Column("index", "number", "count"), Column("prompt", "prompt"), Column("why", "chosen"),
-         *(Column(f"score_{i}", column.label, "score") for i, column in enumerate(columns))],
-    )  # fmt: skip
+        [
+            Column("index", "number", "count"),
+            Column("prompt", "prompt"),
+            Column("why", "chosen"),
+            *(Column(f"score_{i}", column.label, "score") for i, column in enumerate(columns)),
+        ],
+    )
     for row in rows:
-        scores = {f"score_{i}": float(column.scores_N[row.index]) for i, column in enumerate(columns)}
-        table.rows.append({"index": row.index, "prompt": row.prompt, "why": row.why, **scores})
+        cells: TableRow = {"index": row.index, "prompt": row.prompt, "why": row.why}
+        for i, column in enumerate(columns):
+            cells[f"score_{i}"] = float(column.scores_N[row.index])
+        table.rows.append(cells)
     title = f"{task}: {pool.title}. Each score is below its image."
     alt = f"Images for {len(rows)} prompts of {task} by {', '.join(column.label for column in columns)}."
-    pictures = {(row.index, c.label): _picture(c.samples[row.index].path, problems) for row in rows for c in columns}
-    draw = lambda width: _draw(width, rows, columns, pictures)  # noqa: E731
+    pictures = {}
+    for row in rows:
+        for column in columns:
+            path = column.samples[row.index].path
+            pictures[row.index, column.label] = _picture(path, problems)
+
+    def draw(width: float):
+        return _draw(width, rows, columns, pictures)
+
     return table, Grid(name, title, alt, draw, rows, columns, pictures)
 
 
@@ -214,21 +244,33 @@ def _picture(path: Path, problems: list[str]) -> np.ndarray | None:
 
 def _worst(line: Line, shown: Shown, yardstick: Shown, task: str) -> int:
     """Index of the image whose score is furthest below that of the reference column."""
-    seeds_SN = np.stack([headline(r.summary["models"]["student"][task])[0] for r in line.records])
-    here, usually = shown.scores_N - yardstick.scores_N, seeds_SN.mean(0) - yardstick.scores_N
-    return int(np.lexsort((np.arange(len(here)), usually, here))[0])
+    seeds = [headline(record.summary["models"]["student"][task])[0] for record in line.records]
+    seeds_SN = np.stack(seeds)
+    here = shown.scores_N - yardstick.scores_N
+    usually = seeds_SN.mean(0) - yardstick.scores_N
+    # lexsort takes its last key first. Scores of 0 and 1 tie often, so ties need a rule.
+    order = np.lexsort((np.arange(len(here)), usually, here))
+    return int(order[0])
 
 
-def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tuple[int, str], np.ndarray | None]):
+def _draw(
+    width: float,
+    rows: list[Row],
+    columns: list[Shown],
+    pictures: dict[tuple[int, str], np.ndarray | None],
+):
     """The grid for papers: one axes in units of an image's side, with a caption above each row."""
     import matplotlib.pyplot as plt
 
     side = min(width / len(columns), LARGEST)
     points = min(7.0, 8.5 * side)
     letters = 125 / points  # per inch, approximately
-    labels = [broken(column.label, max(int(side * letters), 4), SIGNS) for column in columns]
+    fitting = max(int(side * letters), 4)
+    labels = [broken(column.label, fitting, SIGNS) for column in columns]
+    # Height of a line of text in units of an image's side; a point is 1/72 inch.
     line = 1.25 * points / 72 / side
-    caption, head = 1.5 * line, line * (0.5 + max(label.count("\n") + 1 for label in labels))
+    most = max(label.count("\n") + 1 for label in labels)
+    caption, head = 1.5 * line, line * (0.5 + most)
     tall = head + len(rows) * (1 + caption)
     figure = plt.figure(figsize=(width, side * tall))
     figure.set_layout_engine("none")
@@ -238,12 +280,14 @@ def _draw(width: float, rows: list[Row], columns: list[Shown], pictures: dict[tu
         axes.text(j + 0.5, head - 0.05, label, ha="center", va="bottom", fontsize=points)
     for i, row in enumerate(rows):
         top = head + i * (1 + caption) + caption
-        text = textwrap.shorten(printable(f"{row.prompt} ({row.why})"), int(width * letters), placeholder="…")
+        said = printable(f"{row.prompt} ({row.why})")
+        text = textwrap.shorten(said, int(width * letters), placeholder="…")
         axes.text(0.03, top - 0.06, text, ha="left", va="bottom", fontsize=points)
         for j, column in enumerate(columns):
             picture = pictures[row.index, column.label]
             place = (j + 0.03, j + 0.97, top + 0.97, top + 0.03)
             if picture is not None:
                 axes.imshow(picture, extent=place, interpolation="nearest", aspect="auto")
-    axes.set(xlim=(0, width / side), ylim=(tall, 0))  # last, because every image moves the limits
+    # Last, because every image moves the limits.
+    axes.set(xlim=(0, width / side), ylim=(tall, 0))
     return figure

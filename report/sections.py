@@ -18,14 +18,26 @@ from report.tables import PoolTables, levels, pool_tables
 
 def make(evidence: Evidence) -> Report:
     """Build the whole report from the evidence."""
-    report, found = Report(), pools(evidence)
-    made = [(pool, pool_tables(pool, _prefix(i))) for i, pool in enumerate(found)]
-    pictures = _pictures(report, made, evidence)  # first, because it adds unreadable files to the caveats
+    report = Report()
+    made = []
+    for index, pool in enumerate(pools(evidence)):
+        made.append((pool, pool_tables(pool, _prefix(index))))
+    # Before the first section, because it adds unreadable files to the caveats there.
+    pictures = _pictures(report, made, evidence)
     report.sections = [
-        _answers(made, evidence), _scores(report, made), _curves(report, made), _gradients(report, evidence),
-        _forgetting(report, made), _interference(report, made, evidence), _gold(report, made), _ablations(report, made),
-        _sweeps(report, evidence), pictures, _claims(report, made, evidence), _provenance(report, made),
-    ]  # fmt: skip
+        _answers(made, evidence),
+        _scores(report, made),
+        _curves(report, made),
+        _gradients(report, evidence),
+        _forgetting(report, made),
+        _interference(report, made, evidence),
+        _gold(report, made),
+        _ablations(report, made),
+        _sweeps(report, evidence),
+        pictures,
+        _claims(report, made, evidence),
+        _provenance(report, made),
+    ]
     report.sections = [section for section in report.sections if section.parts]
     return report
 
@@ -48,7 +60,8 @@ def _answers(made: Made, evidence: Evidence) -> Section:
         for pool, tables in made:
             if pool.place == place and pool.lines:
                 section.points(*answer(pool, tables))
-    if texts := warnings([pool for pool, _ in made], evidence):
+    texts = warnings([pool for pool, _ in made], evidence)
+    if texts:
         section.points(Markup("Caveats:"), texts, "warn")
     return section
 
@@ -62,7 +75,8 @@ def _scores(report: Report, made: Made) -> Section:
     for pool, tables in made:
         if not pool.lines:
             continue
-        frame, look = tables.scores.frame(), _looks(pool, tables, pool.lines)
+        frame = tables.scores.frame()
+        look = _looks(pool, tables, pool.lines)
         heads = {c.key: c.head for c in tables.scores.columns}
         beside = levels(tables.scores, (*pool.tasks, "mean"))
         figure = scores_figure(frame, list(pool.tasks), heads, look, beside, tables.scores.name)
@@ -81,8 +95,10 @@ def _curves(report: Report, made: Made) -> Section:
             points = frame.groupby("line")["share"].nunique()
             drawn = [line for line in pool.lines if points.get(line.label, 0) > 1 or not line.training_nfe]
             if any(line.training_nfe for line in drawn):
-                look, beside = _looks(pool, tables, drawn), levels(tables.scores, pool.tasks)
-                report.show(section, curves_figure(frame, list(pool.tasks), look, beside, tables.curves.name))
+                look = _looks(pool, tables, drawn)
+                beside = levels(tables.scores, pool.tasks)
+                figure = curves_figure(frame, list(pool.tasks), look, beside, tables.curves.name)
+                report.show(section, figure)
             report.show(section, tables.curves, folded=True)
     return section
 
@@ -101,8 +117,11 @@ def _forgetting(report: Report, made: Made) -> Section:
     for pool, tables in made:
         if tables.forgetting.rows:
             frame = tables.forgetting.frame()
-            lines = [line for line in _looks(pool, tables, pool.lines) if (frame["line"] == line).any()]
-            report.show(section, heat_figure(frame, list(pool.tasks), lines, tables.forgetting.name))
+            # Lines that were evaluated only at the end have no row in the table.
+            look = _looks(pool, tables, pool.lines)
+            lines = [label for label in look if (frame["line"] == label).any()]
+            figure = heat_figure(frame, list(pool.tasks), lines, tables.forgetting.name)
+            report.show(section, figure)
             report.show(section, tables.forgetting, folded=True)
             report.show(section, tables.course, folded=True)
     return section
@@ -127,8 +146,9 @@ def _gold(report: Report, made: Made) -> Section:
     section = Section("Over-optimisation")
     for pool, tables in made:
         if tables.over_optimisation:
-            frame, name = tables.over_optimisation.frame(), tables.over_optimisation.name
-            report.show(section, gold_figure(frame, _looks(pool, tables, pool.lines), name))
+            frame = tables.over_optimisation.frame()
+            look = _looks(pool, tables, pool.lines)
+            report.show(section, gold_figure(frame, look, tables.over_optimisation.name))
             report.show(section, tables.over_optimisation, folded=True)
     return section
 
@@ -137,16 +157,20 @@ def _ablations(report: Report, made: Made) -> Section:
     section = Section("Ablations")
     for index, (pool, tables) in enumerate(made):
         reference = pool.reference()
-        peers = [x for x in pool.lines if reference and x.method == reference.method and x is not reference]
-        if not reference or not peers or pool.whole:
+        if not reference or pool.whole:
+            continue
+        same = [line for line in pool.lines if line.method == reference.method]
+        peers = [line for line in same if line is not reference]
+        if not peers:
             continue
         against = f"minus {reference.label}"
         table = Table(
-            f"{_prefix(index)}ablations", f"{reference.method} with other settings: {pool.title}",
+            f"{_prefix(index)}ablations",
+            f"{reference.method} with other settings: {pool.title}",
             f"Mean score minus that of {reference.label}, paired by seed and prompt, with Holm's correction over the "
             "exploratory family of the score table.",
             [Column("line", "line"), Column("against", against, "change"), Column("p", "p (Holm)", "p")],
-        )  # fmt: skip
+        )
         for line in peers:
             gap = tables.standings[line.label].against_reference
             table.rows.append({"line": line.label, "against": gap, "p": gap.p})
@@ -159,16 +183,21 @@ def _sweeps(report: Report, evidence: Evidence) -> Section:
     names = slugs(study["study"] for _, study in evidence.studies)
     for name, (_, study) in zip(names, evidence.studies):
         report.show(section, *study_parts(study, f"study-{name}"))
-        if command := study.get("command"):
+        command = study.get("command")
+        if command:
             section.say(Markup("To repeat the best trial: <code>{}</code>").format(command), "note")
     return section
 
 
 def _pictures(report: Report, made: Made, evidence: Evidence) -> Section:
     section = Section("Images")
-    pictured = [(i, pool) for i, (pool, _) in enumerate(made) if any(pool.pictured.values())]
+    pictured = []
+    for index, (pool, _) in enumerate(made):
+        if any(pool.pictured.values()):
+            pictured.append((index, pool))
     if pictured:
-        from report.pictures import grids  # reads pictures with torch, which the rest does without
+        # Imported here because it reads images with torch, which the rest does without.
+        from report.pictures import grids
 
         for i, pool in pictured:
             for table, grid in grids(pool, _prefix(i), evidence.problems):
@@ -183,28 +212,46 @@ def _pictures(report: Report, made: Made, evidence: Evidence) -> Section:
 def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
     section = Section("Claims of the paper")
     table = Table(
-        "claims", "Claims of DiffusionOPD (arXiv 2605.15055) in these records",
+        "claims",
+        "Claims of DiffusionOPD (arXiv 2605.15055) in these records",
         "A claim holds if the whole 95% interval is on the claimed side, does not hold if it is on the other side, and "
         "is undecided otherwise. Where a family is named, Holm's correction within it must agree. The primary family "
         "has the paper's comparisons (joint RL, cascade and PPO-style OPD, each with its recipe); the exploratory "
         "family has the other settings and methods that the paper reports to be below OPD. Comparisons with and "
         "without the teachers' cost are separate families. Claims without a family are tested individually. Intervals "
         "of effects are 95% and not corrected.",
-        [Column("where", "where"), Column("claim", "claim"), Column("quantity", "tested quantity"),
-         Column("effect", "effect", "change"), Column("verdict", "verdict"), Column("family", "family")],
-    )  # fmt: skip
-    places = {pool.place: [other for other, _ in made if other.place == pool.place] for pool, _ in made if pool.lines}
-    found = [
-        (place, score_claims([line for line, _ in apart(members)], members[0].tasks))
-        for place, members in places.items()
-    ]
+        [
+            Column("where", "where"),
+            Column("claim", "claim"),
+            Column("quantity", "tested quantity"),
+            Column("effect", "effect", "change"),
+            Column("verdict", "verdict"),
+            Column("family", "family"),
+        ],
+    )
+    # Claims with the teachers' cost compare lines of different budgets, so all pools of one place are judged together.
+    places: dict[str, list[Pool]] = {}
+    for pool, _ in made:
+        places.setdefault(pool.place, []).append(pool)
+    found = []
+    for place, members in places.items():
+        if not any(pool.lines for pool in members):
+            continue
+        lines = [line for line, _ in apart(members)]
+        found.append((place, score_claims(lines, members[0].tasks)))
     found += [(path.stem, gradient_claims(probes)) for path, probes in evidence.probes]
     for where, verdicts in found:
         for v in verdicts:
-            table.rows.append({
-                "where": where, "claim": v.claim, "quantity": v.quantity, "effect": v.effect, "verdict": v.verdict,
-                "family": v.family or None,
-            })  # fmt: skip
+            table.rows.append(
+                {
+                    "where": where,
+                    "claim": v.claim,
+                    "quantity": v.quantity,
+                    "effect": v.effect,
+                    "verdict": v.verdict,
+                    "family": v.family or None,
+                }
+            )
     report.show(section, table)
     return section
 
@@ -220,7 +267,15 @@ def _provenance(report: Report, made: Made) -> Section:
 def _looks(pool: Pool, tables: PoolTables, lines: list[Line]) -> dict[str, Look]:
     """The style of each line in every figure of a pool. All lines get a style; only the best MOST are drawn."""
     look = looks([(line.label, line.method) for line in pool.lines])
-    means = {row["line"]: cell(row, "mean", Estimate).value for row in tables.scores.rows if row.get("mean")}
-    ranked = sorted(lines, key=lambda line: (line.label != tables.reference, -means.get(line.label, 0.0)))
+    means = {}
+    for row in tables.scores.rows:
+        if row.get("mean"):
+            means[row["line"]] = cell(row, "mean", Estimate).value
+
+    # The reference is drawn however low its mean, because every difference refers to it.
+    def rank(line: Line) -> tuple[bool, float]:
+        return line.label != tables.reference, -means.get(line.label, 0.0)
+
+    ranked = sorted(lines, key=rank)
     kept = {line.label for line in ranked[:MOST]}
     return {line.label: look[line.label] for line in lines if line.label in kept}

@@ -1,12 +1,13 @@
 """Results of a sweep: its trials, the best one or the Pareto front, and the effect of each setting."""
 
 import math
+from itertools import combinations
 
 import pandas as pd
 
 from report.figures import Figure, says
 from report.style import is_column, logarithmic
-from report.table import Column, Kind, Table
+from report.table import Column, Kind, Row, Table
 
 
 def study_parts(study: dict, name: str) -> list[Table | Figure]:
@@ -14,25 +15,31 @@ def study_parts(study: dict, name: str) -> list[Table | Figure]:
     if not study["complete"]:
         return []
     objectives = study["objectives"]
-    chosen = {trial["trial"] for trial in (study["best"] if len(objectives) > 1 else study["best"][:1])}
+    # Several objectives have a front of best trials. With one, trials that tie with the best are not chosen.
+    best_trials = study["best"] if len(objectives) > 1 else study["best"][:1]
+    chosen = {trial["trial"] for trial in best_trials}
     trials = _trials(study, name, chosen)
     frame = trials.frame().sort_values("trial")
     best = frame["trial"].isin(chosen)
     parts: list[Table | Figure] = [trials]
     if len(objectives) > 1:
-        pairs = [(a, b) for i, a in enumerate(objectives) for b in objectives[i + 1 :]]
+        pairs = list(combinations(objectives, 2))
         title = f"Study {study['study']}: all trials, with the Pareto front as triangles."
         parts.append(_scatter(f"{name}-front", title, frame, best, pairs))
-    pairs = [(key, "mean") for key in ("trial", *(c.key for c in trials.columns if c.key in study["settings"]))]
+    settings = [column.key for column in trials.columns if column.key in study["settings"]]
+    pairs = [(key, "mean") for key in ("trial", *settings)]
     title = f"Study {study['study']}: mean score of all trials, by trial number and by each setting."
     parts.append(_scatter(f"{name}-settings", title, frame, best, pairs))
     if study["importances"]:
-        parts.append(Table(
-            f"{name}-importances", f"Study {study['study']}: importance of the settings",
-            "Optuna's estimate of each setting's share of the variance of the mean score.",
-            [Column("setting", "setting"), Column("importance", "importance", "share")],
-            [{"setting": key, "importance": value} for key, value in study["importances"].items()],
-        ))  # fmt: skip
+        parts.append(
+            Table(
+                f"{name}-importances",
+                f"Study {study['study']}: importance of the settings",
+                "Optuna's estimate of each setting's share of the variance of the mean score.",
+                [Column("setting", "setting"), Column("importance", "importance", "share")],
+                [{"setting": key, "importance": value} for key, value in study["importances"].items()],
+            )
+        )
     return parts
 
 
@@ -41,19 +48,31 @@ def _trials(study: dict, name: str, chosen: set[int]) -> Table:
     objectives = study["objectives"] if len(study["objectives"]) > 1 else []
     counts = ", ".join(f"{count} {state}" for state, count in study["trials"].items() if count)
     table = Table(
-        name, f"Study {study['study']}: trials, {'Pareto front' if objectives else 'best'} in bold",
+        name,
+        f"Study {study['study']}: trials, {'Pareto front' if objectives else 'best'} in bold",
         f"{counts}; {study['split']} prompts, {study['budget']:,} training NFE per run. The best of many "
         "trials is optimistically biased: confirm it with other seeds and on test prompts.",
-        [Column("trial", "trial", "count"), Column("mean", "mean score", "score"),
-         *(Column(key, key, "score") for key in objectives),
-         *(Column(key, key.rpartition(".")[2], _kind(study, key)) for key in study["settings"])],
-    )  # fmt: skip
-    for trial in sorted(study["complete"], key=lambda trial: (-sum(trial["values"]), trial["trial"])):
+        [
+            Column("trial", "trial", "count"),
+            Column("mean", "mean score", "score"),
+            *(Column(key, key, "score") for key in objectives),
+            *(Column(key, key.rpartition(".")[2], _kind(study, key)) for key in study["settings"]),
+        ],
+    )
+
+    def rank(trial: dict) -> tuple[float, int]:
+        return -sum(trial["values"]), trial["trial"]
+
+    for trial in sorted(study["complete"], key=rank):
         mean = sum(trial["values"]) / len(trial["values"])
-        row = {"trial": trial["trial"], "mean": mean} | dict(zip(objectives, trial["values"]))
-        table.rows.append(row | {key: trial["settings"].get(key) for key in study["settings"]})
+        row: Row = {"trial": trial["trial"], "mean": mean}
+        row |= dict(zip(objectives, trial["values"]))
+        # The columns are the study's settings; a trial's record may lack one of them.
+        row |= {key: trial["settings"].get(key) for key in study["settings"]}
+        table.rows.append(row)
         if trial["trial"] in chosen:
-            table.strong |= {(len(table.rows) - 1, key) for key in ("trial", "mean", *objectives)}
+            index = len(table.rows) - 1
+            table.strong |= {(index, key) for key in ("trial", "mean", *objectives)}
     return table
 
 
@@ -61,7 +80,13 @@ def _kind(study: dict, key: str) -> Kind:
     return "text" if study["settings"][key] == "choices" else "ratio"
 
 
-def _scatter(name: str, title: str, frame: pd.DataFrame, best: pd.Series, pairs: list[tuple[str, str]]) -> Figure:
+def _scatter(
+    name: str,
+    title: str,
+    frame: pd.DataFrame,
+    best: pd.Series,
+    pairs: list[tuple[str, str]],
+) -> Figure:
     """One panel per pair of columns; chosen trials have a different marker."""
 
     def draw(width: float):
@@ -72,19 +97,25 @@ def _scatter(name: str, title: str, frame: pd.DataFrame, best: pd.Series, pairs:
         most, height = (1, 1.5) if is_column(width) else (3, 2.1)
         columns = min(len(pairs), most)
         rows = math.ceil(len(pairs) / columns)
-        figure, grid = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False)
+        size = (width, height * rows)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
         for axes in grid.flat[len(pairs) :]:
             axes.remove()
         for axes, (a, b) in zip(grid.flat, pairs):
-            for kept, marker, colour in ((~best, "o", palette[0]), (best, "^", palette[3])):
+            # Chosen trials last, so that no other marker hides them.
+            others, front = (~best, "o", palette[0]), (best, "^", palette[3])
+            for kept, marker, colour in (others, front):
                 points = frame[kept & frame[a].notna()]
-                text = points[a] if _numeric(frame[a]) else points[a].map(str)
-                (marks,) = axes.plot(text, points[b], marker, color=colour)
-                says(marks, [f"trial {row['trial']}: {a} {row[a]}, {b} {row[b]!r}" for _, row in points.iterrows()])
+                # Choices and booleans become categories of the axis.
+                values = points[a] if _numeric(frame[a]) else points[a].map(str)
+                (marks,) = axes.plot(values, points[b], marker, color=colour)
+                said = [f"trial {row['trial']}: {a} {row[a]}, {b} {row[b]!r}" for _, row in points.iterrows()]
+                says(marks, said)
             if _wide(frame[a]):
                 logarithmic(axes, "x")
             elif _numeric(frame[a]):
-                axes.locator_params(axis="x", nbins=4, integer=pd.api.types.is_integer_dtype(frame[a]))
+                integer = pd.api.types.is_integer_dtype(frame[a])
+                axes.locator_params(axis="x", nbins=4, integer=integer)
             axes.set(xlabel=_label(a), ylabel=_label(b))
         return figure
 
@@ -97,8 +128,12 @@ def _numeric(values: pd.Series) -> bool:
 
 def _wide(values: pd.Series) -> bool:
     """Whether numbers above 0 span more than a factor of 10."""
-    return _numeric(values) and values.name != "trial" and 0 < 10 * values.min() < values.max()
+    # Numbers of trials are numbers without a scale.
+    if not _numeric(values) or values.name == "trial":
+        return False
+    return 0 < 10 * values.min() < values.max()
 
 
 def _label(key: str) -> str:
-    return "trial number" if key == "trial" else "mean score" if key == "mean" else key.rpartition(".")[2]
+    named = {"trial": "trial number", "mean": "mean score"}
+    return named.get(key, key.rpartition(".")[2])

@@ -36,7 +36,8 @@ def is_column(width: float) -> bool:
 
 def looks(lines: list[tuple[str, str]]) -> dict[str, Look]:
     """(label, method) -> Look, from seaborn's colour-blind palette; markers distinguish lines in greyscale."""
-    imported()  # before seaborn imports matplotlib with its defaults
+    # Before seaborn imports matplotlib with its defaults.
+    imported()
     import seaborn
 
     palette = seaborn.color_palette("colorblind", 10)
@@ -48,8 +49,11 @@ def looks(lines: list[tuple[str, str]]) -> dict[str, Look]:
         named = int(hashlib.sha256(method.encode()).hexdigest(), 16)
         colour = methods.index(method) if method in methods else named
         variant = seen[method] = seen.get(method, -1) + 1
-        turn = variant + place // len(MARKERS)  # repeated markers get other dashes
-        found[label] = Look(palette[COLOURS[colour % 10]], MARKERS[place % len(MARKERS)], DASHES[turn % len(DASHES)])
+        # Repeated markers get other dashes.
+        turn = variant + place // len(MARKERS)
+        marker = MARKERS[place % len(MARKERS)]
+        dashes = DASHES[turn % len(DASHES)]
+        found[label] = Look(palette[COLOURS[colour % 10]], marker, dashes)
     return found
 
 
@@ -74,5 +78,6 @@ def drawing():
         "image.composite_image": False, "text.parse_math": False,
     }  # fmt: skip
     with own_settings(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # characters missing from the font are drawn as boxes
+        # Characters missing from the font are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph")
         yield

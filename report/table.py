@@ -66,7 +66,9 @@ class Table:
             for column in self.columns:
                 value = row.get(column.key)
                 if isinstance(value, Estimate | Difference):
-                    plain |= {column.key: value.value, f"{column.key}_low": value.low, f"{column.key}_high": value.high}
+                    plain[column.key] = value.value
+                    plain[f"{column.key}_low"] = value.low
+                    plain[f"{column.key}_high"] = value.high
                 else:
                     plain[column.key] = value
             flat.append(plain)
@@ -74,12 +76,12 @@ class Table:
 
     def html(self) -> Markup:
         """The table as HTML that the page's script can sort."""
-        heads = Markup("").join(
-            Markup('<th scope="col"{}><button type="button">{}</button></th>').format(
-                Markup(' class="n"') if c.kind != "text" else "", c.title
-            )
-            for c in self.columns
-        )
+        heads = Markup("")
+        for column in self.columns:
+            kind = Markup(' class="n"') if column.kind != "text" else ""
+            # A button, so that the keyboard reaches it too.
+            head = Markup('<th scope="col"{}><button type="button">{}</button></th>')
+            heads += head.format(kind, column.title)
         body = []
         for index, row in enumerate(self.rows):
             cells = Markup("")
@@ -106,33 +108,37 @@ class Table:
         for index, row in enumerate(self.rows):
             cells = []
             for column in self.columns:
-                text = unmarked(plain(row.get(column.key), column.kind)).replace("|", "\\|")
+                text = unmarked(plain(row.get(column.key), column.kind))
+                # A bar would begin the next cell.
+                text = text.replace("|", "\\|")
                 cells.append(f"**{text}**" if (index, column.key) in self.strong else text)
             rows.append(cells)
         return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
     def latex(self) -> str:
         """The table in LaTeX (booktabs, at most the line's width; longtable if long), title and note as caption."""
-        shown = pd.DataFrame(
-            [
-                {
-                    _tex(c.title): rf"\textbf{{{_tex(plain(row.get(c.key), c.kind))}}}"
-                    if (i, c.key) in self.strong
-                    else _tex(plain(row.get(c.key), c.kind))
-                    for c in self.columns
-                }
-                for i, row in enumerate(self.rows)
-            ],
-            columns=[_tex(c.title) for c in self.columns],
-        )
+        cells = []
+        for index, row in enumerate(self.rows):
+            texts = {}
+            for column in self.columns:
+                text = _tex(plain(row.get(column.key), column.kind))
+                bold = (index, column.key) in self.strong
+                texts[_tex(column.title)] = rf"\textbf{{{text}}}" if bold else text
+            cells.append(texts)
+        shown = pd.DataFrame(cells, columns=[_tex(c.title) for c in self.columns])
         formats = "".join("r" if c.kind != "text" else "l" for c in self.columns)
         long = len(self.rows) > LONG
         text = shown.style.hide(axis="index").to_latex(
-            hrules=True, column_format=formats, caption=_tex(f"{self.title}. {self.note}"), label=f"tab:{self.name}",
-            position=None if long else "t", environment="longtable" if long else None,
-        )  # fmt: skip
+            hrules=True,
+            column_format=formats,
+            caption=_tex(f"{self.title}. {self.note}"),
+            label=f"tab:{self.name}",
+            position=None if long else "t",
+            environment="longtable" if long else None,
+        )
         if long:
             return f"% needs \\usepackage{{booktabs,longtable}}\n{{\\scriptsize\n{text}}}\n"
+        # Only a table that is too wide is scaled; a narrow one keeps the size of the text.
         begin, end = r"\begin{tabular}", r"\end{tabular}"
         fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%" + "\n"
         text = text.replace(begin, fit + begin).replace(end, end + "}")
@@ -149,6 +155,7 @@ def cell(row: Row, key: str, kind: type[Held]) -> Held:
 def unmarked(text: Markup | str) -> str:
     """A text for Markdown: one line, without tags or anything that a browser would read as one."""
     raw = text.striptags() if isinstance(text, Markup) else text
+    # The ampersand first, so that the entities themselves are not escaped again.
     return " ".join(raw.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
@@ -158,6 +165,7 @@ def slugs(texts: Iterable[str]) -> list[str]:
     for text in texts:
         name = first = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "unnamed"
         again = itertools.count(2)
+        # Some file systems do not distinguish upper and lower case.
         while name.casefold() in {other.casefold() for other in found}:
             name = f"{first}-{next(again)}"
         found.append(name)
@@ -172,14 +180,19 @@ def plain(value: Value, kind: Kind) -> str:
         if math.isnan(value.value):
             return NOTHING
         shown = _format(value.value, kind)
-        interval = f" [{_format(value.low, kind)}, {_format(value.high, kind)}]" if value.low == value.low else ""
-        return shown + interval
+        # Without an interval its ends are NaN.
+        if math.isnan(value.low):
+            return shown
+        return f"{shown} [{_format(value.low, kind)}, {_format(value.high, kind)}]"
     return _format(value, kind) if kind != "text" and not isinstance(value, str) else str(value)
 
 
 def _format(value: float, kind: Kind) -> str:
     if math.isinf(value):
-        return "never" if value > 0 and kind == "count" else "∞" if value > 0 else "−∞"
+        if value < 0:
+            return "−∞"
+        # An infinite count is the NFE to a target that was not reached.
+        return "never" if kind == "count" else "∞"
     if kind == "p":
         return p_text(value)
     return FORMATS[kind].format(value)
@@ -191,10 +204,9 @@ def number(value: Value, kind: Kind) -> Markup:
         if math.isnan(value.value):
             return Markup(NOTHING)
         shown = _data(value.value, kind)
-        if value.low == value.low:
-            shown += Markup(' <span class="interval">[{}, {}]</span>').format(
-                _data(value.low, kind), _data(value.high, kind)
-            )
+        if not math.isnan(value.low):
+            low, high = _data(value.low, kind), _data(value.high, kind)
+            shown += Markup(' <span class="interval">[{}, {}]</span>').format(low, high)
         return shown
     if value is None or isinstance(value, str) or kind == "text" or math.isnan(value):
         return escape(plain(value, kind))
@@ -228,6 +240,8 @@ def _tex(text: str) -> str:
     """A line of LaTeX; what pdflatex cannot set (emoji, other scripts) becomes a question mark."""
     shown = ""
     for letter in " ".join(text.split()):
-        known = (ord(letter) < _LATIN and letter.isprintable()) or letter in _SPECIAL or letter in "—‘’“”…"
+        latin = ord(letter) < _LATIN and letter.isprintable()
+        known = latin or letter in _SPECIAL or letter in "—‘’“”…"
         shown += _SPECIAL.get(letter, letter) if known else "?"
-    return "{}" + shown if shown.startswith("[") else shown  # after \\ a bracket would be read as its argument
+    # At the beginning of a row a bracket would be read as an argument of the \\ before it.
+    return "{}" + shown if shown.startswith("[") else shown

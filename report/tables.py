@@ -13,7 +13,7 @@ from bench.analysis.records import Record, model_rows, score
 from bench.analysis.stats import Difference, Estimate, estimate, estimates, holm, joined, stratified_mean
 from report.claims import ALPHA
 from report.evidence import FoundRun
-from report.lines import EQUAL, Pool
+from report.lines import EQUAL, Line, Pool
 from report.table import Column, Row, Table, cell
 
 BASE = "base at its best guidance"
@@ -46,7 +46,8 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
     label = reference.label if reference else ""
     found: dict[str, Standing] = {}
     if reference:
-        found = {s.label: s for s in standings(groups, pool.tasks, reference.label, {})}
+        stood = standings(groups, pool.tasks, reference.label, {})
+        found = {standing.label: standing for standing in stood}
     # The curves of lines in a pool that counts teachers are shown with their own budgets.
     along = replace(pool, lines=[]) if pool.whole else pool
     return PoolTables(
@@ -70,18 +71,23 @@ def overview(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
     seeds = [len(line.records) for line in pool.lines]
     runs_ = [run for members in pool.folders.values() for run in members]
     row: Row = {
-        "budget": pool.budget, "lines": len(pool.lines), "runs": len(runs_),
+        "budget": pool.budget,
+        "lines": len(pool.lines),
+        "runs": len(runs_),
         "primary": sum(_tested(s, PRIMARY_FAMILY) for s in found.values()),
         "exploratory": sum(_tested(s, EXPLORATORY) for s in found.values()),
         "margin": next((s.margin for s in found.values()), None),
-        "fewest_seeds": min(seeds, default=0), "most_seeds": max(seeds, default=0),
+        "fewest_seeds": min(seeds, default=0),
+        "most_seeds": max(seeds, default=0),
         "failed": sum(run.state == "failed" for run in pool.unfinished),
-        "unfinished": sum(run.state == "unfinished" for run in pool.unfinished), "repeated": len(pool.repeated),
+        "unfinished": sum(run.state == "unfinished" for run in pool.unfinished),
+        "repeated": len(pool.repeated),
         "odd": len(pool.odd),
         "commits": len({run.commit for run in runs_ if run.commit}),
-    }  # fmt: skip
+    }
     return Table(
-        f"{prefix}overview", f"What is compared: {pool.title}",
+        f"{prefix}overview",
+        f"What is compared: {pool.title}",
         f"Budgets count as equal within {EQUAL:.0%} of the most common one, because training ends on a whole update. "
         "The equivalence margin is a tenth of the teachers' mean gain over the base. Damaged runs are not counted "
         "here; the page lists them.",
@@ -93,13 +99,15 @@ def overview(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
             Column("margin", "equivalence margin", "score"),
             Column("fewest_seeds", "fewest seeds", "count"),
             Column("most_seeds", "most seeds", "count"),
-            Column("runs", "finished runs", "count"), Column("failed", "failed", "count"),
-            Column("unfinished", "unfinished", "count"), Column("repeated", "repeated", "count"),
+            Column("runs", "finished runs", "count"),
+            Column("failed", "failed", "count"),
+            Column("unfinished", "unfinished", "count"),
+            Column("repeated", "repeated", "count"),
             Column("odd", "off-budget runs", "count"),
             Column("commits", "commits", "count"),
         ],
         [row],
-    )  # fmt: skip
+    )
 
 
 def _tested(standing: Standing, family: str) -> bool:
@@ -109,18 +117,18 @@ def _tested(standing: Standing, family: str) -> bool:
 SCORES_SAID = (
     "Scores are means with 95% intervals (bootstrap over prompts with all their images, Student's t over seeds); with "
     "few seeds an interval may exceed the range of the score. The mean score is unweighted over tasks. Gain recovered "
-    "is (mean - base) / (teachers - base), with each task's own teacher and with the base at each task's best guidance "
-    "scale of the searched grid (the backbone's model card gives the grid and says whether the best is at its edge). "
-    "The worst task is the one with the lowest gain recovered. Metrics next to the headlines show losses that these "
-    "could hide, where they were recorded: strict is GenEval's rule with exact counts, gold is the known utility "
-    "behind a learned reward. Bold marks the best line of a column if it is significantly above every other line "
-    "(Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt over the seeds "
-    "that both lines have. Their intervals are not corrected; their p-values are Holm-adjusted within a family. The "
-    "primary family has the paper's comparisons: analytic OPD against joint RL, a cascade and PPO-style OPD, each with "
-    "its recipe. All other lines form the exploratory family. The p-value of equivalence, in the same families, is that "
-    "of two one-sided tests of a difference within plus or minus a tenth of the teachers' mean gain. A line without a "
-    "significant difference is not thereby equally good. A dash means not measured, no teachers in these runs, or "
-    "fewer than two shared seeds that differ."
+    "is (mean - base) / (teachers - base), with each task's own teacher and with the base at each task's best "
+    "guidance scale of the searched grid (the backbone's model card gives the grid and says whether the best is at "
+    "its edge). The worst task is the one with the lowest gain recovered. Metrics next to the headlines show losses "
+    "that these could hide, where they were recorded: strict is GenEval's rule with exact counts, gold is the known "
+    "utility behind a learned reward. Bold marks the best line of a column if it is significantly above every other "
+    "line (Holm's correction within the column, p below 0.05). Differences are paired by seed and prompt over the "
+    "seeds that both lines have. Their intervals are not corrected; their p-values are Holm-adjusted within a family. "
+    "The primary family has the paper's comparisons: analytic OPD against joint RL, a cascade and PPO-style OPD, each "
+    "with its recipe. All other lines form the exploratory family. The p-value of equivalence, in the same families, "
+    "is that of two one-sided tests of a difference within plus or minus a tenth of the teachers' mean gain. A line "
+    "without a significant difference is not thereby equally good. A dash means not measured, no teachers in these "
+    "runs, or fewer than two shared seeds that differ."
 )
 
 
@@ -142,10 +150,11 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         Column("p_equivalent", "p for equivalence (Holm)", "p"),
     ]
     table = Table(
-        f"{prefix}scores", f"Held-out scores at equal compute: {pool.title}",
+        f"{prefix}scores",
+        f"Held-out scores at equal compute: {pool.title}",
         SCORES_SAID,
         columns,
-    )  # fmt: skip
+    )
     for line in pool.lines:
         standing = found[line.label]
         own = line.label == reference
@@ -153,17 +162,21 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         row: Row = {"line": line.label, "seeds": len(line.records)}
         row["mean"] = mean_score(summaries, dict.fromkeys(pool.tasks, "student"))
         row |= dict(standing.tasks) | {"gain": standing.gain} | dict(standing.beside)
-        row |= {"worst_task": standing.worst_task, "worst": standing.worst} if standing.worst_task else {}
+        if standing.worst_task:
+            row |= {"worst_task": standing.worst_task, "worst": standing.worst}
         if not own:
             row |= {"against": standing.against_reference, "p": standing.against_reference.p}
             row |= {"family": standing.family, "p_equivalent": standing.p_equivalent}
         table.rows.append(row)
+    # Before base and teachers are added: they are not lines and cannot win a column.
     for key in (*pool.tasks, "mean"):
-        if (index := _clear_winner(pool, key)) is not None:
+        index = _clear_winner(pool, key)
+        if index is not None:
             table.strong.add((index, key))
     for label, summaries, models in _references(pool):
         row = {"line": label, "seeds": None, "mean": mean_score(summaries, models)}
-        row |= {task: estimate(*model_rows(summaries, model, task)) for task, model in models.items()}
+        for task, model in models.items():
+            row[task] = estimate(*model_rows(summaries, model, task))
         table.rows.append({**row, **metrics_beside(summaries, models)})
     return table
 
@@ -175,7 +188,8 @@ def _headlines(pool: Pool) -> dict[str, str]:
 
 def mean_score(summaries: list[dict], models: dict[str, str]) -> Estimate:
     """Unweighted mean over tasks of the model given for each, with its interval over seeds and prompts."""
-    return estimate(*joined({task: model_rows(summaries, model, task) for task, model in models.items()}))
+    by_task = {task: model_rows(summaries, model, task) for task, model in models.items()}
+    return estimate(*joined(by_task))
 
 
 def _clear_winner(pool: Pool, key: str) -> int | None:
@@ -183,61 +197,93 @@ def _clear_winner(pool: Pool, key: str) -> int | None:
     if len(pool.lines) < 2:
         return None
     tasks = pool.tasks if key == "mean" else (key,)
-    means = [float(np.mean([student_score(line.records, task) for task in tasks])) for line in pool.lines]
+    means = []
+    for line in pool.lines:
+        scored = [student_score(line.records, task) for task in tasks]
+        means.append(float(np.mean(scored)))
     best = int(np.argmax(means))
-    gaps = [against(pool.lines[best].records, line.records, tasks) for i, line in enumerate(pool.lines) if i != best]
-    # With one shared seed p is NaN, which says nothing about the methods. Shared seeds may also reverse the order.
-    clear = all(p < ALPHA for p in holm([1.0 if math.isnan(gap.p) else gap.p for gap in gaps]))
+    own = pool.lines[best].records
+    gaps = [against(own, line.records, tasks) for i, line in enumerate(pool.lines) if i != best]
+    # With one shared seed p is NaN, which says nothing about the methods; as 1 it prevents a winner.
+    chances = [1.0 if math.isnan(gap.p) else gap.p for gap in gaps]
+    clear = all(p < ALPHA for p in holm(chances))
+    # Seeds that both lines have may reverse the order of the means over all seeds.
     return best if clear and all(gap.value > 0 for gap in gaps) else None
 
 
 def student_score(records: list[Record], task: str) -> float:
     """The student's final score, averaged over runs."""
-    return float(np.mean([score(r.summary["models"]["student"][task]) for r in records]))
+    students = [record.summary["models"]["student"] for record in records]
+    return float(np.mean([score(student[task]) for student in students]))
 
 
 def _references(pool: Pool) -> list[tuple[str, list[dict], dict[str, str]]]:
     """(label, summaries, task -> model) of the base and the teachers, from the line that evaluated most of them."""
     if not pool.lines:
         return []
-    shows = max(pool.lines, key=lambda line: (len(line.records[0].summary["models"]), len(line.records)))
+
+    def evaluated(line: Line) -> tuple[int, int]:
+        return len(line.records[0].summary["models"]), len(line.records)
+
+    shows = max(pool.lines, key=evaluated)
     summaries = [r.summary for r in shows.records]
-    models = [m for m in summaries[0]["models"] if m != "student" and all(m in s["models"] for s in summaries)]
-    found = [(BASE if m == "base" else m, summaries, dict.fromkeys(pool.tasks, m)) for m in models]
+    # A mean over seeds needs the model in every run.
+    everywhere = [m for m in summaries[0]["models"] if all(m in s["models"] for s in summaries)]
+    models = [model for model in everywhere if model != "student"]
+    found = []
+    for model in models:
+        label = BASE if model == "base" else model
+        found.append((label, summaries, dict.fromkeys(pool.tasks, model)))
     own = {task: f"teacher {task}" for task in pool.tasks}
-    return [*found, (TEACHERS, summaries, own)] if set(own.values()) <= set(models) else found
+    if set(own.values()) <= set(models):
+        found.append((TEACHERS, summaries, own))
+    return found
 
 
 def aggregates(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) -> Table:
     """Aggregates that are robust to outliers among few runs, after rliable (arXiv 2108.13264)."""
     table = Table(
-        f"{prefix}aggregates", f"Robust aggregates: {pool.title}",
+        f"{prefix}aggregates",
+        f"Robust aggregates: {pool.title}",
         "The interquartile mean is over the gains recovered of all tasks and seeds without the lowest and highest "
         "quarter (rounded down), so that a task that is an outlier in every run is left out too. Its 95% interval is a "
         "bootstrap of whole runs and too narrow with few seeds. The probability of improvement is the probability that "
         f"a run has a higher mean score than a run of {reference}, with Newcombe's 95% interval. Seeds with "
         "bit-identical results count once in both.",
-        [Column("line", "method"), Column("seeds", "seeds", "count"),
-         Column("iqm", "interquartile mean of gain recovered", "share"),
-         Column("chance", f"probability of improvement over {reference}", "share")],
-    )  # fmt: skip
+        [
+            Column("line", "method"),
+            Column("seeds", "seeds", "count"),
+            Column("iqm", "interquartile mean of gain recovered", "share"),
+            Column("chance", f"probability of improvement over {reference}", "share"),
+        ],
+    )
     for line in pool.lines:
         standing = found[line.label]
         row: Row = {"line": line.label, "seeds": standing.seeds, "iqm": standing.gain_iqm}
-        table.rows.append(row | ({} if line.label == reference else {"chance": standing.above_reference}))
+        # Against itself the reference would have a meaningless 50%.
+        if line.label != reference:
+            row["chance"] = standing.above_reference
+        table.rows.append(row)
     return table
 
 
 def levels(scores: Table, keys: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Column of the score table -> the values of the base and of the task's own teacher, where it has them."""
-    rows = {name: row for name in ("base", "teacher") for row in scores.rows if row["line"] == REFERENCES[name]}
-    return {key: {name: cell(row, key, Estimate).value for name, row in rows.items()} for key in keys if rows}
+    labels = {label: name for name, label in REFERENCES.items()}
+    rows = {labels[row["line"]]: row for row in scores.rows if row["line"] in labels}
+    if not rows:
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for key in keys:
+        found[key] = {name: cell(row, key, Estimate).value for name, row in rows.items()}
+    return found
 
 
 def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
     """The cost of every line with and without its teachers, and when it reached the target."""
     table = Table(
-        f"{prefix}cost", f"Cost: {pool.title}",
+        f"{prefix}cost",
+        f"Cost: {pool.title}",
         "NFE per run: a forward pass counts 1, a backward pass 2, and guidance doubles both. The 2 is a convention of "
         "this budget, not a measurement: a backward pass that trains only adapters costs less. With teachers: the full "
         "cost of the teachers is added, as if they were trained for this student only; a dash means that their cost is "
@@ -246,44 +292,57 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
         "line that reach it individually. A dash means that there are no teachers in these runs. Seconds depend on the "
         "machine and its load.",
         [
-            Column("line", "method"), Column("training", "training", "count", "NFE"),
+            Column("line", "method"),
+            Column("training", "training", "count", "NFE"),
             Column("with_teachers", "with teachers", "count", "NFE"),
             Column("to_target", "to target", "count", "NFE"),
-            Column("reaching", "seeds at target", "count"), Column("seeds", "of seeds", "count"),
+            Column("reaching", "seeds at target", "count"),
+            Column("seeds", "of seeds", "count"),
             Column("seconds", "training and scoring", "count", "s"),
         ],
-    )  # fmt: skip
+    )
     for line in pool.lines:
         taught = line.teacher_nfe if pool.whole else 0.0
         when = found[line.label].time_to_target
+        # NaN means that there is no target, infinity that it was not reached.
         reaching = None if math.isnan(when) else found[line.label].seeds_at_target
-        table.rows.append({
-            "line": line.label, "training": line.training_nfe, "with_teachers": line.total_nfe,
-            "to_target": when + taught, "reaching": reaching, "seeds": len(line.records),
-            "seconds": seconds(line.records),
-        })  # fmt: skip
+        table.rows.append(
+            {
+                "line": line.label,
+                "training": line.training_nfe,
+                "with_teachers": line.total_nfe,
+                "to_target": when + taught,
+                "reaching": reaching,
+                "seeds": len(line.records),
+                "seconds": seconds(line.records),
+            }
+        )
     return table
 
 
 def seconds(records: list[Record]) -> float:
     """Seconds of training and scoring, averaged over runs."""
     clocks = [r.summary["cost"]["seconds"] for r in records]
-    return float(np.mean([clock.get("training", 0) + clock.get("scoring", 0) for clock in clocks]))
+    spent = [clock.get("training", 0) + clock.get("scoring", 0) for clock in clocks]
+    return float(np.mean(spent))
 
 
 def curves(pool: Pool, prefix: str) -> Table:
     """Scores along training: by fraction of the budget, NFE and seconds."""
     table = Table(
-        f"{prefix}curves", f"Anytime curves: {pool.title}",
+        f"{prefix}curves",
+        f"Anytime curves: {pool.title}",
         "Score at every recorded point that all seeds of a line have. Seconds are the fraction of the budget times a "
         "run's training and scoring seconds. Intervals are 95%, as in the score table.",
         [
-            Column("line", "method"), Column("task", "task"), Column("share", "fraction of budget", "share"),
+            Column("line", "method"),
+            Column("task", "task"),
+            Column("share", "fraction of budget", "share"),
             Column("nfe", "training", "count", "NFE"),
             Column("seconds", "training and scoring", "count", "s"),
             Column("score", "score", "score"),
         ],
-    )  # fmt: skip
+    )
     for line in pool.lines:
         runs_ = [r.evaluations for r in line.records]
         spent = seconds(line.records)
@@ -292,17 +351,24 @@ def curves(pool: Pool, prefix: str) -> Table:
             shares = sorted(points)
             scored = estimates([points[share] for share in shares], pictures) if shares else []
             for share, value in zip(shares, scored):
-                table.rows.append({
-                    "line": line.label, "task": task, "share": share, "nfe": share * line.training_nfe,
-                    "seconds": share * spent, "score": value,
-                })  # fmt: skip
+                table.rows.append(
+                    {
+                        "line": line.label,
+                        "task": task,
+                        "share": share,
+                        "nfe": share * line.training_nfe,
+                        "seconds": share * spent,
+                        "score": value,
+                    }
+                )
     return table
 
 
 def falls(pool: Pool, prefix: str) -> Table:
     """Drop from the best recorded point to the end, and backward transfer in cascades."""
     table = Table(
-        f"{prefix}forgetting", f"Forgetting: {pool.title}",
+        f"{prefix}forgetting",
+        f"Forgetting: {pool.title}",
         "Drop from best is the best recorded point (of the mean over seeds) minus the final one, paired by seed and "
         "prompt. For cascades, the change since its own stage is the final score minus the score at the end of the "
         "task's own stage; the change in the next stage is the score at the end of the following stage minus the same "
@@ -310,35 +376,51 @@ def falls(pool: Pool, prefix: str) -> Table:
         "chosen by the same scores, so drops are biased upwards; no interval means that the final point is the best. A "
         "dash means not evaluated. Lines without an evaluation before the end are left out.",
         [
-            Column("line", "method"), Column("task", "task"), Column("drop", "drop from best", "change"),
-            Column("next_stage", "change in the next stage", "change"), Column("p_next", "p", "p"),
-            Column("since_stage", "change since its own stage", "change"), Column("p_since", "p", "p"),
+            Column("line", "method"),
+            Column("task", "task"),
+            Column("drop", "drop from best", "change"),
+            Column("next_stage", "change in the next stage", "change"),
+            Column("p_next", "p", "p"),
+            Column("since_stage", "change since its own stage", "change"),
+            Column("p_since", "p", "p"),
         ],
-    )  # fmt: skip
+    )
     for line in pool.lines:
         rows: list[Row] = []
         for task in pool.tasks:
             found = line.forgetting(task)
             row: Row = {"line": line.label, "task": task, "drop": found.drop_from_best}
-            for name, change in (("next", found.change_in_next_stage), ("since", found.change_after_own_stage)):
+            changes = {"next": found.change_in_next_stage, "since": found.change_after_own_stage}
+            for name, change in changes.items():
                 if change is not None:
-                    row |= {f"{name}_stage": change, f"p_{name}": change.p if len(line.records) > 1 else None}
+                    row[f"{name}_stage"] = change
+                    # With one seed p would be over prompts only.
+                    row[f"p_{name}"] = change.p if len(line.records) > 1 else None
             rows.append(row)
-        table.rows += rows if any(not math.isnan(cell(row, "drop", Difference).value) for row in rows) else []
+        drops = [cell(row, "drop", Difference).value for row in rows]
+        if not all(map(math.isnan, drops)):
+            table.rows += rows
     return table
 
 
 def course(pool: Pool, prefix: str) -> Table:
     """Scores of every line by recorded point and task."""
     table = Table(
-        f"{prefix}matrix", f"Scores by checkpoint and task: {pool.title}",
+        f"{prefix}matrix",
+        f"Scores by checkpoint and task: {pool.title}",
         "Mean over seeds at every recorded point. A dash means that a task was not evaluated there.",
-        [Column("line", "method"), Column("share", "fraction of budget", "share"),
-         *(Column(task, task, "score") for task in pool.tasks)],
-    )  # fmt: skip
+        [
+            Column("line", "method"),
+            Column("share", "fraction of budget", "share"),
+            *(Column(task, task, "score") for task in pool.tasks),
+        ],
+    )
     for line in pool.lines:
-        found = {task: by_share([r.evaluations for r in line.records], task) for task in pool.tasks}
-        for share in sorted({share for points, _ in found.values() for share in points}):
+        runs_ = [record.evaluations for record in line.records]
+        found = {task: by_share(runs_, task) for task in pool.tasks}
+        # Tasks may be evaluated at different points.
+        shares = {share for points, _ in found.values() for share in points}
+        for share in sorted(shares):
             row: Row = {"line": line.label, "share": share}
             for task, (points, pictures) in found.items():
                 row[task] = stratified_mean(points[share].mean(0), pictures) if share in points else None
@@ -352,22 +434,32 @@ def cosines(records: list[Record]) -> dict[str, dict[float, Estimate]]:
     for record in records:
         for row in record.probes:
             for pair, by_group in row["interference"].items():
-                found.setdefault(pair, {}).setdefault(row["share"], []).append(by_group["all"])
-    return {
-        pair: {share: estimate(np.array(values)[:, None], np.zeros(1)) for share, values in sorted(points.items())}
-        for pair, points in found.items()
-    }
+                points = found.setdefault(pair, {})
+                points.setdefault(row["share"], []).append(by_group["all"])
+    estimated: dict[str, dict[float, Estimate]] = {}
+    for pair, points in found.items():
+        estimated[pair] = {}
+        for share, values in sorted(points.items()):
+            # One column instead of prompts: the interval is over seeds only.
+            column = np.array(values)[:, None]
+            estimated[pair][share] = estimate(column, np.zeros(1))
+    return estimated
 
 
 def interference(pool: Pool, prefix: str) -> Table | None:
     """Cosines between the tasks' gradients during training; None if no run recorded them."""
     table = Table(
-        f"{prefix}interference", f"Interference: {pool.title}",
+        f"{prefix}interference",
+        f"Interference: {pool.title}",
         "Cosine similarity between two tasks' gradients, from independent halves of the estimates; that of a task with "
         "itself is the ceiling. The 95% intervals are Student's t over seeds.",
-        [Column("line", "method"), Column("pair", "tasks"), Column("share", "fraction of budget", "share"),
-         Column("cosine", "cosine", "change")],
-    )  # fmt: skip
+        [
+            Column("line", "method"),
+            Column("pair", "tasks"),
+            Column("share", "fraction of budget", "share"),
+            Column("cosine", "cosine", "change"),
+        ],
+    )
     for line in pool.lines:
         for pair, points in cosines(line.records).items():
             for share, value in points.items():
@@ -378,23 +470,30 @@ def interference(pool: Pool, prefix: str) -> Table | None:
 def goodhart(pool: Pool, prefix: str) -> Table | None:
     """Reward against known utility, for tasks that report one; None if there is none."""
     table = Table(
-        f"{prefix}over-optimisation", f"Over-optimisation: {pool.title}",
+        f"{prefix}over-optimisation",
+        f"Over-optimisation: {pool.title}",
         "How far the known utility dropped from its best point to the end, and how the reward changed over the same "
         "time: a drop with a rising reward is over-optimisation. Intervals are 95%. The best point is chosen by the "
         "same scores, so drops are biased upwards; no interval means that the final point is the best.",
         [
-            Column("line", "method"), Column("task", "task"), Column("share", "fraction of budget", "share"),
-            Column("proxy", "reward", "score"), Column("gold", "known utility", "score"),
-            Column("gold_drop", "utility drop", "change"), Column("meanwhile", "reward change", "change"),
+            Column("line", "method"),
+            Column("task", "task"),
+            Column("share", "fraction of budget", "share"),
+            Column("proxy", "reward", "score"),
+            Column("gold", "known utility", "score"),
+            Column("gold_drop", "utility drop", "change"),
+            Column("meanwhile", "reward change", "change"),
         ],
-    )  # fmt: skip
+    )
     for line in pool.lines:
         for task in pool.tasks:
             found = over_optimisation([r.evaluations for r in line.records], task)
             if found is None:
                 continue
             for share, proxy, gold in zip(found.shares, found.proxy, found.gold):
-                row: Row = {"line": line.label, "task": task, "share": share, "proxy": proxy, "gold": gold}
+                row: Row = {"line": line.label, "task": task, "share": share}
+                row |= {"proxy": proxy, "gold": gold}
+                # The drop belongs to the whole course, so it is given once, at its end.
                 if share == found.shares[-1]:
                     row |= {"gold_drop": found.gold_drop, "meanwhile": found.proxy_meanwhile}
                 table.rows.append(row)
@@ -404,15 +503,21 @@ def goodhart(pool: Pool, prefix: str) -> Table | None:
 def runs(pool: Pool, prefix: str) -> Table:
     """The source of every number: run, seed, spec hash, commit, machine, command."""
     table = Table(
-        f"{prefix}runs", f"Runs: {pool.title}",
+        f"{prefix}runs",
+        f"Runs: {pool.title}",
         "A run's folder has its package versions and other settings. The command repeats the run.",
         [
-            Column("line", "method"), Column("seed", "seed", "count"), Column("run", "run folder"),
+            Column("line", "method"),
+            Column("seed", "seed", "count"),
+            Column("run", "run folder"),
             Column("state", "state"),
-            Column("spec", "spec hash"), Column("commit", "commit"), Column("device", "machine"),
-            Column("command", "command"), Column("note", "note"),
+            Column("spec", "spec hash"),
+            Column("commit", "commit"),
+            Column("device", "machine"),
+            Column("command", "command"),
+            Column("note", "note"),
         ],
-    )  # fmt: skip
+    )
     for line in pool.lines:
         for run in pool.folders[line.label]:
             table.rows.append(_run_row(line.label, run))
@@ -428,9 +533,17 @@ def runs(pool: Pool, prefix: str) -> Table:
 
 
 def _run_row(label: str, run: FoundRun) -> Row:
-    again = ["bench", "run", "--preset", str(run.folder / "spec.json"), "--seeds", str(run.spec["seed"])]
+    preset, seed = str(run.folder / "spec.json"), str(run.spec["seed"])
+    again = ["bench", "run", "--preset", preset, "--seeds", seed]
     return {
-        "line": label, "seed": run.spec["seed"], "run": run.name, "state": run.state, "commit": run.commit,
-        "spec": run.name.rpartition("-s")[0].rpartition("-")[2], "device": run.device,
-        "command": shlex.join(again), "note": run.note,
-    }  # fmt: skip
+        "line": label,
+        "seed": run.spec["seed"],
+        "run": run.name,
+        "state": run.state,
+        "commit": run.commit,
+        # A folder is named METHOD-HASH-sSEED, and a method's name may contain hyphens.
+        "spec": run.name.rpartition("-s")[0].rpartition("-")[2],
+        "device": run.device,
+        "command": shlex.join(again),
+        "note": run.note,
+    }

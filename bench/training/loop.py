@@ -124,7 +124,7 @@ class Loop:
         if any(self.workers.gather(self.stop_requested())):
             if self.step:
                 self._save()
-            raise Interrupted(f"stopped after update {self.step}; rerun the same command to resume")
+            raise Interrupted(f"stopped after update {self.step}; rerun the command to resume")
 
     @torch.no_grad()
     def _prepare(self) -> None:

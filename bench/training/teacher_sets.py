@@ -97,9 +97,9 @@ def _finished_teachers(root: Path, backbones: set[str]) -> dict[str, list[Path]]
         spec, adapter = record.get("spec"), path.parent / "adapter"
         tasks = spec.get("tasks") if isinstance(spec, dict) else None
         done = (path.parent / "summary.json").is_file() and adapter.is_dir()
-        if not (isinstance(tasks, list) and len(tasks) == 1):
+        if not (done and isinstance(tasks, list) and len(tasks) == 1):
             continue
-        if done and record.get("backbone_hash") in backbones:
+        if record.get("backbone_hash") in backbones:
             found.setdefault(str(tasks[0]), []).append(path.parent)
     return found
 

@@ -180,9 +180,9 @@ def convert(checkpoint: Path, folder: Path) -> bool:
     try:
         config, tensors = architecture(state), converted(state)
     except KeyError as error:
-        raise DamagedError(f"{checkpoint} is not an {WHAT}{of}: it lacks {error.args[0]!r}; {hint}") from error
+        raise DamagedError(f"{checkpoint} is not a valid {WHAT}{of}: it lacks {error.args[0]!r}; {hint}") from error
     except (IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise DamagedError(f"{checkpoint} is not an {WHAT}{of}: {cause_of(error)}; {hint}") from error
+        raise DamagedError(f"{checkpoint} is not a valid {WHAT}{of}: {cause_of(error)}; {hint}") from error
     require_numbers(tensors, checkpoint)
     require_coco(config.id2label, str(checkpoint))
     source = f"{checkpoint}, a file{of}," if version_3 else str(checkpoint)

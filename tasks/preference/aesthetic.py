@@ -75,5 +75,5 @@ def read_head(path: Path) -> torch.nn.Sequential:
             layers[-1].load_state_dict({"weight": weight, "bias": bias})
         except (KeyError, AttributeError, IndexError, RuntimeError) as error:
             cause = f"its layer {place} is missing or has a different shape; use {HEAD}"
-            raise DamagedError(f"{path} is not an aesthetic head: {cause}") from error
+            raise DamagedError(f"{path} is not a valid aesthetic head: {cause}") from error
     return torch.nn.Sequential(*layers).requires_grad_(False)

@@ -92,9 +92,9 @@ def convert(checkpoint: Path, folder: Path) -> None:
         model = CLIPModel(architecture(state))
         model.load_state_dict(converted(state))
     except KeyError as error:
-        raise DamagedError(f"{checkpoint} is not an {what}: it lacks {error.args[0]!r}") from error
+        raise DamagedError(f"{checkpoint} is not a valid {what}: it lacks {error.args[0]!r}") from error
     except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise DamagedError(f"{checkpoint} is not an {what}: {cause_of(error)}") from error
+        raise DamagedError(f"{checkpoint} is not a valid {what}: {cause_of(error)}") from error
     save_folder(model, folder)
 
 

@@ -182,7 +182,7 @@ def test_the_official_file_is_named(mmdet_state, tmp_path: Path, capsys, monkeyp
     with pytest.raises(DamagedError, match=rf"part\.pth, a file of mmdet 3, does not fit .*missing: 'class_pred.*{official}"):
         convert(tmp_path / "part.pth", tmp_path / "out")
     torch.save({"backbone.conv1.weight": torch.zeros(8, 3, 7, 7)}, tmp_path / "resnet.pth")
-    with pytest.raises(DamagedError, match=rf"is not an mmdet Mask2Former checkpoint: it lacks '.*{official}"):
+    with pytest.raises(DamagedError, match=rf"is not a valid mmdet Mask2Former checkpoint: it lacks '.*{official}"):
         convert(tmp_path / "resnet.pth", tmp_path / "out")
     (tmp_path / "file").write_text("here already")
     torch.save(mmdet_state, tmp_path / "whole.pth")

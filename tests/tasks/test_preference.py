@@ -215,7 +215,7 @@ def test_converted_open_clip_weights_compute_the_same(tmp_path: Path) -> None:
         convert(tmp_path / "broken.pt", tmp_path / "out")
     for broken in ({"state_dict": {"x": torch.zeros(1)}}, {k: v for k, v in state.items() if k != "visual.proj"}):
         torch.save(broken, tmp_path / "broken.pt")
-        with pytest.raises(UsageError, match="is not an open_clip ViT-H/14 checkpoint"):
+        with pytest.raises(UsageError, match="is not a valid open_clip ViT-H/14 checkpoint"):
             convert(tmp_path / "broken.pt", tmp_path / "out")
 
 

@@ -68,7 +68,7 @@ def test_an_interrupted_run_goes_on_bit_identically(tmp_path: Path, method: str)
         code, said = interrupted(command(method, stopped), stopped, updates, number)
         assert code == 130, said
         assert "Traceback" not in said
-        assert said.count("rerun the same command to resume") == 1
+        assert said.count("rerun the command to resume") == 1
         (line,) = survey(stopped)
         assert (line.state, line.note) == ("stopped", "rerun the command to resume")
         assert (stopped / line.name / "checkpoint.safetensors").exists()
