@@ -98,7 +98,7 @@ def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
     done = bench(["score", "ocr", "made"], tmp_path)
     assert done.returncode == 2
     assert "no images in GenEval's layout" in done.stderr
-    assert "there is made/00000" in done.stderr
+    assert "found made/00000 instead" in done.stderr
 
 
 @pytest.mark.parametrize(

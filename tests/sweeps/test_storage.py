@@ -427,7 +427,7 @@ def test_the_url_may_come_from_the_environment(tmp_path: Path) -> None:
     write_study(tmp_path, trials=1)
     said = refused(tmp_path, "--storage", "env:STUDIES", code=3)
     assert "STUDIES is not set" in said
-    assert "of no name" in refused(tmp_path, "--storage", "env:", code=3)
+    assert "(no name given)" in refused(tmp_path, "--storage", "env:", code=3)
     done = bench(["sweep", "tiny.yaml", "--storage", "env:STUDIES"], tmp_path, _export_url, (str(tmp_path),))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "studies.db").is_file()
