@@ -91,7 +91,7 @@ def test_links_out_of_the_results_folder_are_refused(tmp_path: Path) -> None:
     sample.symlink_to(next((tmp_path / "outside").glob("00003/samples/*.png")).resolve())
     tables, problems = found(tmp_path / "results")
     assert [column.label for column in tables["geneval"][1].columns] == ["base", "teacher geneval", "sft"]
-    assert any("links out of the results folder" in problem for problem in problems)
+    assert any("has links that lead out of the results folder" in problem for problem in problems)
 
 
 def test_what_cannot_be_shown_is_said_on_the_page(tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ def test_what_cannot_be_shown_is_said_on_the_page(tmp_path: Path) -> None:
         sample.write_bytes(b"no picture")
     page = write(make(collect([root])), tmp_path / "report")
     text = page.read_text()
-    assert f"pictures of {other.name}: they are of other prompts" in text
-    assert "pictures of merge-short-s0: 7 pictures of student for 8 scores" in text
+    assert f"images of {other.name}: they show other prompts than those of the first line" in text
+    assert "images of merge-short-s0: 7 images of student for 8 scores" in text
     assert re.search(r"cascade-gone-s0/student/ocr/\S+png is not a readable image", text)
-    assert "no picture<br>" in text
+    assert "no image<br>" in text
     assert good.name in text
     assert "data:image/png" in text
 
