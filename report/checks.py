@@ -50,7 +50,7 @@ class ScoreRecord(Part):
         for name in {self.headline, *STRICTER} & self.rows.keys():
             values = self.rows[name]
             if len(values) != len(self.strata):
-                raise ValueError(f"{self.task} has {len(values)} values of {name} for {len(self.strata)} prompts")
+                raise ValueError(f"{self.task} has {len(values)} values of {name} for {len(self.strata)} images")
             # Types are compared exactly because a bool is an int. NaN fails the comparison of magnitudes.
             numeric = set(map(type, values)) <= {int, float}
             if not numeric or not (abs(np.array(values, np.float64)) <= MOST).all():
@@ -78,7 +78,7 @@ class TeacherRecord(Part):
 
 
 class Summary(Part):
-    """summary.json of a run."""
+    """summary.json of a run: its cost, its teachers and the scores of all models."""
 
     method: Text
     seed: int
@@ -94,7 +94,7 @@ class Summary(Part):
             raise ValueError("models has no student")
         for name, rows in self.models.items():
             if rows.keys() != student.keys():
-                raise ValueError(f"models.{name} is not of the student's tasks")
+                raise ValueError(f"models.{name} does not have the same tasks as the student")
             for task, row in rows.items():
                 if row.strata != student[task].strata or row.headline != student[task].headline:
                     raise ValueError(f"models.{name} has other prompts or another headline for {task} than the student")
@@ -151,7 +151,7 @@ class StartRecord(Part):
 
 
 class Overall(Part):
-    """A cosine by group of weights; over all of them for sure."""
+    """Cosines by group of weights; `all`, over all weights, is always present."""
 
     all: Number
 
@@ -223,11 +223,11 @@ class ComparedLine(Part):
     label: Text
     runs: list[Text]
     teacher_evaluations: Annotated[float, AfterValidator(_not_infinite)]
-    """NaN where nobody knows."""
+    """Training NFE of the line's teachers; NaN if unknown."""
 
 
 class Compared(Part):
-    """comparison-*.json."""
+    """comparison-*.json: the lines of a comparison and their run folders."""
 
     lines: list[ComparedLine]
     lines_without_result: list[Text] = []
@@ -264,7 +264,7 @@ class Study(Part):
     @model_validator(mode="after")
     def _one_value_an_objective(self) -> "Study":
         if any(len(trial.values) != len(self.objectives) for trial in self.complete):
-            raise ValueError("a trial has not one value for each objective")
+            raise ValueError("a trial does not have one value per objective")
         return self
 
 
@@ -277,7 +277,7 @@ COMPARED, STUDY = TypeAdapter(Compared), TypeAdapter(Study)
 
 
 def checked(kind: TypeAdapter, content: Any) -> Any:
-    """The content itself. Raises ValueError naming the first thing that is not as it must be."""
+    """The content, unchanged. Raises ValueError that names the first invalid value."""
     try:
         kind.validate_python(content)
     except ValidationError as error:

@@ -20,7 +20,7 @@ PARTS = ("tables", "figures")
 
 @dataclass
 class Section:
-    """A section of the page."""
+    """A titled section, as HTML for the page and as Markdown for report.md."""
 
     title: str
     parts: list[Markup | Figure] = field(default_factory=list)

@@ -25,9 +25,9 @@ def sweep(
             "journal file. A URL with a password is passed to jobs in the variable BENCH_STORAGE, never in a file.",
         ),
     ] = None,
-    results: Annotated[Path, typer.Option("--results", help="Folder for studies; must be inside 'results'.")] = Path(
-        "results/sweeps"
-    ),
+    results: Annotated[
+        Path, typer.Option("--results", help="Folder of the studies; it must be inside a folder named 'results'.")
+    ] = Path("results/sweeps"),
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,

@@ -153,7 +153,7 @@ class StudySpec(Settings):
 
     @property
     def task_list(self) -> list[str]:
-        """The names of the tasks."""
+        """`tasks` as a list of names, with "all" resolved."""
         names = [self.tasks] if isinstance(self.tasks, str) else [*self.tasks]
         return task_names(names)
 

@@ -24,12 +24,12 @@ Experience = TypeVar("Experience")
 
 @dataclass(frozen=True)
 class Needs:
-    """The requirements of a method, checked before anything is loaded."""
+    """What a method needs. Teachers and a stochastic kernel are checked before anything is loaded."""
 
     teachers: bool = False
     """Whether it needs a teacher for every task."""
     rewards: bool = False
-    """Whether it needs the rewards of its rollouts."""
+    """Whether it scores its rollouts; used by `bench list` and by advice on memory."""
     stochastic: bool = False
     """Whether it needs a stochastic kernel."""
 

@@ -1,4 +1,4 @@
-"""Trial passes through a model: PyTorch executes them on fake tensors, which have a shape but no content.
+"""Simulated passes through a model: PyTorch executes them on fake tensors, which have a shape but no content.
 
 The pass counts its operations, the memory kept for the backward pass, and the peak memory. It assumes nothing about the
 model: the adapters determine which layers need gradients, autograd determines what is saved, and gradient checkpointing

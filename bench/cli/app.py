@@ -192,10 +192,10 @@ def probe(
     ] = "base",
     backbone: Backbone = "micro",
     states: Annotated[
-        int, typer.Option("--states", min=2, max=10_000, help="Number of draws of prompts and initial noise.")
+        int, typer.Option("--states", min=2, max=10_000, help="Number of states; each has its own prompts and noise.")
     ] = 16,
     draws: Annotated[
-        int, typer.Option("--draws", min=1, max=100_000, help="Gradient estimates per draw of prompts and noise.")
+        int, typer.Option("--draws", min=1, max=100_000, help="Number of gradient estimates at each state.")
     ] = 2,
     by_sigma: Annotated[
         bool, typer.Option("--by-sigma", help="Also measure gradient noise at each noise level separately.")

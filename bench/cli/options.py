@@ -58,12 +58,14 @@ Results = Annotated[
 Grid = Annotated[
     list[str] | None,
     typer.Option(
-        "--grid", metavar="[METHOD.]KEY=V1,V2", help="Values to compare for one setting, or one method's. Repeatable."
+        "--grid",
+        metavar="[METHOD.]KEY=V1,V2",
+        help="Compare these values of a setting, for all methods or for METHOD only. Repeatable.",
     ),
 ]
 Axes = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[[METHOD.]KEY=V1,V2]...", help="Further settings to vary, written as for --grid."),
+    typer.Argument(metavar="[METHOD.]KEY=V1,V2", help="Further settings to vary, written as for --grid."),
 ]
 Executor = Annotated[
     str,
@@ -77,7 +79,7 @@ ProfileFile = Annotated[
 Slurm = Annotated[
     list[str] | None,
     typer.Option(
-        "--slurm", metavar="KEY=VALUE", help="Override one setting of the profile, as partition=gpu. Repeatable."
+        "--slurm", metavar="KEY=VALUE", help="Override one setting of the profile, such as partition=gpu. Repeatable."
     ),
 ]
 RUNS = Path("results/runs")

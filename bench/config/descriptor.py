@@ -29,8 +29,8 @@ class Descriptor:
     teachers: Path | None = None
     """Folder of shipped teacher adapters, with one subfolder per task."""
     size: Callable[..., Any] | None = None
-    """compute -> Size without loading weights, or None if the size is unknown. Leave the function out if GPU-hours
-    are never predicted for this backbone."""
+    """compute -> Size without loading weights, or None if the size is unknown. Leave it None if hours
+    and memory are not to be predicted for this backbone."""
     shape_only: Callable[..., Any] | None = None
     """(device, compute) -> FlowBackbone of the published size with random weights, for `bench perf`."""
     own: Callable[[], dict[str, dict[str, Any]]] = dict

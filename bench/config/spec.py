@@ -199,9 +199,10 @@ class Spec(Settings):
         )
 
     def without_placement(self) -> "Spec":
-        """The spec with every setting at its default that only decides where and in what portions to compute.
+        """The spec with settings at their defaults that only decide in what portions, or where, to compute.
 
-        Such settings change results by rounding only, so that a run that ran out of memory can resume with others.
+        These are most of `compute`, evaluation.batch, and each scorer's device, batch and url; `device` is kept. They
+        change results by rounding only, so that a run that ran out of memory can resume with others.
         """
         compute = Compute(**self.compute.model_dump(include=set(Compute.RESULT)))
         default_batch = EvaluationSpec.model_fields["batch"].default

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from bench.config.bounds import Count
 from bench.config.contradictions import replaced
 from bench.config.settings import Settings, first_problem, merge, parse_override, read_yaml
 from bench.errors import UsageError, unknown
@@ -16,7 +17,6 @@ from bench.terminal import legible
 
 Executor = Literal["inline", "local", "slurm"]
 EXECUTORS = get_args(Executor)
-Count = Annotated[int, Field(gt=0, le=100_000)]
 TEN_YEARS = 10 * 366 * 24 * 60
 
 
@@ -31,7 +31,7 @@ Word = Annotated[str, Field(max_length=1000), AfterValidator(_is_one_line)]
 
 
 class Profile(Settings):
-    """Resources and limits of one Slurm job, which carries out one run."""
+    """Resources and limits of one Slurm job, which usually carries out one run."""
 
     partition: Word | None = None
     """Slurm partition; None uses the cluster's default."""

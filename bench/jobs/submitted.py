@@ -112,7 +112,10 @@ class Submitted(Checkpointable):
         if self.run and self._newest() == self._before:
             idle = self.idle_starts + 1
         if idle >= STARTS:
-            raise BenchError(f"no new checkpoint in {idle} starts: raise the time limit, or lower checkpoint_every")
+            raise BenchError(
+                f"no new checkpoint in {idle} starts: raise the time limit, or start a new run with a lower "
+                "checkpoint_every"
+            )
         run = self.run.name if self.run else ""
         job = Submitted(self.carry_out, self.launch, self.label, self.root, run, self.code, idle)
         return DelayedSubmission(job)

@@ -12,7 +12,7 @@ TABLES = {
 TRAIN_TIMESTEPS = 1000
 """Number of timesteps that diffusers' schedulers of flow-matching models are defined on."""
 MOST_STEPS = 100_000
-"""Maximum number of sampling steps."""
+"""Maximum number of steps of a schedule made in code; settings allow at most TRAIN_TIMESTEPS."""
 
 
 @dataclass(frozen=True)

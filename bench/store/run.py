@@ -97,7 +97,10 @@ class Run:
         write_atomic(path, json_bytes(identity))
 
     def _same(self, path: Path) -> bool:
-        """Return whether a stored identity is this run's. Digests are compared because a spec also names a device."""
+        """Return whether a stored identity is this run's.
+
+        Digests are compared, because settings that only decide where or in what portions to compute may differ.
+        """
         with described(path):
             identity = read_record(path)
             stored = Spec.model_validate(identity["spec"])

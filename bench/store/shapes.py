@@ -34,12 +34,12 @@ def check_points(path: Path, rows: list[dict[str, Any]]) -> None:
             _check_row(row, row["task"], row["strata"])
 
 
-def check_evaluation(path: Path, record: dict[str, Any], task: str, prompts: int) -> None:
-    """Raise DamagedError if a stored evaluation is not one of this task on this number of prompts."""
+def check_evaluation(path: Path, record: dict[str, Any], task: str, images: int) -> None:
+    """Raise DamagedError if a stored evaluation is not one of this task with this number of images."""
     with described(path):
         _check_row(record, task, record["strata"])
-        if len(record["strata"]) != prompts:
-            raise ValueError(f"it has {len(record['strata'])} prompts, not {prompts}")
+        if len(record["strata"]) != images:
+            raise ValueError(f"it has {len(record['strata'])} images, not {images}")
 
 
 def check_state(path: Path, state: dict[str, Any]) -> None:
@@ -65,11 +65,11 @@ def _check_row(row: dict[str, Any], task: str, strata: list[str]) -> None:
     for name, values in row["rows"].items():
         _numbers(values, f"{task}'s {name}", unknown=name != row["headline"])
         if len(values) != len(strata):
-            raise ValueError(f"{task} has {len(values)} values of {name} for {len(strata)} prompts")
+            raise ValueError(f"{task} has {len(values)} values of {name} for {len(strata)} images")
     if "prompts" in row:
         _numbers(row["prompts"], f"{task}'s prompts")
         if len(row["prompts"]) != len(strata):
-            raise ValueError(f"{task} has {len(row['prompts'])} prompt numbers for {len(strata)} prompts")
+            raise ValueError(f"{task} has {len(row['prompts'])} prompt indices for {len(strata)} images")
 
 
 def _check_meter(meter: dict[str, Any]) -> None:

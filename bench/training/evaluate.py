@@ -196,7 +196,7 @@ def _scores(task: Task, audit: bool, images: torch.Tensor, prompts: list[Prompt]
     return Scores(scores.rewards, scores.metrics | audited)
 
 
-def _evaluation(task: Task, prompts: list[Prompt], shares: list[Scores | None]) -> Evaluation:
+def _evaluation(task: Task, prompts: list[Prompt], shards: list[Scores | None]) -> Evaluation:
     """The evaluation of all processes' scores; None is the shard of a process that had no prompt."""
-    whole = stacked([share for share in shares if share])
+    whole = stacked([shard for shard in shards if shard])
     return Evaluation.of(task, prompts, whole)

@@ -44,7 +44,7 @@ Listen = Callable[[str, Progress], None]
 
 @dataclass
 class Session:
-    """What all runs of one process share: the results folder, the worker processes and the callbacks for messages."""
+    """What all runs of one command have in common: the results folder, the processes that share each run, callbacks."""
 
     root: Path
     workers: Workers = ALONE
@@ -70,7 +70,7 @@ def execute(spec: Spec, session: Session) -> dict:
     fingerprint = descriptor.fingerprint()
     workers = session.workers
     run = Run(session.root, spec, fingerprint, writes=workers.main)
-    # Workers act on what the main process read: a file that appears in between must not send them different ways.
+    # All processes act on what the main one read: a file that appears in between must not send them different ways.
     if (summary := workers.agreed(run.summary)) is not None:
         teachers = locate(spec, descriptor, session.root, fingerprint)
         for start in run.starts()[-1:]:

@@ -32,8 +32,9 @@ class Progress:
     """What listeners receive after every update and every held-out evaluation."""
 
     step: int
-    """Fraction of the budget in [0, 1]."""
+    """Number of updates done."""
     fraction: float
+    """Fraction of the budget spent, in [0, 1]."""
     scores: dict[str, float] | None = None
     """task -> held-out score; None after an update."""
 
@@ -46,7 +47,7 @@ class Loop:
         self.workers = lab.workers
         self.step = 0
         """Number of updates done."""
-        self.last_share = 0.0
+        self.last_fraction = 0.0
         """Fraction of the budget when the last update started."""
         self.evaluated: list[float] = []
         """Fractions of the budget at which the student has been evaluated."""
@@ -158,7 +159,7 @@ class Loop:
     def _update(self, fraction: float) -> dict:
         """Collect from every task of the plan, then take the method's optimiser steps; returns a row of metrics."""
         lab, spec, meter = self.lab, self.spec, self.lab.backbone.meter
-        lab.step, lab.progress, lab.last_progress = self.step, fraction, self.last_share
+        lab.step, lab.progress, lab.last_progress = self.step, fraction, self.last_fraction
         lab.notes = {}
         row: dict[str, float] = {}
         decayed = 1 - (1 - spec.optimizer.lr_end) * fraction
@@ -184,7 +185,7 @@ class Loop:
                 self.method.after_update(lab)
                 watch.check_draws()
                 self.step += 1
-        self.last_share = fraction
+        self.last_fraction = fraction
         rate = {"lr": spec.optimizer.lr * decayed}
         means, notes = self._pooled(row), self._pooled(lab.notes)
         return {"step": self.step} | means | rate | notes | meter.whole(self.workers)
@@ -199,8 +200,8 @@ class Loop:
             task = name.partition("/")[2]
             weight[name] = self.lab.shard_fraction(task) if task else even
         mine = {name: weight[name] * value for name, value in numbers.items()}
-        shares = self.workers.gather(mine)
-        return {name: sum(share[name] for share in shares) for name in numbers}
+        parts = self.workers.gather(mine)
+        return {name: sum(part[name] for part in parts) for name in numbers}
 
     def _backward(self, plan: dict[str, float], experiences: dict[str, object]) -> dict[str, float]:
         """Leave the gradient of all tasks, summed over the processes, in the parameters; returns the losses."""
@@ -282,21 +283,21 @@ class Loop:
 
     def _evaluate(self, points: list[float]) -> dict[str, float]:
         """Evaluate every task, measure interference if requested, and store both; returns the held-out scores."""
-        share = points[-1]
+        fraction = points[-1]
         scores = {}
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
-                keep = self.spec.evaluation.pictures and share == 1
+                keep = self.spec.evaluation.pictures and fraction == 1
                 folder = self.run.folder / PICTURES / task if keep else None
                 record = self.evaluate(EMA, task, folder=folder).record()
-                self.run.append("evaluations.jsonl", {"step": self.step, "share": share} | record)
+                self.run.append("evaluations.jsonl", {"step": self.step, "share": fraction} | record)
                 scores[task] = score(record)
         probes = self.spec.probes
         if probes.interference and len(self.spec.tasks) > 1 and self.method.trains:
             with self.lab.backbone.meter.purpose("probes"):
                 lab = ProbeLab.of(self.lab)
                 cosines = interference(self.method, lab, self.spec.tasks, probes.interference)
-            self.run.append("probes.jsonl", {"step": self.step, "share": share, "interference": cosines})
+            self.run.append("probes.jsonl", {"step": self.step, "share": fraction, "interference": cosines})
         self.evaluated += points
         return scores
 
@@ -349,7 +350,7 @@ class Loop:
             tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
         state = {
             "step": self.step,
-            "last_share": self.last_share,
+            "last_share": self.last_fraction,
             "evaluated": self.evaluated,
             "meter": self.lab.backbone.meter.whole(self.workers),
             "scaler": self.scaler.state_dict(),
@@ -369,7 +370,7 @@ class Loop:
         # Learning rate and other groups of settings come from the spec, not from the checkpoint.
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.step, self.evaluated = state["step"], state["evaluated"]
-        self.last_share = state["last_share"]
+        self.last_fraction = state["last_share"]
         self.saved = (self.step, len(self.evaluated))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])

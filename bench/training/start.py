@@ -22,7 +22,6 @@ def read_start(lora: LoraSpec, own: tuple[str, ...] | None) -> dict[str, Tensor]
     Raises UsageError, naming the settings to change, if rank, alpha, layers or the kind of adapter differ.
     """
     assert lora.start  # callers check that it is set
-    assert lora.start  # called where one is set
     config, state = read_adapter(adapter_folder(lora.start))
     for field in ("rank_pattern", "alpha_pattern", "use_dora", "lora_bias"):
         if getattr(config, field):

@@ -139,19 +139,19 @@ class RlMethod(Method[Samples]):
         Standard deviations are of the whole batch, so processes exchange their rewards and then keep their own rows.
         """
         own = {task: samples.rewards for task, samples in experiences.items()}
-        shares = lab.workers.gather(own)
-        rewards = {task: np.concatenate([share[task] for share in shares]) for task in experiences}
+        shards = lab.workers.gather(own)
+        rewards = {task: np.concatenate([shard[task] for shard in shards]) for task in experiences}
         # Shares are concatenated in the order of processes, which is the order of prompts.
         scaled = advantages(rewards, self.options.mixing, self.options.global_std)
         for task, values in scaled.items():
-            before = sum(len(share[task]) for share in shares[: lab.workers.index])
+            before = sum(len(shard[task]) for shard in shards[: lab.workers.index])
             mine = values[before : before + len(own[task])].reshape(-1)
             device = experiences[task].trajectory.final.device
             experiences[task].advantages = torch.as_tensor(mine, dtype=torch.float32, device=device)
         return experiences
 
     def losses(self, lab: Lab, task: str, experience: Samples) -> Iterator[Tensor]:
-        """The engine's loss."""
+        """The engine's pieces of the loss, with its penalty towards `reference`."""
         yield from self.engine.losses(lab, task, experience, self.reference)
 
     def after_update(self, lab: Lab) -> None:
