@@ -90,8 +90,9 @@ def device_name(device: str) -> str:
 
 
 def record(device: str) -> dict:
-    """Return an entry of provenance.jsonl: start time, device, versions, plug-ins if there are any, and commit."""
+    """Return an entry of provenance.jsonl: start time, device, versions, plug-ins if any, hash of the code, commit."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     found = plugins()
     others = {"plugins": found} if found else {}
-    return {"started": when, "device": device_name(device), "versions": versions()} | others | commit()
+    made_by = {"versions": versions(), "code": code_hash()}
+    return {"started": when, "device": device_name(device)} | made_by | others | commit()

@@ -41,6 +41,11 @@ NO_GPU = "install a CUDA build of torch if this machine has a GPU, or use --set 
 Say = Callable[[str], None]
 Listen = Callable[[str, Progress], None]
 
+CHANGED_CODE = (
+    "note: the code of the project or of a plug-in has changed since this run was started, so its updates were made by "
+    "different code (provenance.jsonl has the hashes); delete the run's folder to start it again"
+)
+
 
 @dataclass
 class Session:
@@ -113,6 +118,8 @@ def execute(spec: Spec, session: Session) -> dict:
         scorers = {name: task.scorer_name for name, task in lab.tasks.items()}
         for earlier in run.starts():
             refuse_other_scorers(run.folder, earlier.get("scorer_names"), scorers)
+        if any(earlier.get("code", entry["code"]) != entry["code"] for earlier in run.starts()):
+            session.say(CHANGED_CODE)
         run.append("provenance.jsonl", entry | {"scorer_names": scorers})
         session.say(f"run folder: {run.folder}")
         early = spec.too_short(spec.budget.updates) if spec.budget.updates else ""

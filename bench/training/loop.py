@@ -23,6 +23,7 @@ from bench.training.ema import averages_at, decay_at
 from bench.training.evaluate import Evaluation, evaluate
 from bench.training.gradients import give, take
 from bench.training.out_of_memory import memory
+from bench.training.returned import combination_of, piece_of, state_of
 from bench.training.sharing import Watch, check_equal
 from bench.training.start import layer_of, read_start, targets_of
 
@@ -135,7 +136,7 @@ class Loop:
         watch = Watch(self.lab, self.method.name)
         self.method.prepare(self.lab)
         watch.check_draws()
-        check_equal(self.lab, self.method.name, "before the first update")
+        check_equal(self.lab, self.method, "before the first update")
         if self.lab.notes:
             cost = self.lab.backbone.meter.whole(self.workers)
             self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | cost)
@@ -227,7 +228,7 @@ class Loop:
         """Backpropagate a task's weighted loss, piece by piece to bound memory; returns the loss."""
         total = 0.0
         for piece in self.method.losses(self.lab, task, experience):
-            value = float(piece.detach())
+            value = float(piece_of(self.method, piece).detach())
             if not math.isfinite(value):
                 raise self._diverged(f"the loss of task {task!r} is {value}")
             total += value
@@ -245,7 +246,11 @@ class Loop:
         scale = self.scaler.get_scale()  # a power of two, so dividing and multiplying by it is exact
         own = {task: gradient / scale for task, gradient in gradients.items()}
         broken = [gradient for gradient in own.values() if not gradient.isfinite().all()]
-        combined = broken[0] if broken else self.method.combine(self.lab, own, plan)
+        if broken:
+            combined = broken[0]
+        else:
+            like = next(iter(own.values()))
+            combined = combination_of(self.method, self.method.combine(self.lab, own, plan), like)
         give(self.parameters, scale * combined)
 
     def _descend(self) -> float | None:
@@ -340,12 +345,12 @@ class Loop:
         if self.saved == now:
             return
         self.saved = now
-        check_equal(self.lab, self.method.name, f"after update {self.step}")
+        check_equal(self.lab, self.method, f"after update {self.step}")
         tensors: dict[str, Tensor] = {}
         for name in self._kept():
             adapter = self.lab.backbone.adapters.state(name)
             tensors |= {f"adapter/{name}/{key}": tensor for key, tensor in adapter.items()}
-        tensors |= {f"method/{name}": tensor for name, tensor in self.method.state().items()}
+        tensors |= {f"method/{name}": tensor for name, tensor in state_of(self.method).items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
         state = {

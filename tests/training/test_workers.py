@@ -156,6 +156,7 @@ FORGETFUL = {
     "global": ("conditioning = lab.encode(lab.prompts(task, 4))", "torch.rand(1)", "global random generator"),
     "prepare": ("conditioning = lab.encode(lab.prompts(task, 4))", "", "global random generator"),
     "apart": ("conditioning = lab.encode(lab.prompts(task, 4))", "", "hold different students before the first update"),
+    "state": ("conditioning = lab.encode(lab.prompts(task, 4))", "", "hold different values in the method's state"),
     "numpy": ("conditioning = lab.encode(lab.prompts(task, 4))", "np.random.rand()", "global random generator"),
 }
 
@@ -185,6 +186,9 @@ def prepare(self, lab):
         for tensor in lab.backbone.adapters.parameters("student"):
             tensor += np.random.default_rng().normal()
 opd_analytic.OpdAnalytic.prepare = prepare
+if {kind!r} == "state":
+    import os
+    opd_analytic.OpdAnalytic.state = lambda self: {{"mine": torch.tensor(float(os.getpid()))}}
 sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", *{settings!r}]
 from bench.cli.app import main
 main()
