@@ -202,7 +202,7 @@ def test_a_damaged_cache_is_made_again(call, results: Path) -> None:
             damage(path, way)
         code, _, err = call(*ran(results))
         assert code == 0, err
-        assert ("is not kept" in err) == (way == "a folder")  # that cannot be written over
+        assert ("could not be cached" in err) == (way == "a folder")  # that cannot be written over
         assert "evaluating again" in err, way
         assert json.loads((folder / "summary.json").read_text())["models"] == before
 

@@ -128,7 +128,7 @@ def test_pictures_go_where_there_are_no_others(left: str, tmp_path: Path) -> Non
         (tmp_path / "P" / "ocr" / left).write_text("")
     done = bench([*EVAL, "--tasks", "ocr", "--pictures", "P", "--output", "o.json"], tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: P/ocr is not empty; name another folder, or remove it\n"
+    assert done.stderr == "error: P/ocr is not empty; name a different folder, or remove it\n"
     assert not (tmp_path / "o.json").exists()
 
 
@@ -289,7 +289,7 @@ def test_why_a_picture_has_no_score_is_said(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "3 of 5 images could not be scored" in done.stderr
     assert "00001/samples/0000.png is not a readable image: it has 169,000,000 pixels" in done.stderr
-    assert "00002/samples/0000.png: the scorer of task 'ocr' fails: too dark to read" in done.stderr
+    assert "00002/samples/0000.png: the scorer of task 'ocr' failed: too dark to read" in done.stderr
     rows = files.read_rows(tmp_path / "results-ocr.jsonl")
     assert [row["exact"] for row in rows] == [1, None, None, None, 1]
 

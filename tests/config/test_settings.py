@@ -242,7 +242,7 @@ def test_a_task_of_another_world_is_refused_before_anything_else(method: str) ->
 
 
 def test_pictures_and_noise_are_bounded_too() -> None:
-    with pytest.raises(UsageError, match="more than 1,000,000 pictures"):
+    with pytest.raises(UsageError, match="exceeds 1,000,000 images per task and update"):
         resolve("single_task", ["ocr"], overrides=["params.groups=100000", "params.group_size=100000"])
     with pytest.raises(UsageError, match=r"sampler\.eta must be at most 100"):
         resolve("opd_ppo", ["ocr"], overrides=["sampler.kernel=flow_sde", "sampler.eta=1e300"])

@@ -108,6 +108,7 @@ def test_runs_whose_average_changed_are_other_runs() -> None:
 
     def old(spec) -> str:
         settings = {name: value for name, value in spec.without_placement().record().items() if name != "seed"}
+        settings["budget"]["evaluations"] = settings["budget"].pop("nfe")  # as the setting was called then
         return text_hash({"spec": settings, "backbone": "x"})
 
     plain = resolve("opd_analytic", ["ocr"])  # micro's recipes average at every step
