@@ -85,4 +85,4 @@ def test_a_thousand_runs_are_quick_and_small(runs: Path, tmp_path: Path) -> None
     text = (tmp_path / "out" / "report.md").read_text()
     failed = next(p.parent.name for p in runs.glob("*/failure.json") if json.loads(p.read_text()))
     assert f"{failed} failed: it broke" in text
-    assert "24 lines, the reference and the best" in text
+    assert "24 lines: the reference and the best" in text
