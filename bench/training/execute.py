@@ -103,7 +103,8 @@ def execute(spec: Spec, session: Session) -> dict:
             "teachers": origins(spec, teachers),
         }
         entry = record(spec.device) | computed
-        for earlier in run.starts():
+        starts = run.starts()
+        for earlier in starts:
             refuse_changed(run, earlier["teachers"], entry["teachers"])
         device = workers.device(spec.device)
         with memory("loading", spec):
@@ -116,9 +117,9 @@ def execute(spec: Spec, session: Session) -> dict:
         with memory("loading", spec):
             try_scorers(lab, spec.evaluation.split)
         scorers = {name: task.scorer_name for name, task in lab.tasks.items()}
-        for earlier in run.starts():
+        for earlier in starts:
             refuse_other_scorers(run.folder, earlier.get("scorer_names"), scorers)
-        if any(earlier.get("code", entry["code"]) != entry["code"] for earlier in run.starts()):
+        if any(earlier.get("code", entry["code"]) != entry["code"] for earlier in starts):
             session.say(CHANGED_CODE)
         run.append("provenance.jsonl", entry | {"scorer_names": scorers})
         session.say(f"run folder: {run.folder}")

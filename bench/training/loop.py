@@ -136,6 +136,7 @@ class Loop:
         watch = Watch(self.lab, self.method.name)
         self.method.prepare(self.lab)
         watch.check_draws()
+        state_of(self.method)  # what no checkpoint could hold is an error before the first update, not after it
         check_equal(self.lab, self.method, "before the first update")
         if self.lab.notes:
             cost = self.lab.backbone.meter.whole(self.workers)

@@ -75,9 +75,9 @@ def _gpu_generators() -> list[torch.Tensor]:
 
 def check_equal(lab: Lab, method: Method, when: str) -> None:
     """Raise UsageError unless the student and the method's state are bit-identical in all processes of a run."""
-    held = {"students": lab.backbone.adapters.state(STUDENT), "values in the method's state": state_of(method)}
     if lab.workers.count == 1:
         return
+    held = {"students": lab.backbone.adapters.state(STUDENT), "values in the method's state": state_of(method)}
     for what, tensors in held.items():
         if len(set(lab.workers.gather(tensors_hash(tensors)))) > 1:
             raise UsageError(
