@@ -7,7 +7,6 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,14 +29,19 @@ def example(name: str) -> str:
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch):
-    """register(kind, name, object): as if an installed package had the entry point."""
+def register(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """register(kind, file, class): write one of README's examples as an importable file and give it an entry point."""
     real, added = registry.entry_points, []
-    monkeypatch.setattr(registry, "entry_points", lambda group: [*real(group=group), *(p for p in added if p.group == group)])
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [*real(group=group), *(p for p in added if p.group == group)]
+    )
+    monkeypatch.syspath_prepend(tmp_path)
 
-    def add(kind: str, name: str, thing: object) -> None:
-        monkeypatch.setitem(sys.modules, f"plugin_{name}", SimpleNamespace(thing=thing))
-        added.append(EntryPoint(name, f"plugin_{name}:thing", registry.GROUPS[kind]))
+    def add(kind: str, file: str, name: str) -> None:
+        module = Path(file).stem
+        (tmp_path / f"{module}.py").write_text(example(file))
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        added.append(EntryPoint(module, f"{module}:{name}", registry.GROUPS[kind]))
         registry._points.cache_clear()
 
     yield add
@@ -45,22 +49,16 @@ def register(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_example_method_runs(register, tmp_path: Path) -> None:
-    code = example("my_package/imitate.py")
-    assert len(code.splitlines()) < 80
-    scope: dict = {"__name__": "imitate"}
-    exec(compile(code, "imitate.py", "exec"), scope)
-    register("method", "imitate", scope["Imitate"])
+    assert len(example("my_package/imitate.py").splitlines()) < 80
+    register("method", "my_package/imitate.py", "Imitate")
     spec = resolve("imitate", ["ocr"], overrides=["budget.updates=2", "evaluation.steps=2", "params.pictures=4"])
     summary = execute(spec, Session(tmp_path / "results"))
     assert summary["updates"] == 2
 
 
 def test_example_task_runs(register, tmp_path: Path) -> None:
-    code = example("my_package/darkness.py")
-    assert len(code.splitlines()) < 60
-    scope: dict = {"__name__": "darkness"}
-    exec(compile(code, "darkness.py", "exec"), scope)
-    register("task", "darkness", scope["Darkness"])
+    assert len(example("my_package/darkness.py").splitlines()) < 60
+    register("task", "my_package/darkness.py", "Darkness")
     overrides = ["budget.updates=2", "evaluation.steps=2", "params.groups=2", "params.group_size=2"]
     summary = execute(resolve("single_task", ["darkness"], overrides=overrides), Session(tmp_path / "results"))
     assert 0 <= summary["models"]["student"]["darkness"]["rows"]["reward"][0] <= 1

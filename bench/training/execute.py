@@ -22,7 +22,7 @@ from bench.hashing import text_hash
 from bench.registry import find
 from bench.scoring.folders import PICTURES
 from bench.scoring.loading import load_tasks
-from bench.store.provenance import record
+from bench.store.provenance import code_hash, record
 from bench.store.run import Run
 from bench.store.shapes import check_evaluation
 from bench.system.devices import check_device
@@ -44,6 +44,10 @@ Listen = Callable[[str, Progress], None]
 CHANGED_CODE = (
     "note: the code of the project or of a plug-in has changed since this run was started, so its updates were made by "
     "different code (provenance.jsonl has the hashes); delete the run's folder to start it again"
+)
+CHANGED_SINCE = (
+    "note: the code of the project or of a plug-in has changed since this run was made (provenance.jsonl has its "
+    "hash); delete the run's folder to make it again with the code of today"
 )
 
 
@@ -78,10 +82,14 @@ def execute(spec: Spec, session: Session) -> dict:
     # All processes act on what the main one read: a file that appears in between must not send them different ways.
     if (summary := workers.agreed(run.summary)) is not None:
         teachers = locate(spec, descriptor, session.root, fingerprint)
-        for start in run.starts()[-1:]:
+        last = run.starts()[-1:]  # empty for a run whose record was taken away
+        for start in last:
             refuse_changed(run, start["teachers"], origins(spec, teachers))
         check_scored(run)
         session.say(f"already finished: {run.folder}")
+        now = code_hash()
+        if any(start.get("code", now) != now for start in last):
+            session.say(CHANGED_SINCE)
         return summary
     run.check_place()
     # Everything that can be refused without loading weights is refused before a teacher is trained for hours.

@@ -68,3 +68,14 @@ def test_a_run_that_resumes_with_other_code_says_so(tmp_path: Path, monkeypatch)
     run(tmp_path, 1, third)
     changed = [any("has changed since this run was started" in line for line in said) for said in (first, second, third)]
     assert changed == [False, False, True]
+
+
+def test_a_finished_run_of_other_code_says_so(tmp_path: Path, monkeypatch) -> None:
+    """An edited method under the same name has the same hash of settings, so its finished run is found and only read."""
+    again, edited = [], []
+    run(tmp_path)
+    run(tmp_path, said=again)
+    monkeypatch.setattr("bench.training.execute.code_hash", lambda: "edited")
+    run(tmp_path, said=edited)
+    changed = [any("has changed since this run was made" in line for line in said) for said in (again, edited)]
+    assert changed == [False, True]
