@@ -90,7 +90,7 @@ def test_an_installed_task_leaves_all_as_it_was(python: Path, tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "results" / "runs").glob("opd_*")] == [plain.split()[1]]
     listed = run(python, "-m", "bench", "list", "tasks", cwd=tmp_path).splitlines()
     assert {line.split()[0] for line in listed if "; in all; " in line} == {"geneval", "ocr", "pickscore"}
-    assert any(line.startswith("darkness") and line.endswith("Reward: dark pictures.") for line in listed)
+    assert any(line.startswith("darkness") and line.endswith("Rewards dark images.") for line in listed)
 
 
 @pytest.mark.slow
