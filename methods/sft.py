@@ -71,7 +71,7 @@ class Sft(DistillationMethod):
         for _ in range(o.levels):
             index = draw(indices, len(x0), generator)
             sigma = sigmas[index].to(x0.device)
-            noise = normal(x0.shape, generator).to(x0.device)
+            noise = normal(x0.shape, generator, x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
             v = lab.velocity(conditioning, STUDENT)(x_t, sigma)
             loss = self.anchored(squared_error(v, noise - x0), lab, conditioning, x_t, sigma, v)

@@ -158,8 +158,8 @@ class FlowBackbone(ABC, nn.Module):
             return self.predict(x, sigma_B, conditioning).float()
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Standard normal latents [count, C, h, w], identical on every device."""
-        return normal((count, *self.latent_shape), generator).to(self.device)
+        """Standard normal latents [count, C, h, w] on the backbone's device; see `normal` in bench/sampler/draws.py."""
+        return normal((count, *self.latent_shape), generator, self.device)
 
     @property
     def latent_size(self) -> int:

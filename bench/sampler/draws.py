@@ -1,16 +1,19 @@
 """Random numbers for part of a batch that do not depend on how the batch is split.
 
 Processes that share an update, and parts of a batch that are trained one after another, must together draw the same
-numbers as a single process for the full batch. Each therefore draws the full batch and keeps its own rows.
+numbers as a single process for the full batch. Normal noise is a function of the row, so only the rows needed are
+computed; for other distributions the full batch is drawn and all but the own rows are dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from bench.lazy import torch
+from bench.sampler.noise import noise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,14 +31,18 @@ class Rows:
         """Rows `start` to `stop` of these rows."""
         return Rows(self.start + start, self.start + stop, self.whole)
 
-    def draw(self, make: Callable[[int], Tensor], count: int, axis: int = 0) -> Tensor:
-        """The `count` entries of these rows along `axis`, out of those that `make(n)` draws for the full batch.
+    def entries(self, count: int) -> range:
+        """The positions of these rows' `count` entries in the full batch.
 
         A row may have several entries, such as the rollouts of a prompt; `count` is over all rows.
         """
         each = count // (self.stop - self.start)
-        entries = make(self.whole * each)
-        return entries.narrow(axis, self.start * each, count)
+        return range(self.start * each, self.start * each + count)
+
+    def draw(self, make: Callable[[int], Tensor], count: int, axis: int = 0) -> Tensor:
+        """The `count` entries of these rows along `axis`, out of those that `make(n)` draws for the full batch."""
+        each = count // (self.stop - self.start)
+        return make(self.whole * each).narrow(axis, self.entries(count).start, count)
 
 
 class RowWatch(Protocol):
@@ -56,18 +63,35 @@ def draw(make: Callable[[int], Tensor], count: int, generator: torch.Generator, 
 
     `make(n)` draws n entries from `generator`. A generator without rows draws `count` entries.
     """
-    rows: Rows | None = getattr(generator, "rows", None)
-    if rows is None:
-        return make(count)
+    rows = rows_of(generator)
+    with proper_use(generator):
+        return make(count) if rows is None else rows.draw(make, count, axis)
+
+
+def normal(shape: torch.Size | tuple[int, ...], generator: torch.Generator, device: torch.device | str) -> Tensor:
+    """Standard normal noise [B, ...] in float32 on `device`, for the B entries that belong to the generator's rows.
+
+    Only a key is drawn from the generator, so the noise neither depends on the device, except for its last bit, nor
+    waits for it (bench/sampler/noise.py).
+    """
+    rows = rows_of(generator)
+    with proper_use(generator):
+        key = int(torch.randint(2**63 - 1, (), generator=generator))
+    entries = range(shape[0]) if rows is None else rows.entries(shape[0])
+    return noise(key, entries, tuple(shape[1:]), device)
+
+
+def rows_of(generator: torch.Generator) -> Rows | None:
+    """The rows that a generator draws for; None means all rows of the batch."""
+    return getattr(generator, "rows", None)
+
+
+@contextmanager
+def proper_use(generator: torch.Generator) -> Iterator[None]:
+    """Within the context, drawing from a watched generator is not a direct use of it."""
     watched = cast(RowWatch, generator) if getattr(generator, "watched", False) else None
     # Checked before drawing, which changes the state. A direct use must stay visible, so it is never settled again.
     correctly_used = watched is not None and not watched.used_directly
-    drawn = rows.draw(make, count, axis)
+    yield
     if watched is not None and correctly_used:
         watched.settle()
-    return drawn
-
-
-def normal(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal noise [B, ...] in float32, drawn on the CPU so that it is the same for every device."""
-    return draw(lambda n: torch.randn(n, *shape[1:], generator=generator), shape[0], generator)

@@ -70,13 +70,12 @@ def walk(
     """Roll out step by step: yields (k, state, step) and continues from the detached next state.
 
     The velocity is computed when the caller asks for the step, in the caller's gradient mode, so that one forward pass
-    can serve both sampling and learning. Noise is drawn from `generator` on the CPU, which makes it the same on every
-    device; deterministic steps draw none.
+    can serve both sampling and learning. Deterministic steps draw no noise.
     """
     x0_prev = None
     multistep = any(at.d for at in sampler.coefficients)
     for k, at in enumerate(sampler.coefficients):
-        noise = normal(x.shape, generator).to(x.device, x.dtype) if at.c else None
+        noise = normal(x.shape, generator, x.device).to(x.dtype) if at.c else None
         v = velocity(x, sampler.schedule.sigmas[k])
         # Without gradients, so that the next state does not depend on this step's graph; v keeps its own.
         with torch.no_grad():

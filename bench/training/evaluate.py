@@ -100,13 +100,14 @@ class Evaluation:
 def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: range) -> torch.Tensor:
     """Noise of the given rows of a split, [len(rows), C, h, w].
 
-    It depends on (task, split, row) only, so that models can be compared and the batch size does not matter.
+    It depends on (task, split, row) only, so that models can be compared and the batch size does not matter. It is
+    torch's on the CPU and must stay so: stored evaluations are compared with new ones image by image.
     """
     noises = []
     for row in rows:
         generator = torch.Generator().manual_seed(seed_of("evaluation", task, split, row))
-        noises.append(backbone.noise(1, generator))
-    return torch.cat(noises)
+        noises.append(torch.randn(backbone.latent_shape, generator=generator))
+    return torch.stack(noises).to(backbone.device)
 
 
 @torch.no_grad()

@@ -104,7 +104,7 @@ class Nft(Engine):
         order = draw(keys, len(x0), generator).argsort(1)[:, :count]
         for k in range(count):
             sigma = levels[order[:, k]].to(x0.device)
-            noise = normal(x0.shape, generator).to(x0.device)
+            noise = normal(x0.shape, generator, x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
             for part in chunks(len(x0), o.chunk):
                 state = x_t[part], sigma[part]

@@ -70,7 +70,8 @@ def sampled(prompts: list[str], seed: int) -> Tensor:
     for number, start in enumerate(range(0, len(prompts), 128)):
         conditioning = backbone.encode(prompts[start : start + 128])
         generator = torch.Generator().manual_seed(seed_of(seed, "preference", number))
-        noise = backbone.noise(len(conditioning), generator)
+        # torch's own noise, not the backbone's: the shipped scorer was trained on these images.
+        noise = torch.randn(len(conditioning), *backbone.latent_shape, generator=generator)
         guidance = 1.0 + number % 2
 
         def field(x, sigma, conditioning=conditioning, guidance=guidance):

@@ -222,7 +222,7 @@ def test_parts_of_a_batch_draw_what_the_whole_draws() -> None:
         generator = RowGenerator()
         generator.manual_seed(3)
         generator.rows = rows
-        return normal((count, 2, 2), generator)
+        return normal((count, 2, 2), generator, "cpu")
 
     whole = drawn(None, 12)
     assert torch.equal(drawn(Rows(1, 4, 6), 6), whole[2:8])  # two pictures a prompt

@@ -92,7 +92,7 @@ class DiffusionDpo(Method):
         count = len(experience.winner)
         device = experience.winner.device
         sigma = draw(lambda n: torch.rand(n, generator=generator), count, generator).to(device)
-        noise = normal(experience.winner.shape, generator).to(device)
+        noise = normal(experience.winner.shape, generator, device)
         both = torch.cat([experience.winner, experience.loser])
         # Both images of a pair get the same noise and noise level, which lowers the variance of their difference.
         sigmas, noises = sigma.repeat(2), noise.repeat(2, 1, 1, 1)

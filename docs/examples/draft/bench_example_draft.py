@@ -108,7 +108,7 @@ class Draft(Method):
             with torch.set_grad_enabled(k >= first):
                 x = at.a * x + at.b * velocity(x, sigma)
                 if at.c:
-                    x = x + at.c * normal(x.shape, generator).to(x.device)
+                    x = x + at.c * normal(x.shape, generator, x.device)
         rewards = lab.differentiable_reward(task, x, experience.prompts)
         lab.note(f"reward/{task}", float(rewards.detach().mean()))
         yield -rewards.mean()
