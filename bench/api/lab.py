@@ -100,7 +100,7 @@ class Lab:
         """This process's shard of `count` rows of this update; all rows if there is a single process.
 
         A method that learns from rows other than `prompts`, such as pairs of a data set, gets its shard here. Raises
-        UsageError if there are fewer rows than processes.
+        UsageError if there are fewer rows than processes, or with sharded weights if the shards are unequal.
         """
         if self.workers.count == 1:
             return range(count)
@@ -108,6 +108,11 @@ class Lab:
             raise UsageError(
                 f"{self.workers.count} processes cannot share {count} prompts per update of task {task!r}: "
                 "use at least as many prompts as processes"
+            )
+        if self.backbone.sharded and count % self.workers.count:
+            raise UsageError(
+                f"with compute.shard every process must make the same passes, but {self.workers.count} processes "
+                f"cannot share {count} prompts per update of task {task!r} equally: use a multiple of the processes"
             )
         mine = self.workers.shard(count)
         self.rows[task] = Rows(mine.start, mine.stop, count)

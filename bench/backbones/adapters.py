@@ -86,6 +86,7 @@ class Adapters:
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             inject_adapter_in_model(config, self.transformer, name)
         self._layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
+        self._leave_casts_to_autocast()
         self._found.pop(name, None)
         # peft creates the adapter in the precision of the frozen weights; we train in float32.
         for parameter in self.parameters(name):
@@ -97,6 +98,15 @@ class Adapters:
         for parameter in self.transformer.parameters():
             parameter.requires_grad_(id(parameter) in wanted)
         self._activate(None)
+
+    def _leave_casts_to_autocast(self) -> None:
+        """Stop peft from casting every layer's input to the adapter's float32, which autocast would only undo.
+
+        The bits are the same: float32 holds every bfloat16 and float16 number. Variants such as DoRA also use the
+        input outside of matrix products, so their layers keep peft's cast.
+        """
+        for layer in self._layers:
+            layer.cast_input_dtype_enabled = bool(getattr(layer, "lora_variant", None))  # type: ignore[assignment]
 
     def _check_targets(self, targets: tuple[str, ...]) -> None:
         """Raise UsageError, with the nearest valid value, for a suffix that no adaptable layer's name has."""

@@ -14,6 +14,7 @@ from bench.backbones.adapters import Adapters
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.embeddings import Embeddings
 from bench.backbones.meter import Meter
+from bench.backbones.sharding import processes, shard
 from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.errors import UsageError
@@ -52,6 +53,8 @@ class FlowBackbone(ABC, nn.Module):
         self.source = name  # a subclass that is not shipped with the package sets its path or hub address
         self.compute, self.dtype = compute, getattr(torch, compute.precision)
         self.transformer = transformer.requires_grad_(False).eval()
+        self.sharded = compute.shard and processes() > 1
+        """Whether the frozen weights are split over processes, which must then make the same number of passes."""
         self.adapters = Adapters(transformer, self.targets)
         self.meter = Meter()
         self._encoded = Embeddings(cache, self.device)
@@ -61,6 +64,8 @@ class FlowBackbone(ABC, nn.Module):
             torch._dynamo.config.recompile_limit = COMPILATIONS
             for block in self.blocks():
                 block.compile()
+        if self.sharded:
+            shard(transformer, self.blocks(), self.device)
 
     def _checkpointed(self, block: nn.Module, *args) -> Tensor:
         """Checkpoint a block so that its recomputation in the backward pass runs under the adapter of its forward.

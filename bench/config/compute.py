@@ -33,11 +33,16 @@ class Compute(Settings):
     offload_text_encoders: bool = False
     """Keep the text encoders in host memory while they are not in use."""
 
+    shard: bool = False
+    """Split the frozen weights over the processes of a run (FSDP2), so that each holds its part of them and one or two
+    whole blocks at a time. The prompts of a task and update must be a multiple of the processes. Without effect in a
+    single process."""
+
     def record(self) -> dict[str, Any]:
         """Plain data for records. Settings that were added after the first records are omitted at their defaults."""
         # Hashes of runs are taken over this record: a new key at its default would rename every stored run.
-        omitted = {"max_sequence_length"} if self.max_sequence_length is None else None
-        return self.model_dump(exclude=omitted)
+        later = {"max_sequence_length": None, "shard": False}
+        return self.model_dump(exclude={name for name, default in later.items() if getattr(self, name) == default})
 
 
 PLAIN = Compute()

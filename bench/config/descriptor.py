@@ -40,5 +40,8 @@ class Descriptor:
     """() -> settings that apply under every recipe: sensible compute settings for this backbone."""
     check: Callable[..., object] = lambda compute: None
     """compute -> None; raises UsageError for settings that this backbone does not support. Called before loading."""
+    evaluations: Path | None = None
+    """Folder of shipped evaluations of the base and the shipped teachers, named as in the cache of a results folder
+    (bench/training/references.py). Models and settings that are not among them are evaluated."""
     base_guidance: dict[str, float] | None = None
     """task -> guidance scale at which the untrained base scores highest on validation prompts; None if unknown."""

@@ -1,6 +1,6 @@
 """Held-out evaluation: one image per prompt entry, from the same initial noise for every model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,7 +97,7 @@ class Evaluation:
         return Evaluation(record["task"], record["headline"], strata, rows, prompts)
 
 
-def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: range) -> torch.Tensor:
+def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: Sequence[int]) -> torch.Tensor:
     """Noise of the given rows of a split, [len(rows), C, h, w].
 
     It depends on (task, split, row) only, so that models can be compared and the batch size does not matter. It is
@@ -167,18 +167,24 @@ def evaluate(
     found = Collected()
     mine = workers.shard(len(prompts))
     # Every process loops as often as the one with the largest shard, because `ask` communicates between processes.
-    for start in range(mine.start, mine.start + workers.most(len(prompts)), batch):
+    last = mine.start + workers.most(len(prompts))
+    for start in range(mine.start, last, batch):
         ask()
-        if start >= mine.stop:
-            continue
         stop = min(start + batch, mine.stop)
-        noise = initial_noise(backbone, task.name, split, range(start, stop))
-        latents = sampled(backbone, prompts[start:stop], noise, adapter, sampler, guidance)
-        for rows in parts_of(latents):
-            images = backbone.decode(latents[rows])
-            first = start + rows.start
+        rows = list(range(start, stop))
+        if backbone.sharded:
+            # All processes must make the same passes. One whose shard is shorter draws its last image once more.
+            rows += [max(0, mine.stop - 1)] * (min(start + batch, last) - max(start, stop))
+        if not rows:
+            continue
+        noise = initial_noise(backbone, task.name, split, rows)
+        latents = sampled(backbone, [prompts[row] for row in rows], noise, adapter, sampler, guidance)
+        latents = latents[: max(0, stop - start)]
+        for part in parts_of(latents):
+            images = backbone.decode(latents[part])
+            first = start + part.start
             here = slice(first, first + len(images))
-            fine = finite(latents[rows], images)
+            fine = finite(latents[part], images)
             if folder:
                 good = np.flatnonzero(fine)
                 entries = good + here.start

@@ -1,9 +1,6 @@
 """Carries out one spec: trains missing teachers, then the student, evaluates the models and writes the summary."""
 
-import json
 import math
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +10,22 @@ import torch
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.backbones.adapter_files import adapter_hash
 from bench.backbones.flow import FlowBackbone
-from bench.config.compute import PLAIN, Compute
+from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
 from bench.config.spec import Spec
-from bench.errors import BenchError, DamagedError, UsageError, explained, one_line
-from bench.hashing import text_hash
+from bench.errors import BenchError, UsageError
 from bench.registry import find
 from bench.scoring.folders import PICTURES
 from bench.scoring.loading import load_tasks
 from bench.store.provenance import code_hash, record
 from bench.store.run import Run
-from bench.store.shapes import check_evaluation
 from bench.system.devices import check_device
-from bench.system.files import is_there, read_record, write_atomic
 from bench.system.interrupts import stopping
 from bench.system.workers import ALONE, Workers
-from bench.training.evaluate import Evaluation
 from bench.training.loop import Loop, Progress
 from bench.training.out_of_memory import memory
+from bench.training.references import References
 from bench.training.same_scorers import check_scored, refuse_other_scorers
 from bench.training.start import read_start
 from bench.training.teachers import Teacher, locate, mount, to_train, training_nfe
@@ -142,8 +136,7 @@ def execute(spec: Spec, session: Session) -> dict:
             session.say(f"note: {late}")
         if workers.main:
             backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
-        base_guidance = descriptor.base_guidance or {}
-        summary = workers.agreed(_summarise(loop, teachers, session, base_guidance))
+        summary = workers.agreed(_summarise(loop, teachers, session, descriptor))
         run.finish(summary)
     workers.agreed(None)  # a barrier: no process may look for the summary before it is written
     return summary
@@ -195,14 +188,15 @@ def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> Non
         )
 
 
-def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, base_guidance: dict[str, float]) -> dict:
+def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descriptor: Descriptor) -> dict:
     """The run's summary: cost, and the student, the base at its best guidance and all teachers on every task."""
     run, spec = loop.run, loop.spec
     costs = {task: cost for task, cost in training_nfe(teachers).items() if not math.isnan(cost)}
     rows = loop.workers.agreed(run.rows("evaluations.jsonl"))
     student = {row["task"]: _strip(row) for row in rows if row["step"] == loop.step}
     models: dict[str, dict[str, dict]] = {"student": student}
-    references = Reference(loop, session.root / "cache", session.say)
+    references = References(loop, session.root / "cache", descriptor.evaluations, session.say)
+    base_guidance = descriptor.base_guidance or {}
     models["base"] = {}
     for task in spec.tasks:
         guidance = base_guidance.get(task, spec.evaluation.scale)
@@ -242,76 +236,3 @@ def _strip(row: dict) -> dict:
     """The part of a row of evaluations.jsonl that the summary keeps."""
     kept = ("task", "headline", "strata", "rows", "prompts")
     return {key: row[key] for key in kept if key in row}
-
-
-class Reference:
-    """Evaluations of models that never change (base, teachers), cached on disk and shared between runs.
-
-    Their images are cached too if the run keeps its own.
-    """
-
-    def __init__(self, loop: Loop, folder: Path, say: Say):
-        self.loop, self.folder, self.say = loop, folder, say
-        self.pictures: dict[str, dict[str, str]] = {}
-        """model -> task -> the folder with its images, relative to the results folder."""
-
-    def of(self, model: str, adapter: str | None, task: str, weights: str, guidance: float) -> dict:
-        """The evaluation record of an adapter, from the cache if possible.
-
-        `adapter`: its name on the backbone, None for the base. `weights`: the hash of its weights.
-        """
-        spec, workers = self.loop.spec, self.loop.workers
-        settings, compute = spec.evaluation, spec.compute
-        scorer = self.loop.lab.tasks[task].scorer_name
-        backbone = self.loop.run.backbone_hash
-        parts: list[object] = [backbone, weights, task, scorer, guidance, settings.steps, settings.split]
-        # Only values that are not the default enter the key, so that evaluations cached by older versions are found.
-        if compute != PLAIN:
-            parts.append(compute.record())
-        if (settings.shift, settings.table) != (None, None):
-            parts += [settings.shift, settings.table]
-        key = text_hash(parts)
-        path = self.folder / f"evaluation-{key}.json"
-        kept = self.folder / f"{PICTURES}-{key}"
-        if settings.pictures:
-            self.pictures.setdefault(model, {})[task] = f"{self.folder.name}/{kept.name}"
-        known = None
-        if workers.main and (os.path.exists(kept) or not settings.pictures):
-            known = self._kept(path, task)
-        if known := workers.agreed(known):
-            return known
-        # Images are written under a name of this run until complete: another run may be evaluating the same model.
-        half = kept.with_name(f".{kept.name}.{self.loop.run.folder.name}") if settings.pictures else None
-        with self.loop.lab.backbone.meter.purpose("references"):
-            result: Evaluation = self.loop.evaluate(adapter, task, guidance, half)
-        if workers.main:
-            try:
-                self._keep(path, result.record(), half, kept)
-            except OSError as error:  # not fatal: this run has its record, and later runs evaluate again
-                self.say(f"the evaluation of {model} on {task} could not be cached: {explained(error)}")
-                if half and not os.path.exists(kept):
-                    shutil.rmtree(half, ignore_errors=True)
-                    del self.pictures[model][task]
-        return result.record()
-
-    def _keep(self, path: Path, record: dict, half: Path | None, kept: Path) -> None:
-        """Store a record and its images; those of another run that was faster are kept."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if half and kept.exists():
-            shutil.rmtree(half)
-        elif half:
-            half.rename(kept)
-        write_atomic(path, json.dumps(record).encode())
-
-    def _kept(self, path: Path, task: str) -> dict | None:
-        """A cached evaluation; None, so that the model is evaluated again, if it is missing or damaged."""
-        prompts = self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)
-        try:
-            if not is_there(path):
-                return None
-            record = read_record(path)
-            check_evaluation(path, record, task, len(prompts))
-        except (DamagedError, OSError) as error:
-            self.say(f"{one_line(error)}: evaluating again")
-            return None
-        return record

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from bench.api.lab import STUDENT
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.sharding import processes
 from bench.config.resolve import describe
 from bench.config.spec import Spec
-from bench.errors import explained
+from bench.errors import UsageError, explained
 from bench.sampler.rollout import Sampler
 from bench.scoring.loading import load_tasks
 from bench.system.drawing import own_settings
@@ -69,6 +70,8 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     path = root / summary["folder"] / "sheet.png"
     if path.exists():
         return path
+    if spec.compute.shard and processes() > 1:
+        raise UsageError("the weights are split over processes; the same command in a single process draws the sheet")
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     backbone.adapters.load(STUDENT, root / summary["folder"] / "adapter")

@@ -43,5 +43,6 @@ def descriptor() -> Descriptor:
         fingerprint=_fingerprint,
         recipes=Path(__file__).parent / "recipes",
         teachers=WEIGHTS / "teachers",
+        evaluations=WEIGHTS / "evaluations",
         base_guidance=read_json(guidance) if guidance.is_file() else None,
     )

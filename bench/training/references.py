@@ -1,0 +1,96 @@
+"""Evaluations of the base and the teachers, with which every run compares its student.
+
+They are read from the cache of the results folder, or from what was shipped with the weights, or made and cached.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.config.compute import PLAIN
+from bench.errors import DamagedError, explained, one_line
+from bench.hashing import text_hash
+from bench.scoring.folders import PICTURES
+from bench.store.shapes import check_evaluation
+from bench.system.files import is_there, read_record, write_atomic
+from bench.training.evaluate import Evaluation
+from bench.training.loop import Loop
+
+
+class References:
+    """Evaluations of models that never change (base, teachers), shared between the runs of a results folder.
+
+    Those of shipped models may come with the weights. Their images are cached too if the run keeps its own.
+    """
+
+    def __init__(self, loop: Loop, folder: Path, shipped: Path | None, say: Callable[[str], None]):
+        """`folder` is the cache; `shipped` holds evaluations that came with the backbone's weights, if any."""
+        self.loop, self.folder, self.shipped, self.say = loop, folder, shipped, say
+        self.pictures: dict[str, dict[str, str]] = {}
+        """model -> task -> the folder with its images, relative to the results folder."""
+
+    def of(self, model: str, adapter: str | None, task: str, weights: str, guidance: float) -> dict:
+        """The evaluation record of an adapter, from the cache if possible.
+
+        `adapter`: its name on the backbone, None for the base. `weights`: the hash of its weights.
+        """
+        spec, workers = self.loop.spec, self.loop.workers
+        settings, compute = spec.evaluation, spec.compute
+        scorer = self.loop.lab.tasks[task].scorer_name
+        backbone = self.loop.run.backbone_hash
+        parts: list[object] = [backbone, weights, task, scorer, guidance, settings.steps, settings.split]
+        # Only values that are not the default enter the key, so that evaluations cached by older versions are found.
+        if compute != PLAIN:
+            parts.append(compute.record())
+        if (settings.shift, settings.table) != (None, None):
+            parts += [settings.shift, settings.table]
+        key = text_hash(parts)
+        path = self.folder / f"evaluation-{key}.json"
+        kept = self.folder / f"{PICTURES}-{key}"
+        if settings.pictures:
+            self.pictures.setdefault(model, {})[task] = f"{self.folder.name}/{kept.name}"
+        known = None
+        if workers.main and (os.path.exists(kept) or not settings.pictures):
+            known = self._kept(path, task)
+        # Shipped evaluations have no images.
+        if workers.main and known is None and self.shipped and not settings.pictures:
+            known = self._kept(self.shipped / path.name, task)
+        if known := workers.agreed(known):
+            return known
+        # Images are written under a name of this run until complete: another run may be evaluating the same model.
+        half = kept.with_name(f".{kept.name}.{self.loop.run.folder.name}") if settings.pictures else None
+        with self.loop.lab.backbone.meter.purpose("references"):
+            result: Evaluation = self.loop.evaluate(adapter, task, guidance, half)
+        if workers.main:
+            try:
+                self._keep(path, result.record(), half, kept)
+            except OSError as error:  # not fatal: this run has its record, and later runs evaluate again
+                self.say(f"the evaluation of {model} on {task} could not be cached: {explained(error)}")
+                if half and not os.path.exists(kept):
+                    shutil.rmtree(half, ignore_errors=True)
+                    del self.pictures[model][task]
+        return result.record()
+
+    def _keep(self, path: Path, record: dict, half: Path | None, kept: Path) -> None:
+        """Store a record and its images; those of another run that was faster are kept."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if half and kept.exists():
+            shutil.rmtree(half)
+        elif half:
+            half.rename(kept)
+        write_atomic(path, json.dumps(record).encode())
+
+    def _kept(self, path: Path, task: str) -> dict | None:
+        """A cached evaluation; None, so that the model is evaluated again, if it is missing or damaged."""
+        prompts = self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)
+        try:
+            if not is_there(path):
+                return None
+            record = read_record(path)
+            check_evaluation(path, record, task, len(prompts))
+        except (DamagedError, OSError) as error:
+            self.say(f"{one_line(error)}: evaluating again")
+            return None
+        return record
