@@ -310,11 +310,23 @@ def perf(
         tuple[Path, Path] | None,
         typer.Option("--compare", help="Measure nothing; compare two files written with --output."),
     ] = None,
+    only: Annotated[
+        str,
+        typer.Option(
+            "--only", help="Measure only these, separated by commas: updates, kernels, overhead, scorers, presets."
+        ),
+    ] = "",
+    carry: Annotated[
+        bool, typer.Option("--carry", help="Measure nothing; list the packages that a machine without network needs.")
+    ] = False,
 ) -> None:
-    """Measure this machine: copy bandwidth, matrix products, kernels, training updates and scorers."""
+    """Check this machine's results, then measure its bandwidth, matrix products, kernels, training updates and scorers.
+
+    If the file of --output exists, only what it lacks is measured.
+    """
     from bench.perf.command import perf as measure
 
-    measure(output, compare)
+    measure(output, compare, tuple(name for name in only.split(",") if name), carry)
 
 
 @app.command()

@@ -41,10 +41,12 @@ class Profile(Settings):
     """Slurm quality of service; None uses the cluster's default."""
     constraint: Word | None = None
     """Required node features, as in sbatch --constraint; None accepts every node."""
+    nodes: Count = 1
+    """Number of nodes that share one run."""
     gpus: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Number of GPUs per run."""
+    """Number of GPUs per run on each of its nodes."""
     processes: Count | None = None
-    """Number of processes that share one run; None starts one per GPU, and one without GPUs."""
+    """Number of processes per node that share one run; None starts one per GPU, and one without GPUs."""
     cpus: Count = 1
     """Number of CPU cores and threads per process."""
     memory_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -99,6 +101,7 @@ class Profile(Settings):
         return given | {
             "name": name,
             "timeout_min": self.minutes,
+            "nodes": self.nodes,
             "cpus_per_task": self.cpus,
             "tasks_per_node": self.processes or max(1, self.gpus),
             "slurm_signal_delay_s": self.signal_s,

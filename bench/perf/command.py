@@ -1,178 +1,62 @@
 """`bench perf`: measure this machine, or compare two measurement files."""
 
-import platform
-from collections.abc import Callable
-from datetime import UTC, datetime
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
-from bench.backbones.flow import FlowBackbone
-from bench.backbones.meter import Passes
-from bench.backbones.size import Size
-from bench.config.compute import Compute
-from bench.config.descriptor import Descriptor
-from bench.config.resolve import PRESETS, describe, resolve
-from bench.config.spec import LoraSpec, SamplerSpec
 from bench.errors import DamagedError, UsageError, one_line
-from bench.perf import kernels, updates
-from bench.perf.ceilings import copy_bandwidth, matrix_rate
-from bench.perf.overhead import overhead
-from bench.perf.timing import measure
-from bench.prediction.cost import of_passes, of_update
+from bench.perf import updates
+from bench.perf.carried import carried
+from bench.perf.measured import Measurement
 from bench.printing import terminal
-from bench.registry import find, task_names
-from bench.scoring.loading import load_task, load_tasks
 from bench.system.files import json_bytes, read_record
 from bench.system.outputs import check_output, write_output
 
-GPU_COMPUTE = Compute(resolution=512, precision="bfloat16")
-SMALL, LARGE = "micro", "sd3"
-"""Backbones measured on a CPU and on a GPU (there with random weights of the published shapes). They are fixed, because
-measurements of two machines or versions are comparable only on the same model."""
-PROMPTS, SCORED = 64, 96
-"""Number of prompts to draw images for, and of images given to each scorer."""
 
+def perf(
+    output: Path | None,
+    compare: tuple[Path, Path] | None = None,
+    only: tuple[str, ...] = (),
+    carry: bool = False,
+) -> None:
+    """Measure this machine, print tables and write the measurements to `output`, row by row.
 
-def perf(output: Path | None, compare: tuple[Path, Path] | None) -> None:
-    """Measure this machine, print tables and write the measurements to `output`; or print a comparison of two files.
-
-    Raises UsageError if a file to compare was not written by `bench perf`, or `output` cannot be written.
+    If `output` exists, only what it lacks is measured. `compare` prints a comparison of two files instead, and `carry`
+    the packages that a bare machine needs. Raises UsageError if a file was not written by `bench perf` or on another
+    machine, or `output` cannot be written.
     """
     console = terminal(130)
     if compare:
         console.print(comparison(*compare))
         return
+    if carry:
+        for line in carried():
+            print(line)
+        return
     check_output(output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = measured(device, console.print)
-    for table in tables(found):
+    known = read(output) if output and output.is_file() and output.stat().st_size else None
+    measurement = Measurement(device, known)
+    name = measurement.found["device"]
+    console.print(f"measuring {name}: this takes a few minutes and needs an otherwise idle machine")
+
+    def save(found: dict) -> None:
+        if output:
+            write_output(output, json_bytes(found))
+
+    for table in tables(measurement.measure(only, save, console.print)):
         console.print(table)
-    if output:
-        write_output(output, json_bytes(found))
-
-
-def measured(device: torch.device, say: Callable[[str], None] = lambda _: None) -> dict:
-    """All measurements of a device, as the content of the output file. Takes a few minutes."""
-    gpu = device.type == "cuda"
-    say(f"measuring {name_of(device)}: this takes a few minutes and needs an otherwise idle machine")
-    bandwidth, _ = copy_bandwidth(device)
-    rates = {}
-    for dtype in ("float32", "bfloat16"):
-        rates[dtype], _ = matrix_rate(device, getattr(torch, dtype))
-    compute = GPU_COMPUTE if gpu else Compute()
-    descriptor = describe(LARGE if gpu else SMALL)
-    make, texts = sources(descriptor, device)
-    sampler_defaults = descriptor.defaults().get("sampler", {})
-    guidance = sampler_defaults.get("guidance", SamplerSpec().guidance)
-    ways = updates.variants(updates.TRAJECTORIES)
-    if not gpu:
-        # Gradient checkpointing and compiling are only worthwhile on GPUs.
-        ways = tuple(way for way in ways if not way.changes)
-    rollout_lab = updates.laboratory(make(compute), texts, guidance)
-    rows = [
-        updates.rollout_row(rollout_lab),
-        *updates.table(make, compute, texts, guidance, ways),
-    ]
-    backbone = make(compute)
-    size = backbone.size(backbone.encode(texts[:1]))
-    for row in rows:
-        if "error" not in row:
-            row["flop_per_s"] = operations(row, size, compute) / row["seconds"]
-            row["utilisation"] = row["flop_per_s"] / rates[compute.precision]
-    return {
-        "device": name_of(device),
-        "measured": datetime.now(UTC).date().isoformat(),
-        "versions": {p: version(p) for p in ("torch", "diffusers", "peft")},
-        "threads": torch.get_num_threads(),
-        "backbone": backbone.name,
-        "compute": compute.model_dump(),
-        "guidance": guidance,
-        "flop_per_forward": size.flops,
-        "ceilings": {"copy_bytes_per_s": bandwidth, "matrix_flop_per_s": rates},
-        "kernels": kernels.table(device, bandwidth),
-        "updates": rows,
-        "overhead": None if gpu else overhead(),
-        "scorers": None if gpu else scorers(descriptor.world, backbone),
-        "presets": preset_hours(fastest(rows)) if gpu else None,
-    }
-
-
-def name_of(device: torch.device) -> str:
-    """The model name of a GPU, or of the CPU with the number of threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    models = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
-    cpu = models[0] if models else platform.machine()
-    return f"{torch.get_num_threads()} threads of {cpu}"
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
-
-
-def sources(descriptor: Descriptor, device: torch.device) -> tuple[Callable[[Compute], FlowBackbone], list[str]]:
-    """A function that builds the backbone to measure, with random weights if the family can do so, and prompts."""
-    if descriptor.shape_only:
-        return partial(descriptor.shape_only, str(device)), [f"prompt {i}" for i in range(PROMPTS)]
-    prompts = load_task("geneval", descriptor.world).prompts("train")[:PROMPTS]
-    return partial(descriptor.load, str(device)), [prompt.text for prompt in prompts]
-
-
-def scorers(world: str, backbone: FlowBackbone) -> list[dict]:
-    """Images per second of every task's scorer for a world, on the CPU, at the backbone's image size."""
-    latent = torch.zeros(1, *backbone.latent_shape, device=backbone.device)
-    side = backbone.decode(latent).shape[-1]
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(SCORED, 3, side, side, generator=generator)
-    rows = []
-    for task in load_tasks(tuple(task_names(["all"])), world).values():
-        prompts = (task.prompts("test") * 2)[:SCORED]
-        timing = measure(partial(task.score, images, prompts), torch.device("cpu"))
-        row = {"scorer": task.scorer_name, "images_per_s": SCORED / timing.seconds}
-        rows.append(row | timing.record())
-    return rows
-
-
-def operations(row: dict, size: Size, compute: Compute) -> float:
-    """Floating-point operations of a row's passes, including the recomputation of gradient checkpointing."""
-    how = compute.model_copy(update={"gradient_checkpointing": row["gradient_checkpointing"]})
-    spec = LoraSpec(rank=updates.RANK, alpha=updates.ALPHA)
-    return of_passes(Passes(**row["passes"]), size, spec, how)
-
-
-def fastest(rows: list[dict]) -> float:
-    """The highest rate of floating-point operations per second among the updates that fit into memory."""
-    measured_updates = [row for row in rows if row["update"] != "rollout alone" and "error" not in row]
-    return max(row["flop_per_s"] for row in measured_updates)
-
-
-def preset_hours(flop_per_s: float) -> dict[str, float]:
-    """Preset -> GPU-hours of its training at a measured rate of floating-point operations.
-
-    Only the transformer is counted: decoding, scoring and held-out evaluation are additional.
-    """
-    hours = {}
-    for path in sorted(PRESETS.glob("*.yaml")):
-        # This preset leaves the task to the user.
-        tasks = ["geneval"] if path.stem == "nft-sd35" else None
-        spec = resolve(None, tasks, preset=path)
-        descriptor = describe(spec.backbone)
-        assert descriptor.size and spec.budget.updates  # presets use models of known size and set a number of updates
-        size = descriptor.size(spec.compute)
-        work = find("method", spec.method).work(spec, spec.sampler.build(3.0))
-        per_update = of_update(work, size, spec).model
-        hours[path.stem] = per_update * spec.budget.updates / flop_per_s / 3600
-    return hours
 
 
 def tables(found: dict) -> list[Table]:
-    """The measurements as three tables: kernels, updates, and everything else."""
-    return [kernel_table(found), update_table(found), other_table(found)]
+    """The measurements as up to three tables: kernels, updates, and everything else."""
+    made = [kernel_table(found)] if found["kernels"] else []
+    if found["updates"]:
+        made.append(update_table(found))
+    if found["overhead"] or found["scorers"] or found["presets"]:
+        made.append(other_table(found))
+    return made
 
 
 def kernel_table(found: dict) -> Table:

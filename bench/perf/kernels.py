@@ -1,6 +1,6 @@
 """Times of the sampler's step and loss kernels: eager PyTorch and Triton, relative to the copy bandwidth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 
 import torch
@@ -25,27 +25,25 @@ def available(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-def table(device: torch.device, bandwidth: float) -> list[dict]:
-    """One row per batch size, precision and operation; `bandwidth` is the copy bandwidth in bytes per second."""
-    rows = []
+def table(device: torch.device, bandwidth: float, known: Collection[tuple[str, int, str]] = ()) -> Iterator[dict]:
+    """One row per batch size, precision and operation, but for those in `known` (operation, batch size, type).
+
+    `bandwidth` is the copy bandwidth in bytes per second.
+    """
     for batch in BATCHES[device.type]:
         for dtype in (torch.float32, torch.bfloat16):
             inputs = [torch.randn(batch, *LATENT, device=device).to(dtype) for _ in range(5)]
             for name, (passes, eager, triton) in operations(inputs, available(device)).items():
-                moved = passes * inputs[0].nbytes
-                row = {
-                    "operation": name,
-                    "batch": batch,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "bytes": moved,
-                }
+                moved, kind = passes * inputs[0].nbytes, str(dtype).removeprefix("torch.")
+                if (name, batch, kind) in known:
+                    continue
+                row = {"operation": name, "batch": batch, "dtype": kind, "bytes": moved}
                 for engine, work in (("eager", eager), ("triton", triton)):
                     if work:
                         timing = measure(work, device)
                         share = moved / timing.seconds / bandwidth
                         row[engine] = timing.record() | {"share_of_bandwidth": share}
-                rows.append(row)
-    return rows
+                yield row
 
 
 def operations(inputs: list[Tensor], with_triton: bool) -> dict[str, tuple[int, Work, Work | None]]:

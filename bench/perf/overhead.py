@@ -16,11 +16,11 @@ ONLY_TRAINING = ("evaluation.steps=1", "evaluation.points=[]")
 """Settings that keep the held-out evaluation, which is not measured, short."""
 
 
-def overhead(method: str = "opd_analytic", updates: int = UPDATES) -> dict:
+def overhead(method: str = "opd_analytic") -> dict:
     """Share of training's wall time outside the model, for a method's recipe on micro, on the CPU."""
     from bench.training.loop import Loop, Progress
 
-    spec = resolve(method, ["all"], overrides=[f"budget.updates={updates}", *ONLY_TRAINING])
+    spec = resolve(method, ["all"], overrides=[f"budget.updates={UPDATES}", *ONLY_TRAINING])
     descriptor = describe(spec.backbone)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "results"

@@ -1,5 +1,6 @@
 """Throughput of rollouts and of on-policy distillation updates, relative to the straightforward loop."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,20 +61,34 @@ class UpdateVariant:
     """Settings under `compute` that differ from the defaults."""
 
 
+ROLLOUT = "rollout alone"
 BASELINE = "straightforward, batch 3"
 SAME_BATCH = "straightforward, whole batch"
+CHUNK = 12
+"""Trajectories at once that leave room on a GPU of 80 GB without gradient checkpointing."""
 
 
-def variants(trajectories: int) -> tuple[UpdateVariant, ...]:
-    """The baseline, the baseline with all trajectories in one batch, and the execution modes of opd_analytic."""
+def variants(trajectories: int, gpu: bool = False) -> tuple[UpdateVariant, ...]:
+    """The baseline and the execution modes of opd_analytic, those first that say most; with all trajectories at once.
+
+    On a GPU also in chunks, checkpointed and compiled, which is only worthwhile there. Whole batches come last, because
+    they may not fit into memory.
+    """
     fused = {"execution": "fused", "trajectories": trajectories}
+    plain = {"execution": "plain", "trajectories": trajectories}
+    chunked = fused | {"chunk": CHUNK}
+    on_gpu = (
+        UpdateVariant("fused, chunk 12", chunked),
+        UpdateVariant("plain, chunk 12", plain | {"chunk": CHUNK}),
+        UpdateVariant("fused, checkpointed", fused, changes=(("gradient_checkpointing", True),)),
+        UpdateVariant("fused, chunk 12, compiled", chunked, changes=(("compile", True),)),
+    )
     return (
         UpdateVariant(BASELINE, None),
-        UpdateVariant(SAME_BATCH, None, trajectories),
-        UpdateVariant("plain", {"execution": "plain", "trajectories": trajectories, "chunk": trajectories}),
+        *(on_gpu if gpu else ()),
         UpdateVariant("fused", fused),
-        UpdateVariant("fused, checkpointed", fused, changes=(("gradient_checkpointing", True),)),
-        UpdateVariant("fused, compiled", fused, changes=(("compile", True),)),
+        UpdateVariant("plain", plain | {"chunk": trajectories}),
+        UpdateVariant(SAME_BATCH, None, trajectories),
     )
 
 
@@ -107,14 +122,14 @@ def table(
     texts: list[str],
     guidance: float,
     ways: tuple[UpdateVariant, ...],
-) -> list[dict]:
+) -> Iterator[dict]:
     """One row per variant: images and NFE per second, and peak memory; or 'error' if it does not fit into memory.
 
     Each variant has a separate backbone, built by `make`. On a GPU the variants are measured one after another, so that
     each one's peak memory can be measured; on a CPU, whose speed varies with its other load, they take turns.
     """
-    groups = [(way,) for way in ways] if torch.cuda.is_available() else [ways]
-    rows = []
+    on_gpu = torch.cuda.is_available()
+    groups = [(way,) for way in ways] if on_gpu else [ways] if ways else []
     for group in groups:
         measured: list[dict]
         try:
@@ -127,14 +142,14 @@ def table(
             measured = [rates(timing, passes, each) for timing, passes, each in zip(timings, counts, used)]
         except torch.OutOfMemoryError:
             measured = [{"error": "out of memory"} for _ in group]
-        for way, row in zip(group, measured):
-            rows.append({"update": way.label, "trajectories": TRAJECTORIES} | row)
         # Release the models before the next group is built, or both would be in memory. A name bound to one of them
-        # outside a comprehension would keep it alive.
+        # outside a comprehension would keep it alive, and so do cycles of references until they are collected.
         labs, works = [], []
-        if torch.cuda.is_available():
+        gc.collect()
+        if on_gpu:
             torch.cuda.empty_cache()
-    return rows
+        for way, row in zip(group, measured):
+            yield {"update": way.label, "trajectories": TRAJECTORIES} | row
 
 
 def count(lab: Lab, work: Callable[[], None]) -> Passes:
@@ -166,7 +181,7 @@ def rollout_row(lab: Lab) -> dict:
 
     passes = count(lab, work)
     timing = measure(work, lab.backbone.device, warmup=1)
-    row = {"update": "rollout alone", "trajectories": TRAJECTORIES}
+    row = {"update": ROLLOUT, "trajectories": TRAJECTORIES}
     return row | rates(timing, passes, lab.backbone.compute)
 
 

@@ -29,7 +29,7 @@ def memory_lines(size: Size, spec: Spec, sampler: Sampler) -> list[str]:
     # Adapters, gradient and optimiser stay in float32, as does the VAE. The gradient and AdamW's two moments are three
     # more copies of one adapter.
     always = {
-        "transformer": size.parameters * each,
+        "transformer (divided by the processes)" if compute.shard else "transformer": size.parameters * each,
         "text encoders": 0 if compute.offload_text_encoders else encoders,
         "VAE": size.frozen.get("vae", 0) * 4,
         f"{kept} adapters, gradient, optimiser": adapter * 4 * (kept + 3),

@@ -1,7 +1,11 @@
 """What is measured is what is claimed: the baseline has OPD's gradient, evaluations are counted, files compare."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -13,10 +17,11 @@ from bench.backbones.micro import descriptor
 from bench.backbones.sd3.network import sd3_size
 from bench.backbones.sd3.shape_only import ShapeOnly
 from bench.config.compute import Compute
-from bench.errors import UsageError
-from bench.perf import ceilings, command, kernels, updates
-from bench.perf.command import comparison, preset_hours, read
-from bench.perf.overhead import overhead
+from bench.errors import BenchError, UsageError
+from bench.perf import ceilings, command, gate, kernels, measured, updates
+from bench.perf.carried import carried
+from bench.perf.command import comparison, read
+from bench.perf.measured import Measurement, preset_hours
 from bench.perf.timing import measure
 from tests.methods.conftest import shake
 
@@ -37,7 +42,7 @@ def fast(monkeypatch) -> None:
     monkeypatch.setattr(ceilings, "COPY_BYTES", {"cpu": 2**20})
     monkeypatch.setattr(ceilings, "MATRIX_SIDE", {"cpu": 64})
     monkeypatch.setattr(kernels, "BATCHES", {"cpu": (2,)})
-    monkeypatch.setattr(command, "overhead", partial(overhead, updates=4))
+    monkeypatch.setattr("bench.perf.overhead.UPDATES", 4)
 
 
 def gradient(variant: updates.UpdateVariant, guidance: float) -> tuple[torch.Tensor, Passes]:
@@ -51,7 +56,7 @@ def gradient(variant: updates.UpdateVariant, guidance: float) -> tuple[torch.Ten
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_every_variant_makes_the_same_gradient(fast, guidance: float) -> None:
     """The baseline is no straw man: it computes what the fast ways compute."""
-    baseline, *others = updates.variants(6)[:4]
+    baseline, *others = updates.variants(6)
     wanted, cost = gradient(baseline, guidance)
     branches = 1 if guidance == 1 else 2
     # rollout, training, teacher
@@ -92,9 +97,10 @@ def test_the_shape_only_model_trains_and_is_measured(fast) -> None:
     assert lab.backbone.latent_shape == (4, 8, 8)
     assert lab.backbone.decode(torch.zeros(2, 4, 8, 8)).shape == (2, 3, 64, 64)
     assert updates.rollout_row(lab)["evaluations"] == 6 * 2 * 10
-    ways = (updates.variants(6)[0], updates.variants(6)[4])
-    rows = updates.table(make, Compute(resolution=64, precision="bfloat16"), TEXTS, 4.5, ways)
-    assert [row["evaluations"] for row in rows] == [6 * 2 * (10 + 27 + 9), 6 * 2 * (27 + 9)]
+    ways = {way.label: way for way in updates.variants(6, gpu=True)}
+    chosen = (ways[updates.BASELINE], ways["fused, checkpointed"], ways["fused, chunk 12"])
+    rows = [*updates.table(make, Compute(resolution=64, precision="bfloat16"), TEXTS, 4.5, chosen)]
+    assert [row["evaluations"] for row in rows] == [6 * 2 * (10 + 27 + 9), 6 * 2 * (27 + 9), 6 * 2 * (27 + 9)]
 
 
 def test_operations_of_a_row_are_counted_not_its_evaluations(fast) -> None:
@@ -103,24 +109,24 @@ def test_operations_of_a_row_are_counted_not_its_evaluations(fast) -> None:
     one = size.training(1, updates.RANK, None, Compute())
     again = size.training(1, updates.RANK, None, Compute(gradient_checkpointing=True))
     row = {"passes": {"forward": 5, "trained": 7}, "gradient_checkpointing": False}
-    assert command.operations(row, size, Compute()) == 5 * size.flops + 7 * (one.forward + one.backward)
+    assert measured.operations(row, size, Compute()) == 5 * size.flops + 7 * (one.forward + one.backward)
     row["gradient_checkpointing"] = True
-    assert command.operations(row, size, Compute()) == 5 * size.flops + 7 * (again.forward + again.backward)
+    assert measured.operations(row, size, Compute()) == 5 * size.flops + 7 * (again.forward + again.backward)
     assert again.backward > one.backward + 0.8 * one.forward
     rates = [
         {"update": "rollout alone", "flop_per_s": 9.0},
         {"update": "a", "flop_per_s": 2.0},
         {"error": 1, "update": "b"},
     ]
-    assert command.fastest(rates) == 2.0
+    assert measured.fastest(rates) == 2.0
 
 
 def test_presets_take_what_is_counted() -> None:
-    """24 trajectories of three tasks; GenEval's teacher draws without guidance; the backward pass is checkpointed."""
+    """24 trajectories of three tasks; GenEval's teacher draws without guidance; nothing is recomputed."""
     hours = preset_hours(250e12)
     assert set(hours) >= {"diffusionopd-sd35", "nft-sd35", "flow-grpo-sd35-ocr"}
     forward, trained = 24 * 9 * (1 + 2 + 2), 24 * 9 * 2 * 3
-    flop = forward * 2.225e12 + trained * 2.247e12 * (1 + 2.1212)
+    flop = forward * 2.225e12 + trained * 2.247e12 * (1 + 1.1212)
     assert hours["diffusionopd-sd35"] == pytest.approx(1000 * flop / 250e12 / 3600, rel=2e-3)
 
 
@@ -130,7 +136,7 @@ def test_what_does_not_fit_is_a_row_not_an_end(fast, monkeypatch) -> None:
 
     monkeypatch.setattr(ShapeOnly, "_forward", full)
     make = partial(ShapeOnly, "cpu", config=TINY)
-    rows = updates.table(make, Compute(), TEXTS, 1.0, (updates.UpdateVariant(updates.BASELINE, None),))
+    rows = [*updates.table(make, Compute(), TEXTS, 1.0, (updates.UpdateVariant(updates.BASELINE, None),))]
     assert rows == [{"update": updates.BASELINE, "trajectories": 6, "error": "out of memory"}]
 
 
@@ -140,3 +146,81 @@ def test_repetitions_are_per_execution() -> None:
     assert len(timing.repetitions) == 5
     assert timing.seconds < 1e-4
     assert len(calls) > 1000
+
+
+def test_nothing_is_timed_after_a_wrong_result(fast, monkeypatch) -> None:
+    rows = gate.gate(torch.device("cpu"))
+    checks = [row["check"] for row in rows]
+    assert {"noise", "gradient of an update", "step of cps in bfloat16", "gradient of the log-density of cps"} <= {*checks}
+    right = gate.step
+
+    def wrong(*inputs, **more):
+        taken = right(*inputs, **more)
+        return taken if taken.next.dtype == torch.float64 else type(taken)(taken.next * 1.001, taken.velocity, None)
+
+    monkeypatch.setattr(gate, "step", wrong)
+    monkeypatch.setattr(measured, "copy_bandwidth", lambda device: pytest.fail("timed"))
+    with pytest.raises(BenchError, match=r"step of ode in float32 is wrong on cpu: .* nothing was timed"):
+        Measurement(torch.device("cpu")).measure((), lambda found: None, lambda line: None)
+
+
+def test_an_interrupted_measurement_goes_on_row_by_row(fast, tmp_path: Path, monkeypatch) -> None:
+    """Cut off at any row, the file holds all rows before it, and the next call measures only the others."""
+    path = tmp_path / "machine.json"
+    real = kernels.measure
+    timed: list[int] = []
+
+    def cut_off(work, device):
+        timed.append(1)
+        if len(timed) == 4:
+            raise KeyboardInterrupt
+        return real(work, device)
+
+    monkeypatch.setattr(kernels, "measure", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        command.perf(path, only=("kernels",))
+    assert len(read(path)["kernels"]) == 3
+    first = read(path)["kernels"]
+    command.perf(path, only=("kernels",))
+    assert len(timed) == 4 + 5 and read(path)["kernels"][:3] == first
+    command.perf(path, only=("kernels",))
+    assert len(timed) == 4 + 5  # nothing was left
+    other = json.loads(path.read_text()) | {"device": "another machine"}
+    path.write_text(json.dumps(other))
+    with pytest.raises(UsageError, match="measurements with device another machine"):
+        command.perf(path)
+    with pytest.raises(UsageError, match="kernel"):
+        command.perf(None, only=("kernel",))
+
+
+# What a CUDA build of torch brings along.
+WITH_TORCH = "torch triton numpy filelock typing-extensions sympy mpmath networkx jinja2 markupsafe fsspec setuptools"
+BARE = """
+import bench.cli.app, torch
+from bench.backbones.sd3.shape_only import ShapeOnly
+from bench.config.compute import Compute
+from bench.perf import command, gate, updates
+lab = updates.laboratory(ShapeOnly("cpu", Compute(), config=TINY), ["a", "b"], 4.5)
+updates.rollout_row(lab)
+for way in updates.variants(2, gpu=True)[:4]:
+    updates.update(lab, way)()
+gate.gate(torch.device("cpu"))
+"""
+
+
+def test_what_must_be_carried_is_listed(tmp_path: Path) -> None:
+    """With nothing installed but what is listed and a build of torch, a measurement of the GPU's kind works."""
+    listed = [line.partition("==")[0] for line in carried() if not line.startswith("#")]
+    assert {"diffusers", "peft"} <= {*listed}
+    assert not {"torch", "optuna", "scipy", "pandas", "rapidocr"} & {*listed}
+    for name in (*listed, *WITH_TORCH.split(), "multireward-bench"):
+        for file in distribution(name).files or ():
+            top = file.parts[0]
+            if top != ".." and not (tmp_path / top).exists():
+                (tmp_path / top).symlink_to(distribution(name).locate_file(top))
+    paths = os.pathsep.join(map(str, (tmp_path, Path(__file__).parents[2])))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", BARE.replace("config=TINY", f"config={TINY!r}")],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""On a real Slurm of one node (tests/slurm/one_node.sh; .ci/run starts it): jobs end as runs in this process do, whatever
+"""On a real Slurm of one and two nodes (tests/slurm/start.sh; .ci/run starts it): jobs end as runs in this process do, whatever
 happens to them on the way. Skipped where Slurm is not running."""
 
 import fcntl
@@ -36,7 +36,7 @@ def _answers() -> bool:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not _answers(), reason="no Slurm answers: install slurmctld, slurmd, slurm-client and munge, "
-                       "and start tests/slurm/one_node.sh as root"),
+                       "and start tests/slurm/start.sh as root"),
 ]  # fmt: skip
 
 SHORT = [
@@ -263,3 +263,35 @@ def test_several_processes_of_a_job_share_a_run(root: Path) -> None:
     assert dispatch([Job("two", spec.record())], train, root, two, "cpu", lambda *_: None) == {}
     (entry,) = [json.loads(x) for x in next(root.glob("*/provenance.jsonl")).read_text().splitlines()]
     assert entry["processes"] == 2
+
+
+def test_a_run_on_two_nodes_ends_with_the_record_of_one_in_this_process(root: Path, tmp_path: Path) -> None:
+    """One process on each of two nodes, which two daemons stand in for; with and without weights of their own."""
+    # With so large an eps AdamW's step is proportional to the gradient, and not rounding's sign.
+    exact = ["optimizer.eps=1", "optimizer.lr=1", "budget.updates=2"]
+    spec = resolve("opd_analytic", ["ocr"], overrides=[word for word in ONE if "=" in word] + exact)
+    inline = tmp_path / "inline" / "results"
+    inline.mkdir(parents=True)
+    assert dispatch([Job("inline", spec.record())], train, inline, Placement("inline"), "cpu", lambda *_: None) == {}
+    root.mkdir()
+    nodes = Placement("slurm", Profile(minutes=10, nodes=2, partition="pair"))
+    sharded = resolve("opd_analytic", ["ocr"], overrides=[w for w in ONE if "=" in w] + [*exact, "compute.shard=true"])
+    second = tmp_path / "sharded" / "results"
+    second.mkdir(parents=True)
+    for made, where in ((spec, root), (sharded, second)):
+        assert dispatch([Job("nodes", made.record())], train, where, nodes, "cpu", lambda *_: None) == {}
+        (folder,), (alone,) = ([*place.glob("opd_*")] for place in (where, inline))
+        assert folder.name == alone.name
+        (entry,) = [json.loads(x) for x in (folder / "provenance.jsonl").read_text().splitlines()]
+        assert entry["processes"] == 2
+        weights, expected = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (folder, alone))
+        assert max((weights[name] - expected[name]).abs().max() for name in expected) < 1e-6
+        for record in ("metrics.jsonl", "evaluations.jsonl"):
+            rows, wanted = (
+                [json.loads(line) for line in (f / record).read_text().splitlines()] for f in (folder, alone)
+            )
+            assert [row.keys() for row in rows] == [row.keys() for row in wanted]
+        summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, alone)]
+        assert summaries[0]["updates"] == summaries[1]["updates"] == 2
+        scores = [s["models"]["student"]["ocr"]["rows"]["reward"] for s in summaries]
+        assert scores[0] == pytest.approx(scores[1], abs=0.02)
