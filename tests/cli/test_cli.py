@@ -66,7 +66,7 @@ FLAGS = {
     "score": ["--batch", "--help", "--set", "--world"],
     "serve": ["--help", "--host", "--port", "--set", "--world"],
     "list": ["--help"],
-    "perf": ["--compare", "--help", "--output"],
+    "perf": ["--carry", "--compare", "--help", "--only", "--output"],
     "status": ["--help", "--results", "--watch"],
     "cancel": ["--help", "--results"],
     "logs": ["--help", "--results"],

@@ -30,7 +30,7 @@ from bench.system.files import parse_json, results_root, write_atomic
 from bench.system.outputs import check_output, write_output
 from bench.system.places import locked
 from bench.system.workers import ALONE, connect, launched
-from bench.training.execute import Reference
+from bench.training.references import References
 from tests.system.test_files import put
 from tests.system.test_places import everything
 
@@ -248,7 +248,7 @@ def test_a_cache_that_cannot_be_kept_costs_no_result(tmp_path: Path, kind: str, 
     run = SimpleNamespace(backbone_hash="h", folder=tmp_path / "run")
     loop = SimpleNamespace(spec=spec, workers=ALONE, lab=lab, run=run, evaluate=evaluate)
     cache = tmp_path / "cache"
-    references = Reference(loop, cache, said.append)
+    references = References(loop, cache, None, said.append)
     assert references.of("base", None, "ocr", "base", 1.0) == record
     assert said == []
     (kept,) = cache.glob("*.json")

@@ -18,7 +18,7 @@ QUICK = ["params.trajectories=2", "evaluation.steps=1", "checkpoint_every=1", "e
 
 
 def spec(updates: int, *more: str):
-    return resolve("opd_analytic", ["ocr", "pickscore"], overrides=[*QUICK, f"budget.updates={updates}", *more])
+    return resolve("opd_analytic", ["ocr", "pickscore"], overrides=[*QUICK, "params.batches=mixed", f"budget.updates={updates}", *more])
 
 
 def student(folder: Path) -> torch.Tensor:

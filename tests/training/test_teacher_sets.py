@@ -13,7 +13,7 @@ from bench.training.teacher_sets import check_teachers
 from tests.commands import bench
 
 SMALL = ("evaluation.steps=1", "evaluation.split=validation", "evaluation.points=[]", "budget.updates=1")
-TAUGHT = (*SMALL, "params.groups=2", "params.group_size=2", "sampler.guidance=2.5")
+TAUGHT = (*SMALL, "params.groups=4", "params.group_size=6", "sampler.guidance=2.5")
 
 
 def sets(settings: tuple[str, ...]) -> list[str]:

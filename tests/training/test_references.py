@@ -1,0 +1,57 @@
+"""Evaluations of the base and the teachers: shipped ones are used where they are what would be measured, and are right."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.backbones.micro import descriptor
+from bench.config.resolve import resolve
+from bench.training.execute import Session, execute
+
+SHIPPED = descriptor().evaluations
+
+
+def summary(folder: Path, *more: str, tasks: tuple[str, ...] = ("geneval", "ocr", "pickscore")) -> tuple[dict, list[str]]:
+    """A merge evaluated as every recipe evaluates, or with other settings; and the names of the cached evaluations."""
+    spec = resolve("merge", [*tasks], overrides=[*more])
+    made = execute(spec, Session(folder / "results"))
+    return made, sorted(path.name for path in (folder / "results" / "cache").glob("evaluation-*.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_what_the_recipes_compare_with_is_shipped(tmp_path: Path, split: str) -> None:
+    """A changed scorer, task or base would ask for other files: ship them with it (see the model card)."""
+    made, measured = summary(tmp_path, f"evaluation.split={split}")
+    assert measured == []
+    assert "references" not in made["cost"]["seconds"]
+    for task, row in made["models"]["teacher ocr"].items():
+        assert row["task"] == task and len(row["rows"]["reward"]) == len(row["strata"])
+
+
+@pytest.mark.slow
+def test_the_shipped_are_what_would_be_measured(tmp_path: Path, monkeypatch) -> None:
+    """On another machine an image near a scorer's edge may be judged otherwise: at most one in fifty."""
+    shipped, _ = summary(tmp_path / "a", "evaluation.split=validation")
+    monkeypatch.setattr("bench.training.references.References._kept", lambda *_: None)
+    measured, files = summary(tmp_path / "b", "evaluation.split=validation")
+    assert set(files) <= {path.name for path in SHIPPED.iterdir()} and len(files) == 12
+    for model in ("base", "teacher geneval", "teacher ocr", "teacher pickscore"):
+        for task, row in measured["models"][model].items():
+            known = shipped["models"][model][task]
+            assert known["strata"] == row["strata"] and known["headline"] == row["headline"]
+            for metric, values in row["rows"].items():
+                differ = np.abs(np.array(values, float) - np.array(known["rows"][metric], float)) > 0.02
+                assert differ.mean() <= 0.02, (model, task, metric)
+
+
+def test_other_settings_are_measured(tmp_path: Path) -> None:
+    """One step instead of ten, and another guidance scale of a teacher, are other evaluations."""
+    few = ("evaluation.steps=1", "evaluation.split=validation")
+    made, measured = summary(tmp_path, *few, tasks=("ocr",))
+    assert len(measured) == 2  # base and teacher
+    assert not {*measured} & {path.name for path in SHIPPED.iterdir()}
+    assert json.loads((tmp_path / "results" / "cache" / measured[0]).read_text())["task"] == "ocr"
+    assert "references" in made["cost"]["seconds"]
