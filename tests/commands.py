@@ -9,11 +9,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.few import few_prompts
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["torch", "peft", "diffusers.models.transformers.transformer_sd3", "scipy.stats", "bench.training.execute", "bench.cli.app"]
 )
 TIMEOUT_S = 300
+FEW = False
+"""Whether commands see thirteen held-out prompts per task; the fixture `few_prompts` of tests/conftest.py sets it."""
 
 
 def bench(
@@ -25,7 +29,7 @@ def bench(
     """Run `bench WORDS` in a folder; `before(*arguments)` is called in its process first (a function of a module)."""
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place) / name for name in ("stdout", "stderr")]
-        process = SERVER.Process(target=_command, args=(words, folder, before, arguments, *paths))
+        process = SERVER.Process(target=_command, args=(words, folder, FEW, before, arguments, *paths))
         process.start()
         process.join(TIMEOUT_S)
         if process.exitcode is None:
@@ -37,7 +41,7 @@ def bench(
 
 
 def _command(
-    words: list[str], folder: Path | None, before: Callable[..., None] | None, arguments: tuple, *paths: Path
+    words: list[str], folder: Path | None, few: bool, before: Callable[..., None] | None, arguments: tuple, *paths: Path
 ) -> None:
     for stream, path in zip((sys.stdout, sys.stderr), paths):
         stream.flush()
@@ -45,6 +49,8 @@ def _command(
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as tests/conftest.py hides GPUs; nothing has asked for them yet
     if folder:
         os.chdir(folder)
+    if few:
+        few_prompts()
     if before:
         before(*arguments)
     from bench.cli.app import main

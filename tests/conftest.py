@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -58,6 +59,22 @@ def hidden_gpu(monkeypatch) -> None:
     """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.fixture(scope="module")
+def few_prompts() -> Iterator[None]:
+    """Thirteen held-out prompts per task, in this process and in the commands of `tests.commands.bench`.
+
+    A module that is not about scores asks for it by `pytestmark = pytest.mark.usefixtures("few_prompts")`: most of its
+    time would go into evaluations.
+    """
+    from tests import commands
+    from tests.few import few_prompts
+
+    with pytest.MonkeyPatch.context() as patch:
+        few_prompts(patch.setattr)
+        patch.setattr(commands, "FEW", True)
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A cache of encoded prompts: in memory up to a limit, and on disk in files named by the prompt's hash."""
+"""A cache of encoded prompts: in memory and on disk up to limits, the files named by the prompt's hash."""
 
 import hashlib
 from collections import OrderedDict
@@ -11,6 +11,9 @@ from bench.system.files import write_atomic
 
 MEMORY = 2**30
 """Limit on encoded prompts kept on the device, in bytes: 600 prompts of SD3.5 with T5 in half precision."""
+DISK = 20 * 2**30
+"""Limit on the files of encoded prompts in one folder, in bytes: 12,000 such prompts. Further ones are encoded again
+when they are needed. Training draws prompts evenly, so that the first ones are worth as much as any others."""
 
 
 class Embeddings:
@@ -22,6 +25,8 @@ class Embeddings:
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
         self._bytes = 0
         self._writes = True
+        self._on_disk: int | None = None
+        """Bytes of the files in `folder`; None until they are counted."""
 
     def get(self, prompt: str) -> Conditioning | None:
         """The Conditioning stored for exactly this prompt, or None."""
@@ -42,11 +47,24 @@ class Embeddings:
             tensors = {name: tensor.contiguous() for name, tensor in encoded.tensors.items()}
             data = save(tensors, {"prompt": prompt})
             try:
+                if not self._has_room(len(data)):
+                    return
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, data)
             except OSError:
                 # Read-only folder or full disk. Do not fail: encoding the prompt again costs only time.
                 self._writes = False
+
+    def _has_room(self, more: int) -> bool:
+        """Whether a file of `more` bytes keeps the folder within DISK, as far as this process knows; it then counts."""
+        if self._on_disk is None:
+            assert self.folder is not None
+            files = self.folder.glob("*/*.safetensors")
+            self._on_disk = sum(file.stat().st_size for file in files)
+        fits = self._on_disk + more <= DISK
+        if fits:
+            self._on_disk += more
+        return fits
 
     def _keep(self, prompt: str, encoded: Conditioning) -> None:
         self._kept[prompt] = encoded

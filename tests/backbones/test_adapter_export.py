@@ -25,6 +25,8 @@ from tests.backbones.test_adapter_kinds import KINDS, PLAIN
 from tests.backbones.test_sd3 import Dark
 from tests.methods.conftest import shake
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 STEPS, GUIDANCE, PROMPT = 3, 4.5, "a photo of a red circle"
 
 

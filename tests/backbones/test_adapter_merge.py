@@ -20,6 +20,8 @@ from tests.backbones.adapter_makers import by_peft, in_peft, untouched
 from tests.backbones.test_adapter_files import by_diffusers, made
 from tests.backbones.test_adapter_kinds import KINDS, PLAIN
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 TEACHERS = {
     "one": PLAIN | {"use_rslora": True, "target_modules": ["attn.to_q", "attn.to_k"]},
     "two": PLAIN | {"alpha_pattern": {"to_v": 9}, "target_modules": ["attn.to_q", "attn.to_v"]},

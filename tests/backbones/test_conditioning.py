@@ -75,3 +75,17 @@ def test_a_file_without_tensors_is_no_encoded_prompt(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("*.safetensors")
     save_file({}, file, {"prompt": "a cat"})
     assert Embeddings(tmp_path, CPU).get("a cat") is None
+
+
+def test_files_of_encoded_prompts_have_a_limit(tmp_path: Path, monkeypatch) -> None:
+    """What exceeds it is encoded again; what an earlier process wrote counts."""
+    Embeddings(tmp_path, CPU).put("a cat", encoded(0))
+    (file,) = tmp_path.rglob("*.safetensors")
+    monkeypatch.setattr("bench.backbones.embeddings.DISK", 2 * file.stat().st_size + 20)
+    store = Embeddings(tmp_path, CPU)
+    for number, prompt in enumerate(("a dog", "a cow")):
+        store.put(prompt, encoded(number))
+        assert store.get(prompt) is not None  # in memory
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    again = Embeddings(tmp_path, CPU)
+    assert [again.get(prompt) is not None for prompt in ("a cat", "a dog", "a cow")] == [True, True, False]

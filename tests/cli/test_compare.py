@@ -18,6 +18,8 @@ from report import lines as report_lines
 from report.tables import cosines
 from tests.commands import bench
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 
 @pytest.fixture(scope="module")
 def spec():

@@ -18,6 +18,8 @@ from bench.jobs.launches import Job, launches, new_launch
 from report.evidence import collect
 from report.sections import make
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 SETTINGS = ["evaluation.steps=1", "evaluation.split=validation", "params.trajectories=2", "lora.rank=4", "probes.interference=0"]
 BUDGET = 64
 ESCAPE = "\x1b]52;c;aGVsbG8=\x07"

@@ -13,6 +13,8 @@ from bench.scoring.folders import begin, left_out, read, world_of
 from bench.system import files
 from tests.commands import bench
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 SIGN = {"tag": "sign", "prompt": 'a sign that says "hello"'}
 EVAL = ["eval", "--adapter", "base", "--steps", "1", "--split", "validation"]
 

@@ -26,6 +26,8 @@ from sweeps.summary import show
 from tests.cli.test_compare import record
 from tests.commands import bench
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 HOSTILE = ["[bold]x[/bold]", "[/]", "[/red]", ":smile:", "[link=a.b]y[/link]", "order=[ocr, geneval]", r"\[x]"]
 PRINTING = {"Console", "Progress", "print", "Prompt"}
 """What of rich reads text as markup unless it is told not to (Live is given a console)."""

@@ -29,6 +29,8 @@ from sweeps.worker import work
 from tests.commands import bench
 from tests.sweeps.fast_worker import value
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 STUDY = {
     "name": "tiny", "method": "opd_analytic", "tasks": "ocr", "budget": 64, "points": 1, "trials": 3,
     "settings": {"evaluation.steps": 1, "params.trajectories": 2, "checkpoint_every": 1},

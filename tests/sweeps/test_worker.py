@@ -25,6 +25,8 @@ from sweeps.worker import TRIES, Claims, work
 from tests.commands import bench
 from tests.sweeps.fast_worker import value
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 STUDY = {
     "name": "s", "method": "opd_analytic", "tasks": "ocr", "budget": 300, "trials": 6,
     "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},

@@ -17,6 +17,8 @@ from bench.system.outputs import check_folder, check_output, write_output
 from bench.system.places import check_writable, locked
 from tests.commands import bench
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 TINY = ["evaluation.steps=1", "evaluation.split=validation", "evaluation.points=[]", "params.trajectories=2", "lora.rank=4"]
 SETS = [part for setting in ("budget.updates=2", *TINY) for part in ("--set", setting)]
 RUN = ["run", "--method", "opd_analytic", "--tasks", "ocr", *SETS]

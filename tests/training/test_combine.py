@@ -14,6 +14,8 @@ from bench.training.execute import Session, execute
 from bench.training.gradients import give, take
 from methods.opd_analytic import OpdAnalytic
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 QUICK = ["params.trajectories=2", "evaluation.steps=1", "checkpoint_every=1", "evaluation.points=[]"]
 
 

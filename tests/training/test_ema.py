@@ -12,6 +12,8 @@ from bench.training.ema import averages_at, decay_at
 from bench.training.execute import Session, execute
 from bench.training.loop import Loop
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 
 class Released:
     """flow_grpo's EMAModuleWrapper, written down again: it is told the index of every optimiser step."""

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from bench.config.resolve import resolve
 from bench.config.spec import Spec
 from bench.scoring.folders import read
 from bench.training.execute import Session, execute
+
+pytestmark = pytest.mark.usefixtures("few_prompts")
 
 
 def spec(seed: int, pictures: bool) -> Spec:

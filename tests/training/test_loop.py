@@ -25,6 +25,8 @@ from methods.opd_analytic import OpdAnalytic
 from tasks.ocr.task import Ocr
 from tests.training.test_resume import SETTINGS
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 QUICK = [
     "params.trajectories=2",
     "evaluation.steps=1",

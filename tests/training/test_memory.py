@@ -16,6 +16,8 @@ from bench.registry import find
 from bench.training.execute import Session, execute
 from bench.training.out_of_memory import exhausted, memory, memory_of
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 QUICK = ["budget.updates=1", "evaluation.steps=1", "evaluation.points=[]"]
 
 

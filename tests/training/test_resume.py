@@ -11,6 +11,8 @@ import pytest
 from bench.registry import find, registered
 from tests.commands import bench
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 RL = ["params.groups=2", "params.group_size=4", "params.nft.timesteps=1"]
 SETTINGS = {
     "opd_analytic": ["params.trajectories=4"],

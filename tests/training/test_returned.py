@@ -11,6 +11,8 @@ from bench.errors import BenchError, UsageError
 from bench.training.execute import Session, execute
 from methods.opd_analytic import OpdAnalytic
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 QUICK = ["params.trajectories=2", "evaluation.steps=1", "checkpoint_every=1", "evaluation.points=[]"]
 
 

@@ -16,6 +16,8 @@ from bench.training import same_scorers
 from bench.training.execute import Session, execute
 from tests.jobs.work import speak
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 NOWHERE = "http://127.0.0.1:9"
 Q = ["budget.updates=2", "evaluation.steps=1", "evaluation.split=validation", "params.trajectories=2", "checkpoint_every=1"]
 

@@ -13,8 +13,8 @@ from bench.training.execute import Session, execute
 from tests.training.test_workers import COMMON, NOISY, PROCESS, launch
 
 RL = ["params.groups=4", "params.group_size=3"]
-# Numbers of prompts that two processes share equally. The splits of ocr and pickscore have 94 and 96 prompts: an
-# evaluation in batches of 10 ends with unequal batches.
+# Numbers of prompts that two processes share equally. Held-out prompts are thirteen, so that evaluations in batches of
+# four end with unequal batches.
 SETTINGS = {
     "opd_analytic": ["params.trajectories=4", "compute.batch=3", "probes.interference=2", *NOISY],
     "opd_ppo": ["params.trajectories=4", "compute.gradient_checkpointing=true"],
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def spec_of(method: str, *more: str) -> Spec:
-    overrides = [*COMMON, "evaluation.batch=10", *SETTINGS[method], *more]
+    overrides = [*COMMON, "evaluation.batch=4", *SETTINGS[method], *more]
     return resolve(method, ["ocr", "pickscore"], overrides=overrides)
 
 
@@ -83,6 +83,8 @@ from bench.backbones.adapters import Shape
 from bench.backbones.sd3.transformer import Sd3Transformer
 from bench.config.compute import Compute
 from bench.system.workers import connect
+
+pytestmark = pytest.mark.usefixtures("few_prompts")
 
 class Large(Sd3Transformer):
     latent_shape = (16, 8, 8)

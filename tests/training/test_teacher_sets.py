@@ -12,6 +12,8 @@ from bench.errors import MissingError, UsageError
 from bench.training.teacher_sets import check_teachers
 from tests.commands import bench
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 SMALL = ("evaluation.steps=1", "evaluation.split=validation", "evaluation.points=[]", "budget.updates=1")
 TAUGHT = (*SMALL, "params.groups=4", "params.group_size=6", "sampler.guidance=2.5")
 

@@ -52,6 +52,8 @@ from pathlib import Path
 from bench.training.execute import Session, execute
 from bench.config.spec import Spec
 from bench.system.workers import connect
+from tests.few import few_prompts
+few_prompts()
 workers = connect("cpu")
 for spec in json.loads(Path(sys.argv[1]).read_text()):
     execute(Spec.model_validate(spec), Session(Path(sys.argv[2]), workers))
@@ -70,6 +72,7 @@ def launch(words: list[str], folder: Path, processes: int = 2) -> list[subproces
         port = free.getsockname()[1]
     shared = os.environ | {
         "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }  # fmt: skip
     started = [
         subprocess.Popen(
@@ -243,6 +246,8 @@ def losses(self, lab, task, experience):
 OpdAnalytic.losses = losses
 sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", "--seeds", "0-1", *{settings!r}]
 from bench.cli.app import main
+
+pytestmark = pytest.mark.usefixtures("few_prompts")
 main()
 """
     ended = launch(["-c", code], tmp_path)
