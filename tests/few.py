@@ -22,6 +22,6 @@ def _thinned(honest: Callable) -> Callable:
     @wraps(honest)
     def prompts(self, split: str) -> list:
         whole = honest(self, split)
-        return whole if split == "train" else whole[:: len(whole) // FEW][:FEW]
+        return whole if split == "train" else whole[:: max(1, len(whole) // FEW)][:FEW]
 
     return prompts

@@ -9,12 +9,14 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from bench.backbones.adapter_config import config_record
 from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, read_adapter
+from bench.backbones.lora_forward import by_weight
 from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.lazy import torch, without_gradients
 from bench.system.files import json_bytes, remove_leftovers, write_atomic
@@ -105,8 +107,12 @@ class Adapters:
         The bits are the same: float32 holds every bfloat16 and float16 number. Variants such as DoRA also use the
         input outside of matrix products, so their layers keep peft's cast.
         """
+        from peft.tuners.lora import Linear
+
         for layer in self._layers:
             layer.cast_input_dtype_enabled = bool(getattr(layer, "lora_variant", None))  # type: ignore[assignment]
+            if isinstance(layer, Linear):
+                layer.__dict__["forward"] = partial(by_weight, layer)
 
     def _check_targets(self, targets: tuple[str, ...]) -> None:
         """Raise UsageError, with the nearest valid value, for a suffix that no adaptable layer's name has."""
