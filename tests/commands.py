@@ -17,7 +17,7 @@ SERVER.set_forkserver_preload(
 )
 TIMEOUT_S = 300
 FEW = False
-"""Whether commands see thirteen held-out prompts per task; the fixture `few_prompts` of tests/conftest.py sets it."""
+"""Whether commands see few held-out prompts per task; the fixture `few_prompts` of tests/conftest.py sets it."""
 
 
 def bench(

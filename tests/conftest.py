@@ -63,7 +63,7 @@ def hidden_gpu(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def few_prompts() -> Iterator[None]:
-    """Thirteen held-out prompts per task, in this process and in the commands of `tests.commands.bench`.
+    """A dozen held-out prompts or so per task, in this process and in the commands of `tests.commands.bench`.
 
     A module that is not about scores asks for it by `pytestmark = pytest.mark.usefixtures("few_prompts")`: most of its
     time would go into evaluations.

@@ -29,8 +29,6 @@ from bench.training.evaluate import Evaluation
 from tasks.geneval.task import GenEval
 from tests.tasks.test_remote import PROMPTS, Moody, pictures, serving  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("few_prompts")
-
 Answer = Callable[[int], dict]
 
 
