@@ -12,6 +12,8 @@ from bench.store.run import read_checkpoint
 from bench.training.execute import Session, execute
 from tests.training.test_workers import COMMON, NOISY, PROCESS, launch
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 RL = ["params.groups=4", "params.group_size=3"]
 # Numbers of prompts that two processes share equally. Held-out prompts are thirteen, so that evaluations in batches of
 # four end with unequal batches.
@@ -83,8 +85,6 @@ from bench.backbones.adapters import Shape
 from bench.backbones.sd3.transformer import Sd3Transformer
 from bench.config.compute import Compute
 from bench.system.workers import connect
-
-pytestmark = pytest.mark.usefixtures("few_prompts")
 
 class Large(Sd3Transformer):
     latent_shape = (16, 8, 8)

@@ -17,6 +17,8 @@ from bench.store.run import read_checkpoint
 from bench.system.workers import Workers
 from bench.training.execute import Session, execute
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 # With so large an eps AdamW's step is proportional to the gradient: a small eps makes a step of rounding's sign.
 COMMON = [
     "budget.updates=2",
@@ -246,8 +248,6 @@ def losses(self, lab, task, experience):
 OpdAnalytic.losses = losses
 sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", "--seeds", "0-1", *{settings!r}]
 from bench.cli.app import main
-
-pytestmark = pytest.mark.usefixtures("few_prompts")
 main()
 """
     ended = launch(["-c", code], tmp_path)
