@@ -42,7 +42,7 @@ pytestmark = [
 SHORT = [
     "--tasks", "ocr", "--set", "evaluation.steps=1", "--set", "evaluation.points=[0.5]", "--set", "checkpoint_every=1",
 ]  # fmt: skip
-ONE = ["run", "--method", "opd_analytic", *SHORT, "--set", "params.trajectories=6"]
+ONE = ["run", "--method", "opd_analytic", *SHORT, "--set", "params.trajectories=24"]
 SLURM = ["--executor", "slurm", "--slurm", "minutes=10"]
 CLOCKS = {"seconds", "references"}
 """References are evaluated by whoever comes first of the runs that share them."""
@@ -156,7 +156,7 @@ def test_time_limits_do_not_change_the_result(root: Path, undisturbed) -> None:
 
 @pytest.mark.parametrize("how", ["requeue", "preempt", "kill"])
 def test_disturbances_do_not_change_the_result(root: Path, undisturbed, how: str) -> None:
-    process = start(*ONE, "--set", "budget.updates=24", *SLURM, root=root)
+    process = start(*ONE, "--set", "budget.updates=80", *SLURM, root=root)
     line = wait_for(lambda: running(root, 0.1))
     job = the_job(root)
     if how == "requeue":  # no signal comes with it
@@ -169,11 +169,11 @@ def test_disturbances_do_not_change_the_result(root: Path, undisturbed, how: str
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert starts(root / line.name) == 2
-    assert_same(root / line.name, undisturbed(24))
+    assert_same(root / line.name, undisturbed(80))
 
 
 def test_one_killed_job_of_an_array_disturbs_no_other(root: Path) -> None:
-    process = start(*ONE, "--seeds", "0,1", "--set", "budget.updates=24", *SLURM, root=root)
+    process = start(*ONE, "--seeds", "0,1", "--set", "budget.updates=80", *SLURM, root=root)
     wait_for(lambda: len([x for x in survey(root) if (x.fraction or 0) > 0.05]) == 2 if root.is_dir() else False)
     os.kill(processes(root)[0], signal.SIGKILL)
     _, said = process.communicate(timeout=300)
@@ -190,20 +190,20 @@ def processes(root: Path) -> list[int]:
 
 
 def test_a_cancelled_job_leaves_a_run_that_goes_on(root: Path, undisturbed) -> None:
-    process = start(*ONE, "--set", "budget.updates=24", *SLURM, root=root)
+    process = start(*ONE, "--set", "budget.updates=80", *SLURM, root=root)
     line = wait_for(lambda: running(root, 0.1))
     assert cancel(root, [line.name]) == [line.name]
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "cancelled" in said
     assert [(x.state, x.note) for x in survey(root)] == [("stopped", "cancelled")]
-    done = bench(*ONE, "--set", "budget.updates=24", root=root)
+    done = bench(*ONE, "--set", "budget.updates=80", root=root)
     assert done.returncode == 0, done.stderr
-    assert_same(root / line.name, undisturbed(24))
+    assert_same(root / line.name, undisturbed(80))
 
 
 def test_an_interrupt_leaves_the_jobs_and_the_same_command_waits_for_them(root: Path) -> None:
-    words = [*ONE, "--set", "budget.updates=24", *SLURM]
+    words = [*ONE, "--set", "budget.updates=80", *SLURM]
     process = start(*words, root=root)
     wait_for(lambda: running(root))
     process.send_signal(signal.SIGINT)
