@@ -89,6 +89,7 @@ class Adapters:
             inject_adapter_in_model(config, self.transformer, name)
         self._layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
         self._leave_casts_to_autocast()
+        self._multiply_by_weight()
         self._found.pop(name, None)
         # peft creates the adapter in the precision of the frozen weights; we train in float32.
         for parameter in self.parameters(name):
@@ -107,10 +108,14 @@ class Adapters:
         The bits are the same: float32 holds every bfloat16 and float16 number. Variants such as DoRA also use the
         input outside of matrix products, so their layers keep peft's cast.
         """
+        for layer in self._layers:
+            layer.cast_input_dtype_enabled = bool(getattr(layer, "lora_variant", None))  # type: ignore[assignment]
+
+    def _multiply_by_weight(self) -> None:
+        """Give linear layers the forward pass of bench/backbones/lora_forward.py."""
         from peft.tuners.lora import Linear
 
         for layer in self._layers:
-            layer.cast_input_dtype_enabled = bool(getattr(layer, "lora_variant", None))  # type: ignore[assignment]
             if isinstance(layer, Linear):
                 layer.__dict__["forward"] = partial(by_weight, layer)
 

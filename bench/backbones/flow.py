@@ -14,7 +14,7 @@ from bench.backbones.adapters import Adapters
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.embeddings import Embeddings
 from bench.backbones.meter import Meter
-from bench.backbones.sharding import processes, shard
+from bench.backbones.sharding import is_split, shard
 from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.errors import UsageError
@@ -53,7 +53,7 @@ class FlowBackbone(ABC, nn.Module):
         self.source = name  # a subclass that is not shipped with the package sets its path or hub address
         self.compute, self.dtype = compute, getattr(torch, compute.precision)
         self.transformer = transformer.requires_grad_(False).eval()
-        self.sharded = compute.shard and processes() > 1
+        self.sharded = is_split(compute)
         """Whether the frozen weights are split over processes, which must then make the same number of passes."""
         self.adapters = Adapters(transformer, self.targets)
         self.meter = Meter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bench.config.compute import Compute
 from bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ def processes() -> int:
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_split(compute: Compute) -> bool:
+    """Whether a model with these settings is split: if they ask for it and there are several processes."""
+    return compute.shard and processes() > 1
 
 
 def shard(transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:

@@ -326,7 +326,7 @@ def perf(
     """
     from bench.perf.command import perf as measure
 
-    measure(output, compare, tuple(name for name in only.split(",") if name), carry)
+    measure(output, compare, tuple(split_names(only)), carry)
 
 
 @app.command()

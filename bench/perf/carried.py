@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import packages_distributions, requires, version
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 IMPORTED = ("diffusers", "peft", "transformers", "accelerate", "torch", "numpy", "pydantic", "rich", "typer", "yaml")
 """Packages that a measurement imports; what they require follows from their metadata."""
@@ -15,7 +16,8 @@ torch. What only they require is left out."""
 def carried() -> list[str]:
     """Requirement lines `name==version`, for pip download, and comments that say how to use them."""
     providers = packages_distributions()
-    wanted = {_canonical(name): version(name) for package in IMPORTED for name in providers.get(package, ())}
+    names = {canonicalize_name(name) for package in IMPORTED for name in providers.get(package, ())}
+    wanted: dict[str, str] = {name: version(name) for name in names}
     queue = [name for name in wanted if name not in PLATFORM]
     seen = set()
     while queue:
@@ -27,7 +29,7 @@ def carried() -> list[str]:
             requirement = Requirement(line)
             if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
                 continue
-            found = _canonical(requirement.name)
+            found = canonicalize_name(requirement.name)
             wanted.setdefault(found, version(found))
             if found not in PLATFORM:
                 queue.append(found)
@@ -39,7 +41,3 @@ def carried() -> list[str]:
         "# goes on where it was cut off.",
         *sorted(f"{name}=={number}" for name, number in wanted.items() if name not in PLATFORM),
     ]
-
-
-def _canonical(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")

@@ -58,9 +58,8 @@ class Measurement:
             "compute": self.compute.model_dump(),
             "guidance": self.guidance,
         }
-        for key, value in made_by.items() if found else ():
-            assert found is not None
-            if found.get(key) != value:
+        for key, value in made_by.items():
+            if found and found.get(key) != value:
                 raise UsageError(
                     f"the file holds measurements with {key} {found.get(key)}, not {value}: name another file"
                 )
@@ -147,8 +146,7 @@ class Measurement:
         yield
 
     def _presets(self) -> Iterator[None]:
-        timed = [row for row in self.found["updates"] if row["update"] != ROLLOUT and "error" not in row]
-        if self.gpu and timed:
+        if self.gpu and timed(self.found["updates"]):
             self.found["presets"] = preset_hours(fastest(self.found["updates"]))
             yield
 
@@ -197,10 +195,14 @@ def operations(row: dict, size: Size, compute: Compute) -> float:
     return of_passes(Passes(**row["passes"]), size, spec, how)
 
 
+def timed(rows: list[dict]) -> list[dict]:
+    """The rows of updates that fit into memory."""
+    return [row for row in rows if row["update"] != ROLLOUT and "error" not in row]
+
+
 def fastest(rows: list[dict]) -> float:
     """The highest rate of floating-point operations per second among the updates that fit into memory."""
-    measured_updates = [row for row in rows if row["update"] != ROLLOUT and "error" not in row]
-    return max(row["flop_per_s"] for row in measured_updates)
+    return max(row["flop_per_s"] for row in timed(rows))
 
 
 def preset_hours(flop_per_s: float) -> dict[str, float]:

@@ -81,8 +81,7 @@ def execute(spec: Spec, session: Session) -> dict:
             refuse_changed(run, start["teachers"], origins(spec, teachers))
         check_scored(run)
         session.say(f"already finished: {run.folder}")
-        now = code_hash()
-        if any(start.get("code", now) != now for start in last):
+        if made_by_other_code(last, code_hash()):
             session.say(CHANGED_SINCE)
         return summary
     run.check_place()
@@ -121,7 +120,7 @@ def execute(spec: Spec, session: Session) -> dict:
         scorers = {name: task.scorer_name for name, task in lab.tasks.items()}
         for earlier in starts:
             refuse_other_scorers(run.folder, earlier.get("scorer_names"), scorers)
-        if any(earlier.get("code", entry["code"]) != entry["code"] for earlier in starts):
+        if made_by_other_code(starts, entry["code"]):
             session.say(CHANGED_CODE)
         run.append("provenance.jsonl", entry | {"scorer_names": scorers})
         session.say(f"run folder: {run.folder}")
@@ -176,6 +175,11 @@ def try_scorers(lab: Lab, split: str) -> None:
         if task.headline not in {"reward", *scores.metrics}:
             given = ", ".join(scores.metrics) or "rewards only"
             raise BenchError(f"the scorer of {task.name!r} gives {given}, not the headline metric {task.headline!r}")
+
+
+def made_by_other_code(starts: list[dict], now: str) -> bool:
+    """Whether any of these starts of a run recorded another hash of the code; records of version 0.1 have none."""
+    return any(start.get("code", now) != now for start in starts)
 
 
 def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.api.lab import STUDENT
 from bench.backbones.flow import FlowBackbone
-from bench.backbones.sharding import processes
+from bench.backbones.sharding import is_split
 from bench.config.resolve import describe
 from bench.config.spec import Spec
 from bench.errors import UsageError, explained
@@ -70,7 +70,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     path = root / summary["folder"] / "sheet.png"
     if path.exists():
         return path
-    if spec.compute.shard and processes() > 1:
+    if is_split(spec.compute):
         raise UsageError("the weights are split over processes; the same command in a single process draws the sheet")
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")

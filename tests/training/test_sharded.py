@@ -10,7 +10,7 @@ from bench.config.resolve import resolve
 from bench.config.spec import Spec
 from bench.store.run import read_checkpoint
 from bench.training.execute import Session, execute
-from tests.training.test_workers import COMMON, NOISY, PROCESS, launch
+from tests.training.test_workers import COMMON, NOISY, check_scores, launch, made_by_two
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
 
@@ -36,12 +36,8 @@ def spec_of(method: str, *more: str) -> Spec:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of every method's run by two processes that split the weights."""
-    folder = tmp_path_factory.mktemp("sharded")
-    specs = [spec_of(method, "compute.shard=true").model_dump(mode="json") for method in SETTINGS]
-    (folder / "specs.json").write_text(json.dumps(specs))
-    ended = launch(["-c", PROCESS, "specs.json", "results"], folder)
-    assert [done.returncode for done in ended] == [0, 0], "\n".join(done.stderr[-3000:] for done in ended)
-    return folder / "results"
+    specs = [spec_of(method, "compute.shard=true") for method in SETTINGS]
+    return made_by_two(specs, tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.mark.slow
@@ -56,12 +52,7 @@ def test_two_processes_with_half_the_weights_update_as_one_does(pair: Path, tmp_
             assert (one[name] - two[name]).abs().max() < 1e-6, name
     trained = [name for name in one if name.startswith("adapter/student") and "lora_B" in name]
     assert torch.cat([one[name].flatten() for name in trained]).norm() > 1e-3
-    summary = json.loads((pair / alone["folder"] / "summary.json").read_text())
-    for model, tasks in alone["models"].items():
-        for task, row in tasks.items():
-            assert summary["models"][model][task]["strata"] == row["strata"]  # every prompt once, in order
-            other = summary["models"][model][task]["rows"]["reward"]
-            assert other == pytest.approx(row["rows"]["reward"], abs=0.02)
+    check_scores(alone, json.loads((pair / alone["folder"] / "summary.json").read_text()))
 
 
 @pytest.mark.slow

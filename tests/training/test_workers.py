@@ -87,15 +87,27 @@ def launch(words: list[str], folder: Path, processes: int = 2) -> list[subproces
     return [subprocess.CompletedProcess(words, p.returncode, *text) for p, text in zip(started, ended)]
 
 
+def made_by_two(specs: list[Spec], folder: Path) -> Path:
+    """The results folder of runs that two processes made together."""
+    (folder / "specs.json").write_text(json.dumps([spec.model_dump(mode="json") for spec in specs]))
+    ended = launch(["-c", PROCESS, "specs.json", "results"], folder)
+    assert [done.returncode for done in ended] == [0, 0], "\n".join(done.stderr[-3000:] for done in ended)
+    return folder / "results"
+
+
+def check_scores(one: dict, two: dict) -> None:
+    """Two summaries have every prompt once, in order, with about the same rewards."""
+    for model, tasks in one["models"].items():
+        for task, row in tasks.items():
+            other = two["models"][model][task]
+            assert other["strata"] == row["strata"]
+            assert other["rows"]["reward"] == pytest.approx(row["rows"]["reward"], abs=0.02)
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of every method's run by two processes."""
-    folder = tmp_path_factory.mktemp("pair")
-    specs = [spec_of(method).model_dump(mode="json") for method in SETTINGS]
-    (folder / "specs.json").write_text(json.dumps(specs))
-    ended = launch(["-c", PROCESS, "specs.json", "results"], folder)
-    assert [done.returncode for done in ended] == [0, 0], "\n".join(done.stderr[-2000:] for done in ended)
-    return folder / "results"
+    return made_by_two([spec_of(method) for method in SETTINGS], tmp_path_factory.mktemp("pair"))
 
 
 @pytest.mark.slow
@@ -118,12 +130,7 @@ def test_two_processes_update_as_one_does(pair: Path, tmp_path: Path, method: st
         assert mine["evaluations"] == theirs["evaluations"]
         numbers = {k: v for k, v in mine.items() if k not in ("evaluations", "seconds")}
         assert numbers == pytest.approx({k: theirs[k] for k in numbers}, rel=1e-4, abs=1e-7)
-    summaries = [json.loads((f / "summary.json").read_text()) for f in folders]
-    for model, tasks in summaries[0]["models"].items():
-        for task, row in tasks.items():
-            other = summaries[1]["models"][model][task]
-            assert other["strata"] == row["strata"]  # every prompt once, in order
-            assert other["rows"]["reward"] == pytest.approx(row["rows"]["reward"], abs=0.02)
+    check_scores(*(json.loads((f / "summary.json").read_text()) for f in folders))
     assert two_state["step"] == one_state["step"]
 
 
