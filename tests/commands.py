@@ -1,13 +1,17 @@
-"""`bench` in a process of its own, as a user starts it, without the seconds that every process needs to import torch: a
+"""`bench` in processes of their own, as a user starts it, without the seconds that every process needs to import torch: a
 server (Python's forkserver) imports it once and forks a process for each command."""
 
 import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import pytest
 
 from tests.few import few_prompts
 
@@ -20,33 +24,118 @@ FEW = False
 """Whether commands see few held-out prompts per task; the fixture `few_prompts` of tests/conftest.py sets it."""
 
 
+class Command:
+    """`bench WORDS`, started in a folder; what `subprocess.Popen` has, as far as tests use it.
+
+    `before(*arguments)` is called in its process first (a function of a module); it is the leader of a new session.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        folder: Path | None = None,
+        before: Callable[..., None] | None = None,
+        arguments: tuple = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.words = words
+        self._place = tempfile.TemporaryDirectory()
+        self._paths = [Path(self._place.name) / name for name in ("stdout", "stderr")]
+        given = (words, folder, FEW, before, arguments, dict(environment or {}), *self._paths)
+        self._process = SERVER.Process(target=_command, args=given)
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """The process's number, which is also its group's."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The same, as a method."""
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """To this process alone."""
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = TIMEOUT_S) -> tuple[str, str]:
+        """What it said to standard output and error, once it has ended."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            self._process.kill()
+            self._process.join()
+            raise subprocess.TimeoutExpired(self.words, timeout)
+        texts = [path.read_text(encoding="utf-8") if path.exists() else "" for path in self._paths]
+        return texts[0], texts[1]
+
+    def completed(self, timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess:
+        """The same as one object."""
+        out, err = self.communicate(timeout)
+        return subprocess.CompletedProcess(self.words, self.returncode, out, err)
+
+
 def bench(
     words: list[str],
     folder: Path | None = None,
     before: Callable[..., None] | None = None,
     arguments: tuple = (),
 ) -> subprocess.CompletedProcess:
-    """Run `bench WORDS` in a folder; `before(*arguments)` is called in its process first (a function of a module)."""
-    with tempfile.TemporaryDirectory() as place:
-        paths = [Path(place) / name for name in ("stdout", "stderr")]
-        process = SERVER.Process(target=_command, args=(words, folder, FEW, before, arguments, *paths))
-        process.start()
-        process.join(TIMEOUT_S)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(words, TIMEOUT_S)
-        texts = [path.read_text() if path.exists() else "" for path in paths]
-    return subprocess.CompletedProcess(words, process.exitcode, *texts)
+    """Run `bench WORDS` in a folder until it ends."""
+    return Command(words, folder, before, arguments).completed()
+
+
+def together(
+    words: list[str],
+    folder: Path,
+    before: Callable[..., None] | None = None,
+    arguments: tuple = (),
+    processes: int = 2,
+) -> list[subprocess.CompletedProcess]:
+    """The same command in several processes that a launcher would have started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        Command(words, folder, before, arguments, shared | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(processes)
+    ]
+    return [command.completed() for command in started]
+
+
+def alone(test: str, folder: Path) -> subprocess.CompletedProcess:
+    """One test of this suite, by its node id, in a process of its own."""
+    return Command([], folder, _run_test, (test,)).completed()
+
+
+def _run_test(test: str) -> None:
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]
+    sys.exit(pytest.main(["-n", "0", "-p", "no:cacheprovider", test]))
 
 
 def _command(
-    words: list[str], folder: Path | None, few: bool, before: Callable[..., None] | None, arguments: tuple, *paths: Path
+    words: list[str],
+    folder: Path | None,
+    few: bool,
+    before: Callable[..., None] | None,
+    arguments: tuple,
+    environment: dict[str, str],
+    *paths: Path,
 ) -> None:
+    """What the process does."""
+    os.setsid()
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        signal.signal(number, handler)  # tests may be run in the background, or by nohup
     for stream, path in zip((sys.stdout, sys.stderr), paths):
         stream.flush()
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as tests/conftest.py hides GPUs; nothing has asked for them yet
+    os.environ.update(environment)
     if folder:
         os.chdir(folder)
     if few:

@@ -1,8 +1,6 @@
 """Fixtures shared by all tests: no network, a loaded micro backbone, a tiny random SD3 pipeline on disk."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +17,8 @@ if not torch.cuda.is_available():
 
 @pytest.hookimpl(optionalhook=True)  # -p no:xdist
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: the tests of Slurm and of killed jobs wait more than they compute."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Two more than cores: the tests of Slurm and of killed jobs wait more than they compute."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,25 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "slurm" not in item.path.parts)
 
 
-ALONE = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGTERM, signal.SIG_DFL)
-import pytest
-sys.exit(pytest.main(sys.argv[1:]))
-"""
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """A test marked `alone` raises signals in its own process, which a worker of pytest-xdist would not survive."""
     if not pyfuncitem.get_closest_marker("alone") or "PYTEST_XDIST_WORKER" not in os.environ:
         return None
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    words = ["-n", "0", "-p", "no:cacheprovider", pyfuncitem.nodeid]
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, *words], cwd=pyfuncitem.config.rootpath, env=own, capture_output=True, text=True
-    )
+    from tests.commands import alone
+
+    done = alone(pyfuncitem.nodeid, pyfuncitem.config.rootpath)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     return True
 

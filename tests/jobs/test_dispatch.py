@@ -24,6 +24,7 @@ from bench.registry import registered
 from bench.store.provenance import code_hash
 from bench.store.run import Run
 from bench.system.processes import identity, lives
+from tests.commands import Command, bench
 from tests.jobs.work import speak
 
 SHORT = [
@@ -85,8 +86,8 @@ def test_a_run_that_is_done_by_now_is_not_submitted(root: Path, monkeypatch) -> 
 @pytest.mark.slow
 def test_local_jobs_make_runs_and_their_records_and_logs(root: Path, capsys) -> None:
     """Two at a time of three; records, status and logs; again: nothing is left to do."""
-    words = [sys.executable, "-m", "bench", *SHORT, "--seeds", "0-2", "--executor", "local", "--results", str(root)]
-    first = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    words = [*SHORT, "--seeds", "0-2", "--executor", "local", "--results", str(root)]
+    first = bench(words)
     assert first.returncode == 0, first.stderr
     (launch,) = launches(root)
     assert len(launch.jobs) == 3
@@ -97,7 +98,7 @@ def test_local_jobs_make_runs_and_their_records_and_logs(root: Path, capsys) -> 
     assert "updates" in capsys.readouterr().out
     with pytest.raises(UsageError, match="did you mean"):
         logs(root, name.replace("analytic", "analitic"))
-    again = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    again = bench(words)
     assert again.stdout == first.stdout
     assert len(launches(root)) == 1
 
@@ -107,13 +108,13 @@ def test_a_killed_local_run_is_stopped_or_failed_and_goes_on(root: Path) -> None
     """cancel, then the same command; a second command meanwhile waits for the first one's job."""
     short = [word.replace("updates=2", "updates=150") for word in SHORT]
     long = [*short, "--set", "checkpoint_every=1", "--executor", "local"]
-    words = [sys.executable, "-m", "bench", *long, "--results", str(root)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    words = [*long, "--results", str(root)]
+    process = Command(words)
     line = wait_for(lambda: next((x for x in survey(root) if x.state == "running" and x.fraction), None))
     assert 0 < line.fraction < 1
     assert line.left_s > 0
     assert line.where.startswith("local ")
-    second = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    second = Command(words)
     time.sleep(6)
     assert len([job for launch in launches(root) for job in launch.jobs if job.id]) == 1
     assert cancel(root, [line.name[:14]]) == [line.name]
@@ -123,7 +124,7 @@ def test_a_killed_local_run_is_stopped_or_failed_and_goes_on(root: Path) -> None
         assert "cancelled" in said
     line = wait_for(lambda: next((x for x in survey(root) if x.state != "running"), None))  # its process is on its way
     assert (line.state, line.note) == ("stopped", "cancelled")
-    done = subprocess.run(words, capture_output=True, text=True, timeout=400)
+    done = bench(words)
     assert done.returncode == 0, done.stderr
     starts = (root / line.name / "provenance.jsonl").read_text().splitlines()
     assert len(starts) == 2

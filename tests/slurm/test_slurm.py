@@ -143,15 +143,20 @@ def test_a_comparison_ends_with_the_same_records(root: Path, tmp_path: Path) -> 
 
 
 def test_time_limits_do_not_change_the_result(root: Path, undisturbed) -> None:
-    updates = ["--set", "budget.updates=200"]
-    done = bench(*ONE, *updates, "--executor", "slurm", "--slurm", "minutes=1", "--slurm", "signal_s=40", root=root)
-    assert done.returncode == 0, done.stderr
+    """The job's process is stopped, lest it end early; Slurm lets it go on to take the warning."""
+    limits = ["--slurm", "minutes=1", "--slurm", "signal_s=40"]
+    process = start(*ONE, "--set", "budget.updates=80", "--executor", "slurm", *limits, root=root)
+    wait_for(lambda: running(root))
+    (number,) = processes(root)
+    os.kill(number, signal.SIGSTOP)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
     run = next(root.glob("*/summary.json")).parent
     (launch,) = launches(root)
     log = launch.log(the_job(root)).read_text() + launch.log(the_job(root), "out").read_text()
     assert "this job is timed-out" in log
     assert starts(run) > 1
-    assert_same(run, undisturbed(200))
+    assert_same(run, undisturbed(80))
 
 
 @pytest.mark.parametrize("how", ["requeue", "preempt", "kill"])

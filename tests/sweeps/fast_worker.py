@@ -1,7 +1,6 @@
-"""A worker whose trials take a moment and train nothing; run by test_worker.py. Arguments: study file, folder."""
+"""A worker whose trials take a moment and train nothing; test_worker.py runs it in processes of its own."""
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -24,5 +23,5 @@ def fast(spec, place: Place, chosen: dict, reached) -> Measured:
     return Measured({"ocr": [value(chosen)]}, [])
 
 
-if __name__ == "__main__":
-    work(read_study(Path(sys.argv[1])), Place(Path(sys.argv[2])), carry_out=fast)
+def main(file: Path, folder: Path) -> None:
+    work(read_study(file), Place(folder), carry_out=fast)

@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -26,7 +24,8 @@ from sweeps.storage import Place, check_storage, open_storage
 from sweeps.study import StudySpec, open_study
 from sweeps.summary import summarise
 from sweeps.worker import work
-from tests.commands import bench
+from tests.commands import SERVER, bench
+from tests.sweeps import fast_worker
 from tests.sweeps.fast_worker import value
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
@@ -229,9 +228,12 @@ def test_workers_that_start_at_once_on_a_cut_journal(tmp_path: Path) -> None:
     with place.journal.open("ab") as file:
         file.write(b'{"op_code":4,"worker_id":"dead","stud')
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | {"trials": 12}))
-    command = [sys.executable, "-m", "tests.sweeps.fast_worker", str(tmp_path / "study.yaml"), str(place.folder)]
-    workers = [subprocess.Popen(command) for _ in range(4)]
-    assert [worker.wait(timeout=200) for worker in workers] == [0] * 4
+    workers = [SERVER.Process(target=fast_worker.main, args=(tmp_path / "study.yaml", place.folder)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(200)
+    assert [worker.exitcode for worker in workers] == [0] * 4
     found = open_study(study(trials=12), place)
     assert [trial.number for trial in found.trials] == list(range(12))
     assert {trial.state for trial in found.trials} == {TrialState.COMPLETE}

@@ -4,9 +4,9 @@ import errno
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,7 +22,9 @@ from sweeps.storage import Place
 from sweeps.study import StudySpec, open_study, read_study
 from sweeps.summary import store, summarise
 from sweeps.worker import TRIES, Claims, work
-from tests.commands import bench
+from tests import commands
+from tests.commands import SERVER, Command, bench
+from tests.sweeps import fast_worker
 from tests.sweeps.fast_worker import value
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
@@ -52,8 +54,9 @@ def test_eight_workers_of_which_two_are_killed(tmp_path: Path) -> None:
 
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | {"trials": 200, "sampler": "random"}))
     folder = place(tmp_path).folder
-    command = [sys.executable, "-m", "tests.sweeps.fast_worker", str(tmp_path / "study.yaml"), str(folder)]
-    workers = [subprocess.Popen(command) for _ in range(8)]
+    workers = [SERVER.Process(target=fast_worker.main, args=(tmp_path / "study.yaml", folder)) for _ in range(8)]
+    for worker in workers:
+        worker.start()
     rng = random.Random(0)
     done = folder / "carried-out.txt"
     for count in (30, 110):
@@ -62,10 +65,10 @@ def test_eight_workers_of_which_two_are_killed(tmp_path: Path) -> None:
             assert time.monotonic() < end, "the workers do not get on"
             time.sleep(0.05)
         time.sleep(rng.random() / 5)
-        victim = rng.choice([w for w in workers if w.poll() is None])
-        victim.send_signal(signal.SIGKILL)
-    codes = [worker.wait(timeout=300) for worker in workers]
-    assert sorted(codes) == [-9, -9, 0, 0, 0, 0, 0, 0]
+        rng.choice([w for w in workers if w.exitcode is None]).kill()
+    for worker in workers:
+        worker.join(300)
+    assert sorted(worker.exitcode for worker in workers) == [-9, -9, 0, 0, 0, 0, 0, 0]
     found = open_study(study(trials=200, sampler="random"), place(tmp_path))
     assert [trial.number for trial in found.trials] == list(range(200))
     assert {trial.state for trial in found.trials} == {TrialState.COMPLETE}
@@ -288,15 +291,16 @@ def test_a_database_does_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_end_to_end(tmp_path: Path) -> None:
+def test_a_study_end_to_end(tmp_path: Path, monkeypatch) -> None:
     """Two local workers, real runs, one killed with its runs on the way; the summary's command makes the best again."""
 
     import yaml
 
+    monkeypatch.setattr(commands, "FEW", False)  # the workers' processes see all prompts
     tiny = STUDY | {"settings": {"evaluation.steps": 1, "params.trajectories": 2, "checkpoint_every": 1}, "points": 2}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny | {"name": "tiny", "trials": 3}))
-    words = [sys.executable, "-m", "bench", "sweep", "tiny.yaml", "--workers", "2", "--executor", "local"]
-    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    words = ["sweep", "tiny.yaml", "--workers", "2", "--executor", "local"]
+    process = Command(words, tmp_path)
     folder = tmp_path / "results" / "sweeps" / "tiny"
     end = time.monotonic() + 120
     while not list(folder.glob("runs/*/metrics.jsonl")):
@@ -307,15 +311,14 @@ def test_a_study_end_to_end(tmp_path: Path) -> None:
     os.kill(int(told.split()[0]), signal.SIGKILL)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    done = subprocess.run(words[:-4], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = bench(words[:-4], tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["trials"]["complete"] == 3
     assert summary["command"].split("\n")[0] in done.stdout
     assert "best minus trial 0" in done.stdout
     best = folder / "runs" / summary["best"][0]["runs"][0]
-    again = f"{sys.executable} -m {summary['command']} --results results/again"
-    made = subprocess.run(again, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    made = bench([*shlex.split(summary["command"])[1:], "--results", "results/again"], tmp_path)
     assert made.returncode == 0, made.stderr
     models = [json.loads((run / "summary.json").read_text())["models"]["student"]
               for run in (best, tmp_path / "results" / "again" / best.name)]  # fmt: skip

@@ -12,7 +12,10 @@ import pytest
 
 from bench.jobs.launches import launches
 from bench.jobs.status import survey
+from tests.commands import Command, bench
 from tests.training.test_resume import SETTINGS, records
+
+pytestmark = pytest.mark.usefixtures("few_prompts")
 
 LONG = ["budget.updates=14", "checkpoint_every=1000", "evaluation.points=[]", "evaluation.steps=1", "lora.rank=4"]
 PATIENCE_S = 240
@@ -25,21 +28,14 @@ def command(method: str, root: Path, *extra: str, **others: int) -> list[str]:
         settings = [f"{s.partition('=')[0]}={value}" if s.partition("=")[0].endswith(name) else s for s in settings]
     sets = [part for setting in settings for part in ("--set", setting)]
     words = ["run", "--method", method, "--tasks", "ocr", "--results", str(root), *sets, *extra]
-    return [sys.executable, "-m", "bench", *words]
-
-
-def started(words: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # tests may be run by nohup
-    )  # fmt: skip
+    return words
 
 
 def lines_of(root: Path) -> int:
     return sum(log.read_bytes().count(b"\n") for log in root.glob("*/metrics.jsonl"))
 
 
-def wait_until(true, process: subprocess.Popen) -> None:
+def wait_until(true, process: Command) -> None:
     end = time.monotonic() + PATIENCE_S
     while not true():
         assert time.monotonic() < end
@@ -49,7 +45,7 @@ def wait_until(true, process: subprocess.Popen) -> None:
 
 def interrupted(words: list[str], root: Path, updates: int, *signals: int) -> tuple[int, str]:
     """Exit code and stderr of a command that gets signals once it has made so many updates."""
-    process = started(words)
+    process = Command(words)
     wait_until(lambda: lines_of(root) >= updates, process)
     for number in signals:
         process.send_signal(number)
@@ -63,7 +59,7 @@ def interrupted(words: list[str], root: Path, updates: int, *signals: int) -> tu
 def test_an_interrupted_run_goes_on_bit_identically(tmp_path: Path, method: str) -> None:
     """At updates that no checkpoint was due at, by the keyboard's signal, a scheduler's, and a closed terminal's."""
     whole, stopped = tmp_path / "whole" / "results", tmp_path / "stopped" / "results"
-    assert subprocess.run(command(method, whole), capture_output=True).returncode == 0
+    assert bench(command(method, whole)).returncode == 0
     for updates, number in ((2, signal.SIGINT), (5, signal.SIGTERM), (8, signal.SIGHUP)):
         code, said = interrupted(command(method, stopped), stopped, updates, number)
         assert code == 130, said
@@ -75,7 +71,7 @@ def test_an_interrupted_run_goes_on_bit_identically(tmp_path: Path, method: str)
         made = lines_of(stopped)
         assert f"stopped after update {made}" in said
         assert updates <= made < 14
-    assert subprocess.run(command(method, stopped), capture_output=True).returncode == 0
+    assert bench(command(method, stopped)).returncode == 0
     assert records(stopped) == records(whole)
 
 
@@ -94,7 +90,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_interrupt_while_loading_is_one_line(tmp_path: Path) -> None:
     root = tmp_path / "results"
-    process = started(command("opd_analytic", root))
+    process = Command(command("opd_analytic", root))
     wait_until(lambda: any(root.glob("*/lock")), process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE_S)
@@ -108,7 +104,7 @@ def test_an_interrupt_while_loading_is_one_line(tmp_path: Path) -> None:
 def test_local_jobs_stop_with_their_command(tmp_path: Path, number: int) -> None:
     """The terminal sends its signals to all processes of the command; SIGTERM comes to one."""
     root = tmp_path / "results"
-    process = started(command("opd_analytic", root, "--executor", "local", updates=2000))
+    process = Command(command("opd_analytic", root, "--executor", "local", updates=2000))
     wait_until(lambda: lines_of(root) >= 3, process)
     process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     _, said = process.communicate(timeout=PATIENCE_S)
@@ -273,7 +269,7 @@ def test_a_stop_is_taken_between_batches_of_an_evaluation(tmp_path: Path, monkey
     from bench.training.execute import Session, execute
     from tasks.ocr.task import Ocr
 
-    settings = ["budget.updates=2", "evaluation.points=[0.5]", "evaluation.batch=16", "evaluation.split=validation"]
+    settings = ["budget.updates=2", "evaluation.points=[0.5]", "evaluation.batch=4", "evaluation.split=validation"]
     spec = resolve("opd_analytic", ["ocr"], overrides=[*settings, "params.trajectories=2", "evaluation.steps=1"])
     execute(spec, Session(tmp_path / "whole"))
     scored, honest = [], Ocr.score

@@ -1,16 +1,25 @@
 """Frozen weights split over two processes (FSDP2 over gloo): the same updates, in less memory."""
 
+import ctypes
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 
+from bench.backbones.adapters import Shape
+from bench.backbones.conditioning import Conditioning
+from bench.backbones.sd3.transformer import Sd3Transformer
+from bench.config.compute import Compute
 from bench.config.resolve import resolve
 from bench.config.spec import Spec
 from bench.store.run import read_checkpoint
+from bench.system.workers import connect
 from bench.training.execute import Session, execute
-from tests.training.test_workers import COMMON, NOISY, check_scores, launch, made_by_two
+from tests.commands import together
+from tests.training.test_workers import COMMON, NOISY, check_scores, made_by_two
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
 
@@ -59,71 +68,75 @@ def test_two_processes_with_half_the_weights_update_as_one_does(pair: Path, tmp_
 def test_unequal_shards_are_refused(tmp_path: Path) -> None:
     """With unequal shards a process could wait for a pass that another one never makes."""
     words = [
-        "-m", "bench", "run", "--method", "opd_analytic", "--tasks", "ocr", "--results", "results",
+        "run", "--method", "opd_analytic", "--tasks", "ocr", "--results", "results",
         *(part for s in (*COMMON, "params.trajectories=3", "compute.shard=true") for part in ("--set", s)),
     ]  # fmt: skip
-    ended = launch(words, tmp_path)
+    ended = together(words, tmp_path)
     assert [done.returncode for done in ended] == [2, 2]
     assert "cannot share 3 prompts per update of task 'ocr' equally" in ended[0].stderr
 
 
-MEMORY = """
-import ctypes, json, sys
-import torch
-from diffusers import SD3Transformer2DModel
-from bench.backbones.conditioning import Conditioning
-from bench.backbones.adapters import Shape
-from bench.backbones.sd3.transformer import Sd3Transformer
-from bench.config.compute import Compute
-from bench.system.workers import connect
+M_MMAP_THRESHOLD = -3
+"""mallopt's number for it (malloc.h)."""
+
 
 class Large(Sd3Transformer):
+    """SD3's transformer with 300 MB of weights, and nothing around it."""
+
     latent_shape = (16, 8, 8)
-    def __init__(self, compute):
+
+    def __init__(self, compute: Compute) -> None:
         torch.manual_seed(0)
         network = SD3Transformer2DModel(
             sample_size=8, patch_size=2, in_channels=16, num_layers=16, attention_head_dim=64, num_attention_heads=10,
             joint_attention_dim=64, caption_projection_dim=640, pooled_projection_dim=64, out_channels=16,
             pos_embed_max_size=8,
-        )
+        )  # fmt: skip
         super().__init__("large", network, "", "cpu", compute)
+
     def _encode(self, prompts):
         for _ in prompts:
             yield Conditioning({"sequence": torch.ones(1, 4, 64), "pooled": torch.ones(1, 64)})
+
     def decode(self, latents):
         return latents[:, :3]
 
-def megabytes(key):
-    lines = open("/proc/self/status").read().splitlines()
+
+def megabytes(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
-workers = connect("cpu")
-backbone = Large(Compute(shard=sys.argv[1] == "sharded"))
-backbone.adapters.add("student", Shape(4, 8.0), 0, trainable=True)
-conditioning = backbone.encode(["a"])
-x = torch.zeros(1, *backbone.latent_shape)
 
-def update():
-    backbone.velocity(x, 0.5, conditioning, "student").square().sum().backward()
+def measure(shard: bool) -> None:
+    """In each of two processes: print the peak of an update of a transformer of 300 MB, and no command after it."""
+    c = ctypes.CDLL("libc.so.6")
+    # glibc would keep freed blocks for later; with a fixed threshold it returns them, so that the peak is what is in use.
+    c.mallopt(M_MMAP_THRESHOLD, 65536)
+    connect("cpu")
+    backbone = Large(Compute(shard=shard))
+    backbone.adapters.add("student", Shape(4, 8.0), 0, trainable=True)
+    conditioning = backbone.encode(["a"])
+    x = torch.zeros(1, *backbone.latent_shape)
 
-update()
-ctypes.CDLL("libc.so.6").malloc_trim(0)
-open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
-update()
-weights = sum(p.numel() for n, p in backbone.transformer.named_parameters() if "lora_" not in n) * 4 / 2**20
-block = sum(p.numel() for n, p in backbone.blocks()[0].named_parameters() if "lora_" not in n) * 4 / 2**20
-print(json.dumps({"peak": megabytes("VmHWM"), "weights": weights, "block": block}))
-"""
+    def update() -> None:
+        backbone.velocity(x, 0.5, conditioning, "student").square().sum().backward()
+
+    update()
+    c.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    update()
+    own = lambda module: sum(p.numel() for n, p in module.named_parameters() if "lora_" not in n) * 4 / 2**20
+    sizes = {"weights": own(backbone.transformer), "block": own(backbone.blocks()[0])}
+    print(json.dumps({"peak": megabytes("VmHWM"), **sizes}))
+    sys.exit()
 
 
 @pytest.mark.slow
-def test_each_process_holds_its_part_of_the_weights(tmp_path: Path, monkeypatch) -> None:
+def test_each_process_holds_its_part_of_the_weights(tmp_path: Path) -> None:
     """Half of the weights less at the peak of an update, but for the blocks that are gathered at the time."""
-    # glibc would keep freed blocks for later; with a fixed threshold it returns them, so that the peak is what is in use.
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     peaks = {}
     for how in ("whole", "sharded"):
-        ended = launch(["-c", MEMORY, how], tmp_path)
+        ended = together([], tmp_path, measure, (how == "sharded",))
         assert [done.returncode for done in ended] == [0, 0], ended[0].stderr[-3000:]
         peaks[how] = [json.loads(done.stdout) for done in ended]
     for whole, sharded in zip(peaks["whole"], peaks["sharded"]):

@@ -2,11 +2,10 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +13,9 @@ from bench.config.resolve import resolve
 from bench.config.spec import Spec
 from bench.registry import find
 from bench.store.run import read_checkpoint
-from bench.system.workers import Workers
+from bench.system.workers import Workers, connect
 from bench.training.execute import Session, execute
+from tests.commands import together
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
 
@@ -48,18 +48,12 @@ SETTINGS = {
         "optimizer.lr=0.05",
     ],
 }
-PROCESS = """
-import json, sys
-from pathlib import Path
-from bench.training.execute import Session, execute
-from bench.config.spec import Spec
-from bench.system.workers import connect
-from tests.few import few_prompts
-few_prompts()
-workers = connect("cpu")
-for spec in json.loads(Path(sys.argv[1]).read_text()):
-    execute(Spec.model_validate(spec), Session(Path(sys.argv[2]), workers))
-"""
+def make(specs: str) -> None:
+    """In each of several processes: the runs of some specs, and no command after it."""
+    workers = connect("cpu")
+    for spec in json.loads(Path(specs).read_text()):
+        execute(Spec.model_validate(spec), Session(Path("results"), workers))
+    sys.exit()
 
 
 def spec_of(method: str) -> Spec:
@@ -67,30 +61,10 @@ def spec_of(method: str) -> Spec:
     return resolve(method, tasks, overrides=[*COMMON, *SETTINGS[method]])
 
 
-def launch(words: list[str], folder: Path, processes: int = 2) -> list[subprocess.CompletedProcess]:
-    """The same command in several processes that a launcher would have started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {
-        "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, *words], cwd=folder, env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(processes)
-    ]  # fmt: skip
-    ended = [process.communicate(timeout=400) for process in started]
-    return [subprocess.CompletedProcess(words, p.returncode, *text) for p, text in zip(started, ended)]
-
-
 def made_by_two(specs: list[Spec], folder: Path) -> Path:
     """The results folder of runs that two processes made together."""
     (folder / "specs.json").write_text(json.dumps([spec.model_dump(mode="json") for spec in specs]))
-    ended = launch(["-c", PROCESS, "specs.json", "results"], folder)
+    ended = together([], folder, make, ("specs.json",))
     assert [done.returncode for done in ended] == [0, 0], "\n".join(done.stderr[-3000:] for done in ended)
     return folder / "results"
 
@@ -137,75 +111,74 @@ def test_two_processes_update_as_one_does(pair: Path, tmp_path: Path, method: st
 @pytest.mark.slow
 def test_the_command_resumes_and_only_one_process_speaks(tmp_path: Path) -> None:
     words = [
-        "-m", "bench", "run", "--method", "opd_analytic", "--tasks", "ocr", "--results", "results",
+        "run", "--method", "opd_analytic", "--tasks", "ocr", "--results", "results",
         *(part for s in (*COMMON, "params.trajectories=3", "checkpoint_every=1") for part in ("--set", s)),
     ]  # fmt: skip
-    first = launch(words, tmp_path)
+    first = together(words, tmp_path)
     assert [done.returncode for done in first] == [0, 0], first[0].stderr
     assert "gain recovered" in first[0].stdout
     assert not first[1].stdout
     (folder,) = (tmp_path / "results").glob("opd_analytic-*")
     before = (folder / "checkpoint.safetensors").read_bytes()
     (folder / "summary.json").unlink()
-    assert [done.returncode for done in launch(words, tmp_path)] == [0, 0]
+    assert [done.returncode for done in together(words, tmp_path)] == [0, 0]
     assert (folder / "checkpoint.safetensors").read_bytes() == before
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
-    refused = launch([*words, "--set", "params.trajectories=1"], tmp_path)
+    refused = together([*words, "--set", "params.trajectories=1"], tmp_path)
     assert all(done.returncode == 2 and "2 processes cannot share 1 prompts" in done.stderr for done in refused)
 
 
 FORGETFUL = {
-    "prompts": (
-        "conditioning = lab.encode(lab.tasks[task].sample(4, lab.numpy_generator('prompts', task)))",
-        "",
-        "without lab.prompts",
-    ),
-    "rows": (
-        "conditioning = lab.encode(lab.prompts(task, 4))",
-        "torch.randn(len(start.noise), generator=lab.generator('mine', task))",
-        "draws from lab.generator directly",
-    ),
-    "global": ("conditioning = lab.encode(lab.prompts(task, 4))", "torch.rand(1)", "global random generator"),
-    "prepare": ("conditioning = lab.encode(lab.prompts(task, 4))", "", "global random generator"),
-    "apart": ("conditioning = lab.encode(lab.prompts(task, 4))", "", "hold different students before the first update"),
-    "state": ("conditioning = lab.encode(lab.prompts(task, 4))", "", "hold different values in the method's state"),
-    "numpy": ("conditioning = lab.encode(lab.prompts(task, 4))", "np.random.rand()", "global random generator"),
+    "prompts": "without lab.prompts",
+    "rows": "draws from lab.generator directly",
+    "global": "global random generator",
+    "prepare": "global random generator",
+    "apart": "hold different students before the first update",
+    "state": "hold different values in the method's state",
+    "numpy": "global random generator",
 }
+
+
+def forgets(kind: str) -> None:
+    """Let this process's method forget in some way that there are others."""
+    from methods.opd_analytic import OpdAnalytic, Start
+
+    honest = OpdAnalytic.losses
+
+    def collect(self, lab, task):
+        own = lambda: lab.tasks[task].sample(4, lab.numpy_generator("prompts", task))
+        conditioning = lab.encode(own() if kind == "prompts" else lab.prompts(task, 4))
+        return Start(lab.backbone.noise(len(conditioning), lab.generator("noise", task)), conditioning)
+
+    def losses(self, lab, task, start):
+        if kind == "rows":
+            torch.randn(len(start.noise), generator=lab.generator("mine", task))
+        if kind == "global":
+            torch.rand(1)
+        if kind == "numpy":
+            np.random.rand()
+        yield from honest(self, lab, task, start)
+
+    def prepare(self, lab):
+        if kind == "prepare":
+            np.random.rand()
+        if kind == "apart":  # drawn from a generator of its own, which nobody watches
+            for tensor in lab.backbone.adapters.parameters("student"):
+                tensor += np.random.default_rng().normal()
+
+    OpdAnalytic.collect, OpdAnalytic.losses, OpdAnalytic.prepare = collect, losses, prepare
+    if kind == "state":
+        OpdAnalytic.state = lambda self: {"mine": torch.tensor(float(os.getpid()))}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORGETFUL)
 def test_a_method_that_forgets_the_other_processes_is_refused(tmp_path: Path, kind: str) -> None:
     """In silence its gradient would be twice too large, or another one than one process's."""
-    collected, drawn, told = FORGETFUL[kind]
     settings = [w for s in (*COMMON, "params.trajectories=4") for w in ("--set", s)]
-    code = f"""
-import sys
-import numpy as np, torch
-from methods import opd_analytic
-honest = opd_analytic.OpdAnalytic.losses
-def collect(self, lab, task):
-    {collected}
-    return opd_analytic.Start(lab.backbone.noise(len(conditioning), lab.generator("noise", task)), conditioning)
-def losses(self, lab, task, start):
-    {drawn or "pass"}
-    yield from honest(self, lab, task, start)
-opd_analytic.OpdAnalytic.collect, opd_analytic.OpdAnalytic.losses = collect, losses
-def prepare(self, lab):
-    if {kind!r} == "prepare":
-        np.random.rand()
-    if {kind!r} == "apart":  # drawn from a generator of its own, which nobody watches
-        for tensor in lab.backbone.adapters.parameters("student"):
-            tensor += np.random.default_rng().normal()
-opd_analytic.OpdAnalytic.prepare = prepare
-if {kind!r} == "state":
-    import os
-    opd_analytic.OpdAnalytic.state = lambda self: {{"mine": torch.tensor(float(os.getpid()))}}
-sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", *{settings!r}]
-from bench.cli.app import main
-main()
-"""
-    ended = launch(["-c", code], tmp_path)
+    words = ["run", "--method", "opd_analytic", "--tasks", "ocr", *settings]
+    ended = together(words, tmp_path, forgets, (kind,))
+    told = FORGETFUL[kind]
     assert [done.returncode for done in ended] == [2, 2], ended[0].stderr[-2000:]
     assert all(told in done.stderr and "Traceback" not in done.stderr for done in ended)
 
@@ -241,30 +214,31 @@ def test_parts_of_a_batch_draw_what_the_whole_draws() -> None:
     assert torch.equal(drawn(Rows(6, 12, 12).part(2, 5), 3), whole[8:11])
 
 
+def second_loses() -> None:
+    """Let the second process's loss be no number."""
+    from methods.opd_analytic import OpdAnalytic
+
+    honest = OpdAnalytic.losses
+
+    def losses(self, lab, task, experience):
+        for piece in honest(self, lab, task, experience):
+            yield piece * float("nan") if os.environ["RANK"] == "1" else piece
+
+    OpdAnalytic.losses = losses
+
+
 @pytest.mark.slow
 def test_one_processs_error_ends_them_all(tmp_path: Path) -> None:
     """Also with more seeds to come: going on with the next one would wait for a process that is still in this one."""
     settings = [w for s in (*COMMON, "params.trajectories=2") for w in ("--set", s)]
-    code = f"""
-import os, sys
-from methods.opd_analytic import OpdAnalytic
-honest = OpdAnalytic.losses
-def losses(self, lab, task, experience):
-    for piece in honest(self, lab, task, experience):
-        yield piece * float("nan") if os.environ["RANK"] == "1" else piece
-OpdAnalytic.losses = losses
-sys.argv = ["bench", "run", "--method", "opd_analytic", "--tasks", "ocr", "--seeds", "0-1", *{settings!r}]
-from bench.cli.app import main
-main()
-"""
-    ended = launch(["-c", code], tmp_path)
+    words = ["run", "--method", "opd_analytic", "--tasks", "ocr", "--seeds", "0-1", *settings]
+    ended = together(words, tmp_path, second_loses)
     assert all(done.returncode not in (0, None) for done in ended)
     assert "the loss of task 'ocr' is nan" in ended[1].stderr
 
 
 def test_several_processes_are_not_given_one_gpu(monkeypatch) -> None:
     from bench.errors import UsageError
-    from bench.system.workers import connect
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="device=cuda, not cuda:0"):
