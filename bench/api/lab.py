@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.api.draws import Draws
 from bench.api.scores import NOT_FINITE, finite, parts_of, stacked
 from bench.api.task import Prompt, Scores, Task
 from bench.errors import BenchError, UsageError
 from bench.hashing import seed_of
 from bench.sampler.draws import Rows
 from bench.sampler.rollout import Sampler, Velocity
+from bench.system.background import begin
 from bench.system.workers import ALONE, Workers
 
 if TYPE_CHECKING:
@@ -57,6 +61,8 @@ class Lab:
     """task -> this process's shard of the prompts of this update; empty if a single process has them all."""
     given: list[RowGenerator] = field(default_factory=list)
     """Generators created in this update if several processes share it, for checks in bench/training/sharing.py."""
+    draws: Draws = field(default_factory=Draws)
+    """When tasks drew prompts, to foresee when they will."""
     notes: dict[str, float] = field(default_factory=dict)
     """Numbers that the method logs with this update."""
 
@@ -92,9 +98,19 @@ class Lab:
 
         Raises UsageError if there are fewer prompts than processes.
         """
-        drawn = self.tasks[task].sample(count, self.numpy_generator("prompts", task))
         mine = self.shard_rows(task, count)
-        return drawn[mine.start : mine.stop]
+        self.draws.add(task, self.step, count)
+        return self._prompts(task, self.step, count)[mine.start : mine.stop]
+
+    def _prompts(self, task: str, step: int, count: int) -> list[Prompt]:
+        rng = np.random.default_rng(seed_of(self.seed, step, task, "prompts"))
+        return self.tasks[task].sample(count, rng)
+
+    def _upcoming(self) -> Iterator[str]:
+        """Texts of this process's prompts of later updates, as far as they can be foreseen."""
+        for task, step, count in self.draws.upcoming(self.step):
+            mine = self.workers.shard(count)
+            yield from (prompt.text for prompt in self._prompts(task, step, count)[mine.start : mine.stop])
 
     def shard_rows(self, task: str, count: int) -> range:
         """This process's shard of `count` rows of this update; all rows if there is a single process.
@@ -125,7 +141,7 @@ class Lab:
 
     def encode(self, prompts: list[Prompt]) -> Conditioning:
         """The encoded texts of prompts."""
-        return self.backbone.encode([p.text for p in prompts])
+        return self.backbone.encode([p.text for p in prompts], self._upcoming())
 
     def velocity(self, conditioning: Conditioning, adapter: str | None, guidance: float | None = None) -> Velocity:
         """The velocity field of an adapter (None: the base) for fixed prompts; guidance None is the student's."""
@@ -150,20 +166,37 @@ class Lab:
         Raises BenchError if an image or a reward is not finite, because neither a diverged model nor a failed scorer
         may train the student.
         """
+        return self.score_later(task, latents, prompts)()
+
+    def score_later(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Callable[[], Scores]:
+        """Begin what `score` does; the returned function waits for the scores, and raises as `score` does.
+
+        The scores are the same. Only a scorer that works elsewhere (Task.elsewhere) works meanwhile; its images, in the
+        host's memory, are decoded before this returns.
+        """
+        scorer, parts = self.tasks[task], list(parts_of(latents))
         with self.backbone.meter.purpose("scoring"):
-            parts = [self._scored(task, latents[rows], prompts[rows]) for rows in parts_of(latents)]
-            scores = stacked(parts)
+            if not scorer.elsewhere:
+                scored = [scorer.score(self._decoded(task, latents[rows]), prompts[rows]) for rows in parts]
+                return partial(self._checked, task, lambda: scored)
+            images = [self._decoded(task, latents[rows]).cpu() for rows in parts]
+        # In the same parts and one after the other, as without a thread, because scores may depend on their company.
+        return partial(self._checked, task, begin(lambda: list(map(scorer.score, images, [prompts[p] for p in parts]))))
+
+    def _decoded(self, task: str, latents: Tensor) -> Tensor:
+        images = self.backbone.decode(latents)
+        if not finite(latents, images).all():
+            raise BenchError(f"update {self.step + 1}: task {task!r}: {NOT_FINITE}")
+        return images
+
+    def _checked(self, task: str, wait: Callable[[], list[Scores]]) -> Scores:
+        with self.backbone.meter.purpose("scoring"):
+            scores = stacked(wait())
         if not np.isfinite(scores.rewards).all():
             raise BenchError(
                 f"update {self.step + 1}: the scorer of task {task!r} returned a reward that is not finite"
             )
         return scores
-
-    def _scored(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Scores:
-        images = self.backbone.decode(latents)
-        if not finite(latents, images).all():
-            raise BenchError(f"update {self.step + 1}: task {task!r}: {NOT_FINITE}")
-        return self.tasks[task].score(images, prompts)
 
     def note(self, name: str, value: float) -> None:
         """Log a number with this update."""

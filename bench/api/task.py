@@ -72,6 +72,14 @@ class Task(ABC):
         """Engine, version and weights of the scorer, recorded with every result."""
         return f"{self.world}-{self.name}-{self.version}"
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether `score` leaves the model's device alone and may be called in another thread. Default: it may not.
+
+        True for a reader on the CPU or a server: it then scores while the model draws the next images.
+        """
+        return False
+
     @abstractmethod
     def prompts(self, split: str) -> list[Prompt]:
         """Prompts of a split. The test and validation splits have one entry per image. No text is in two splits."""

@@ -38,6 +38,10 @@ class Embeddings:
             self._keep(prompt, encoded)
         return self._kept.get(prompt)
 
+    def has(self, prompt: str) -> bool:
+        """Whether `get` is likely to find this prompt; a file is not read."""
+        return prompt in self._kept or bool((path := self._path(prompt)) and path.exists())
+
     def put(self, prompt: str, encoded: Conditioning) -> None:
         """Store one encoded prompt; in memory only if files cannot be written."""
         from safetensors.torch import save

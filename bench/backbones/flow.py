@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -23,6 +24,8 @@ from bench.sampler.draws import normal
 if TYPE_CHECKING:
     from diffusers.models import ModelMixin
 
+AHEAD = 256
+"""Prompts that are encoded ahead: 450 MB for SD3.5 with T5 in half precision, which the cache in memory can keep."""
 COMPILATIONS = 64
 """Limit on compiled versions per block: torch.compile makes one per adapter, gradient mode and input shape."""
 
@@ -113,13 +116,20 @@ class FlowBackbone(ABC, nn.Module):
         raise UsageError(f"the compute of backbone {self.name!r} cannot be counted: it does not implement size")
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """Encode prompts to a Conditioning on the device, one entry per prompt, reusing cached ones."""
+    def encode(self, prompts: list[str], ahead: Iterable[str] = ()) -> Conditioning:
+        """Encode prompts to a Conditioning on the device, one entry per prompt, reusing cached ones.
+
+        `ahead` are prompts that will be asked for next. If text encoders must be moved to the device now, they
+        also encode up to AHEAD of those, so that they are moved more rarely.
+        """
         known = {prompt: self._encoded.get(prompt) for prompt in dict.fromkeys(prompts)}
         # A second lookup could miss: storing a prompt may evict another that this batch still needs.
         found = {prompt: encoded for prompt, encoded in known.items() if encoded is not None}
         new = [prompt for prompt in known if prompt not in found]
         if new:
+            if self.compute.offload_text_encoders:
+                later = dict.fromkeys(islice(ahead, AHEAD))
+                new += [prompt for prompt in later if prompt not in known and not self._encoded.has(prompt)]
             for prompt, encoded in zip(new, self._encode(new), strict=True):
                 self._encoded.put(prompt, encoded)
                 found[prompt] = encoded

@@ -83,6 +83,11 @@ class RemoteTask(TaskAround):
         self.met = False
         """Whether the server has ever answered."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """True: requests wait for another process."""
+        return True
+
     @cached_property
     def scorer_name(self) -> str:
         """The name that the server gives. Raises BenchError for a different protocol, and as `score` does."""

@@ -16,6 +16,7 @@ from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
 from bench.scoring.folders import begin, identity, places, write
 from bench.scoring.remote import plain
+from bench.system.background import begin as in_background
 from bench.system.workers import ALONE, Workers
 
 Rows = dict[str, np.ndarray]
@@ -118,9 +119,13 @@ def sampled(
     adapter: str | None,
     sampler: Sampler,
     guidance: float,
+    ahead: Sequence[Prompt] = (),
 ) -> torch.Tensor:
-    """Latents [B, C, h, w] that a deterministic kernel produces from `noise` (same shape)."""
-    conditioning = backbone.encode([p.text for p in prompts])
+    """Latents [B, C, h, w] that a deterministic kernel produces from `noise` (same shape).
+
+    `ahead` are the prompts of the next batches (see FlowBackbone.encode).
+    """
+    conditioning = backbone.encode([p.text for p in prompts], (p.text for p in ahead))
 
     def field(x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
         return backbone.velocity(x, sigma, conditioning, adapter, guidance)
@@ -165,7 +170,16 @@ def evaluate(
             begin(folder, task.name, task.world)
         workers.agreed(None)  # a barrier: no process may write before the folder has been emptied
     found = Collected()
+    # A scorer that works elsewhere has one part of the images while the next one is drawn. Audits may need the device.
+    ahead = task.elsewhere and not audit
+    pending: Callable[[], None] | None = None
     mine = workers.shard(len(prompts))
+
+    def add(here: slice, score: Callable[[], Scores]) -> None:
+        with backbone.meter.purpose("held-out scoring"):
+            found.add(here.stop - here.start, score)
+        listener(here.stop - mine.start, len(mine))
+
     # Every process loops as often as the one with the largest shard, because `ask` communicates between processes.
     last = mine.start + workers.most(len(prompts))
     for start in range(mine.start, last, batch):
@@ -178,22 +192,29 @@ def evaluate(
         if not rows:
             continue
         noise = initial_noise(backbone, task.name, split, rows)
-        latents = sampled(backbone, [prompts[row] for row in rows], noise, adapter, sampler, guidance)
+        here, later = [prompts[row] for row in rows], prompts[stop : mine.stop]
+        latents = sampled(backbone, here, noise, adapter, sampler, guidance, later)
         latents = latents[: max(0, stop - start)]
         for part in parts_of(latents):
             images = backbone.decode(latents[part])
             first = start + part.start
-            here = slice(first, first + len(images))
+            scored = slice(first, first + len(images))
             fine = finite(latents[part], images)
             if folder:
                 good = np.flatnonzero(fine)
-                entries = good + here.start
+                entries = good + scored.start
                 kept = [prompts[i] for i in entries]
                 write(folder, kept, images[good], [at[i] for i in entries])
-            with backbone.meter.purpose("held-out scoring"):
-                score = partial(_scores, task, audit)
-                found.add(len(images), partial(score_finite, fine, images, prompts[here], score))
-            listener(here.stop - mine.start, len(mine))
+            images = images.cpu() if ahead else images
+            score = partial(score_finite, fine, images, prompts[scored], partial(_scores, task, audit))
+            if pending:
+                pending()
+            if ahead:
+                pending = partial(add, scored, in_background(score))
+            else:
+                add(scored, score)
+    if pending:
+        pending()
     return _evaluation(task, prompts, workers.gather(found.whole()))
 
 

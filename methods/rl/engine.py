@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
 
 from bench.api.lab import Lab
 from bench.api.method import Options
+from bench.api.task import Scores
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
 from bench.lazy import torch
@@ -26,9 +25,9 @@ class Samples:
 
     trajectory: Trajectory
     conditioning: Conditioning
-    rewards: np.ndarray
-    """Float64 [prompts, group], at most 1 (see Scores)."""
-    advantages: Tensor
+    scores: Callable[[], Scores]
+    """Waits for the images' scores: some scorers work while the next task is sampled."""
+    advantages: Tensor = field(init=False)
     """[B]; filled in once the rewards of all tasks are known."""
 
 

@@ -121,24 +121,25 @@ class RlMethod(Method[Samples]):
         return getattr(self.engine.options, "inner_updates", 1)
 
     def collect(self, lab: Lab, task: str) -> Samples:
-        """Sample `group_size` images per prompt and score them; `mix` fills in the advantages."""
+        """Sample `group_size` images per prompt and have them scored; `mix` fills in rewards and advantages."""
         o = self.options
         drawn = lab.prompts(task, o.groups)
         prompts = [prompt for prompt in drawn for _ in range(o.group_size)]
         conditioning = lab.encode(prompts)
         trajectory = self.engine.sample(lab, task, conditioning)
-        scores = lab.score(task, trajectory.final, prompts)
-        rewards = scores.rewards.reshape(-1, o.group_size)
-        lab.note(f"reward/{task}", float(rewards.mean()))
-        lab.note(f"reward_std/{task}", float(rewards.std(1).mean()))
-        return Samples(trajectory, conditioning, rewards, torch.empty(0))
+        scores = lab.score_later(task, trajectory.final, prompts)
+        return Samples(trajectory, conditioning, scores)
 
     def mix(self, lab: Lab, experiences: dict[str, Samples]) -> dict[str, Samples]:
         """Turn rewards into advantages, once those of all tasks are known.
 
         Standard deviations are of the whole batch, so processes exchange their rewards and then keep their own rows.
         """
-        own = {task: samples.rewards for task, samples in experiences.items()}
+        own = {}
+        for task, samples in experiences.items():
+            own[task] = samples.scores().rewards.reshape(-1, self.options.group_size)
+            lab.note(f"reward/{task}", float(own[task].mean()))
+            lab.note(f"reward_std/{task}", float(own[task].std(1).mean()))
         shards = lab.workers.gather(own)
         rewards = {task: np.concatenate([shard[task] for shard in shards]) for task in experiences}
         # Shares are concatenated in the order of processes, which is the order of prompts.

@@ -75,6 +75,11 @@ class Ocr(Task):
         return self._splits[split]
 
     @property
+    def elsewhere(self) -> bool:
+        """True for RapidOCR, which reads on the CPU."""
+        return self.read is read_with_rapidocr
+
+    @property
     def scorer_name(self) -> str:
         """Version of the formula, with the OCR engine or the world."""
         return f"ocr-{self.version}+{ENGINE if self.read is read_with_rapidocr else self.world}"

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.backbones import flow
+from bench.backbones.sd3.backbone import Sd3Backbone
 from bench.config.resolve import describe, resolve
 from bench.errors import BenchError
 from bench.scoring.folders import load, write
@@ -68,6 +70,31 @@ def test_distillation_on_photographs_from_end_to_end(settings: dict, tmp_path: P
         backbone.adapters.load(name, root / "results" / whole["folder"] / "adapter")
     assert backbone.adapters.delta_norm("whole") > 0
     assert all(map(torch.equal, backbone.adapters.parameters("whole"), backbone.adapters.parameters("cut")))
+
+
+@pytest.mark.parametrize("batches", ["mixed", "alternate"])
+def test_encoders_that_are_moved_encode_for_later_updates_too(
+    settings: dict, tmp_path: Path, monkeypatch, batches: str
+) -> None:
+    """And for the next batches of an evaluation; to the same bits."""
+    more = ["budget.updates=6", "compute.offload_text_encoders=true", "evaluation.batch=1", f"params.batches={batches}"]
+    more.append(f"scorers={json.dumps(no_geneval(settings))}")
+    chosen = {key: settings[key] for key in ("teachers", "backbone")}
+    spec = resolve("opd_analytic", ["ocr", "pickscore"], overrides=[*settings["overrides"][1:], *more], **chosen)
+    moved: dict[str, list[int]] = {}
+    encode = Sd3Backbone._encode
+    for how, ahead in (("each", 0), ("ahead", flow.AHEAD)):
+        counts = moved.setdefault(how, [])
+        monkeypatch.setattr(flow, "AHEAD", ahead)
+        monkeypatch.setattr(
+            Sd3Backbone, "_encode", lambda self, prompts, counts=counts: counts.append(len(prompts)) or encode(self, prompts)
+        )
+        execute(spec, Session(tmp_path / how / "results"))
+    assert sum(moved["each"]) <= sum(moved["ahead"]) <= 20 + 2 + 1  # of each split's prompts; drawn ahead of the end
+    # Two prompts of the validation split, then training: what is foreseen is known from a task's second draw on.
+    assert len(moved["ahead"]) <= 6 < len(moved["each"])
+    made = [next(tmp_path.glob(f"{how}/results/*/adapter/adapter_model.safetensors")).read_bytes() for how in moved]
+    assert made[0] == made[1]
 
 
 def _fail_second(self, lab) -> None:
