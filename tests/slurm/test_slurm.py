@@ -1,7 +1,6 @@
 """On a real Slurm of one and two nodes (tests/slurm/start.sh; .ci/run starts it): jobs end as runs in this process do, whatever
 happens to them on the way. Skipped where Slurm is not running."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from bench.jobs.launches import Job, launches
 from bench.jobs.placement import Placement, Profile
 from bench.jobs.status import cancel, survey
 from tests.jobs.work import speak
+from tests.once import once
 
 
 def _answers() -> bool:
@@ -65,21 +65,14 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
-    """undisturbed(updates) -> folder of a run in this process, made once for all tests (and their workers)."""
-    base = tmp_path_factory.getbasetemp().parent
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of 80 updates without Slurm."""
 
-    def make(updates: int) -> Path:
-        root = base / f"undisturbed-{updates}" / "results"
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not list(root.glob("*/summary.json")):
-                done = bench(*ONE, "--set", f"budget.updates={updates}", root=root)
-                assert done.returncode == 0, done.stderr
-        return next(root.glob("*/summary.json")).parent
+    def make(folder: Path) -> None:
+        done = bench(*ONE, "--set", "budget.updates=80", root=folder / "results")
+        assert done.returncode == 0, done.stderr
 
-    return make
+    return next(once(tmp_path_factory, "undisturbed", make).glob("results/*/summary.json")).parent
 
 
 def without_clocks(value):
@@ -142,7 +135,7 @@ def test_a_comparison_ends_with_the_same_records(root: Path, tmp_path: Path) -> 
     assert len({job.id.partition("_")[0] for launch in launches(root) for job in launch.jobs}) == 1  # one array
 
 
-def test_time_limits_do_not_change_the_result(root: Path, undisturbed) -> None:
+def test_time_limits_do_not_change_the_result(root: Path, undisturbed: Path) -> None:
     """The job's process is stopped, lest it end early; Slurm lets it go on to take the warning."""
     limits = ["--slurm", "minutes=1", "--slurm", "signal_s=40"]
     process = start(*ONE, "--set", "budget.updates=80", "--executor", "slurm", *limits, root=root)
@@ -156,11 +149,11 @@ def test_time_limits_do_not_change_the_result(root: Path, undisturbed) -> None:
     log = launch.log(the_job(root)).read_text() + launch.log(the_job(root), "out").read_text()
     assert "this job is timed-out" in log
     assert starts(run) > 1
-    assert_same(run, undisturbed(80))
+    assert_same(run, undisturbed)
 
 
 @pytest.mark.parametrize("how", ["requeue", "preempt", "kill"])
-def test_disturbances_do_not_change_the_result(root: Path, undisturbed, how: str) -> None:
+def test_disturbances_do_not_change_the_result(root: Path, undisturbed: Path, how: str) -> None:
     process = start(*ONE, "--set", "budget.updates=80", *SLURM, root=root)
     line = wait_for(lambda: running(root, 0.1))
     job = the_job(root)
@@ -174,7 +167,7 @@ def test_disturbances_do_not_change_the_result(root: Path, undisturbed, how: str
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert starts(root / line.name) == 2
-    assert_same(root / line.name, undisturbed(80))
+    assert_same(root / line.name, undisturbed)
 
 
 def test_one_killed_job_of_an_array_disturbs_no_other(root: Path) -> None:
@@ -194,7 +187,7 @@ def processes(root: Path) -> list[int]:
     return [number for number, path in names.items() if path.exists() and path.read_text().startswith("python")]
 
 
-def test_a_cancelled_job_leaves_a_run_that_goes_on(root: Path, undisturbed) -> None:
+def test_a_cancelled_job_leaves_a_run_that_goes_on(root: Path, undisturbed: Path) -> None:
     process = start(*ONE, "--set", "budget.updates=80", *SLURM, root=root)
     line = wait_for(lambda: running(root, 0.1))
     assert cancel(root, [line.name]) == [line.name]
@@ -204,7 +197,7 @@ def test_a_cancelled_job_leaves_a_run_that_goes_on(root: Path, undisturbed) -> N
     assert [(x.state, x.note) for x in survey(root)] == [("stopped", "cancelled")]
     done = bench(*ONE, "--set", "budget.updates=80", root=root)
     assert done.returncode == 0, done.stderr
-    assert_same(root / line.name, undisturbed(80))
+    assert_same(root / line.name, undisturbed)
 
 
 def test_an_interrupt_leaves_the_jobs_and_the_same_command_waits_for_them(root: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from bench.registry import find, registered
 from tests.commands import bench
+from tests.once import once
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
 
@@ -111,16 +112,12 @@ def records(root: Path) -> dict:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
     """method -> results folder of a run that nobody disturbed."""
-    made: dict[str, Path] = {}
 
-    def get(method: str) -> Path:
-        if method not in made:
-            made[method] = tmp_path_factory.mktemp(method) / "results"
-            done = bench(command(method, made[method]))
-            assert done.returncode == 0, done.stderr
-        return made[method]
+    def make(folder: Path) -> None:
+        done = bench(command(folder.name, folder / "results"))
+        assert done.returncode == 0, done.stderr
 
-    return get
+    return lambda method: once(tmp_path_factory, method, make) / "results"
 
 
 @pytest.mark.slow

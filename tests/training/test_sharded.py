@@ -19,6 +19,7 @@ from bench.store.run import read_checkpoint
 from bench.system.workers import connect
 from bench.training.execute import Session, execute
 from tests.commands import together
+from tests.once import once
 from tests.training.test_workers import COMMON, NOISY, check_scores, made_by_two
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
@@ -46,7 +47,7 @@ def spec_of(method: str, *more: str) -> Spec:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of every method's run by two processes that split the weights."""
     specs = [spec_of(method, "compute.shard=true") for method in SETTINGS]
-    return made_by_two(specs, tmp_path_factory.mktemp("sharded"))
+    return once(tmp_path_factory, "sharded", lambda folder: made_by_two(specs, folder)) / "results"
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from bench.store.run import read_checkpoint
 from bench.system.workers import Workers, connect
 from bench.training.execute import Session, execute
 from tests.commands import together
+from tests.once import once
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
 
@@ -61,12 +62,11 @@ def spec_of(method: str) -> Spec:
     return resolve(method, tasks, overrides=[*COMMON, *SETTINGS[method]])
 
 
-def made_by_two(specs: list[Spec], folder: Path) -> Path:
-    """The results folder of runs that two processes made together."""
+def made_by_two(specs: list[Spec], folder: Path) -> None:
+    """Let two processes make runs together, in the folder's `results`."""
     (folder / "specs.json").write_text(json.dumps([spec.model_dump(mode="json") for spec in specs]))
     ended = together([], folder, make, ("specs.json",))
     assert [done.returncode for done in ended] == [0, 0], "\n".join(done.stderr[-3000:] for done in ended)
-    return folder / "results"
 
 
 def check_scores(one: dict, two: dict) -> None:
@@ -81,7 +81,8 @@ def check_scores(one: dict, two: dict) -> None:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of every method's run by two processes."""
-    return made_by_two([spec_of(method) for method in SETTINGS], tmp_path_factory.mktemp("pair"))
+    specs = [spec_of(method) for method in SETTINGS]
+    return once(tmp_path_factory, "pair", lambda folder: made_by_two(specs, folder)) / "results"
 
 
 @pytest.mark.slow
