@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.api.lab import STUDENT, Lab
-from bench.api.method import Method, Needs, Options, Work
+from bench.api.method import Needs, Work
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
 from bench.config.bounds import Count, Fraction, Weight
 from bench.errors import UsageError
 from bench.lazy import torch
 from bench.sampler.distance import squared_distance
+from methods.combining import CombiningMethod, CombiningOptions
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DistillationOptions(Options):
+class DistillationOptions(CombiningOptions):
     """Settings of all methods that learn from one teacher per task; defaults as in DiffusionOPD's released code."""
 
     trajectories: Count = 24
@@ -35,7 +36,7 @@ class DistillationOptions(Options):
     the base if there is none."""
 
 
-class DistillationMethod(Method):
+class DistillationMethod(CombiningMethod):
     """Checks, plan, targets and cost shared by the distillation methods."""
 
     needs = Needs(teachers=True)

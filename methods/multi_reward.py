@@ -11,19 +11,20 @@ from pydantic import Field
 from bench.api.lab import Lab
 from bench.config.bounds import Moderate
 from bench.errors import unknown
+from methods.combining import CombiningMethod, CombiningOptions
 from methods.rl.method import RlMethod, RlOptions
 
 
-class MultiRewardOptions(RlOptions):
+class MultiRewardOptions(RlOptions, CombiningOptions):
     """Settings of joint RL."""
 
-    unsaid: ClassVar[tuple[str, ...]] = ("weights",)
+    unsaid: ClassVar[tuple[str, ...]] = ("weights", "combine")
 
     weights: dict[str, Moderate] = Field(default={})
     """task -> relative weight of its gradient, by default 1; the weights are normalised to add up to 1."""
 
 
-class MultiReward(RlMethod):
+class MultiReward(RlMethod, CombiningMethod):
     """RL on all tasks at once."""
 
     name = "multi_reward"

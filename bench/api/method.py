@@ -155,10 +155,9 @@ class Method(ABC, Generic[Experience]):
             total += weights[task] * gradients[task]
         return total
 
-    @classmethod
-    def combines(cls) -> bool:
-        """Whether it overrides `combine`."""
-        return cls.combine is not Method.combine
+    def combines(self) -> bool:
+        """Whether `combine` must be called. Default: it is called if a method overrides it."""
+        return type(self).combine is not Method.combine
 
     def state(self) -> dict[str, Tensor]:
         """name -> tensor: what it keeps between updates besides its adapters, saved in every checkpoint.

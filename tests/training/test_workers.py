@@ -37,9 +37,9 @@ SETTINGS = {
     "opd_analytic": ["params.trajectories=3", *NOISY],
     "opd_ppo": ["params.trajectories=3"],
     "dance_opd": ["params.trajectories=3"],
-    "off_policy": ["params.trajectories=3"],
-    "sft": ["params.trajectories=3"],
-    "multi_reward": [*RL, "budget.nfe=3000"],
+    "off_policy": ["params.trajectories=3", "params.combine=pcgrad"],
+    "sft": ["params.trajectories=3", "params.combine=upgrad"],
+    "multi_reward": [*RL, "budget.nfe=3000", "params.combine=nash_mtl"],
     "cascade": [
         *RL,
         "params.engine=grpo",

@@ -1,0 +1,189 @@
+"""One gradient out of the tasks' gradients: rules of gradient surgery, computed by TorchJD from their inner products.
+
+Every rule gives weights a [T] that depend only on the matrix G_ij = g_i . g_j, and the combined gradient is the sum of
+a_i g_i. The rows g_i are the tasks' gradients times the weights of the plan, so that `sum` is what is trained without a
+rule. Rules that are defined with a mean over tasks are multiplied by T: for equal gradients every rule then gives that
+sum (CAGrad 1 + c times it), so that learning rates and clipping mean the same. A task whose gradient is zero, as in RL
+when all its rewards are equal, asks for nothing and is left out: taken literally, MGDA would then not train at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from bench.api.lab import Lab
+from bench.api.method import Method, Options
+from bench.errors import BenchError, UsageError
+from bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RuleName = Literal["sum", "pcgrad", "mgda", "cagrad", "imtl_g", "aligned_mtl", "nash_mtl", "upgrad"]
+CAGRAD_RADIUS = 0.5
+"""The c of CAGrad, which its paper recommends between .4 and .5."""
+MGDA_PRECISION = 1e-6
+MGDA_ITERATIONS = 10_000
+"""TorchJD's defaults stop Frank-Wolfe after steps of 1e-3, or 100."""
+UPGRAD_REGULARISATION = 1e-8
+"""Added to the diagonal of the products divided by their trace; TorchJD's 1e-4 moves the result by a percent."""
+NASH_ITERATIONS, NASH_PRECISION = 200, 1e-10
+"""Limits of Newton's method. If no combination of the gradients helps every task, the weights grow without bound."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule for combining gradients."""
+
+    source: str
+    """Paper and equation."""
+    weights: Callable[[Tensor], Tensor]
+    """Inner products [T, T] in float64 on the CPU -> weights [T]."""
+    means: bool
+    """Whether it is defined with a mean over tasks instead of a sum."""
+
+
+def _pcgrad(products_TT: Tensor) -> Tensor:
+    from torchjd.aggregation import PCGradWeighting
+
+    return PCGradWeighting()(products_TT)
+
+
+def _mgda(products_TT: Tensor) -> Tensor:
+    from torchjd.aggregation import MGDAWeighting
+
+    return MGDAWeighting(MGDA_PRECISION, MGDA_ITERATIONS)(products_TT)
+
+
+def _cagrad(products_TT: Tensor) -> Tensor:
+    from torchjd.aggregation import CAGradWeighting
+
+    return CAGradWeighting(CAGRAD_RADIUS)(products_TT)
+
+
+def _imtl_g(products_TT: Tensor) -> Tensor:
+    from torchjd.aggregation import IMTLGWeighting
+
+    return IMTLGWeighting()(products_TT)
+
+
+def _aligned_mtl(products_TT: Tensor) -> Tensor:
+    from torchjd.aggregation import AlignedMTLWeighting
+
+    return AlignedMTLWeighting()(products_TT)
+
+
+def _upgrad(products_TT: Tensor) -> Tensor:
+    from torchjd.aggregation import UPGradWeighting
+    from torchjd.linalg import QuadprogProjector
+
+    return UPGradWeighting(projector=QuadprogProjector(reg_eps=UPGRAD_REGULARISATION))(products_TT)
+
+
+def _nash_mtl(products_TT: Tensor) -> Tensor:
+    """The a > 0 with G a = 1 / a, for G divided by its trace.
+
+    It minimises a' G a / 2 - sum log a. This is convex and self-concordant, so that the damped Newton method converges
+    and keeps a > 0 (Boyd and Vandenberghe, Convex Optimization, Sec. 9.6). The authors' solver, which TorchJD has with
+    a warning, starts from the last update's weights and need not converge.
+    """
+    scaled_TT, a = products_TT / products_TT.trace(), torch.ones(len(products_TT), dtype=products_TT.dtype)
+    for _ in range(NASH_ITERATIONS):
+        slope = scaled_TT @ a - 1 / a
+        step = torch.linalg.solve(scaled_TT + torch.diag(a**-2), slope)
+        decrement = (slope @ step).clamp(min=0).sqrt()
+        a = a - step / (1 + decrement)
+        if decrement < NASH_PRECISION:
+            break
+    return a
+
+
+RULES = {
+    "sum": Rule("the weighted sum", lambda products_TT: torch.ones(len(products_TT), dtype=products_TT.dtype), False),
+    "pcgrad": Rule("PCGrad, arXiv 2001.06782, Alg. 1", _pcgrad, False),
+    "mgda": Rule("MGDA, arXiv 1810.04650, Eq. 3 and Alg. 2", _mgda, True),
+    "cagrad": Rule(f"CAGrad, arXiv 2110.14048, Alg. 1, c = {CAGRAD_RADIUS}", _cagrad, True),
+    "imtl_g": Rule("IMTL-G (Towards Impartial Multi-task Learning, ICLR 2021), Eq. 6", _imtl_g, True),
+    "aligned_mtl": Rule("Aligned-MTL, arXiv 2305.19000, Alg. 1", _aligned_mtl, True),
+    "nash_mtl": Rule("Nash-MTL, arXiv 2202.01017, Claim 3.1", _nash_mtl, False),
+    "upgrad": Rule("UPGrad, arXiv 2406.16232, Sec. 3", _upgrad, True),
+}
+assert tuple(RULES) == get_args(RuleName)
+
+
+def products_of(gradients_TP: list[Tensor]) -> Tensor:
+    """Inner products [T, T] of flat gradients [P], summed in float64; float64 on the CPU."""
+    rows = [gradient.double() for gradient in gradients_TP]
+    return torch.stack([torch.stack([a @ b for b in rows]) for a in rows]).cpu()
+
+
+def combined_weights(rule: RuleName, products_TT: Tensor, seed: int) -> Tensor:
+    """Weights [T] of the tasks' gradients by a rule, float64 on the CPU.
+
+    `seed` is of the random order in which PCGrad visits the tasks. Raises BenchError if a rule finds no weights.
+    """
+    trained = products_TT.diagonal().nonzero().flatten()
+    weights_T = torch.zeros(len(products_TT), dtype=products_TT.dtype)
+    if not len(trained):
+        return weights_T
+    with torch.random.fork_rng(devices=[]):  # TorchJD draws from torch's global generator
+        torch.manual_seed(seed)
+        found = RULES[rule].weights(products_TT[trained][:, trained])
+    if not found.isfinite().all():
+        raise BenchError(f"params.combine {rule} finds no weights for gradients with products {products_TT.tolist()}")
+    weights_T[trained] = found * (len(trained) if RULES[rule].means else 1)
+    return weights_T
+
+
+class CombiningOptions(Options):
+    """Settings of methods that train on several tasks at once."""
+
+    unsaid: ClassVar[tuple[str, ...]] = ("combine",)
+
+    combine: RuleName = "sum"
+    """How the tasks' gradients become one (methods/combining.py). Every rule but sum keeps one gradient per task."""
+
+
+class CombiningMethod(Method):
+    """Methods whose setting `combine` chooses how the gradients of their tasks become one."""
+
+    @classmethod
+    def check(cls, spec, sampler) -> None:
+        """Also refuse a rule for combining gradients where every update has one."""
+        super().check(spec, sampler)
+        rule = spec.params.get("combine", "sum")
+        if rule == "sum":
+            return
+        if len(spec.tasks) == 1:
+            raise UsageError(f"params.combine {rule} combines the gradients of several tasks, but the run has one")
+        if spec.params.get("batches") == "alternate":
+            raise UsageError(
+                f"params.combine {rule} combines the gradients of several tasks, but with params.batches alternate "
+                "every update has one: set params.batches mixed"
+            )
+
+    def combines(self) -> bool:
+        """Whether a rule is chosen, or a subclass has its own."""
+        return self.options.combine != "sum" or type(self).combine is not CombiningMethod.combine
+
+    def combine(self, lab: Lab, gradients: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+        """Combine by the chosen rule; log norms, the lowest cosine and how much the rule changed the sum."""
+        rows = [weights[task] * gradient for task, gradient in gradients.items()]
+        products = products_of(rows)
+        chosen = combined_weights(self.options.combine, products, lab.seed_for("combine", ""))
+        norms = products.diagonal().sqrt()
+        for task, norm in zip(gradients, norms.tolist()):
+            lab.note(f"gradient_norm/{task}", norm)
+        pairs = torch.triu_indices(len(rows), len(rows), offset=1)
+        tiny = torch.finfo(norms.dtype).tiny
+        cosines = products[*pairs] / (norms[pairs[0]] * norms[pairs[1]]).clamp(min=tiny)
+        lab.note("cosine_lowest", float(cosines.min()))
+        # |sum_i (a_i - 1) g_i| / |sum_i g_i|, from the products.
+        changed, whole = (chosen - 1) @ products @ (chosen - 1), products.sum()
+        lab.note("combine_change", float((changed / whole.clamp(min=tiny)).clamp(min=0).sqrt()))
+        total = torch.zeros_like(rows[0])
+        for weight, row in zip(chosen.tolist(), rows):
+            total += weight * row
+        return total
