@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count as counting
+
+FURTHEST = 256
+"""Number of updates that are foreseen."""
 
 
 @dataclass
@@ -15,16 +17,16 @@ class Draws:
     def add(self, task: str, step: int, count: int) -> None:
         """A task draws `count` prompts in this update."""
         before = self.last.get(task)
-        if before and before[0] == step:  # again in one update
+        if not count or (before and before[0] == step):  # nothing, or again in one update
             return
         self.last[task] = step, step - before[0] if before else 0, count
 
     def upcoming(self, step: int) -> Iterator[tuple[str, int, int]]:
-        """(task, later update, prompts) without end, update by update; nothing for tasks that have drawn only once, or
-        did not draw when it was their turn."""
+        """(task, later update, prompts) of the next updates; nothing for tasks that have drawn only once, or that did
+        not draw when it was their turn."""
         known = {task: drawn for task, drawn in self.last.items() if drawn[1] and sum(drawn[:2]) >= step}
         if known:
-            for later in counting(step + 1):
+            for later in range(step + 1, step + 1 + FURTHEST):
                 yield from (
                     (task, later, count) for task, (at, period, count) in known.items() if (later - at) % period == 0
                 )

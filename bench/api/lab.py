@@ -16,7 +16,7 @@ from bench.errors import BenchError, UsageError
 from bench.hashing import seed_of
 from bench.sampler.draws import Rows
 from bench.sampler.rollout import Sampler, Velocity
-from bench.system.background import begin
+from bench.system.background import Background
 from bench.system.workers import ALONE, Workers
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bench.backbones.flow import FlowBackbone
     from bench.sampler.generator import RowGenerator
 
+WAITING = 4 * 2**30
+"""Bytes of images per task that may wait in the host's memory for a scorer: 1,365 of 512 x 512 pixels."""
 STUDENT, EMA = "student", "ema"
 """Names of the adapters of the trained student and of its moving average."""
 
@@ -66,9 +68,9 @@ class Lab:
     notes: dict[str, float] = field(default_factory=dict)
     """Numbers that the method logs with this update."""
 
-    def seed_for(self, purpose: str, task: str) -> int:
-        """The seed of the random numbers for one purpose and task in this update."""
-        return seed_of(self.seed, self.step, task, purpose)
+    def seed_for(self, purpose: str, task: str, step: int | None = None) -> int:
+        """The seed of the random numbers for one purpose and task in an update, by default this one."""
+        return seed_of(self.seed, self.step if step is None else step, task, purpose)
 
     def generator(self, purpose: str, task: str = "") -> RowGenerator:
         """A new generator, fixed by (run seed, step, task, purpose): a resumed run draws the same.
@@ -103,12 +105,15 @@ class Lab:
         return self._prompts(task, self.step, count)[mine.start : mine.stop]
 
     def _prompts(self, task: str, step: int, count: int) -> list[Prompt]:
-        rng = np.random.default_rng(seed_of(self.seed, step, task, "prompts"))
-        return self.tasks[task].sample(count, rng)
+        return self.tasks[task].sample(count, np.random.default_rng(self.seed_for("prompts", task, step)))
 
     def _upcoming(self) -> Iterator[str]:
         """Texts of this process's prompts of later updates, as far as they can be foreseen."""
+        share = self.progress - self.last_progress
+        left = (1 - self.progress) / share if share > 0 else 1  # updates within the budget, with this one
         for task, step, count in self.draws.upcoming(self.step):
+            if step >= self.step + left:
+                return
             mine = self.workers.shard(count)
             yield from (prompt.text for prompt in self._prompts(task, step, count)[mine.start : mine.stop])
 
@@ -166,22 +171,34 @@ class Lab:
         Raises BenchError if an image or a reward is not finite, because neither a diverged model nor a failed scorer
         may train the student.
         """
-        return self.score_later(task, latents, prompts)()
+        with self.backbone.meter.purpose("scoring"):
+            scored = self._scored(task, latents, prompts)
+        return self._checked(task, lambda: scored)
+
+    def _scored(self, task: str, latents: Tensor, prompts: list[Prompt]) -> list[Scores]:
+        score = self.tasks[task].score
+        return [score(self._decoded(task, latents[rows]), prompts[rows]) for rows in parts_of(latents)]
 
     def score_later(self, task: str, latents: Tensor, prompts: list[Prompt]) -> Callable[[], Scores]:
         """Begin what `score` does; the returned function waits for the scores, and raises as `score` does.
 
-        The scores are the same. Only a scorer that works elsewhere (Task.elsewhere) works meanwhile; its images, in the
-        host's memory, are decoded before this returns.
+        The scores are the same. Only a scorer that works elsewhere (Task.elsewhere) works meanwhile, and only if all
+        images, which are decoded before this returns, take no more than WAITING bytes of the host's memory.
         """
-        scorer, parts = self.tasks[task], list(parts_of(latents))
+        score, parts = self.tasks[task].score, list(parts_of(latents))
         with self.backbone.meter.purpose("scoring"):
-            if not scorer.elsewhere:
-                scored = [scorer.score(self._decoded(task, latents[rows]), prompts[rows]) for rows in parts]
+            if not self.tasks[task].elsewhere or not parts:
+                scored = self._scored(task, latents, prompts)
                 return partial(self._checked, task, lambda: scored)
-            images = [self._decoded(task, latents[rows]).cpu() for rows in parts]
-        # In the same parts and one after the other, as without a thread, because scores may depend on their company.
-        return partial(self._checked, task, begin(lambda: list(map(scorer.score, images, [prompts[p] for p in parts]))))
+            first = self._decoded(task, latents[parts[0]])
+            if first[0].nbytes * len(latents) > WAITING:
+                rest = slice(len(first), None)
+                scored = [score(first, prompts[parts[0]]), *self._scored(task, latents[rest], prompts[rest])]
+                return partial(self._checked, task, lambda: scored)
+            images = [first.cpu(), *(self._decoded(task, latents[rows]).cpu() for rows in parts[1:])]
+        # In the same parts, one after the other, because scores may depend on the other images of a part.
+        pieces = [partial(score, part, prompts[rows]) for part, rows in zip(images, parts)]
+        return partial(self._checked, task, Background(pieces).results)
 
     def _decoded(self, task: str, latents: Tensor) -> Tensor:
         images = self.backbone.decode(latents)

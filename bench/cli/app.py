@@ -34,6 +34,7 @@ from bench.cli.options import (
 )
 from bench.errors import UsageError, exit_on_error, one_line
 from bench.registry import find, origin, ours, registered, rivals
+from bench.system.background import finish
 
 app = typer.Typer(
     name="bench",
@@ -313,7 +314,9 @@ def perf(
     only: Annotated[
         str,
         typer.Option(
-            "--only", help="Measure only these, separated by commas: updates, kernels, overhead, scorers, presets."
+            "--only",
+            help="Besides checks and ceilings, measure only these, separated by commas: updates, kernels, overhead, "
+            "scorers, presets.",
         ),
     ] = "",
     carry: Annotated[
@@ -326,7 +329,10 @@ def perf(
     """
     from bench.perf.command import perf as measure
 
-    measure(output, compare, tuple(split_names(only)), carry)
+    names = tuple(split_names(only))
+    if only and not names:
+        raise UsageError(f"--only {only!r} names no section")
+    measure(output, compare, names, carry)
 
 
 @app.command()
@@ -496,4 +502,7 @@ def _command() -> int | None:
     except OSError as error:
         cause = one_line(error)
         raise UsageError(f"the working directory cannot be used ({cause}): change to an existing one") from error
-    return invoke(sys.argv[1:])
+    try:
+        return invoke(sys.argv[1:])
+    finally:
+        finish()

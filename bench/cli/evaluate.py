@@ -26,6 +26,7 @@ from bench.sampler.rollout import euler
 from bench.scoring.loading import load_tasks
 from bench.system.devices import best_device
 from bench.system.outputs import check_folder, check_output, write_output
+from bench.system.workers import refuse_several
 from bench.training.evaluate import Evaluation, evaluate
 from bench.training.execute import load_backbone
 from bench.training.out_of_memory import memory_of
@@ -55,6 +56,7 @@ def score_adapter(
     fails halfway. Raises UsageError for an unknown name or an unwritable path before anything is evaluated, and
     BenchError at the end if some images could not be scored.
     """
+    refuse_several("eval")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     names = tuple(task_names(tasks))

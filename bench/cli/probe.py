@@ -92,6 +92,7 @@ def probe_methods(asked: Probing, root: Path) -> None:
 
     Raises UsageError before any model is loaded if a method or setting cannot be probed.
     """
+    refuse_several("probe")
     specs, states = asked.specs(), asked.states
     check_teachers([spec for _, _, spec in specs])
     output = Path(asked.output) if asked.output else None

@@ -8,7 +8,7 @@ from rich.table import Table
 from bench.errors import DamagedError, UsageError, one_line
 from bench.perf import updates
 from bench.perf.carried import carried
-from bench.perf.measured import Measurement
+from bench.perf.measured import Measurement, check_sections
 from bench.printing import terminal
 from bench.system.files import json_bytes, read_record
 from bench.system.outputs import check_output, write_output
@@ -27,6 +27,8 @@ def perf(
     machine, or `output` cannot be written.
     """
     console = terminal(130)
+    if (compare or carry) and (output or only or (compare and carry)):
+        raise UsageError(f"{'--compare' if compare else '--carry'} measures nothing: leave out the other options")
     if compare:
         console.print(comparison(*compare))
         return
@@ -36,6 +38,7 @@ def perf(
         return
     check_output(output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_sections(only, device)
     known = read(output) if output and output.is_file() and output.stat().st_size else None
     measurement = Measurement(device, known)
     name = measurement.found["device"]
@@ -130,9 +133,11 @@ def comparison(first: Path, second: Path) -> Table:
 
 def speeds(found: dict) -> dict[str, float]:
     """Name with unit -> speed, from the content of a measurement file; higher is better."""
-    named = {"copy, GB/s": found["ceilings"]["copy_bytes_per_s"] / 1e9}
-    for dtype, rate in found["ceilings"]["matrix_flop_per_s"].items():
-        named[f"matrix {dtype}, TFLOP/s"] = rate / 1e12
+    named = {}
+    if ceilings := found.get("ceilings"):  # not yet measured if the measurement was interrupted at once
+        named["copy, GB/s"] = ceilings["copy_bytes_per_s"] / 1e9
+        for dtype, rate in ceilings["matrix_flop_per_s"].items():
+            named[f"matrix {dtype}, TFLOP/s"] = rate / 1e12
     for row in found["kernels"]:
         for engine in ("eager", "triton"):
             if engine in row:
@@ -151,6 +156,7 @@ def read(path: Path) -> dict:
     try:
         found = read_record(path)
         speeds(found)
+        tables(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DamagedError) as error:
         raise UsageError(f"{path} is not a measurement file of bench perf --output: {one_line(error)}") from error
     return found

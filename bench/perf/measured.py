@@ -25,6 +25,7 @@ from bench.perf.updates import ROLLOUT
 from bench.prediction.cost import of_passes, of_update
 from bench.registry import find, task_names
 from bench.scoring.loading import load_task, load_tasks
+from bench.store.provenance import code_hash
 
 GPU_COMPUTE = Compute(resolution=512, precision="bfloat16")
 SMALL, LARGE = "micro", "sd3"
@@ -54,6 +55,7 @@ class Measurement:
         made_by = {
             "device": name_of(device),
             "versions": {p: version(p) for p in ("torch", "diffusers", "peft")},
+            "code": code_hash(),
             "threads": torch.get_num_threads(),
             "compute": self.compute.model_dump(),
             "guidance": self.guidance,
@@ -72,11 +74,10 @@ class Measurement:
         """Measure the sections `only` (empty: all) that are not known, and return everything.
 
         `save` is called after every row, so that an interrupted measurement can go on. Raises BenchError if a check of
-        the gate fails, and UsageError for an unknown section.
+        the gate fails.
         """
-        for name in only:
-            if name not in SECTIONS:
-                raise unknown("section", name, SECTIONS)
+        if "presets" in only:
+            only = (*only, "updates")
         for name in SECTIONS:
             # Nothing is timed before it was checked, and rates are shares of the ceilings.
             if not only or name in only or name in ("gate", "ceilings"):
@@ -100,6 +101,7 @@ class Measurement:
 
     def _updates(self) -> Iterator[None]:
         rows = self.found["updates"]
+        rows[:] = [row for row in rows if "error" not in row]  # memory may have been taken by another process
         known = {row["update"] for row in rows}
         ways = [way for way in updates.variants(updates.TRAJECTORIES, self.gpu) if way.label not in known]
         if ROLLOUT in known and not ways:
@@ -149,6 +151,16 @@ class Measurement:
         if self.gpu and timed(self.found["updates"]):
             self.found["presets"] = preset_hours(fastest(self.found["updates"]))
             yield
+
+
+def check_sections(only: tuple[str, ...], device: torch.device) -> None:
+    """Raise UsageError for an unknown section, or one that is not measured on this device."""
+    others = ("overhead", "scorers") if device.type == "cuda" else ("presets",)
+    for name in only:
+        if name not in SECTIONS:
+            raise unknown("section", name, SECTIONS)
+        if name in others:
+            raise UsageError(f"{name} is not measured on a {'GPU' if device.type == 'cuda' else 'CPU'}: leave it out")
 
 
 def name_of(device: torch.device) -> str:

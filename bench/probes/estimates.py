@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from bench.api.draws import Draws
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Method
 from bench.backbones.conditioning import Conditioning
@@ -34,12 +35,12 @@ class ProbeLab(Lab):
         Every process of the run has all prompts, instead of a shard.
         """
         copied = {f.name: getattr(lab, f.name) for f in fields(lab)}
-        return cls(**copied | {"workers": ALONE, "rows": {}})
+        return cls(**copied | {"workers": ALONE, "rows": {}, "draws": Draws()})
 
-    def seed_for(self, purpose: str, task: str) -> int:
+    def seed_for(self, purpose: str, task: str, step: int | None = None) -> int:
         """The seed of the random numbers for one purpose and task, different from every seed of training."""
         seed = self.seed if purpose in STATE_PURPOSES else self.own_seed
-        return seed_of("probe", seed, self.step, task, purpose)
+        return seed_of("probe", seed, self.step if step is None else step, task, purpose)
 
     def velocity(self, conditioning: Conditioning, adapter: str | None, guidance: float | None = None) -> Velocity:
         """As in `Lab`; with `sigma` set, only the gradient through v at this noise level remains."""
@@ -60,7 +61,7 @@ class ProbeLab(Lab):
 
     def at(self, seed: int, own_seed: int) -> "ProbeLab":
         """The same Lab with different seeds."""
-        return replace(self, seed=seed, own_seed=own_seed, notes={})
+        return replace(self, seed=seed, own_seed=own_seed, notes={}, draws=Draws())
 
 
 def task_gradients(method: Method, lab: Lab, tasks: tuple[str, ...]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
+from bench.hashing import seed_of
 from bench.lazy import torch
 from bench.sampler.noise import noise
 
@@ -34,15 +35,19 @@ class Rows:
     def entries(self, count: int) -> range:
         """The positions of these rows' `count` entries in the full batch.
 
-        A row may have several entries, such as the rollouts of a prompt; `count` is over all rows.
+        A row may have several entries, such as the rollouts of a prompt; `count` is over all rows. Raises ValueError
+        unless all rows have equally many.
         """
-        each = count // (self.stop - self.start)
+        each, left = divmod(count, self.stop - self.start)
+        if left or not each:
+            raise ValueError(f"{count} entries are not equally many for each of {self.stop - self.start} prompts")
         return range(self.start * each, self.start * each + count)
 
     def draw(self, make: Callable[[int], Tensor], count: int, axis: int = 0) -> Tensor:
         """The `count` entries of these rows along `axis`, out of those that `make(n)` draws for the full batch."""
+        entries = self.entries(count)
         each = count // (self.stop - self.start)
-        return make(self.whole * each).narrow(axis, self.entries(count).start, count)
+        return make(self.whole * each).narrow(axis, entries.start, count)
 
 
 class RowWatch(Protocol):
@@ -76,7 +81,9 @@ def normal(shape: torch.Size | tuple[int, ...], generator: torch.Generator, devi
     """
     rows = rows_of(generator)
     with proper_use(generator):
-        key = int(torch.randint(2**63 - 1, (), generator=generator))
+        drawn = int(torch.randint(2**63 - 1, (), generator=generator))
+    # The number drawn tells this call from others of the generator, but torch uses 32 bits of a seed only.
+    key = seed_of(generator.initial_seed(), drawn)
     entries = range(shape[0]) if rows is None else rows.entries(shape[0])
     return noise(key, entries, tuple(shape[1:]), device)
 

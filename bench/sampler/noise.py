@@ -46,6 +46,8 @@ def noise(key: int, rows: range, shape: tuple[int, ...], device: torch.device | 
     bits: their float32 results then differ in about one number out of a hundred million.
     """
     size = math.prod(shape)
+    if not size or not len(rows):
+        return torch.empty(len(rows), *shape, device=device)
     blocks = -(-size // 4)  # Philox makes four numbers per counter
     together = max(1, AT_ONCE // blocks)
     starts = range(rows.start, rows.stop, together)

@@ -101,6 +101,12 @@ def launched(name: str, least: int) -> int:
     return int(text)
 
 
+def refuse_several(command: str) -> None:
+    """Raise UsageError if a launcher started several processes of a command that would do all its work in each."""
+    if (count := launched("WORLD_SIZE", 1)) > 1:
+        raise UsageError(f"bench {command} works in one process, but {count} were launched: start it without a launcher")
+
+
 def connect(device: str) -> Workers:
     """Join the processes of this run if a launcher has started several.
 

@@ -16,7 +16,7 @@ from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
 from bench.scoring.folders import begin, identity, places, write
 from bench.scoring.remote import plain
-from bench.system.background import begin as in_background
+from bench.system.background import Background
 from bench.system.workers import ALONE, Workers
 
 Rows = dict[str, np.ndarray]
@@ -210,12 +210,17 @@ def evaluate(
             if pending:
                 pending()
             if ahead:
-                pending = partial(add, scored, in_background(score))
+                pending = partial(add, scored, partial(_only, Background([score])))
             else:
                 add(scored, score)
     if pending:
         pending()
     return _evaluation(task, prompts, workers.gather(found.whole()))
+
+
+def _only(work: Background[Scores]) -> Scores:
+    (scores,) = work.results()
+    return scores
 
 
 def _scores(task: Task, audit: bool, images: torch.Tensor, prompts: list[Prompt]) -> Scores:

@@ -20,6 +20,7 @@ from bench.scoring.folders import PICTURES
 from bench.scoring.loading import load_tasks
 from bench.store.provenance import code_hash, record
 from bench.store.run import Run
+from bench.system.background import finish
 from bench.system.devices import check_device
 from bench.system.interrupts import stopping
 from bench.system.workers import ALONE, Workers
@@ -128,8 +129,11 @@ def execute(spec: Spec, session: Session) -> dict:
         if early:
             session.say(f"note: {early}")
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
-        with stopping() as loop.stop_requested:
-            loop.train(lambda progress: session.listen(label, progress))
+        try:
+            with stopping() as loop.stop_requested:
+                loop.train(lambda progress: session.listen(label, progress))
+        finally:
+            finish()
         # Budgets in NFE or seconds show only now how many updates they allowed.
         if (late := spec.too_short(loop.step)) and not early:
             session.say(f"note: {late}")

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.config.compute import PLAIN
+from bench.config.compute import PLAIN, Compute
 from bench.errors import DamagedError, explained, one_line
 from bench.hashing import text_hash
-from bench.scoring.folders import PICTURES
+from bench.scoring.folders import PICTURES, identity
 from bench.store.shapes import check_evaluation
 from bench.system.files import is_there, read_record, write_atomic
 from bench.training.evaluate import Evaluation
@@ -28,6 +28,7 @@ class References:
     def __init__(self, loop: Loop, folder: Path, shipped: Path | None, say: Callable[[str], None]):
         """`folder` is the cache; `shipped` holds evaluations that came with the backbone's weights, if any."""
         self.loop, self.folder, self.shipped, self.say = loop, folder, shipped, say
+        self._hashes: dict[str, str] = {}
         self.pictures: dict[str, dict[str, str]] = {}
         """model -> task -> the folder with its images, relative to the results folder."""
 
@@ -40,10 +41,12 @@ class References:
         settings, compute = spec.evaluation, spec.compute
         scorer = self.loop.lab.tasks[task].scorer_name
         backbone = self.loop.run.backbone_hash
-        parts: list[object] = [backbone, weights, task, scorer, guidance, settings.steps, settings.split]
-        # Only values that are not the default enter the key, so that evaluations cached by older versions are found.
-        if compute != PLAIN:
-            parts.append(compute.record())
+        prompts = self._prompts_hash(task)
+        parts: list[object] = [backbone, weights, task, scorer, prompts, guidance, settings.steps, settings.split]
+        # Only values that are not the default enter the key, so that new settings leave it as it was.
+        shaping = set(Compute.RESULT)
+        if (chosen := compute.model_dump(include=shaping)) != PLAIN.model_dump(include=shaping):
+            parts.append(chosen)
         if (settings.shift, settings.table) != (None, None):
             parts += [settings.shift, settings.table]
         key = text_hash(parts)
@@ -72,6 +75,13 @@ class References:
                     shutil.rmtree(half, ignore_errors=True)
                     del self.pictures[model][task]
         return result.record()
+
+    def _prompts_hash(self, task: str) -> str:
+        """Hash of the prompts of the split, in order: those of files may change under the same task and scorer."""
+        if task not in self._hashes:
+            prompts = self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)
+            self._hashes[task] = text_hash([identity(p.stratum, p.text, p.metadata) for p in prompts])
+        return self._hashes[task]
 
     def _keep(self, path: Path, record: dict, half: Path | None, kept: Path) -> None:
         """Store a record and its images; those of another run that was faster are kept."""

@@ -13,6 +13,14 @@ from methods.opd_analytic import OpdAnalytic, OpdOptions
 from methods.opd_ppo import OpdPpo, OpdPpoOptions
 
 
+def test_a_probe_sees_no_prompts_that_training_draws(lab) -> None:
+    """Its seeds are others, also where a state's number is the run's seed; and it foresees nothing."""
+    training = {step: [p.text for p in replace(lab, seed=0, step=step).prompts("ocr", 24)] for step in (0, 7)}
+    probe = ProbeLab.of(replace(lab, step=7)).at(0, 0)
+    assert [p.text for p in probe.prompts("ocr", 24)] not in training.values()
+    assert list(probe._upcoming()) == []
+
+
 def test_noise_components_of_known_gaussians() -> None:
     """mean m, states N(0, 4 I), estimator N(0, I) in 50 dimensions."""
     generator = torch.Generator().manual_seed(0)

@@ -208,6 +208,47 @@ gate.gate(torch.device("cpu"))
 """
 
 
+def test_a_measurement_that_was_cut_before_its_first_row_goes_on(fast, tmp_path: Path, monkeypatch) -> None:
+    output = tmp_path / "cut.json"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(measured, "copy_bandwidth", _interrupted)
+        command.perf(output, only=("ceilings",))
+    assert "ceilings" not in json.loads(output.read_text())
+    command.perf(output, only=("ceilings",))
+    assert read(output)["ceilings"]["copy_bytes_per_s"] > 0
+    # Other code measures something else.
+    monkeypatch.setattr(measured, "code_hash", lambda: "changed")
+    with pytest.raises(UsageError, match="holds measurements with code .* not changed: name another file"):
+        command.perf(output, only=("ceilings",))
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"only": ("kernel",)}, "did you mean kernels"),
+        ({"only": ("presets",)}, "presets is not measured on a CPU"),
+        ({"carry": True, "only": ("kernels",)}, "--carry measures nothing: leave out the other options"),
+        ({"compare": (Path("a"), Path("b")), "output": Path("c")}, "--compare measures nothing"),
+    ],
+)
+def test_options_without_effect_are_refused(given: dict, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        command.perf(**({"output": None} | given))
+
+
+@pytest.mark.parametrize("change", [{"overhead": 5}, {"presets": [1]}, {"kernels": [{"bytes": 1}]}, {"updates": [{"update": "x"}]}])
+def test_an_edited_file_is_no_measurement(fast, tmp_path: Path, change: dict) -> None:
+    output = tmp_path / "edited.json"
+    command.perf(output, only=("ceilings",))
+    output.write_text(json.dumps(json.loads(output.read_text()) | change))
+    with pytest.raises(UsageError, match="is not a measurement file"):
+        command.perf(output, only=("ceilings",))
+
+
 def test_what_must_be_carried_is_listed(tmp_path: Path) -> None:
     """With nothing installed but what is listed and a build of torch, a measurement of the GPU's kind works."""
     listed = [line.partition("==")[0] for line in carried() if not line.startswith("#")]

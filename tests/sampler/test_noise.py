@@ -95,6 +95,25 @@ def test_a_second_draw_is_new_and_a_restarted_generator_repeats() -> None:
     assert torch.equal(normal((4, 5), again, "cpu"), one)
 
 
+def test_seeds_that_torch_takes_for_the_same_draw_other_noise() -> None:
+    """torch's generator on the CPU uses the low 32 bits of a seed."""
+    same = [torch.Generator().manual_seed(1 + high * 2**32) for high in (0, 1)]
+    assert torch.equal(*(torch.randn(3, generator=g) for g in same))
+    assert not torch.equal(*(normal((3,), torch.Generator().manual_seed(1 + high * 2**32), "cpu") for high in (0, 1)))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_entries_that_are_not_equally_many_for_each_prompt_are_refused(count: int) -> None:
+    """Two processes would draw the same noise for some of them."""
+    with pytest.raises(ValueError, match="not equally many for each of 3 prompts"):
+        normal((count, 4), generator(Rows(0, 3, 6)), "cpu")
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_nothing_is_as_many_numbers(shape: tuple[int, int]) -> None:
+    assert normal(shape, torch.Generator(), "cpu").shape == shape
+
+
 def test_triton_draws_the_same_words() -> None:
     """Two independent implementations of the generator agree, for a counter of several words and a full key."""
     tl = pytest.importorskip("triton.language")

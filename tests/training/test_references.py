@@ -55,3 +55,29 @@ def test_other_settings_are_measured(tmp_path: Path) -> None:
     assert not {*measured} & {path.name for path in SHIPPED.iterdir()}
     assert json.loads((tmp_path / "results" / "cache" / measured[0]).read_text())["task"] == "ocr"
     assert "references" in made["cost"]["seconds"]
+
+
+def test_as_many_other_prompts_are_measured(tmp_path: Path, monkeypatch) -> None:
+    """Those of a file may change under the same task and the same scorer."""
+    from tasks.ocr.task import Ocr
+
+    few = ("evaluation.steps=1", "evaluation.split=validation")
+    honest = Ocr.prompts
+    halves = (slice(0, 10), slice(10, 20))
+    kept = []
+    for i, half in enumerate(halves):
+        monkeypatch.setattr(Ocr, "prompts", lambda self, split, half=half: honest(self, split)[half])
+        made, measured = summary(tmp_path, *few, f"lora.rank={4 + i}", tasks=("ocr",))  # in one results folder
+        kept.append(made["models"]["base"]["ocr"]["rows"]["reward"])
+    assert len(measured) == 4
+    assert kept[0] != kept[1]
+
+
+def test_how_it_is_computed_makes_no_other_evaluation(tmp_path: Path) -> None:
+    """Where and in what portions changes rounding only; the precision is the result's."""
+    few = ("evaluation.steps=1", "evaluation.split=validation")
+    _, plain = summary(tmp_path, *few, tasks=("ocr",))
+    made, again = summary(tmp_path, *few, "lora.rank=4", "compute.batch=7", "compute.decode=sliced", tasks=("ocr",))
+    assert again == plain and "references" not in made["cost"]["seconds"]
+    _, other = summary(tmp_path, *few, "compute.precision=bfloat16", tasks=("ocr",))
+    assert len(other) == 2 * len(plain)

@@ -12,7 +12,6 @@ from bench.backbones.micro.backbone import MicroBackbone
 from bench.config.resolve import resolve
 from bench.errors import BenchError
 from bench.sampler.rollout import euler
-from bench.system.background import begin
 from bench.training.evaluate import evaluate
 from bench.training.execute import Session, execute
 from methods.rl.method import RlMethod
@@ -20,20 +19,6 @@ from tasks.ocr.task import Ocr
 from tests.training.test_resume import RL, records
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
-
-
-def test_what_is_begun_is_waited_for_and_raises_where_its_result_is_asked_for() -> None:
-    go = threading.Event()
-    answer = begin(lambda: go.wait(60) and threading.current_thread())
-    go.set()
-    assert answer() is not threading.current_thread()
-    assert answer().daemon  # a slow server does not keep an interrupted command alive
-
-    def fails() -> None:
-        raise BenchError("no")
-
-    with pytest.raises(BenchError, match="no"):
-        begin(fails)()
 
 
 def test_training_samples_the_next_task_meanwhile(tmp_path: Path, monkeypatch) -> None:
@@ -99,3 +84,23 @@ def test_a_reward_that_is_no_number_is_an_error_where_it_is_waited_for(tmp_path:
     monkeypatch.setattr(Ocr, "score", spoils)
     with pytest.raises(BenchError, match="update 1: the scorer of task 'ocr' returned a reward that is not finite"):
         execute(spec, Session(tmp_path / "results"))
+
+
+@pytest.mark.parametrize("waiting", [0, 2**30])
+def test_images_that_would_fill_the_host_s_memory_do_not_wait_for_a_scorer(tmp_path: Path, monkeypatch, waiting: int) -> None:
+    from bench.api import lab as module
+
+    monkeypatch.setattr(module, "WAITING", waiting)
+    monkeypatch.setattr(module, "parts_of", lambda latents: (slice(i, i + 3) for i in range(0, len(latents), 3)))
+    threads, honest = [], Ocr.score
+
+    def score(self: Ocr, images: torch.Tensor, prompts: list[Prompt]) -> Scores:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return honest(self, images, prompts)
+
+    monkeypatch.setattr(Ocr, "elsewhere", True)
+    monkeypatch.setattr(Ocr, "score", score)
+    settings = [*RL, "budget.updates=1", "evaluation.points=[]", "evaluation.steps=1", "evaluation.split=validation"]
+    execute(resolve("multi_reward", ["ocr"], overrides=settings), Session(tmp_path / "results"))
+    assert threads[0]  # the first picture is tried before training
+    assert threads[1:4] == [waiting == 0] * 3  # eight images of the update
