@@ -21,6 +21,7 @@ from bench.registry import find, refuse_repeats
 from bench.system.files import json_bytes
 from bench.system.outputs import check_output, write_output
 from bench.system.places import check_writable
+from bench.system.workers import refuse_several
 from bench.training.laboratory import laboratory
 from bench.training.teacher_sets import check_teachers
 

@@ -104,7 +104,7 @@ def launched(name: str, least: int) -> int:
 def refuse_several(command: str) -> None:
     """Raise UsageError if a launcher started several processes of a command that would do all its work in each."""
     if (count := launched("WORLD_SIZE", 1)) > 1:
-        raise UsageError(f"bench {command} works in one process, but {count} were launched: start it without a launcher")
+        raise UsageError(f"bench {command} works in one process, not {count}: start it without a launcher")
 
 
 def connect(device: str) -> Workers:

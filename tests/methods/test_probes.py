@@ -13,8 +13,9 @@ from methods.opd_analytic import OpdAnalytic, OpdOptions
 from methods.opd_ppo import OpdPpo, OpdPpoOptions
 
 
-def test_a_probe_sees_no_prompts_that_training_draws(lab) -> None:
+def test_a_probe_sees_no_prompts_that_training_draws(make_lab) -> None:
     """Its seeds are others, also where a state's number is the run's seed; and it foresees nothing."""
+    lab = make_lab()
     training = {step: [p.text for p in replace(lab, seed=0, step=step).prompts("ocr", 24)] for step in (0, 7)}
     probe = ProbeLab.of(replace(lab, step=7)).at(0, 0)
     assert [p.text for p in probe.prompts("ocr", 24)] not in training.values()

@@ -218,7 +218,7 @@ def test_a_measurement_that_was_cut_before_its_first_row_goes_on(fast, tmp_path:
     assert read(output)["ceilings"]["copy_bytes_per_s"] > 0
     # Other code measures something else.
     monkeypatch.setattr(measured, "code_hash", lambda: "changed")
-    with pytest.raises(UsageError, match="holds measurements with code .* not changed: name another file"):
+    with pytest.raises(UsageError, match=r"holds measurements with code .* not changed: name another file"):
         command.perf(output, only=("ceilings",))
 
 
@@ -229,7 +229,7 @@ def _interrupted(*_: object) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"only": ("kernel",)}, "did you mean kernels"),
+        ({"only": ("kernel",)}, "did you mean 'kernels'"),
         ({"only": ("presets",)}, "presets is not measured on a CPU"),
         ({"carry": True, "only": ("kernels",)}, "--carry measures nothing: leave out the other options"),
         ({"compare": (Path("a"), Path("b")), "output": Path("c")}, "--compare measures nothing"),

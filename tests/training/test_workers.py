@@ -238,6 +238,18 @@ def test_one_processs_error_ends_them_all(tmp_path: Path) -> None:
     assert "the loss of task 'ocr' is nan" in ended[1].stderr
 
 
+@pytest.mark.parametrize("command", ["eval --adapter base --tasks ocr", "probe --methods opd_analytic --tasks ocr"])
+def test_a_command_that_would_do_all_in_every_process_is_refused(monkeypatch, capsys, command: str) -> None:
+    from bench.cli.app import main
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["bench", *command.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "works in one process, not 2" in capsys.readouterr().err
+
+
 def test_several_processes_are_not_given_one_gpu(monkeypatch) -> None:
     from bench.errors import UsageError
 
