@@ -14,6 +14,7 @@ from bench.api.lab import STUDENT, Lab
 from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
 from bench.sampler.rollout import walk
+from bench.sampler.total import Total
 from bench.sampler.weighting import Weighting, step_weights
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
 from methods.trained_steps import trained_steps
@@ -67,7 +68,7 @@ class OffPolicy(DistillationMethod):
 
     def losses(self, lab: Lab, task: str, experience: Visits) -> Iterator[Tensor]:
         """Weighted squared velocity error to the teacher, one piece per trained step."""
-        o, conditioning, total = self.options, experience.conditioning, 0.0
+        o, conditioning, total = self.options, experience.conditioning, Total()
         weights = step_weights(lab.sampler, o.weighting)
         steps = trained_steps(lab.sampler, o.timestep_fraction)
         for k, x, target in zip(steps, experience.states, experience.targets):
@@ -76,6 +77,6 @@ class OffPolicy(DistillationMethod):
             error = weights[k] * squared_error(v, target)
             loss = self.anchored(error, lab, conditioning, x, sigma, v)
             piece = loss.mean() / len(steps)
-            total += float(piece.detach())
+            total.add(piece)
             yield piece
-        lab.note(f"kl/{task}", total)
+        lab.note(f"kl/{task}", float(total))

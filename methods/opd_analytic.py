@@ -19,6 +19,7 @@ from bench.config.bounds import Count
 from bench.lazy import torch
 from bench.sampler.draws import Rows
 from bench.sampler.rollout import rollout, walk
+from bench.sampler.total import Total
 from bench.sampler.weighting import Weighting, step_weights
 from methods.distillation import DistillationMethod, DistillationOptions, squared_error
 from methods.trained_steps import trained_steps
@@ -95,11 +96,11 @@ class OpdAnalytic(DistillationMethod):
         steps = trained_steps(lab.sampler, self.options.timestep_fraction)
         weights = [step_weights(lab.sampler, self.options.weighting)[k] for k in steps]
         pieces = self._plain if self.options.execution == "plain" else self._fused
-        total = 0.0
+        total = Total()
         for piece in pieces(lab, task, experience, weights):
-            total += float(piece.detach())
+            total.add(piece)
             yield piece
-        lab.note(f"kl/{task}", total)
+        lab.note(f"kl/{task}", float(total))
 
     def _error(self, v: Tensor, target: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
         """Loss per state, [B]."""
@@ -136,7 +137,8 @@ class OpdAnalytic(DistillationMethod):
         sigma = sigmas.repeat_interleave(batch).to(states.device)
         weight = torch.tensor(weights).repeat_interleave(batch).to(states.device)
         conditioning = start.conditioning.repeat(trained)
-        for part in torch.arange(len(states)).split(self.options.chunk):
+        for first in range(0, len(states), self.options.chunk):
+            part = slice(first, min(first + self.options.chunk, len(states)))
             v = lab.velocity(conditioning[part], STUDENT)(states[part], sigma[part])
             error = self._error(v, targets[part], anchors[part], weight[part])
             yield error.sum() / (trained * batch)

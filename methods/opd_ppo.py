@@ -20,6 +20,7 @@ from bench.backbones.conditioning import Conditioning
 from bench.config.bounds import Count, Moderate
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import Trajectory, rollout
+from bench.sampler.total import Total
 from bench.sampler.weighting import released_kl_factor
 from methods.distillation import DistillationMethod, DistillationOptions
 from methods.rl.grpo import surrogate
@@ -115,7 +116,7 @@ class OpdPpo(DistillationMethod):
         guide = list(map(Transition, states, experience.teacher, at))
         to_go = sum(q.log_prob(y) - p.log_prob(y) for p, q, y in zip(old, guide, drawn))
         assert not isinstance(to_go, int)  # at least one step is trained
-        ratios, total = Ratios(o.clip), 0.0
+        ratios, total = Ratios(o.clip), Total()
         for i, k in enumerate(steps):
             x, y = states[i], drawn[i]
             v = lab.velocity(conditioning, STUDENT)(x, sigmas[k])
@@ -127,12 +128,11 @@ class OpdPpo(DistillationMethod):
             loss = surrogate(log_ratio, advantage, o.clip)
             # From the next step on, this step's log-ratio no longer belongs to the return.
             to_go = to_go - (guide[i].log_prob(y) - old[i].log_prob(y))
-            kl = float(new.kl(guide[i]).detach().mean())
-            total += kl / v[0].numel() / len(steps)
+            total.add(new.kl(guide[i]).mean() / v[0].numel() / len(steps))
             loss = self.anchored(loss, lab, conditioning, x, sigmas[k], v)
             yield loss.mean() / len(steps)
         ratios.note(lab, task, 1 / (len(steps) * len(conditioning)))
-        lab.note(f"kl/{task}", total)
+        lab.note(f"kl/{task}", float(total))
 
 
 def mean_log_ratio(new: Gaussian, old: Gaussian, drawn: Tensor) -> Tensor:

@@ -112,11 +112,15 @@ class Adapters:
             layer.cast_input_dtype_enabled = bool(getattr(layer, "lora_variant", None))  # type: ignore[assignment]
 
     def _multiply_by_weight(self) -> None:
-        """Give linear layers the forward pass of bench/backbones/lora_forward.py."""
+        """Give linear layers in float32 the forward pass of bench/backbones/lora_forward.py.
+
+        Layers in half precision would never use it, and it would keep torch.compile from compiling the blocks once for
+        all: the function of every layer is another one.
+        """
         from peft.tuners.lora import Linear
 
         for layer in self._layers:
-            if isinstance(layer, Linear):
+            if isinstance(layer, Linear) and layer.base_layer.weight.dtype == torch.float32:
                 layer.__dict__["forward"] = partial(by_weight, layer)
 
     def _check_targets(self, targets: tuple[str, ...]) -> None:

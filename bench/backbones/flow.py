@@ -148,7 +148,10 @@ class FlowBackbone(ABC, nn.Module):
         `adapter` None is the base. The network is called once per sample at guidance scale 1 and twice otherwise, in
         one batch. Gradients reach the adapter if the caller has them enabled.
         """
-        sigma_B = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        if isinstance(sigma, Tensor):
+            sigma_B = sigma.to(x.device, torch.float32).expand(len(x))
+        else:  # filled on the device: copying a number there would wait for it
+            sigma_B = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         self.adapters.use(adapter)
         # Without gradients, compute.batch bounds memory. With them, splitting would save none: the graph keeps all.
         size = len(x) if torch.is_grad_enabled() else self.compute.batch or len(x)

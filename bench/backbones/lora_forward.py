@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from bench.lazy import torch
+import torch
 
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear

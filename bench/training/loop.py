@@ -17,6 +17,7 @@ from bench.errors import BenchError, Interrupted, UsageError
 from bench.hashing import seed_of
 from bench.probes.estimates import ProbeLab
 from bench.probes.interference import interference
+from bench.sampler.total import Total
 from bench.scoring.folders import PICTURES
 from bench.store.run import Run
 from bench.training.ema import averages_at, decay_at
@@ -228,15 +229,14 @@ class Loop:
 
     def _add_gradient(self, task: str, weight: float, experience: object) -> float:
         """Backpropagate a task's weighted loss, piece by piece to bound memory; returns the loss."""
-        total = 0.0
+        total = Total()
         for piece in self.method.losses(self.lab, task, experience):
-            value = float(piece_of(self.method, piece).detach())
-            if not math.isfinite(value):
-                raise self._diverged(f"the loss of task {task!r} is {value}")
-            total += value
+            total.add(piece_of(self.method, piece))
             weighted = weight * self.lab.shard_fraction(task) * piece
             self.scaler.scale(weighted).backward()
-        return total
+        if not math.isfinite(value := float(total)):
+            raise self._diverged(f"the loss of task {task!r} is {value}")
+        return value
 
     @torch.no_grad()
     def _combine(self, gradients: dict[str, Tensor], plan: dict[str, float]) -> None:

@@ -12,7 +12,6 @@ from bench.api.method import Options
 from bench.api.task import Scores
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
-from bench.lazy import torch
 from bench.sampler.rollout import Sampler, Trajectory
 
 if TYPE_CHECKING:
@@ -67,6 +66,6 @@ class Engine(ABC):
         """Called after the optimiser step, without gradients."""
 
 
-def chunks(count: int, size: int) -> tuple[Tensor, ...]:
-    """Split range(count) into index tensors of at most `size` entries."""
-    return torch.arange(count).split(size)
+def chunks(rows: range, size: int) -> list[slice]:
+    """Contiguous rows in slices of at most `size`: views, where an index tensor would be copied to the device."""
+    return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]

@@ -26,7 +26,7 @@ from bench.sampler.draws import Rows
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from bench.sampler.weighting import released_kl_factor
-from methods.rl.engine import Engine, Samples
+from methods.rl.engine import Engine, Samples, chunks
 from methods.rl.ratios import Ratios
 from methods.trained_steps import trained_steps
 
@@ -57,7 +57,7 @@ class GrpoOptions(Options):
     """Latents per forward with gradients; it bounds memory."""
 
 
-def inner_rows(count: int, rows: Rows | None, inner_updates: int, inner: int) -> tuple[Tensor, int]:
+def inner_rows(count: int, rows: Rows | None, inner_updates: int, inner: int) -> tuple[range, int]:
     """Which of this process's `count` images inner update `inner` trains on, and how many all processes train on.
 
     Each inner update trains on its own share of the whole batch's prompts. Images are in prompt order, so a share is
@@ -68,7 +68,7 @@ def inner_rows(count: int, rows: Rows | None, inner_updates: int, inner: int) ->
     start, stop = (part * rows.whole // inner_updates for part in (inner, inner + 1))
     first = max(start, rows.start) - rows.start
     last = min(stop, rows.stop) - rows.start
-    mine = torch.arange(first * each, max(first, last) * each)
+    mine = range(first * each, max(first, last) * each)
     return mine, (stop - start) * each
 
 
@@ -124,9 +124,7 @@ class Grpo(Engine):
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:
             at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
-            # An empty tensor would split into one empty part.
-            parts = mine.split(o.chunk) if len(mine) else ()
-            for part in parts:
+            for part in chunks(mine, o.chunk):
                 x, cond = trajectory.states[k][part], samples.conditioning[part]
                 new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
                 # The velocities stored at sampling are the old policy's, even after the first inner update.

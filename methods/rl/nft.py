@@ -102,17 +102,18 @@ class Nft(Engine):
 
         # Every image gets its own random noise levels, without repetition.
         order = draw(keys, len(x0), generator).argsort(1)[:, :count]
+        drawn = levels[order].to(x0.device)
         for k in range(count):
-            sigma = levels[order[:, k]].to(x0.device)
+            sigma = drawn[:, k]
             noise = normal(x0.shape, generator, x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
-            for part in chunks(len(x0), o.chunk):
-                state = x_t[part], sigma[part]
-                v = lab.velocity(cond[part], STUDENT)(*state)
+            for part in chunks(range(len(x0)), o.chunk):
+                state, prompts = (x_t[part], sigma[part]), cond[part]
+                v = lab.velocity(prompts, STUDENT)(*state)
                 with torch.no_grad():
-                    v_old = lab.velocity(cond[part], OLD)(*state)
+                    v_old = lab.velocity(prompts, OLD)(*state)
                     # Without a penalty the reference's velocity is multiplied by 0: save its forward.
-                    v_base = lab.velocity(cond[part], reference)(*state) if o.kl else v_old
+                    v_base = lab.velocity(prompts, reference)(*state) if o.kl else v_old
                 loss = policy_loss(v, v_old, x_t[part], x0[part], sigma[part], r[part], o.beta)
                 penalty = (v - v_base).square().flatten(1).mean(1)
                 # The released code scales the policy loss by the clip of advantages, but not the penalty.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.api.lab import STUDENT
 from bench.backbones import embeddings
@@ -17,6 +17,7 @@ from bench.backbones.sd3 import descriptor
 from bench.config.compute import Compute
 from bench.errors import UsageError
 from tests.methods.conftest import shake
+from tests.perf.test_perf import TINY
 
 PROMPTS = ["a cat", "a small dog"]
 
@@ -72,6 +73,36 @@ def test_compiled_blocks_compute_the_same(sd3_folder: Path) -> None:
     compiled_loss, compiled = step(load(sd3_folder, compile=True, gradient_checkpointing=True))
     assert compiled_loss == pytest.approx(loss, rel=1e-4)
     torch.testing.assert_close(compiled, gradient, rtol=1e-3, atol=1e-6)
+
+
+def graphs(layers: int, monkeypatch) -> int:
+    """Compiled graphs of a student's, two teachers' and the base's passes, none of which may be broken in two."""
+    from torch._dynamo.utils import counters
+
+    from bench.backbones.sd3.shape_only import ShapeOnly
+
+    with monkeypatch.context() as patch:
+        compiles = nn.Module.compile
+        patch.setattr(nn.Module, "compile", lambda self: compiles(self, backend="eager"))  # only what is traced counts
+        torch._dynamo.reset()
+        counters.clear()
+        backbone = ShapeOnly("cpu", Compute(precision="bfloat16", compile=True), config=TINY | {"num_layers": layers})
+    for name in (STUDENT, "teacher", "other"):
+        backbone.adapters.add(name, Shape(4, 8.0), trainable=name == STUDENT)
+    x, conditioning = backbone.noise(2, torch.Generator()), backbone.encode(PROMPTS)
+    for _ in range(2):
+        backbone.velocity(x, 0.7, conditioning, STUDENT).square().mean().backward()
+        with torch.no_grad():
+            for name in ("teacher", "other", None, STUDENT):
+                backbone.velocity(x, 0.7, conditioning, name)
+    assert not counters["graph_break"], dict(counters["graph_break"])
+    return counters["stats"]["unique_graphs"]
+
+
+def test_blocks_are_compiled_once_and_not_each_for_itself(monkeypatch) -> None:
+    """Or a deep model reaches the limit on compiled versions, and then runs without them."""
+    few, many = (graphs(layers, monkeypatch) for layers in (4, 7))
+    assert few == many <= 32
 
 
 def test_sliced_pictures_are_the_same(sd3_folder: Path) -> None:
