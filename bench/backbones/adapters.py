@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from bench.backbones.adapter_config import config_record
 from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, read_adapter
-from bench.backbones.lora_forward import by_weight
 from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.lazy import torch, without_gradients
 from bench.system.files import json_bytes, remove_leftovers, write_atomic
@@ -118,6 +117,8 @@ class Adapters:
         all: the function of every layer is another one.
         """
         from peft.tuners.lora import Linear
+
+        from bench.backbones.lora_forward import by_weight  # with torch itself, which torch.compile can trace
 
         for layer in self._layers:
             if isinstance(layer, Linear) and layer.base_layer.weight.dtype == torch.float32:
