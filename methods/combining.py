@@ -45,34 +45,15 @@ class Rule:
     """Whether it is defined with a mean over tasks instead of a sum."""
 
 
-def _pcgrad(products_TT: Tensor) -> Tensor:
-    from torchjd.aggregation import PCGradWeighting
+def _torchjd(name: str, *settings: float) -> Callable[[Tensor], Tensor]:
+    """A rule of TorchJD, which is imported when a run uses the rule."""
 
-    return PCGradWeighting()(products_TT)
+    def weights(products_TT: Tensor) -> Tensor:
+        from torchjd import aggregation
 
+        return getattr(aggregation, name)(*settings)(products_TT)
 
-def _mgda(products_TT: Tensor) -> Tensor:
-    from torchjd.aggregation import MGDAWeighting
-
-    return MGDAWeighting(MGDA_PRECISION, MGDA_ITERATIONS)(products_TT)
-
-
-def _cagrad(products_TT: Tensor) -> Tensor:
-    from torchjd.aggregation import CAGradWeighting
-
-    return CAGradWeighting(CAGRAD_RADIUS)(products_TT)
-
-
-def _imtl_g(products_TT: Tensor) -> Tensor:
-    from torchjd.aggregation import IMTLGWeighting
-
-    return IMTLGWeighting()(products_TT)
-
-
-def _aligned_mtl(products_TT: Tensor) -> Tensor:
-    from torchjd.aggregation import AlignedMTLWeighting
-
-    return AlignedMTLWeighting()(products_TT)
+    return weights
 
 
 def _upgrad(products_TT: Tensor) -> Tensor:
@@ -102,11 +83,17 @@ def _nash_mtl(products_TT: Tensor) -> Tensor:
 
 RULES = {
     "sum": Rule("the weighted sum", lambda products_TT: torch.ones(len(products_TT), dtype=products_TT.dtype), False),
-    "pcgrad": Rule("PCGrad, arXiv 2001.06782, Alg. 1", _pcgrad, False),
-    "mgda": Rule("MGDA, arXiv 1810.04650, Eq. 3 and Alg. 2", _mgda, True),
-    "cagrad": Rule(f"CAGrad, arXiv 2110.14048, Alg. 1, c = {CAGRAD_RADIUS}", _cagrad, True),
-    "imtl_g": Rule("IMTL-G (Towards Impartial Multi-task Learning, ICLR 2021), Eq. 6", _imtl_g, True),
-    "aligned_mtl": Rule("Aligned-MTL, arXiv 2305.19000, Alg. 1", _aligned_mtl, True),
+    "pcgrad": Rule("PCGrad, arXiv 2001.06782, Alg. 1", _torchjd("PCGradWeighting"), False),
+    "mgda": Rule(
+        "MGDA, arXiv 1810.04650, Eq. 3 and Alg. 2", _torchjd("MGDAWeighting", MGDA_PRECISION, MGDA_ITERATIONS), True
+    ),
+    "cagrad": Rule(
+        f"CAGrad, arXiv 2110.14048, Alg. 1, c = {CAGRAD_RADIUS}", _torchjd("CAGradWeighting", CAGRAD_RADIUS), True
+    ),
+    "imtl_g": Rule(
+        "IMTL-G (Towards Impartial Multi-task Learning, ICLR 2021), Eq. 6", _torchjd("IMTLGWeighting"), True
+    ),
+    "aligned_mtl": Rule("Aligned-MTL, arXiv 2305.19000, Alg. 1", _torchjd("AlignedMTLWeighting"), True),
     "nash_mtl": Rule("Nash-MTL, arXiv 2202.01017, Claim 3.1", _nash_mtl, False),
     "upgrad": Rule("UPGrad, arXiv 2406.16232, Sec. 3", _upgrad, True),
 }
@@ -183,7 +170,6 @@ class CombiningMethod(Method):
         # |sum_i (a_i - 1) g_i| / |sum_i g_i|, from the products.
         changed, whole = (chosen - 1) @ products @ (chosen - 1), products.sum()
         lab.note("combine_change", float((changed / whole.clamp(min=tiny)).clamp(min=0).sqrt()))
-        total = torch.zeros_like(rows[0])
-        for weight, row in zip(chosen.tolist(), rows):
-            total += weight * row
-        return total
+        # As the sum without a rule, with other weights.
+        by_rule = {task: weight * weights[task] for task, weight in zip(gradients, chosen.tolist())}
+        return super().combine(lab, gradients, by_rule)

@@ -18,6 +18,7 @@ from bench.backbones.conditioning import Conditioning
 from bench.config.bounds import Count
 from bench.lazy import torch
 from bench.sampler.draws import Rows
+from bench.sampler.parts import parts
 from bench.sampler.rollout import rollout, walk
 from bench.sampler.total import Total
 from bench.sampler.weighting import Weighting, step_weights
@@ -112,8 +113,7 @@ class OpdAnalytic(DistillationMethod):
     def _fused(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Backpropagate through one step at a time along the trajectory, which ends with the last trained step."""
         sigmas, batch = lab.sampler.schedule.sigmas, len(start.noise)
-        for first in range(0, batch, self.options.chunk):
-            part = slice(first, min(first + self.options.chunk, batch))
+        for part in parts(range(batch), self.options.chunk):
             conditioning = start.conditioning[part]
             # Every chunk starts the same generator afresh and takes its rows of the whole batch's noise, so that the
             # trajectories do not depend on the chunk size.
@@ -137,8 +137,7 @@ class OpdAnalytic(DistillationMethod):
         sigma = sigmas.repeat_interleave(batch).to(states.device)
         weight = torch.tensor(weights).repeat_interleave(batch).to(states.device)
         conditioning = start.conditioning.repeat(trained)
-        for first in range(0, len(states), self.options.chunk):
-            part = slice(first, min(first + self.options.chunk, len(states)))
+        for part in parts(range(len(states)), self.options.chunk):
             v = lab.velocity(conditioning[part], STUDENT)(states[part], sigma[part])
             error = self._error(v, targets[part], anchors[part], weight[part])
             yield error.sum() / (trained * batch)

@@ -89,6 +89,15 @@ def bench(
     return Command(words, folder, before, arguments).completed()
 
 
+def environments(processes: int) -> list[dict[str, str]]:
+    """What a launcher sets for each of several processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [shared | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
+
+
 def together(
     words: list[str],
     folder: Path,
@@ -97,13 +106,7 @@ def together(
     processes: int = 2,
 ) -> list[subprocess.CompletedProcess]:
     """The same command in several processes that a launcher would have started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        Command(words, folder, before, arguments, shared | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(processes)
-    ]
+    started = [Command(words, folder, before, arguments, environment) for environment in environments(processes)]
     return [command.completed() for command in started]
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import site
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from bench.backbones.micro.captions import caption, draw_brief, draw_scene
 from bench.backbones.micro.world import draw
 from bench.store.run import read_checkpoint
+from tests.commands import environments
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 NAMES = ("dpo", "draft", "epsilon", "pcgrad")
@@ -71,20 +71,16 @@ def write_pairs(folder: Path) -> None:
 
 
 def launch(python: Path, words: list[str], folder: Path, processes: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(
             [python, "-m", "bench", *words],
             cwd=folder,
-            env=shared | ({"WORLD_SIZE": str(processes), "RANK": str(i), "LOCAL_RANK": str(i)} if processes > 1 else {}),
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(processes)
+        for environment in (environments(processes) if processes > 1 else [{}])
     ]
     for process in started:
         _, said = process.communicate(timeout=300)

@@ -172,8 +172,7 @@ class Lab:
         may train the student.
         """
         with self.backbone.meter.purpose("scoring"):
-            scored = self._scored(task, latents, prompts)
-        return self._checked(task, lambda: scored)
+            return self._checked(task, self._scored(task, latents, prompts))
 
     def _scored(self, task: str, latents: Tensor, prompts: list[Prompt]) -> list[Scores]:
         score = self.tasks[task].score
@@ -188,17 +187,23 @@ class Lab:
         score, parts = self.tasks[task].score, list(parts_of(latents))
         with self.backbone.meter.purpose("scoring"):
             if not self.tasks[task].elsewhere or not parts:
-                scored = self._scored(task, latents, prompts)
-                return partial(self._checked, task, lambda: scored)
+                scores = self.score(task, latents, prompts)
+                return lambda: scores
             first = self._decoded(task, latents[parts[0]])
             if first[0].nbytes * len(latents) > WAITING:
                 rest = slice(len(first), None)
                 scored = [score(first, prompts[parts[0]]), *self._scored(task, latents[rest], prompts[rest])]
-                return partial(self._checked, task, lambda: scored)
+                return partial(self._checked, task, scored)
             images = [first.cpu(), *(self._decoded(task, latents[rows]).cpu() for rows in parts[1:])]
         # In the same parts, one after the other, because scores may depend on the other images of a part.
         pieces = [partial(score, part, prompts[rows]) for part, rows in zip(images, parts)]
-        return partial(self._checked, task, Background(pieces).results)
+        work = Background(pieces)
+
+        def wait() -> Scores:
+            with self.backbone.meter.purpose("scoring"):
+                return self._checked(task, work.results())
+
+        return wait
 
     def _decoded(self, task: str, latents: Tensor) -> Tensor:
         images = self.backbone.decode(latents)
@@ -206,9 +211,8 @@ class Lab:
             raise BenchError(f"update {self.step + 1}: task {task!r}: {NOT_FINITE}")
         return images
 
-    def _checked(self, task: str, wait: Callable[[], list[Scores]]) -> Scores:
-        with self.backbone.meter.purpose("scoring"):
-            scores = stacked(wait())
+    def _checked(self, task: str, parts: list[Scores]) -> Scores:
+        scores = stacked(parts)
         if not np.isfinite(scores.rewards).all():
             raise BenchError(
                 f"update {self.step + 1}: the scorer of task {task!r} returned a reward that is not finite"

@@ -20,6 +20,7 @@ from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.errors import UsageError
 from bench.sampler.draws import normal
+from bench.sampler.parts import parts
 
 if TYPE_CHECKING:
     from diffusers.models import ModelMixin
@@ -155,9 +156,9 @@ class FlowBackbone(ABC, nn.Module):
         self.adapters.use(adapter)
         # Without gradients, compute.batch bounds memory. With them, splitting would save none: the graph keeps all.
         size = len(x) if torch.is_grad_enabled() else self.compute.batch or len(x)
-        slices = [slice(start, start + size) for start in range(0, len(x), size)]
-        parts = [self._guided(x[part], sigma_B[part], conditioning[part], guidance) for part in slices]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        slices = parts(range(len(x)), size)
+        made = [self._guided(x[part], sigma_B[part], conditioning[part], guidance) for part in slices]
+        return made[0] if len(made) == 1 else torch.cat(made)
 
     def _guided(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
         if guidance == 1.0:

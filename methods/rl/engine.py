@@ -64,8 +64,3 @@ class Engine(ABC):
 
     def after_update(self, lab: Lab) -> None:  # noqa: B027 - most engines keep nothing
         """Called after the optimiser step, without gradients."""
-
-
-def chunks(rows: range, size: int) -> list[slice]:
-    """Contiguous rows in slices of at most `size`: views, where an index tensor would be copied to the device."""
-    return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]

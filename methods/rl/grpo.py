@@ -24,9 +24,10 @@ from bench.lazy import torch
 from bench.sampler.distance import squared_distance
 from bench.sampler.draws import Rows
 from bench.sampler.gaussian import Gaussian, Transition
+from bench.sampler.parts import parts
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from bench.sampler.weighting import released_kl_factor
-from methods.rl.engine import Engine, Samples, chunks
+from methods.rl.engine import Engine, Samples
 from methods.rl.ratios import Ratios
 from methods.trained_steps import trained_steps
 
@@ -124,7 +125,7 @@ class Grpo(Engine):
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:
             at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
-            for part in chunks(mine, o.chunk):
+            for part in parts(mine, o.chunk):
                 x, cond = trajectory.states[k][part], samples.conditioning[part]
                 new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
                 # The velocities stored at sampling are the old policy's, even after the first inner update.

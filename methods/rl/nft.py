@@ -16,8 +16,9 @@ from bench.backbones.meter import Passes
 from bench.config.bounds import Count, Moderate, Weight
 from bench.lazy import torch
 from bench.sampler.draws import draw, normal
+from bench.sampler.parts import parts
 from bench.sampler.rollout import Sampler, Trajectory, rollout
-from methods.rl.engine import Engine, Samples, chunks
+from methods.rl.engine import Engine, Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,7 @@ class Nft(Engine):
             sigma = drawn[:, k]
             noise = normal(x0.shape, generator, x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
-            for part in chunks(range(len(x0)), o.chunk):
+            for part in parts(range(len(x0)), o.chunk):
                 state, prompts = (x_t[part], sigma[part]), cond[part]
                 v = lab.velocity(prompts, STUDENT)(*state)
                 with torch.no_grad():
