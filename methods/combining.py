@@ -13,9 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
+from pydantic import Field
+
 from bench.api.lab import Lab
 from bench.api.method import Method, Options
-from bench.errors import BenchError, UsageError
+from bench.config.bounds import Moderate
+from bench.errors import BenchError, UsageError, unknown
 from bench.lazy import torch
 
 if TYPE_CHECKING:
@@ -127,29 +130,43 @@ def combined_weights(rule: RuleName, products_TT: Tensor, seed: int) -> Tensor:
 class CombiningOptions(Options):
     """Settings of methods that train on several tasks at once."""
 
-    unsaid: ClassVar[tuple[str, ...]] = ("combine",)
+    unsaid: ClassVar[tuple[str, ...]] = ("weights", "combine")
 
+    weights: dict[str, Moderate] = Field(default={})
+    """task -> relative weight of its gradient, by default 1; the weights are normalised to add up to 1."""
     combine: RuleName = "sum"
     """How the tasks' gradients become one (methods/combining.py). Every rule but sum keeps one gradient per task."""
 
 
 class CombiningMethod(Method):
-    """Methods whose setting `combine` chooses how the gradients of their tasks become one."""
+    """Methods whose settings `weights` and `combine` choose how the gradients of their tasks become one."""
+
+    Options: ClassVar[type[CombiningOptions]] = CombiningOptions
 
     @classmethod
     def check(cls, spec, sampler) -> None:
-        """Also refuse a rule for combining gradients where every update has one."""
+        """Also refuse weights of tasks that the run does not train, and either setting where updates have one task."""
         super().check(spec, sampler)
-        rule = spec.params.get("combine", "sum")
-        if rule == "sum":
-            return
-        if len(spec.tasks) == 1:
-            raise UsageError(f"params.combine {rule} combines the gradients of several tasks, but the run has one")
-        if spec.params.get("batches") == "alternate":
-            raise UsageError(
-                f"params.combine {rule} combines the gradients of several tasks, but with params.batches alternate "
-                "every update has one: set params.batches mixed"
-            )
+        options = cls.Options.model_validate(spec.params)
+        for task in options.weights:
+            if task not in spec.tasks:
+                raise unknown("task in params.weights", task, spec.tasks)
+        given = {"weights": bool(options.weights), f"combine {options.combine}": options.combine != "sum"}
+        for setting in (name for name, is_given in given.items() if is_given):
+            if len(spec.tasks) == 1:
+                raise UsageError(f"params.{setting} combines the gradients of several tasks, but the run has one")
+            if spec.params.get("batches") == "alternate":
+                raise UsageError(
+                    f"params.{setting} combines the gradients of several tasks, but with params.batches alternate "
+                    "every update has one: set params.batches mixed"
+                )
+
+    def plan(self, lab: Lab) -> dict[str, float]:
+        """Weight all tasks equally, or by the normalised `weights`."""
+        if not self.options.weights:
+            return super().plan(lab)
+        weights = {task: self.options.weights.get(task, 1.0) for task in lab.tasks}
+        return {task: weight / sum(weights.values()) for task, weight in weights.items()}
 
     def combines(self) -> bool:
         """Whether a rule is chosen, or a subclass has its own."""

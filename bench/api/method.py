@@ -59,7 +59,8 @@ class Options(Settings):
     """Base class of a method's settings (`params` in a spec)."""
 
     unsaid: ClassVar[tuple[str, ...]] = ()
-    """Settings that records omit at their defaults, because they were added after the first records."""
+    """Settings that records omit at their defaults, because they were added after the first records. A subclass names
+    only its own."""
 
     @property
     def idle(self) -> dict[str, str]:
@@ -72,7 +73,8 @@ class Options(Settings):
     def record(self) -> dict[str, Any]:
         """Plain data for a spec; `unsaid` settings, also those of nested Options, are omitted at their defaults."""
         fields = type(self).model_fields
-        omitted = {name for name in self.unsaid if getattr(self, name) == fields[name].default}
+        later = {name for cls in type(self).__mro__ for name in vars(cls).get("unsaid", ())}
+        omitted = {name for name in later if getattr(self, name) == fields[name].default}
         record = self.model_dump(exclude=omitted)
         # model_dump knows nothing of `unsaid` in nested sections.
         for name in record:

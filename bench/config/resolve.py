@@ -125,7 +125,7 @@ def resolve(
         raise UsageError(first_problem(error, model, prefix)) from error
     _refuse_idle(options, before)
     # From here on values are normalised, so that runs that compute the same have the same hash.
-    spec = _without_defaults(spec.model_copy(update={"params": options.record()}), descriptor)
+    spec = _without_defaults(spec.model_copy(update={"params": options.model_dump()}), descriptor)
     evaluation = _as_trained(spec.evaluation, spec.sampler, descriptor.shift)
     spec = spec.model_copy(update={"evaluation": evaluation})
     _refuse_silent_kernel(asked, spec.sampler)

@@ -224,7 +224,8 @@ class Spec(Settings):
             "lora": set() if self.lora.start else {"start"},
             "evaluation": {name for name in ("pictures", "shift", "table") if not getattr(evaluation, name)},
         }
-        return self.model_dump(mode="json", exclude=omitted)
+        options = find("method", self.method).Options.model_validate(self.params)
+        return self.model_dump(mode="json", exclude=omitted) | {"params": options.record()}
 
     def with_seed(self, seed: int) -> "Spec":
         """The same specification with a different seed."""

@@ -56,6 +56,14 @@ def test_what_is_wrong_with_an_axis_is_said_of_the_axis(spec) -> None:
     assert len(known) == len(set(known))
 
 
+def test_settings_that_records_omit_are_axes() -> None:
+    spec = resolve("opd_analytic", ["ocr", "geneval"])
+    assert parse_axis("combine=sum,pcgrad", spec) == ("params.combine", ["sum", "pcgrad"])
+    assert parse_axis("params.weights.ocr=1,3", spec) == ("params.weights.ocr", ["1", "3"])
+    with pytest.raises(UsageError, match=r"did you mean 'params\.weights'"):
+        parse_axis("params.weight.ocr=1,3", spec)
+
+
 def test_grid_is_the_product(spec) -> None:
     lines = variants(["eta=0,0.3", "kernel=flow_sde,cps"], {"opd_analytic": spec})
     assert [v.label for v in lines] == [

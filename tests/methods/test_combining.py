@@ -1,6 +1,7 @@
 """Rules for combining gradients against their papers' definitions, in float64, on gradients small enough to see through."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.training.execute import Session, execute
 from methods.combining import CAGRAD_RADIUS, RULES, combined_weights, products_of
+from methods.opd_analytic import OpdAnalytic
 from tests.training.test_resume import records
 
 CONFLICT = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
@@ -145,7 +147,6 @@ SHORT = [
 def test_a_run_records_the_conflict_and_resumes_to_the_bit(tmp_path: Path, monkeypatch) -> None:
     import json
 
-    from methods.opd_analytic import OpdAnalytic
 
     spec = resolve("opd_analytic", ["ocr", "geneval"], overrides=[*SHORT, "params.combine=cagrad"])
     whole = execute(spec, Session(tmp_path / "whole"))
@@ -166,6 +167,18 @@ def test_a_run_records_the_conflict_and_resumes_to_the_bit(tmp_path: Path, monke
         assert row["gradient_norm/ocr"] > 0 and row["gradient_norm/geneval"] > 0
         assert -1 <= row["cosine_lowest"] <= 1
         assert 0 < row["combine_change"] < 2  # CAGrad always adds to the mean
+
+
+def test_weights_of_tasks_in_distillation() -> None:
+    mixed = ["params.batches=mixed", "params.weights.ocr=3"]
+    spec = resolve("opd_analytic", ["ocr", "geneval"], overrides=mixed)
+    method = OpdAnalytic(OpdAnalytic.Options.model_validate(spec.params))
+    lab = SimpleNamespace(tasks=dict.fromkeys(spec.tasks))
+    assert method.plan(lab) == {"ocr": 0.75, "geneval": 0.25}
+    with pytest.raises(UsageError, match=r"set params\.batches mixed"):
+        resolve("opd_analytic", ["ocr", "geneval"], overrides=mixed[1:])
+    with pytest.raises(UsageError, match="the run has one"):
+        resolve("opd_analytic", ["ocr"], overrides=mixed)
 
 
 @pytest.mark.usefixtures("few_prompts")

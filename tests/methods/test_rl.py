@@ -161,7 +161,7 @@ def test_squared_error_is_the_released_log_probability_of_cps() -> None:
         resolve("single_task", ["ocr"], overrides=[*noisy, "params.engine=grpo", *more])
         for more in ([], ["params.grpo.log_prob=squared_error"])
     )
-    assert "log_prob" not in plain.params["grpo"]  # or every older run would have another name
+    assert "log_prob" not in plain.record()["params"]["grpo"]  # or every older run would have another name
     assert released.params["grpo"]["log_prob"] == "squared_error"
 
 
@@ -226,7 +226,7 @@ def test_weights_of_tasks(make_lab) -> None:
     assert MultiReward(MultiRewardOptions()).plan(lab) == {"geneval": 0.5, "ocr": 0.5}
     assert MultiReward(MultiRewardOptions(weights={"ocr": 3.0})).plan(lab) == {"geneval": 0.25, "ocr": 0.75}
     plain = resolve("multi_reward", ["geneval", "ocr"])
-    assert "weights" not in plain.params  # or every older run would have another name
+    assert "weights" not in plain.record()["params"]  # or every older run would have another name
     weighted = resolve("multi_reward", ["geneval", "ocr"], overrides=["params.weights.ocr=3"])
     assert weighted.params["weights"] == {"ocr": 3.0}
     assert weighted.digest("f") != plain.digest("f")
