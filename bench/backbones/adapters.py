@@ -260,8 +260,10 @@ class Adapters:
         """The weight change of each adapted layer in float32, by layer name; changes of biases end in `.bias`.
 
         A change is s B A with the layer's scale s. DoRA (arXiv 2402.09353, Eq. 5) rescales each row w of W + s B A to
-        length m, so its change is m w / |w| minus that row of W.
+        length m, so its change is m w / |w| minus that row of W. Raises UsageError for a model that is no adapter.
         """
+        if name not in self.configs:
+            raise UsageError(f"{name} is a whole model: only adapters can be merged")
         found = {}
         for place, layer in self._adapted(name).items():
             delta = layer.get_delta_weight(name).float()  # type: ignore[attr-defined]  # declared by subclasses only

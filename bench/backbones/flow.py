@@ -17,8 +17,9 @@ from bench.backbones.embeddings import Embeddings
 from bench.backbones.meter import Meter
 from bench.backbones.sharding import is_split, shard
 from bench.backbones.size import Size
+from bench.backbones.whole_models import WholeModels, read_network
 from bench.config.compute import Compute
-from bench.errors import UsageError
+from bench.errors import UsageError, one_line
 from bench.sampler.draws import normal
 from bench.sampler.parts import parts
 
@@ -60,16 +61,51 @@ class FlowBackbone(ABC, nn.Module):
         self.sharded = is_split(compute)
         """Whether the frozen weights are split over processes, which must then make the same number of passes."""
         self.adapters = Adapters(transformer, self.targets)
+        self.models = WholeModels(self.device, compute.offload_teachers)
+        self._kind = type(transformer)  # FSDP2 replaces the class
         self.meter = Meter()
         self._encoded = Embeddings(cache, self.device)
         if compute.gradient_checkpointing:
             cast("ModelMixin", transformer).enable_gradient_checkpointing(self._checkpointed)
-        if compute.compile:
-            torch._dynamo.config.recompile_limit = COMPILATIONS
-            for block in self.blocks():
-                block.compile()
+        self._compiled(transformer)
         if self.sharded:
-            shard(transformer, self.blocks(), self.device)
+            shard(transformer, self.blocks(transformer), self.device)
+
+    def _compiled(self, network: nn.Module) -> None:
+        """Compile a network's blocks if compute.compile asks for it."""
+        if self.compute.compile:
+            torch._dynamo.config.recompile_limit = COMPILATIONS
+            for block in self.blocks(network):
+                block.compile()
+
+    def load_model(self, name: str, folder: Path) -> None:
+        """Load a whole network, in a folder in diffusers' format; `velocity` takes its name like an adapter's.
+
+        It may differ from the own network in size, but takes the same latents and prompts, and has its class. Raises as
+        `read_network`, and UsageError for a network that does not fit.
+        """
+
+        def place(network: nn.Module) -> None:
+            if self.sharded:
+                shard(network, self.blocks(network), self.device)
+            else:
+                network.to(self.device)
+
+        network = read_network(self._kind, folder, self.dtype)
+        self._compiled(network)
+        self.models.add(name, network, place)
+        x = torch.zeros(1, *self.latent_shape, device=self.device)
+        conditioning = self.encode([""])
+        try:
+            with torch.no_grad():
+                shape = self.velocity(x, 0.5, conditioning, name).shape
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            cause = one_line(error)
+            raise UsageError(f"{folder} does not take this backbone's latents and prompts: {cause}") from error
+        if shape != x.shape:
+            raise UsageError(f"{folder} predicts latents of shape {tuple(shape[1:])}, not {self.latent_shape}")
 
     def _checkpointed(self, block: nn.Module, *args) -> Tensor:
         """Checkpoint a block so that its recomputation in the backward pass runs under the adapter of its forward.
@@ -78,15 +114,16 @@ class FlowBackbone(ABC, nn.Module):
         """
         return checkpoint(self.adapters.bound(block), *args, use_reentrant=False)
 
-    def blocks(self) -> list[nn.Module]:
-        """Repeated blocks of the network, which compute.compile compiles one by one. Default: none."""
+    def blocks(self, network: nn.Module) -> list[nn.Module]:
+        """Repeated blocks of a network of this family, which compute.compile compiles one by one. Default: none."""
         return []
 
     @abstractmethod
-    def predict(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's velocity eps - x0 at x [B, C, h, w] = (1 - sigma) x0 + sigma eps, without guidance.
+    def predict(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """A network's velocity eps - x0 at x [B, C, h, w] = (1 - sigma) x0 + sigma eps, without guidance.
 
-        `sigma_B` is [B]; the result is [B, C, h, w]. Called under autocast at compute.precision; may return any
+        `network` is `self.transformer`, or a teacher that is a whole model. `sigma_B` is [B]; the result is
+        [B, C, h, w]. Called under autocast at compute.precision; may return any
         floating-point type.
         """
 
@@ -146,35 +183,42 @@ class FlowBackbone(ABC, nn.Module):
     ) -> Tensor:
         """Guided velocity [B, C, h, w] in float32 at x [B, C, h, w] and sigma (a scalar, or [B]).
 
-        `adapter` None is the base. The network is called once per sample at guidance scale 1 and twice otherwise, in
-        one batch. Gradients reach the adapter if the caller has them enabled.
+        `adapter` None is the base; it may also name a whole model (`load_model`). The network is called once per sample
+        at guidance scale 1 and twice otherwise, in one batch. Gradients reach the adapter if the caller has them
+        enabled.
         """
         if isinstance(sigma, Tensor):
             sigma_B = sigma.to(x.device, torch.float32).expand(len(x))
         else:  # filled on the device: copying a number there would wait for it
             sigma_B = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
-        self.adapters.use(adapter)
+        if adapter is not None and adapter in self.models:
+            network = self.models.use(adapter)
+        else:
+            network = self.transformer
+            self.adapters.use(adapter)
         # Without gradients, compute.batch bounds memory. With them, splitting would save none: the graph keeps all.
         size = len(x) if torch.is_grad_enabled() else self.compute.batch or len(x)
         slices = parts(range(len(x)), size)
-        made = [self._guided(x[part], sigma_B[part], conditioning[part], guidance) for part in slices]
+        made = [self._guided(network, x[part], sigma_B[part], conditioning[part], guidance) for part in slices]
         return made[0] if len(made) == 1 else torch.cat(made)
 
-    def _guided(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
+    def _guided(
+        self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning, guidance: float
+    ) -> Tensor:
         if guidance == 1.0:
-            return self._forward(x, sigma_B, conditioning)
+            return self._forward(network, x, sigma_B, conditioning)
         empty = self.encode([""])
         both = Conditioning.cat([empty.repeat(len(x)), conditioning])
-        velocities = self._forward(x.repeat(2, 1, 1, 1), sigma_B.repeat(2), both)
+        velocities = self._forward(network, x.repeat(2, 1, 1, 1), sigma_B.repeat(2), both)
         v_uncond, v_cond = velocities.chunk(2)
         # Classifier-free guidance (arXiv 2207.12598).
         return v_uncond + guidance * (v_cond - v_uncond)
 
-    def _forward(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+    def _forward(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         self.meter.count(len(x), torch.is_grad_enabled())
         reduced = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=reduced):
-            return self.predict(x, sigma_B, conditioning).float()
+            return self.predict(network, x, sigma_B, conditioning).float()
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Standard normal latents [count, C, h, w] on the backbone's device; see `normal` in bench/sampler/draws.py."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.errors import DamagedError, MissingError
 from bench.weights.checkpoints import read_config, require_model
-from bench.weights.hub import require
+from bench.weights.hub import DIFFUSERS_FILE, FILES, require
 
 NAME = re.compile(
     r"(?:diffusion_pytorch_model|model)"
@@ -122,6 +122,18 @@ def index_of(home: str) -> dict:
     """The content of a pipeline's model_index.json, downloaded if `home` is a hub id."""
     name = "model_index.json"
     return read_config(Path(home) / name if Path(home).is_dir() else require(home, name))
+
+
+def network_folder(place: Path) -> Path | None:
+    """The folder of the network in a pipeline's folder, or `place` itself if it holds one model.
+
+    None if it holds an adapter or neither.
+    """
+    if any((place / name).is_file() for name in (*FILES, DIFFUSERS_FILE)):
+        return None
+    if (place / "model_index.json").is_file():
+        return place / "transformer"
+    return place if (place / "config.json").is_file() and variants(place) else None
 
 
 def says_null(index: dict, name: str) -> bool:

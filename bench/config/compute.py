@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bench.config.settings import Settings
 
@@ -32,16 +32,23 @@ class Compute(Settings):
     """How latents are decoded into images: the batch at once, one image at a time, or tile by tile (approximate)."""
     offload_text_encoders: bool = False
     """Keep the text encoders in host memory while they are not in use."""
-
+    offload_teachers: bool = False
+    """Keep teachers that are whole models in host memory, but for the one in use."""
     shard: bool = False
-    """Split the frozen weights over the processes of a run (FSDP2), so that each holds its part of them and one or two
-    whole blocks at a time. The prompts of a task and update must be a multiple of the processes. Without effect in a
-    single process."""
+    """Split the frozen weights over the processes of a run (FSDP2), those of teachers that are whole models too. Each
+    process holds its part of them and one or two whole blocks at a time. The prompts of a task and update must be a
+    multiple of the processes. Without effect in a single process."""
+
+    @model_validator(mode="after")
+    def _one_way_to_hold_teachers(self) -> "Compute":
+        if self.shard and self.offload_teachers:
+            raise ValueError("compute.shard splits the teachers over the processes too: leave out offload_teachers")
+        return self
 
     def record(self) -> dict[str, Any]:
         """Plain data for records. Settings that were added after the first records are omitted at their defaults."""
         # Hashes of runs are taken over this record: a new key at its default would rename every stored run.
-        later = {"max_sequence_length": None, "shard": False}
+        later = {"max_sequence_length": None, "offload_teachers": False, "shard": False}
         return self.model_dump(exclude={name for name, default in later.items() if getattr(self, name) == default})
 
 

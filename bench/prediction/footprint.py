@@ -6,6 +6,7 @@ Bytes of passes are counted on shapes (bench/backbones/trial.py), those of store
 from bench.api.method import Work
 from bench.api.scores import pictures_at_once
 from bench.backbones.size import Size
+from bench.backbones.teacher_files import whole_teachers
 from bench.config.spec import Spec
 from bench.prediction.cost import branches
 from bench.registry import find
@@ -25,16 +26,21 @@ def memory_lines(size: Size, spec: Spec, sampler: Sampler) -> list[str]:
     encoders = each * sum(count for part, count in size.frozen.items() if part != "vae")
     adapter = size.adapter(spec.lora.rank, spec.lora.targets)
     options = method.Options.model_validate(spec.params)
-    kept = 2 + len(method(options).adapters) + len(spec.teachers)
+    whole = whole_teachers(spec.teachers)
+    kept = 2 + len(method(options).adapters) + len(spec.teachers) - len(whole)
+    split = " (divided by the processes)" if compute.shard else ""
     # Adapters, gradient and optimiser stay in float32, as does the VAE. The gradient and AdamW's two moments are three
     # more copies of one adapter.
     always = {
-        "transformer (divided by the processes)" if compute.shard else "transformer": size.parameters * each,
+        f"transformer{split}": size.parameters * each,
         "text encoders": 0 if compute.offload_text_encoders else encoders,
         "VAE": size.frozen.get("vae", 0) * 4,
         f"{kept} adapters, gradient, optimiser": adapter * 4 * (kept + 3),
         "encoded prompts up to": MEMORY,
     }
+    if whole:
+        held = max(whole.values()) if compute.offload_teachers else sum(whole.values())
+        always[f"whole teachers{split}"] = held * each
     phases: dict[str, float | None] = {}
     if compute.offload_text_encoders:
         phases["encoding prompts"] = encoding_memory(size, spec, sampler, encoders)

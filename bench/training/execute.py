@@ -10,6 +10,7 @@ import torch
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.backbones.adapter_files import adapter_hash
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.teacher_files import Teacher
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
@@ -29,7 +30,7 @@ from bench.training.out_of_memory import memory
 from bench.training.references import References
 from bench.training.same_scorers import check_scored, refuse_other_scorers
 from bench.training.start import read_start
-from bench.training.teachers import Teacher, locate, mount, to_train, training_nfe
+from bench.training.teachers import locate, mount, to_train, training_nfe
 from bench.weights.hub import adapter_folder, model_name
 
 NO_GPU = "install a CUDA build of torch if this machine has a GPU, or use --set device=cpu"
@@ -191,7 +192,7 @@ def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> Non
     changed = [task for task in now if before.get(task) != now[task]]
     if changed:
         raise UsageError(
-            f"{run.folder} was started with a different adapter for {', '.join(changed)}; "
+            f"{run.folder} was started with a different adapter or teacher for {', '.join(changed)}; "
             "move it away or use another --results folder"
         )
 
@@ -213,7 +214,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
         scale, model = spec.teacher_guidance[name], f"teacher {name}"
         models[model] = {}
         for task in spec.tasks:
-            models[model][task] = references.of(model, teacher.adapter, task, teacher.hash, scale)
+            models[model][task] = references.of(model, teacher.model, task, teacher.hash, scale)
     if spec.evaluation.pictures:
         folder = f"{run.folder.name}/{PICTURES}"
         references.pictures["student"] = {task: f"{folder}/{task}" for task in spec.tasks}

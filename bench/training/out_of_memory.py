@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bench.backbones.teacher_files import whole_teachers
 from bench.config.compute import Compute
 from bench.config.contradictions import leaves
 from bench.config.resolve import describe
@@ -140,9 +141,14 @@ def decoding(spec: "Spec") -> list[str]:
 
 
 def offloading(spec: "Spec") -> list[str]:
-    """Keep text encoders in host memory, unless they are there already or everything runs on the CPU."""
-    useful = spec.device != "cpu" and not spec.compute.offload_text_encoders and beside(spec.backbone)
-    return ["compute.offload_text_encoders=true"] if useful else []
+    """Keep text encoders and whole teachers in host memory, unless they are there or everything runs on the CPU."""
+    if spec.device == "cpu":
+        return []
+    compute = spec.compute
+    encoders = not compute.offload_text_encoders and beside(spec.backbone)
+    teachers = not (compute.offload_teachers or compute.shard) and len(whole_teachers(spec.teachers)) > 1
+    useful = {"compute.offload_text_encoders=true": encoders, "compute.offload_teachers=true": teachers}
+    return [setting for setting, helps in useful.items() if helps]
 
 
 def smaller_pictures(spec: "Spec") -> list[str]:

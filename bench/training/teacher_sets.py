@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.backbones.adapter_files import adapter_hash
+from bench.backbones.teacher_files import find_teacher
 from bench.config.resolve import TEACHER_METHOD, describe, resolve, teacher_spec
 from bench.config.spec import Spec
 from bench.errors import DamagedError, MissingError
@@ -16,7 +17,6 @@ from bench.hashing import text_hash
 from bench.store.run import Run
 from bench.system.files import json_bytes, read_record
 from bench.weights.hub import PREFIX as HUB
-from bench.weights.hub import adapter_folder
 
 TRAINING = "training.json"
 """Records next to an adapter what its training cost."""
@@ -41,7 +41,7 @@ def _check(spec: Spec, task: str, source: str) -> None:
     if source == "train" or source.startswith(HUB):
         return
     if source != "shipped":
-        adapter_hash(adapter_folder(source))
+        find_teacher(task, source)
         return
     shipped = describe(spec.backbone).teachers
     has = [name for name in spec.tasks if shipped and (shipped / name).is_dir()]

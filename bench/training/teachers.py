@@ -1,33 +1,19 @@
-"""Teachers: where the teacher adapter of each task comes from, and the checks that it must pass."""
+"""Teachers: where the teacher of each task comes from, and the checks that it must pass."""
 
 import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from bench.backbones.adapter_files import adapter_hash
+import torch
+
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.teacher_files import Teacher, find_teacher
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import teacher_spec
 from bench.config.spec import Spec
 from bench.errors import DamagedError, MissingError, UsageError
 from bench.store.run import Run
 from bench.system.files import read_json
-from bench.weights.hub import adapter_folder
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A resolved teacher: its task, its PEFT folder and the hash of its weights."""
-
-    task: str
-    folder: Path
-    hash: str
-
-    @property
-    def adapter(self) -> str:
-        """The name under which the adapter is loaded on the backbone."""
-        return f"teacher-{self.task}"
 
 
 def to_train(spec: Spec, root: Path, backbone_hash: str) -> list[Run]:
@@ -48,8 +34,9 @@ def locate(spec: Spec, descriptor: Descriptor, root: Path, backbone_hash: str) -
                 raise MissingError(f"backbone {descriptor.name!r} ships no teacher for {task!r}; use --teachers train")
             folder = descriptor.teachers / task
         else:
-            folder = adapter_folder(source)
-        teachers[task] = Teacher(task, folder, adapter_hash(folder))
+            teachers[task] = find_teacher(task, source)
+            continue
+        teachers[task] = find_teacher(task, str(folder))
     return teachers
 
 
@@ -89,12 +76,24 @@ def _cost(folder: Path) -> float:
 def mount(teachers: dict[str, Teacher], backbone: FlowBackbone) -> dict[str, str]:
     """Load every teacher onto the backbone; returns task -> adapter name.
 
-    Raises UsageError for a teacher that equals the base model: an adapter of zeros teaches nothing.
+    Raises UsageError for a teacher that equals the base model: it teaches nothing.
     """
     names = {}
     for task, teacher in teachers.items():
-        backbone.adapters.load(teacher.adapter, teacher.folder)
-        if backbone.adapters.delta_norm(teacher.adapter) == 0:
-            raise UsageError(f"the teacher for {task!r} ({teacher.folder}) equals the base model: its weights are zero")
-        names[task] = teacher.adapter
+        if teacher.whole:
+            backbone.load_model(teacher.model, teacher.folder)
+            same = _predicts_as_base(teacher.model, backbone)
+        else:
+            backbone.adapters.load(teacher.model, teacher.folder)
+            same = backbone.adapters.delta_norm(teacher.model) == 0
+        if same:
+            raise UsageError(f"the teacher for {task!r} ({teacher.folder}) equals the base model: it teaches nothing")
+        names[task] = teacher.model
     return names
+
+
+@torch.no_grad()
+def _predicts_as_base(model: str, backbone: FlowBackbone) -> bool:
+    """Whether a whole model's velocity equals the base's to the last bit, for one latent and the empty prompt."""
+    x, conditioning = backbone.noise(1, torch.Generator().manual_seed(0)), backbone.encode([""])
+    return torch.equal(*(backbone.velocity(x, 0.5, conditioning, name) for name in (model, None)))

@@ -45,6 +45,17 @@ def adapter_folder(source: str) -> Path:
     raise MissingError(f"{source!r} holds neither a peft adapter ({' and '.join(FILES)}) nor {DIFFUSERS_FILE}")
 
 
+def pipeline_folder(source: str) -> Path | None:
+    """The local folder of a hub pipeline's network, downloaded, or None if the repository holds no pipeline.
+
+    Raises MissingError with the cure if the hub cannot be reached.
+    """
+    split = _split(source)
+    assert split  # callers ask for hub addresses only
+    home = _fetched(split[0], ["model_index.json", "transformer/*.json", f"transformer/*{SAFETENSORS}"])
+    return home if (home / "model_index.json").is_file() else None
+
+
 def _split(source: str) -> tuple[str, str] | None:
     """Repository and folder of a hub address; None for a local path. Raises UsageError for a malformed address."""
     if not source.startswith(PREFIX):

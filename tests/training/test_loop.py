@@ -135,12 +135,12 @@ def test_changed_teacher_stops_a_resume(session: Session, tmp_path: Path, micro,
         execute(spec, session)
     monkeypatch.setattr(Loop, "_save", save)
     write(2)
-    with pytest.raises(UsageError, match="a different adapter for ocr"):
+    with pytest.raises(UsageError, match="a different adapter or teacher for ocr"):
         execute(spec, session)
     write(1)
     execute(spec, session)
     write(2)  # nor is a finished run shown as one of this teacher's
-    with pytest.raises(UsageError, match="a different adapter for ocr"):
+    with pytest.raises(UsageError, match="a different adapter or teacher for ocr"):
         execute(spec, session)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.micro.files import WEIGHTS
 from bench.config.compute import Compute
 from bench.config.resolve import resolve
 from bench.config.settings import merge
@@ -143,6 +144,16 @@ def test_advice_names_settings_that_exist_and_help(name: str, sd3_folder: Path) 
     same, _ = advice("evaluation", spec)
     assert {"a lower evaluation.batch (now 96)", "compute.decode=sliced"} <= same
     exist(spec, same)
+
+
+def test_whole_teachers_can_wait_in_host_memory() -> None:
+    """Unless there is only one, which is in use."""
+    base = WEIGHTS / "base" / "transformer"
+    both = [f"teachers.ocr={base}", f"teachers.pickscore={base}"]
+    for sources, named in ((both, True), (both[:1], False), ([*both, "compute.offload_teachers=true"], False)):
+        spec = resolve("opd_analytic", ["ocr", "pickscore"], overrides=["device=cuda", *sources])
+        same, _ = advice("training", spec)
+        assert ("compute.offload_teachers=true" in same) == named
 
 
 def test_what_is_set_already_or_cannot_help_is_not_named(sd3_folder: Path) -> None:

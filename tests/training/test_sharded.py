@@ -127,7 +127,7 @@ def measure(shard: bool) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     update()
     own = lambda module: sum(p.numel() for n, p in module.named_parameters() if "lora_" not in n) * 4 / 2**20
-    sizes = {"weights": own(backbone.transformer), "block": own(backbone.blocks()[0])}
+    sizes = {"weights": own(backbone.transformer), "block": own(backbone.blocks(backbone.transformer)[0])}
     print(json.dumps({"peak": megabytes("VmHWM"), **sizes}))
     sys.exit()
 

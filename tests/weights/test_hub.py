@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.backbones.sd3 import descriptor
+from bench.backbones.teacher_files import find_teacher
 from bench.config.resolve import resolve
 from bench.errors import MissingError, UsageError
 from bench.training.teacher_sets import check_teachers
@@ -58,6 +59,30 @@ def test_diffusers_files_are_fetched_where_there_is_no_peft_adapter(tmp_path: Pa
     asked.clear()
     assert adapter_folder("hub:owner/repo") == tmp_path
     assert asked == [list(FILES)]
+
+
+def test_a_teacher_on_the_hub_may_be_a_pipeline(tmp_path: Path, monkeypatch) -> None:
+    """Only its network is downloaded, and only if the repository holds no adapter."""
+    asked = []
+
+    def snapshot(repository: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    with pytest.raises(MissingError, match="holds neither a peft adapter"):
+        find_teacher("ocr", "hub:owner/repo")
+    network = tmp_path / "transformer"
+    network.mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    (network / "config.json").write_text("{}")
+    (network / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    teacher = find_teacher("ocr", "hub:owner/repo")
+    assert (teacher.folder, teacher.whole) == (network, True)
+    assert asked[-1] == ["model_index.json", "transformer/*.json", "transformer/*.safetensors"]
+    (network / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
+    with pytest.raises(UsageError, match="quantised by bitsandbytes"):
+        find_teacher("ocr", "hub:owner/repo")
 
 
 def test_what_cannot_be_fetched_names_the_cure() -> None:

@@ -1,6 +1,6 @@
 """Base class of the backbones around diffusers' SD3Transformer2DModel."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -23,13 +23,13 @@ class Sd3Transformer(FlowBackbone):
     transformer: "SD3Transformer2DModel"
     targets = TARGETS
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self, network: Any) -> list[nn.Module]:
         """The joint attention blocks."""
-        return list(self.transformer.transformer_blocks)
+        return list(network.transformer_blocks)
 
-    def predict(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity eps - x0 [B, C, h, w] without guidance; the transformer's timestep is 1000 sigma."""
-        return self.transformer(
+        return network(
             hidden_states=x.to(self.dtype),
             encoder_hidden_states=conditioning["sequence"].to(self.dtype),
             pooled_projections=conditioning["pooled"].to(self.dtype),

@@ -59,11 +59,11 @@ class EpsilonBackbone(FlowBackbone):
             net = EpsilonNet()
         super().__init__("epsilon", net.to(device), "epsilon-example-1", device, compute)
 
-    def predict(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Velocity eps - x0 at the flow's state and level, called y and s above: x is y, and sigma_B is s."""
         alpha, sigma = (part.view(-1, 1, 1, 1) for part in variance_preserving(sigma_B))
         noisy = x * (alpha + sigma)  # on the variance-preserving path, where the network predicts noise
-        eps = self.transformer(noisy, sigma.flatten(), conditioning["sequence"])
+        eps = network(noisy, sigma.flatten(), conditioning["sequence"])
         return eps - (noisy - sigma * eps) / alpha
 
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
