@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bench.backbones import half_precision
 from bench.backbones.adapters import Adapters
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.embeddings import Embeddings
@@ -67,12 +68,14 @@ class FlowBackbone(ABC, nn.Module):
         self._encoded = Embeddings(cache, self.device)
         if compute.gradient_checkpointing:
             cast("ModelMixin", transformer).enable_gradient_checkpointing(self._checkpointed)
-        self._compiled(transformer)
+        self._prepared(transformer)
         if self.sharded:
             shard(transformer, self.blocks(transformer), self.device)
 
-    def _compiled(self, network: nn.Module) -> None:
-        """Compile a network's blocks if compute.compile asks for it."""
+    def _prepared(self, network: nn.Module) -> None:
+        """Spare a network in half precision some tensors, and compile its blocks if compute.compile asks for it."""
+        if self.dtype != torch.float32:
+            half_precision.prepare(network)
         if self.compute.compile:
             torch._dynamo.config.recompile_limit = COMPILATIONS
             for block in self.blocks(network):
@@ -92,7 +95,7 @@ class FlowBackbone(ABC, nn.Module):
                 network.to(self.device)
 
         network = read_network(self._kind, folder, self.dtype)
-        self._compiled(network)
+        self._prepared(network)
         self.models.add(name, network, place)
         x = torch.zeros(1, *self.latent_shape, device=self.device)
         conditioning = self.encode([""])

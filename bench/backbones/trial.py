@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from bench.backbones import half_precision
 from bench.backbones.adapters import Adapters, Shape
 from bench.backbones.network import Decoder, Network
 
@@ -150,6 +151,8 @@ def built(network: Network, dtype: torch.dtype = torch.float32) -> nn.Module:
     # Not model.to(dtype): diffusers warns there about modules to keep in float32, which these models do not have.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
+    if dtype != torch.float32:
+        half_precision.prepare(model)
     return model.requires_grad_(False).eval()
 
 

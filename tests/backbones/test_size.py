@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.backbones.adapters import Adapters, Shape
+from bench.backbones.half_precision import prepare
 from bench.backbones.micro.files import WEIGHTS
 from bench.backbones.network import Network
 from bench.backbones.sd3 import DEFAULT, MEDIUM, VAE, descriptor, size
@@ -52,6 +53,8 @@ def real(config: dict, shape: Shape | None, precision: str = "float32", checkpoi
                 module._parameters[name] = torch.nn.Parameter(zeros, requires_grad=False)
         for name, found in module._buffers.items():
             module._buffers[name] = torch.zeros(found.shape, dtype=found.dtype)
+    if precision != "float32":
+        prepare(model)
     if checkpointed:
         model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
     if shape:
