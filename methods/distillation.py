@@ -66,6 +66,10 @@ class DistillationMethod(CombiningMethod):
         tasks = list(lab.tasks)
         return {tasks[lab.step % len(tasks)]: 1.0}
 
+    def distance(self, lab: Lab, task: str) -> float:
+        """The logged kl/TASK, the distance to the teacher that the method trains on."""
+        return lab.notes[f"kl/{task}"]
+
     def targets(
         self, lab: Lab, task: str, conditioning: Conditioning, x: Tensor, sigma: float | Tensor
     ) -> tuple[Tensor, Tensor]:

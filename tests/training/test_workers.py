@@ -37,7 +37,7 @@ SETTINGS = {
     "opd_analytic": ["params.trajectories=3", *NOISY],
     "opd_ppo": ["params.trajectories=3"],
     "dance_opd": ["params.trajectories=3"],
-    "off_policy": ["params.trajectories=3", "params.combine=pcgrad"],
+    "off_policy": ["params.trajectories=3", "params.combine=pcgrad", "params.allocation=by_loss"],
     "sft": ["params.trajectories=3", "params.combine=upgrad"],
     "multi_reward": [*RL, "budget.nfe=3000", "params.combine=nash_mtl"],
     "cascade": [
