@@ -18,7 +18,8 @@ from bench.errors import UsageError
 from bench.lazy import torch
 from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import rollout
-from methods.distillation import DistillationMethod, DistillationOptions, squared_error
+from methods.distillation import DistillationMethod, DistillationOptions
+from methods.targets import squared_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,7 @@ class Sft(DistillationMethod):
     name = "sft"
     source = "flow matching on the teachers' samples (DiffusionOPD, arXiv 2605.15055, Fig. 5)"
     Options = SftOptions
+    matches_parts = False
 
     @classmethod
     def check(cls, spec, sampler) -> None:
@@ -64,11 +66,11 @@ class Sft(DistillationMethod):
         return cls.trajectory_work(spec, trained=levels, teacher=sampler.steps, anchor=levels)
 
     def collect(self, lab: Lab, task: str) -> Pictures:
-        """Sample one image per prompt from the teacher."""
+        """Sample one image per prompt from the target, by default the teacher."""
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
-        teacher = lab.teacher(task, conditioning)
-        trajectory = rollout(teacher, noise, lab.sampler, lab.generator("kernel", task))
+        target = self.target(lab, task, conditioning)
+        trajectory = rollout(target, noise, lab.sampler, lab.generator("kernel", task))
         return Pictures(trajectory.final, conditioning)
 
     def losses(self, lab: Lab, task: str, experience: Pictures) -> Iterator[Tensor]:
@@ -86,5 +88,7 @@ class Sft(DistillationMethod):
             noise = normal(x0.shape, generator, x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
             v = lab.velocity(conditioning, STUDENT)(x_t, sigma)
-            loss = self.anchored(squared_error(v, noise - x0), lab, conditioning, x_t, sigma, v)
+            with torch.no_grad():
+                base = self.anchor(lab, conditioning, x_t, sigma)
+            loss = self.anchored(squared_error(v, noise - x0), v, base)
             yield loss.mean() / o.levels
