@@ -1,7 +1,8 @@
 """Off-policy distillation: analytic OPD's velocity matching, at states that the TEACHER visits.
 
 The loss, teachers and budget are those of opd_analytic; only the trajectories differ. This is the off-policy row of
-DanceOPD (arXiv 2606.27377) and the control that shows what training on-policy is worth.
+DanceOPD (arXiv 2606.27377) and the control that shows what training on-policy is worth. With a target other than the
+teacher (methods/targets.py) the trajectories are the target's.
 """
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ class SelfOpd(CombiningMethod):
             rewards, without_noise = at.rewards()
             own += float(without_noise.mean()) / o.steps
             best += float(rewards.max(1).mean()) / o.steps
-            scored, compared = (torch.as_tensor(r, dtype=torch.float32, device=device) for r in (rewards, without_noise))
+            scored = torch.as_tensor(rewards, dtype=torch.float32, device=device)
+            compared = torch.as_tensor(without_noise, dtype=torch.float32, device=device)
             weights = branch_weights(scored, compared, at.drawn - at.mean[:, None], o.weight_clip)
             kernel, sigma = lab.sampler.coefficients[at.step], lab.sampler.schedule.sigmas[at.step]
             for part in parts(range(len(at.x)), o.chunk):

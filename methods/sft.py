@@ -1,7 +1,8 @@
 """Supervised fine-tuning on images that the teachers sampled, by flow-matching regression.
 
 The baseline of DiffusionOPD's ablation (arXiv 2605.15055, Fig. 5): the teachers are the same, but the student is
-trained on re-noised teacher images, not on states of its own trajectories.
+trained on re-noised teacher images, not on states of its own trajectories. With a target other than the teacher
+(methods/targets.py) the images are the target's.
 """
 
 from __future__ import annotations
