@@ -55,7 +55,7 @@ class SelfOpdOptions(CombiningOptions):
 
 
 @dataclass
-class Experience:
+class BranchedStates:
     """The branches of every trained step, and the prompts of their states."""
 
     branches: list[Branches]
@@ -109,7 +109,7 @@ class SelfOpd(CombiningMethod):
             pictures_at_once=scored,
         )
 
-    def collect(self, lab: Lab, task: str) -> Experience:
+    def collect(self, lab: Lab, task: str) -> BranchedStates:
         """Follow the student's trajectories, and branch at the steps of this update."""
         o, sampler = self.options, lab.sampler
         prompts = lab.prompts(task, o.trajectories)
@@ -123,9 +123,9 @@ class SelfOpd(CombiningMethod):
             for _ in range(due.count(k)):
                 v = taken.velocity
                 found.append(branch(lab, task, prompts, conditioning, k, x, v, o.branches, generator))
-        return Experience(found, conditioning)
+        return BranchedStates(found, conditioning)
 
-    def losses(self, lab: Lab, task: str, experience: Experience) -> Iterator[Tensor]:
+    def losses(self, lab: Lab, task: str, experience: BranchedStates) -> Iterator[Tensor]:
         """The weighted squared distance to the branches, one piece per trained step and chunk of states."""
         o, device = self.options, experience.branches[0].x.device
         own = best = 0.0
