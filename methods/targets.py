@@ -44,7 +44,7 @@ class TargetOptions(Options):
     extrapolation: Weight = 0.0
     """lambda of the target v_T + lambda (v_T - v_base), which goes beyond the teacher (STEP-OPD). Each target then also
     costs the base's velocity."""
-    matching: Literal["guided", "branches", "difference"] = "guided"
+    matching: Matching = "guided"
     """guided: the velocity after guidance. branches: those with and without the prompt. difference: that with the
     prompt, and the difference of the two (CFG-aware OPD, arXiv 2607.24731). The last two need a guidance scale other
     than 1, and a teacher's own scale then has no effect on what is matched."""
