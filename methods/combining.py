@@ -9,6 +9,7 @@ when all its rewards are equal, asks for nothing and is left out: taken literall
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
@@ -20,6 +21,7 @@ from bench.api.method import Method, Options
 from bench.config.bounds import Moderate
 from bench.errors import BenchError, UsageError, unknown
 from bench.lazy import torch
+from methods.allocation import Allocation, AllocationName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,28 +132,40 @@ def combined_weights(rule: RuleName, products_TT: Tensor, seed: int) -> Tensor:
 class CombiningOptions(Options):
     """Settings of methods that train on several tasks at once."""
 
-    unsaid: ClassVar[tuple[str, ...]] = ("weights", "combine")
+    unsaid: ClassVar[tuple[str, ...]] = ("weights", "allocation", "combine")
 
     weights: dict[str, Moderate] = Field(default={})
     """task -> relative weight of its gradient, by default 1; the weights are normalised to add up to 1."""
+    allocation: AllocationName = "equal"
+    """What adapts the weights while training (methods/allocation.py). equal: nothing. by_loss: in proportion to the
+    distance to the goal (Open-MOPD, arXiv 2608.19098). by_gap: to the part of the first distance that remains.
+    by_progress: more for tasks that progress slowly (dynamic weight average, arXiv 1803.10704)."""
     combine: RuleName = "sum"
     """How the tasks' gradients become one (methods/combining.py). Every rule but sum keeps one gradient per task."""
 
 
 class CombiningMethod(Method):
-    """Methods whose settings `weights` and `combine` choose how the gradients of their tasks become one."""
+    """Methods whose settings `weights`, `allocation` and `combine` choose how their tasks' gradients become one."""
 
     Options: ClassVar[type[CombiningOptions]] = CombiningOptions
 
+    def __init__(self, options: CombiningOptions):
+        super().__init__(options)
+        self.allocation = Allocation(options.allocation)
+
     @classmethod
     def check(cls, spec, sampler) -> None:
-        """Also refuse weights of tasks that the run does not train, and either setting where updates have one task."""
+        """Also refuse weights of tasks that the run does not train, and all settings where updates have one task."""
         super().check(spec, sampler)
         options = cls.Options.model_validate(spec.params)
         for task in options.weights:
             if task not in spec.tasks:
                 raise unknown("task in params.weights", task, spec.tasks)
-        given = {"weights": bool(options.weights), f"combine {options.combine}": options.combine != "sum"}
+        given = {
+            "weights": bool(options.weights),
+            f"allocation {options.allocation}": options.allocation != "equal",
+            f"combine {options.combine}": options.combine != "sum",
+        }
         for setting in (name for name, is_given in given.items() if is_given):
             if len(spec.tasks) == 1:
                 raise UsageError(f"params.{setting} combines the gradients of several tasks, but the run has one")
@@ -162,11 +176,34 @@ class CombiningMethod(Method):
                 )
 
     def plan(self, lab: Lab) -> dict[str, float]:
-        """Weight all tasks equally, or by the normalised `weights`."""
-        if not self.options.weights:
+        """Weight all tasks equally, or by `weights` and `allocation`; log the weights if they adapt."""
+        adapts = self.options.allocation != "equal"
+        if not self.options.weights and not adapts:
             return super().plan(lab)
-        weights = {task: self.options.weights.get(task, 1.0) for task in lab.tasks}
-        return {task: weight / sum(weights.values()) for task, weight in weights.items()}
+        weights = self.allocation.weighted({task: self.options.weights.get(task, 1.0) for task in lab.tasks})
+        plan = {task: weight / sum(weights.values()) for task, weight in weights.items()}
+        for task, weight in plan.items() if adapts else ():
+            lab.note(f"weight/{task}", weight)
+        return plan
+
+    @abstractmethod
+    def distance(self, lab: Lab, task: str) -> float:
+        """How far the task was from its goal in this update, at least 0; a mean over this process's prompts."""
+
+    def after_update(self, lab: Lab) -> None:
+        """Record the tasks' distances if the weights adapt to them."""
+        super().after_update(lab)
+        if self.options.allocation != "equal":
+            self.allocation.record(lab, {task: self.distance(lab, task) for task in lab.tasks})
+
+    def state(self) -> dict[str, Tensor]:
+        """The distances so far, if the weights adapt to them."""
+        return super().state() | self.allocation.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore the distances."""
+        super().load_state(state)
+        self.allocation.load_state(state)
 
     def combines(self) -> bool:
         """Whether a rule is chosen, or a subclass has its own."""

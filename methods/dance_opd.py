@@ -17,7 +17,8 @@ from bench.config.bounds import Fraction, Moderate
 from bench.lazy import torch
 from bench.sampler.draws import draw
 from bench.sampler.rollout import rollout
-from methods.distillation import DistillationMethod, DistillationOptions, squared_error
+from methods.distillation import DistillationMethod, DistillationOptions
+from methods.targets import Outputs, error, matched_parts
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ class DanceOptions(DistillationOptions):
 
 @dataclass
 class Queries:
-    """One state [B, C, h, w] per trajectory, its sigma [B], and the teacher's and the base's velocities at it."""
+    """One state [B, C, h, w] per trajectory, its sigma [B], the target at it and, with an anchor, the base's."""
 
     x: Tensor
     sigma: Tensor
-    target: Tensor
-    anchor: Tensor
+    target: Outputs
+    anchor: Tensor | None
     conditioning: Conditioning
 
 
@@ -57,7 +58,9 @@ class DanceOpd(DistillationMethod):
     @classmethod
     def work(cls, spec, sampler) -> Work:
         """A full student rollout per trajectory, then one step of each network at the queried state."""
-        return cls.trajectory_work(spec, trained=1, teacher=1, rollout=sampler.steps, anchor=1, kept=3)
+        o = DanceOptions.model_validate(spec.params)
+        kept = 1 + matched_parts(o.matching) + bool(o.anchor)
+        return cls.trajectory_work(spec, trained=1, teacher=1, rollout=sampler.steps, anchor=1, kept=kept)
 
     def collect(self, lab: Lab, task: str) -> Queries:
         """Roll out the student and query the teacher at one random state of each trajectory."""
@@ -80,12 +83,14 @@ class DanceOpd(DistillationMethod):
         x = torch.stack([states[k][i] for i, k in enumerate(index.tolist())])
         sigmas = torch.tensor(lab.sampler.schedule.sigmas, dtype=torch.float32)
         sigma = sigmas[index].to(x.device)
-        target, anchor = self.targets(lab, task, conditioning, x, sigma)
-        return Queries(x, sigma, target, anchor, conditioning)
+        target = self.target(lab, task, conditioning)
+        target(x, sigma)
+        return Queries(x, sigma, target.outputs, self.anchor(lab, conditioning, x, sigma), conditioning)
 
     def losses(self, lab: Lab, task: str, experience: Queries) -> Iterator[Tensor]:
         """Mean squared velocity error to the teacher, plus the weighted one to the base."""
-        v = lab.velocity(experience.conditioning, STUDENT)(experience.x, experience.sigma)
-        loss = squared_error(v, experience.target).mean()
-        lab.note(f"kl/{task}", float(loss.detach()))
-        yield loss + self.options.anchor * squared_error(v, experience.anchor).mean()
+        student = self.student(lab, experience.conditioning)
+        v = student(experience.x, experience.sigma)
+        loss = error(student.outputs, experience.target, 1.0)
+        lab.note(f"kl/{task}", float(loss.detach().mean()))
+        yield self.anchored(loss, v, experience.anchor).mean()

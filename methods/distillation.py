@@ -11,15 +11,23 @@ from bench.backbones.meter import Passes
 from bench.config.bounds import Count, Fraction, Weight
 from bench.errors import UsageError
 from bench.lazy import torch
-from bench.sampler.distance import squared_distance
 from methods.combining import CombiningMethod, CombiningOptions
+from methods.targets import (
+    Field,
+    TargetOptions,
+    asked_teachers,
+    matched_scale,
+    squared_error,
+    student_field,
+    target_field,
+)
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DistillationOptions(CombiningOptions):
+class DistillationOptions(TargetOptions, CombiningOptions):
     """Settings of all methods that learn from one teacher per task; defaults as in DiffusionOPD's released code."""
 
     trajectories: Count = 24
@@ -42,11 +50,26 @@ class DistillationMethod(CombiningMethod):
     needs = Needs(teachers=True)
     lowers_memory: ClassVar[tuple[str, ...]] = ("trajectories",)
     Options: ClassVar[type[DistillationOptions]]
+    matches_parts: ClassVar[bool] = True
+    """Whether the parts of guidance can be matched (params.matching), and not only the guided velocity."""
 
     @classmethod
     def check(cls, spec, sampler) -> None:
-        """Also refuse two different starting points, and a timestep fraction that trains no step."""
+        """Also refuse two different starting points, a fraction that trains no step, and targets that do not exist."""
         super().check(spec, sampler)
+        options = cls.Options.model_validate(spec.params)
+        if options.matching != "guided" and not cls.matches_parts:
+            raise UsageError(
+                f"params.matching {options.matching} matches the parts of guidance, but method {cls.name!r} needs the "
+                "guided velocity: set params.matching guided"
+            )
+        if options.matching != "guided" and spec.sampler.guidance == 1:
+            raise UsageError(
+                f"params.matching {options.matching} matches the parts of guidance, but at guidance scale 1 the "
+                "student has only one: set sampler.guidance to another scale"
+            )
+        if options.teachers == "all" and len(spec.tasks) == 1:
+            raise UsageError("params.teachers all asks the teachers of several tasks, but the run has one")
         if spec.lora.start and spec.params["start"] == "merge":
             raise UsageError("params.start merge would overwrite the weights of lora.start: set only one of the two")
         if not trained_steps(sampler, spec.params["timestep_fraction"]):
@@ -66,27 +89,25 @@ class DistillationMethod(CombiningMethod):
         tasks = list(lab.tasks)
         return {tasks[lab.step % len(tasks)]: 1.0}
 
-    def targets(
-        self, lab: Lab, task: str, conditioning: Conditioning, x: Tensor, sigma: float | Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Velocities of the teacher and of the base at states x [B, C, h, w].
+    def distance(self, lab: Lab, task: str) -> float:
+        """The logged kl/TASK, the distance to the teacher that the method trains on."""
+        return lab.notes[f"kl/{task}"]
 
-        Without an anchor the base is not evaluated, and the second tensor is the teacher's velocity too.
-        """
-        target = lab.teacher(task, conditioning)(x, sigma)
-        if not self.options.anchor:
-            return target, target
-        return target, lab.velocity(conditioning, None)(x, sigma)
+    def student(self, lab: Lab, conditioning: Conditioning) -> Field:
+        """The student's velocity field, which leaves in `outputs` what is matched."""
+        return student_field(lab, conditioning, self.options.matching)
 
-    def anchored(
-        self, loss: Tensor, lab: Lab, conditioning: Conditioning, x: Tensor, sigma: float | Tensor, v: Tensor
-    ) -> Tensor:
-        """`loss` [B] plus the anchor: the weighted squared error of the student's velocity v to the base's at x."""
-        if not self.options.anchor:
-            return loss
-        with torch.no_grad():
-            base = lab.velocity(conditioning, None)(x, sigma)
-        return loss + self.options.anchor * squared_error(v, base)
+    def target(self, lab: Lab, task: str, conditioning: Conditioning) -> Field:
+        """The velocity field that the student is to match, which leaves in `outputs` what is matched."""
+        return target_field(lab, task, conditioning, self.options, self.options.weights)
+
+    def anchor(self, lab: Lab, conditioning: Conditioning, x: Tensor, sigma: float | Tensor) -> Tensor | None:
+        """The base's velocity [B, C, h, w] at states x; None without an anchor."""
+        return lab.velocity(conditioning, None)(x, sigma) if self.options.anchor else None
+
+    def anchored(self, loss: Tensor, v: Tensor, base: Tensor | None) -> Tensor:
+        """`loss` [B] plus the anchor: the weighted squared error of the student's velocity v to the base's."""
+        return loss if base is None else loss + self.options.anchor * squared_error(v, base)
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
@@ -103,7 +124,7 @@ class DistillationMethod(CombiningMethod):
         """The work of one update, computed from the counts of one trajectory.
 
         Network calls are counted per guidance branch: `trained` are the student's with gradients, `rollout` the
-        student's without, `teacher` the teacher's, `anchor` the base's (ignored if there is no anchor). `kept` and
+        student's without, `teacher` the target's, `anchor` the base's (ignored if there is no anchor). `kept` and
         `prompts` are the latents and encoded prompts stored until the loss. `at_once` is the number of latents in the
         largest forward with gradients; by default all trajectories of a task.
         """
@@ -112,7 +133,7 @@ class DistillationMethod(CombiningMethod):
         together = tasks if options.batches == "mixed" else 1
         own = branches(spec.sampler.guidance)
         without = (rollout + (anchor if options.anchor else 0)) * own * tasks
-        without += sum(teacher * branches(spec.teacher_guidance[task]) for task in spec.tasks)
+        without += sum(teacher * target_calls(task, spec.teacher_guidance, options) for task in spec.tasks)
         # Teachers may differ in guidance. Where tasks alternate, an update costs their mean, rounded up.
         forward = -(-without * together // tasks)
         return Work(
@@ -127,6 +148,14 @@ class DistillationMethod(CombiningMethod):
 def branches(guidance: float) -> int:
     """Network calls per velocity: 2 with classifier-free guidance, 1 at guidance scale 1."""
     return 1 if guidance == 1 else 2
+
+
+def target_calls(task: str, teacher_guidance: dict[str, float], options: DistillationOptions) -> int:
+    """Network calls of the target of a task's prompts at one state: those of its teachers, and of the base."""
+    asked = asked_teachers(task, teacher_guidance, options)
+    scales = [matched_scale(teacher_guidance[name], options.matching) for name in asked]
+    bases = set(scales) if options.extrapolation else set()
+    return sum(2 if scale is None else branches(scale) for scale in (*scales, *bases))
 
 
 def merge_teachers(lab: Lab, factor: float) -> None:
@@ -145,7 +174,3 @@ def merge_teachers(lab: Lab, factor: float) -> None:
         merged[layer] = factor * sum(changes, start=torch.zeros(()))
     lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
 
-
-def squared_error(v: Tensor, target: Tensor) -> Tensor:
-    """Mean over elements of the squared velocity difference, [B] (DiffusionOPD's code averages; its paper sums)."""
-    return squared_distance(v, target) / v[0].numel()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.api.lab import STUDENT, Lab
 from bench.api.method import Work
@@ -22,7 +22,8 @@ from bench.sampler.parts import parts
 from bench.sampler.rollout import rollout, walk
 from bench.sampler.total import Total
 from bench.sampler.weighting import Weighting, step_weights
-from methods.distillation import DistillationMethod, DistillationOptions, squared_error
+from methods.distillation import DistillationMethod, DistillationOptions
+from methods.targets import Outputs, error, matched_parts
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
@@ -32,8 +33,13 @@ if TYPE_CHECKING:
 class OpdOptions(DistillationOptions):
     """Settings of analytic OPD; defaults as in the released configuration."""
 
+    unsaid: ClassVar[tuple[str, ...]] = ("self_normalise",)
+
     weighting: Weighting = "mean_matching"
     """Weights w_k of the steps; `bench list kernels` and `--dry-run` show them."""
+    self_normalise: bool = False
+    """Divide the loss of every state by its mean absolute difference sqrt(w_k) |v_student - v_teacher|, held constant
+    (Flow-Factory)."""
     execution: Literal["fused", "plain"] = "fused"
     """fused: one student forward per step serves both the rollout and the loss. plain: roll out, store the states, then
     train on them. Both give the same gradient."""
@@ -43,13 +49,13 @@ class OpdOptions(DistillationOptions):
 
 @dataclass
 class Start:
-    """Initial noise [B, C, h, w] and prompts; in plain execution also, per trained step, the visited states and the
-    velocities of teacher and base at them."""
+    """Initial noise [B, C, h, w] and prompts; in plain execution also, per trained step, the visited states, the
+    targets at them and, with an anchor, the base's velocities."""
 
     noise: Tensor
     conditioning: Conditioning
     states: list[Tensor] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
+    targets: list[Outputs] = field(default_factory=list)
     anchors: list[Tensor] = field(default_factory=list)
 
 
@@ -69,13 +75,13 @@ class OpdAnalytic(DistillationMethod):
         if o.execution == "fused":
             at_once = min(o.chunk, o.trajectories)
             return cls.trajectory_work(spec, trained=steps, teacher=steps, anchor=steps, at_once=at_once)
-        # Per step: the state, the teacher's velocity and, with an anchor, the base's.
-        kept = 1 + steps * (3 if o.anchor else 2)
+        # Per step: the state, what is matched and, with an anchor, the base's velocity.
+        kept = 1 + steps * (1 + matched_parts(o.matching) + bool(o.anchor))
         at_once = min(o.chunk, o.trajectories * steps)
         return cls.trajectory_work(spec, steps, steps, sampler.steps, steps, kept, prompts=1 + steps, at_once=at_once)
 
     def collect(self, lab: Lab, task: str) -> Start:
-        """Draw prompts and noise; in plain execution also roll out the student and query the teacher."""
+        """Draw prompts and noise; in plain execution also roll out the student and query the target."""
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         start = Start(noise, conditioning)
@@ -85,11 +91,12 @@ class OpdAnalytic(DistillationMethod):
             states = rollout(student, start.noise, lab.sampler, kernel_noise, keep=True).states
             steps = trained_steps(lab.sampler, self.options.timestep_fraction)
             start.states = [states[k] for k in steps]
-            sigmas = lab.sampler.schedule.sigmas
+            sigmas, target = lab.sampler.schedule.sigmas, self.target(lab, task, conditioning)
             for k, x in zip(steps, start.states):
-                target, anchor = self.targets(lab, task, conditioning, x, sigmas[k])
-                start.targets.append(target)
-                start.anchors.append(anchor)
+                target(x, sigmas[k])
+                start.targets.append(target.outputs)
+                if (base := self.anchor(lab, conditioning, x, sigmas[k])) is not None:
+                    start.anchors.append(base)
         return start
 
     def losses(self, lab: Lab, task: str, experience: Start) -> Iterator[Tensor]:
@@ -103,13 +110,6 @@ class OpdAnalytic(DistillationMethod):
             yield piece
         lab.note(f"kl/{task}", float(total))
 
-    def _error(self, v: Tensor, target: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
-        """Loss per state, [B]."""
-        error = weight * squared_error(v, target)
-        if not self.options.anchor:
-            return error
-        return error + self.options.anchor * squared_error(v, anchor)
-
     def _fused(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Backpropagate through one step at a time along the trajectory, which ends with the last trained step."""
         sigmas, batch = lab.sampler.schedule.sigmas, len(start.noise)
@@ -120,24 +120,29 @@ class OpdAnalytic(DistillationMethod):
             generator = lab.generator("kernel", task)
             rows = generator.rows or Rows(0, batch, batch)
             generator.rows = rows.part(part.start, part.stop)
-            student = lab.velocity(conditioning, STUDENT)
+            student, target = self.student(lab, conditioning), self.target(lab, task, conditioning)
             steps = walk(student, start.noise[part], lab.sampler, generator)
             for weight, (k, x, taken) in zip(weights, steps):
                 with torch.no_grad():
-                    target, anchor = self.targets(lab, task, conditioning, x, sigmas[k])
-                error = self._error(taken.velocity, target, anchor, weight).mean() / len(weights)
-                yield error * (len(x) / batch)
+                    target(x, sigmas[k])
+                    base = self.anchor(lab, conditioning, x, sigmas[k])
+                loss = error(student.outputs, target.outputs, weight, self.options.self_normalise)
+                loss = self.anchored(loss, taken.velocity, base).mean() / len(weights)
+                yield loss * (len(x) / batch)
 
     def _plain(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
         """Train on the stored states, with several steps in one batch."""
         trained, batch = len(weights), len(start.noise)
-        states, targets = torch.cat(start.states), torch.cat(start.targets)
-        anchors = torch.cat(start.anchors)
+        states, targets = torch.cat(start.states), [torch.cat(steps) for steps in zip(*start.targets)]
+        bases = torch.cat(start.anchors) if start.anchors else None
         sigmas = torch.tensor(lab.sampler.schedule.sigmas[:trained])
         sigma = sigmas.repeat_interleave(batch).to(states.device)
         weight = torch.tensor(weights).repeat_interleave(batch).to(states.device)
         conditioning = start.conditioning.repeat(trained)
         for part in parts(range(len(states)), self.options.chunk):
-            v = lab.velocity(conditioning[part], STUDENT)(states[part], sigma[part])
-            error = self._error(v, targets[part], anchors[part], weight[part])
-            yield error.sum() / (trained * batch)
+            student = self.student(lab, conditioning[part])
+            v = student(states[part], sigma[part])
+            there = tuple(target[part] for target in targets)
+            loss = error(student.outputs, there, weight[part], self.options.self_normalise)
+            loss = self.anchored(loss, v, None if bases is None else bases[part])
+            yield loss.sum() / (trained * batch)

@@ -18,6 +18,7 @@ from bench.api.lab import STUDENT, Lab
 from bench.api.method import Needs, Work
 from bench.backbones.conditioning import Conditioning
 from bench.config.bounds import Count, Moderate
+from bench.lazy import torch
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.rollout import Trajectory, rollout
 from bench.sampler.total import Total
@@ -75,6 +76,7 @@ class OpdPpo(DistillationMethod):
     source = "Flow-OPD, arXiv 2605.08063; DiffusionOPD, arXiv 2605.15055, Eq. 16-21"
     needs = Needs(teachers=True, stochastic=True)
     Options = OpdPpoOptions
+    matches_parts = False
 
     @property
     def inner_updates(self) -> int:
@@ -96,10 +98,10 @@ class OpdPpo(DistillationMethod):
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         field = lab.velocity(conditioning, STUDENT)
         trajectory = rollout(field, noise, lab.sampler, lab.generator("kernel", task), keep=True)
-        teacher = lab.teacher(task, conditioning)
+        target = self.target(lab, task, conditioning)
         sigmas = lab.sampler.schedule.sigmas
         steps = trained_steps(lab.sampler, self.options.timestep_fraction, noisy=True)
-        velocities = [teacher(trajectory.states[k], sigmas[k]) for k in steps]
+        velocities = [target(trajectory.states[k], sigmas[k]) for k in steps]
         return Experience(trajectory, conditioning, velocities)
 
     def losses(self, lab: Lab, task: str, experience: Experience) -> Iterator[Tensor]:
@@ -129,7 +131,9 @@ class OpdPpo(DistillationMethod):
             # From the next step on, this step's log-ratio no longer belongs to the return.
             to_go = to_go - (guide[i].log_prob(y) - old[i].log_prob(y))
             total.add(new.kl(guide[i]).mean() / v[0].numel() / len(steps))
-            loss = self.anchored(loss, lab, conditioning, x, sigmas[k], v)
+            with torch.no_grad():
+                base = self.anchor(lab, conditioning, x, sigmas[k])
+            loss = self.anchored(loss, v, base)
             yield loss.mean() / len(steps)
         ratios.note(lab, task, 1 / (len(steps) * len(conditioning)))
         lab.note(f"kl/{task}", float(total))

@@ -1,7 +1,8 @@
 """Supervised fine-tuning on images that the teachers sampled, by flow-matching regression.
 
 The baseline of DiffusionOPD's ablation (arXiv 2605.15055, Fig. 5): the teachers are the same, but the student is
-trained on re-noised teacher images, not on states of its own trajectories.
+trained on re-noised teacher images, not on states of its own trajectories. With a target other than the teacher
+(methods/targets.py) the images are the target's.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from bench.api.lab import STUDENT, Lab
 from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
 from bench.config.bounds import Count
+from bench.errors import UsageError
 from bench.lazy import torch
 from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import rollout
-from methods.distillation import DistillationMethod, DistillationOptions, squared_error
+from methods.distillation import DistillationMethod, DistillationOptions
+from methods.targets import squared_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +47,18 @@ class Sft(DistillationMethod):
     name = "sft"
     source = "flow matching on the teachers' samples (DiffusionOPD, arXiv 2605.15055, Fig. 5)"
     Options = SftOptions
+    matches_parts = False
+
+    @classmethod
+    def check(cls, spec, sampler) -> None:
+        """Also refuse weights that adapt: the loss of a student that equals its teacher is not 0 here."""
+        super().check(spec, sampler)
+        options = cls.Options.model_validate(spec.params)
+        if options.allocation != "equal":
+            raise UsageError(
+                f"params.allocation {options.allocation} needs the distance to the teachers, which method "
+                f"{cls.name!r} does not measure: set it to equal"
+            )
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
@@ -52,11 +67,11 @@ class Sft(DistillationMethod):
         return cls.trajectory_work(spec, trained=levels, teacher=sampler.steps, anchor=levels)
 
     def collect(self, lab: Lab, task: str) -> Pictures:
-        """Sample one image per prompt from the teacher."""
+        """Sample one image per prompt from the target, by default the teacher."""
         conditioning = lab.encode(lab.prompts(task, self.options.trajectories))
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
-        teacher = lab.teacher(task, conditioning)
-        trajectory = rollout(teacher, noise, lab.sampler, lab.generator("kernel", task))
+        target = self.target(lab, task, conditioning)
+        trajectory = rollout(target, noise, lab.sampler, lab.generator("kernel", task))
         return Pictures(trajectory.final, conditioning)
 
     def losses(self, lab: Lab, task: str, experience: Pictures) -> Iterator[Tensor]:
@@ -74,5 +89,7 @@ class Sft(DistillationMethod):
             noise = normal(x0.shape, generator, x0.device)
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
             v = lab.velocity(conditioning, STUDENT)(x_t, sigma)
-            loss = self.anchored(squared_error(v, noise - x0), lab, conditioning, x_t, sigma, v)
+            with torch.no_grad():
+                base = self.anchor(lab, conditioning, x_t, sigma)
+            loss = self.anchored(squared_error(v, noise - x0), v, base)
             yield loss.mean() / o.levels

@@ -153,6 +153,12 @@ class Lab:
         scale = self.guidance if guidance is None else guidance
         return lambda x, sigma: self.backbone.velocity(x, sigma, conditioning, adapter, scale)
 
+    def branches(
+        self, conditioning: Conditioning, adapter: str | None
+    ) -> Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]]:
+        """The field of an adapter's two velocities that guidance combines: with and without the prompt."""
+        return lambda x, sigma: self.backbone.branches(x, sigma, conditioning, adapter)
+
     def teacher(self, task: str, conditioning: Conditioning) -> Velocity:
         """The velocity field of a task's teacher at the teacher's guidance scale."""
         return self.velocity(conditioning, self.teachers[task], self.teacher_guidance[task])

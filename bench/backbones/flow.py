@@ -190,6 +190,22 @@ class FlowBackbone(ABC, nn.Module):
         at guidance scale 1 and twice otherwise, in one batch. Gradients reach the adapter if the caller has them
         enabled.
         """
+        pieces = self._parts(x, sigma, conditioning, adapter)
+        made = [self._guided(*part, guidance) for part in pieces]
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+    def branches(
+        self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning, adapter: str | None
+    ) -> tuple[Tensor, Tensor]:
+        """The two velocities that guidance combines, with and without the prompt; otherwise as `velocity`."""
+        pieces = self._parts(x, sigma, conditioning, adapter)
+        v_cond, v_uncond = zip(*(self._branches(*part) for part in pieces))
+        return torch.cat(v_cond), torch.cat(v_uncond)
+
+    def _parts(
+        self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning, adapter: str | None
+    ) -> Iterator[tuple[nn.Module, Tensor, Tensor, Conditioning]]:
+        """The batch in parts that are called one after the other: (network, x, sigma [B], conditioning)."""
         if isinstance(sigma, Tensor):
             sigma_B = sigma.to(x.device, torch.float32).expand(len(x))
         else:  # filled on the device: copying a number there would wait for it
@@ -201,21 +217,25 @@ class FlowBackbone(ABC, nn.Module):
             self.adapters.use(adapter)
         # Without gradients, compute.batch bounds memory. With them, splitting would save none: the graph keeps all.
         size = len(x) if torch.is_grad_enabled() else self.compute.batch or len(x)
-        slices = parts(range(len(x)), size)
-        made = [self._guided(network, x[part], sigma_B[part], conditioning[part], guidance) for part in slices]
-        return made[0] if len(made) == 1 else torch.cat(made)
+        for part in parts(range(len(x)), size):
+            yield network, x[part], sigma_B[part], conditioning[part]
 
     def _guided(
         self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning, guidance: float
     ) -> Tensor:
         if guidance == 1.0:
             return self._forward(network, x, sigma_B, conditioning)
-        empty = self.encode([""])
-        both = Conditioning.cat([empty.repeat(len(x)), conditioning])
-        velocities = self._forward(network, x.repeat(2, 1, 1, 1), sigma_B.repeat(2), both)
-        v_uncond, v_cond = velocities.chunk(2)
+        v_cond, v_uncond = self._branches(network, x, sigma_B, conditioning)
         # Classifier-free guidance (arXiv 2207.12598).
         return v_uncond + guidance * (v_cond - v_uncond)
+
+    def _branches(
+        self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        empty = self.encode([""])
+        both = Conditioning.cat([empty.repeat(len(x)), conditioning])
+        v_uncond, v_cond = self._forward(network, x.repeat(2, 1, 1, 1), sigma_B.repeat(2), both).chunk(2)
+        return v_cond, v_uncond
 
     def _forward(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         self.meter.count(len(x), torch.is_grad_enabled())

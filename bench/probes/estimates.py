@@ -1,6 +1,6 @@
 """Independent estimates of a method's gradient at a frozen student, with two separate sources of randomness."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -48,16 +48,30 @@ class ProbeLab(Lab):
         if self.sigma is None or adapter != STUDENT:
             return field
 
-        # The gradient is linear in those of the outputs, so its parts at single noise levels sum to it.
-        def at_one_level(x: Tensor, sigma: float | Tensor) -> Tensor:
-            v = field(x, sigma)
-            if v.requires_grad:
-                level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-                here = torch.isclose(level, torch.tensor(self.sigma, device=x.device)).view(-1, 1, 1, 1)
-                v.register_hook(lambda gradient: gradient * here)
-            return v
+        return lambda x, sigma: self._at_one_level(field(x, sigma), sigma)
+
+    def branches(
+        self, conditioning: Conditioning, adapter: str | None
+    ) -> Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]]:
+        """As in `Lab`; with `sigma` set, only the gradients through both at this noise level remain."""
+        both = super().branches(conditioning, adapter)
+        if self.sigma is None or adapter != STUDENT:
+            return both
+
+        def at_one_level(x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+            v_cond, v_uncond = both(x, sigma)
+            return self._at_one_level(v_cond, sigma), self._at_one_level(v_uncond, sigma)
 
         return at_one_level
+
+    def _at_one_level(self, v: Tensor, sigma: float | Tensor) -> Tensor:
+        """The velocity v [B, C, h, w] at noise level `sigma`, with gradients only where that is the chosen level."""
+        # The gradient is linear in those of the outputs, so its parts at single noise levels sum to it.
+        if v.requires_grad:
+            level = torch.as_tensor(sigma, dtype=torch.float32, device=v.device).expand(len(v))
+            here = torch.isclose(level, torch.tensor(self.sigma, device=v.device)).view(-1, 1, 1, 1)
+            v.register_hook(lambda gradient: gradient * here)
+        return v
 
     def at(self, seed: int, own_seed: int) -> "ProbeLab":
         """The same Lab with different seeds."""

@@ -157,4 +157,5 @@ class RlMethod(Method[Samples]):
 
     def after_update(self, lab: Lab) -> None:
         """Let the engine update its adapters."""
+        super().after_update(lab)
         self.engine.after_update(lab)

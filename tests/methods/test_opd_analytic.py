@@ -49,7 +49,7 @@ def test_fused_saves_the_second_pass(make_lab, gradient) -> None:
     assert counts == {"plain": 5 * (6 + 5 + 3 * 5), "fused": 5 * 5 * (3 + 1)}
 
 
-@pytest.mark.parametrize("weighting", ["kl", "no_dt", "mean_matching", "velocity"])
+@pytest.mark.parametrize("weighting", ["kl", "no_dt", "mean_matching", "velocity", "x0"])
 def test_student_equal_to_teacher_gives_zero(make_lab, gradient, weighting) -> None:
     lab = make_lab("flow_sde", 0.7)
     lab.teachers["ocr"] = STUDENT

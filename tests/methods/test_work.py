@@ -37,6 +37,15 @@ UPDATES = {
     "cascade": ("cascade", [*DRAWN, *NFT]),
     "single_task": ("single_task", [*DRAWN, *NFT]),
     "merge": ("merge", []),
+    "opd_analytic, all teachers and beyond": (
+        "opd_analytic", [*DISTILLED, "params.execution=plain", "params.teachers=all", "params.extrapolation=0.5"]
+    ),
+    "opd_reward": ("opd_reward", [*DRAWN, *NFT, "params.nft.timesteps=3"]),
+    # One step is trained: with several, the cost of an update depends on whose turn it is.
+    "self_opd": (
+        "self_opd",
+        [*FEW, *NOISY, "params.trajectories=3", "params.branches=4", "params.steps=1", "params.timestep_fraction=0.3"],
+    ),
 }  # fmt: skip
 """Every method and engine."""
 
@@ -67,7 +76,8 @@ def test_an_update_does_what_was_said(make_lab, name: str, guidance: float) -> N
     tasks = TASKS if cls.several_tasks else TASKS[:1]
     guided = [f"sampler.guidance={guidance}"]
     if cls.needs.teachers:  # the first task's teacher draws without guidance, as the published one for GenEval
-        guided += [f"teacher_guidance.{tasks[0]}=1.0", *(f"teacher_guidance.{t}={guidance}" for t in tasks[1:])]
+        first = guidance if method_name == "opd_reward" else 1.0  # which needs one scale for all
+        guided += [f"teacher_guidance.{tasks[0]}={first}", *(f"teacher_guidance.{t}={guidance}" for t in tasks[1:])]
     teachers = "folder" if cls.needs.teachers else None
     spec = resolve(method_name, list(tasks), overrides=[*overrides, *guided], teachers=teachers)
     sampler = spec.sampler.build(3.0)

@@ -112,6 +112,8 @@ METHODS = {
     "merge": [],
     "multi_reward": ["params.groups=4", "params.group_size=6"],
     "cascade": ["params.groups=4", "params.group_size=6"],
+    "opd_reward": ["params.groups=4", "params.group_size=6", "teacher_guidance.geneval=4.5", "sampler.guidance=4.5"],
+    "self_opd": ["params.trajectories=4", "sampler.kernel=cps", "sampler.eta=0.8"],
 }
 
 

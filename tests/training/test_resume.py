@@ -24,6 +24,8 @@ SETTINGS = {
     "single_task": RL,
     "multi_reward": RL,
     "cascade": [*RL, "params.anchor=previous"],
+    "opd_reward": RL,
+    "self_opd": ["params.trajectories=4", "params.branches=2", "params.steps=1"],
     "merge": [],
 }
 COMMON = ["evaluation.steps=2"]

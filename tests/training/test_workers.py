@@ -37,8 +37,10 @@ SETTINGS = {
     "opd_analytic": ["params.trajectories=3", *NOISY],
     "opd_ppo": ["params.trajectories=3"],
     "dance_opd": ["params.trajectories=3"],
-    "off_policy": ["params.trajectories=3", "params.combine=pcgrad"],
+    "off_policy": ["params.trajectories=3", "params.combine=pcgrad", "params.allocation=by_loss"],
     "sft": ["params.trajectories=3", "params.combine=upgrad"],
+    "opd_reward": [*RL, "params.nft.kl=0.1"],
+    "self_opd": ["params.trajectories=3", "params.branches=3", "params.steps=1", *NOISY, "optimizer.lr=4"],
     "multi_reward": [*RL, "budget.nfe=3000", "params.combine=nash_mtl"],
     "cascade": [
         *RL,
