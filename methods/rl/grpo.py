@@ -22,13 +22,13 @@ from bench.config.bounds import Count, Fraction, Moderate, Weight
 from bench.errors import UsageError
 from bench.lazy import torch
 from bench.sampler.distance import squared_distance
-from bench.sampler.draws import Rows
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.parts import parts
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from bench.sampler.weighting import released_kl_factor
-from methods.rl.engine import Engine, Samples
-from methods.rl.ratios import Ratios
+from methods.rl.engine import Batch, Engine, Samples
+from methods.rl.inner_updates import inner_rows
+from methods.rl.ratios import Ratios, kl_between
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
@@ -58,21 +58,6 @@ class GrpoOptions(Options):
     """Latents per forward with gradients; it bounds memory."""
 
 
-def inner_rows(count: int, rows: Rows | None, inner_updates: int, inner: int) -> tuple[range, int]:
-    """Which of this process's `count` images inner update `inner` trains on, and how many all processes train on.
-
-    Each inner update trains on its own share of the whole batch's prompts. Images are in prompt order, so a share is
-    contiguous; a process may have none of it.
-    """
-    rows = rows or Rows(0, count, count)
-    each = count // (rows.stop - rows.start)  # images per prompt; 1 where rows are counted in images
-    start, stop = (part * rows.whole // inner_updates for part in (inner, inner + 1))
-    first = max(start, rows.start) - rows.start
-    last = min(stop, rows.stop) - rows.start
-    mine = range(first * each, max(first, last) * each)
-    return mine, (stop - start) * each
-
-
 def surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """PPO's clipped loss [B]: max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log_ratio) and advantage A."""
     ratio = log_ratio.exp()
@@ -87,9 +72,8 @@ class Grpo(Engine):
     Options = GrpoOptions
     source = "Flow-GRPO, arXiv 2505.05470, Eq. 5"
 
-    def check(self, sampler: Sampler, groups: int) -> None:
-        """Require a stochastic kernel, at least one trained step, and groups that inner updates divide evenly."""
-        o, section = self.options, f"params.{self.name}"
+    def check(self, sampler: Sampler, batch: Batch) -> None:
+        """Also require a stochastic kernel and at least one trained step."""
         if not sampler.stochastic:
             raise UsageError(
                 f"engine {self.name!r} needs a stochastic kernel: set sampler.kernel (flow_sde, cps, ...) "
@@ -97,10 +81,10 @@ class Grpo(Engine):
             )
         if not self.trained(sampler):
             raise UsageError(
-                f"{section}.timestep_fraction {o.timestep_fraction:g} of {sampler.steps} steps trains no step"
+                f"params.{self.name}.timestep_fraction {self.options.timestep_fraction:g} of {sampler.steps} steps "
+                "trains no step"
             )
-        if groups % o.inner_updates:
-            raise UsageError(f"params.groups {groups} is not divisible by {section}.inner_updates {o.inner_updates}")
+        super().check(sampler, batch)
 
     def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
         """Roll out the student, keeping all states and velocities."""
@@ -121,7 +105,7 @@ class Grpo(Engine):
         # The training loop multiplies each process's loss by its shard fraction, which would be wrong here: an inner
         # update's prompts are not spread over the processes like the update's.
         scale = 1 / (whole * len(steps) * lab.shard_fraction(task))
-        ratios = Ratios(o.clip)
+        ratios = Ratios()
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:
             at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
@@ -132,7 +116,7 @@ class Grpo(Engine):
                 old = Transition(x, trajectory.velocities[k][part], at)
                 drawn = trajectory.states[k + 1][part]
                 log_ratio = self.log_ratio(new, old, drawn)
-                ratios.add(log_ratio)
+                ratios.add(log_ratio, o.clip, kl_between(new, old))
                 loss = self.policy(log_ratio, advantage[part], lab.sampler.schedule.h(k))
                 if o.kl:
                     with torch.no_grad():
@@ -154,10 +138,11 @@ class Grpo(Engine):
         """Clipped loss [B] of one step of length h in sigma."""
         return surrogate(log_ratio, advantage, self.options.clip)
 
-    def passes(self, sampler: Sampler) -> Passes:
+    def passes(self, sampler: Sampler, batch: Batch) -> Passes:
         """A rollout, and per trained step a pass with gradients and, with a penalty, one of the reference."""
         steps = len(self.trained(sampler))
-        return Passes(forward=sampler.steps + (steps if self.options.kl else 0), trained=steps)
+        forward = sampler.steps + (steps if self.options.kl else 0)
+        return Passes(forward, trained=steps) * batch.branches * batch.pictures
 
     def kept(self, sampler: Sampler) -> int:
         """All states and velocities of the trajectory."""

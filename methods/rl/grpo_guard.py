@@ -8,6 +8,7 @@ from bench.config.bounds import Moderate, Weight
 from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler
+from methods.rl.engine import Batch
 from methods.rl.grpo import Grpo, GrpoOptions, surrogate
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ class GrpoGuard(Grpo):
     Options = GrpoGuardOptions
     source = "GRPO-Guard, arXiv 2510.22319, Eq. 8-10 and released code"
 
-    def check(self, sampler: Sampler, groups: int) -> None:
+    def check(self, sampler: Sampler, batch: Batch) -> None:
         """Also refuse any `log_prob` but the Gaussian's."""
-        super().check(sampler, groups)
+        super().check(sampler, batch)
         if self.options.log_prob != "gaussian":
             raise UsageError(
                 f"params.grpo_guard.log_prob {self.options.log_prob}: GRPO-Guard corrects the Gaussian log-ratio; "

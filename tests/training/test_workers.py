@@ -262,7 +262,7 @@ def test_several_processes_are_not_given_one_gpu(monkeypatch) -> None:
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_inner_updates_train_the_same_prompts_whoever_has_them(inner_updates: int, processes: int) -> None:
     from bench.sampler.draws import Rows
-    from methods.rl.grpo import inner_rows
+    from methods.rl.inner_updates import inner_rows
 
     groups, size = 6, 4
     for inner in range(inner_updates):
