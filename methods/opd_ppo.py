@@ -24,7 +24,7 @@ from bench.sampler.total import Total
 from bench.sampler.weighting import released_kl_factor
 from methods.distillation import DistillationMethod, DistillationOptions
 from methods.rl.grpo import surrogate
-from methods.rl.ratios import Ratios, kl_between
+from methods.rl.ratios import Ratios, beyond, kl_between
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class OpdPpo(DistillationMethod):
             v = lab.velocity(conditioning, STUDENT)(x, sigmas[k])
             new = Transition(x, v, at[i])
             log_ratio = mean_log_ratio(new, old[i], y)
-            ratios.add(log_ratio, o.clip, kl_between(new, old[i]))
+            ratios.add(log_ratio, beyond(log_ratio, o.clip), kl_between(new, old[i]))
             released = released_kl_factor(lab.sampler, k)
             advantage = advantages(new, old[i], guide[i], y, o.advantage, to_go, released)
             loss = surrogate(log_ratio, advantage, o.clip)

@@ -68,8 +68,8 @@ class Engine(ABC):
         check_inner_updates(self.name, batch.groups, self.options.inner_updates)
 
     @abstractmethod
-    def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
-        """Draw one trajectory per entry of `conditioning`, without gradients."""
+    def sample(self, lab: Lab, task: str, conditioning: Conditioning, group_size: int) -> Trajectory:
+        """Draw one trajectory per entry of `conditioning`, without gradients; groups of neighbours have one prompt."""
 
     @abstractmethod
     def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:

@@ -25,7 +25,7 @@ from bench.sampler.rollout import Sampler, Trajectory, rollout
 from methods.distillation import branches
 from methods.rl.engine import Batch, Engine, Samples
 from methods.rl.inner_updates import inner_rows
-from methods.rl.ratios import Ratios
+from methods.rl.ratios import Ratios, beyond
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,7 +139,7 @@ class ForwardProcess(Engine):
         if o.chunk < (compared := self.compared(batch.group_size)):
             raise UsageError(f"{section}.chunk {o.chunk} is below the {compared} images that {self.name} compares")
 
-    def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
+    def sample(self, lab: Lab, task: str, conditioning: Conditioning, group_size: int) -> Trajectory:
         """Sample images; only they are kept, not the trajectory."""
         noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
         field = lab.velocity(conditioning, self.sampled_by)
@@ -186,7 +186,8 @@ class ForwardProcess(Engine):
                 at = Renoised(x0[part], noise[part], *state, samples.advantages[part], *velocities, samples.group_size)
                 if self.likelihood:
                     with torch.no_grad():
-                        ratios.add(self.log_ratio(at), o.clip, mean_square(v - v_old))
+                        log_ratio = self.log_ratio(at)
+                        ratios.add(log_ratio, beyond(log_ratio, o.clip), mean_square(v - v_old))
                 pieces = self.policy_loss(at) + o.kl * self.penalty(at)
                 yield pieces.sum() / total
         if self.likelihood:

@@ -9,7 +9,7 @@ from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler
 from methods.rl.engine import Batch
-from methods.rl.grpo import Grpo, GrpoOptions, surrogate
+from methods.rl.grpo import Grpo, GrpoOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,6 @@ class GrpoGuard(Grpo):
         bias = new.kl(old) / drawn[0].numel()
         return new.std * (super().log_ratio(new, old, drawn) + bias)
 
-    def policy(self, log_ratio: Tensor, advantage: Tensor, h: float) -> Tensor:
-        """Clipped loss [B] divided by the step length h, so that all steps have gradients of equal scale."""
-        return surrogate(log_ratio, advantage, self.options.clip) / h
+    def policy(self, log_ratio: Tensor, advantage: Tensor, kl_old: Tensor, sampler: Sampler, k: int) -> Tensor:
+        """Clipped loss [B] divided by the step length, so that all steps have gradients of equal scale."""
+        return super().policy(log_ratio, advantage, kl_old, sampler, k) / sampler.schedule.h(k)

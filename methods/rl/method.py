@@ -20,9 +20,11 @@ from methods.rl.crd import Crd, CrdOptions
 from methods.rl.dgpo import Dgpo, DgpoOptions
 from methods.rl.dpo import Dpo, DpoOptions
 from methods.rl.engine import Batch, Engine, Samples
+from methods.rl.flow_dppo import FlowDppo, FlowDppoOptions
 from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.nft import Nft, NftOptions
+from methods.rl.tempflow import TempFlow, TempFlowOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +33,7 @@ MOST_PICTURES = 1_000_000
 """Most images per task and update; more is taken for a typing error."""
 IN_ALL_RECORDS: tuple[type[Engine], ...] = (Nft, Grpo, GrpoGuard)
 """The engines whose sections are in every record."""
-LATER: tuple[type[Engine], ...] = (Awm, Dgpo, Crd, Dpo)
+LATER: tuple[type[Engine], ...] = (Awm, Dgpo, Crd, Dpo, FlowDppo, TempFlow)
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in IN_ALL_RECORDS + LATER}
 if TYPE_CHECKING:
     EngineName = str
@@ -62,6 +64,8 @@ class RlOptions(Options):
     dgpo: DgpoOptions = DgpoOptions()
     crd: CrdOptions = CrdOptions()
     dpo: DpoOptions = DpoOptions()
+    flow_dppo: FlowDppoOptions = FlowDppoOptions()
+    tempflow: TempFlowOptions = TempFlowOptions()
 
     @property
     def idle(self) -> dict[str, str]:
@@ -147,7 +151,7 @@ class RlMethod(Method[Samples]):
         drawn = lab.prompts(task, o.groups)
         prompts = [prompt for prompt in drawn for _ in range(o.group_size)]
         conditioning = lab.encode(prompts)
-        trajectory = self.engine.sample(lab, task, conditioning)
+        trajectory = self.engine.sample(lab, task, conditioning, o.group_size)
         scores = lab.score_later(task, trajectory.final, prompts)
         return Samples(trajectory, conditioning, o.group_size, scores)
 

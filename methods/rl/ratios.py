@@ -20,6 +20,11 @@ def kl_between(new: Transition, old: Transition) -> Tensor:
     return gap * (new.at.b / new.std) ** 2 / (2 * new.x[0].numel())
 
 
+def beyond(log_ratio_B: Tensor, clip: float) -> Tensor:
+    """Whether a ratio is outside 1 +- clip, [B]."""
+    return (log_ratio_B.detach().exp() - 1).abs() > clip
+
+
 class Ratios:
     """Running sums over one task's losses in one optimiser step.
 
@@ -27,18 +32,13 @@ class Ratios:
     """
 
     def __init__(self) -> None:
-        self._ratio, self._clipped, self._kl = Total(), Total(), Total()
+        self._ratio, self._outside, self._kl = Total(), Total(), Total()
 
-    def add(self, log_ratio_B: Tensor, clip: float, kl_B: Tensor) -> None:
-        """Add log-ratios [B], exactly as the objective exponentiates them, its clip range, and the KL [B] between new
-        and old policy, as a mean over elements."""
-        ratio = log_ratio_B.detach().exp()
-        self.add_clipped(ratio, (ratio - 1).abs() > clip, kl_B)
-
-    def add_clipped(self, ratio_B: Tensor, clipped_B: Tensor, kl_B: Tensor) -> None:
-        """As `add`, with the ratios [B] and whether each of them is outside the trust region, [B]."""
-        self._ratio.add(ratio_B.sum())
-        self._clipped.add(clipped_B.sum())
+    def add(self, log_ratio_B: Tensor, outside_B: Tensor, kl_B: Tensor) -> None:
+        """Add log-ratios [B], exactly as the objective exponentiates them, whether each image is outside the trust
+        region, [B], and the KL [B] between new and old policy, as a mean over elements."""
+        self._ratio.add(log_ratio_B.detach().exp().sum())
+        self._outside.add(outside_B.sum())
         self._kl.add(kl_B.sum())
 
     def note(self, lab: Lab, task: str, scale: float) -> None:
@@ -48,5 +48,5 @@ class Ratios:
         first would say nothing, as every ratio is 1 there.
         """
         lab.note(f"ratio/{task}", float(self._ratio) * scale)
-        lab.note(f"clipped/{task}", float(self._clipped) * scale)
+        lab.note(f"clipped/{task}", float(self._outside) * scale)
         lab.note(f"kl_old/{task}", float(self._kl) * scale)

@@ -9,7 +9,9 @@ from bench.backbones.adapters import Shape
 from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian, Transition
-from bench.sampler.transitions import Coefficients
+from bench.sampler.rollout import Sampler
+from bench.sampler.schedule import make_schedule
+from bench.sampler.transitions import KERNELS, Coefficients
 from methods.cascade import PREVIOUS, Cascade, CascadeOptions
 from methods.multi_reward import MultiReward, MultiRewardOptions
 from methods.rl.advantages import Mixing, advantages
@@ -20,7 +22,7 @@ from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.method import RlOptions
 from methods.rl.nft import Nft, NftOptions, optimality, policy_loss
 from methods.rl.old_policy import OLD_DECAY
-from methods.rl.ratios import Ratios, kl_between
+from methods.rl.ratios import Ratios, beyond, kl_between
 from tests.methods.conftest import shake
 
 
@@ -137,10 +139,11 @@ def test_grpo_raises_the_probability_of_rewarded_draws() -> None:
     std = 0.4
     old = Gaussian(mean, std)
     drawn = old.sample(noise)
+    sampler = Sampler(make_schedule(6), KERNELS["cps"], 0.8)
     for engine in (Grpo(GrpoOptions()), GrpoGuard(GrpoGuardOptions())):
         moving = mean.clone().requires_grad_()
         log_ratio = engine.log_ratio(Gaussian(moving, std), old, drawn)
-        engine.policy(log_ratio, torch.tensor([1.0, -1.0, 0.0]), 0.1).sum().backward()
+        engine.policy(log_ratio, torch.tensor([1.0, -1.0, 0.0]), log_ratio.detach(), sampler, 2).sum().backward()
         towards = (moving.grad * (drawn - mean)).sum(1)
         assert towards[0] < 0 < towards[1]
         assert towards[2] == 0
@@ -174,7 +177,7 @@ def test_clipped_share_mean_ratio_and_kl_are_those_of_the_ratios(make_lab) -> No
     lab, log_ratios = make_lab(), torch.tensor([[0.0, 0.3, -0.3], [0.05, -0.05, 0.2]])
     ratios = Ratios()
     for row in log_ratios:
-        ratios.add(row, 0.1, 2 * row.abs())
+        ratios.add(row, beyond(row, 0.1), 2 * row.abs())
     ratios.note(lab, "ocr", 1 / 6)
     assert lab.notes["ratio/ocr"] == pytest.approx(float(log_ratios.exp().mean()))
     assert lab.notes["clipped/ocr"] == pytest.approx(3 / 6)
