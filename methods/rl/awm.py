@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from bench.config.bounds import Count, Fraction, Moderate, Weight
-from methods.rl.forward_process import ForwardOptions, ForwardProcess, Renoised, mean_square
+from methods.rl.forward_process import ForwardOptions, ForwardProcess
 from methods.rl.grpo import surrogate
 from methods.rl.old_policy import OLD_DECAY
+from methods.rl.renoised import Renoised, mean_square
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.api.lab import Lab
 from bench.config.bounds import Guidance, Moderate, Weight
-from methods.rl.forward_process import OLD, ForwardOptions, ForwardProcess, Renoised, mean_square
+from methods.rl.forward_process import OLD, ForwardOptions, ForwardProcess
 from methods.rl.nft import optimality
 from methods.rl.old_policy import OLD_DECAY
+from methods.rl.renoised import Renoised, mean_square
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.config.bounds import Count, Fraction, Guidance, Moderate, Weight
 from bench.lazy import torch
-from methods.rl.forward_process import ForwardOptions, ForwardProcess, Renoised
+from methods.rl.forward_process import ForwardOptions, ForwardProcess
 from methods.rl.old_policy import OLD_DECAY
+from methods.rl.renoised import Renoised
 
 if TYPE_CHECKING:
     from torch import Tensor

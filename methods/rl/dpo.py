@@ -17,7 +17,8 @@ from bench.config.bounds import Count, Moderate, Weight
 from bench.lazy import torch
 from bench.sampler.rollout import Trajectory
 from methods.rl.engine import Batch, Samples
-from methods.rl.forward_process import ForwardOptions, ForwardProcess, Renoised
+from methods.rl.forward_process import ForwardOptions, ForwardProcess
+from methods.rl.renoised import Renoised
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.api.lab import STUDENT, Lab
@@ -26,6 +25,7 @@ from methods.distillation import branches
 from methods.rl.engine import Batch, Engine, Samples
 from methods.rl.inner_updates import inner_rows
 from methods.rl.ratios import Ratios, beyond
+from methods.rl.renoised import Renoised, mean_square
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,41 +49,6 @@ class ForwardOptions(Options):
     """Optimiser steps per update, each on its own share of the prompts."""
     chunk: Count = 192
     """Latents per forward with gradients; it bounds memory."""
-
-
-@dataclass(frozen=True)
-class Renoised:
-    """A chunk of B re-noised images in prompt order; latents and velocities are [B, C, h, w]."""
-
-    x0: Tensor
-    noise: Tensor
-    x_t: Tensor
-    """(1 - sigma) x0 + sigma noise."""
-    sigma: Tensor
-    """Noise level of each image, [B]."""
-    advantages: Tensor
-    """[B]"""
-    v: Tensor
-    """The student's velocity, with gradients."""
-    v_old: Tensor
-    v_reference: Tensor
-    """Equal to v_old if the engine does not need the reference."""
-    group_size: int
-    """Images per prompt."""
-
-    @property
-    def target(self) -> Tensor:
-        """The flow's own velocity, noise - x0."""
-        return self.noise - self.x0
-
-    def error(self, velocity: Tensor) -> Tensor:
-        """Mean squared error [B] of a velocity to the flow's own."""
-        return mean_square(velocity - self.target)
-
-
-def mean_square(gap: Tensor) -> Tensor:
-    """Mean over elements of the square, [B]."""
-    return gap.square().flatten(1).mean(1)
 
 
 class ForwardProcess(Engine):

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from bench.config.bounds import Moderate
-from methods.rl.forward_process import ForwardOptions, ForwardProcess, Renoised
+from methods.rl.forward_process import ForwardOptions, ForwardProcess
 from methods.rl.old_policy import OLD_DECAY
+from methods.rl.renoised import Renoised
 
 if TYPE_CHECKING:
     from torch import Tensor

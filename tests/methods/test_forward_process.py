@@ -15,8 +15,9 @@ from methods.rl.crd import SAMPLING, Crd, CrdOptions
 from methods.rl.dgpo import Dgpo, DgpoOptions, group_weights
 from methods.rl.dpo import Dpo, DpoOptions, best_and_worst
 from methods.rl.engine import Batch, Samples
-from methods.rl.forward_process import OLD, Renoised
+from methods.rl.forward_process import OLD
 from methods.rl.method import ENGINES, RlOptions
+from methods.rl.renoised import Renoised
 from tests.methods.conftest import shake
 
 FORWARD = ("nft", "awm", "dgpo", "crd", "dpo")
