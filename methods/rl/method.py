@@ -25,6 +25,7 @@ from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.nft import Nft, NftOptions
 from methods.rl.tempflow import TempFlow, TempFlowOptions
+from methods.rl.windows import SOURCES as WINDOW_SOURCES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +87,10 @@ class RlMethod(Method[Samples]):
 
     needs = Needs(rewards=True)
     Options = RlOptions
-    variants: ClassVar[dict[str, str]] = {f"params.engine={name}": engine.source for name, engine in ENGINES.items()}
+    variants: ClassVar[dict[str, str]] = {
+        **{f"params.engine={name}": engine.source for name, engine in ENGINES.items()},
+        **{f"params.grpo.window.place={place}": source for place, source in WINDOW_SOURCES.items()},
+    }
     lowers_memory = (*(f"{name}.chunk" for name in ENGINES), "groups")
     reference: str | None = None
     """Adapter that the engine's KL penalty pulls towards; None: the base."""

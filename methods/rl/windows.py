@@ -17,6 +17,12 @@ from bench.errors import UsageError
 from bench.sampler.rollout import Sampler
 from bench.sampler.window import Windowed
 
+SOURCES = {
+    "random": "Flow-GRPO-Fast, released code of Flow-GRPO",
+    "slide": "MixGRPO, arXiv 2507.21802",
+}
+"""Where each `place` of a window comes from."""
+
 
 class WindowOptions(Options):
     """Which of the steps within the timestep fraction have noise and are trained."""

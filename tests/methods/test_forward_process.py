@@ -6,6 +6,7 @@ import torch
 
 from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
+from bench.cli.list import print_list
 from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.sampler.rollout import Trajectory
@@ -208,6 +209,14 @@ def test_every_engine_has_a_section_and_names_itself_only_where_chosen() -> None
     assert "inner_updates" not in plain["nft"]
     with pytest.raises(UsageError, match=r"params\.engine"):
         resolve("multi_reward", ["ocr"], overrides=["params.engine=ppo"])
+
+
+def test_the_list_of_methods_names_every_engines_source(capsys) -> None:
+    print_list("methods")
+    listed = capsys.readouterr().out
+    for name, engine in ENGINES.items():
+        assert f"params.engine={name}: {engine.source}" in listed
+    assert "params.grpo.window.place=slide: MixGRPO" in listed
 
 
 def test_dpo_trains_two_images_of_each_group() -> None:
