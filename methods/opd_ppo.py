@@ -25,7 +25,7 @@ from bench.sampler.total import Total
 from bench.sampler.weighting import released_kl_factor
 from methods.distillation import DistillationMethod, DistillationOptions
 from methods.rl.grpo import surrogate
-from methods.rl.ratios import Ratios
+from methods.rl.ratios import Ratios, beyond, kl_between
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
@@ -118,13 +118,13 @@ class OpdPpo(DistillationMethod):
         guide = list(map(Transition, states, experience.teacher, at))
         to_go = sum(q.log_prob(y) - p.log_prob(y) for p, q, y in zip(old, guide, drawn))
         assert not isinstance(to_go, int)  # at least one step is trained
-        ratios, total = Ratios(o.clip), Total()
+        ratios, total = Ratios(), Total()
         for i, k in enumerate(steps):
             x, y = states[i], drawn[i]
             v = lab.velocity(conditioning, STUDENT)(x, sigmas[k])
             new = Transition(x, v, at[i])
             log_ratio = mean_log_ratio(new, old[i], y)
-            ratios.add(log_ratio)
+            ratios.add(log_ratio, beyond(log_ratio, o.clip), kl_between(new, old[i]))
             released = released_kl_factor(lab.sampler, k)
             advantage = advantages(new, old[i], guide[i], y, o.advantage, to_go, released)
             loss = surrogate(log_ratio, advantage, o.clip)

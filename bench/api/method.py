@@ -91,6 +91,8 @@ class Method(ABC, Generic[Experience]):
     """Name under which it is registered."""
     source: ClassVar[str]
     """Paper and equation."""
+    variants: ClassVar[dict[str, str]] = {}
+    """Setting and value ("params.engine=nft") -> paper and equation, if a setting chooses between published methods."""
     needs: ClassVar[Needs] = Needs()
     """Its requirements."""
     Options: ClassVar[type[Options]] = Options

@@ -48,7 +48,8 @@ def _kernel(kernel: Kernel) -> tuple[str, ...]:
 
 def _method(name: str) -> tuple[str, ...]:
     method = find("method", name)
-    return method.source, _needs(method.needs)
+    variants = [f"\n    {setting}: {source}" for setting, source in method.variants.items()]
+    return method.source, _needs(method.needs) + "".join(variants)
 
 
 def _task(name: str) -> tuple[str, ...]:

@@ -13,9 +13,27 @@ from bench.api.task import Scores
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
 from bench.sampler.rollout import Sampler, Trajectory
+from methods.rl.inner_updates import check_inner_updates
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update samples for one task."""
+
+    groups: int
+    """Prompts."""
+    group_size: int
+    """Images per prompt."""
+    branches: int = 1
+    """Network calls per velocity of the student: 2 with guidance."""
+
+    @property
+    def pictures(self) -> int:
+        """Number of images."""
+        return self.groups * self.group_size
 
 
 @dataclass
@@ -24,6 +42,8 @@ class Samples:
 
     trajectory: Trajectory
     conditioning: Conditioning
+    group_size: int
+    """Images per prompt."""
     scores: Callable[[], Scores]
     """Waits for the images' scores: some scorers work while the next task is sampled."""
     advantages: Tensor = field(init=False)
@@ -31,7 +51,7 @@ class Samples:
 
 
 class Engine(ABC):
-    """One RL objective."""
+    """One RL objective. Its Options have `kl`, `inner_updates` and `chunk`."""
 
     name: ClassVar[str]
     Options: ClassVar[type[Options]]
@@ -43,24 +63,29 @@ class Engine(ABC):
     def __init__(self, options: Any):
         self.options = options
 
-    def check(self, sampler: Sampler, groups: int) -> None:  # noqa: B027 - an engine may take any sampler
-        """Raise UsageError for a sampler or a number of prompt groups that this objective cannot train with."""
+    def check(self, sampler: Sampler, batch: Batch) -> None:
+        """Raise UsageError for a sampler or a batch that this objective cannot train with."""
+        check_inner_updates(self.name, batch.groups, self.options.inner_updates)
 
     @abstractmethod
-    def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
-        """Draw one trajectory per entry of `conditioning`, without gradients."""
+    def sample(self, lab: Lab, task: str, conditioning: Conditioning, group_size: int) -> Trajectory:
+        """Draw one trajectory per entry of `conditioning`, without gradients; groups of neighbours have one prompt."""
 
     @abstractmethod
     def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
         """Scalar pieces of the loss; the KL penalty pulls towards the adapter `reference` (None: the base)."""
 
     @abstractmethod
-    def passes(self, sampler: Sampler) -> Passes:
-        """Network passes per image and update, for one guidance branch."""
+    def passes(self, sampler: Sampler, batch: Batch) -> Passes:
+        """Network passes of one task in one update."""
 
     @abstractmethod
     def kept(self, sampler: Sampler) -> int:
         """Latents held in memory per image while the loss is computed."""
+
+    def trained_at_once(self, batch: Batch) -> int:
+        """Most images per forward with gradients; an inner update has one share of the images."""
+        return min(batch.pictures // self.options.inner_updates, self.options.chunk)
 
     def after_update(self, lab: Lab) -> None:  # noqa: B027 - most engines keep nothing
         """Called after the optimiser step, without gradients."""

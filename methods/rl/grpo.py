@@ -22,26 +22,25 @@ from bench.config.bounds import Count, Fraction, Moderate, Weight
 from bench.errors import UsageError
 from bench.lazy import torch
 from bench.sampler.distance import squared_distance
-from bench.sampler.draws import Rows
 from bench.sampler.gaussian import Gaussian, Transition
 from bench.sampler.parts import parts
 from bench.sampler.rollout import Sampler, Trajectory, rollout
 from bench.sampler.weighting import released_kl_factor
-from methods.rl.engine import Engine, Samples
-from methods.rl.ratios import Ratios
+from methods.rl.engine import Batch, Engine, Samples
+from methods.rl.inner_updates import inner_rows
+from methods.rl.ratios import Ratios, beyond, kl_between
+from methods.rl.windows import WindowOptions, check_window, windowed
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GrpoOptions(Options):
-    """Settings of Flow-GRPO; defaults as in the released SD3.5-M GenEval configuration."""
+class TrajectoryOptions(Options):
+    """Settings of every engine on trajectories; defaults as in Flow-GRPO's released SD3.5-M GenEval configuration."""
 
-    unsaid: ClassVar[tuple[str, ...]] = ("log_prob",)
+    unsaid: ClassVar[tuple[str, ...]] = ("log_prob", "window")
 
-    clip: Moderate = 1e-4
-    """The ratio is clipped to 1 +- clip. It is small because log-probabilities are means over elements."""
     log_prob: Literal["gaussian", "squared_error"] = "gaussian"
     """Log-probability of a drawn state x' with mean m, as a mean over elements. gaussian: the kernel's density.
     squared_error: -(x' - m)^2, as in released code for Flow-CPS (arXiv 2509.05952) and fast presets (clip 1e-5)."""
@@ -52,25 +51,19 @@ class GrpoOptions(Options):
     flow_sde is h times the true one."""
     timestep_fraction: Fraction = 0.99
     """The first int(steps * timestep_fraction) steps are trained, except steps without noise."""
+    window: WindowOptions = WindowOptions()
+    """Which of these steps have noise and are trained."""
     inner_updates: Count = 1
     """Optimiser steps per update, each on its own share of the prompts (published: 2)."""
     chunk: Count = 96
     """Latents per forward with gradients; it bounds memory."""
 
 
-def inner_rows(count: int, rows: Rows | None, inner_updates: int, inner: int) -> tuple[range, int]:
-    """Which of this process's `count` images inner update `inner` trains on, and how many all processes train on.
+class GrpoOptions(TrajectoryOptions):
+    """Settings of Flow-GRPO."""
 
-    Each inner update trains on its own share of the whole batch's prompts. Images are in prompt order, so a share is
-    contiguous; a process may have none of it.
-    """
-    rows = rows or Rows(0, count, count)
-    each = count // (rows.stop - rows.start)  # images per prompt; 1 where rows are counted in images
-    start, stop = (part * rows.whole // inner_updates for part in (inner, inner + 1))
-    first = max(start, rows.start) - rows.start
-    last = min(stop, rows.stop) - rows.start
-    mine = range(first * each, max(first, last) * each)
-    return mine, (stop - start) * each
+    clip: Moderate = 1e-4
+    """The ratio is clipped to 1 +- clip. It is small because log-probabilities are means over elements."""
 
 
 def surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -84,12 +77,11 @@ class Grpo(Engine):
     """Clipped policy gradient on the steps of SDE trajectories."""
 
     name = "grpo"
-    Options = GrpoOptions
+    Options: ClassVar[type[TrajectoryOptions]] = GrpoOptions
     source = "Flow-GRPO, arXiv 2505.05470, Eq. 5"
 
-    def check(self, sampler: Sampler, groups: int) -> None:
-        """Require a stochastic kernel, at least one trained step, and groups that inner updates divide evenly."""
-        o, section = self.options, f"params.{self.name}"
+    def check(self, sampler: Sampler, batch: Batch) -> None:
+        """Also require a stochastic kernel and at least one trained step."""
         if not sampler.stochastic:
             raise UsageError(
                 f"engine {self.name!r} needs a stochastic kernel: set sampler.kernel (flow_sde, cps, ...) "
@@ -97,34 +89,44 @@ class Grpo(Engine):
             )
         if not self.trained(sampler):
             raise UsageError(
-                f"{section}.timestep_fraction {o.timestep_fraction:g} of {sampler.steps} steps trains no step"
+                f"params.{self.name}.timestep_fraction {self.options.timestep_fraction:g} of {sampler.steps} steps "
+                "trains no step"
             )
-        if groups % o.inner_updates:
-            raise UsageError(f"params.groups {groups} is not divisible by {section}.inner_updates {o.inner_updates}")
+        check_window(self.name, self.options.window, self.trained(sampler))
+        super().check(sampler, batch)
 
-    def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
+    def start(self, lab: Lab, task: str, pictures: int, group_size: int) -> Tensor:
+        """The noise from which images start, [pictures, C, h, w]."""
+        return lab.backbone.noise(pictures, lab.generator("noise", task))
+
+    def sample(self, lab: Lab, task: str, conditioning: Conditioning, group_size: int) -> Trajectory:
         """Roll out the student, keeping all states and velocities."""
-        noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
+        noise = self.start(lab, task, len(conditioning), group_size)
         field = lab.velocity(conditioning, STUDENT)
-        return rollout(field, noise, lab.sampler, lab.generator("kernel", task), keep=True)
+        return rollout(field, noise, self.sampler(lab, task), lab.generator("kernel", task), keep=True)
 
     def trained(self, sampler: Sampler) -> list[int]:
-        """Indices of the trained steps: those within the timestep fraction that add noise and so have a density."""
+        """Indices of the steps within the timestep fraction that add noise and so have a density."""
         return trained_steps(sampler, self.options.timestep_fraction, noisy=True)
+
+    def sampler(self, lab: Lab, task: str) -> Sampler:
+        """The sampler of this update, with noise only in its window."""
+        return windowed(lab, task, self.options.window, self.trained(lab.sampler))
 
     def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
         """Eq. 5 with the KL penalty, one piece per trained step and chunk of this inner update's images."""
         o, trajectory = self.options, samples.trajectory
-        steps = self.trained(lab.sampler)
+        sampler = self.sampler(lab, task)
+        steps = self.trained(sampler)
         count, rows = len(trajectory.final), lab.rows.get(task)
         mine, whole = inner_rows(count, rows, o.inner_updates, lab.inner)
         # The training loop multiplies each process's loss by its shard fraction, which would be wrong here: an inner
         # update's prompts are not spread over the processes like the update's.
         scale = 1 / (whole * len(steps) * lab.shard_fraction(task))
-        ratios = Ratios(o.clip)
+        ratios = Ratios()
         advantage = samples.advantages.clamp(-o.advantage_clip, o.advantage_clip)
         for k in steps:
-            at, sigma = lab.sampler.coefficients[k], lab.sampler.schedule.sigmas[k]
+            at, sigma = sampler.coefficients[k], sampler.schedule.sigmas[k]
             for part in parts(mine, o.chunk):
                 x, cond = trajectory.states[k][part], samples.conditioning[part]
                 new = Transition(x, lab.velocity(cond, STUDENT)(x, sigma), at)
@@ -132,8 +134,9 @@ class Grpo(Engine):
                 old = Transition(x, trajectory.velocities[k][part], at)
                 drawn = trajectory.states[k + 1][part]
                 log_ratio = self.log_ratio(new, old, drawn)
-                ratios.add(log_ratio)
-                loss = self.policy(log_ratio, advantage[part], lab.sampler.schedule.h(k))
+                kl_old = kl_between(new, old)
+                ratios.add(log_ratio, self.outside(log_ratio.detach(), advantage[part], kl_old), kl_old)
+                loss = self.policy(log_ratio, advantage[part], kl_old, lab.sampler, k)
                 if o.kl:
                     with torch.no_grad():
                         anchor = Transition(x, lab.velocity(cond, reference)(x, sigma), at)
@@ -150,14 +153,19 @@ class Grpo(Engine):
             gap = new.log_prob(drawn) - old.log_prob(drawn)
         return gap / drawn[0].numel()
 
-    def policy(self, log_ratio: Tensor, advantage: Tensor, h: float) -> Tensor:
-        """Clipped loss [B] of one step of length h in sigma."""
+    def outside(self, log_ratio: Tensor, advantage: Tensor, kl_old: Tensor) -> Tensor:
+        """Whether an image is outside the trust region around the old policy, [B]."""
+        return beyond(log_ratio, self.options.clip)
+
+    def policy(self, log_ratio: Tensor, advantage: Tensor, kl_old: Tensor, sampler: Sampler, k: int) -> Tensor:
+        """Clipped loss [B] of step k of the sampler; `kl_old` [B] is the KL of the new to the old policy there."""
         return surrogate(log_ratio, advantage, self.options.clip)
 
-    def passes(self, sampler: Sampler) -> Passes:
+    def passes(self, sampler: Sampler, batch: Batch) -> Passes:
         """A rollout, and per trained step a pass with gradients and, with a penalty, one of the reference."""
-        steps = len(self.trained(sampler))
-        return Passes(forward=sampler.steps + (steps if self.options.kl else 0), trained=steps)
+        steps = self.options.window.size or len(self.trained(sampler))
+        forward = sampler.steps + (steps if self.options.kl else 0)
+        return Passes(forward, trained=steps) * batch.branches * batch.pictures
 
     def kept(self, sampler: Sampler) -> int:
         """All states and velocities of the trajectory."""

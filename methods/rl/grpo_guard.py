@@ -8,7 +8,8 @@ from bench.config.bounds import Moderate, Weight
 from bench.errors import UsageError
 from bench.sampler.gaussian import Gaussian
 from bench.sampler.rollout import Sampler
-from methods.rl.grpo import Grpo, GrpoOptions, surrogate
+from methods.rl.engine import Batch
+from methods.rl.grpo import Grpo, GrpoOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +31,9 @@ class GrpoGuard(Grpo):
     Options = GrpoGuardOptions
     source = "GRPO-Guard, arXiv 2510.22319, Eq. 8-10 and released code"
 
-    def check(self, sampler: Sampler, groups: int) -> None:
+    def check(self, sampler: Sampler, batch: Batch) -> None:
         """Also refuse any `log_prob` but the Gaussian's."""
-        super().check(sampler, groups)
+        super().check(sampler, batch)
         if self.options.log_prob != "gaussian":
             raise UsageError(
                 f"params.grpo_guard.log_prob {self.options.log_prob}: GRPO-Guard corrects the Gaussian log-ratio; "
@@ -48,6 +49,6 @@ class GrpoGuard(Grpo):
         bias = new.kl(old) / drawn[0].numel()
         return new.std * (super().log_ratio(new, old, drawn) + bias)
 
-    def policy(self, log_ratio: Tensor, advantage: Tensor, h: float) -> Tensor:
-        """Clipped loss [B] divided by the step length h, so that all steps have gradients of equal scale."""
-        return surrogate(log_ratio, advantage, self.options.clip) / h
+    def policy(self, log_ratio: Tensor, advantage: Tensor, kl_old: Tensor, sampler: Sampler, k: int) -> Tensor:
+        """Clipped loss [B] divided by the step length, so that all steps have gradients of equal scale."""
+        return super().policy(log_ratio, advantage, kl_old, sampler, k) / sampler.schedule.h(k)

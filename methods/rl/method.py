@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,23 +15,39 @@ from bench.errors import UsageError
 from bench.lazy import torch
 from methods.distillation import branches
 from methods.rl.advantages import Mixing, advantages
-from methods.rl.engine import Engine, Samples
+from methods.rl.awm import Awm, AwmOptions
+from methods.rl.crd import Crd, CrdOptions
+from methods.rl.dgpo import Dgpo, DgpoOptions
+from methods.rl.dpo import Dpo, DpoOptions
+from methods.rl.engine import Batch, Engine, Samples
+from methods.rl.flow_dppo import FlowDppo, FlowDppoOptions
 from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.nft import Nft, NftOptions
+from methods.rl.tempflow import TempFlow, TempFlowOptions
+from methods.rl.windows import SOURCES as WINDOW_SOURCES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_PICTURES = 1_000_000
 """Most images per task and update; more is taken for a typing error."""
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Nft, Grpo, GrpoGuard)}
+IN_ALL_RECORDS: tuple[type[Engine], ...] = (Nft, Grpo, GrpoGuard)
+"""The engines whose sections are in every record."""
+LATER: tuple[type[Engine], ...] = (Awm, Dgpo, Crd, Dpo, FlowDppo, TempFlow)
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in IN_ALL_RECORDS + LATER}
+if TYPE_CHECKING:
+    EngineName = str
+else:
+    EngineName = Literal[tuple(ENGINES)]
 
 
 class RlOptions(Options):
     """Settings of every RL method. Only the section of the chosen engine has an effect."""
 
-    engine: Literal["nft", "grpo", "grpo_guard"] = "nft"
+    unsaid: ClassVar[tuple[str, ...]] = tuple(engine.name for engine in LATER)
+
+    engine: EngineName = "nft"
     """RL objective."""
     groups: Count = 48
     """Prompts per task and update."""
@@ -45,11 +61,21 @@ class RlOptions(Options):
     nft: NftOptions = NftOptions()
     grpo: GrpoOptions = GrpoOptions()
     grpo_guard: GrpoGuardOptions = GrpoGuardOptions()
+    awm: AwmOptions = AwmOptions()
+    dgpo: DgpoOptions = DgpoOptions()
+    crd: CrdOptions = CrdOptions()
+    dpo: DpoOptions = DpoOptions()
+    flow_dppo: FlowDppoOptions = FlowDppoOptions()
+    tempflow: TempFlowOptions = TempFlowOptions()
 
     @property
     def idle(self) -> dict[str, str]:
         """The sections of the other engines, each with the reason why it has no effect."""
         return {name: f"params.engine is {self.engine}" for name in ENGINES if name != self.engine}
+
+    def batch(self, guidance: float) -> Batch:
+        """What one update samples for one task, at the student's guidance scale."""
+        return Batch(self.groups, self.group_size, branches(guidance))
 
     def build(self) -> Engine:
         """The chosen engine with its section of settings."""
@@ -61,6 +87,10 @@ class RlMethod(Method[Samples]):
 
     needs = Needs(rewards=True)
     Options = RlOptions
+    variants: ClassVar[dict[str, str]] = {
+        **{f"params.engine={name}": engine.source for name, engine in ENGINES.items()},
+        **{f"params.grpo.window.place={place}": source for place, source in WINDOW_SOURCES.items()},
+    }
     lowers_memory = (*(f"{name}.chunk" for name in ENGINES), "groups")
     reference: str | None = None
     """Adapter that the engine's KL penalty pulls towards; None: the base."""
@@ -80,7 +110,7 @@ class RlMethod(Method[Samples]):
                 f"params.groups {options.groups} times params.group_size {options.group_size} exceeds "
                 f"{MOST_PICTURES:,} images per task and update: lower one of them"
             )
-        options.build().check(sampler, options.groups)
+        options.build().check(sampler, options.batch(spec.sampler.guidance))
         if options.mixing != "per_reward" and not options.global_std:
             raise UsageError(
                 f"params.mixing {options.mixing} divides all tasks by one standard deviation: "
@@ -94,20 +124,19 @@ class RlMethod(Method[Samples]):
 
     @classmethod
     def work(cls, spec, sampler) -> Work:
-        """The engine's passes per image, times the images of the tasks in one update."""
+        """The engine's passes per task, times the tasks of one update."""
         options = cls.Options.model_validate(spec.params)
-        engine, drawn = options.build(), options.groups * options.group_size
-        pictures = cls.tasks_per_update(spec) * drawn
-        # With inner updates one backward pass sees at most one share of the images.
-        trained = drawn // getattr(engine.options, "inner_updates", 1)
+        engine, batch = options.build(), options.batch(spec.sampler.guidance)
+        tasks = cls.tasks_per_update(spec)
+        pictures = tasks * batch.pictures
         return Work(
-            engine.passes(sampler) * branches(spec.sampler.guidance) * pictures,
-            drawn=drawn,
-            trained_at_once=min(trained, engine.options.chunk),
+            engine.passes(sampler, batch) * tasks,
+            drawn=batch.pictures,
+            trained_at_once=engine.trained_at_once(batch),
             kept=engine.kept(sampler) * pictures,
             prompts=pictures,
             pictures=pictures,
-            pictures_at_once=drawn,
+            pictures_at_once=batch.pictures,
         )
 
     @classmethod
@@ -117,8 +146,8 @@ class RlMethod(Method[Samples]):
 
     @property
     def inner_updates(self) -> int:
-        """Optimiser steps per update: the engine's setting, or 1 if it has none."""
-        return getattr(self.engine.options, "inner_updates", 1)
+        """Optimiser steps per update: the engine's setting."""
+        return self.engine.options.inner_updates
 
     def collect(self, lab: Lab, task: str) -> Samples:
         """Sample `group_size` images per prompt and have them scored; `mix` fills in rewards and advantages."""
@@ -126,9 +155,9 @@ class RlMethod(Method[Samples]):
         drawn = lab.prompts(task, o.groups)
         prompts = [prompt for prompt in drawn for _ in range(o.group_size)]
         conditioning = lab.encode(prompts)
-        trajectory = self.engine.sample(lab, task, conditioning)
+        trajectory = self.engine.sample(lab, task, conditioning, o.group_size)
         scores = lab.score_later(task, trajectory.final, prompts)
-        return Samples(trajectory, conditioning, scores)
+        return Samples(trajectory, conditioning, o.group_size, scores)
 
     def mix(self, lab: Lab, experiences: dict[str, Samples]) -> dict[str, Samples]:
         """Turn rewards into advantages, once those of all tasks are known.

@@ -2,53 +2,33 @@
 
 Images are sampled with the "old" adapter, a lagging copy of the student. Each advantage becomes an optimality
 probability r in [0, 1], and an implicit positive and an implicit negative policy are regressed on the re-noised images.
+With several inner updates the released OCR recipe shuffles images into shares; here shares are of whole prompts. Its
+decay of the old policy counts optimiser steps, as here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from bench.api.lab import STUDENT, Lab
-from bench.api.method import Options
-from bench.backbones.conditioning import Conditioning
-from bench.backbones.meter import Passes
-from bench.config.bounds import Count, Moderate, Weight
-from bench.lazy import torch
-from bench.sampler.draws import draw, normal
-from bench.sampler.parts import parts
-from bench.sampler.rollout import Sampler, Trajectory, rollout
-from methods.rl.engine import Engine, Samples
+from bench.config.bounds import Moderate
+from methods.rl.forward_process import ForwardOptions, ForwardProcess
+from methods.rl.old_policy import OLD_DECAY
+from methods.rl.renoised import Renoised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-OLD = "old"
-# The decay of the old policy after update k: old = decay * old + (1 - decay) * student. "slow" and "late" are "type 1"
-# and "type 2" of the released code.
-OLD_DECAY = {
-    "slow": lambda k: min(0.001 * k, 0.5),
-    "late": lambda k: 0.0 if k < 75 else min(0.0075 * (k - 75), 0.999),
-    "none": lambda k: 0.0,
-}
 
-
-class NftOptions(Options):
+class NftOptions(ForwardOptions):
     """Settings of DiffusionNFT; defaults as in the released GenEval configuration."""
 
-    timesteps: Count = 9
-    """Noise levels at which each image is trained, drawn from the rollout's schedule."""
     beta: Moderate = 1.0
     """Strength of the implicit policies: how far they are from the old policy along the student's change."""
     advantage_clip: Moderate = 5.0
     """Advantages are clipped to +- advantage_clip and mapped linearly to r in [0, 1]."""
-    kl: Weight = 1e-4
-    """Weight of the squared velocity error to the reference."""
     old_decay: Literal["slow", "late", "none"] = "slow"
     """How the old policy follows the student: slow and late raise its decay over training; none copies the student
     after every update."""
-    chunk: Count = 192
-    """Latents per forward with gradients; it bounds memory."""
 
 
 def optimality(advantages_B: Tensor, clip: float) -> Tensor:
@@ -76,65 +56,20 @@ def policy_loss(v: Tensor, v_old: Tensor, x_t: Tensor, x0: Tensor, sigma_B: Tens
     return (r_B * positive + (1 - r_B) * negative) / beta
 
 
-class Nft(Engine):
+class Nft(ForwardProcess):
     """DiffusionNFT's forward-process objective."""
 
     name = "nft"
     Options = NftOptions
     source = "DiffusionNFT, arXiv 2509.16117, Eq. 8"
-    adapters = (OLD,)
+    options: NftOptions
 
-    def sample(self, lab: Lab, task: str, conditioning: Conditioning) -> Trajectory:
-        """Sample images with the old policy; only they are kept, not the trajectory."""
-        noise = lab.backbone.noise(len(conditioning), lab.generator("noise", task))
-        old = lab.velocity(conditioning, OLD)
-        return rollout(old, noise, lab.sampler, lab.generator("kernel", task))
+    def policy_loss(self, at: Renoised) -> Tensor:
+        """Eq. 8. The released code scales it by the clip of advantages, but not the penalty."""
+        o = self.options
+        r = optimality(at.advantages, o.advantage_clip)
+        return o.advantage_clip * policy_loss(at.v, at.v_old, at.x_t, at.x0, at.sigma, r, o.beta)
 
-    def losses(self, lab: Lab, task: str, samples: Samples, reference: str | None) -> Iterator[Tensor]:
-        """Eq. 8 plus the penalty, one piece per noise level and chunk of images."""
-        o, x0, cond = self.options, samples.trajectory.final, samples.conditioning
-        r = optimality(samples.advantages, o.advantage_clip)
-        generator = lab.generator("timesteps", task)
-        levels = torch.tensor(lab.sampler.schedule.sigmas[:-1])
-        count = min(o.timesteps, len(levels))
-
-        def keys(rows: int) -> Tensor:
-            return torch.rand(rows, len(levels), generator=generator)
-
-        # Every image gets its own random noise levels, without repetition.
-        order = draw(keys, len(x0), generator).argsort(1)[:, :count]
-        drawn = levels[order].to(x0.device)
-        for k in range(count):
-            sigma = drawn[:, k]
-            noise = normal(x0.shape, generator, x0.device)
-            x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
-            for part in parts(range(len(x0)), o.chunk):
-                state, prompts = (x_t[part], sigma[part]), cond[part]
-                v = lab.velocity(prompts, STUDENT)(*state)
-                with torch.no_grad():
-                    v_old = lab.velocity(prompts, OLD)(*state)
-                    # Without a penalty the reference's velocity is multiplied by 0: save its forward.
-                    v_base = lab.velocity(prompts, reference)(*state) if o.kl else v_old
-                loss = policy_loss(v, v_old, x_t[part], x0[part], sigma[part], r[part], o.beta)
-                penalty = (v - v_base).square().flatten(1).mean(1)
-                # The released code scales the policy loss by the clip of advantages, but not the penalty.
-                pieces = o.advantage_clip * loss + o.kl * penalty
-                yield pieces.sum() / (len(x0) * count)
-
-    def passes(self, sampler: Sampler) -> Passes:
-        """A rollout, and per noise level a pass of the student with gradients, one of the old policy and, with a
-        penalty, one of the reference."""
-        levels = min(self.options.timesteps, sampler.steps)
-        fixed = 2 if self.options.kl else 1
-        return Passes(forward=sampler.steps + levels * fixed, trained=levels)
-
-    def kept(self, sampler: Sampler) -> int:
-        """The image's latents, clean and re-noised."""
-        return 2
-
-    def after_update(self, lab: Lab) -> None:
-        """Move the old policy towards the student."""
-        keep = OLD_DECAY[self.options.old_decay](lab.step + 1)
-        adapters = lab.backbone.adapters
-        old, student = adapters.parameters(OLD), adapters.parameters(STUDENT)
-        torch._foreach_lerp_(tuple(old), tuple(student), 1 - keep)
+    def decay(self, updates: int) -> float:
+        """The chosen schedule's decay."""
+        return OLD_DECAY[self.options.old_decay](updates)

@@ -19,8 +19,9 @@ from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
 from methods.multi_reward import MultiReward
 from methods.opd_analytic import OpdAnalytic, OpdOptions
+from methods.rl.forward_process import OLD
 from methods.rl.method import RlOptions
-from methods.rl.nft import OLD, NftOptions
+from methods.rl.nft import NftOptions
 from tests.methods.conftest import shake
 
 

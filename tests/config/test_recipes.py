@@ -14,8 +14,9 @@ from bench.registry import find
 def test_a_recipe_knows_what_an_engine_needs(method: str) -> None:
     """The policy-gradient engines get a kernel with noise by themselves; what the user says still wins."""
     assert resolve(method, ["all"]).sampler.kernel == "ode"
-    chosen = resolve(method, ["all"], overrides=["params.engine=grpo"])
-    assert (chosen.sampler.kernel, chosen.params["engine"]) == ("cps", "grpo")
+    for engine in ("grpo", "flow_dppo", "tempflow"):
+        chosen = resolve(method, ["all"], overrides=[f"params.engine={engine}"])
+        assert (chosen.sampler.kernel, chosen.params["engine"]) == ("cps", engine)
     told = resolve(method, ["all"], overrides=["params.engine=grpo", "sampler.kernel=flow_sde", "sampler.eta=0.7"])
     assert (told.sampler.kernel, told.sampler.eta) == ("flow_sde", 0.7)
 

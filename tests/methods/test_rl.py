@@ -8,14 +8,21 @@ from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
 from bench.config.resolve import resolve
 from bench.errors import UsageError
-from bench.sampler.gaussian import Gaussian
+from bench.sampler.gaussian import Gaussian, Transition
+from bench.sampler.rollout import Sampler
+from bench.sampler.schedule import make_schedule
+from bench.sampler.transitions import KERNELS, Coefficients
 from methods.cascade import PREVIOUS, Cascade, CascadeOptions
 from methods.multi_reward import MultiReward, MultiRewardOptions
 from methods.rl.advantages import Mixing, advantages
+from methods.rl.engine import Batch
+from methods.rl.forward_process import OLD
 from methods.rl.grpo import Grpo, GrpoOptions, surrogate
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.method import RlOptions
-from methods.rl.nft import OLD, OLD_DECAY, Nft, NftOptions, optimality, policy_loss
+from methods.rl.nft import Nft, NftOptions, optimality, policy_loss
+from methods.rl.old_policy import OLD_DECAY
+from methods.rl.ratios import Ratios, beyond, kl_between
 from tests.methods.conftest import shake
 
 
@@ -112,7 +119,7 @@ def test_update_has_a_gradient_and_the_predicted_cost(make_lab, gradient, engine
     loss, grad = gradient(lab, method, "ocr")
     assert np.isfinite(loss)
     assert grad.norm() > 0
-    assert sum(lab.backbone.meter.nfe.values()) == 12 * method.engine.passes(lab.sampler).nfe
+    assert sum(lab.backbone.meter.nfe.values()) == method.engine.passes(lab.sampler, Batch(3, 4)).nfe
 
 
 def test_surrogate_is_ppo() -> None:
@@ -132,10 +139,11 @@ def test_grpo_raises_the_probability_of_rewarded_draws() -> None:
     std = 0.4
     old = Gaussian(mean, std)
     drawn = old.sample(noise)
+    sampler = Sampler(make_schedule(6), KERNELS["cps"], 0.8)
     for engine in (Grpo(GrpoOptions()), GrpoGuard(GrpoGuardOptions())):
         moving = mean.clone().requires_grad_()
         log_ratio = engine.log_ratio(Gaussian(moving, std), old, drawn)
-        engine.policy(log_ratio, torch.tensor([1.0, -1.0, 0.0]), 0.1).sum().backward()
+        engine.policy(log_ratio, torch.tensor([1.0, -1.0, 0.0]), log_ratio.detach(), sampler, 2).sum().backward()
         towards = (moving.grad * (drawn - mean)).sum(1)
         assert towards[0] < 0 < towards[1]
         assert towards[2] == 0
@@ -165,16 +173,25 @@ def test_squared_error_is_the_released_log_probability_of_cps() -> None:
     assert released.params["grpo"]["log_prob"] == "squared_error"
 
 
-def test_clipped_share_and_mean_ratio_are_those_of_the_ratios(make_lab) -> None:
-    from methods.rl.ratios import Ratios
-
+def test_clipped_share_mean_ratio_and_kl_are_those_of_the_ratios(make_lab) -> None:
     lab, log_ratios = make_lab(), torch.tensor([[0.0, 0.3, -0.3], [0.05, -0.05, 0.2]])
-    ratios = Ratios(0.1)
+    ratios = Ratios()
     for row in log_ratios:
-        ratios.add(row)
+        ratios.add(row, beyond(row, 0.1), 2 * row.abs())
     ratios.note(lab, "ocr", 1 / 6)
     assert lab.notes["ratio/ocr"] == pytest.approx(float(log_ratios.exp().mean()))
     assert lab.notes["clipped/ocr"] == pytest.approx(3 / 6)
+    assert lab.notes["kl_old/ocr"] == pytest.approx(0.9 * 2 / 6)
+
+
+def test_kl_between_policies_is_the_gaussians_and_leaves_gradients_alone() -> None:
+    x, v_new, v_old = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    v_new.requires_grad_()
+    new, old = (Transition(x, v, Coefficients(0.9, -0.2, 0.3)) for v in (v_new, v_old))
+    found = kl_between(new, old)
+    torch.testing.assert_close(found, new.kl(old).detach() / 48)
+    assert not found.requires_grad
+    assert new.mean.requires_grad
 
 
 def test_guard_removes_the_bias_of_the_ratio() -> None:

@@ -34,6 +34,22 @@ UPDATES = {
         "multi_reward", [*DRAWN, *NOISY, *GRPO, "params.grpo.inner_updates=2", "params.grpo.kl=0"]
     ),
     "multi_reward grpo_guard": ("multi_reward", [*DRAWN, *NOISY, *GUARD, "params.grpo_guard.kl=0.1"]),
+    "multi_reward grpo, random window": (
+        "multi_reward", [*DRAWN, *NOISY, *GRPO, "params.grpo.window.size=2", "params.grpo.chunk=4"]
+    ),
+    "multi_reward grpo, sliding window": (
+        "multi_reward",
+        [*DRAWN, *NOISY, *GRPO, "params.grpo.window.size=1", "params.grpo.window.place=slide", "params.grpo.kl=0"],
+    ),
+    "multi_reward flow_dppo": (
+        "multi_reward", [*DRAWN, *NOISY, "params.engine=flow_dppo", "params.flow_dppo.window.size=1"]
+    ),
+    "multi_reward tempflow": ("multi_reward", [*DRAWN, *NOISY, "params.engine=tempflow", "params.tempflow.kl=0.1"]),
+    "multi_reward nft, two inner updates": ("multi_reward", [*DRAWN, *NFT, "params.nft.inner_updates=2"]),
+    "multi_reward awm": ("multi_reward", [*DRAWN, "params.engine=awm", "params.awm.timestep_fraction=0.5"]),
+    "multi_reward dgpo": ("multi_reward", [*DRAWN, "params.engine=dgpo", "params.dgpo.chunk=5", "params.dgpo.kl=0"]),
+    "multi_reward crd": ("multi_reward", [*DRAWN, "params.engine=crd", "params.crd.chunk=3"]),
+    "multi_reward dpo": ("multi_reward", [*DRAWN, "params.engine=dpo", "params.dpo.kl=0.1", "params.dpo.chunk=3"]),
     "cascade": ("cascade", [*DRAWN, *NFT]),
     "single_task": ("single_task", [*DRAWN, *NFT]),
     "merge": ("merge", []),

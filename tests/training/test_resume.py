@@ -26,8 +26,13 @@ SETTINGS = {
     "cascade": [*RL, "params.anchor=previous"],
     "opd_reward": RL,
     "self_opd": ["params.trajectories=4", "params.branches=2", "params.steps=1"],
+    "multi_reward crd": [*RL[:2], "params.engine=crd", "params.crd.timesteps=1"],
+    "multi_reward grpo": [
+        *RL[:2], "params.engine=grpo", "params.grpo.window.size=2", "sampler.kernel=cps", "sampler.eta=0.8"
+    ],
     "merge": [],
-}
+}  # fmt: skip
+"""Method, or method and what is tried with it -> settings."""
 COMMON = ["evaluation.steps=2"]
 TRAINING = ["budget.updates=6", "checkpoint_every=2", "evaluation.points=[0.5]", "ema.every=2"]
 
@@ -85,8 +90,9 @@ def dies(moment: str, count: int) -> None:
         store.write_atomic = moments[moment]
 
 
-def command(method: str, root: Path) -> list[str]:
-    settings = COMMON + SETTINGS[method] + (TRAINING if find("method", method).trains else [])
+def command(name: str, root: Path) -> list[str]:
+    method = name.partition(" ")[0]
+    settings = COMMON + SETTINGS[name] + (TRAINING if find("method", method).trains else [])
     sets = [part for setting in settings for part in ("--set", setting)]
     tasks = "ocr,geneval" if method in ("cascade", "merge") else "ocr"
     return ["run", "--method", method, "--tasks", tasks, "--results", str(root), *sets]
@@ -154,4 +160,4 @@ def test_killed_run_resumes_bit_identically(
 
 
 def test_every_method_is_resumed_here() -> None:
-    assert set(SETTINGS) == set(registered("method"))
+    assert {name.partition(" ")[0] for name in SETTINGS} == set(registered("method"))
