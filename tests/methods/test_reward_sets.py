@@ -119,9 +119,9 @@ def test_a_rule_without_effect_or_sense_is_refused(tiny_tasks) -> None:
     two = ["rewards.red.dark=1", "params.reward_set=gdpo"]
     for method, tasks in (("single_task", ["red"]), ("multi_reward", ["red", "ocr"]), ("cascade", ["red", "ocr"])):
         assert resolve(method, tasks, overrides=two).params["reward_set"] == "gdpo"
-    with pytest.raises(UsageError, match="set params.mixing per_reward"):
+    with pytest.raises(UsageError, match=r"set params\.mixing per_reward"):
         resolve("multi_reward", ["red", "ocr"], overrides=[*two, "params.mixing=pooled"])
-    with pytest.raises(UsageError, match="set params.global_std true"):
+    with pytest.raises(UsageError, match=r"set params\.global_std true"):
         resolve("single_task", ["red"], overrides=[*two, "params.global_std=false"])
     allowed = [two[0], "params.reward_set=pareto", "params.mixing=pooled"]
     assert resolve("multi_reward", ["red", "ocr"], overrides=allowed).params["mixing"] == "pooled"
