@@ -2,8 +2,10 @@
 
 import pytest
 
+from bench.config.grid import recipes, variants
 from bench.config.resolve import resolve, teacher_spec
 from bench.errors import UsageError
+from bench.training.out_of_memory import scorers as advice
 
 pytestmark = pytest.mark.usefixtures("tiny_tasks")
 
@@ -61,3 +63,14 @@ def test_a_trained_teacher_has_its_tasks_rewards() -> None:
     teacher = teacher_spec(student, "red")
     assert (teacher.rewards, teacher.scorers) == ({"red": {"red": 1.0, "dark": 2.0}}, student.scorers)
     assert (teacher_spec(student, "ocr").rewards, teacher_spec(student, "ocr").scorers) == ({}, {})
+
+
+def test_a_grid_varies_a_weight() -> None:
+    specs = recipes(["single_task"], ["red"], "micro")
+    found = [variant.overrides for variant in variants(["rewards.red.dark=0.5,1"], specs)]
+    assert found == [("rewards.red.dark=0.5",), ("rewards.red.dark=1",)]
+
+
+def test_memory_advice_names_the_further_scorers(sd3_folder) -> None:
+    found = resolve("single_task", ["ocr"], backbone=str(sd3_folder), overrides=["rewards.ocr.clipscore=1"])
+    assert {"scorers.ocr.url to score elsewhere", "a lower scorers.clipscore.batch"} <= set(advice(found))
