@@ -19,7 +19,7 @@ from methods.rl.engine import Engine, Samples
 from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.nft import Nft, NftOptions
-from methods.rl.reward_sets import OWN_SCALE, SetRule, set_advantages
+from methods.rl.reward_sets import SetRule, check_rule, set_advantages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,23 +94,12 @@ class RlMethod(Method[Samples]):
                 f"params.mixing {options.mixing} divides all tasks by one standard deviation: "
                 "set params.global_std true"
             )
-        if options.reward_set == "sum":
-            return
-        if not spec.rewards:
+        if options.reward_set != "sum" and not spec.rewards:
             raise UsageError(
                 f"params.reward_set {options.reward_set} does nothing, because no task has several rewards: set "
                 "rewards.TASK.SCORER=WEIGHT"
             )
-        if options.reward_set in OWN_SCALE and options.mixing != "per_reward":
-            raise UsageError(
-                f"params.mixing {options.mixing} divides all tasks by one standard deviation, but params.reward_set "
-                f"{options.reward_set} divides every reward by its own: set params.mixing per_reward"
-            )
-        if options.reward_set == "gdpo" and not options.global_std:
-            raise UsageError(
-                "params.reward_set gdpo divides by each group's standard deviation and then by the batch's: set "
-                "params.global_std true"
-            )
+        check_rule(options.reward_set, options.mixing, options.global_std)
 
     @classmethod
     def predict(cls, spec, sampler) -> int:

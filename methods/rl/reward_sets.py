@@ -7,12 +7,12 @@ per_reward: the weighted sum of each reward's advantage in its own standard devi
 the deviation of each group this is how MixGRPO's code (arXiv 2507.21802) aggregates advantages.
 
 gdpo: GDPO (arXiv 2601.05242): the weighted sum of each reward's advantage in its group's deviation, whitened over the
-task's batch. The released code takes unbiased deviations, and its advantages are therefore sqrt(1 - 1/N) times these
-for N images, apart from the 1e-4 that both add to deviations.
+task's batch. The released code (for TRL) takes unbiased deviations, and its advantages are therefore sqrt(1 - 1/N)
+times these for N images, apart from the 1e-4 that both add to deviations.
 
 pareto: as sum, but only images that no other image of their group dominates keep their advantage; the others get 0. An
-image dominates another if none of its rewards is lower and one is higher. After Flow-Multi (Sensors 26(4) 1120, 2026),
-of which no code is known.
+image dominates another if none of its rewards is lower and one is higher. After the abstract of Flow-Multi (Sensors
+26(4) 1120, 2026), of which no code is known.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,24 @@ from typing import Literal
 
 import numpy as np
 
-from methods.rl.advantages import FLOOR, advantages
+from bench.errors import UsageError
+from methods.rl.advantages import FLOOR, Mixing, advantages
 
 SetRule = Literal["sum", "per_reward", "gdpo", "pareto"]
-OWN_SCALE = ("per_reward", "gdpo")
-"""Rules that scale advantages themselves, instead of the weighted sum being scaled like a single reward."""
+
+
+def check_rule(rule: SetRule, mixing: Mixing, global_std: bool) -> None:
+    """Raise UsageError for a rule whose standard deviations contradict those of the other settings."""
+    if rule in ("per_reward", "gdpo") and mixing != "per_reward":
+        raise UsageError(
+            f"params.mixing {mixing} divides all tasks by one standard deviation, but params.reward_set {rule} divides "
+            "every reward by its own: set params.mixing per_reward"
+        )
+    if rule == "gdpo" and not global_std:
+        raise UsageError(
+            "params.reward_set gdpo divides by each group's standard deviation and then by the batch's: set "
+            "params.global_std true"
+        )
 
 
 def set_advantages(
