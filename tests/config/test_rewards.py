@@ -18,7 +18,10 @@ def test_the_own_reward_has_weight_one_and_comes_first() -> None:
     plain, own = spec("rewards.red.dark=0.5"), spec("rewards.red.dark=0.5", "rewards.red.red=1")
     assert list(plain.rewards["red"].items()) == [("red", 1.0), ("dark", 0.5)]
     assert own.digest("f") == plain.digest("f")
-    names = {spec(*sets).digest("f") for sets in ([], ["rewards.red.dark=0.5"], ["rewards.red.dark=1"], ["rewards.red.dark=1", "rewards.red.red=2"])}
+    names = {
+        spec(*sets).digest("f")
+        for sets in ([], ["rewards.red.dark=0.5"], ["rewards.red.dark=1"], ["rewards.red.dark=1", "rewards.red.red=2"])
+    }
     assert len(names) == 4
     assert "rewards" not in spec().record()
     assert plain.record()["rewards"] == {"red": {"red": 1.0, "dark": 0.5}}

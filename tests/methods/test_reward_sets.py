@@ -20,7 +20,9 @@ def random_set(prompts: int = 5, group: int = 6) -> dict[str, np.ndarray]:
     return {"a": a, "b": rng.normal(0.2, 0.01, (prompts, group))}
 
 
-def found(separate: dict[str, np.ndarray], weights: dict[str, float], rule: SetRule, global_std: bool = True) -> np.ndarray:
+def found(
+    separate: dict[str, np.ndarray], weights: dict[str, float], rule: SetRule, global_std: bool = True
+) -> np.ndarray:
     """As RL computes it for a single task."""
     total = np.sum([weights[name] * rewards for name, rewards in separate.items()], 0)
     summed = advantages({"task": total}, "per_reward", global_std)["task"]
@@ -81,7 +83,10 @@ def test_gdpo_is_whitened_over_the_batch_and_takes_the_weights() -> None:
 
 def test_the_pareto_filter_by_hand() -> None:
     """(1, 0), (0, 1) and (.6, .6) are not dominated; (.5, .5) is, and (1, 0) again is not: equals do not dominate."""
-    separate = {"a": np.array([[1, 0, 0.6, 0.5, 1.0], [0, 0, 0, 0, 1.0]]), "b": np.array([[0, 1, 0.6, 0.5, 0.0], [1, 1, 1, 1, 1.0]])}
+    separate = {
+        "a": np.array([[1, 0, 0.6, 0.5, 1.0], [0, 0, 0, 0, 1.0]]),
+        "b": np.array([[0, 1, 0.6, 0.5, 0.0], [1, 1, 1, 1, 1.0]]),
+    }
     kept = non_dominated(np.stack([*separate.values()]))
     np.testing.assert_array_equal(kept, [[1, 1, 1, 0, 1], [0, 0, 0, 0, 1]])
     values, summed = (found(separate, {"a": 1.0, "b": 1.0}, rule) for rule in ("pareto", "sum"))
@@ -94,7 +99,10 @@ def test_a_single_direction_leaves_one_front_and_weights_do_not_move_it() -> Non
     kept = found(separate, WEIGHTS, "pareto") != 0
     for p in range(5):
         for i in range(6):
-            better = [all(r[p, j] >= r[p, i] for r in separate.values()) and any(r[p, j] > r[p, i] for r in separate.values()) for j in range(6)]
+            better = [
+                all(r[p, j] >= r[p, i] for r in separate.values()) and any(r[p, j] > r[p, i] for r in separate.values())
+                for j in range(6)
+            ]
             assert kept[p, i] == (not any(better))
     np.testing.assert_array_equal(kept, found(separate, {"a": 0.1, "b": 7.0}, "pareto") != 0)
 

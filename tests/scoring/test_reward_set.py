@@ -45,7 +45,9 @@ def test_the_weighted_sum_and_its_parts(both: RewardSet, images: torch.Tensor) -
     np.testing.assert_array_equal(found.separate["dark"], dark)
     assert set(found.metrics) == {"redness", "dark.darkness"}
     assert found.details == [{"by": "red"}] * 4
-    torch.testing.assert_close(both.differentiable_reward(images, prompts).double().numpy(), found.rewards, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        both.differentiable_reward(images, prompts).double().numpy(), found.rewards, rtol=1e-6, atol=1e-7
+    )
     assert both.lowest_reward == -0.5
     assert (both.name, both.headline) == ("red", "reward")
     assert both.audit(images, prompts).keys() == {"audited", "dark.audited"}

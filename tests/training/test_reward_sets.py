@@ -61,7 +61,13 @@ def test_two_processes_update_as_one_does(tmp_path: Path, rule: str) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_identically(tmp_path: Path) -> None:
-    few = ["params.groups=2", "params.group_size=4", "budget.updates=4", "checkpoint_every=2", "evaluation.points=[0.5]"]
+    few = [
+        "params.groups=2",
+        "params.group_size=4",
+        "budget.updates=4",
+        "checkpoint_every=2",
+        "evaluation.points=[0.5]",
+    ]
     settings = [*SET, *few, "params.reward_set=gdpo"]
     done = bench(words(settings, "whole"), tmp_path, before=register)
     assert done.returncode == 0, done.stderr
