@@ -152,3 +152,15 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def tiny_tasks(monkeypatch) -> Iterator[None]:
+    """The tasks red, dark and picky of tests/tiny_tasks.py are registered."""
+    from bench import registry
+    from tests.tiny_tasks import register
+
+    register(monkeypatch.setattr)
+    yield
+    monkeypatch.undo()
+    registry._points.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ FAILURE = "failure"
 """Key of an image's details for the cause of a failure."""
 REWARD = "reward"
 """Name of the reward among the metrics of stored scores; no metric may have this name."""
+REWARD_SUM = "reward_sum"
+"""Name of the weighted sum of a task's several rewards among the metrics of stored scores."""
 NOT_FINITE = "the model's output is not finite"
 """Cause of failure of images from a diverged model."""
 
@@ -63,8 +66,14 @@ def score_finite(
     good = score(images_BCHW[kept], [prompts[i] for i in kept])
     whole = stacked([good, unscored(good, len(lost), NOT_FINITE)])
     back = np.argsort(np.concatenate([kept, lost]))  # restores the order of the batch
-    metrics = {name: values[back] for name, values in whole.metrics.items()}
-    return Scores(whole.rewards[back], metrics, [whole.details[i] for i in back])
+    return replace(_changed(whole, lambda values: values[back]), details=[whole.details[i] for i in back])
+
+
+def _changed(scores: Scores, change: Callable[[np.ndarray], np.ndarray]) -> Scores:
+    """The scores with a change made to each array of numbers."""
+    metrics = {name: change(values) for name, values in scores.metrics.items()}
+    separate = {name: change(values) for name, values in scores.separate.items()}
+    return Scores(change(scores.rewards), metrics, scores.details, separate)
 
 
 class Collected:
@@ -161,18 +170,23 @@ def blanked(scores: Scores, headline: str) -> Scores:
     A partly scored image would otherwise count in one mean and not in another.
     """
     lost = np.isnan(scores.rewards) | np.isnan(scores.metrics.get(headline, scores.rewards))
-    metrics = {name: np.where(lost, np.nan, values) for name, values in scores.metrics.items()}
-    return Scores(np.where(lost, np.nan, scores.rewards), metrics, scores.details)
+    return _changed(scores, lambda values: np.where(lost, np.nan, values))
 
 
 def rows_of(task: Task, scores: Scores) -> dict[str, np.ndarray]:
     """metric -> values [B], including the reward.
 
+    Of a task with several rewards, "reward" is its own, which can be compared with that of other runs; the others are
+    "SCORER.reward", and the weighted sum is "reward_sum".
+
     Raises BenchError if the scorer does not return the task's headline metric, or names a metric like the reward.
     """
     if REWARD in scores.metrics:
         raise BenchError(f"the scorer of task {task.name!r} names a metric {REWARD!r}: rename it, this is the reward")
-    rows = {REWARD: scores.rewards} | scores.metrics
+    rows = {REWARD: scores.separate.get(task.name, scores.rewards)} | scores.metrics
+    if scores.separate:
+        others = {f"{name}.{REWARD}": values for name, values in scores.separate.items() if name != task.name}
+        rows |= others | {REWARD_SUM: scores.rewards}
     if task.headline not in rows:
         given = ", ".join(rows)
         raise BenchError(f"the scorer of task {task.name!r} gives {given}, not the headline metric {task.headline!r}")
@@ -181,8 +195,8 @@ def rows_of(task: Task, scores: Scores) -> dict[str, np.ndarray]:
 
 def unscored(like: Scores, count: int, cause: str) -> Scores:
     """Scores of `count` images that are all NaN, with the metrics of `like` and the cause in their details."""
-    lost = {name: np.full(count, np.nan) for name in like.metrics}
-    return Scores(np.full(count, np.nan), lost, [{FAILURE: cause} for _ in range(count)])
+    lost = _changed(like, lambda _: np.full(count, np.nan))
+    return replace(lost, details=[{FAILURE: cause} for _ in range(count)])
 
 
 def stacked(parts: list[Scores]) -> Scores:
@@ -198,4 +212,5 @@ def stacked(parts: list[Scores]) -> Scores:
     if any(part.details for part in parts):
         for part in parts:
             details += part.details or [{} for _ in part.rewards]
-    return Scores(np.concatenate([part.rewards for part in parts]), metrics, details)
+    separate = {name: np.concatenate([part.separate[name] for part in parts]) for name in parts[0].separate}
+    return Scores(np.concatenate([part.rewards for part in parts]), metrics, details, separate)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -34,12 +36,14 @@ class Scores:
     """A scorer's results for a batch of B images."""
 
     rewards: np.ndarray
-    """Training rewards, float64 [B], from the task's `lowest_reward` to 1. NaN means that the scorer failed, never that
-    the image is bad."""
+    """Training rewards, float64 [B], from the task's `lowest_reward` to 1 (for a task with several rewards, their
+    weighted sum). NaN means that the scorer failed, never that the image is bad."""
     metrics: dict[str, np.ndarray]
     """Evaluation metrics by name, each float64 [B]."""
     details: list[dict[str, Any]] = field(default_factory=list)
     """How each image got its scores, as plain data; empty if a scorer gives no details."""
+    separate: dict[str, np.ndarray] = field(default_factory=dict)
+    """For a task with several rewards, each of them by its scorer's name, float64 [B], the task's own first."""
 
 
 class Task(ABC):
@@ -55,6 +59,8 @@ class Task(ABC):
     """Smallest possible training reward; below 0 only if the published reward is."""
     training_shares: ClassVar[dict[str, float]] = {}
     """stratum -> relative frequency among training prompts; 1 for strata that are not listed."""
+    reward_weights: Mapping[str, float] = MappingProxyType({})
+    """For a task with several rewards, scorer -> its weight in the weighted sum; empty for a single reward."""
 
     in_all: ClassVar[bool] = False
     """Whether `--tasks all` includes it. True only for the tasks of this benchmark's comparison, which every world

@@ -154,8 +154,8 @@ def _split_values(text: str) -> list[str]:
 def _grid_key(key: str, spec: Spec) -> str:
     """The full key of an axis whose key may be shortened to its last part. Raises UsageError."""
     known = dotted_keys(spec.model_dump())
-    # An empty section, such as params.weights, takes keys of its own, which the methods check.
-    if key in known or key.rpartition(".")[0] in known:
+    # An empty section, such as params.weights or rewards, takes keys of its own, which are checked later.
+    if key in known or any(key.startswith(f"{section}.") for section in known):
         return key
     matches = [k for k in known if k.rpartition(".")[2] == key]
     if not matches:

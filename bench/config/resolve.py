@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.config.bounds import Guidance
 from bench.config.contradictions import leaves
 from bench.config.descriptor import Descriptor
+from bench.config.rewards import all_scorers, check_rewards, completed, scorers_of
 from bench.config.scorers import check_scorers, check_worlds, words
 from bench.config.settings import first_problem, merge, parse_override, read_yaml
 from bench.config.spec import EvaluationSpec, SamplerSpec, Spec
@@ -138,8 +139,12 @@ def resolve(
         for task in getattr(spec, section):
             if task not in tasks:
                 raise unknown(f"task in {section}", task, tasks)
-    check_scorers(spec.scorers, tasks, descriptor.world)
-    check_worlds(spec.scorers, tasks, descriptor.world)
+    spec = spec.model_copy(update={"rewards": completed(spec.rewards, tasks)})
+    scorers = all_scorers(tasks, spec.rewards)
+    check_scorers(spec.scorers, scorers, descriptor.world)
+    check_worlds(spec.scorers, scorers, descriptor.world)
+    splits = (*(("train",) if method_class.trains else ()), spec.evaluation.split)
+    check_rewards(spec.rewards, spec.scorers, tasks, descriptor.world, splits)
     if spec.teachers:
         # The default scales are written into the spec, because the files that they come from may change.
         guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
@@ -241,10 +246,12 @@ def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec, shift: float) 
 
 
 def teacher_spec(spec: Spec, task: str) -> Spec:
-    """The spec of a task's teacher: single-task RL by the backbone's recipe, with the run's seed and device."""
+    """The spec of a task's teacher: single-task RL by the backbone's recipe, with the run's seed and rewards."""
     trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)
-    scorers = {task: spec.scorers[task]} if task in spec.scorers else {}
-    return trained.model_copy(update={"device": spec.device, "scorers": scorers, "compute": spec.compute})
+    scorers = {name: spec.scorers[name] for name in scorers_of(task, spec.rewards) if name in spec.scorers}
+    rewards = {task: spec.rewards[task]} if task in spec.rewards else {}
+    machine = {"device": spec.device, "scorers": scorers, "compute": spec.compute}
+    return trained.model_copy(update=machine | {"rewards": rewards})
 
 
 def _teacher_guidance(spec: Spec, task: str) -> float:

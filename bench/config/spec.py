@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from bench.config.bounds import Decay, DeviceName, Guidance, Positive, Shift, Targets, UnitInterval
+from bench.config.bounds import Decay, DeviceName, Guidance, Moderate, Positive, Shift, Targets, UnitInterval
 from bench.config.compute import Compute
 from bench.config.settings import Settings
 from bench.hashing import text_hash
@@ -162,6 +162,9 @@ class Spec(Settings):
     student's scale if the folder is not the adapter of a run."""
     scorers: dict[str, dict[str, str]] = Field(default={})
     """task -> settings of its scorer, where the backbone's world leaves a choice; see `bench list tasks`."""
+    rewards: dict[str, dict[str, Moderate]] = Field(default={})
+    """task -> scorer -> weight: further scorers, named like their tasks, that score the images of this task's prompts.
+    The task's own reward has weight 1 unless set; its reward is the weighted sum (see params.reward_set)."""
     compute: Compute = Compute()
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
     """Number of updates between checkpoints."""
@@ -220,6 +223,7 @@ class Spec(Settings):
         # For each section, True omits the entire section and a set omits the settings that it names.
         omitted: dict[str, Any] = {
             "scorers": self.scorers == SILENT["scorers"] or set(),
+            "rewards": self.rewards == SILENT["rewards"] or set(),
             "compute": compute == SILENT["compute"] or compute.model_dump().keys() - compute.record(),
             "lora": set() if self.lora.start else {"start"},
             "evaluation": {name for name in ("pictures", "shift", "table") if not getattr(evaluation, name)},

@@ -1,9 +1,11 @@
 """Loads tasks with the scorers that the settings choose for them."""
 
 from bench.api.task import Task
+from bench.config.rewards import Rewards, all_scorers
 from bench.config.scorers import URL
 from bench.registry import find
 from bench.scoring.remote import RemoteTask
+from bench.scoring.reward_set import RewardSet
 
 """Name of the setting that places a scorer's networks: scorers.<task>.device."""
 DEVICE = "device"
@@ -24,8 +26,19 @@ def load_task(name: str, world: str, sources: dict[str, str] | None = None, devi
 
 
 def load_tasks(
-    names: tuple[str, ...], world: str, scorers: dict[str, dict[str, str]] | None = None, device: str = "cpu"
+    names: tuple[str, ...],
+    world: str,
+    scorers: dict[str, dict[str, str]] | None = None,
+    device: str = "cpu",
+    rewards: Rewards | None = None,
 ) -> dict[str, Task]:
-    """task -> Task for a backbone's world. `scorers`: task -> its settings, as in a spec."""
-    scorers = scorers or {}
-    return {name: load_task(name, world, scorers.get(name), device) for name in names}
+    """task -> Task for a backbone's world, a RewardSet if it has several rewards.
+
+    `scorers` and `rewards` are as in a resolved spec. A scorer of several tasks is loaded once.
+    """
+    scorers, rewards = scorers or {}, rewards or {}
+    loaded = {name: load_task(name, world, scorers.get(name), device) for name in all_scorers(names, rewards)}
+    tasks = {name: loaded[name] for name in names}
+    for name, weights in rewards.items():
+        tasks[name] = RewardSet(loaded[name], [loaded[other] for other in weights if other != name], weights)
+    return tasks

@@ -1,7 +1,7 @@
 """Held-out evaluation: one image per prompt entry, from the same initial noise for every model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -226,7 +226,7 @@ def _only(work: Background[Scores]) -> Scores:
 def _scores(task: Task, audit: bool, images: torch.Tensor, prompts: list[Prompt]) -> Scores:
     scores = score_each(task, images, prompts)
     audited = task.audit(images, prompts) if audit else {}
-    return Scores(scores.rewards, scores.metrics | audited)
+    return replace(scores, metrics=scores.metrics | audited, details=[])
 
 
 def _evaluation(task: Task, prompts: list[Prompt], shards: list[Scores | None]) -> Evaluation:

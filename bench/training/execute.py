@@ -150,7 +150,7 @@ def equip(spec: Spec, descriptor: Descriptor, backbone: FlowBackbone, teachers: 
     """The Lab that a spec describes, with its teachers loaded on the backbone."""
     return Lab(
         backbone=backbone,
-        tasks=load_tasks(spec.tasks, descriptor.world, spec.scorers, str(backbone.device)),
+        tasks=load_tasks(spec.tasks, descriptor.world, spec.scorers, str(backbone.device), spec.rewards),
         teachers=mount(teachers, backbone),
         teacher_guidance=spec.teacher_guidance,
         sampler=spec.sampler.build(descriptor.shift),

@@ -195,13 +195,14 @@ class Loop:
         return {"step": self.step} | means | rate | notes | meter.whole(self.workers)
 
     def _pooled(self, numbers: dict[str, float]) -> dict[str, float]:
-        """Means over the processes. Keys end in /TASK if they concern one task: these are weighted by its shards."""
+        """Means over the processes. Keys that concern one task end in /TASK or /TASK.SCORER: its shards weight them."""
         if self.workers.count == 1:
             return numbers
         even = 1 / self.workers.count
         weight = {}
         for name in numbers:
-            task = name.partition("/")[2]
+            place = name.partition("/")[2]
+            task = next((task for task in self.lab.tasks if f"{place}.".startswith(f"{task}.")), place)
             weight[name] = self.lab.shard_fraction(task) if task else even
         mine = {name: weight[name] * value for name, value in numbers.items()}
         parts = self.workers.gather(mine)

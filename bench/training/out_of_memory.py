@@ -10,6 +10,7 @@ from bench.backbones.teacher_files import whole_teachers
 from bench.config.compute import Compute
 from bench.config.contradictions import leaves
 from bench.config.resolve import describe
+from bench.config.rewards import all_scorers
 from bench.errors import BenchError
 from bench.registry import find
 
@@ -169,7 +170,7 @@ def scorers(spec: "Spec", which: tuple[str, ...] = ("batch", "device", "url")) -
     if not beside(spec.backbone):
         return []
     cures = []
-    for task in spec.tasks:
+    for task in all_scorers(spec.tasks, spec.rewards):
         given = spec.scorers.get(task, {})
         known = find("task", task).sources
         if "url" in given:

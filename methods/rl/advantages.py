@@ -14,8 +14,8 @@ def advantages(rewards: dict[str, np.ndarray], mixing: Mixing, global_std: bool)
 
     Every reward is centred on its prompt's mean. `per_reward` then divides each task by its own standard deviation.
     `pooled` and `raw` divide all tasks by one common deviation, so that a reward with a larger spread dominates. None
-    of them is GDPO (arXiv 2601.05242), which normalises several rewards of ONE image within its group, sums them and
-    whitens the sum over the batch; here each task has its own images.
+    of them is GDPO (arXiv 2601.05242), a rule for several rewards of ONE image (methods/rl/reward_sets.py); here each
+    task has its own images.
 
     With `global_std` the deviation is that of all rewards of the batch, including the spread of prompt means, as in the
     released code of Flow-GRPO and DiffusionNFT. A task whose prompts differ more in difficulty then gets smaller

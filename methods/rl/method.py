@@ -24,6 +24,7 @@ from methods.rl.flow_dppo import FlowDppo, FlowDppoOptions
 from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.nft import Nft, NftOptions
+from methods.rl.reward_sets import SetRule, check_rule, set_advantages
 from methods.rl.tempflow import TempFlow, TempFlowOptions
 from methods.rl.windows import SOURCES as WINDOW_SOURCES
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 MOST_PICTURES = 1_000_000
 """Most images per task and update; more is taken for a typing error."""
+WEIGHTED = ""
+"""Key of a task's reward, which is the weighted sum if it has several, among its scorers' rewards."""
 IN_ALL_RECORDS: tuple[type[Engine], ...] = (Nft, Grpo, GrpoGuard)
 """The engines whose sections are in every record."""
 LATER: tuple[type[Engine], ...] = (Awm, Dgpo, Crd, Dpo, FlowDppo, TempFlow)
@@ -45,7 +48,7 @@ else:
 class RlOptions(Options):
     """Settings of every RL method. Only the section of the chosen engine has an effect."""
 
-    unsaid: ClassVar[tuple[str, ...]] = tuple(engine.name for engine in LATER)
+    unsaid: ClassVar[tuple[str, ...]] = ("reward_set", *(engine.name for engine in LATER))
 
     engine: EngineName = "nft"
     """RL objective."""
@@ -58,6 +61,9 @@ class RlOptions(Options):
     divide all tasks by a common one (methods/rl/advantages.py)."""
     global_std: bool = True
     """True: the standard deviation is taken over the task's batch; False: over each prompt group."""
+    reward_set: SetRule = "sum"
+    """How several rewards of an image (rewards.TASK.SCORER) become one advantage: their weighted sum, each in its own
+    deviation, GDPO, or Pareto filter (methods/rl/reward_sets.py)."""
     nft: NftOptions = NftOptions()
     grpo: GrpoOptions = GrpoOptions()
     grpo_guard: GrpoGuardOptions = GrpoGuardOptions()
@@ -102,7 +108,7 @@ class RlMethod(Method[Samples]):
 
     @classmethod
     def check(cls, spec, sampler) -> None:
-        """Also refuse oversized batches, what the engine refuses, and a mixing that contradicts `global_std`."""
+        """Also refuse oversized batches, what the engine refuses, and rules for rewards that contradict others."""
         super().check(spec, sampler)
         options = cls.Options.model_validate(spec.params)
         if options.groups * options.group_size > MOST_PICTURES:
@@ -116,6 +122,12 @@ class RlMethod(Method[Samples]):
                 f"params.mixing {options.mixing} divides all tasks by one standard deviation: "
                 "set params.global_std true"
             )
+        if options.reward_set != "sum" and not spec.rewards:
+            raise UsageError(
+                f"params.reward_set {options.reward_set} does nothing, because no task has several rewards: set "
+                "rewards.TASK.SCORER=WEIGHT"
+            )
+        check_rule(options.reward_set, options.mixing, options.global_std)
 
     @classmethod
     def predict(cls, spec, sampler) -> int:
@@ -164,18 +176,31 @@ class RlMethod(Method[Samples]):
 
         Standard deviations are of the whole batch, so processes exchange their rewards and then keep their own rows.
         """
+        o = self.options
         own = {}
         for task, samples in experiences.items():
-            own[task] = samples.scores().rewards.reshape(-1, self.options.group_size)
-            lab.note(f"reward/{task}", float(own[task].mean()))
-            lab.note(f"reward_std/{task}", float(own[task].std(1).mean()))
+            scores = samples.scores()
+            own[task] = {
+                scorer: rewards.reshape(-1, o.group_size)
+                for scorer, rewards in {WEIGHTED: scores.rewards, **scores.separate}.items()
+            }
+            for scorer, rewards in own[task].items():
+                lab.note(f"reward/{task}.{scorer}" if scorer else f"reward/{task}", float(rewards.mean()))
+            lab.note(f"reward_std/{task}", float(own[task][WEIGHTED].std(1).mean()))
         shards = lab.workers.gather(own)
-        rewards = {task: np.concatenate([shard[task] for shard in shards]) for task in experiences}
         # Shares are concatenated in the order of processes, which is the order of prompts.
-        scaled = advantages(rewards, self.options.mixing, self.options.global_std)
+        separate = {
+            task: {scorer: np.concatenate([shard[task][scorer] for shard in shards]) for scorer in own[task]}
+            for task in experiences
+        }
+        weighted = {task: rewards.pop(WEIGHTED) for task, rewards in separate.items()}
+        scaled = advantages(weighted, o.mixing, o.global_std)
         for task, values in scaled.items():
-            before = sum(len(shard[task]) for shard in shards[: lab.workers.index])
-            mine = values[before : before + len(own[task])].reshape(-1)
+            if separate[task]:
+                weights = lab.tasks[task].reward_weights
+                values = set_advantages(values, separate[task], weights, o.reward_set, o.global_std)
+            before = sum(len(shard[task][WEIGHTED]) for shard in shards[: lab.workers.index])
+            mine = values[before : before + len(own[task][WEIGHTED])].reshape(-1)
             device = experiences[task].trajectory.final.device
             experiences[task].advantages = torch.as_tensor(mine, dtype=torch.float32, device=device)
         return experiences

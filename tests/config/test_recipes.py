@@ -8,6 +8,7 @@ import yaml
 from bench.config.resolve import PRESETS, preset_tasks, resolve
 from bench.errors import UsageError
 from bench.registry import find
+from tasks.preference.judges import JUDGES
 
 
 @pytest.mark.parametrize("method", ["multi_reward", "cascade"])
@@ -40,8 +41,20 @@ def test_published_recipes_resolve_and_name_their_source(path: Path) -> None:
     assert (spec.method, spec.backbone, spec.device) == (content["method"], "sd3", "cuda")
     assert (spec.compute.resolution, spec.compute.precision) == (512, "float16")
     assert "arXiv" in path.read_text().partition("method:")[0]
-    assert (spec.lora.rank, spec.lora.alpha, spec.optimizer.lr) == (32, 64, 3e-4)
+    rate = 1e-4 if path.stem == "diffusionopd-sd35-aesthetic-teacher" else 3e-4  # GRPO-Guard's
+    assert (spec.lora.rank, spec.lora.alpha, spec.optimizer.lr) == (32, 64, rate)
     assert find("method", spec.method).predict(spec, spec.sampler.build(3.0)) > 0
+
+
+@pytest.mark.parametrize("stem", ["nft-sd35-multi-reward", "diffusionopd-sd35-aesthetic-teacher"])
+def test_published_reward_sets_are_sums_of_three_preference_scores(stem: str) -> None:
+    spec = resolve(None, None, preset=Path(stem))
+    assert spec.rewards == {"pickscore": {"pickscore": 1.0, "clipscore": 1.0, "hpsv2": 1.0}}
+    scorers = [find("task", name)("photo", {}) for name in spec.rewards["pickscore"]]
+    assert scorers[1].judge.metric == "clipscore-100"  # the convention of DiffusionNFT's code
+    ceilings = [JUDGES[name].build({"model": "folder"}).ceiling for name in spec.rewards["pickscore"]]
+    assert ceilings == [26, 1, 1]
+    assert "reward_set" not in spec.record()["params"]
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

@@ -1,6 +1,7 @@
 """A run is one scorer's from start to end, wherever that answers."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -125,3 +126,21 @@ def test_a_run_goes_on_under_its_own_scorer_alone(tmp_path: Path, scorer) -> Non
     assert mean_score(execute(spec(at(mine)), session)) == 0.25
     (path,) = session.root.glob("opd_*/provenance.jsonl")
     assert len(path.read_text().splitlines()) == 2  # a start that was refused is none
+
+
+def test_a_finished_run_keeps_the_further_scorers_of_its_rewards(tmp_path: Path, scorer, tiny_tasks) -> None:
+    session, mine, other = Session(tmp_path / "results"), scorer("engineA", 0.25), scorer("engineB", 0.75)
+    few = ["rewards.red.dark=1", "evaluation.steps=1", "evaluation.split=validation"]
+    of = lambda url: resolve("merge", ["red", "ocr"], overrides=[*few, f"scorers.dark.url={url}"], teachers=str(teachers))
+    teachers = tmp_path / "teachers"
+    for task in ("red", "ocr"):
+        shutil.copytree(describe("micro").teachers / "ocr", teachers / task)
+    summary = execute(of(at(mine)), session)
+    assert summary["scorers"]["red"] == "1.0 x micro-red-1 + 1.0 x engineA"
+    assert set(summary["models"]["student"]["red"]["rows"]["dark.reward"]) == {0.25}
+    with pytest.raises(UsageError, match=r"was scored by '.*engineA' for red, but the scorer is now '.*engineB'"):
+        execute(of(at(other)), session)
+    mine.shutdown()
+    mine.server_close()
+    same_scorers._name.cache_clear()
+    assert execute(of(at(mine)), session) == summary  # its server is gone, but it gave this result
