@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from bench.api.lab import STUDENT, Lab
+from bench.api.lab import Lab
 from bench.api.method import Needs, Work
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
@@ -13,6 +14,7 @@ from bench.errors import UsageError
 from bench.lazy import torch
 from bench.sampler.distance import squared_distance
 from methods.combining import CombiningMethod, CombiningOptions
+from methods.merging import averaged, merge_teachers
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class DistillationMethod(CombiningMethod):
     def prepare(self, lab: Lab) -> None:
         """Merge the teachers into the student if `start` asks for it."""
         if self.options.start == "merge":
-            merge_teachers(lab, 1 / len(lab.teachers))
+            merge_teachers(lab, partial(averaged, weights=dict.fromkeys(lab.teachers, 1.0)))
 
     def plan(self, lab: Lab) -> dict[str, float]:
         """Weight all tasks equally, or take one task per update in turn."""
@@ -127,23 +129,6 @@ class DistillationMethod(CombiningMethod):
 def branches(guidance: float) -> int:
     """Network calls per velocity: 2 with classifier-free guidance, 1 at guidance scale 1."""
     return 1 if guidance == 1 else 2
-
-
-def merge_teachers(lab: Lab, factor: float) -> None:
-    """Set the student to `factor` times the sum of the teachers' weight changes, and log the fraction of energy kept.
-
-    The weight changes B A are summed exactly and reduced to the student's rank by a truncated singular value
-    decomposition. Averaging A and B separately, as Flow-OPD's code does, does not average the weight changes.
-    """
-    adapters = lab.backbone.adapters
-    deltas = [adapters.deltas(name) for name in lab.teachers.values()]
-    # A teacher need not change every layer. The dict, unlike a set, keeps the order of layers.
-    layers = dict.fromkeys(layer for delta in deltas for layer in delta)
-    merged = {}
-    for layer in layers:
-        changes = [delta[layer] for delta in deltas if layer in delta]
-        merged[layer] = factor * sum(changes, start=torch.zeros(()))
-    lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
 
 
 def squared_error(v: Tensor, target: Tensor) -> Tensor:
