@@ -24,7 +24,7 @@ SETTINGS = {
     "single_task": RL,
     "multi_reward": RL,
     "cascade": [*RL, "params.anchor=previous"],
-    "merge": [],
+    "merge": ["params.rule=dare_ties"],
 }
 COMMON = ["evaluation.steps=2"]
 TRAINING = ["budget.updates=6", "checkpoint_every=2", "evaluation.points=[0.5]", "ema.every=2"]
