@@ -20,8 +20,9 @@ def front_parts(
         f"Fronts: {title}",
         "The lines of a front differ only in params.weights. The hypervolume is the volume of the vectors of scores "
         "from 0 in every task up to some point of the front; it is relative to 0 and not to the base, because a front "
-        "between opposed rewards has points below the base. Its 95% interval is the basic bootstrap over seeds and "
-        "prompts, drawn jointly for all points; as more points reach further, compare fronts with as many points. "
+        "between opposed rewards has points below the base. 95% intervals are basic bootstraps over seeds and prompts, "
+        "drawn jointly for all points, and differences are paired by seed and prompt; they are not corrected for "
+        "several comparisons. More points cover more volume: compare fronts with as many points. "
         "Dominance is judged by mean scores. The teachers count as a front with one point each.",
         [
             Column("front", "front"),
@@ -29,6 +30,7 @@ def front_parts(
             Column("points", "points", "count"),
             Column("best", "not dominated"),
             Column("hypervolume", "hypervolume", "score"),
+            Column("against", f"minus {found[0].label}", "change"),
         ],
     )
     points = Table(
@@ -45,7 +47,8 @@ def front_parts(
     )
     for front in found:
         row: Row = {"front": front.label, "seeds": front.seeds, "points": len(front.points)}
-        hypervolumes.rows.append(row | {"best": "; ".join(front.best), "hypervolume": front.hypervolume})
+        row |= {"best": "; ".join(front.best), "hypervolume": front.hypervolume, "against": front.against_first}
+        hypervolumes.rows.append(row)
         for line, scores in front.points.items():
             told = {"dominated": "no" if line in front.best else "yes"}
             points.rows.append({"front": front.label, "line": line, **scores, **told})

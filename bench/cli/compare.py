@@ -302,11 +302,15 @@ def print_fronts(found: list[Front]) -> None:
     if not found:
         return
     shown = Table(title="fronts: lines that differ only in params.weights; hypervolume from 0 [95% interval]")
-    for head in ("front (seeds)", "points", "not dominated", "hypervolume"):
+    for head in ("front (seeds)", "points", "not dominated", "hypervolume", f"minus {found[0].label}"):
         shown.add_column(head, overflow="fold")
     for front in found:
         shown.add_row(
-            f"{front.label} ({front.seeds})", str(len(front.points)), "\n".join(front.best), str(front.hypervolume)
+            f"{front.label} ({front.seeds})",
+            str(len(front.points)),
+            "\n".join(front.best),
+            str(front.hypervolume),
+            "" if front is found[0] else str(front.against_first),
         )
     terminal(230).print(shown)
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from bench.analysis.fronts import TEACHERS, front, fronts, hypervolume
+from bench.analysis.fronts import TEACHERS, difference, front, fronts, hypervolume
 from bench.analysis.records import Record
 from bench.analysis.stats import Design, resampled_means, resampled_points
 from bench.errors import UsageError
@@ -82,6 +82,8 @@ def test_only_shared_seeds_count_and_the_teachers_are_a_front_too() -> None:
         "soup weights.warm=1": [record((0.8, 0.2), s, {"warm": 1.0}, teachers=True) for s in (1, 0)],
     }
     soup, taught = fronts(groups, TASKS)
+    assert np.isnan(soup.against_first.value)
+    assert taught.against_first.value == pytest.approx(taught.hypervolume.value - soup.hypervolume.value)
     assert soup.seeds == 2 and soup.points["soup weights.warm=0"]["warm"].value == pytest.approx(0.25)
     assert taught.label == TEACHERS and list(taught.points) == ["teacher warm", "teacher cold"]
     assert taught.hypervolume.value == pytest.approx(0.2 * 0.8 + 0.7 * 0.1)
@@ -119,6 +121,23 @@ def test_intervals_cover_the_true_hypervolume(true: list, monkeypatch) -> None:
         found = front("", points).hypervolume
         hits += found.low <= expected <= found.high
     assert hits / 80 >= 0.88
+
+
+def test_a_difference_is_paired_by_seed_and_prompt_whatever_the_order_of_the_seeds() -> None:
+    rng, design = np.random.default_rng(0), Design(np.repeat("", 30), np.arange(30))
+    shared = rng.normal(0.5, 0.1, (2, 3, 30))  # tasks, seeds, prompts
+    a, b = ({name: {t: (level * shared[i], design) for i, t in enumerate(TASKS)} for name in "x"} for level in (1.1, 1))
+    gap, alone = difference(a, b), front("", a).hypervolume
+    assert gap.value == pytest.approx(alone.value - front("", b).hypervolume.value)
+    assert 0 < gap.low < gap.high and gap.high - gap.low < 0.3 * (alone.high - alone.low)
+    assert difference(a, a).value == 0
+    scores = {0: (0.2, 0.8), 1: (0.3, 0.7), 2: (0.4, 0.6)}
+    lines = lambda order, size: {
+        f"rl size={size},weights.warm={w}": [record(np.add(scores[s], w / 10), s, {"warm": w}, size=size) for s in order]
+        for w in (1.0, 2.0)
+    }
+    (_, same) = fronts(lines((0, 1, 2), 1) | lines((2, 0, 1), 2), TASKS)
+    assert same.against_first.value == 0 and np.isnan(same.against_first.low)  # equal seed by seed
 
 
 def test_without_anything_to_resample_there_is_no_interval() -> None:

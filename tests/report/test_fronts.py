@@ -39,6 +39,7 @@ def test_lines_with_weights_have_a_section_with_their_hypervolume(tmp_path: Path
     below = [*best["ocr"][1:], 0.0]
     assert joint["hypervolume"].value == pytest.approx(sum(best["geneval"] * (best["ocr"] - below)))
     assert joint["hypervolume"].low < joint["hypervolume"].value < joint["hypervolume"].high
+    assert taught["against"].value == pytest.approx(taught["hypervolume"].value - joint["hypervolume"].value)
     assert "Fronts" in [section.title for section in report.sections]
 
 
