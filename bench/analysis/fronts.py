@@ -59,7 +59,12 @@ def fronts(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Fron
     for label, records in groups.items():
         member = _Model({record.summary["seed"]: record.summary for record in records}, "student")
         members.setdefault(_settings(records[0]), {})[label] = member
-    found = {_name(lines): lines for lines in members.values() if len(lines) > 1 and _seeds(lines)}
+    found: dict[str, dict[str, _Model]] = {}
+    for lines in members.values():
+        if len(lines) > 1 and _seeds(lines):
+            name = _name(lines)
+            # Lines of several comparisons may have equal labels, which then end in an identity.
+            found[f"{name} ({min(lines)})" if name in found else name] = lines
     taught = (records for records in groups.values() if all(shows_teachers(record.summary) for record in records))
     summaries = {record.summary["seed"]: record.summary for record in next(taught, [])}
     if found and summaries:

@@ -76,6 +76,13 @@ def test_lines_that_differ_only_in_weights_are_a_front() -> None:
     assert fronts({"rl": groups["rl"], "rl size=2": groups["rl size=2"]}, TASKS) == []
 
 
+def test_fronts_of_equal_name_are_told_apart() -> None:
+    """As in a report on two comparisons, whose lines have the same labels and other settings."""
+    lines = lambda size, end: {f"rl weights.warm={w}{end}": [record((0.5, w), weights={"warm": w}, size=size)] for w in (0.5, 2.0)}
+    first, second = fronts(lines(1, "") | lines(2, " (abc)"), TASKS)
+    assert (first.label, second.label) == ("rl", "rl (rl weights.warm=0.5 (abc))")
+
+
 def test_only_shared_seeds_count_and_the_teachers_are_a_front_too() -> None:
     groups = {
         "soup weights.warm=0": [record((0.2 + s / 10, 0.8), s, {"warm": 0.0}, teachers=True) for s in (0, 1, 2)],
