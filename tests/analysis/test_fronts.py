@@ -16,10 +16,18 @@ PROMPTS = 8
 
 def row(task: str, value: float | np.ndarray) -> dict:
     values = np.broadcast_to(value, PROMPTS).tolist()
-    return {"task": task, "headline": "reward", "strata": [""] * PROMPTS, "rows": {"reward": values}, "prompts": list(range(PROMPTS))}
+    return {
+        "task": task,
+        "headline": "reward",
+        "strata": [""] * PROMPTS,
+        "rows": {"reward": values},
+        "prompts": list(range(PROMPTS)),
+    }
 
 
-def record(scores: tuple, seed: int = 0, weights: dict | None = None, teachers: bool = False, tasks=TASKS, **params) -> Record:
+def record(
+    scores: tuple, seed: int = 0, weights: dict | None = None, teachers: bool = False, tasks=TASKS, **params
+) -> Record:
     models = {"student": scores, "base": [0.5] * len(tasks)}
     if teachers:
         models |= {"teacher warm": (0.9, 0.1), "teacher cold": (0.2, 0.8)}
@@ -78,7 +86,9 @@ def test_lines_that_differ_only_in_weights_are_a_front() -> None:
 
 def test_fronts_of_equal_name_are_told_apart() -> None:
     """As in a report on two comparisons, whose lines have the same labels and other settings."""
-    lines = lambda size, end: {f"rl weights.warm={w}{end}": [record((0.5, w), weights={"warm": w}, size=size)] for w in (0.5, 2.0)}
+    lines = lambda size, end: {
+        f"rl weights.warm={w}{end}": [record((0.5, w), weights={"warm": w}, size=size)] for w in (0.5, 2.0)
+    }
     first, second = fronts(lines(1, "") | lines(2, " (abc)"), TASKS)
     assert (first.label, second.label) == ("rl", "rl (rl weights.warm=0.5 (abc))")
 
@@ -140,7 +150,9 @@ def test_a_difference_is_paired_by_seed_and_prompt_whatever_the_order_of_the_see
     assert difference(a, a).value == 0
     scores = {0: (0.2, 0.8), 1: (0.3, 0.7), 2: (0.4, 0.6)}
     lines = lambda order, size: {
-        f"rl size={size},weights.warm={w}": [record(np.add(scores[s], w / 10), s, {"warm": w}, size=size) for s in order]
+        f"rl size={size},weights.warm={w}": [
+            record(np.add(scores[s], w / 10), s, {"warm": w}, size=size) for s in order
+        ]
         for w in (1.0, 2.0)
     }
     (_, same) = fronts(lines((0, 1, 2), 1) | lines((2, 0, 1), 2), TASKS)

@@ -55,7 +55,8 @@ def test_the_figure_has_a_panel_per_pair_and_can_be_read(tasks: tuple[str, ...],
     rng, design = np.random.default_rng(0), Design(np.repeat("", 9), np.arange(9))
     draw = lambda: {task: (rng.random((2, 9)), design) for task in tasks}
     found = [
-        front(label, {f"{label} weights.ocr={i}": draw() for i in range(4)}) for label in ("merge", "opd_analytic size=2")
+        front(label, {f"{label} weights.ocr={i}": draw() for i in range(4)})
+        for label in ("merge", "opd_analytic size=2")
     ]
     found.append(front(TEACHERS, {f"teacher {task}": draw() for task in tasks}))
     beside = {task: {"base": 0.4, "teacher": 0.9} for task in tasks}
