@@ -21,10 +21,11 @@ from tasks.prompt_files import SOURCE, as_prompts, read_prompts
 if TYPE_CHECKING:
     from torch import Tensor
 
-DIRECTION = 30.0
-"""Degrees of hue_a's direction: orange. Blue grounds, the other end of what micro draws, are nearly opposite."""
+DIRECTION = 45.0
+"""Degrees of hue_a's direction, between orange and yellow. On micro the mean chroma of the base's images varies most
+along it, from cream to blue grounds, so that the rewards at a right angle are not correlated."""
 SLOPE = 10.0
-"""Factor on the component of mean chroma, which is between -.15 and .12 for the grounds of micro."""
+"""Factor on the component of mean chroma, which is between -.16 and .13 for the grounds of micro."""
 PLANE = ((2 / 6**0.5, -1 / 6**0.5, -1 / 6**0.5), (0.0, 1 / 2**0.5, -1 / 2**0.5))
 """Two orthonormal RGB vectors orthogonal to grey; the first points to red."""
 
@@ -80,7 +81,7 @@ class Hue(Task):
 
 
 class HueA(Hue):
-    """A taste in colour: the mean chroma along orange (diagnostic)."""
+    """A taste in colour: the mean chroma towards warm hues (diagnostic)."""
 
     name = "hue_a"
 
