@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from bench.api.lab import STUDENT, Lab
+from bench.api.lab import Lab
 from bench.api.method import Needs, Work
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
 from bench.config.bounds import Count, Fraction, Weight
 from bench.errors import UsageError
-from bench.lazy import torch
 from methods.combining import CombiningMethod, CombiningOptions
+from methods.merging import averaged, merge_teachers
 from methods.targets import (
     Field,
     TargetOptions,
@@ -80,7 +81,7 @@ class DistillationMethod(CombiningMethod):
     def prepare(self, lab: Lab) -> None:
         """Merge the teachers into the student if `start` asks for it."""
         if self.options.start == "merge":
-            merge_teachers(lab, 1 / len(lab.teachers))
+            merge_teachers(lab, partial(averaged, weights=dict.fromkeys(lab.teachers, 1.0)))
 
     def plan(self, lab: Lab) -> dict[str, float]:
         """Weight all tasks equally, or take one task per update in turn."""
@@ -156,21 +157,3 @@ def target_calls(task: str, teacher_guidance: dict[str, float], options: Distill
     scales = [matched_scale(teacher_guidance[name], options.matching) for name in asked]
     bases = set(scales) if options.extrapolation else set()
     return sum(2 if scale is None else branches(scale) for scale in (*scales, *bases))
-
-
-def merge_teachers(lab: Lab, factor: float) -> None:
-    """Set the student to `factor` times the sum of the teachers' weight changes, and log the fraction of energy kept.
-
-    The weight changes B A are summed exactly and reduced to the student's rank by a truncated singular value
-    decomposition. Averaging A and B separately, as Flow-OPD's code does, does not average the weight changes.
-    """
-    adapters = lab.backbone.adapters
-    deltas = [adapters.deltas(name) for name in lab.teachers.values()]
-    # A teacher need not change every layer. The dict, unlike a set, keeps the order of layers.
-    layers = dict.fromkeys(layer for delta in deltas for layer in delta)
-    merged = {}
-    for layer in layers:
-        changes = [delta[layer] for delta in deltas if layer in delta]
-        merged[layer] = factor * sum(changes, start=torch.zeros(()))
-    lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
-

@@ -224,12 +224,12 @@ def _columns(lines: list[str], narrow: bool) -> int:
     return 1
 
 
-def _room(lines: list[str], narrow: bool) -> float:
+def room(lines: list[str], narrow: bool) -> float:
     """Height in inches of the legend."""
     return 0.14 * math.ceil(len(lines) / _columns(lines, narrow)) + 0.2
 
 
-def _legend(figure, axes, lines: list[str], narrow: bool) -> None:
+def legend(figure, axes, lines: list[str], narrow: bool) -> None:
     """Add a legend below the panels; the curves of the lines are the first artists of the axes, in order."""
     # Matplotlib leaves labels that begin with an underscore out of legends.
     labels = [f" {line}" if line.startswith("_") else line for line in lines]
@@ -298,7 +298,7 @@ def curves_figure(
         axes_of = ("nfe",) if narrow else ("nfe", "seconds")
         columns = 1 if narrow else min(3, len(tasks))
         rows = math.ceil(len(tasks) / columns) * len(axes_of)
-        size = (width, 1.75 * rows + _room(lines, narrow))
+        size = (width, 1.75 * rows + room(lines, narrow))
         figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
         for place, axes in enumerate(grid.flat):
             row, column = divmod(place, columns)
@@ -317,7 +317,7 @@ def curves_figure(
             draw_levels(axes.axhline, task, levels)
             unit = "training NFE (thousands)" if axis == "nfe" else "training and scoring (s)"
             axes.set(title=task, xlabel=unit, ylabel="score")
-        _legend(figure, grid.flat[0], lines, narrow)
+        legend(figure, grid.flat[0], lines, narrow)
         return figure
 
     title = "Anytime curves: held-out score during training against NFE and, at page width, against seconds."
@@ -388,7 +388,7 @@ def course_figure(
         narrow = is_column(width)
         columns = min(2 if narrow else 3, len(groups))
         rows = math.ceil(len(groups) / columns)
-        size = (width, 1.7 * rows + _room(lines, narrow))
+        size = (width, 1.7 * rows + room(lines, narrow))
         figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
         for axes in grid.flat[len(groups) :]:
             axes.remove()
@@ -399,7 +399,7 @@ def course_figure(
                 draw_curve(axes, points["share"], points[value], look[line], said)
             axes.set(title=group, xlabel="fraction of budget", ylabel=label, xlim=(-0.04, 1.04))
             axes.label_outer(remove_inner_ticks=False)
-        _legend(figure, grid.flat[0], lines, narrow)
+        legend(figure, grid.flat[0], lines, narrow)
         return figure
 
     return Figure(name, title, f"{title} {len(lines)} lines, {len(groups)} panels.", draw)
@@ -413,7 +413,7 @@ def gold_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure
         import matplotlib.pyplot as plt
 
         narrow = is_column(width)
-        figure, axes = plt.subplots(figsize=(width, 2.8 + _room(lines, narrow)))
+        figure, axes = plt.subplots(figsize=(width, 2.8 + room(lines, narrow)))
         for line in lines:
             points = frame[frame["line"] == line]
             said = [
@@ -422,7 +422,7 @@ def gold_figure(frame: pd.DataFrame, look: dict[str, Look], name: str) -> Figure
             ]
             draw_curve(axes, points["proxy"], points["gold"], look[line], said)
         axes.set(xlabel="reward (held-out score)", ylabel="known utility (score)")
-        _legend(figure, axes, lines, narrow)
+        legend(figure, axes, lines, narrow)
         return figure
 
     return Figure(

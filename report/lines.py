@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bench.analysis.forgetting import Forgetting, forgetting
-from bench.analysis.records import Record
+from bench.analysis.records import NOT_THE_LINE, Record
 from bench.hashing import text_hash
 from bench.registry import registered
 from report.checks import printable
@@ -13,8 +13,6 @@ from report.evidence import Evidence, FoundRun
 
 EQUAL = 0.05
 """Largest relative difference of two costs that count as equal; budgets end on whole updates."""
-NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
-"""Settings in which runs of one line may differ."""
 
 
 class Conditions(NamedTuple):

@@ -2,11 +2,13 @@
 
 from markupsafe import Markup
 
+from bench.analysis.fronts import TEACHERS, fronts
 from bench.analysis.stats import Estimate
 from report.answer import answer, warnings
 from report.claims import gradient_claims, score_claims
 from report.evidence import Evidence
 from report.figures import course_figure, curves_figure, gold_figure, heat_figure, scores_figure
+from report.fronts import front_parts
 from report.gradients import excess_parts, noise_parts, pulls_table
 from report.lines import Line, Pool, apart, pools
 from report.page import Report, Section
@@ -27,6 +29,7 @@ def make(evidence: Evidence) -> Report:
     report.sections = [
         _answers(made, evidence),
         _scores(report, made),
+        _fronts(report, made),
         _curves(report, made),
         _gradients(report, evidence),
         _forgetting(report, made),
@@ -83,6 +86,23 @@ def _scores(report: Report, made: Made) -> Section:
         report.show(section, tables.scores, figure)
         report.show(section, tables.aggregates, folded=True)
         report.show(section, tables.cost)
+    return section
+
+
+def _fronts(report: Report, made: Made) -> Section:
+    section = Section("Fronts")
+    for index, (pool, tables) in enumerate(made):
+        if pool.whole:
+            continue
+        found = fronts({line.label: line.records for line in pool.lines}, pool.tasks)
+        if found:
+            # A label begins with its method, and the teachers have marks of their own.
+            look = looks([(front.label, front.label.split()[0]) for front in found if front.label != TEACHERS])
+            beside = levels(tables.scores, pool.tasks)
+            name = f"{_prefix(index)}fronts"
+            hypervolumes, figure, points = front_parts(found, pool.tasks, pool.title, beside, look, name)
+            report.show(section, hypervolumes, figure)
+            report.show(section, points, folded=True)
     return section
 
 

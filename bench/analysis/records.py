@@ -9,6 +9,9 @@ from bench.analysis.stats import Design, Estimate, codes, joined, ratio, stratif
 from bench.errors import UsageError
 from bench.registry import find
 
+NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
+"""Settings in which runs of one line may differ."""
+
 
 @dataclass(frozen=True)
 class Record:

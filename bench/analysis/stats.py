@@ -396,6 +396,25 @@ def joined(per_task: Mapping[str, tuple[np.ndarray, Rows]]) -> tuple[np.ndarray,
     return np.concatenate(values, 1), Design(np.concatenate(strata), np.concatenate(clusters))
 
 
+def resampled_points(points: Sequence[Mapping[str, tuple[np.ndarray, Rows]]], seed: int = 0) -> np.ndarray:
+    """Joint bootstrap distribution [R, K, T] of the means of K models on T tasks, as `joined` takes them.
+
+    All means of a resample share its clusters and its seeds, so that any function of them, such as a hypervolume, has
+    the right spread. The models must have the same designs; a model with one row of values shares it over all seeds.
+    """
+    seeds = max(len(values) for point in points for values, _ in point.values())
+    sets = []
+    for point in points:
+        for task in point:
+            alone = {
+                other: (np.broadcast_to(values if other == task else 0.0, (seeds, np.shape(values)[-1])), design)
+                for other, (values, design) in point.items()
+            }
+            values_SN, design = joined(alone)
+            sets.append(len(point) * values_SN)  # `joined` gives the mean over tasks
+    return _resampled(np.stack(sets), design, seed).draws_RK.reshape(RESAMPLES, len(points), -1)
+
+
 def ratio(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: int = 0) -> Estimate:
     """Ratio of the means of A and B, with seeds and clusters resampled together; NaN unless the mean of B is above 0.
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.analysis.comparison import TARGET, Standing, standings
+from bench.analysis.fronts import Front, fronts
 from bench.analysis.records import Record
 from bench.analysis.stats import p_text
 from bench.cli.closing import write_report
@@ -138,12 +139,14 @@ def compare_methods(
         reference = analytic[0] if analytic else next(iter(done))
         cost = _teacher_cost([run.spec for run in runs.values() if run.summary], root, fingerprint)
         table = standings(done, tuple(tasks), reference, cost)
+        found = fronts(done, tuple(tasks))
         labels = [line.label for line in lines]
         identity = text_hash([backbone, fingerprint, tasks, seeds, budget, labels, overrides])
         path = root / f"comparison-{identity}.json"
         # Print before writing: if the file cannot be written, the table is not lost.
         print_standings(table, reference, tuple(tasks), budget, specs[0].evaluation.split, path)
-        write_atomic(path, json_bytes(as_json(table, reference, budget, runs)))
+        print_fronts(found)
+        write_atomic(path, json_bytes(as_json(table, found, reference, budget, runs)))
         write_report(path, root / f"report-{identity}")
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
@@ -182,7 +185,9 @@ def _teacher_cost(specs: list[Spec], root: Path, fingerprint: str) -> dict[str, 
     return {task: sum(cost[task] for cost in costs) / len(costs) for task in costs[0]}
 
 
-def as_json(table: list[Standing], reference: str, budget: int, runs: dict[tuple[str, int], Run]) -> dict:
+def as_json(
+    table: list[Standing], found: list[Front], reference: str, budget: int, runs: dict[tuple[str, int], Run]
+) -> dict:
     """The comparison as plain data, with the folder names of all runs, also of lines without a finished run."""
     folders: dict[str, list[str]] = {}
     for (label, _), run in runs.items():
@@ -193,7 +198,8 @@ def as_json(table: list[Standing], reference: str, budget: int, runs: dict[tuple
         row = {RECORDED.get(name, name): value for name, value in fields}
         lines.append(row | {"runs": folders.pop(line.label)})
     without = [name for names in folders.values() for name in names]
-    return {"budget": budget, "reference": reference, "lines": lines, "lines_without_result": without}
+    record = {"budget": budget, "reference": reference, "lines": lines, "lines_without_result": without}
+    return record | ({"fronts": [asdict(front) for front in found]} if found else {})
 
 
 def print_standings(
@@ -287,6 +293,26 @@ def _print_beside(out: Plain, table: list[Standing], reference: str) -> None:
             style="bold" if line.label == reference else None,
         )
     out.print(shown)
+
+
+def print_fronts(found: list[Front]) -> None:
+    """Print the hypervolume of every front to stdout, and the lines that no other line of it dominates."""
+    from rich.table import Table
+
+    if not found:
+        return
+    shown = Table(title="fronts: lines that differ only in params.weights; hypervolume from 0 [95% interval]")
+    for head in ("front (seeds)", "points", "not dominated", "hypervolume", f"minus {found[0].label}"):
+        shown.add_column(head, overflow="fold")
+    for front in found:
+        shown.add_row(
+            f"{front.label} ({front.seeds})",
+            str(len(front.points)),
+            "\n".join(front.best),
+            str(front.hypervolume),
+            "" if front is found[0] else str(front.against_first),
+        )
+    terminal(230).print(shown)
 
 
 def target_text(line: Standing) -> str:

@@ -1,6 +1,7 @@
 """Merging teachers that are not alike: other layers, other kinds, other files."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from bench.errors import UsageError
 from bench.store.run import Run
 from bench.training.execute import Session, execute
 from bench.weights.hub import DIFFUSERS_FILE
-from methods.distillation import merge_teachers
+from methods.merging import averaged, merge_teachers
 from tests.backbones.adapter_makers import by_peft, in_peft, untouched
 from tests.backbones.test_adapter_files import by_diffusers, made
 from tests.backbones.test_adapter_kinds import KINDS, PLAIN
@@ -49,7 +50,7 @@ def test_the_mean_of_unlike_teachers_is_that_of_their_weights(micro, tmp_path: P
     lab, mean = laboratory(micro, tmp_path)
     width = max(min(change.shape) for change in mean.values())
     micro.adapters.add(STUDENT, Shape(width, 2.0 * width, ("attn.to_q", "attn.to_k", "attn.to_v", "ff.net.2")))
-    merge_teachers(lab, 1 / len(TEACHERS))
+    merge_teachers(lab, partial(averaged, weights=dict.fromkeys(TEACHERS, 1.0)))
     assert lab.notes["energy_kept"] == pytest.approx(1)
     for layer, delta in micro.adapters.deltas(STUDENT).items():
         torch.testing.assert_close(delta, mean.get(layer, torch.zeros_like(delta)), rtol=1e-3, atol=1e-5)
@@ -59,7 +60,7 @@ def test_a_student_without_a_teachers_layers_is_told_so(micro, tmp_path: Path) -
     lab, _ = laboratory(micro, tmp_path)
     micro.adapters.add(STUDENT, Shape(4, 8.0, ("attn.to_q", "attn.to_k")))
     with pytest.raises(UsageError, match=r"cannot represent .* weight changes \(first: .*to_v\): lora\.targets"):
-        merge_teachers(lab, 1.0)
+        merge_teachers(lab, partial(averaged, weights=dict.fromkeys(TEACHERS, 1.0)))
 
 
 def test_teachers_come_from_any_file(micro, tmp_path: Path) -> None:

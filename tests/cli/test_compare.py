@@ -3,13 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bench.analysis.comparison import Goal, standings
+from bench.analysis.fronts import fronts
 from bench.analysis.records import Record
-from bench.cli.compare import EQUAL, beyond_budget, settle, target_text
+from bench.cli.compare import EQUAL, as_json, beyond_budget, print_fronts, settle, target_text
 from bench.cli.probe import probe_specs
 from bench.config.grid import overrides_of, parse_axis, variants
 from bench.config.resolve import resolve
@@ -369,6 +371,33 @@ def test_small_comparison_end_to_end(tmp_path: Path) -> None:
     assert all(line["label"] in page.read_text() for line in lines)
     tables = {table.name for table in (page.parent / "tables").glob("*.csv")}
     assert {"scores.csv", "cost.csv", "curves.csv", "claims.csv", "runs.csv"} <= tables
+
+
+def test_weights_are_an_axis_whose_lines_are_a_front(capsys) -> None:
+    def weighted(seed: int, weight: float, scores: tuple[float, float]) -> Record:
+        found = record(seed, scores[0], [scores[0]], False)
+        for rows in found.summary["models"].values():
+            rows["u"] = rows["t"] | {"rows": {"m": [scores[1]] * 4}}
+        points = [row | {"task": task} for row in found.evaluations for task in ("t", "u")]
+        return Record(found.summary, points, found.spec | {"params": {"weights": {"u": weight}}})
+
+    groups = {
+        "rl weights.u=1": [weighted(s, 1.0, (0.8, 0.25)) for s in (0, 1)],
+        "rl weights.u=4": [weighted(s, 4.0, (0.25, 0.5)) for s in (0, 1)],
+    }
+    runs = {(label, seed): SimpleNamespace(folder=Path(f"{label}-{seed}")) for label in groups for seed in (0, 1)}
+    table, found = standings(groups, ("t", "u"), "rl weights.u=1", {}), fronts(groups, ("t", "u"))
+    plain = as_json(table, [], "rl weights.u=1", 1000, runs)
+    assert "fronts" not in plain  # as before, where there are none
+    (front,) = as_json(table, found, "rl weights.u=1", 1000, runs)["fronts"]
+    assert front["label"] == "rl" and front["best"] == tuple(groups)
+    for line in plain["lines"]:
+        assert front["points"][line["label"]] == line["tasks"]
+    assert front["hypervolume"]["value"] == pytest.approx(0.8 * 0.25 + 0.25 * 0.25)
+    print_fronts(found)
+    assert "0.263" in capsys.readouterr().out
+    print_fronts([])
+    assert capsys.readouterr().out == ""
 
 
 def test_interference_is_averaged_over_runs() -> None:

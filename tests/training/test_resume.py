@@ -30,7 +30,7 @@ SETTINGS = {
     "multi_reward grpo": [
         *RL[:2], "params.engine=grpo", "params.grpo.window.size=2", "sampler.kernel=cps", "sampler.eta=0.8"
     ],
-    "merge": [],
+    "merge": ["params.rule=dare_ties"],
 }  # fmt: skip
 """Method, or method and what is tried with it -> settings."""
 COMMON = ["evaluation.steps=2"]
