@@ -39,6 +39,12 @@ class OpdReward(MultiReward):
                 f"params.{options.engine}.kl is the weight of the distillation, and 0 leaves none: set it above 0, or "
                 "use method multi_reward"
             )
+        own = options.build().reference_guidance
+        if own not in (None, spec.sampler.guidance):
+            raise UsageError(
+                f"params.{options.engine}.reference_guidance {own:g} would be the teachers' scale, but method "
+                f"{cls.name!r} compares them at sampler.guidance {spec.sampler.guidance:g}: set both to one value"
+            )
         for task in spec.tasks:
             if (scale := spec.teacher_guidance[task]) != spec.sampler.guidance:
                 raise UsageError(

@@ -63,6 +63,11 @@ class Engine(ABC):
     def __init__(self, options: Any):
         self.options = options
 
+    @property
+    def reference_guidance(self) -> float | None:
+        """Guidance scale of the reference; None: the student's."""
+        return None
+
     def check(self, sampler: Sampler, batch: Batch) -> None:
         """Raise UsageError for a sampler or a batch that this objective cannot train with."""
         check_inner_updates(self.name, batch.groups, self.options.inner_updates)

@@ -84,11 +84,6 @@ class ForwardProcess(Engine):
         """Whether the reference's velocity is used."""
         return self.options.kl > 0
 
-    @property
-    def reference_guidance(self) -> float | None:
-        """Guidance scale of the reference; None: the student's."""
-        return None
-
     def levels(self, sampler: Sampler) -> int:
         """Number of noise levels that may be drawn."""
         return int(sampler.steps * self.options.timestep_fraction)

@@ -17,10 +17,9 @@ from bench.errors import MissingError, UsageError
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
-from methods.multi_reward import MultiReward
+from methods.multi_reward import MultiReward, MultiRewardOptions
 from methods.opd_analytic import OpdAnalytic, OpdOptions
 from methods.rl.forward_process import OLD
-from methods.rl.method import RlOptions
 from methods.rl.nft import NftOptions
 from tests.methods.conftest import shake
 
@@ -53,7 +52,7 @@ def lab(sd3_folder) -> Lab:
     "method",
     [
         OpdAnalytic(OpdOptions(trajectories=2, weighting="velocity")),
-        MultiReward(RlOptions(groups=2, group_size=2, nft=NftOptions(timesteps=1))),
+        MultiReward(MultiRewardOptions(groups=2, group_size=2, nft=NftOptions(timesteps=1))),
     ],
     ids=["opd_analytic", "nft"],
 )

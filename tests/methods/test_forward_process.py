@@ -10,7 +10,7 @@ from bench.cli.list import print_list
 from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.sampler.rollout import Trajectory
-from methods.multi_reward import MultiReward
+from methods.multi_reward import MultiReward, MultiRewardOptions
 from methods.rl.awm import Awm, AwmOptions
 from methods.rl.crd import SAMPLING, Crd, CrdOptions
 from methods.rl.dgpo import Dgpo, DgpoOptions, group_weights
@@ -134,7 +134,7 @@ def test_dpo_replaces_its_reference_every_so_often() -> None:
 
 
 def forward_method(engine: str, **settings) -> MultiReward:
-    return MultiReward(RlOptions(engine=engine, groups=2, group_size=4, **{engine: {"timesteps": 2} | settings}))
+    return MultiReward(MultiRewardOptions(engine=engine, groups=2, group_size=4, **{engine: {"timesteps": 2} | settings}))
 
 
 def prepared(lab, engine: str) -> None:

@@ -19,7 +19,6 @@ from methods.rl.engine import Batch
 from methods.rl.forward_process import OLD
 from methods.rl.grpo import Grpo, GrpoOptions, surrogate
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
-from methods.rl.method import RlOptions
 from methods.rl.nft import Nft, NftOptions, optimality, policy_loss
 from methods.rl.old_policy import OLD_DECAY
 from methods.rl.ratios import Ratios, beyond, kl_between
@@ -114,7 +113,7 @@ def test_update_has_a_gradient_and_the_predicted_cost(make_lab, gradient, engine
     lab = make_lab(kernel, eta)
     lab.backbone.adapters.add(OLD, Shape(4, 8.0))
     sections = {"nft": NftOptions(timesteps=2, chunk=5), "grpo": GrpoOptions(chunk=5)}
-    method = MultiReward(RlOptions(engine=engine, groups=3, group_size=4, **sections))
+    method = MultiReward(MultiRewardOptions(engine=engine, groups=3, group_size=4, **sections))
     lab.backbone.meter.nfe.clear()
     loss, grad = gradient(lab, method, "ocr")
     assert np.isfinite(loss)
@@ -211,7 +210,7 @@ def test_guard_removes_the_bias_of_the_ratio() -> None:
 def test_grpo_penalty_is_the_released_codes(make_lab, gradient, kernel: str) -> None:
     """(mean - reference's)^2 / (2 std_dev_t^2), where flow_sde's std_dev_t is g, without sqrt(h), and cps's is all."""
     lab = make_lab(kernel, 0.7)
-    engine = MultiReward(RlOptions(engine="grpo", groups=1, group_size=2, grpo=GrpoOptions(kl=1.0)))
+    engine = MultiReward(MultiRewardOptions(engine="grpo", groups=1, group_size=2, grpo=GrpoOptions(kl=1.0)))
     with torch.no_grad():
         samples = engine.collect(lab, "ocr")
         samples.advantages = torch.zeros(2)

@@ -11,10 +11,9 @@ from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS, ode
 from bench.sampler.window import Windowed
-from methods.multi_reward import MultiReward
+from methods.multi_reward import MultiReward, MultiRewardOptions
 from methods.rl.flow_dppo import FlowDppo, FlowDppoOptions
 from methods.rl.grpo import Grpo, GrpoOptions
-from methods.rl.method import RlOptions
 from methods.rl.tempflow import TempFlow, TempFlowOptions
 from methods.rl.windows import WindowOptions, windowed
 from tests.methods.conftest import shake
@@ -67,7 +66,7 @@ def test_only_the_window_is_trained(make_lab, gradient) -> None:
     """The loss with a window is that of its steps: written down again from the trajectory."""
     lab = make_lab("cps", 0.8)
     lab.step = 3
-    method = MultiReward(RlOptions(engine="grpo", groups=2, group_size=3, grpo={"kl": 0, "window": {"size": 2}}))
+    method = MultiReward(MultiRewardOptions(engine="grpo", groups=2, group_size=3, grpo={"kl": 0, "window": {"size": 2}}))
     with torch.no_grad():
         samples = method.mix(lab, {"ocr": method.collect(lab, "ocr")})["ocr"]
     noisy = [k for k, density in enumerate(samples.trajectory.log_probs) if density is not None]
@@ -106,7 +105,7 @@ def test_flow_dppo_drops_what_is_far_and_would_go_further() -> None:
 def test_flow_dppo_counts_what_it_drops(make_lab) -> None:
     lab = make_lab("cps", 0.8)
     settings = {"max_kl": 1e-12, "inner_updates": 1, "window": {"size": 2}, "timestep_fraction": 0.9}
-    method = MultiReward(RlOptions(engine="flow_dppo", groups=2, group_size=3, flow_dppo=settings))
+    method = MultiReward(MultiRewardOptions(engine="flow_dppo", groups=2, group_size=3, flow_dppo=settings))
     with torch.no_grad():
         samples = method.mix(lab, {"ocr": method.collect(lab, "ocr")})["ocr"]
         list(method.losses(lab, "ocr", samples))
@@ -119,7 +118,7 @@ def test_flow_dppo_counts_what_it_drops(make_lab) -> None:
 
 def test_tempflow_branches_at_one_step(make_lab) -> None:
     lab = make_lab("cps", 0.8)
-    method = MultiReward(RlOptions(engine="tempflow", groups=2, group_size=3))
+    method = MultiReward(MultiRewardOptions(engine="tempflow", groups=2, group_size=3))
     with torch.no_grad():
         trajectory = method.collect(lab, "ocr").trajectory
     (branch,) = [k for k, density in enumerate(trajectory.log_probs) if density is not None]
