@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from bench.api.lab import Lab
 
 AllocationName = Literal["equal", "by_loss", "by_gap", "by_progress"]
+SOURCES = {
+    "by_loss": "gap-following, Open-MOPD, arXiv 2608.19098",
+    "by_gap": "relative inverse training rate, GradNorm, arXiv 1711.02257, Sec. 3.2",
+    "by_progress": "dynamic weight average, arXiv 1803.10704, Eq. 7",
+}
+"""Where each rule but `equal` comes from."""
 WINDOW = 10
 """Updates whose mean distance a rule sees. Dynamic weight average takes an epoch, Open-MOPD a running mean."""
 LEAST, MOST = 0.05, 20.0

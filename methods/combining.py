@@ -21,7 +21,8 @@ from bench.api.method import Method, Options
 from bench.config.bounds import Moderate
 from bench.errors import BenchError, UsageError, unknown
 from bench.lazy import torch
-from methods.allocation import Allocation, AllocationName
+from methods.allocation import SOURCES, Allocation, AllocationName
+from methods.signal import MOSTLY, Signal, signal_shares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,10 +149,15 @@ class CombiningMethod(Method):
     """Methods whose settings `weights`, `allocation` and `combine` choose how their tasks' gradients become one."""
 
     Options: ClassVar[type[CombiningOptions]] = CombiningOptions
+    variants: ClassVar[dict[str, str]] = {
+        **{f"params.combine={name}": rule.source for name, rule in RULES.items()},
+        **{f"params.allocation={name}": source for name, source in SOURCES.items()},
+    }
 
     def __init__(self, options: CombiningOptions):
         super().__init__(options)
         self.allocation = Allocation(options.allocation)
+        self.signal = Signal()
 
     @classmethod
     def check(cls, spec, sampler) -> None:
@@ -197,26 +203,28 @@ class CombiningMethod(Method):
             self.allocation.record(lab, {task: self.distance(lab, task) for task in lab.tasks})
 
     def state(self) -> dict[str, Tensor]:
-        """The distances so far, if the weights adapt to them."""
-        return super().state() | self.allocation.state()
+        """The distances so far, if the weights adapt to them, and the last gradients, if a rule combines them."""
+        return super().state() | self.allocation.state() | self.signal.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the distances."""
+        """Restore the distances and the last gradients."""
         super().load_state(state)
         self.allocation.load_state(state)
+        self.signal.load_state(state)
 
     def combines(self) -> bool:
         """Whether a rule is chosen, or a subclass has its own."""
         return self.options.combine != "sum" or type(self).combine is not CombiningMethod.combine
 
     def combine(self, lab: Lab, gradients: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-        """Combine by the chosen rule; log norms, the lowest cosine and how much the rule changed the sum."""
+        """Combine by the chosen rule; log norms, signal, the lowest cosine and how much the rule changed the sum."""
         rows = [weights[task] * gradient for task, gradient in gradients.items()]
         products = products_of(rows)
         chosen = combined_weights(self.options.combine, products, lab.seed_for("combine", ""))
         norms = products.diagonal().sqrt()
         for task, norm in zip(gradients, norms.tolist()):
             lab.note(f"gradient_norm/{task}", norm)
+            lab.note(f"signal/{task}", float(self.signal.cosine(task, gradients[task])))
         pairs = torch.triu_indices(len(rows), len(rows), offset=1)
         tiny = torch.finfo(norms.dtype).tiny
         cosines = products[*pairs] / (norms[pairs[0]] * norms[pairs[1]]).clamp(min=tiny)
@@ -227,3 +235,15 @@ class CombiningMethod(Method):
         # As the sum without a rule, with other weights.
         by_rule = {task: weight * weights[task] for task, weight in zip(gradients, chosen.tolist())}
         return super().combine(lab, gradients, by_rule)
+
+    def remarks(self, rows: list[dict[str, float]]) -> list[str]:
+        """A warning if a rule acted on gradients that are mostly noise."""
+        rule = self.options.combine
+        shares = signal_shares(rows)
+        if rule == "sum" or not shares or max(shares.values()) >= MOSTLY:
+            return []
+        told = ", ".join(f"{task} {share:.0%}" for task, share in shares.items())
+        return [
+            f"params.combine {rule} acted mostly on noise: by the cosine of successive gradients, the signal is this "
+            f"share of a gradient's squared norm: {told}"
+        ]

@@ -51,6 +51,13 @@ class DistillationMethod(CombiningMethod):
     needs = Needs(teachers=True)
     lowers_memory: ClassVar[tuple[str, ...]] = ("trajectories",)
     Options: ClassVar[type[DistillationOptions]]
+    variants: ClassVar[dict[str, str]] = {
+        "params.extrapolation": "target beyond the teacher, STEP-OPD",
+        "params.matching=branches": "both branches of guidance, IBM, arXiv 2607.24731",
+        "params.matching=difference": "conditional velocity and guidance direction, PDM, arXiv 2607.24731",
+        "params.teachers=all": "every prompt asks all teachers, DiffusionOPSD, arXiv 2608.24646",
+        "params.start=merge": "cold start at the teachers' mean, Flow-OPD, arXiv 2605.08063",
+    }
     matches_parts: ClassVar[bool] = True
     """Whether the parts of guidance can be matched (params.matching), and not only the guided velocity."""
 

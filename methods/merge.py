@@ -42,10 +42,14 @@ class Merge(Method):
     """The student is a combination of the teachers' weight changes; nothing is trained."""
 
     name = "merge"
-    source = (
-        "task arithmetic, arXiv 2212.04089; weight average, rewarded soups, arXiv 2306.04488; TIES, arXiv 2306.01708; "
-        "DARE, arXiv 2311.03099"
-    )
+    source = "merging the teachers' weight changes, without training"
+    variants: ClassVar[dict[str, str]] = {
+        "params.rule=average": "weight average; with weights, rewarded soups, arXiv 2306.04488",
+        "params.rule=sum": "task arithmetic, arXiv 2212.04089",
+        "params.rule=ties": "TIES, arXiv 2306.01708",
+        "params.rule=dare_linear": "DARE, arXiv 2311.03099",
+        "params.rule=dare_ties": "DARE, arXiv 2311.03099, with the signs of TIES",
+    }
     needs = Needs(teachers=True)
     Options = MergeOptions
     trains = False

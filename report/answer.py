@@ -179,6 +179,10 @@ def warnings(found: list[Pool], evidence: Evidence) -> list[Markup]:
             said = "{}Excluded from every mean, because another folder has the same line and seed: {}."
             names = ", ".join(run.name for run in pool.repeated)
             texts.append(Markup(said).format(where, names))
+        for compared in pool.lines:
+            remarks = [remark for record in compared.records for remark in record.summary.get("remarks", [])]
+            if remarks:
+                texts.append(Markup("{}: {}.").format(compared.label, remarks[0]))
         single = [line.label for line in pool.lines if len(line.records) == 1]
         if single:
             texts.append(Markup("One seed says little about a method: {}.").format(_some(single)))

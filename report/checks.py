@@ -86,6 +86,8 @@ class Summary(Part):
     teachers: dict[str, TeacherRecord]
     models: dict[str, dict[str, ScoreRecord]]
     pictures: dict[str, dict[str, Text]] = {}
+    remarks: list[Text] = []
+    """What its method warned about."""
 
     @model_validator(mode="after")
     def _shows(self) -> "Summary":

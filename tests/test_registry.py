@@ -2,6 +2,7 @@
 
 import sys
 from importlib.metadata import EntryPoint
+from typing import Any, get_args
 
 import pytest
 
@@ -148,7 +149,7 @@ def test_a_name_that_is_taken_is_marked_in_lists_and_hurts_no_other(register, tm
                [("task", "ocr"), ("method", "merge"), ("backbone", "sd3"), ("command", "report")]))  # fmt: skip
     for what, name in {"tasks": "ocr", "methods": "merge", "backbones": "sd3"}.items():
         code, out, _ = call(f"list {what}", monkeypatch, capsys)
-        (line,) = [line for line in out.splitlines() if line.split()[0] == name]
+        (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
         assert code == 0 and "registered more than once" in line and "stranger" in line
     assert call("run --method opd_analytic --tasks geneval --dry-run", monkeypatch, capsys)[0] == 0
 
@@ -162,3 +163,29 @@ def test_one_object_by_two_packages_is_one(register) -> None:
 def test_all_stands_alone(name: str) -> None:
     with pytest.raises(UsageError, match="'all' cannot be combined"):
         registry.task_names([name, "all"])
+
+
+def test_settings_that_choose_a_published_method_are_listed_once_with_their_source(capsys) -> None:
+    from bench.cli.list import print_list
+    from methods.allocation import AllocationName
+    from methods.combining import RULES
+    from methods.rl.method import ENGINES
+
+    print_list("methods")
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    told = dict(lines)
+    assert len(told) == len(lines)
+    for name, engine in ENGINES.items():
+        assert told[f"params.engine={name}"] == engine.source
+    for name, rule in RULES.items():
+        assert told[f"params.combine={name}"] == rule.source
+    assert {f"params.allocation={name}" for name in get_args(AllocationName)} - told.keys() == {"params.allocation=equal"}
+    for method in registry.registered("method"):
+        options = registry.find("method", method).Options
+        for setting in registry.find("method", method).all_variants():
+            key, _, value = setting.removeprefix("params.").partition("=")
+            # What is listed can be set.
+            section: Any = value or 0.5
+            for part in reversed(key.split(".")):
+                section = {part: section}
+            options.model_validate(section)

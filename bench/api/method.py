@@ -92,7 +92,8 @@ class Method(ABC, Generic[Experience]):
     source: ClassVar[str]
     """Paper and equation."""
     variants: ClassVar[dict[str, str]] = {}
-    """Setting and value ("params.engine=nft") -> paper and equation, if a setting chooses between published methods."""
+    """Setting and value ("params.engine=nft") -> paper and equation, if a setting chooses between published methods. A
+    subclass names only its own."""
     needs: ClassVar[Needs] = Needs()
     """Its requirements."""
     Options: ClassVar[type[Options]] = Options
@@ -117,6 +118,14 @@ class Method(ABC, Generic[Experience]):
             raise UsageError(f"method {cls.name!r} takes one task, got {', '.join(spec.tasks)}")
         if cls.needs.stochastic and not sampler.stochastic:
             raise UsageError(f"method {cls.name!r} needs a stochastic kernel: set sampler.kernel and sampler.eta > 0")
+
+    @classmethod
+    def all_variants(cls) -> dict[str, str]:
+        """The `variants` of this method and of its base classes."""
+        found: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            found |= vars(base).get("variants", {})
+        return found
 
     @property
     def inner_updates(self) -> int:
@@ -185,3 +194,7 @@ class Method(ABC, Generic[Experience]):
 
     def after_update(self, lab: Lab) -> None:
         """Called after the optimiser step, without gradients."""
+
+    def remarks(self, rows: list[dict[str, float]]) -> list[str]:
+        """Warnings about a finished run, from its rows of metrics; they are printed and kept in its summary."""
+        return []

@@ -28,6 +28,23 @@ def print_list(what: str) -> None:
     width = max((len(row[0]) for row in rows), default=0) + 2
     for name, *facts in rows:
         print(f"{name:<{width}}{'; '.join(facts)}")
+    if what == "methods":
+        print_variants([row[0] for row in rows])
+
+
+def print_variants(methods: list[str]) -> None:
+    """Print the settings that choose between published methods, each once, with the methods that have them."""
+    having: dict[tuple[str, str], list[str]] = {}
+    for name in methods:
+        if not rivals("method", name):
+            for item in find("method", name).all_variants().items():
+                having.setdefault(item, []).append(name)
+    listed: list[str] = []
+    for (setting, source), names in having.items():
+        if names != listed:
+            print(f"\nsettings of {', '.join(names)}:")
+            listed = names
+        print(f"    {setting:<36}{source}")
 
 
 def _row(kind: str, name: str) -> tuple[str, ...] | None:
@@ -48,8 +65,7 @@ def _kernel(kernel: Kernel) -> tuple[str, ...]:
 
 def _method(name: str) -> tuple[str, ...]:
     method = find("method", name)
-    variants = [f"\n    {setting}: {source}" for setting, source in method.variants.items()]
-    return method.source, _needs(method.needs) + "".join(variants)
+    return method.source, _needs(method.needs)
 
 
 def _task(name: str) -> tuple[str, ...]:

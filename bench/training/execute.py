@@ -141,6 +141,8 @@ def execute(spec: Spec, session: Session) -> dict:
         if workers.main:
             backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
         summary = workers.agreed(_summarise(loop, teachers, session, descriptor))
+        for remark in summary.get("remarks", []):
+            session.say(f"note: {remark}")
         run.finish(summary)
     workers.agreed(None)  # a barrier: no process may look for the summary before it is written
     return summary
@@ -238,6 +240,8 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
     }
     if references.pictures:
         summary["pictures"] = references.pictures
+    if remarks := loop.method.remarks(run.rows("metrics.jsonl")):
+        summary["remarks"] = remarks
     return summary
 
 

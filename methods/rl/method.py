@@ -24,6 +24,7 @@ from methods.rl.flow_dppo import FlowDppo, FlowDppoOptions
 from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.grpo_guard import GrpoGuard, GrpoGuardOptions
 from methods.rl.nft import Nft, NftOptions
+from methods.rl.reward_sets import SOURCES as SET_SOURCES
 from methods.rl.reward_sets import SetRule, check_rule, set_advantages
 from methods.rl.tempflow import TempFlow, TempFlowOptions
 from methods.rl.windows import SOURCES as WINDOW_SOURCES
@@ -96,6 +97,7 @@ class RlMethod(Method[Samples]):
     variants: ClassVar[dict[str, str]] = {
         **{f"params.engine={name}": engine.source for name, engine in ENGINES.items()},
         **{f"params.grpo.window.place={place}": source for place, source in WINDOW_SOURCES.items()},
+        **{f"params.reward_set={rule}": source for rule, source in SET_SOURCES.items()},
     }
     lowers_memory = (*(f"{name}.chunk" for name in ENGINES), "groups")
     reference: str | None = None

@@ -24,6 +24,13 @@ from bench.errors import UsageError
 from methods.rl.advantages import FLOOR, Mixing, advantages
 
 SetRule = Literal["sum", "per_reward", "gdpo", "pareto"]
+SOURCES: dict[SetRule, str] = {
+    "sum": "weighted sum of rewards, released code of Flow-GRPO and DiffusionNFT",
+    "per_reward": "weighted sum of advantages, MixGRPO, arXiv 2507.21802",
+    "gdpo": "GDPO, arXiv 2601.05242",
+    "pareto": "non-dominated images of a group, Flow-Multi, Sensors 26(4) 1120",
+}
+"""Where each rule comes from."""
 
 
 def check_rule(rule: SetRule, mixing: Mixing, global_std: bool) -> None:

@@ -13,6 +13,7 @@ from bench.errors import UsageError
 from bench.training.execute import Session, execute
 from methods.combining import CAGRAD_RADIUS, RULES, combined_weights, products_of
 from methods.opd_analytic import OpdAnalytic
+from methods.signal import SAMPLE, Signal, signal_shares
 from tests.training.test_resume import records
 
 CONFLICT = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
@@ -163,6 +164,11 @@ def test_a_run_records_the_conflict_and_resumes_to_the_bit(tmp_path: Path, monke
     execute(spec, Session(tmp_path / "cut"))
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
     rows = [json.loads(x) for x in (tmp_path / "whole" / whole["folder"] / "metrics.jsonl").read_text().splitlines()]
+    (remark,) = whole["remarks"]
+    shares = signal_shares(rows)
+    assert shares.keys() == {"ocr", "geneval"}
+    assert "params.combine cagrad acted mostly on noise" in remark
+    assert f"geneval {shares['geneval']:.0%}, ocr {shares['ocr']:.0%}" in remark
     for row in rows:
         assert row["gradient_norm/ocr"] > 0 and row["gradient_norm/geneval"] > 0
         assert -1 <= row["cosine_lowest"] <= 1
@@ -179,6 +185,25 @@ def test_weights_of_tasks_in_distillation() -> None:
         resolve("opd_analytic", ["ocr", "geneval"], overrides=mixed[1:])
     with pytest.raises(UsageError, match="the run has one"):
         resolve("opd_analytic", ["ocr"], overrides=mixed)
+
+
+def test_successive_gradients_tell_signal_from_noise() -> None:
+    """With a signal of unit length and noise of variance 3 in all, a quarter of the squared norm is signal."""
+    generator = torch.Generator().manual_seed(0)
+    size = 3 * SAMPLE
+    mean = torch.randn(size, generator=generator) / size**0.5
+    signal, rows = Signal(), []
+    for step in range(9):
+        if step == 5:  # a resumed run goes on
+            signal, before = Signal(), signal
+            signal.load_state(before.state())
+        noise = torch.randn(size, generator=generator) * (3 / size) ** 0.5
+        gradients = {"ocr": mean + noise, "still": mean}
+        rows.append({f"signal/{task}": float(signal.cosine(task, gradient)) for task, gradient in gradients.items()})
+    assert rows[0] == {"signal/ocr": 0, "signal/still": 0}
+    assert signal_shares(rows) == pytest.approx({"ocr": 0.25, "still": 1.0}, abs=0.01)
+    assert sum(tensor.numel() for tensor in signal.state().values()) == 2 * SAMPLE
+    assert float(signal.cosine("ocr", torch.zeros(size))) == 0.0
 
 
 @pytest.mark.usefixtures("few_prompts")
