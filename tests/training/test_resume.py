@@ -10,6 +10,7 @@ import pytest
 
 from bench.registry import find, registered
 from tests.commands import bench
+from tests.folders import data, needs_data, shared
 from tests.once import once
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
@@ -19,6 +20,8 @@ SETTINGS = {
     "opd_analytic": ["params.trajectories=4"],
     "opd_ppo": ["params.trajectories=4", "params.inner_updates=2"],
     "sft": ["params.trajectories=4", "params.levels=2"],
+    "flow_matching": ["params.batch=4"],
+    "offline_dpo": ["params.batch=4"],
     "dance_opd": ["params.trajectories=4"],
     "off_policy": ["params.trajectories=4"],
     "single_task": RL,
@@ -83,8 +86,10 @@ def dies(moment: str, count: int) -> None:
         store.write_atomic = moments[moment]
 
 
-def command(method: str, root: Path) -> list[str]:
+def command(method: str, root: Path, pictures: Path) -> list[str]:
     settings = COMMON + SETTINGS[method] + (TRAINING if find("method", method).trains else [])
+    if needs_data(method):
+        settings += data(pictures, ("ocr",))
     sets = [part for setting in settings for part in ("--set", setting)]
     tasks = "ocr,geneval" if method in ("cascade", "merge") else "ocr"
     return ["run", "--method", method, "--tasks", tasks, "--results", str(root), *sets]
@@ -110,11 +115,17 @@ def records(root: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of the user's pictures."""
+    return shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, pictures: Path):
     """method -> results folder of a run that nobody disturbed."""
 
     def make(folder: Path) -> None:
-        done = bench(command(folder.name, folder / "results"))
+        done = bench(command(folder.name, folder / "results", pictures))
         assert done.returncode == 0, done.stderr
 
     return lambda method: once(tmp_path_factory, method, make) / "results"
@@ -139,14 +150,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
     ],
 )
 def test_killed_run_resumes_bit_identically(
-    uninterrupted, tmp_path: Path, method: str, moment: str, count: int
+    uninterrupted, pictures: Path, tmp_path: Path, method: str, moment: str, count: int
 ) -> None:
     root, whole = tmp_path / "results", uninterrupted(method)
     if method != "opd_analytic":  # whose base and teachers are evaluated again in every run; others share the results
         shutil.copytree(whole / "cache", root / "cache")
-    killed = bench(command(method, root), before=dies, arguments=(moment, count))
+    killed = bench(command(method, root, pictures), before=dies, arguments=(moment, count))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = bench(command(method, root))
+    done = bench(command(method, root, pictures))
     assert done.returncode == 0, done.stderr
     assert records(root) == records(whole)
 

@@ -16,6 +16,7 @@ from bench.store.run import read_checkpoint
 from bench.system.workers import Workers, connect
 from bench.training.execute import Session, execute
 from tests.commands import together
+from tests.folders import data, needs_data, shared
 from tests.once import once
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
@@ -39,6 +40,8 @@ SETTINGS = {
     "dance_opd": ["params.trajectories=3"],
     "off_policy": ["params.trajectories=3", "params.combine=pcgrad"],
     "sft": ["params.trajectories=3", "params.combine=upgrad"],
+    "flow_matching": ["params.batch=5", "params.combine=pcgrad"],
+    "offline_dpo": ["params.batch=5", "params.chunk=2", "params.beta=100"],
     "multi_reward": [*RL, "budget.nfe=3000", "params.combine=nash_mtl"],
     "cascade": [
         *RL,
@@ -57,9 +60,10 @@ def make(specs: str) -> None:
     sys.exit()
 
 
-def spec_of(method: str) -> Spec:
+def spec_of(method: str, pictures: Path) -> Spec:
     tasks = ["ocr", "geneval"] if method == "cascade" else ["ocr", "pickscore"]
-    return resolve(method, tasks, overrides=[*COMMON, *SETTINGS[method]])
+    of_user = data(pictures, tuple(tasks)) if needs_data(method) else []
+    return resolve(method, tasks, overrides=[*COMMON, *SETTINGS[method], *of_user])
 
 
 def made_by_two(specs: list[Spec], folder: Path) -> None:
@@ -79,16 +83,22 @@ def check_scores(one: dict, two: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of the user's pictures."""
+    return shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     """Results of every method's run by two processes."""
-    specs = [spec_of(method) for method in SETTINGS]
+    specs = [spec_of(method, pictures) for method in SETTINGS]
     return once(tmp_path_factory, "pair", lambda folder: made_by_two(specs, folder)) / "results"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SETTINGS)
-def test_two_processes_update_as_one_does(pair: Path, tmp_path: Path, method: str) -> None:
-    alone = execute(spec_of(method), Session(tmp_path / "results"))
+def test_two_processes_update_as_one_does(pair: Path, pictures: Path, tmp_path: Path, method: str) -> None:
+    alone = execute(spec_of(method, pictures), Session(tmp_path / "results"))
     folders = [root / alone["folder"] for root in (tmp_path / "results", pair)]
     (one, one_state), (two, two_state) = (read_checkpoint(f / "checkpoint.safetensors") for f in folders)
     for name in one:
