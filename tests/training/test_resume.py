@@ -24,11 +24,14 @@ SETTINGS = {
     "offline_dpo": ["params.batch=4"],
     "dance_opd": ["params.trajectories=4"],
     "off_policy": ["params.trajectories=4"],
+    "draft_k": ["params.trajectories=4", "params.last=2"],
+    "refl": ["params.trajectories=4"],
     "single_task": RL,
     "multi_reward": RL,
     "cascade": [*RL, "params.anchor=previous"],
     "merge": [],
 }
+TASKS_OF = dict.fromkeys(("cascade", "merge"), "ocr,geneval") | dict.fromkeys(("draft_k", "refl"), "pickscore")
 COMMON = ["evaluation.steps=2"]
 TRAINING = ["budget.updates=6", "checkpoint_every=2", "evaluation.points=[0.5]", "ema.every=2"]
 
@@ -91,7 +94,7 @@ def command(method: str, root: Path, pictures: Path) -> list[str]:
     if needs_data(method):
         settings += data(pictures, ("ocr",))
     sets = [part for setting in settings for part in ("--set", setting)]
-    tasks = "ocr,geneval" if method in ("cascade", "merge") else "ocr"
+    tasks = TASKS_OF.get(method, "ocr")
     return ["run", "--method", method, "--tasks", tasks, "--results", str(root), *sets]
 
 

@@ -42,6 +42,8 @@ SETTINGS = {
     "sft": ["params.trajectories=3", "params.combine=upgrad"],
     "flow_matching": ["params.batch=5", "params.combine=pcgrad"],
     "offline_dpo": ["params.batch=5", "params.chunk=2", "params.beta=100"],
+    "draft_k": ["params.trajectories=3", "params.last=2", *NOISY],
+    "refl": ["params.trajectories=3", "params.late=0.5"],
     "multi_reward": [*RL, "budget.nfe=3000", "params.combine=nash_mtl"],
     "cascade": [
         *RL,
@@ -52,6 +54,9 @@ SETTINGS = {
         "optimizer.lr=0.05",
     ],
 }
+TASKS_OF = {"cascade": ["ocr", "geneval"], "draft_k": ["pickscore"], "refl": ["pickscore"]}
+
+
 def make(specs: str) -> None:
     """In each of several processes: the runs of some specs, and no command after it."""
     workers = connect("cpu")
@@ -61,7 +66,7 @@ def make(specs: str) -> None:
 
 
 def spec_of(method: str, pictures: Path) -> Spec:
-    tasks = ["ocr", "geneval"] if method == "cascade" else ["ocr", "pickscore"]
+    tasks = TASKS_OF.get(method, ["ocr", "pickscore"])
     of_user = data(pictures, tuple(tasks)) if needs_data(method) else []
     return resolve(method, tasks, overrides=[*COMMON, *SETTINGS[method], *of_user])
 
