@@ -17,6 +17,7 @@ from bench.sampler.draws import draw, normal
 from bench.scoring.loading import load_task
 from bench.system.workers import Workers
 from bench.training.execute import Session, execute
+from methods import offline
 from methods.flow_matching import FlowMatching
 from methods.offline import OfflineOptions
 from methods.offline_dpo import REFERENCE, OfflineDpo, OfflineDpoOptions
@@ -107,6 +108,22 @@ def test_pictures_are_the_files_and_captions_their_own(make_lab, tmp_path: Path)
     pictures = torch.stack([load_picture(row, 0, (32, 32)) for row in rows])
     assert (lab.backbone.decode(found.latents[0]) - pictures).abs().mean() < 0.05
     assert torch.equal(found.conditioning["sequence"], expected["sequence"])
+
+
+def test_latents_are_kept_up_to_a_limit_and_are_the_same_either_way(make_lab, tmp_path: Path, monkeypatch) -> None:
+    lab, where, encoded = make_lab(), folder_of(tmp_path), []
+    honest = lab.backbone.encode_pictures
+    monkeypatch.setattr(lab.backbone, "encode_pictures", lambda images: encoded.append(len(images)) or honest(images))
+    found = {}
+    for limit, expected in {10**9: 5, 3 * 4096: 5 + 2 * 2}.items():  # a latent of micro has 4096 bytes
+        monkeypatch.setattr(offline, "LATENTS", limit)
+        method = FlowMatching(OfflineOptions(data=where, batch=5))
+        with torch.no_grad():
+            epochs = [method.collect(replace(lab, step=step), "ocr").latents[0] for step in range(3)]
+        assert encoded == [1] * expected
+        encoded.clear()
+        found[limit] = torch.cat(epochs)
+    assert torch.equal(*found.values())
 
 
 @pytest.mark.parametrize("batch", [2, 5, 12])
