@@ -14,7 +14,7 @@ from bench.api.method import Work
 from bench.lazy import torch
 from bench.sampler.parts import parts
 from methods.distillation import squared_error
-from methods.offline import OfflineMethod, OfflineOptions, Pictures, noised
+from methods.offline import OfflineBatch, OfflineMethod, OfflineOptions, noised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class FlowMatching(OfflineMethod):
         """One pass with gradients per image."""
         return cls.row_work(spec, reference=0)
 
-    def losses(self, lab: Lab, task: str, experience: Pictures) -> Iterator[Tensor]:
+    def losses(self, lab: Lab, task: str, experience: OfflineBatch) -> Iterator[Tensor]:
         """Squared error of the velocity to eps - x0 at one noise level per image, one piece per chunk of rows."""
         (x0,), conditioning = experience.latents, experience.conditioning
         sigma, noise = noised(lab, task, x0)

@@ -21,7 +21,7 @@ from bench.lazy import torch
 from bench.sampler.draws import draw, normal
 from bench.scoring.loading import load_task
 from methods.combining import CombiningMethod, CombiningOptions
-from methods.picture_folder import METADATA, Row, folder_hash, load_picture, read_folder
+from methods.picture_folder import METADATA, DataRow, folder_hash, load_picture, read_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class OfflineOptions(CombiningOptions):
 
 
 @dataclass
-class Pictures:
+class OfflineBatch:
     """This process's B rows in one update: latents [B, C, h, w] per column, and their captions."""
 
     latents: tuple[Tensor, ...]
@@ -65,7 +65,7 @@ class OfflineMethod(CombiningMethod):
 
     def __init__(self, options: OfflineOptions):
         super().__init__(options)
-        self._rows: dict[str, list[Row]] = {}
+        self._rows: dict[str, list[DataRow]] = {}
         self._latents: dict[Path, Tensor] = {}
 
     @classmethod
@@ -119,7 +119,7 @@ class OfflineMethod(CombiningMethod):
             guided=False,
         )
 
-    def collect(self, lab: Lab, task: str) -> Pictures:
+    def collect(self, lab: Lab, task: str) -> OfflineBatch:
         """Draw this process's rows, and encode their images and captions."""
         if task not in self._rows:
             self._rows[task] = read_folder(Path(self.options.data[task]), self.columns)
@@ -130,9 +130,9 @@ class OfflineMethod(CombiningMethod):
             of_column = torch.stack([self._latent(lab, row, column) for row in rows])
             latents.append(of_column.to(lab.backbone.device))
         later = (row.caption for step in count(lab.step + 1) for row in self._drawn(lab, task, step, mine))
-        return Pictures(tuple(latents), lab.backbone.encode([row.caption for row in rows], later))
+        return OfflineBatch(tuple(latents), lab.backbone.encode([row.caption for row in rows], later))
 
-    def _latent(self, lab: Lab, row: Row, column: int) -> Tensor:
+    def _latent(self, lab: Lab, row: DataRow, column: int) -> Tensor:
         """The latent [C, h, w] of an image of a row, on the CPU.
 
         Encoded alone: in a batch its last bits would depend on the others, which differ in a resumed run.
@@ -146,7 +146,7 @@ class OfflineMethod(CombiningMethod):
             self._latents[picture] = latent
         return latent
 
-    def _drawn(self, lab: Lab, task: str, step: int, mine: range) -> list[Row]:
+    def _drawn(self, lab: Lab, task: str, step: int, mine: range) -> list[DataRow]:
         """The rows at positions `mine` of an update's batch.
 
         Every epoch has its own random order of all rows, and batches follow each other through the epochs.

@@ -16,7 +16,7 @@ from bench.lazy import torch
 from bench.sampler.parts import parts
 from bench.sampler.total import Total
 from methods.distillation import squared_error
-from methods.offline import OfflineMethod, OfflineOptions, Pictures, noised
+from methods.offline import OfflineBatch, OfflineMethod, OfflineOptions, noised
 from methods.preference_loss import preference_loss
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class OfflineDpo(OfflineMethod):
         """Per image one pass of the student with gradients and one of the reference."""
         return cls.row_work(spec, reference=1)
 
-    def losses(self, lab: Lab, task: str, experience: Pictures) -> Iterator[Tensor]:
+    def losses(self, lab: Lab, task: str, experience: OfflineBatch) -> Iterator[Tensor]:
         """Eq. 14 at one noise level per pair, one piece per chunk of pairs; logs the fraction of pairs told apart."""
         chosen, rejected = experience.latents
         sigma, noise = noised(lab, task, chosen)

@@ -25,7 +25,7 @@ METADATA, CAPTION = "metadata.jsonl", "text"
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """One line of metadata.jsonl."""
 
     caption: str
@@ -35,7 +35,7 @@ class Row:
     """The file and line that describe the row, for messages."""
 
 
-def read_folder(folder: Path, columns: tuple[str, ...]) -> list[Row]:
+def read_folder(folder: Path, columns: tuple[str, ...]) -> list[DataRow]:
     """The rows of a folder, each with the images that `columns` name.
 
     Only the images' headers are read. Raises UsageError, naming the file and the line, for a missing or empty caption,
@@ -56,18 +56,18 @@ def read_folder(folder: Path, columns: tuple[str, ...]) -> list[Row]:
         pictures = tuple(_picture(root, _text(line, column, where), where) for column in columns)
         if len(set(pictures)) < len(pictures):
             raise UsageError(f"{where}: {' and '.join(columns)} are the same image")
-        rows.append(Row(caption, pictures, where))
+        rows.append(DataRow(caption, pictures, where))
     if not rows:
         raise UsageError(f"{path} is empty: write one JSON object with {CAPTION}, {', '.join(columns)} a line")
     return rows
 
 
-def folder_hash(folder: Path, rows: list[Row]) -> str:
+def folder_hash(folder: Path, rows: list[DataRow]) -> str:
     """Content hash of metadata.jsonl and of every image that the rows name. Reads all of them."""
     return content_hash({folder / METADATA, *(picture for row in rows for picture in row.pictures)})
 
 
-def load_picture(row: Row, index: int, size: tuple[int, int]) -> Tensor:
+def load_picture(row: DataRow, index: int, size: tuple[int, int]) -> Tensor:
     """An image of a row as [3, H, W] in [0, 1], for `size` (H, W): the largest central part of that shape, resized.
 
     Resized by Pillow's bicubic filter, which is antialiased, in 8 bits. Raises DamagedError if it cannot be decoded.

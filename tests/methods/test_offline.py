@@ -174,7 +174,7 @@ def test_captions_ahead_are_those_of_the_next_updates(make_lab, tmp_path: Path, 
 def test_what_cannot_be_trained_on_is_refused_before_anything_is_loaded(tmp_path: Path, method: str) -> None:
     tasks = ["ocr", "pickscore"]
     given = data(tmp_path, tuple(tasks))
-    assert resolve(method, tasks, overrides=given).params["batch"] == 24
+    assert resolve(method, tasks, overrides=given).params["data"]["ocr"] == str(tmp_path / "ocr")
     with pytest.raises(UsageError, match=f"method '{method}' has no images for task 'pickscore': set params.data.pickscore"):
         resolve(method, tasks, overrides=given[:1])
     with pytest.raises(UsageError, match=r"unknown task in params\.data 'ocrs'; did you mean 'ocr'"):
