@@ -15,12 +15,11 @@ from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.meter import Passes
 from bench.config.bounds import Count
-from bench.config.resolve import describe
-from bench.errors import MissingError, UsageError, unknown
+from bench.errors import UsageError, unknown
 from bench.lazy import torch
 from bench.sampler.draws import draw, normal
-from bench.scoring.loading import load_task
 from methods.combining import CombiningMethod, CombiningOptions
+from methods.held_out_prompts import held_out_prompts, plain
 from methods.picture_folder import METADATA, DataRow, folder_hash, load_picture, read_folder
 
 if TYPE_CHECKING:
@@ -82,10 +81,10 @@ class OfflineMethod(CombiningMethod):
                     f"method {cls.name!r} has no images for task {task!r}: set params.data.{task} to a folder with "
                     f"{METADATA}"
                 )
-        held_out = _held_out(spec)
+        held_out = held_out_prompts(spec)
         for task in spec.tasks:
             for row in read_folder(Path(data[task]), cls.columns):
-                if other := held_out.get(_plain(row.caption)):
+                if other := held_out.get(plain(row.caption)):
                     raise UsageError(
                         f"{row.where}: its caption is a held-out prompt of task {other!r}, whose scores would no "
                         "longer be held out: remove the row"
@@ -174,22 +173,3 @@ def noised(lab: Lab, task: str, latents: Tensor) -> tuple[Tensor, Tensor]:
 
     sigma = sigmas[draw(indices, len(latents), generator)].to(latents.device)
     return sigma, normal(latents.shape, generator, latents.device)
-
-
-def _held_out(spec) -> dict[str, str]:
-    """Held-out prompt -> its task, for all tasks of a run, with prompts as `_plain` text."""
-    world = describe(spec.backbone).world
-    found: dict[str, str] = {}
-    for task in spec.tasks:
-        try:
-            loaded = load_task(task, world, spec.scorers.get(task))
-            for split in ("validation", "test"):
-                found |= {_plain(prompt.text): task for prompt in loaded.prompts(split)}
-        except MissingError:
-            continue  # without its prompts the task cannot be evaluated, which the run reports before it trains
-    return found
-
-
-def _plain(text: str) -> str:
-    """A text without differences of case and white space."""
-    return " ".join(text.split()).casefold()
