@@ -48,11 +48,14 @@ class Clip:
 
     def __init__(
         self, source: str, tokenise: Tokenise, prepare: Prepare, device: str = "cpu", precision: str = "float32",
-        batch: int | None = None,
+        batch: int | None = None, through_pil: bool = False,
     ):  # fmt: skip
-        """`batch` None: each call is one forward, whatever its number of images."""
+        """`batch` None: each call is one forward, whatever its number of images.
+
+        `through_pil`: whether `prepare` passes through PIL images, where gradients end.
+        """
         self.source, self.tokenise, self.prepare = source, tokenise, prepare
-        self.device, self.precision, self.batch = device, precision, batch
+        self.device, self.precision, self.batch, self.through_pil = device, precision, batch, through_pil
         self._texts: dict[str, Tensor] = {}
 
     @cached_property
@@ -81,11 +84,14 @@ class Clip:
     @without_gradients
     def images(self, pictures: Pictures) -> Tensor:
         """Unit embeddings [B, D] of images, float32."""
+        return self._embedded(pictures, self.prepare)
+
+    def _embedded(self, pictures: Pictures, prepare: Prepare) -> Tensor:
         side = self.model.config.vision_config.image_size
         size = self.batch or len(pictures)
         found = []
         for start in range(0, len(pictures), size):
-            pixels = self.prepare(pictures[start : start + size], side)
+            pixels = prepare(pictures[start : start + size], side)
             pixels = pixels.to(self.device, self.model.dtype)
             embedded = self.model.get_image_features(pixel_values=pixels).pooler_output.float()
             found.append(torch.nn.functional.normalize(embedded, dim=-1))
@@ -95,6 +101,17 @@ class Clip:
     def cosines(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
         """Cosine similarity of every image with its text, [B], float32."""
         return (self.images(images_BCHW) * self.texts(texts)).sum(-1)
+
+    def differentiable_cosines(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """The same as `cosines`, with gradients to the images."""
+        prepare = self._straight_through if self.through_pil else self.prepare
+        return (self._embedded(images_BCHW, prepare) * self.texts(texts)).sum(-1)
+
+    def _straight_through(self, images_BCHW: Pictures, side: int) -> Tensor:
+        """The pixel values that PIL gives, with the gradients of the same resizing and cropping of tensors."""
+        assert isinstance(images_BCHW, torch.Tensor)  # only tensors have gradients
+        smooth = cropped(images_BCHW, side, "bicubic")
+        return smooth + (self.prepare(images_BCHW.detach(), side) - smooth).detach()
 
     @property
     def scale(self) -> float:
@@ -128,13 +145,13 @@ def with_processor(model: str, processor: str, sources: dict[str, str], prepare:
             )
         return torch.as_tensor(pixels)
 
-    return Clip(model, tokenise, prepare or processed, **placed(sources, BATCH))
+    return Clip(model, tokenise, prepare or processed, **placed(sources, BATCH), through_pil=prepare is None)
 
 
-def cropped(images_BCHW: Pictures, side: int) -> Tensor:
+def cropped(images_BCHW: Pictures, side: int, mode: str = "bilinear") -> Tensor:
     """Resize the short edge to `side`, crop the central square and `standardise` it: [B, 3, side, side].
 
-    Bilinear and antialiased, as torchvision's Resize and CenterCrop do on tensors.
+    Antialiased, as torchvision's Resize and CenterCrop do on tensors.
     """
     assert isinstance(images_BCHW, torch.Tensor)  # no caller passes PIL images here
     height, width = images_BCHW.shape[-2:]
@@ -143,9 +160,9 @@ def cropped(images_BCHW: Pictures, side: int) -> Tensor:
     size = (side, long) if height <= width else (long, side)
     images_BCHW = images_BCHW.float().cpu()
     if (height, width) != size:
-        images_BCHW = torch.nn.functional.interpolate(images_BCHW, size, mode="bilinear", antialias=True)
+        images_BCHW = torch.nn.functional.interpolate(images_BCHW, size, mode=mode, antialias=True)
     top, left = (round((edge - side) / 2) for edge in size)
-    return standardise(images_BCHW[..., top : top + side, left : left + side], side, "bilinear")
+    return standardise(images_BCHW[..., top : top + side, left : left + side], side, mode)
 
 
 def standardise(images_BCHW: Tensor, side: int, mode: str) -> Tensor:

@@ -53,6 +53,8 @@ class Work:
     """Number of images that are decoded and scored."""
     pictures_at_once: int = 0
     """Number of images per call of `Lab.score`, which decodes them in parts."""
+    guided: bool = True
+    """Whether passes are guided where sampler.guidance is not 1. False for a method that trains without guidance."""
 
 
 class Options(Settings):
@@ -126,6 +128,14 @@ class Method(ABC, Generic[Experience]):
         for base in reversed(cls.__mro__):
             found |= vars(base).get("variants", {})
         return found
+
+    @classmethod
+    def inputs(cls, spec: Spec) -> dict[str, str]:
+        """name -> content hash of the user's files that it learns from, recorded whenever a run starts.
+
+        A run whose files have changed since is refused. Default: it learns from none.
+        """
+        return {}
 
     @property
     def inner_updates(self) -> int:

@@ -94,11 +94,16 @@ class Task(ABC):
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         """Scores of images [B, 3, H, W] in [0, 1]. Deterministic, and never raises because of a bad image."""
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether its reward has a gradient. Default: whether `differentiable_reward` is implemented."""
+        return type(self).differentiable_reward is not Task.differentiable_reward
+
     def differentiable_reward(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Tensor:
         """Rewards [B] of images [B, 3, H, W] in [0, 1], with gradients to the images.
 
-        They equal the rewards of `score` where both are defined. Raises UsageError if the reward has no gradient, which
-        is the default.
+        They equal the rewards of `score` where both are defined, but may leave its bounds where `score` clips. Raises
+        UsageError if the reward has no gradient, which is the default.
         """
         raise UsageError(f"the reward of task {self.name!r} has no gradient")
 

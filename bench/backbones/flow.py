@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -246,6 +247,13 @@ class FlowBackbone(ABC, nn.Module):
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Standard normal latents [count, C, h, w] on the backbone's device; see `normal` in bench/sampler/draws.py."""
         return normal((count, *self.latent_shape), generator, self.device)
+
+    @cached_property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels, found by decoding one latent."""
+        with torch.no_grad():
+            height, width = self.decode(torch.zeros(1, *self.latent_shape, device=self.device)).shape[-2:]
+        return height, width
 
     @property
     def latent_size(self) -> int:

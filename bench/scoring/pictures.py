@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -54,7 +55,29 @@ def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
     OSError or ValueError for a file that is not an image, is thinner than 1:THINNEST, has several frames, or leaves
     open which value is white.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _opened(file, most) as image:
+        kind = image.format
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I") or upright.mode == "F":
+            return _deep_grey(upright, kind)
+        pixels = np.asarray(_rgb(upright))
+    # Transposed while still bytes: floats take four times the memory. Copied: Pillow's array is read-only.
+    channels_first = np.array(pixels.transpose(2, 0, 1), order="C")
+    return torch.from_numpy(channels_first).float().div_(255)
+
+
+def check_header(file: Path) -> None:
+    """Raise what `from_file` would raise because of the file's header, without decoding the pixels."""
+    with _opened(file, LARGEST):
+        pass
+
+
+@contextmanager
+def _opened(file: Path | BinaryIO, most: int) -> Iterator[ImageFile]:
+    """The open image of a file whose header was checked. Errors of the block are raised as `from_file` raises them."""
+    from PIL import Image, UnidentifiedImageError
 
     # Pillow warns on stderr about large images and odd EXIF; anything that matters is an error with a message below.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -71,22 +94,15 @@ def from_file(file: Path | BinaryIO, most: int = LARGEST) -> Tensor:
                 raise TooLargeError(f"it has {width * height:,} pixels, more than the limit of {most:,}")
             if max(width, height) > THINNEST * min(width, height):
                 raise ValueError(f"it is {width:,} x {height:,} pixels, which is thinner than 1:{THINNEST}")
-            kind = image.format
             _refuse_ambiguous(image)
             _mend_transparency(image)
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I") or upright.mode == "F":
-                return _deep_grey(upright, kind)
-            pixels = np.asarray(_rgb(upright))
+            yield image
     except UnidentifiedImageError as error:
         raise ValueError(f"its format is not one of {', '.join(known)}") from error
     except (OSError, ValueError, MemoryError):
         raise
     except Exception as error:  # odd files make Pillow raise anything: SyntaxError, struct.error, KeyError
         raise ValueError(one_line(error)) from error
-    # Transposed while still bytes: floats take four times the memory. Copied: Pillow's array is read-only.
-    channels_first = np.array(pixels.transpose(2, 0, 1), order="C")
-    return torch.from_numpy(channels_first).float().div_(255)
 
 
 def _of_a_picture(opened: BinaryIO) -> BinaryIO:

@@ -80,7 +80,8 @@ def execute(spec: Spec, session: Session) -> dict:
         teachers = locate(spec, descriptor, session.root, fingerprint)
         last = run.starts()[-1:]  # empty for a run whose record was taken away
         for start in last:
-            refuse_changed(run, start["teachers"], origins(spec, teachers))
+            refuse_changed(run, start["teachers"], origins(spec, teachers), "a different adapter or teacher")
+            refuse_changed(run, start.get("inputs", {}), inputs_of(spec), "different files")
         check_scored(run)
         session.say(f"already finished: {run.folder}")
         if made_by_other_code(last, code_hash()):
@@ -105,10 +106,12 @@ def execute(spec: Spec, session: Session) -> dict:
             "processes": workers.count,
             "teachers": origins(spec, teachers),
         }
-        entry = record(spec.device) | computed
+        inputs = inputs_of(spec)
+        entry = record(spec.device) | computed | ({"inputs": inputs} if inputs else {})
         starts = run.starts()
         for earlier in starts:
-            refuse_changed(run, earlier["teachers"], entry["teachers"])
+            refuse_changed(run, earlier["teachers"], entry["teachers"], "a different adapter or teacher")
+            refuse_changed(run, earlier.get("inputs", {}), inputs, "different files")
         device = workers.device(spec.device)
         with memory("loading", spec):
             backbone = load_backbone(spec.backbone, device, spec.compute, session.root / "cache")
@@ -189,12 +192,20 @@ def made_by_other_code(starts: list[dict], now: str) -> bool:
     return any(start.get("code", now) != now for start in starts)
 
 
-def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str]) -> None:
-    """Raise UsageError if the adapter of a teacher, or the student's start, changed after the run was started."""
-    changed = [task for task in now if before.get(task) != now[task]]
+def inputs_of(spec: Spec) -> dict[str, str]:
+    """name -> hash of the user's files that the method of a run learns from."""
+    return find("method", spec.method).inputs(spec)
+
+
+def refuse_changed(run: Run, before: dict[str, str], now: dict[str, str], what: str) -> None:
+    """Raise UsageError if a hash (of a teacher, the student's start, the user's files) differs from the recorded one.
+
+    `what` says in the message with what the run was started.
+    """
+    changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise UsageError(
-            f"{run.folder} was started with a different adapter or teacher for {', '.join(changed)}; "
+            f"{run.folder} was started with {what} for {', '.join(changed)}; "
             "move it away or use another --results folder"
         )
 

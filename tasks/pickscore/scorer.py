@@ -32,3 +32,9 @@ class ClipScorer:
         """Raw scores mapped linearly to [0, 1] and clipped (published recipes: raw / 26, that is the range 0 to 26)."""
         low, high = self.bounds
         return ((raw - low) / (high - low)).clip(0, 1)
+
+    def differentiable_reward(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """`reward` of `raw`, [B], with gradients to the images; not clipped, as a clipped reward has no gradient."""
+        raw = self.clip.scale * self.clip.differentiable_cosines(images_BCHW, texts)
+        low, high = self.bounds
+        return (raw - low) / (high - low)

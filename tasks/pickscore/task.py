@@ -90,3 +90,7 @@ class PickScore(Task):
             wanted = [[tuple(pair) for pair in p.metadata["wanted"]] for p in prompts]
             metrics["gold"] = self.utility(images_BCHW, wanted)
         return Scores(self.scorer.reward(raw), metrics)
+
+    def differentiable_reward(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Tensor:
+        """The reward of `score` with gradients to the images, not clipped to [0, 1]."""
+        return self.scorer.differentiable_reward(images_BCHW, [p.text for p in prompts])

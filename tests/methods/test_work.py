@@ -1,6 +1,7 @@
 """What a method says an update does, against an update: passes, budget, largest batches, pictures."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
 from bench.config.resolve import resolve
 from bench.registry import find
+from bench.scoring.loading import load_tasks
+from methods.reward_gradient import RewardGradientMethod
+from tests.folders import data, needs_data
 from tests.methods.conftest import TASKS, shake
 
 NOISY = ["sampler.kernel=flow_sde", "sampler.eta=0.7"]
@@ -52,6 +56,15 @@ UPDATES = {
     "multi_reward dpo": ("multi_reward", [*DRAWN, "params.engine=dpo", "params.dpo.kl=0.1", "params.dpo.chunk=3"]),
     "cascade": ("cascade", [*DRAWN, *NFT]),
     "single_task": ("single_task", [*DRAWN, *NFT]),
+    "flow_matching": ("flow_matching", [*FEW, "params.batch=3"]),
+    "flow_matching, chunks": ("flow_matching", [*FEW, "params.batch=5", "params.chunk=2"]),
+    "offline_dpo": ("offline_dpo", [*FEW, "params.batch=3"]),
+    "offline_dpo, chunks": ("offline_dpo", [*FEW, "params.batch=5", "params.chunk=2"]),
+    "draft_k": ("draft_k", [*DISTILLED, *NOISY, "params.last=1"]),
+    "draft_k, chunks": ("draft_k", [*FEW, "params.trajectories=5", "params.last=3", "params.chunk=2"]),
+    "draft_k, all steps": ("draft_k", [*DISTILLED, "params.last=4"]),
+    "refl": ("refl", DISTILLED),
+    "refl, chunks": ("refl", [*FEW, "params.trajectories=5", "params.late=0.5", "params.chunk=2"]),
     "merge": ("merge", []),
     "opd_analytic, all teachers and beyond": (
         "opd_analytic", [*DISTILLED, "params.execution=plain", "params.teachers=all", "params.extrapolation=0.5"]
@@ -64,17 +77,22 @@ UPDATES = {
     ),
 }  # fmt: skip
 """Every method and engine."""
+WITH_GRADIENT = ("pickscore",)
+"""Tasks whose reward has a gradient."""
 
 
 class Watched:
-    """Sizes of the calls of a backbone."""
+    """Sizes of the calls of a backbone; those with gradients are added up until their backward pass."""
 
     def __init__(self, backbone):
         self.trained, self.drawn, self.decoded = [0], [0], [0]
         forward, decode = backbone._forward, backbone.decode
 
         def watched_forward(x, *rest):
-            (self.trained if torch.is_grad_enabled() else self.drawn).append(len(x))
+            if torch.is_grad_enabled():
+                self.trained[-1] += len(x)
+            else:
+                self.drawn.append(len(x))
             return forward(x, *rest)
 
         def watched_decode(latents):
@@ -83,27 +101,34 @@ class Watched:
 
         backbone._forward, backbone.decode = watched_forward, watched_decode
 
+    def backward(self, piece: torch.Tensor) -> None:
+        piece.backward()
+        self.trained.append(0)
+
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("name", UPDATES)
-def test_an_update_does_what_was_said(make_lab, name: str, guidance: float) -> None:
+def test_an_update_does_what_was_said(make_lab, tmp_path: Path, name: str, guidance: float) -> None:
     method_name, overrides = UPDATES[name]
     cls = find("method", method_name)
-    tasks = TASKS if cls.several_tasks else TASKS[:1]
+    tasks = WITH_GRADIENT if issubclass(cls, RewardGradientMethod) else TASKS if cls.several_tasks else TASKS[:1]
     guided = [f"sampler.guidance={guidance}"]
     if cls.needs.teachers:  # the first task's teacher draws without guidance, as the published one for GenEval
         first = guidance if method_name == "opd_reward" else 1.0  # which needs one scale for all
         guided += [f"teacher_guidance.{tasks[0]}={first}", *(f"teacher_guidance.{t}={guidance}" for t in tasks[1:])]
     teachers = "folder" if cls.needs.teachers else None
+    if needs_data(method_name):
+        guided += data(tmp_path, tasks)
     spec = resolve(method_name, list(tasks), overrides=[*overrides, *guided], teachers=teachers)
     sampler = spec.sampler.build(3.0)
     lab = make_lab(spec.sampler.kernel, spec.sampler.eta, guidance, steps=spec.sampler.steps)
     lab.sampler, lab.teacher_guidance = sampler, spec.teacher_guidance
-    lab.tasks = {task: lab.tasks[task] for task in tasks}
+    lab.tasks = load_tasks(tasks, "micro")
     method = cls(cls.Options.model_validate(spec.params))
     for adapter in method.adapters:
         lab.backbone.adapters.add(adapter, Shape(4, 8.0))
         shake(lab.backbone, adapter, 0.02)
+    _ = lab.backbone.picture_size  # found once, by decoding a latent
     watched, meter = Watched(lab.backbone), lab.backbone.meter
     meter.nfe.clear()
     turns = len(tasks) if spec.params.get("batches") == "alternate" else 1  # the prediction is their average
@@ -114,8 +139,9 @@ def test_an_update_does_what_was_said(make_lab, name: str, guidance: float) -> N
         for lab.inner in range(method.inner_updates):
             for task in plan:
                 for piece in method.losses(lab, task, experiences[task]):
-                    piece.backward()
-    work, branches = cls.work(spec, sampler), 1 if guidance == 1 else 2
+                    watched.backward(piece)
+    work = cls.work(spec, sampler)
+    branches = 2 if guidance != 1 and work.guided else 1
     assert meter.passes.trained == turns * work.passes.trained
     assert meter.passes.forward <= turns * work.passes.forward < meter.passes.forward + turns * 3 * branches
     assert math.ceil(sum(meter.nfe.values()) / turns) <= cls.predict(spec, sampler)

@@ -10,6 +10,7 @@ import pytest
 
 from bench.registry import find, registered
 from tests.commands import bench
+from tests.folders import data, needs_data, shared
 from tests.once import once
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
@@ -19,8 +20,12 @@ SETTINGS = {
     "opd_analytic": ["params.trajectories=4"],
     "opd_ppo": ["params.trajectories=4", "params.inner_updates=2"],
     "sft": ["params.trajectories=4", "params.levels=2"],
+    "flow_matching": ["params.batch=4"],
+    "offline_dpo": ["params.batch=4"],
     "dance_opd": ["params.trajectories=4"],
     "off_policy": ["params.trajectories=4"],
+    "draft_k": ["params.trajectories=4", "params.last=2"],
+    "refl": ["params.trajectories=4"],
     "single_task": RL,
     "multi_reward": RL,
     "cascade": [*RL, "params.anchor=previous"],
@@ -33,6 +38,7 @@ SETTINGS = {
     "merge": ["params.rule=dare_ties"],
 }  # fmt: skip
 """Method, or method and what is tried with it -> settings."""
+TASKS_OF = dict.fromkeys(("cascade", "merge"), "ocr,geneval") | dict.fromkeys(("draft_k", "refl"), "pickscore")
 COMMON = ["evaluation.steps=2"]
 TRAINING = ["budget.updates=6", "checkpoint_every=2", "evaluation.points=[0.5]", "ema.every=2"]
 
@@ -90,11 +96,13 @@ def dies(moment: str, count: int) -> None:
         store.write_atomic = moments[moment]
 
 
-def command(name: str, root: Path) -> list[str]:
+def command(name: str, root: Path, pictures: Path) -> list[str]:
     method = name.partition(" ")[0]
     settings = COMMON + SETTINGS[name] + (TRAINING if find("method", method).trains else [])
+    if needs_data(method):
+        settings += data(pictures, ("ocr",))
     sets = [part for setting in settings for part in ("--set", setting)]
-    tasks = "ocr,geneval" if method in ("cascade", "merge") else "ocr"
+    tasks = TASKS_OF.get(method, "ocr")
     return ["run", "--method", method, "--tasks", tasks, "--results", str(root), *sets]
 
 
@@ -118,11 +126,17 @@ def records(root: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of the user's pictures."""
+    return shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, pictures: Path):
     """method -> results folder of a run that nobody disturbed."""
 
     def make(folder: Path) -> None:
-        done = bench(command(folder.name, folder / "results"))
+        done = bench(command(folder.name, folder / "results", pictures))
         assert done.returncode == 0, done.stderr
 
     return lambda method: once(tmp_path_factory, method, make) / "results"
@@ -147,14 +161,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
     ],
 )
 def test_killed_run_resumes_bit_identically(
-    uninterrupted, tmp_path: Path, method: str, moment: str, count: int
+    uninterrupted, pictures: Path, tmp_path: Path, method: str, moment: str, count: int
 ) -> None:
     root, whole = tmp_path / "results", uninterrupted(method)
     if method != "opd_analytic":  # whose base and teachers are evaluated again in every run; others share the results
         shutil.copytree(whole / "cache", root / "cache")
-    killed = bench(command(method, root), before=dies, arguments=(moment, count))
+    killed = bench(command(method, root, pictures), before=dies, arguments=(moment, count))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = bench(command(method, root))
+    done = bench(command(method, root, pictures))
     assert done.returncode == 0, done.stderr
     assert records(root) == records(whole)
 

@@ -16,6 +16,7 @@ from bench.store.run import read_checkpoint
 from bench.system.workers import Workers, connect
 from bench.training.execute import Session, execute
 from tests.commands import together
+from tests.folders import data, needs_data, shared
 from tests.once import once
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
@@ -41,6 +42,10 @@ SETTINGS = {
     "sft": ["params.trajectories=3", "params.combine=upgrad"],
     "opd_reward": [*RL, "params.nft.kl=0.1"],
     "self_opd": ["params.trajectories=3", "params.branches=3", "params.steps=1", *NOISY, "optimizer.lr=4"],
+    "flow_matching": ["params.batch=5", "params.combine=pcgrad"],
+    "offline_dpo": ["params.batch=5", "params.chunk=2", "params.beta=100"],
+    "draft_k": ["params.trajectories=3", "params.last=2", *NOISY],
+    "refl": ["params.trajectories=3", "params.late=0.5"],
     "multi_reward": [*RL, "budget.nfe=3000", "params.combine=nash_mtl"],
     "cascade": [
         *RL,
@@ -53,10 +58,14 @@ SETTINGS = {
     "multi_reward nft": [*RL, "params.groups=6", "params.nft.inner_updates=2", "optimizer.lr=0.05"],
     "multi_reward dgpo": [*RL, "params.engine=dgpo", "params.dgpo.clip=10"],
     "multi_reward crd": [*RL, "params.engine=crd"],
+    "multi_reward awm": [*RL, "params.engine=awm"],
+    "multi_reward flow_dppo": [*RL, *NOISY, "params.engine=flow_dppo"],
+    "multi_reward grpo": [*RL, *NOISY, "params.engine=grpo", "params.grpo.clip=10", "params.grpo.window.size=1"],
     "multi_reward dpo": [*RL, "params.engine=dpo", "params.dpo.timesteps=2"],
     "multi_reward tempflow": [*RL, *NOISY, "params.engine=tempflow", "params.tempflow.clip=10"],
 }
 """Method, or method and what is tried with it -> settings."""
+TASKS_OF = {"cascade": ["ocr", "geneval"], "draft_k": ["pickscore"], "refl": ["pickscore"]}
 
 
 def make(specs: str) -> None:
@@ -67,10 +76,11 @@ def make(specs: str) -> None:
     sys.exit()
 
 
-def spec_of(name: str) -> Spec:
+def spec_of(name: str, pictures: Path) -> Spec:
     method = name.partition(" ")[0]
-    tasks = ["ocr", "geneval"] if method == "cascade" else ["ocr", "pickscore"]
-    return resolve(method, tasks, overrides=[*COMMON, *SETTINGS[name]])
+    tasks = TASKS_OF.get(method, ["ocr", "pickscore"])
+    of_user = data(pictures, tuple(tasks)) if needs_data(method) else []
+    return resolve(method, tasks, overrides=[*COMMON, *SETTINGS[name], *of_user])
 
 
 def made_by_two(specs: list[Spec], folder: Path) -> None:
@@ -90,16 +100,22 @@ def check_scores(one: dict, two: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of the user's pictures."""
+    return shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     """Results of every method's run by two processes."""
-    specs = [spec_of(method) for method in SETTINGS]
+    specs = [spec_of(method, pictures) for method in SETTINGS]
     return once(tmp_path_factory, "pair", lambda folder: made_by_two(specs, folder)) / "results"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SETTINGS)
-def test_two_processes_update_as_one_does(pair: Path, tmp_path: Path, method: str) -> None:
-    alone = execute(spec_of(method), Session(tmp_path / "results"))
+def test_two_processes_update_as_one_does(pair: Path, pictures: Path, tmp_path: Path, method: str) -> None:
+    alone = execute(spec_of(method, pictures), Session(tmp_path / "results"))
     folders = [root / alone["folder"] for root in (tmp_path / "results", pair)]
     (one, one_state), (two, two_state) = (read_checkpoint(f / "checkpoint.safetensors") for f in folders)
     for name in one:
