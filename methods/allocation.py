@@ -2,8 +2,8 @@
 
 Open-MOPD (arXiv 2608.19098) finds that distillation from several teachers loses its gain to the allocation among them,
 not to conflict. A method measures one distance per task and update (`CombiningMethod.distance`): in distillation the
-logged kl/TASK, in RL 1 minus the mean reward. The rules use means d_i over windows of WINDOW updates, since a single
-update is noisy; until there are enough windows, the factors are 1. With T tasks the factor of task i is
+logged kl/TASK, in RL the highest reward minus the mean. The rules use means d_i over windows of WINDOW updates, since a
+single update is noisy; until there are enough windows, the factors are 1. With T tasks the factor of task i is
 
     by_loss       d_i / mean_j d_j: gap-following of Open-MOPD, in which the mean distance to the teacher is the gap.
     by_gap        q_i / mean_j q_j with q_i = d_i / d_i(first window), the part of the gap that remains: the relative
@@ -85,3 +85,8 @@ class Allocation:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `state` returned."""
         self.distances_UT = state.get("distances")
+
+
+def reward_gap(lab: Lab, task: str) -> float:
+    """The highest possible reward of a task minus the logged mean, reward/TASK."""
+    return lab.tasks[task].highest_reward - lab.notes[f"reward/{task}"]

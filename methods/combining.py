@@ -9,7 +9,6 @@ when all its rewards are equal, asks for nothing and is left out: taken literall
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
@@ -154,6 +153,9 @@ class CombiningMethod(Method):
         **{f"params.allocation={name}": source for name, source in SOURCES.items()},
     }
 
+    measures_distance: ClassVar[bool] = True
+    """Whether `distance` is defined, which `allocation` needs."""
+
     def __init__(self, options: CombiningOptions):
         super().__init__(options)
         self.allocation = Allocation(options.allocation)
@@ -167,6 +169,11 @@ class CombiningMethod(Method):
         for task in options.weights:
             if task not in spec.tasks:
                 raise unknown("task in params.weights", task, spec.tasks)
+        if options.allocation != "equal" and not cls.measures_distance:
+            raise UsageError(
+                f"params.allocation {options.allocation} needs the distance of every task to its goal, which method "
+                f"{cls.name!r} does not measure: set it to equal"
+            )
         given = {
             "weights": bool(options.weights),
             f"allocation {options.allocation}": options.allocation != "equal",
@@ -192,9 +199,9 @@ class CombiningMethod(Method):
             lab.note(f"weight/{task}", weight)
         return plan
 
-    @abstractmethod
     def distance(self, lab: Lab, task: str) -> float:
         """How far the task was from its goal in this update, at least 0; a mean over this process's prompts."""
+        raise NotImplementedError(f"{self.name} does not measure it")
 
     def after_update(self, lab: Lab) -> None:
         """Record the tasks' distances if the weights adapt to them."""
@@ -224,7 +231,9 @@ class CombiningMethod(Method):
         norms = products.diagonal().sqrt()
         for task, norm in zip(gradients, norms.tolist()):
             lab.note(f"gradient_norm/{task}", norm)
-            lab.note(f"signal/{task}", float(self.signal.cosine(task, gradients[task])))
+            # Later optimiser steps of an update may train on the same samples, whose noise is the same.
+            if lab.inner == 0:
+                lab.note(f"signal/{task}", float(self.signal.cosine(task, gradients[task])))
         pairs = torch.triu_indices(len(rows), len(rows), offset=1)
         tiny = torch.finfo(norms.dtype).tiny
         cosines = products[*pairs] / (norms[pairs[0]] * norms[pairs[1]]).clamp(min=tiny)

@@ -6,6 +6,7 @@ which `allocation` adapts to the rewards.
 """
 
 from bench.api.lab import Lab
+from methods.allocation import reward_gap
 from methods.combining import CombiningMethod, CombiningOptions
 from methods.rl.method import RlMethod, RlOptions
 
@@ -22,5 +23,5 @@ class MultiReward(RlMethod, CombiningMethod):
     Options = MultiRewardOptions
 
     def distance(self, lab: Lab, task: str) -> float:
-        """1 minus the mean reward, since 1 is the highest reward of every task."""
-        return 1 - lab.notes[f"reward/{task}"]
+        """The highest reward minus the mean."""
+        return reward_gap(lab, task)

@@ -85,8 +85,7 @@ class OffPolicy(DistillationMethod):
             v = student(x, sigma)
             with torch.no_grad():
                 base = self.anchor(lab, conditioning, x, sigma)
-            loss = self.anchored(error(student.outputs, target, weights[k], o.self_normalise), v, base)
-            piece = loss.mean() / len(steps)
-            total.add(piece)
-            yield piece
+            loss = error(student.outputs, target, weights[k], o.self_normalise)
+            total.add(loss.mean() / len(steps))
+            yield self.anchored(loss, v, base).mean() / len(steps)
         lab.note(f"kl/{task}", float(total))

@@ -65,3 +65,7 @@ class OfflineDpo(OfflineMethod):
             (won, lost), (won_before, lost_before) = student.chunk(2), reference.chunk(2)
             yield preference_loss(won, won_before, lost, lost_before, self.options.beta).sum() / len(chosen)
         lab.note(f"told_apart/{task}", float(told_apart))
+
+    def distance(self, lab: Lab, task: str) -> float:
+        """The fraction of pairs that are not told apart."""
+        return 1 - lab.notes[f"told_apart/{task}"]

@@ -105,13 +105,14 @@ class OpdAnalytic(DistillationMethod):
         weights = [step_weights(lab.sampler, self.options.weighting)[k] for k in steps]
         pieces = self._plain if self.options.execution == "plain" else self._fused
         total = Total()
-        for piece in pieces(lab, task, experience, weights):
-            total.add(piece)
-            yield piece
+        yield from pieces(lab, task, experience, weights, total)
         lab.note(f"kl/{task}", float(total))
 
-    def _fused(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
-        """Backpropagate through one step at a time along the trajectory, which ends with the last trained step."""
+    def _fused(self, lab: Lab, task: str, start: Start, weights: list[float], total: Total) -> Iterator[Tensor]:
+        """Backpropagate through one step at a time along the trajectory, which ends with the last trained step.
+
+        The distance to the target, without an anchor, is added to `total`.
+        """
         sigmas, batch = lab.sampler.schedule.sigmas, len(start.noise)
         for part in parts(range(batch), self.options.chunk):
             conditioning = start.conditioning[part]
@@ -127,11 +128,12 @@ class OpdAnalytic(DistillationMethod):
                     target(x, sigmas[k])
                     base = self.anchor(lab, conditioning, x, sigmas[k])
                 loss = error(student.outputs, target.outputs, weight, self.options.self_normalise)
+                total.add(loss.mean() / len(weights) * (len(x) / batch))
                 loss = self.anchored(loss, taken.velocity, base).mean() / len(weights)
                 yield loss * (len(x) / batch)
 
-    def _plain(self, lab: Lab, task: str, start: Start, weights: list[float]) -> Iterator[Tensor]:
-        """Train on the stored states, with several steps in one batch."""
+    def _plain(self, lab: Lab, task: str, start: Start, weights: list[float], total: Total) -> Iterator[Tensor]:
+        """Train on the stored states, with several steps in one batch; `total` is as in `_fused`."""
         trained, batch = len(weights), len(start.noise)
         states, targets = torch.cat(start.states), [torch.cat(steps) for steps in zip(*start.targets)]
         bases = torch.cat(start.anchors) if start.anchors else None
@@ -144,5 +146,6 @@ class OpdAnalytic(DistillationMethod):
             v = student(states[part], sigma[part])
             there = tuple(target[part] for target in targets)
             loss = error(student.outputs, there, weight[part], self.options.self_normalise)
+            total.add(loss.sum() / (trained * batch))
             loss = self.anchored(loss, v, None if bases is None else bases[part])
             yield loss.sum() / (trained * batch)

@@ -39,11 +39,10 @@ class OpdReward(MultiReward):
                 f"params.{options.engine}.kl is the weight of the distillation, and 0 leaves none: set it above 0, or "
                 "use method multi_reward"
             )
-        own = options.build().reference_guidance
-        if own not in (None, spec.sampler.guidance):
+        if not options.build().penalises_distance:
             raise UsageError(
-                f"params.{options.engine}.reference_guidance {own:g} would be the teachers' scale, but method "
-                f"{cls.name!r} compares them at sampler.guidance {spec.sampler.guidance:g}: set both to one value"
+                f"params.engine {options.engine} uses its reference for more than a penalty, so that a teacher in its "
+                f"place would not only be distilled: set another engine for method {cls.name!r}"
             )
         for task in spec.tasks:
             if (scale := spec.teacher_guidance[task]) != spec.sampler.guidance:

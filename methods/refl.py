@@ -1,7 +1,8 @@
 """ReFL (arXiv 2304.05977, Alg. 1): the reward of the image that the student predicts from a random late state.
 
-Every trajectory has its own late state, where the paper's code draws one per batch. The paper adds the pre-training
-loss on the base's data, which is not here; with images of your own, train flow_matching on them.
+Every trajectory has its own late state, where the paper's code draws one per batch. Its loss of a reward r is relu(2 -
+r) times 1e-3, which for rewards of at most 1 has the same direction as -r. The paper adds the pre-training loss on the
+base's data, which is not here; with images of your own, train flow_matching on them.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from bench.config.bounds import Count
 from bench.config.resolve import describe
 from bench.errors import UsageError
 from bench.sampler.total import Total
-from bench.scoring.loading import load_task
+from bench.scoring.loading import load_tasks
+from methods.allocation import reward_gap
 from methods.combining import CombiningMethod, CombiningOptions
 from methods.distillation import branches
 
@@ -52,8 +53,8 @@ class RewardGradientMethod(CombiningMethod):
         """Also refuse tasks whose reward has no gradient, such as those that a server scores."""
         super().check(spec, sampler)
         world = describe(spec.backbone).world
-        for task in spec.tasks:
-            if not load_task(task, world, spec.scorers.get(task)).differentiable:
+        for task, loaded in load_tasks(spec.tasks, world, spec.scorers, rewards=spec.rewards).items():
+            if not loaded.differentiable:
                 raise UsageError(
                     f"method {cls.name!r} backpropagates the reward, but the reward of task {task!r} has no gradient"
                 )
@@ -64,6 +65,10 @@ class RewardGradientMethod(CombiningMethod):
         work = cls.work(spec, sampler)
         assert work is not None  # every subclass implements `work`
         return work.passes.nfe
+
+    def distance(self, lab: Lab, task: str) -> float:
+        """The highest reward minus the mean."""
+        return reward_gap(lab, task)
 
     @classmethod
     def trajectory_work(cls, spec, forward: int, trained: int, kept: int) -> Work:

@@ -28,6 +28,7 @@ from bench.sampler.distance import squared_distance
 from bench.sampler.gaussian import Transition
 from bench.sampler.parts import parts
 from bench.sampler.rollout import walk
+from methods.allocation import reward_gap
 from methods.branching import Branches, branch, branch_weights
 from methods.combining import CombiningMethod, CombiningOptions
 from methods.distillation import branches as calls
@@ -147,8 +148,8 @@ class SelfOpd(CombiningMethod):
         lab.note(f"reward_best/{task}", best)
 
     def distance(self, lab: Lab, task: str) -> float:
-        """1 minus the mean reward without noise, since 1 is the highest reward of every task."""
-        return 1 - lab.notes[f"reward/{task}"]
+        """The highest reward minus the mean without noise."""
+        return reward_gap(lab, task)
 
 
 def cycle(trained: list[int]) -> list[int]:

@@ -15,7 +15,6 @@ from bench.api.lab import STUDENT, Lab
 from bench.api.method import Work
 from bench.backbones.conditioning import Conditioning
 from bench.config.bounds import Count
-from bench.errors import UsageError
 from bench.lazy import torch
 from bench.sampler.draws import draw, normal
 from bench.sampler.rollout import rollout
@@ -48,17 +47,7 @@ class Sft(DistillationMethod):
     source = "flow matching on the teachers' samples (DiffusionOPD, arXiv 2605.15055, Fig. 5)"
     Options = SftOptions
     matches_parts = False
-
-    @classmethod
-    def check(cls, spec, sampler) -> None:
-        """Also refuse weights that adapt: the loss of a student that equals its teacher is not 0 here."""
-        super().check(spec, sampler)
-        options = cls.Options.model_validate(spec.params)
-        if options.allocation != "equal":
-            raise UsageError(
-                f"params.allocation {options.allocation} needs the distance to the teachers, which method "
-                f"{cls.name!r} does not measure: set it to equal"
-            )
+    measures_distance = False  # the loss of a student that equals its teacher is not 0
 
     @classmethod
     def work(cls, spec, sampler) -> Work:

@@ -54,7 +54,7 @@ class Work:
     pictures_at_once: int = 0
     """Number of images per call of `Lab.score`, which decodes them in parts."""
     guided: bool = True
-    """Whether passes are guided where sampler.guidance is not 1. False for a method that trains without guidance."""
+    """Whether passes with gradients are guided where sampler.guidance is not 1."""
 
 
 class Options(Settings):

@@ -79,6 +79,11 @@ class Task(ABC):
         return f"{self.world}-{self.name}-{self.version}"
 
     @property
+    def highest_reward(self) -> float:
+        """The largest possible training reward: 1, or the sum of the weights of several rewards."""
+        return sum(self.reward_weights.values()) or 1.0
+
+    @property
     def elsewhere(self) -> bool:
         """Whether `score` leaves the model's device alone and may be called in another thread. Default: it may not.
 
@@ -153,7 +158,7 @@ class TaskAround(Task):
     def __init__(self, inner: Task):
         super().__init__(inner.world, inner.given)
         self.inner = inner
-        for known in ("name", "version", "headline", "lowest_reward", "training_shares"):
+        for known in ("name", "version", "headline", "lowest_reward", "reward_weights", "training_shares"):
             setattr(self, known, getattr(inner, known))
 
     @property

@@ -68,7 +68,7 @@ def teacher_jobs(runs: list[Run], root: Path) -> tuple[list[Job], dict[str, tupl
 
 
 def _job(label: str, spec: Spec, run: str, needs: tuple[str, ...] = ()) -> Job:
-    return Job(label, spec.record(), run, needs)
+    return Job(label, spec.model_dump(mode="json"), run, needs)
 
 
 def carry_out_command(

@@ -68,8 +68,8 @@ def training_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float
     """Phase of an update -> peak bytes in addition to what is held throughout; None if not known."""
     method, compute = find("method", spec.method), spec.compute
     work = method.work(spec, sampler)
-    passes = branches(spec.sampler.guidance) if work is None or work.guided else 1
-    latents = passes * work.trained_at_once if work else 0
+    passes = branches(spec.sampler.guidance)
+    latents = (passes if work.guided else 1) * work.trained_at_once if work else 0
     _, prompt = size.state_bytes(compute)
     collected = stored(size, spec, work) if work else 0
     phases: dict[str, float | None] = {}

@@ -56,6 +56,11 @@ class RewardSet(TaskAround):
         weighted = [self.reward_weights[name] * rewards for name, rewards in separate.items()]
         return Scores(np.sum(weighted, 0), metrics, own.details, separate)
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether all rewards have a gradient."""
+        return all(scorer.differentiable for scorer in self.scorers.values())
+
     def differentiable_reward(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Tensor:
         """The weighted sum [B] of the differentiable rewards. Raises UsageError if one of them has no gradient."""
         first, *others = (

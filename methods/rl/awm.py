@@ -3,7 +3,9 @@
 As in the released code, the log-probability of an image at a noise level is a generalised Huber function of minus the
 velocity's mean squared error, and a second penalty pulls towards a lagging copy of the student. The released default
 samples with the student itself, so that every ratio is 1; here images are sampled with the lagging copy, as with its
-option `off_policy`. Its advantages are divided by the clip range, as here.
+option `off_policy`. It draws one noise level from each of `timesteps` equal parts of the schedule, for GenEval and OCR
+without sigma = 1; here they are drawn without repetition from all. Its advantages are divided by the clip range, as
+here.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ POWER, SMALL = 0.25, 1e-10
 
 
 class AwmOptions(ForwardOptions):
-    """Settings of AWM; defaults as in the released SD3.5-M configurations without guidance."""
+    """Settings of AWM; defaults as in the released SD3.5-M configuration for OCR."""
 
     timesteps: Count = 6
     """Noise levels at which each image is trained, drawn from the rollout's schedule."""

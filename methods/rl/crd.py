@@ -70,6 +70,7 @@ class Crd(ForwardProcess):
     source = "Centered Reward Distillation, arXiv 2603.14128"
     adapters: ClassVar[tuple[str, ...]] = (OLD, SAMPLING)
     sampled_by = SAMPLING
+    penalises_distance = False
     options: CrdOptions
 
     def compared(self, group_size: int) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DgpoOptions(ForwardOptions):
-    """Settings of DGPO; defaults as in the released SD3.5-M configurations without guidance."""
+    """Settings of DGPO; defaults as in the released SD3.5-M configuration for OCR."""
 
     timesteps: Count = 4
     """Noise levels at which each image is trained, drawn from the rollout's schedule."""
@@ -59,7 +59,13 @@ class Dgpo(ForwardProcess):
     Options = DgpoOptions
     source = "DGPO, arXiv 2510.08425, and released code"
     shared_noise = likelihood = True
+    penalises_distance = False
     options: DgpoOptions
+
+    @property
+    def trained_guidance(self) -> float:
+        """1: the flow-matching error is that of the velocity without guidance, as in the released code."""
+        return 1.0
 
     def compared(self, group_size: int) -> int:
         """The whole group."""

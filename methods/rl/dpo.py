@@ -3,7 +3,8 @@
 As in Flow-GRPO's released code for online DPO, the old policy both samples and is DPO's reference. It is replaced by
 the student after every `refresh` optimiser steps, and the images of a pair share noise and noise level. Two of its
 details are not reproduced. Where all rewards of a group are equal it trains on an arbitrary pair; here such a group has
-no gradient. It draws noise levels from a logit-normal distribution; here they are those of the rollout's schedule.
+no gradient. It trains a pair at 39 noise levels from a logit-normal distribution; here `timesteps` of them are drawn
+from the rollout's schedule.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class DpoOptions(ForwardOptions):
     kl: Weight = 0.0
     """Weight of the squared velocity error to the reference."""
     refresh: Count = 40
-    """The old policy is replaced by the student after every so many optimiser steps."""
+    """The old policy is replaced by the student after every so many optimiser steps. The released configurations never
+    do; their comment names 40 for online DPO."""
 
 
 def best_and_worst(samples: Samples) -> Samples:
@@ -58,6 +60,11 @@ class Dpo(ForwardProcess):
     source = "Diffusion-DPO, arXiv 2311.12908, Eq. 14, online as in Flow-GRPO's released code"
     shared_noise = True
     options: DpoOptions
+
+    @property
+    def trained_guidance(self) -> float:
+        """1: the flow-matching error is that of the velocity without guidance, as in the released code."""
+        return 1.0
 
     def compared(self, group_size: int) -> int:
         """A pair."""

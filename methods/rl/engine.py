@@ -60,12 +60,15 @@ class Engine(ABC):
     adapters: ClassVar[tuple[str, ...]] = ()
     """Adapters that it keeps besides the student (see Method.adapters)."""
 
+    penalises_distance: ClassVar[bool] = True
+    """Whether the reference has no other effect than a penalty of weight `kl` on the distance to it."""
+
     def __init__(self, options: Any):
         self.options = options
 
     @property
-    def reference_guidance(self) -> float | None:
-        """Guidance scale of the reference; None: the student's."""
+    def trained_guidance(self) -> float | None:
+        """Guidance scale of the student with gradients, and of the old policy; None: that of the rollouts."""
         return None
 
     def check(self, sampler: Sampler, batch: Batch) -> None:

@@ -1,6 +1,7 @@
 """Flow-DPPO (arXiv 2606.11025): policy gradient with a trust region in the exact KL of a step, instead of its ratio.
 
-As in the released code the KL is a mean over elements.
+As in the released code the KL is a mean over elements. Its configuration puts noise on any three of the first half of
+the steps; here they are neighbours.
 """
 
 from __future__ import annotations

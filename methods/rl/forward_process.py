@@ -84,6 +84,11 @@ class ForwardProcess(Engine):
         """Whether the reference's velocity is used."""
         return self.options.kl > 0
 
+    @property
+    def reference_guidance(self) -> float | None:
+        """Guidance scale of the reference; None: the student's."""
+        return None
+
     def levels(self, sampler: Sampler) -> int:
         """Number of noise levels that may be drawn."""
         return int(sampler.steps * self.options.timestep_fraction)
@@ -136,12 +141,13 @@ class ForwardProcess(Engine):
             x_t = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
             for part in parts(mine, o.chunk // compared * compared):
                 state, prompts = (x_t[part], sigma[part]), cond[part]
-                v = lab.velocity(prompts, STUDENT)(*state)
+                v = lab.velocity(prompts, STUDENT, self.trained_guidance)(*state)
                 with torch.no_grad():
-                    v_old = lab.velocity(prompts, OLD)(*state)
+                    v_old = lab.velocity(prompts, OLD, self.trained_guidance)(*state)
                     v_reference = v_old
                     if self.needs_reference:
-                        v_reference = lab.velocity(prompts, reference, self.reference_guidance)(*state)
+                        scale = self.trained_guidance if self.reference_guidance is None else self.reference_guidance
+                        v_reference = lab.velocity(prompts, reference, scale)(*state)
                 velocities = (v, v_old, v_reference)
                 at = Renoised(x0[part], noise[part], *state, samples.advantages[part], *velocities, samples.group_size)
                 if self.likelihood:
@@ -165,12 +171,13 @@ class ForwardProcess(Engine):
     def passes(self, sampler: Sampler, batch: Batch) -> Passes:
         """A rollout of every image, and per trained image and noise level a pass of the student with gradients, one of
         the old policy and, if it is needed, one of the reference."""
-        own, fixed = batch.branches, batch.branches
+        sampled = batch.branches
+        own = fixed = sampled if self.trained_guidance is None else branches(self.trained_guidance)
         if self.needs_reference:
             guidance = self.reference_guidance
             fixed += own if guidance is None else branches(guidance)
         levels = min(self.options.timesteps, self.levels(sampler)) * self.trained(batch)
-        return Passes(forward=sampler.steps * own * batch.pictures + levels * fixed, trained=levels * own)
+        return Passes(forward=sampler.steps * sampled * batch.pictures + levels * fixed, trained=levels * own)
 
     def kept(self, sampler: Sampler) -> int:
         """The image's latents, clean and re-noised."""

@@ -151,6 +151,7 @@ class RlMethod(Method[Samples]):
             prompts=pictures,
             pictures=pictures,
             pictures_at_once=batch.pictures,
+            guided=engine.trained_guidance is None,
         )
 
     @classmethod

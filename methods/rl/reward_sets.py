@@ -4,7 +4,8 @@ sum: the weighted sum is the reward, as in the released code of Flow-GRPO and Di
 spread dominates.
 
 per_reward: the weighted sum of each reward's advantage in its own standard deviation (`global_std` says which). With
-the deviation of each group this is how MixGRPO's code (arXiv 2507.21802) aggregates advantages.
+the deviation of each group this is how MixGRPO's code (arXiv 2507.21802) aggregates advantages, but that its deviations
+are unbiased, with 1e-8 added.
 
 gdpo: GDPO (arXiv 2601.05242): the weighted sum of each reward's advantage in its group's deviation, whitened over the
 task's batch. The released code (for TRL) takes unbiased deviations, and its advantages are therefore sqrt(1 - 1/N)

@@ -1,7 +1,8 @@
 """Windows of noisy steps: only the steps of a window are sampled with noise and trained, the others are deterministic.
 
 MixGRPO (arXiv 2507.21802) slides the window from the noisiest steps to the last ones and starts again; Flow-GRPO-Fast,
-in the released code of Flow-GRPO, draws it at random. A window depends only on the run's seed, the update and the task.
+in the released code of Flow-GRPO, draws it at random. Windows are always full; MixGRPO's code also lets one shrink at
+the end of the schedule. A window depends only on the run's seed, the update and the task.
 """
 
 from __future__ import annotations

@@ -305,7 +305,7 @@ def test_a_job_s_file_is_its_run_s_spec(root: Path, method: str, overrides: list
         tasks, overrides = ["pickscore"], [word for word in overrides if not word.startswith("scorers")]
     of_method = data(root / "data", tuple(tasks)) if needs_data(method) else []
     spec = resolve(method, tasks, 3, overrides=[*overrides, *of_method])
-    launch = new_launch(root, "local", [Job("a", spec.record())])
+    launch = new_launch(root, "local", [Job("a", spec.model_dump(mode="json"))])
     found = spec_of(json.loads(work_file(launch.folder, "a").read_text()))
     assert found.model_dump(mode="json") == spec.model_dump(mode="json")
     assert Run(root, found, "f").folder == Run(root, spec, "f").folder

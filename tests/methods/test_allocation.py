@@ -86,7 +86,7 @@ def test_distances_of_shards_add_up_to_those_of_the_batch() -> None:
 def test_in_rl_the_distance_is_to_the_highest_reward() -> None:
     method = MultiReward(MultiRewardOptions(allocation="by_gap"))
     lab = SimpleNamespace(
-        tasks={"ocr": None}, notes={"reward/ocr": 0.25}, workers=ALONE, shard_fraction=lambda task: 1.0, step=0, inner=0,
+        tasks={"ocr": SimpleNamespace(highest_reward=1.0)}, notes={"reward/ocr": 0.25}, workers=ALONE, shard_fraction=lambda task: 1.0, step=0, inner=0,
         backbone=SimpleNamespace(adapters=SimpleNamespace(parameters=lambda name: [torch.zeros(1)])),
     )  # fmt: skip
     method.after_update(lab)
@@ -99,7 +99,7 @@ def test_where_there_is_nothing_to_allocate_it_is_refused() -> None:
     alternate = ["params.allocation=by_gap", "params.batches=alternate"]
     with pytest.raises(UsageError, match=r"set params\.batches mixed"):
         resolve("opd_analytic", ["ocr", "geneval"], overrides=alternate)
-    with pytest.raises(UsageError, match=r"params\.allocation by_loss needs the distance to the teachers"):
+    with pytest.raises(UsageError, match=r"params\.allocation by_loss needs the distance of every task"):
         resolve("sft", ["ocr", "geneval"], overrides=["params.allocation=by_loss", "params.batches=mixed"])
 
 

@@ -48,7 +48,9 @@ def test_the_weighted_sum_and_its_parts(both: RewardSet, images: torch.Tensor) -
     torch.testing.assert_close(
         both.differentiable_reward(images, prompts).double().numpy(), found.rewards, rtol=1e-6, atol=1e-7
     )
-    assert both.lowest_reward == -0.5
+    assert (both.lowest_reward, both.highest_reward) == (-0.5, 2.5)
+    assert Red("micro").highest_reward == 1.0
+    assert both.differentiable == (Red("micro").differentiable and Dark("micro").differentiable)
     assert (both.name, both.headline) == ("red", "reward")
     assert both.audit(images, prompts).keys() == {"audited", "dark.audited"}
 
