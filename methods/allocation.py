@@ -35,6 +35,8 @@ SOURCES = {
 """Where each rule but `equal` comes from."""
 WINDOW = 10
 """Updates whose mean distance a rule sees. Dynamic weight average takes an epoch, Open-MOPD a running mean."""
+WINDOWS = {"by_loss": 1, "by_gap": 2, "by_progress": 2}
+"""Windows that each rule needs before it adapts the weights."""
 LEAST, MOST = 0.05, 20.0
 """Limits of the factors of by_loss and by_gap."""
 TEMPERATURE = 2.0
@@ -46,7 +48,7 @@ FLOOR = 1e-8
 def factors(rule: AllocationName, distances_UT: Tensor) -> Tensor:
     """Factors [T] of the tasks' weights from the distances [U, T] of all updates so far, float64."""
     windows = len(distances_UT) // WINDOW
-    if rule == "equal" or windows < (1 if rule == "by_loss" else 2):
+    if rule == "equal" or windows < WINDOWS[rule]:
         return torch.ones(distances_UT.shape[1], dtype=torch.float64)
     means_WT = distances_UT[: windows * WINDOW].unflatten(0, (windows, WINDOW)).mean(1).clamp(min=FLOOR)
     if rule == "by_progress":
@@ -70,6 +72,11 @@ class Allocation:
             return weights
         found = factors(self.rule, self.distances_UT).tolist()
         return {task: weight * factor for (task, weight), factor in zip(weights.items(), found, strict=True)}
+
+    def too_short(self) -> bool:
+        """Whether the rule has not seen enough updates to adapt the weights of the next one."""
+        updates = 0 if self.distances_UT is None else len(self.distances_UT)
+        return self.rule != "equal" and updates < WINDOW * WINDOWS[self.rule]
 
     def record(self, lab: Lab, own: dict[str, float]) -> None:
         """Add an update's distances by task, which are means over this process's shard of the prompts."""

@@ -20,7 +20,7 @@ from bench.api.method import Method, Options
 from bench.config.bounds import Moderate
 from bench.errors import BenchError, UsageError, unknown
 from bench.lazy import torch
-from methods.allocation import SOURCES, Allocation, AllocationName
+from methods.allocation import SOURCES, WINDOW, Allocation, AllocationName
 from methods.signal import MOSTLY, Signal, signal_shares
 
 if TYPE_CHECKING:
@@ -246,13 +246,17 @@ class CombiningMethod(Method):
         return super().combine(lab, gradients, by_rule)
 
     def remarks(self, rows: list[dict[str, float]]) -> list[str]:
-        """A warning if a rule acted on gradients that are mostly noise."""
-        rule = self.options.combine
-        shares = signal_shares(rows)
-        if rule == "sum" or not shares or max(shares.values()) >= MOSTLY:
-            return []
-        told = ", ".join(f"{task} {share:.0%}" for task, share in shares.items())
-        return [
-            f"params.combine {rule} acted mostly on noise: by the cosine of successive gradients, the signal is this "
-            f"share of a gradient's squared norm: {told}"
-        ]
+        """Warnings if a rule acted on gradients that are mostly noise, and if weights had no time to adapt."""
+        found, rule, shares = [], self.options.combine, signal_shares(rows)
+        if rule != "sum" and shares and max(shares.values()) < MOSTLY:
+            told = ", ".join(f"{task} {share:.0%}" for task, share in shares.items())
+            found.append(
+                f"params.combine {rule} acted mostly on noise: by the cosine of successive gradients, the signal is "
+                f"this share of a gradient's squared norm: {told}"
+            )
+        if self.allocation.too_short():
+            found.append(
+                f"params.allocation {self.options.allocation} never adapted the weights: it compares windows of "
+                f"{WINDOW} updates, of which the run has too few"
+            )
+        return found

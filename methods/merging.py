@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bench.api.lab import STUDENT, Lab
+from bench.errors import UsageError
 from bench.lazy import torch
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def merge_teachers(lab: Lab, rule: Callable[[Changes], Tensor]) -> None:
     merged = {}
     for layer in layers:
         merged[layer] = rule({task: delta[layer] for task, delta in deltas.items() if layer in delta})
+    if not any(change.any() for change in merged.values()):
+        raise UsageError("the merge leaves no weight change: set a higher params.density, or other weights")
     lab.note("energy_kept", adapters.set_deltas(STUDENT, merged))
 
 

@@ -57,6 +57,7 @@ class OfflineMethod(CombiningMethod):
     the operations of a training pass, so latents are kept in host memory, up to LATENTS bytes per process.
     """
 
+    in_all = False  # it needs a folder per task
     lowers_memory: ClassVar[tuple[str, ...]] = ("chunk", "batch")
     Options: ClassVar[type[OfflineOptions]]
     columns: ClassVar[tuple[str, ...]]

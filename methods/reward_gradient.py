@@ -45,6 +45,7 @@ class RewardGradientMethod(CombiningMethod):
     """Checks, loss and cost shared by the methods that backpropagate the reward."""
 
     needs = Needs(rewards=True)
+    in_all = False  # few tasks have a gradient
     lowers_memory: ClassVar[tuple[str, ...]] = ("chunk", "trajectories")
     Options: ClassVar[type[RewardGradientOptions]]
 

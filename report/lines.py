@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from bench.analysis.forgetting import Forgetting, forgetting
 from bench.analysis.records import NOT_THE_LINE, Record
+from bench.config.spec import PLACEMENT
 from bench.hashing import text_hash
 from bench.registry import registered
 from report.checks import printable
@@ -28,6 +29,8 @@ class Conditions(NamedTuple):
     guidance: float
     prompts: str
     """Hash of the headline and strata of every task."""
+    scorers: str = ""
+    """The settings of the scorers that decide what they measure."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ def _words(worlds: list[Conditions]) -> dict[Conditions, str]:
         twins = [other for other in worlds if other is not world and plain[other].startswith(text)]
         if any(other.weights != world.weights for other in twins):
             plain[world] += f", weights {world.weights[:10]}"
+        if any(other.scorers != world.scorers for other in twins):
+            plain[world] += printable(f", scorers {world.scorers or 'as they are by default'}")
         if any(other.prompts != world.prompts for other in twins):
             plain[world] += f", prompts {world.prompts}"
     return plain
@@ -178,7 +183,15 @@ def _conditions_of(run: FoundRun) -> Conditions:
         steps=held_out["steps"],
         guidance=held_out["guidance"],
         prompts=prompts,
+        scorers=", ".join(f"{task}.{key}={value}" for task, key, value in sorted(measuring(run.spec))),
     )
+
+
+def measuring(spec: dict) -> list[tuple[str, str, str]]:
+    """(task, setting, value) of a run's scorers, without those that only decide where they run."""
+    scorers = spec.get("scorers", {})
+    own = {task: settings for task, settings in scorers.items() if task in spec["tasks"]}
+    return [(task, key, value) for task, keys in own.items() for key, value in keys.items() if key not in PLACEMENT]
 
 
 def _size(pools_: list[Pool]) -> int:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from pydantic import model_validator
+
 from bench.backbones.meter import Passes
-from bench.config.settings import Settings
+from bench.config.settings import Settings, merge
 from bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +66,20 @@ class Options(Settings):
     """Settings that records omit at their defaults, because they were added after the first records. A subclass names
     only its own."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_complete_their_defaults(cls, given: Any) -> Any:
+        """Complete a section of which only some settings are given by the field's default, not by its type's."""
+        if not isinstance(given, dict):
+            return given
+        given = dict(given)
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, Options) and isinstance(given.get(name), dict):
+                whole = field.default.model_dump()
+                merge(whole, given[name])
+                given[name] = whole
+        return given
+
     @property
     def idle(self) -> dict[str, str]:
         """Nested sections of Options without effect -> the reason, such as "params.engine is nft".
@@ -102,6 +118,8 @@ class Method(ABC, Generic[Experience]):
     """Type of its settings."""
     adapters: tuple[str, ...] = ()
     """Names of adapters that it keeps in addition to the student; they start equal to it and are checkpointed."""
+    in_all: ClassVar[bool] = True
+    """Whether `--methods all` includes it. False if it needs settings, or tasks of a certain kind."""
     several_tasks: ClassVar[bool] = True
     """False for a method that trains on exactly one task."""
     trains: ClassVar[bool] = True

@@ -102,14 +102,16 @@ class FlowBackbone(ABC, nn.Module):
         conditioning = self.encode([""])
         try:
             with torch.no_grad():
-                shape = self.velocity(x, 0.5, conditioning, name).shape
+                velocity = self.velocity(x, 0.5, conditioning, name)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             cause = one_line(error)
             raise UsageError(f"{folder} does not take this backbone's latents and prompts: {cause}") from error
-        if shape != x.shape:
-            raise UsageError(f"{folder} predicts latents of shape {tuple(shape[1:])}, not {self.latent_shape}")
+        if velocity.shape != x.shape:
+            raise UsageError(f"{folder} predicts latents of shape {tuple(velocity.shape[1:])}, not {self.latent_shape}")
+        if not velocity.isfinite().all():
+            raise UsageError(f"{folder} predicts values that are not finite: its weights are damaged")
 
     def _checkpointed(self, block: nn.Module, *args) -> Tensor:
         """Checkpoint a block so that its recomputation in the backward pass runs under the adapter of its forward.

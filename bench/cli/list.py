@@ -65,7 +65,7 @@ def _kernel(kernel: Kernel) -> tuple[str, ...]:
 
 def _method(name: str) -> tuple[str, ...]:
     method = find("method", name)
-    return method.source, _needs(method.needs)
+    return method.source, _needs(method.needs), *([] if method.in_all else ["not in all"])
 
 
 def _task(name: str) -> tuple[str, ...]:

@@ -82,9 +82,10 @@ def _refuse_set_axes(axes: dict[str, str], overrides: list[str]) -> None:
 def recipes(methods: list[str], tasks: list[str], backbone: str) -> dict[str, Spec]:
     """The methods' specs without the user's --set values, for looking up the keys of a grid.
 
-    Those values are left out because they may be valid only with a kernel that the grid sets.
+    Those values are left out because they may be valid only with a kernel that the grid sets. A method that needs some
+    of them is not asked whether it can run.
     """
-    return {method: resolve(method, tasks, backbone=backbone) for method in methods}
+    return {method: resolve(method, tasks, backbone=backbone, checked=False) for method in methods}
 
 
 def split_owner(text: str, methods: list[str], option: str) -> tuple[str | None, str]:
@@ -134,6 +135,11 @@ def parse_axis(text: str, spec: Spec) -> tuple[str, list[str]]:
     if len(set(split)) != len(split):
         raise UsageError(f"--grid {text!r} names a value twice")
     full = _grid_key(key, spec)
+    if full.startswith("scorers."):
+        raise UsageError(
+            f"--grid {text}: scores of different scorers cannot be compared; run one comparison per scorer, each with "
+            "its own --results folder"
+        )
     for value in split:
         parse_override(f"{full}={value}", "--grid")
     return full, split
@@ -179,10 +185,12 @@ def dotted_keys(section: dict, prefix: str = "") -> list[str]:
 
 
 def method_names(names: list[str], tasks: list[str]) -> list[str]:
-    """The methods that a user named; ["all"] means every registered method that can train these tasks together."""
+    """The methods that a user named; ["all"] means every registered method but those that
+    need settings or tasks of a certain kind, and with several tasks those that train only one."""
     if not names:
         raise UsageError("the list of methods is empty: name methods, or write 'all'")
     if names == ["all"]:
         single = len(tasks) == 1
-        return [name for name, method in usable("method").items() if single or method.several_tasks]
+        known = usable("method").items()
+        return [name for name, method in known if method.in_all and (single or method.several_tasks)]
     return named("method", names)

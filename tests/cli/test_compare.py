@@ -13,7 +13,7 @@ from bench.analysis.fronts import fronts
 from bench.analysis.records import Record
 from bench.cli.compare import EQUAL, as_json, beyond_budget, print_fronts, settle, target_text
 from bench.cli.probe import probe_specs
-from bench.config.grid import overrides_of, parse_axis, variants
+from bench.config.grid import method_names, overrides_of, parse_axis, recipes, variants
 from bench.config.resolve import resolve
 from bench.errors import UsageError
 from report import lines as report_lines
@@ -64,6 +64,24 @@ def test_settings_that_records_omit_are_axes() -> None:
     assert parse_axis("params.weights.ocr=1,3", spec) == ("params.weights.ocr", ["1", "3"])
     with pytest.raises(UsageError, match=r"did you mean 'params\.weights'"):
         parse_axis("params.weight.ocr=1,3", spec)
+
+
+def test_methods_that_need_more_than_tasks_are_not_in_all() -> None:
+    """Nor are their settings asked for when a grid's keys are looked up."""
+    named = method_names(["all"], ["ocr", "geneval"])
+    assert {"opd_analytic", "multi_reward", "merge"} <= set(named)
+    assert not set(named) & {"flow_matching", "offline_dpo", "draft_k", "refl", "single_task"}
+    found = recipes(["flow_matching", "draft_k"], ["ocr"], "micro")
+    (line,) = variants(["flow_matching.batch=4"], {"flow_matching": found["flow_matching"]}, [])
+    assert line.overrides == ("params.batch=4",)
+    for method in found:
+        with pytest.raises(UsageError, match=r"has no images|has no gradient"):
+            resolve(method, ["ocr"])
+
+
+def test_scores_of_other_scorers_are_no_axis(spec) -> None:
+    with pytest.raises(UsageError, match="scores of different scorers cannot be compared"):
+        parse_axis("scorers.ocr.url=http://a,http://b", resolve("opd_analytic", ["ocr"]))
 
 
 def test_grid_is_the_product(spec) -> None:

@@ -93,6 +93,14 @@ def test_in_rl_the_distance_is_to_the_highest_reward() -> None:
     assert method.state()["distances"].tolist() == [[0.75]]
 
 
+def test_a_run_too_short_to_adapt_says_so() -> None:
+    method = MultiReward(MultiRewardOptions(allocation="by_gap"))
+    assert "never adapted the weights: it compares windows of 10 updates" in method.remarks([])[0]
+    method.load_state({"distances": torch.ones(20, 1, dtype=torch.float64)})
+    assert method.remarks([]) == []
+    assert MultiReward(MultiRewardOptions()).remarks([]) == []
+
+
 def test_where_there_is_nothing_to_allocate_it_is_refused() -> None:
     with pytest.raises(UsageError, match=r"params\.allocation by_loss combines .* but the run has one"):
         resolve("opd_analytic", ["ocr"], overrides=["params.allocation=by_loss"])

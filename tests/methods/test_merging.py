@@ -129,5 +129,12 @@ def test_contradictions_are_refused(settings: list[str], told: str) -> None:
         resolve("merge", ["geneval"], overrides=settings)
 
 
+def test_a_merge_of_nothing_is_refused(make_lab) -> None:
+    """Or a density that keeps no element would give the base, as a result."""
+    lab = make_lab()
+    with pytest.raises(UsageError, match="leaves no weight change: set a higher"):
+        Merge(MergeOptions(rule="ties", density=1e-9)).prepare(lab)
+
+
 def test_settings_added_later_leave_records_as_they_were() -> None:
     assert MergeOptions().record() == {"rule": "average", "scale": 1.0}

@@ -156,3 +156,13 @@ def test_tempflow_weights_steps_by_their_noise_with_mean_one() -> None:
 def test_windows_that_cannot_be_are_refused(settings: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         resolve("multi_reward", ["ocr"], overrides=[*NOISY, *settings])
+
+
+def test_a_part_of_a_window_completes_the_engines_own() -> None:
+    """flow_dppo's window has size 3, tempflow's size 1, and the type's default is 0."""
+    plain = resolve("single_task", ["ocr"], overrides=["params.engine=flow_dppo"])
+    said = resolve("single_task", ["ocr"], overrides=["params.engine=flow_dppo", "params.flow_dppo.window.place=random"])
+    assert said.params["flow_dppo"]["window"]["size"] == 3
+    assert said.digest("f") == plain.digest("f")
+    moved = resolve("single_task", ["ocr"], overrides=["params.engine=tempflow", "params.tempflow.window.place=slide"])
+    assert moved.params["tempflow"]["window"] == {"size": 1, "place": "slide", "every": 25}

@@ -84,6 +84,18 @@ def test_a_seed_found_twice_counts_once_and_is_named(tmp_path: Path) -> None:
     assert [run.folder.parent.name for run in pool.folders["sft"]] == ["a", "b"]
 
 
+def test_scores_of_other_scorers_are_not_compared(tmp_path: Path) -> None:
+    """But those of one scorer on another machine are."""
+    for name, settings in (("a", {}), ("b", {"url": "http://there"}), ("c", {"model": "other"})):
+        folder = make_run(tmp_path / name, "opd_analytic", 0)
+        record = json.loads((folder / "spec.json").read_text())
+        record["spec"]["scorers"] = {TASKS[0]: settings} if settings else {}
+        (folder / "spec.json").write_text(json.dumps(record))
+    one, other = found(*(tmp_path / name for name in "abc"))
+    assert sum(len(line.records) for line in other.lines) == 1
+    assert f"scorers {TASKS[0]}.model=other" in other.place
+
+
 @pytest.mark.parametrize("part", ["split", "steps", "guidance"])
 def test_what_is_evaluated_otherwise_is_another_world(tmp_path: Path, part: str) -> None:
     make_run(tmp_path, "sft", 0)

@@ -141,6 +141,15 @@ def test_other_models_are_refused_by_name(merged: Path, tmp_path: Path) -> None:
         spec_of("compute.shard=true", "compute.offload_teachers=true")
 
 
+def test_a_damaged_model_is_refused_before_training(tmp_path: Path) -> None:
+    damaged = SD3Transformer2DModel.from_pretrained(BASE)
+    with torch.no_grad():
+        damaged.proj_out.weight[0, 0] = torch.nan
+    damaged.save_pretrained(tmp_path / "damaged")
+    with pytest.raises(UsageError, match="predicts values that are not finite"):
+        execute(spec_of(f"teachers.ocr={tmp_path / 'damaged'}"), Session(tmp_path / "results"))
+
+
 def test_a_changed_model_is_another_teacher(tmp_path: Path) -> None:
     folder = larger(tmp_path / "other")
     spec = spec_of(f"teachers.ocr={folder}", "budget.updates=1")
