@@ -91,7 +91,7 @@ def test_scores_of_other_scorers_are_not_compared(tmp_path: Path) -> None:
         record = json.loads((folder / "spec.json").read_text())
         record["spec"]["scorers"] = {TASKS[0]: settings} if settings else {}
         (folder / "spec.json").write_text(json.dumps(record))
-    one, other = found(*(tmp_path / name for name in "abc"))
+    _, other = found(*(tmp_path / name for name in "abc"))
     assert sum(len(line.records) for line in other.lines) == 1
     assert f"scorers {TASKS[0]}.model=other" in other.place
 

@@ -59,10 +59,10 @@ SETTINGS = {
     "multi_reward dgpo": [*RL, "params.engine=dgpo", "params.dgpo.clip=10"],
     "multi_reward crd": [*RL, "params.engine=crd"],
     "multi_reward awm": [*RL, "params.engine=awm"],
-    "multi_reward flow_dppo": [*RL, *NOISY, "params.engine=flow_dppo"],
+    "multi_reward flow_dppo": [*RL, *NOISY, "params.groups=6", "params.engine=flow_dppo"],
     "multi_reward grpo": [*RL, *NOISY, "params.engine=grpo", "params.grpo.clip=10", "params.grpo.window.size=1"],
     "multi_reward dpo": [*RL, "params.engine=dpo", "params.dpo.timesteps=2"],
-    "multi_reward tempflow": [*RL, *NOISY, "params.engine=tempflow", "params.tempflow.clip=10"],
+    "multi_reward tempflow": [*RL, *NOISY, "optimizer.lr=4", "params.engine=tempflow", "params.tempflow.clip=10"],
 }
 """Method, or method and what is tried with it -> settings."""
 TASKS_OF = {"cascade": ["ocr", "geneval"], "draft_k": ["pickscore"], "refl": ["pickscore"]}
