@@ -27,18 +27,19 @@ STORED = ROOT / "results" / "reference" / "micro"
 # stored tables, where their runs are unpacked, comparisons in the order of results/reference/README.md
 ABLATIONS = [
     (
-        "tables.txt",
+        "ablations/tables.txt",
         "ablations",
         "e8f084d5b3 40e3734189 2f5629e5ab 42da2cb2cd 6475ccb070 8fd886b841 4eb9af4baa 982f5b8016 7a846f9a19",
     ),
-    ("rl.txt", "compare", "b2ab6c4dbe 431da8c721 28240e306c 95c74f4462"),
+    ("ablations/rl.txt", "compare", "b2ab6c4dbe 431da8c721 28240e306c 95c74f4462"),
+    ("combine/table.txt", "combine", "c85c1e2a0f"),
 ]
 
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "results"
-    for name in ("compare", "ablations", "interference", "pictures"):
+    for name in ("compare", "ablations", "combine", "interference", "pictures"):
         with tarfile.open(STORED / name / "runs.tar.xz") as archive:
             archive.extractall(folder, filter="data")
     return folder
@@ -97,7 +98,7 @@ def test_tables_of_ablations_follow_from_the_runs(unpacked: Path, capsys, name, 
         found = read(unpacked / folder / f"comparison-{number}.json")
         reference, path = found.lines[0].label, Path("results") / folder / found.path.name
         print_standings(standings_of(found, reference), reference, found.tasks, found.budget, "test", path)
-    assert capsys.readouterr().out == (STORED / "ablations" / name).read_text()
+    assert capsys.readouterr().out == (STORED / name).read_text()
 
 
 def test_the_stored_report_follows_from_the_records(unpacked: Path, monkeypatch) -> None:
