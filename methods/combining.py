@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from pydantic import Field
 
 from bench.api.lab import Lab
-from bench.api.method import Method, Options
+from bench.api.method import Options
 from bench.config.bounds import Moderate
 from bench.errors import BenchError, UsageError, unknown
 from bench.lazy import torch
 from methods.allocation import SOURCES, WINDOW, Allocation, AllocationName
+from methods.counted import CountedMethod
 from methods.signal import MOSTLY, Signal, signal_shares
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class CombiningOptions(Options):
     """How the tasks' gradients become one (methods/combining.py). Every rule but sum keeps one gradient per task."""
 
 
-class CombiningMethod(Method):
+class CombiningMethod(CountedMethod):
     """Methods whose settings `weights`, `allocation` and `combine` choose how their tasks' gradients become one."""
 
     Options: ClassVar[type[CombiningOptions]] = CombiningOptions

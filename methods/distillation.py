@@ -118,13 +118,6 @@ class DistillationMethod(CombiningMethod):
         return loss if base is None else loss + self.options.anchor * squared_error(v, base)
 
     @classmethod
-    def predict(cls, spec, sampler) -> int:
-        """NFE of one update, from `work`."""
-        work = cls.work(spec, sampler)
-        assert work is not None  # every distillation method implements `work`
-        return work.passes.nfe
-
-    @classmethod
     def trajectory_work(
         cls, spec, trained: int, teacher: int, rollout: int = 0, anchor: int = 0, kept: int = 1, prompts: int = 1,
         at_once: int | None = None,

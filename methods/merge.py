@@ -7,11 +7,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from bench.api.lab import Lab
-from bench.api.method import Method, Needs, Options, Work
+from bench.api.method import Needs, Options, Work
 from bench.backbones.meter import Passes
 from bench.config.bounds import Fraction, Weight
 from bench.errors import UsageError, unknown
 from bench.lazy import torch
+from methods.counted import CountedMethod
 from methods.merging import Changes, averaged, dropped, elected_mean, merge_teachers, summed, trimmed
 
 COMBINE = {"average": averaged, "sum": summed, "ties": elected_mean, "dare_linear": averaged, "dare_ties": elected_mean}
@@ -38,7 +39,7 @@ class MergeOptions(Options):
     """Fraction of elements that ties and DARE keep of every weight change. The default is that of the TIES paper."""
 
 
-class Merge(Method):
+class Merge(CountedMethod):
     """The student is a combination of the teachers' weight changes; nothing is trained."""
 
     name = "merge"
@@ -76,13 +77,8 @@ class Merge(Method):
             )
 
     @classmethod
-    def predict(cls, spec, sampler) -> int:
-        """0: merging calls no network."""
-        return 0
-
-    @classmethod
     def work(cls, spec, sampler) -> Work:
-        """No passes."""
+        """No passes: merging calls no network."""
         return Work(Passes())
 
     def prepare(self, lab: Lab) -> None:

@@ -98,13 +98,6 @@ class OfflineMethod(CombiningMethod):
         return {task: folder_hash(folder, read_folder(folder, cls.columns)) for task, folder in data.items()}
 
     @classmethod
-    def predict(cls, spec, sampler) -> int:
-        """NFE of one update, from `work`."""
-        work = cls.work(spec, sampler)
-        assert work is not None  # every subclass implements `work`
-        return work.passes.nfe
-
-    @classmethod
     def row_work(cls, spec, reference: int) -> Work:
         """The work of one update: per image one pass with gradients and `reference` passes without."""
         options, each = cls.Options.model_validate(spec.params), len(cls.columns)

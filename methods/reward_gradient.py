@@ -60,13 +60,6 @@ class RewardGradientMethod(CombiningMethod):
                     f"method {cls.name!r} backpropagates the reward, but the reward of task {task!r} has no gradient"
                 )
 
-    @classmethod
-    def predict(cls, spec, sampler) -> int:
-        """NFE of one update, from `work`."""
-        work = cls.work(spec, sampler)
-        assert work is not None  # every subclass implements `work`
-        return work.passes.nfe
-
     def distance(self, lab: Lab, task: str) -> float:
         """The highest reward minus the mean."""
         return reward_gap(lab, task)

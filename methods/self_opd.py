@@ -83,11 +83,6 @@ class SelfOpd(CombiningMethod):
             )
 
     @classmethod
-    def predict(cls, spec, sampler) -> int:
-        """NFE of one update, from `work`."""
-        return cls.work(spec, sampler).passes.nfe
-
-    @classmethod
     def work(cls, spec, sampler) -> Work:
         """A trajectory up to the last trained step; per step K + 1 completions and a pass with gradients.
 

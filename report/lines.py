@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bench.analysis.forgetting import Forgetting, forgetting
 from bench.analysis.records import NOT_THE_LINE, Record
-from bench.config.spec import PLACEMENT
+from bench.config.spec import measuring
 from bench.hashing import text_hash
 from bench.registry import registered
 from report.checks import printable
@@ -183,15 +183,15 @@ def _conditions_of(run: FoundRun) -> Conditions:
         steps=held_out["steps"],
         guidance=held_out["guidance"],
         prompts=prompts,
-        scorers=", ".join(f"{task}.{key}={value}" for task, key, value in sorted(measuring(run.spec))),
+        scorers=_scorers(run.spec),
     )
 
 
-def measuring(spec: dict) -> list[tuple[str, str, str]]:
-    """(task, setting, value) of a run's scorers, without those that only decide where they run."""
-    scorers = spec.get("scorers", {})
-    own = {task: settings for task, settings in scorers.items() if task in spec["tasks"]}
-    return [(task, key, value) for task, keys in own.items() for key, value in keys.items() if key not in PLACEMENT]
+def _scorers(spec: dict) -> str:
+    """What a run sets of its tasks' scorers, apart from where they run."""
+    own = {task: scorer for task, scorer in spec.get("scorers", {}).items() if task in spec["tasks"]}
+    settings = ((task, *setting) for task, scorer in measuring(own).items() for setting in scorer.items())
+    return ", ".join(f"{task}.{key}={value}" for task, key, value in sorted(settings))
 
 
 def _size(pools_: list[Pool]) -> int:

@@ -129,8 +129,7 @@ class FlowBackbone(ABC, nn.Module):
         """A network's velocity eps - x0 at x [B, C, h, w] = (1 - sigma) x0 + sigma eps, without guidance.
 
         `network` is `self.transformer`, or a teacher that is a whole model. `sigma_B` is [B]; the result is
-        [B, C, h, w]. Called under autocast at compute.precision; may return any
-        floating-point type.
+        [B, C, h, w]. Called under autocast at compute.precision; may return any floating-point type.
         """
 
     @abstractmethod

@@ -9,7 +9,6 @@ from bench.config.resolve import TRAINED_HERE
 from bench.errors import MissingError
 from bench.hashing import sampled_hash
 from bench.weights.checkpoints import read_config, refuse_quantised
-from bench.weights.hub import PREFIX as HUB
 from bench.weights.hub import adapter_folder, pipeline_folder
 
 
@@ -34,19 +33,16 @@ def find_teacher(task: str, source: str) -> Teacher:
 
     A hub repository is downloaded. Raises UsageError or MissingError naming what is missing.
     """
-    if not source.startswith(HUB):
-        place = Path(source)
-    else:
-        try:
-            place = adapter_folder(source)
-        except MissingError:
-            pipeline = pipeline_folder(source)
-            if pipeline is None:
-                raise
-            place = pipeline
+    try:
+        place = adapter_folder(source)
+    except MissingError:  # only from the hub
+        pipeline = pipeline_folder(source)
+        if pipeline is None:
+            raise
+        place = pipeline
     network = network_folder(place)
     if network is None:
-        return Teacher(task, place, adapter_hash(adapter_folder(str(place))))
+        return Teacher(task, place, adapter_hash(place))
     config = network / "config.json"
     refuse_quantised(read_config(config), config)
     return Teacher(task, network, sampled_hash([*weight_files(network), config]), whole=True)

@@ -185,8 +185,10 @@ def dotted_keys(section: dict, prefix: str = "") -> list[str]:
 
 
 def method_names(names: list[str], tasks: list[str]) -> list[str]:
-    """The methods that a user named; ["all"] means every registered method but those that
-    need settings or tasks of a certain kind, and with several tasks those that train only one."""
+    """The methods that a user named; ["all"] means every registered method that can train these tasks together.
+
+    Methods that also need settings, or tasks of a certain kind, are left out of "all".
+    """
     if not names:
         raise UsageError("the list of methods is empty: name methods, or write 'all'")
     if names == ["all"]:

@@ -15,6 +15,14 @@ from bench.sampler.transitions import get_kernel
 
 PLACEMENT = ("device", "batch", "url")
 """Scorer settings that decide where and in what portions it runs, not what it computes."""
+
+
+def measuring(scorers: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """task -> its scorer's settings that decide what it computes, for the tasks that have some."""
+    kept = {task: {key: value for key, value in own.items() if key not in PLACEMENT} for task, own in scorers.items()}
+    return {task: own for task, own in kept.items() if own}
+
+
 Table = Literal["diffusers", "once"]
 """How the table of sigmas is built (bench/sampler/schedule.py)."""
 Steps = Annotated[int, Field(gt=0, le=TRAIN_TIMESTEPS)]
@@ -210,12 +218,8 @@ class Spec(Settings):
         compute = Compute(**self.compute.model_dump(include=set(Compute.RESULT)))
         default_batch = EvaluationSpec.model_fields["batch"].default
         evaluation = self.evaluation.model_copy(update={"batch": default_batch})
-        scorers: dict[str, dict[str, str]] = {}
-        for task, sources in self.scorers.items():
-            kept = {key: value for key, value in sources.items() if key not in PLACEMENT}
-            if kept:
-                scorers[task] = kept
-        return self.model_copy(update={"compute": compute, "scorers": scorers, "evaluation": evaluation})
+        update = {"compute": compute, "scorers": measuring(self.scorers), "evaluation": evaluation}
+        return self.model_copy(update=update)
 
     def record(self) -> dict[str, Any]:
         """Plain data for spec.json. Settings that were added after the first records are omitted at their defaults."""

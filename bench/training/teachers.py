@@ -28,15 +28,12 @@ def locate(spec: Spec, descriptor: Descriptor, root: Path, backbone_hash: str) -
     teachers = {}
     for task, source in spec.teachers.items():
         if source == "train":
-            folder = Run(root, teacher_spec(spec, task), backbone_hash).folder / "adapter"
+            source = str(Run(root, teacher_spec(spec, task), backbone_hash).folder / "adapter")
         elif source == "shipped":
             if not descriptor.teachers or not (descriptor.teachers / task).is_dir():
                 raise MissingError(f"backbone {descriptor.name!r} ships no teacher for {task!r}; use --teachers train")
-            folder = descriptor.teachers / task
-        else:
-            teachers[task] = find_teacher(task, source)
-            continue
-        teachers[task] = find_teacher(task, str(folder))
+            source = str(descriptor.teachers / task)
+        teachers[task] = find_teacher(task, source)
     return teachers
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 from bench.config.bounds import Count, Fraction, Moderate, Weight
 from methods.rl.forward_process import ForwardOptions, ForwardProcess
 from methods.rl.grpo import surrogate
-from methods.rl.old_policy import OLD_DECAY
 from methods.rl.renoised import Renoised, mean_square
 
 if TYPE_CHECKING:
@@ -71,7 +70,3 @@ class Awm(ForwardProcess):
         o = self.options
         advantage = at.advantages.clamp(-o.advantage_clip, o.advantage_clip) / o.advantage_clip
         return surrogate(self.log_ratio(at), advantage, o.clip) + o.kl_old * mean_square(at.v - at.v_old)
-
-    def decay(self, updates: int) -> float:
-        """The chosen schedule's decay."""
-        return OLD_DECAY[self.options.old_decay](updates)

@@ -95,10 +95,6 @@ class Crd(ForwardProcess):
         reward = optimality(at.advantages, self.options.advantage_clip)
         return (least + (1 - least) * reward) * super().penalty(at)
 
-    def decay(self, updates: int) -> float:
-        """The chosen schedule's decay."""
-        return OLD_DECAY[self.options.old_decay](updates)
-
     def after_update(self, lab: Lab) -> None:
         """Also move the policy that samples."""
         super().after_update(lab)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from bench.config.bounds import Count, Fraction, Guidance, Moderate, Weight
 from bench.lazy import torch
 from methods.rl.forward_process import ForwardOptions, ForwardProcess
-from methods.rl.old_policy import OLD_DECAY
 from methods.rl.renoised import Renoised
 
 if TYPE_CHECKING:
@@ -60,12 +59,8 @@ class Dgpo(ForwardProcess):
     source = "DGPO, arXiv 2510.08425, and released code"
     shared_noise = likelihood = True
     penalises_distance = False
+    trained_guidance = 1.0  # as in the released code: the error of the velocity without guidance
     options: DgpoOptions
-
-    @property
-    def trained_guidance(self) -> float:
-        """1: the flow-matching error is that of the velocity without guidance, as in the released code."""
-        return 1.0
 
     def compared(self, group_size: int) -> int:
         """The whole group."""
@@ -96,7 +91,3 @@ class Dgpo(ForwardProcess):
             ratio = self.log_ratio(at).exp()
             beyond = torch.where(advantage > 0, ratio > 1 + o.clip, ratio < 1 - o.clip)
         return weight * advantage * torch.where(beyond, error.detach(), error)
-
-    def decay(self, updates: int) -> float:
-        """The chosen schedule's decay."""
-        return OLD_DECAY[self.options.old_decay](updates)

@@ -59,12 +59,8 @@ class Dpo(ForwardProcess):
     Options = DpoOptions
     source = "Diffusion-DPO, arXiv 2311.12908, Eq. 14, online as in Flow-GRPO's released code"
     shared_noise = True
+    trained_guidance = 1.0  # as in the released code: the error of the velocity without guidance
     options: DpoOptions
-
-    @property
-    def trained_guidance(self) -> float:
-        """1: the flow-matching error is that of the velocity without guidance, as in the released code."""
-        return 1.0
 
     def compared(self, group_size: int) -> int:
         """A pair."""

@@ -63,13 +63,11 @@ class Engine(ABC):
     penalises_distance: ClassVar[bool] = True
     """Whether the reference has no other effect than a penalty of weight `kl` on the distance to it."""
 
+    trained_guidance: ClassVar[float | None] = None
+    """Guidance scale of the student with gradients, and of the old policy; None: that of the rollouts."""
+
     def __init__(self, options: Any):
         self.options = options
-
-    @property
-    def trained_guidance(self) -> float | None:
-        """Guidance scale of the student with gradients, and of the old policy; None: that of the rollouts."""
-        return None
 
     def check(self, sampler: Sampler, batch: Batch) -> None:
         """Raise UsageError for a sampler or a batch that this objective cannot train with."""

@@ -24,6 +24,7 @@ from bench.sampler.rollout import Sampler, Trajectory, rollout
 from methods.distillation import branches
 from methods.rl.engine import Batch, Engine, Samples
 from methods.rl.inner_updates import inner_rows
+from methods.rl.old_policy import OLD_DECAY
 from methods.rl.ratios import Ratios, beyond
 from methods.rl.renoised import Renoised, mean_square
 
@@ -52,7 +53,7 @@ class ForwardOptions(Options):
 
 
 class ForwardProcess(Engine):
-    """Base of the engines; a subclass defines `policy_loss` and how the old policy follows the student."""
+    """Base of the engines; a subclass defines `policy_loss`, and `decay` unless it has a setting `old_decay`."""
 
     adapters: ClassVar[tuple[str, ...]] = (OLD,)
     sampled_by: ClassVar[str] = OLD
@@ -67,9 +68,12 @@ class ForwardProcess(Engine):
     def policy_loss(self, at: Renoised) -> Tensor:
         """Loss [B] of the re-noised images, without the penalty."""
 
-    @abstractmethod
     def decay(self, updates: int) -> float:
-        """Decay d of the old policy after so many optimiser steps: old = d old + (1 - d) student."""
+        """Decay d of the old policy after so many optimiser steps: old = d old + (1 - d) student.
+
+        Default: the schedule that the setting `old_decay` names.
+        """
+        return OLD_DECAY[self.options.old_decay](updates)
 
     def log_ratio(self, at: Renoised) -> Tensor:
         """Log-ratio [B] of the student's likelihood to the old policy's."""

@@ -9,10 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from bench.api.lab import Lab
-from bench.api.method import Method, Needs, Options, Work
+from bench.api.method import Needs, Options, Work
 from bench.config.bounds import Count
 from bench.errors import UsageError
 from bench.lazy import torch
+from methods.counted import CountedMethod
 from methods.distillation import branches
 from methods.rl.advantages import Mixing, advantages
 from methods.rl.awm import Awm, AwmOptions
@@ -89,7 +90,7 @@ class RlOptions(Options):
         return ENGINES[self.engine](getattr(self, self.engine))
 
 
-class RlMethod(Method[Samples]):
+class RlMethod(CountedMethod[Samples]):
     """RL with one engine on the tasks in the plan; subclasses change the plan."""
 
     needs = Needs(rewards=True)
@@ -130,11 +131,6 @@ class RlMethod(Method[Samples]):
                 "rewards.TASK.SCORER=WEIGHT"
             )
         check_rule(options.reward_set, options.mixing, options.global_std)
-
-    @classmethod
-    def predict(cls, spec, sampler) -> int:
-        """NFE of one update, from `work`."""
-        return cls.work(spec, sampler).passes.nfe
 
     @classmethod
     def work(cls, spec, sampler) -> Work:

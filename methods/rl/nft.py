@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.config.bounds import Moderate
 from methods.rl.forward_process import ForwardOptions, ForwardProcess
-from methods.rl.old_policy import OLD_DECAY
 from methods.rl.renoised import Renoised
 
 if TYPE_CHECKING:
@@ -69,7 +68,3 @@ class Nft(ForwardProcess):
         o = self.options
         r = optimality(at.advantages, o.advantage_clip)
         return o.advantage_clip * policy_loss(at.v, at.v_old, at.x_t, at.x0, at.sigma, r, o.beta)
-
-    def decay(self, updates: int) -> float:
-        """The chosen schedule's decay."""
-        return OLD_DECAY[self.options.old_decay](updates)

@@ -148,7 +148,6 @@ SHORT = [
 def test_a_run_records_the_conflict_and_resumes_to_the_bit(tmp_path: Path, monkeypatch) -> None:
     import json
 
-
     spec = resolve("opd_analytic", ["ocr", "geneval"], overrides=[*SHORT, "params.combine=cagrad"])
     whole = execute(spec, Session(tmp_path / "whole"))
     honest = OpdAnalytic.after_update
