@@ -9,19 +9,21 @@ when all its rewards are equal, asks for nothing and is left out: taken literall
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from bench.api.lab import Lab
+from bench.api.lab import EMA, STUDENT, Lab
 from bench.api.method import Options
 from bench.config.bounds import Moderate
 from bench.errors import BenchError, UsageError, unknown
 from bench.lazy import torch
 from methods.allocation import SOURCES, WINDOW, Allocation, AllocationName
 from methods.counted import CountedMethod
+from methods.preference import SOURCE as SLIDER
+from methods.preference import PreferenceName, drawn, lattice, rank_factors
 from methods.signal import MOSTLY, Signal, signal_shares
 
 if TYPE_CHECKING:
@@ -133,7 +135,7 @@ def combined_weights(rule: RuleName, products_TT: Tensor, seed: int) -> Tensor:
 class CombiningOptions(Options):
     """Settings of methods that train on several tasks at once."""
 
-    unsaid: ClassVar[tuple[str, ...]] = ("weights", "allocation", "combine")
+    unsaid: ClassVar[tuple[str, ...]] = ("weights", "allocation", "combine", "preference", "divisions")
 
     weights: dict[str, Moderate] = Field(default={})
     """task -> relative weight of its gradient, by default 1; the weights are normalised to add up to 1."""
@@ -143,6 +145,12 @@ class CombiningOptions(Options):
     by_progress: more for tasks that progress slowly (dynamic weight average, arXiv 1803.10704)."""
     combine: RuleName = "sum"
     """How the tasks' gradients become one (methods/combining.py). Every rule but sum keeps one gradient per task."""
+    preference: PreferenceName = "fixed"
+    """fixed: the student is trained for `weights`. drawn: one student is trained for all weights, with others in every
+    update (ParetoSlider; methods/preference.py); `weights` are then those at which it is evaluated and saved as the
+    run's student. It is also evaluated and saved at the points of a lattice, which are a front."""
+    divisions: Annotated[int, Field(ge=1, le=20)] = 2
+    """With preference drawn: the points of its front are all multiples of 1 / `divisions` on the simplex."""
 
 
 class CombiningMethod(CountedMethod):
@@ -152,6 +160,7 @@ class CombiningMethod(CountedMethod):
     variants: ClassVar[dict[str, str]] = {
         **{f"params.combine={name}": rule.source for name, rule in RULES.items()},
         **{f"params.allocation={name}": source for name, source in SOURCES.items()},
+        "params.preference=drawn": SLIDER,
     }
 
     measures_distance: ClassVar[bool] = True
@@ -179,6 +188,7 @@ class CombiningMethod(CountedMethod):
             "weights": bool(options.weights),
             f"allocation {options.allocation}": options.allocation != "equal",
             f"combine {options.combine}": options.combine != "sum",
+            "preference drawn": options.preference == "drawn",
         }
         for setting in (name for name, is_given in given.items() if is_given):
             if len(spec.tasks) == 1:
@@ -189,13 +199,66 @@ class CombiningMethod(CountedMethod):
                     "every update has one: set params.batches mixed"
                 )
 
+        if options.preference == "drawn":
+            cls._check_drawn(spec, options)
+        elif options.divisions != CombiningOptions.model_fields["divisions"].default:
+            raise UsageError("params.divisions are the points of a front: set params.preference drawn as well")
+
+    @staticmethod
+    def _check_drawn(spec, options: CombiningOptions) -> None:
+        """Refuse what a student that is conditioned on drawn weights cannot have."""
+        what, rank, tasks = "params.preference drawn", spec.lora.rank, len(spec.tasks)
+        if rank % tasks:
+            raise UsageError(
+                f"{what} divides the rank of LoRA into one part per task, but lora.rank {rank} is no multiple of "
+                f"{tasks} tasks: set it to {-(-rank // tasks) * tasks}"
+            )
+        others = {
+            f"params.allocation {options.allocation}": options.allocation != "equal",
+            f"params.combine {options.combine}": options.combine != "sum",
+            "params.start merge": spec.params.get("start") == "merge",
+            "lora.start": bool(spec.lora.start),
+            "probes.interference": bool(spec.probes.interference),
+        }
+        for setting in (name for name, is_given in others.items() if is_given):
+            raise UsageError(f"{what} trains another student in every update and cannot be used with {setting}")
+
+    def points(self, lab: Lab) -> tuple[str, ...]:
+        """The lattice of preferences if they are drawn."""
+        return tuple(self._lattice(lab)) if self.options.preference == "drawn" else ()
+
+    def _lattice(self, lab: Lab) -> dict[str, dict[str, float]]:
+        return lattice(list(lab.tasks), self.options.divisions)
+
+    def show(self, lab: Lab, point: str | None) -> None:
+        """Condition the average on a point of the lattice, or on `weights`."""
+        if self.options.preference == "drawn":
+            self._condition(lab, self._lattice(lab)[point] if point else self._weights(lab), [EMA])
+
+    @staticmethod
+    def _condition(lab: Lab, preference: dict[str, float], names: Iterable[str]) -> None:
+        adapters = lab.backbone.adapters
+        for name in names:
+            adapters.gate(name, rank_factors(preference, adapters.configs[name].r))
+
+    def _weights(self, lab: Lab) -> dict[str, float]:
+        """The tasks' weights, adapted by `allocation` and normalised."""
+        weights = self.allocation.weighted({task: self.options.weights.get(task, 1.0) for task in lab.tasks})
+        return {task: weight / sum(weights.values()) for task, weight in weights.items()}
+
     def plan(self, lab: Lab) -> dict[str, float]:
-        """Weight all tasks equally, or by `weights` and `allocation`; log the weights if they adapt."""
+        """Weight all tasks equally, by `weights` and `allocation`, or by chance; log the weights if they change."""
+        if self.options.preference == "drawn":
+            plan = drawn(list(lab.tasks), lab.numpy_generator("preference"))
+            # The method's own adapters are older versions of the student.
+            self._condition(lab, plan, (STUDENT, *self.adapters))
+            for task, weight in plan.items():
+                lab.note(f"weight/{task}", weight)
+            return plan
         adapts = self.options.allocation != "equal"
         if not self.options.weights and not adapts:
             return super().plan(lab)
-        weights = self.allocation.weighted({task: self.options.weights.get(task, 1.0) for task in lab.tasks})
-        plan = {task: weight / sum(weights.values()) for task, weight in weights.items()}
+        plan = self._weights(lab)
         for task, weight in plan.items() if adapts else ():
             lab.note(f"weight/{task}", weight)
         return plan

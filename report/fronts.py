@@ -18,7 +18,8 @@ def front_parts(
     hypervolumes = Table(
         name,
         f"Fronts: {title}",
-        "The lines of a front differ only in params.weights. The hypervolume is the volume of the vectors of scores "
+        "The lines of a front differ only in params.weights, or a front has the students of one line that were trained "
+        "for all weights at once. The hypervolume is the volume of the vectors of scores "
         "from 0 in every task up to some point of the front; it is relative to 0 and not to the base, because a front "
         "between opposed rewards has points below the base. 95% intervals are basic bootstraps over seeds and prompts, "
         "drawn jointly for all points, and differences are paired by seed and prompt; they are not corrected for "
@@ -88,6 +89,6 @@ def fronts_figure(
         legend(figure, grid.flat[0], lines, narrow)
         return figure
 
-    title = "Fronts: scores of lines that differ only in the weights of their tasks. Stars: teachers. Cross: base."
+    title = "Fronts: scores at different weights of the tasks. Stars: teachers. Cross: base."
     alt = f"Scores of {len(frame)} points of {len(lines)} fronts by pairs of tasks; the tables have the numbers."
     return Figure(name, title, alt, draw)

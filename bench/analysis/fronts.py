@@ -1,5 +1,7 @@
-"""Fronts: lines that differ only in the weights of their tasks, as points with one score per task, and their
-hypervolumes.
+"""Fronts and their hypervolumes: points with one score per task.
+
+The points are lines that differ only in the weights of their tasks, or the students of one line that trains one for all
+weights at once (Method.points).
 
 The hypervolume is the volume of the vectors of scores from 0 up to some point of the front. Its reference point is 0 in
 every task, not the base: a front between opposed tastes runs through points below the base in one of them, and if their
@@ -51,6 +53,8 @@ class _Model:
     """Seed -> summary."""
     name: str
     """Its name in the summaries."""
+    among: str = "models"
+    """The part of the summaries that has it."""
 
 
 def fronts(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Front]:
@@ -65,6 +69,10 @@ def fronts(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Fron
             name = _name(lines)
             # Lines of several comparisons may have equal labels, which then end in an identity.
             found[f"{name} ({min(lines)})" if name in found else name] = lines
+    for label, records in groups.items():
+        if points := _common_points(records):
+            by_seed = {record.summary["seed"]: record.summary for record in records}
+            found[label] = {point: _Model(by_seed, point, "points") for point in points}
     taught = (records for records in groups.values() if all(shows_teachers(record.summary) for record in records))
     summaries = {record.summary["seed"]: record.summary for record in next(taught, [])}
     if found and summaries:
@@ -144,6 +152,12 @@ def _means(points: Points) -> np.ndarray:
     return np.array([[stratified_means(*task).mean() for task in point.values()] for point in points.values()])
 
 
+def _common_points(records: list[Record]) -> list[str]:
+    """The further students (Method.points) that all runs of a line have."""
+    first, *others = (record.summary.get("points", {}) for record in records)
+    return [point for point in first if all(point in other for other in others)]
+
+
 def _seeds(models: dict[str, _Model]) -> list[int]:
     """The seeds that all models have."""
     return sorted(set.intersection(*(set(model.summaries) for model in models.values())))
@@ -152,7 +166,10 @@ def _seeds(models: dict[str, _Model]) -> list[int]:
 def _points(models: dict[str, _Model], tasks: tuple[str, ...], seeds: list[int]) -> Points:
     """Headline values of models for some seeds, in their order."""
     return {
-        label: {task: model_rows([model.summaries[seed] for seed in seeds], model.name, task) for task in tasks}
+        label: {
+            task: model_rows([model.summaries[seed] for seed in seeds], model.name, task, among=model.among)
+            for task in tasks
+        }
         for label, model in models.items()
     }
 

@@ -83,17 +83,20 @@ def score(row: dict) -> float:
     return stratified_mean(*headline(row))
 
 
-def model_rows(summaries: list[dict], model: str, task: str, metric: str | None = None) -> tuple[np.ndarray, Design]:
+def model_rows(
+    summaries: list[dict], model: str, task: str, metric: str | None = None, among: str = "models"
+) -> tuple[np.ndarray, Design]:
     """Values [S, N] of a model's headline or another metric over the seeds of several runs, and their design.
 
-    A model that is the same in every run (the base, and teachers that were not trained per seed) has a single row,
-    which all seeds share. Raises UsageError if the runs were evaluated on different prompts.
+    `among` is the part of the summaries that has the model: "models", or "points" for the further students of a run. A
+    model that is the same in every run (the base, and teachers that were not trained per seed) has a single row, which
+    all seeds share. Raises UsageError if the runs were evaluated on different prompts.
     """
-    rows = [s["models"][model][task] for s in summaries]
+    rows = [s[among][model][task] for s in summaries]
     found = [metric_rows(row, metric or row["headline"]) for row in rows]
     paired_pictures(task, *(pictures for _, pictures in found))
     values_SN = np.stack([values for values, _ in found])
-    same = model != "student" and (values_SN == values_SN[0]).all()
+    same = model != "student" and among == "models" and (values_SN == values_SN[0]).all()
     return values_SN[:1] if same else values_SN, found[0][1]
 
 

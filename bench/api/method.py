@@ -160,6 +160,19 @@ class Method(ABC, Generic[Experience]):
         """Number of optimiser steps on the data that one update collects; `lab.inner` is the current one."""
         return 1
 
+    def points(self, lab: Lab) -> tuple[str, ...]:
+        """Names of further students, such as "ocr=1,pickscore=0", of a method that trains a family of them at once.
+
+        They are evaluated and saved at the end, each after `show`; together they are a front. Default: none.
+        """
+        return ()
+
+    def show(self, lab: Lab, point: str | None) -> None:
+        """Set the student's average (EMA) up to be evaluated or saved: as one of `points`, or None as the student.
+
+        Default: there is nothing to set up.
+        """
+
     def prepare(self, lab: Lab) -> None:
         """Called once before the first update of a new run, without gradients. May change the student's weights."""
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from bench.backbones.adapter_config import config_record
 from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, read_adapter
+from bench.backbones.rank_gate import gate_of, gated, set_gate
 from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.lazy import torch, without_gradients
 from bench.system.files import json_bytes, remove_leftovers, write_atomic
@@ -53,6 +54,15 @@ class Shape:
 def ending(layer: str) -> str:
     """A layer's name without the numbered blocks that contain it: the part that is the same in every block."""
     return IN_BLOCKS.sub("", layer)
+
+
+def _change(layer: LoraLayer, name: str) -> Tensor:
+    """The change of a layer's weight by an adapter, s B A or s B diag(gate) A, in float32."""
+    if (gate := gate_of(layer, name)) is None:
+        return layer.get_delta_weight(name).float()  # type: ignore[attr-defined]  # declared by subclasses only
+    a, b = (factors[name].get_parameter("weight").flatten(1) for factors in (layer.lora_A, layer.lora_B))
+    change = layer.scaling[name] * (b @ gated(a, gate))
+    return change.view_as(layer.get_base_layer().get_parameter("weight")).float()
 
 
 class Adapters:
@@ -141,6 +151,15 @@ class Adapters:
         if name != self._current:
             self._activate(name)
 
+    def gate(self, name: str, factors: list[float]) -> None:
+        """Multiply the rank's channels of a plain LoRA adapter by `factors`, one each, in the following passes.
+
+        The weight change becomes s B diag(factors) A. `save` and `deltas` contain the factors; `state` does not.
+        """
+        gate = torch.tensor(factors, device=self.parameters(name)[0].device)
+        for layer in self._adapted(name).values():
+            set_gate(layer, name, gate)
+
     def bound(self, module: nn.Module) -> Callable[..., Tensor]:
         """`module` as a function that always runs under the adapter selected now, then restores the selection."""
         name = self._current
@@ -190,6 +209,16 @@ class Adapters:
         return {key: p.detach().clone() for key, p in self._named(name).items()}
 
     @without_gradients
+    def _gated_state(self, name: str) -> dict[str, Tensor]:
+        """As `state`, with the factors of a gate multiplied into A."""
+        state = self.state(name)
+        for place, layer in self._adapted(name).items():
+            if (gate := gate_of(layer, name)) is not None:
+                key = f"{place}.lora_A.weight"
+                state[key] = gated(state[key], gate)
+        return state
+
+    @without_gradients
     def load_state(self, name: str, state: dict[str, Tensor], origin: str = "") -> None:
         """Copy tensors into an adapter; `origin` names their file in errors.
 
@@ -228,7 +257,7 @@ class Adapters:
         record = config_record(self.configs[name])
         config = record | {"base_model_name_or_path": base, "inference_mode": True}
         write_atomic(folder / CONFIG_FILE, json_bytes(config))
-        state = {key: value.contiguous() for key, value in self.state(name).items()}
+        state = {key: value.contiguous() for key, value in self._gated_state(name).items()}
         for_peft = {PEFT_PREFIX + key: value for key, value in state.items()}
         write_atomic(folder / WEIGHTS_FILE, save(for_peft, {"format": "pt"}))
         # Only one metadata entry: safetensors writes several in an order that varies, and so would the file's hash.
@@ -266,9 +295,9 @@ class Adapters:
             raise UsageError(f"{name} is a whole model: only adapters can be merged")
         found = {}
         for place, layer in self._adapted(name).items():
-            delta = layer.get_delta_weight(name).float()  # type: ignore[attr-defined]  # declared by subclasses only
+            delta = _change(layer, name)
             if name in layer.lora_magnitude_vector:
-                base = layer.get_base_layer().weight.float()
+                base = layer.get_base_layer().get_parameter("weight").float()
                 rows = (base + delta).flatten(1)
                 magnitude = layer.lora_magnitude_vector[name].get_parameter("weight").flatten()
                 scale = magnitude / rows.norm(dim=1)

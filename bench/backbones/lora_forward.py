@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from bench.backbones.rank_gate import gate_of, gated
+
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear
     from torch import Tensor, nn
@@ -22,7 +24,8 @@ def by_weight(layer: Linear, x: Tensor) -> Tensor:
         return type(layer).forward(layer, x)
     base = cast("nn.Linear", layer.base_layer)
     a, b = _factors(layer, name)
-    weight = torch.addmm(base.weight, b, a, alpha=layer.scaling[name])
+    gate = gate_of(layer, name)
+    weight = torch.addmm(base.weight, b, a if gate is None else gated(a, gate), alpha=layer.scaling[name])
     return torch.nn.functional.linear(x, weight, base.bias)
 
 

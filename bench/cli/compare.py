@@ -301,7 +301,8 @@ def print_fronts(found: list[Front]) -> None:
 
     if not found:
         return
-    shown = Table(title="fronts: lines that differ only in params.weights; hypervolume from 0 [95% interval]")
+    title = "fronts: lines that differ only in params.weights, or one line for all weights; hypervolume from 0"
+    shown = Table(title=f"{title} [95% interval]")
     for head in ("front (seeds)", "points", "not dominated", "hypervolume", f"minus {found[0].label}"):
         shown.add_column(head, overflow="fold")
     for front in found:

@@ -73,6 +73,9 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
         style = "bold" if model == "student" else None
         scores = [estimate(*model_rows(summaries, model, task)) for task in tasks]
         table.add_row(label, *map(str, scores), style=style)
+    for point in first.get("points", {}):
+        scores = [estimate(*model_rows(summaries, point, task, among="points")) for task in tasks]
+        table.add_row(f"student at {point}", *map(str, scores))
     shares = recovered(summaries)
     if shares:
         table.add_section()

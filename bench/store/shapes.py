@@ -20,7 +20,8 @@ def check_summary(path: Path, summary: dict[str, Any], tasks: Collection[str]) -
         student = summary["models"]["student"]
         if set(student) != set(tasks):
             raise ValueError("its tasks are not those of the run")
-        for rows in summary["models"].values():
+        points = summary.get("points", {})
+        for rows in (*summary["models"].values(), *points.values()):
             for task in tasks:
                 _check_row(rows[task], task, student[task]["strata"])
 

@@ -37,6 +37,8 @@ NO_GPU = "install a CUDA build of torch if this machine has a GPU, or use --set 
 Say = Callable[[str], None]
 Listen = Callable[[str, Progress], None]
 
+POINTS = "points"
+"""Folder in a run with the adapters of further students, one each."""
 CHANGED_CODE = (
     "note: the code of the project or of a plug-in has changed since this run was started, so its updates were made by "
     "different code (provenance.jsonl has the hashes); delete the run's folder to start it again"
@@ -141,6 +143,7 @@ def execute(spec: Spec, session: Session) -> dict:
         # Budgets in NFE or seconds show only now how many updates they allowed.
         if (late := spec.too_short(loop.step)) and not early:
             session.say(f"note: {late}")
+        method.show(lab, None)
         if workers.main:
             backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
         summary = workers.agreed(_summarise(loop, teachers, session, descriptor))
@@ -231,6 +234,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
     if spec.evaluation.pictures:
         folder = f"{run.folder.name}/{PICTURES}"
         references.pictures["student"] = {task: f"{folder}/{task}" for task in spec.tasks}
+    points = _points(loop)
     summary = {
         "method": spec.method,
         "seed": spec.seed,
@@ -249,11 +253,28 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
         },
         "models": models,
     }
+    if points:
+        summary["points"] = points
     if references.pictures:
         summary["pictures"] = references.pictures
     if remarks := loop.method.remarks(run.rows("metrics.jsonl")):
         summary["remarks"] = remarks
     return summary
+
+
+def _points(loop: Loop) -> dict[str, dict[str, dict]]:
+    """point -> task -> evaluation of the further students that the method has trained, whose adapters are saved too."""
+    lab, method, run = loop.lab, loop.method, loop.run
+    found: dict[str, dict[str, dict]] = {}
+    for point in method.points(lab):
+        method.show(lab, point)
+        if loop.workers.main:
+            lab.backbone.adapters.save(EMA, run.folder / POINTS / point, base=model_name(lab.backbone.source))
+        with lab.backbone.meter.purpose("evaluation"):
+            found[point] = {task: _strip(loop.evaluate(EMA, task).record()) for task in loop.spec.tasks}
+    if found:
+        method.show(lab, None)
+    return found
 
 
 def _strip(row: dict) -> dict:

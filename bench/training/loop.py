@@ -293,6 +293,7 @@ class Loop:
         """Evaluate every task, measure interference if requested, and store both; returns the held-out scores."""
         fraction = points[-1]
         scores = {}
+        self.method.show(self.lab, None)
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
                 keep = self.spec.evaluation.pictures and fraction == 1

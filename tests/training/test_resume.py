@@ -32,13 +32,14 @@ SETTINGS = {
     "opd_reward": RL,
     "self_opd": ["params.trajectories=4", "params.branches=2", "params.steps=1"],
     "multi_reward crd": [*RL[:2], "params.engine=crd", "params.crd.timesteps=1"],
+    "opd_reward drawn": [*RL, "params.preference=drawn", "params.divisions=1"],
     "multi_reward grpo": [
         *RL[:2], "params.engine=grpo", "params.grpo.window.size=2", "sampler.kernel=cps", "sampler.eta=0.8"
     ],
     "merge": ["params.rule=dare_ties"],
 }  # fmt: skip
 """Method, or method and what is tried with it -> settings."""
-TASKS_OF = dict.fromkeys(("cascade", "merge"), "ocr,geneval") | dict.fromkeys(("draft_k", "refl"), "pickscore")
+TASKS_OF = dict.fromkeys(("cascade", "merge", "opd_reward drawn"), "ocr,geneval") | dict.fromkeys(("draft_k", "refl"), "pickscore")
 COMMON = ["evaluation.steps=2"]
 TRAINING = ["budget.updates=6", "checkpoint_every=2", "evaluation.points=[0.5]", "ema.every=2"]
 
@@ -102,7 +103,7 @@ def command(name: str, root: Path, pictures: Path) -> list[str]:
     if needs_data(method):
         settings += data(pictures, ("ocr",))
     sets = [part for setting in settings for part in ("--set", setting)]
-    tasks = TASKS_OF.get(method, "ocr")
+    tasks = TASKS_OF.get(name, TASKS_OF.get(method, "ocr"))
     return ["run", "--method", method, "--tasks", tasks, "--results", str(root), *sets]
 
 

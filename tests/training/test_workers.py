@@ -56,6 +56,7 @@ SETTINGS = {
         "optimizer.lr=0.05",
     ],
     "multi_reward nft": [*RL, "params.groups=6", "params.nft.inner_updates=2", "optimizer.lr=0.05"],
+    "multi_reward drawn": [*RL, "params.preference=drawn", "params.divisions=1"],
     "multi_reward dgpo": [*RL, "params.engine=dgpo", "params.dgpo.clip=10"],
     "multi_reward crd": [*RL, "params.engine=crd"],
     "multi_reward awm": [*RL, "params.engine=awm"],
