@@ -1,4 +1,4 @@
-"""Lookup of methods, tasks, backbones and commands by entry point, so that other packages can add their own.
+"""Lookup of methods, tasks, backbones, families and commands by entry point, so that other packages can add their own.
 
 A plug-in of another package may be broken or reuse a registered name. Requesting it by name is then an error of one
 line, while `all` and listings skip it with a message.
@@ -15,6 +15,7 @@ GROUPS = {
     "method": "bench.methods",
     "task": "bench.tasks",
     "backbone": "bench.backbones",
+    "family": "bench.families",
     "command": "bench.commands",
 }
 OURS = ("bench", "methods", "tasks", "report", "sweeps")
@@ -35,7 +36,7 @@ def _points(kind: str) -> dict[str, list[EntryPoint]]:
 
 
 def registered(kind: str) -> dict[str, EntryPoint]:
-    """Return name -> entry point of a kind: 'method', 'task', 'backbone' or 'command'.
+    """Return name -> entry point of a kind: 'method', 'task', 'backbone', 'family' or 'command'.
 
     For a name that is registered more than once it is the first entry point in sorted order.
     """

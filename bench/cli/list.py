@@ -3,6 +3,7 @@
 from itertools import takewhile
 from pathlib import Path
 
+from bench.config.families import families
 from bench.config.resolve import PRESETS, describe
 from bench.errors import BenchError, unknown
 from bench.registry import find, leave_out, registered, rivals
@@ -30,6 +31,17 @@ def print_list(what: str) -> None:
         print(f"{name:<{width}}{'; '.join(facts)}")
     if what == "methods":
         print_variants([row[0] for row in rows])
+    if what == "backbones":
+        print_families()
+
+
+def print_families() -> None:
+    """Print the classes of pipelines that --backbone takes as an address, and their families."""
+    print("\npipelines of these classes, given as a folder in diffusers' format or hub:OWNER/REPO:")
+    for name, family in families().items():
+        also = "; also in a single .safetensors file" if family.reads else ""
+        for pipeline in family.pipelines:
+            print(f"    {pipeline:<36}family {name}{also}")
 
 
 def print_variants(methods: list[str]) -> None:

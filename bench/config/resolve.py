@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.config.bounds import Guidance
 from bench.config.contradictions import leaves
 from bench.config.descriptor import Descriptor
+from bench.config.families import describe_pipeline, is_address
 from bench.config.rewards import all_scorers, check_rewards, completed, scorers_of
 from bench.config.scorers import check_scorers, check_worlds, words
 from bench.config.settings import first_problem, merge, parse_override, read_yaml
@@ -18,8 +19,7 @@ from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
 from bench.registry import broken, find, ours, task_names
 from bench.sampler.transitions import get_kernel
 from bench.system.files import read_record
-from bench.weights.hub import PREFIX as HUB
-from bench.weights.hub import check_repository, check_source
+from bench.weights.hub import check_source
 
 TEACHER_METHOD = "single_task"
 """The method that trains teachers."""
@@ -37,19 +37,8 @@ TRAINED_HERE = ("shipped", "train")
 
 def describe(backbone: str) -> Descriptor:
     """The descriptor of a registered backbone, or of the pipeline at a path or hub address. Raises UsageError."""
-    path = Path(backbone)
-    if backbone.startswith(HUB):
-        check_repository(backbone)
-        return find("backbone", "sd3")(backbone)
-    if path.suffix == ".safetensors" and path.is_file():
-        return find("backbone", "sd3")(backbone)
-    if "/" in backbone or path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise UsageError(
-                f"{backbone} is not a diffusers pipeline: it is neither a folder with model_index.json nor a "
-                f".safetensors file; write {HUB}OWNER/REPO for a pipeline on the hub"
-            )
-        return find("backbone", "sd3")(backbone)
+    if is_address(backbone):
+        return describe_pipeline(backbone)
     make = find("backbone", backbone)
     try:
         descriptor = make()

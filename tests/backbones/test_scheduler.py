@@ -120,7 +120,7 @@ def test_a_pipeline_of_another_class_is_named(sd3_folder: Path, tmp_path: Path) 
     shutil.copytree(sd3_folder, folder)
     index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": "FluxPipeline"}
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UsageError, match=r"holds a FluxPipeline; .*StableDiffusion3Pipeline") as refused:
+    with pytest.raises(UsageError, match=r"holds a FluxPipeline, .*StableDiffusion3Pipeline") as refused:
         resolve("opd_analytic", ["ocr"], backbone=str(folder), teachers="train")
     assert "licence" not in str(refused.value)
 

@@ -98,7 +98,9 @@ def test_a_path_is_a_backbone_and_missing_weights_name_the_cure(sd3_folder, tmp_
         describe(str(tmp_path))
     with pytest.raises(MissingError, match="name a local folder"):
         descriptor("hub:nobody/nothing").load("cpu")
-    assert describe("hub:nobody/nothing").fingerprint()
+    assert descriptor("hub:nobody/nothing").fingerprint()
+    with pytest.raises(MissingError, match="nobody/nothing"):  # its family is not known before its index is
+        describe("hub:nobody/nothing")
     broken = tmp_path / "broken"
     shutil.copytree(sd3_folder, broken)
     (broken / "transformer" / "config.json").write_text("{")

@@ -9,6 +9,7 @@ from bench.backbones.sd3.files import (
     DEFAULT,
     MAX_TEXT_TOKENS,
     MEDIUM,
+    PIPELINE,
     VAE,
     TransformerFields,
     configuration,
@@ -18,8 +19,10 @@ from bench.backbones.sd3.files import (
     size,
 )
 from bench.backbones.sd3.network import TARGETS
+from bench.backbones.sd3.single_file import is_checkpoint
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
+from bench.config.families import Family
 from bench.errors import UsageError
 from bench.system.devices import best_device
 
@@ -113,3 +116,8 @@ def descriptor(source: str = DEFAULT) -> Descriptor:
         defaults=partial(defaults, source),
         recipes=Path(__file__).parent / "recipes" if large else None,
     )
+
+
+def family() -> Family:
+    """Pipelines of SD3 and SD3.5, and single files with an SD3 transformer."""
+    return Family((PIPELINE,), descriptor, is_checkpoint)

@@ -114,6 +114,12 @@ def configuration(home: Path) -> tuple[dict, dict]:
             field, found = first["loc"][0], repr(first["input"])[:40]
             problem = "is missing" if first["type"] == "missing" else f"is {found}: {first['msg']}"
             raise UsageError(f"{home / part / 'config.json'}: {field} {problem}") from error
+    latents, channels = VaeFields.model_validate(vae).latent_channels, config["in_channels"]
+    if channels != latents:
+        raise UsageError(
+            f"{home}: the transformer takes {channels} channels but the VAE's latents have {latents}: only models that "
+            "start from text alone are supported, not inpainting or editing ones"
+        )
     return config, vae
 
 
@@ -135,6 +141,7 @@ class VaeFields(BaseModel):
 
     model_config = ConfigDict(strict=True)
     block_out_channels: Annotated[list[Side], Field(min_length=1)]
+    latent_channels: Side = 4
     scaling_factor: Positive = 1.0
     shift_factor: Annotated[float, Field(allow_inf_nan=False)] | None = None
 

@@ -33,10 +33,20 @@ def require_checkpoint(file: str) -> None:
     if adapted:
         cause = f"it is a LoRA adapter (it holds {adapted}): use --adapter"
         raise UsageError(f"{file} is not a valid SD3 checkpoint: {cause}")
-    has_blocks = any(name.startswith(BLOCKS) for name in names)
-    if not has_blocks or any(name.startswith(FLUX) for name in names):
+    if not is_checkpoint(path):
         holds = f"it holds {first_of(sorted(names))}" if names else "it is empty"
         raise UsageError(f"{file} is not a valid SD3 checkpoint: it holds no SD3 transformer; {holds}")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file seems to hold an SD3 transformer, by the names of its tensors; False for a damaged file."""
+    from safetensors import SafetensorError
+
+    try:
+        names = _names(str(path))
+    except (SafetensorError, OSError):
+        return False
+    return any(name.startswith(BLOCKS) for name in names) and not any(name.startswith(FLUX) for name in names)
 
 
 def has_vae(file: str) -> bool:

@@ -1,0 +1,119 @@
+"""Which family runs a pipeline: by the class in its index, and one line for what no family runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench.backbones.sd3 import family as sd3
+from bench.config import families
+from bench.config.descriptor import Descriptor
+from bench.config.families import Family, describe_pipeline, pipeline_class
+from bench.config.resolve import describe
+from bench.errors import DamagedError, MissingError, UsageError
+from tests.commands import bench
+
+OTHER = Descriptor("other", "photo", 1.0, load=lambda *_: None, fingerprint=lambda: "")
+
+
+def pipeline(folder: Path, kind: object) -> str:
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    return str(folder)
+
+
+def with_families(monkeypatch, **made) -> None:
+    makers = {name: (lambda family=family: family) for name, family in made.items()}
+    monkeypatch.setattr(families, "usable", lambda kind: makers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("StableDiffusionXLPipeline", "a text-to-image pipeline of a family that no registered plug-in runs"),
+        ("StableDiffusionXLInpaintPipeline", "which starts from an image and not from text alone"),
+        ("StableDiffusion3Img2ImgPipeline", "which starts from an image and not from text alone"),
+        ("WanPipeline", "which diffusers does not list as making images from text"),
+        ("DDPMPipeline", "which diffusers does not list as making images from text"),
+        ("NoSuchPipeline", "which this version of diffusers does not have"),
+    ],
+)
+def test_what_no_family_runs_is_named(tmp_path: Path, kind: str, what: str) -> None:
+    source = pipeline(tmp_path / "p", kind)
+    with pytest.raises(UsageError) as refused:
+        describe(source)
+    assert str(refused.value) == f"{source} holds a {kind}, {what}; supported: StableDiffusion3Pipeline"
+
+
+def test_a_plug_in_s_family_runs_its_pipelines(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+    other = Family(("OtherPipeline",), lambda source: asked.append(source) or OTHER)
+    with_families(monkeypatch, sd3=sd3(), other=other)
+    source = pipeline(tmp_path / "p", "OtherPipeline")
+    assert describe_pipeline(source) is OTHER and asked == [source]
+    with_families(monkeypatch, other=other, rival=other)
+    with pytest.raises(UsageError, match="several families run OtherPipeline: other, rival; uninstall"):
+        describe_pipeline(source)
+
+
+def test_a_single_file_goes_to_the_family_that_reads_it(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"mine.weight": torch.zeros(1)}, file)
+    other = Family(("OtherPipeline",), lambda source: OTHER, lambda path: path == file)
+    with_families(monkeypatch, sd3=sd3(), other=other)
+    assert describe_pipeline(str(file)) is OTHER
+    with_families(monkeypatch, sd3=sd3())
+    with pytest.raises(UsageError, match=r"it holds no SD3 transformer; it holds mine\.weight"):
+        describe_pipeline(str(file)).check(None)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(DamagedError, match="cut"):
+        describe_pipeline(str(cut)).check(None)
+
+
+def test_a_broken_plug_in_is_left_out(tmp_path: Path, monkeypatch, capsys) -> None:
+    def fails() -> Family:
+        raise RuntimeError("no licence")
+
+    monkeypatch.setattr(families, "usable", lambda kind: {"sd3": sd3, "bad": fails, "none": lambda: None})
+    monkeypatch.setattr(families, "ours", lambda kind, name: name == "sd3")
+    monkeypatch.setattr(families, "broken", lambda kind, name, why: MissingError(f"{kind} {name} {why}"))
+    assert list(families.families()) == ["sd3"]
+    said = capsys.readouterr().err
+    assert "left out: family bad fails: no licence" in said
+    assert "left out: family none returns NoneType instead of a Family" in said
+
+
+@pytest.mark.parametrize("kind", [None, ["module", "Class"], "not a name", 3])
+def test_an_index_without_a_class_is_an_error(tmp_path: Path, kind: object) -> None:
+    with pytest.raises(UsageError, match=r"model_index\.json names no pipeline class"):
+        pipeline_class(pipeline(tmp_path / "p", kind))
+
+
+def test_the_index_of_a_hub_repository_is_read_from_its_cache_or_downloaded(tmp_path: Path, monkeypatch) -> None:
+    index = Path(pipeline(tmp_path / "p", "WanPipeline")) / "model_index.json"
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: str(index))
+    assert pipeline_class("hub:owner/repo") == "WanPipeline"
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: None)
+    fetched = []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *what: fetched.append(what) or str(index))
+    assert pipeline_class("hub:owner/repo") == "WanPipeline"
+    assert fetched == [("owner/repo", "model_index.json")]
+
+
+def test_an_inpainting_checkpoint_is_refused(sd3_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "inpaint"
+    shutil.copytree(sd3_folder, folder)
+    path = folder / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"in_channels": 2 * config["in_channels"] + 1}))
+    with pytest.raises(UsageError, match="not inpainting or editing ones"):
+        describe(str(folder))
+
+
+def test_the_list_names_families() -> None:
+    line = f"    {'StableDiffusion3Pipeline':<36}family sd3; also in a single .safetensors file"
+    assert line in bench(["list", "backbones"]).stdout.splitlines()
