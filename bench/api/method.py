@@ -82,9 +82,10 @@ class Options(Settings):
 
     @property
     def idle(self) -> dict[str, str]:
-        """Nested sections of Options without effect -> the reason, such as "params.engine is nft".
+        """What has no effect -> the reason, such as "params.engine is nft".
 
-        Changing such a section with --set is an error.
+        A key is the name of a nested section of Options, or of one of its settings ("crd.reference_guidance"). Changing
+        it with --set is an error.
         """
         return {}
 

@@ -185,17 +185,20 @@ def _refuse_misspelt(source: object) -> None:
 
 
 def _refuse_idle(options: Any, before: dict[str, Any]) -> None:
-    """Raise UsageError if --set changes an idle section of a method's options.
+    """Raise UsageError if --set changes an idle section, or an idle setting, of a method's options.
 
     The change would have no effect but give the same run a different hash. `before` are the settings of the recipe
-    and the preset, which may configure idle sections.
+    and the preset, which may configure what is idle.
     """
-    for section, cause in options.idle.items():
+    for place, cause in options.idle.items():
+        section, _, setting = place.partition(".")
         values = getattr(options, section)
         earlier = _param(before, section)
         if not isinstance(earlier, dict):
             earlier = {}
         for name, value in values:
+            if setting not in ("", name):
+                continue
             default = type(values).model_fields[name].default
             if value != earlier.get(name, default):
                 raise UsageError(f"params.{section}.{name} does nothing because {cause}: leave it out")

@@ -82,6 +82,10 @@ class Crd(ForwardProcess):
         """As set."""
         return self.options.reference_guidance
 
+    def without_effect(self) -> dict[str, str]:
+        """The reference's guidance scale without a penalty."""
+        return {} if self.needs_reference else {"reference_guidance": f"params.{self.name}.kl is 0"}
+
     def policy_loss(self, at: Renoised) -> Tensor:
         """Squared difference of the centred rewards, times clip / beta, which gives gradients the scale of NFT's."""
         o = self.options

@@ -73,6 +73,10 @@ class Engine(ABC):
         """Raise UsageError for a sampler or a batch that this objective cannot train with."""
         check_inner_updates(self.name, batch.groups, self.options.inner_updates)
 
+    def without_effect(self) -> dict[str, str]:
+        """Settings that change nothing beside the others -> the reason. Changing one with --set is an error."""
+        return {}
+
     @abstractmethod
     def sample(self, lab: Lab, task: str, conditioning: Conditioning, group_size: int) -> Trajectory:
         """Draw one trajectory per entry of `conditioning`, without gradients; groups of neighbours have one prompt."""

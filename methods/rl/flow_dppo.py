@@ -40,6 +40,11 @@ class FlowDppo(Grpo):
     Options = FlowDppoOptions
     source = "Flow-DPPO, arXiv 2606.11025, Eq. 14 and 18"
 
+    def without_effect(self) -> dict[str, str]:
+        """The trust region, if the policy that is trained is the one that sampled."""
+        once = self.options.inner_updates == 1
+        return {"max_kl": f"params.{self.name}.inner_updates is 1, so the KL is always 0"} if once else {}
+
     def outside(self, log_ratio: Tensor, advantage: Tensor, kl_old: Tensor) -> Tensor:
         """Whether a step is far from the old policy and its advantage would push it further, [B]."""
         pushed = torch.where(advantage > 0, log_ratio > 0, (log_ratio < 0) & (advantage < 0))

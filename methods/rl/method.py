@@ -78,8 +78,9 @@ class RlOptions(Options):
 
     @property
     def idle(self) -> dict[str, str]:
-        """The sections of the other engines, each with the reason why it has no effect."""
-        return {name: f"params.engine is {self.engine}" for name in ENGINES if name != self.engine}
+        """The sections of the other engines and single settings of the chosen one, each with the reason."""
+        others = {name: f"params.engine is {self.engine}" for name in ENGINES if name != self.engine}
+        return others | {f"{self.engine}.{name}": cause for name, cause in self.build().without_effect().items()}
 
     def batch(self, guidance: float) -> Batch:
         """What one update samples for one task, at the student's guidance scale."""

@@ -77,3 +77,23 @@ def test_changes_and_files_contain_it_and_checkpoints_do_not(kind: str, tmp_path
     adapters.load("read", tmp_path)
     assert all(torch.equal(v, adapters.state("plain")[key]) for key, v in adapters.state("read").items())
     assert all(torch.equal(v, before[key]) for key, v in adapters.state("gated").items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_block_follows_every_new_gate(dtype: torch.dtype) -> None:
+    """torch.compile may skip hooks that it does not know of, and may keep a tensor that it takes for a constant."""
+    torch._dynamo.reset()
+    network, adapters = made("linear", 16)
+    network.to(dtype)
+    adapters.gate("gated", [1.0] * 16)
+    network[0].compile(backend="eager")
+    adapters.use("gated")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        x, seen = torch.randn(INPUTS["linear"]), []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            adapters.gate("gated", torch.rand(16).tolist())
+            seen.append(network(x))
+            assert torch.equal(seen[-1], network[0].forward(x))
+    assert not torch.equal(seen[0], seen[1])
+    torch._dynamo.reset()

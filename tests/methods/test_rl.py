@@ -248,3 +248,23 @@ def test_weights_of_tasks(make_lab) -> None:
     assert weighted.digest("f") != plain.digest("f")
     with pytest.raises(UsageError, match="did you mean 'ocr'"):
         resolve("multi_reward", ["geneval", "ocr"], overrides=["params.weights.orc=3"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["params.engine=crd", "params.crd.kl=0", "params.crd.reference_guidance=3"],
+            r"params\.crd\.reference_guidance does nothing because params\.crd\.kl is 0: leave it out",
+        ),
+        (
+            ["params.engine=flow_dppo", "params.flow_dppo.inner_updates=1", "params.flow_dppo.max_kl=0.1"],
+            r"params\.flow_dppo\.max_kl does nothing because params\.flow_dppo\.inner_updates is 1",
+        ),
+    ],
+)
+def test_settings_without_effect_beside_others_are_refused(overrides: list[str], told: str) -> None:
+    stochastic = ["sampler.kernel=cps", "sampler.eta=0.8"] if "flow_dppo" in overrides[0] else []
+    resolve("multi_reward", ["ocr"], overrides=[*stochastic, *overrides[:2]])
+    with pytest.raises(UsageError, match=told):
+        resolve("multi_reward", ["ocr"], overrides=[*stochastic, *overrides])
