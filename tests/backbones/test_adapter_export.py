@@ -30,11 +30,17 @@ pytestmark = pytest.mark.usefixtures("few_prompts")
 STEPS, GUIDANCE, PROMPT = 3, 4.5, "a photo of a red circle"
 
 
-def in_pipeline(model: Path, adapter: Path | None, noise: torch.Tensor) -> torch.Tensor:
-    """The picture that diffusers draws from the noise, as its users would have it drawn."""
+def in_pipeline(
+    model: Path, adapter: Path | None, noise: torch.Tensor, mixed: dict[Path, float] | None = None
+) -> torch.Tensor:
+    """The picture that diffusers draws from the noise, as its users would have it drawn; `mixed` are weighted adapters."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(model, text_encoder_3=None, tokenizer_3=None)
     if adapter:
         pipeline.load_lora_weights(adapter)
+    if mixed:
+        for folder in mixed:
+            pipeline.load_lora_weights(folder, adapter_name=folder.name)
+        pipeline.set_adapters([folder.name for folder in mixed], adapter_weights=list(mixed.values()))
     side = noise.shape[-1] * pipeline.vae_scale_factor
     return pipeline(
         PROMPT, negative_prompt="", num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise, height=side,
@@ -63,6 +69,24 @@ def test_diffusers_draws_our_pictures(sd3_folder: Path, tmp_path: Path, kind: st
     torch.testing.assert_close(
         velocity(backbone, in_peft(base, tmp_path / "ours")), velocity(backbone, "student"), rtol=1e-5, atol=1e-5
     )
+
+
+def test_diffusers_sets_the_weights_of_a_student_for_all_weights(sd3_folder: Path, tmp_path: Path) -> None:
+    """From the adapters of its corners, at weights that were never saved (docs/tutorials/fronts.md)."""
+    backbone = descriptor(str(sd3_folder)).load("cpu")
+    noise = backbone.noise(1, torch.Generator().manual_seed(3))
+    adapters = backbone.adapters
+    adapters.add("student", Shape(4, 7.123456), seed=2)
+    shake(backbone, "student")
+    corners = {tmp_path / "a": (0.3, [1.0, 1.0, 0.0, 0.0]), tmp_path / "b": (0.7, [0.0, 0.0, 1.0, 1.0])}
+    for folder, (_, gate) in corners.items():
+        adapters.gate("student", gate)
+        adapters.save("student", folder)
+    adapters.gate("student", [0.3, 0.3, 0.7, 0.7])
+    ours = here(backbone, "student", noise)
+    mixed = {folder: weight for folder, (weight, _) in corners.items()}
+    torch.testing.assert_close(ours, in_pipeline(sd3_folder, None, noise, mixed), rtol=0, atol=1e-4)
+    assert (ours - in_pipeline(sd3_folder, tmp_path / "a", noise)).abs().max() > 1e-3
 
 
 def test_the_two_files_hold_the_same_tensors_once_each(micro, tmp_path: Path) -> None:
