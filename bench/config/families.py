@@ -4,19 +4,27 @@ A family is registered under the entry-point group `bench.families` as a functio
 not import torch.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from bench.config.descriptor import Descriptor
-from bench.errors import UsageError, one_line
-from bench.registry import broken, leave_out, ours, usable
+from bench.errors import BenchError, UsageError, one_line
+from bench.registry import broken, leave_out, ours, registered, usable
 from bench.weights.checkpoints import read_config
 from bench.weights.hub import PREFIX as HUB
 from bench.weights.hub import check_repository, require
 
 INDEX = "model_index.json"
 SINGLE_FILE = ".safetensors"
+
+
+FROM_AN_IMAGE = re.compile(r"Img2Img|Inpaint|Edit|Kontext|Control|Fill|Redux|Upscale|Reference")
+"""In names of pipelines that need an image as well as text."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,17 @@ class Family:
     cannot run."""
     reads: Callable[[Path], bool] | None = None
     """Whether a single .safetensors file is of this family; None for a family that reads none."""
+    published: tuple[str, ...] = ()
+    """Addresses on the hub that are known to be of this family, so that their index is not needed to plan a run."""
 
 
 def is_address(backbone: str) -> bool:
-    """Whether a backbone is given as a folder, a file or a hub address, and not by a registered name."""
+    """Whether a backbone is given as a folder, a file or a hub address, and not by a registered name.
+
+    A folder with the name of a registered backbone is written with a slash, such as ./micro.
+    """
+    if backbone in registered("backbone"):
+        return False
     return "/" in backbone or backbone.startswith(HUB) or Path(backbone).is_dir() or _is_single_file(Path(backbone))
 
 
@@ -41,15 +56,18 @@ def describe_pipeline(source: str) -> Descriptor:
     """The descriptor of the pipeline at a folder, hub:OWNER/REPO or single file.
 
     Raises UsageError for a pipeline of no registered family, and MissingError if a hub repository's index is needed and
-    cannot be downloaded.
+    cannot be downloaded, or if the plug-in of another package fails.
     """
     known, path = families(), Path(source)
-    if _is_single_file(path):
-        readers = [name for name, family in known.items() if family.reads]
-        claims = [name for name in readers if (reads := known[name].reads) and reads(path)]
-        what = str(path)
-        # A file that no family takes for its own is left to the first, whose error says what the file holds.
-        claims = claims or readers[:1]
+    if source.startswith(HUB):
+        check_repository(source)
+    if published := [name for name, family in known.items() if source in family.published]:
+        what, claims = source, published
+    elif _is_single_file(path):
+        readers = {name: family.reads for name, family in known.items() if family.reads}
+        what, claims = source, [name for name, reads in readers.items() if _guarded(name, reads, path)]
+        # A file that no family takes for its own is left to one of this project, whose error says what the file holds.
+        claims = claims or [name for name in readers if ours("family", name)][:1]
     else:
         what = pipeline_class(source)
         claims = [name for name, family in known.items() if what in family.pipelines]
@@ -58,7 +76,10 @@ def describe_pipeline(source: str) -> Descriptor:
     if not claims:
         supported = ", ".join(name for family in known.values() for name in family.pipelines)
         raise UsageError(f"{source} holds a {what}, {_what_is(what)}; supported: {supported}")
-    return known[claims[0]].describe(source)
+    found = _guarded(claims[0], known[claims[0]].describe, source)
+    if not isinstance(found, Descriptor):
+        raise broken("family", claims[0], f"describes {source} by {type(found).__name__} instead of a Descriptor")
+    return found
 
 
 def families() -> dict[str, Family]:
@@ -66,17 +87,38 @@ def families() -> dict[str, Family]:
     found = {}
     for name, make in usable("family").items():
         try:
-            family = make()
-        except Exception as error:  # the code of another package may raise anything
+            family = _guarded(name, make)
+            if problem := _problem(family):
+                raise broken("family", name, problem)
+        except BenchError as error:
             if ours("family", name):
                 raise
-            leave_out(broken("family", name, f"fails: {one_line(error)}"))
-            continue
-        if not isinstance(family, Family):
-            leave_out(broken("family", name, f"returns {type(family).__name__} instead of a Family"))
+            leave_out(error)
             continue
         found[name] = family
     return found
+
+
+def _guarded(name: str, function: Callable[..., Result], *given: object) -> Result:
+    """What a family's function returns. What the code of another package raises becomes a MissingError."""
+    try:
+        return function(*given)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, BenchError) or ours("family", name):
+            raise
+        raise broken("family", name, f"fails: {one_line(error)}") from error
+
+
+def _problem(family: object) -> str:
+    """Why an object is no usable Family; empty if it is one."""
+    if not isinstance(family, Family):
+        return f"returns {type(family).__name__} instead of a Family"
+    names = family.pipelines
+    if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
+        return f"has pipelines {names!r:.40} instead of a tuple of names"
+    if not callable(family.describe) or not (family.reads is None or callable(family.reads)):
+        return "has a describe or reads that is not a function"
+    return ""
 
 
 def pipeline_class(source: str) -> str:
@@ -85,7 +127,6 @@ def pipeline_class(source: str) -> str:
     Raises UsageError if there is no index or it names no class.
     """
     if source.startswith(HUB):
-        check_repository(source)
         index = _from_hub(source.removeprefix(HUB))
     else:
         index = Path(source) / INDEX
@@ -95,7 +136,7 @@ def pipeline_class(source: str) -> str:
                 f"write {HUB}OWNER/REPO for a pipeline on the hub"
             )
     kind = read_config(index).get("_class_name")
-    if not isinstance(kind, str) or not kind.isidentifier():
+    if not isinstance(kind, str) or not re.fullmatch(r"[A-Za-z]\w{0,80}Pipeline", kind):
         raise UsageError(f"{index} names no pipeline class (_class_name)")
     return kind
 
@@ -112,17 +153,19 @@ def _is_single_file(path: Path) -> bool:
 
 
 def _what_is(kind: str) -> str:
-    """What kind of pipeline a class is, by diffusers' own lists, for errors."""
-    import diffusers
-    from diffusers.pipelines import auto_pipeline as lists
-
-    def listed(mapping: dict) -> bool:
-        return any(pipeline.__name__ == kind for pipeline in mapping.values())
-
-    if listed(lists.AUTO_TEXT2IMAGE_PIPELINES_MAPPING):
-        return "a text-to-image pipeline of a family that no registered plug-in runs"
-    if listed(lists.AUTO_INPAINT_PIPELINES_MAPPING) or listed(lists.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING):
+    """What kind of pipeline a class is, for errors: by its name and diffusers' own lists, which are not imported."""
+    if FROM_AN_IMAGE.search(kind):
         return "which starts from an image and not from text alone"
-    if hasattr(diffusers, kind):
+    spec = find_spec("diffusers")
+    home = Path(spec.origin).parent if spec and spec.origin else Path()
+    listed = _text(home / "pipelines" / "auto_pipeline.py")
+    from_text = listed.partition("AUTO_TEXT2IMAGE_PIPELINES_MAPPING")[2].partition("AUTO_IMAGE2IMAGE")[0]
+    if re.search(rf"\b{kind}\b", from_text):
+        return "a text-to-image pipeline of a family that no registered plug-in runs"
+    if re.search(rf"\b{kind}\b", _text(home / "__init__.py")):
         return "which diffusers does not list as making images from text"
     return "which this version of diffusers does not have"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

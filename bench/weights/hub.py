@@ -79,9 +79,16 @@ def check_source(source: str, setting: str) -> None:
 
 
 def check_repository(source: str) -> None:
-    """Raise UsageError unless `source` has the form hub:OWNER/REPO."""
+    """Raise UsageError unless `source` has the form hub:OWNER/REPO, with names that the hub allows."""
     if not re.fullmatch(rf"{PREFIX}[^/\s]+/[^/\s]+", source):
         raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(source.removeprefix(PREFIX))
+    except HFValidationError as error:
+        raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO without a revision: {one_line(error)}") from error
 
 
 def _fetched(repository: str, names: list[str]) -> Path:

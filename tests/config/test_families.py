@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from bench import registry
 from bench.backbones.sd3 import family as sd3
+from bench.backbones.sd3.files import DEFAULT
 from bench.config import families
+from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
 from bench.config.families import Family, describe_pipeline, pipeline_class
 from bench.config.resolve import describe
@@ -25,9 +30,15 @@ def pipeline(folder: Path, kind: object) -> str:
     return str(folder)
 
 
-def with_families(monkeypatch, **made) -> None:
-    makers = {name: (lambda family=family: family) for name, family in made.items()}
+def with_makers(monkeypatch, **makers) -> None:
+    """Register functions that make families; only sd3 is this project's."""
     monkeypatch.setattr(families, "usable", lambda kind: makers)
+    monkeypatch.setattr(families, "ours", lambda kind, name: name == "sd3")
+    monkeypatch.setattr(families, "broken", lambda kind, name, why: MissingError(f"{kind} {name} {why}"))
+
+
+def with_families(monkeypatch, **made) -> None:
+    with_makers(monkeypatch, **{name: (lambda family=family: family) for name, family in made.items()})
 
 
 @pytest.mark.parametrize(
@@ -36,6 +47,8 @@ def with_families(monkeypatch, **made) -> None:
         ("StableDiffusionXLPipeline", "a text-to-image pipeline of a family that no registered plug-in runs"),
         ("StableDiffusionXLInpaintPipeline", "which starts from an image and not from text alone"),
         ("StableDiffusion3Img2ImgPipeline", "which starts from an image and not from text alone"),
+        ("StableDiffusion3ControlNetPipeline", "which starts from an image and not from text alone"),
+        ("FluxKontextPipeline", "which starts from an image and not from text alone"),
         ("WanPipeline", "which diffusers does not list as making images from text"),
         ("DDPMPipeline", "which diffusers does not list as making images from text"),
         ("NoSuchPipeline", "which this version of diffusers does not have"),
@@ -49,7 +62,7 @@ def test_what_no_family_runs_is_named(tmp_path: Path, kind: str, what: str) -> N
 
 
 def test_a_plug_in_s_family_runs_its_pipelines(tmp_path: Path, monkeypatch) -> None:
-    asked = []
+    asked: list[str] = []
     other = Family(("OtherPipeline",), lambda source: asked.append(source) or OTHER)
     with_families(monkeypatch, sd3=sd3(), other=other)
     source = pipeline(tmp_path / "p", "OtherPipeline")
@@ -74,20 +87,93 @@ def test_a_single_file_goes_to_the_family_that_reads_it(tmp_path: Path, monkeypa
         describe_pipeline(str(cut)).check(None)
 
 
-def test_a_broken_plug_in_is_left_out(tmp_path: Path, monkeypatch, capsys) -> None:
-    def fails() -> Family:
-        raise RuntimeError("no licence")
+def fails(*_) -> Family:
+    raise RuntimeError("no licence")
 
-    monkeypatch.setattr(families, "usable", lambda kind: {"sd3": sd3, "bad": fails, "none": lambda: None})
-    monkeypatch.setattr(families, "ours", lambda kind, name: name == "sd3")
-    monkeypatch.setattr(families, "broken", lambda kind, name, why: MissingError(f"{kind} {name} {why}"))
+
+def leaves(*_) -> Family:
+    raise SystemExit("bye")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (fails, "fails: no licence"),
+        (leaves, "fails: bye"),
+        (lambda: None, "returns NoneType instead of a Family"),
+        (lambda: Family(None, fails), "has pipelines None instead of a tuple of names"),
+        (lambda: Family("XStableDiffusion3PipelineX", fails), "instead of a tuple of names"),
+        (lambda: Family(("A",), fails, "yes"), "has a describe or reads that is not a function"),
+    ],
+)
+def test_a_broken_plug_in_is_left_out(monkeypatch, capsys, make, told: str) -> None:
+    with_makers(monkeypatch, sd3=sd3, bad=make)
+    registry._say.cache_clear()
     assert list(families.families()) == ["sd3"]
-    said = capsys.readouterr().err
-    assert "left out: family bad fails: no licence" in said
-    assert "left out: family none returns NoneType instead of a Family" in said
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("left out: family bad ") and told in line
 
 
-@pytest.mark.parametrize("kind", [None, ["module", "Class"], "not a name", 3])
+@pytest.mark.parametrize(
+    ("describes", "told"),
+    [(fails, "fails: no licence"), (leaves, "fails: bye"), (lambda source: None, "by NoneType instead of a Descriptor")],
+)
+def test_a_plug_in_that_fails_later_is_named(tmp_path: Path, monkeypatch, describes, told: str) -> None:
+    with_families(monkeypatch, sd3=sd3(), bad=Family(("BadPipeline",), describes))
+    with pytest.raises(MissingError, match=told):
+        describe_pipeline(pipeline(tmp_path / "p", "BadPipeline"))
+
+
+def test_files_that_no_family_reads_are_never_left_to_another_package(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"transformer_blocks.0.attn.to_q.weight": torch.zeros(1)}, file)  # as in Qwen-Image, PixArt and LTX
+    a_first = Family(("OtherPipeline",), lambda source: OTHER, lambda path: False)
+    with_families(monkeypatch, a_first=a_first, sd3=sd3())
+    with pytest.raises(UsageError, match="it holds no SD3 transformer"):
+        describe_pipeline(str(file)).check(None)
+    claims = Family(("OtherPipeline",), lambda source: OTHER, lambda path: True)
+    with_families(monkeypatch, a_first=claims, sd3=sd3())
+    assert describe_pipeline(str(file)) is OTHER
+
+
+def test_a_registered_name_is_never_a_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipeline(tmp_path / "micro", "WanPipeline")
+    assert describe("micro").world == "micro"
+    with pytest.raises(UsageError, match="holds a WanPipeline"):
+        describe("./micro")
+
+
+@pytest.mark.parametrize("address", ["hub:owner/repo@main", "hub:own..er/repo", "hub:owner/re:po"])
+def test_a_name_that_the_hub_does_not_allow_is_one_line(address: str) -> None:
+    with pytest.raises(UsageError, match=r"should be hub:OWNER/REPO without a revision"):
+        describe(address)
+
+
+def test_a_published_address_is_known_without_its_index(monkeypatch) -> None:
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", asked)
+    assert describe(DEFAULT).size(Compute()).parameters > 2e9
+
+
+def test_a_refusal_imports_no_library(tmp_path: Path) -> None:
+    """torch and diffusers take seconds, and their remarks would be lines before the error."""
+    source = pipeline(tmp_path / "p", "StableDiffusionXLPipeline")
+    code = f"""
+import sys
+from bench.config.resolve import describe
+try:
+    describe({source!r})
+except Exception as error:
+    print(type(error).__name__, sorted({{"torch", "diffusers", "transformers"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("UsageError []", "")
+
+
+@pytest.mark.parametrize("kind", [None, ["module", "Class"], "not a name", 3, "models", "P" * 200 + "Pipeline"])
 def test_an_index_without_a_class_is_an_error(tmp_path: Path, kind: object) -> None:
     with pytest.raises(UsageError, match=r"model_index\.json names no pipeline class"):
         pipeline_class(pipeline(tmp_path / "p", kind))

@@ -120,4 +120,4 @@ def descriptor(source: str = DEFAULT) -> Descriptor:
 
 def family() -> Family:
     """Pipelines of SD3 and SD3.5, and single files with an SD3 transformer."""
-    return Family((PIPELINE,), descriptor, is_checkpoint)
+    return Family((PIPELINE,), descriptor, is_checkpoint, (DEFAULT,))

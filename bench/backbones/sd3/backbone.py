@@ -17,6 +17,7 @@ from bench.backbones.pipeline_parts import not_loaded, part_of
 from bench.backbones.sd3.files import (
     MAX_TEXT_TOKENS,
     TOKENIZERS,
+    check_configuration,
     fingerprint,
     folder_of,
     latent_side,
@@ -106,6 +107,7 @@ def load_models(source: str, dtype: torch.dtype):
     without = left_out(index_of(home))
     if not Path(home).is_dir():
         require(home, SCHEDULER)
+        check_configuration(home, *(read_config(config_file(home, part)) for part in ("transformer", "vae")))
     elif "text_encoder_3" not in without:
         # Text encoders are loaded later, and not at all if the cache has every prompt. Check the largest one now.
         require_whole(Path(home) / "text_encoder_3")

@@ -106,6 +106,15 @@ def configuration(home: Path) -> tuple[dict, dict]:
         config, vae = (read_config(home / part / "config.json") for part in ("transformer", "vae"))
     except OSError as error:
         raise UsageError(f"{home} is not a complete SD3 pipeline: {one_line(error)}") from error
+    check_configuration(str(home), config, vae)
+    return config, vae
+
+
+def check_configuration(home: str, config: dict, vae: dict) -> None:
+    """Raise UsageError for missing or invalid values in the configurations of the transformer and the VAE.
+
+    `home` is the pipeline's folder or hub id, for errors.
+    """
     for part, said, kind in (("transformer", config, TransformerFields), ("vae", vae, VaeFields)):
         try:
             kind.model_validate(said)
@@ -113,14 +122,13 @@ def configuration(home: Path) -> tuple[dict, dict]:
             first = error.errors(include_url=False)[0]
             field, found = first["loc"][0], repr(first["input"])[:40]
             problem = "is missing" if first["type"] == "missing" else f"is {found}: {first['msg']}"
-            raise UsageError(f"{home / part / 'config.json'}: {field} {problem}") from error
+            raise UsageError(f"{home}/{part}/config.json: {field} {problem}") from error
     latents, channels = VaeFields.model_validate(vae).latent_channels, config["in_channels"]
     if channels != latents:
         raise UsageError(
             f"{home}: the transformer takes {channels} channels but the VAE's latents have {latents}: only models that "
             "start from text alone are supported, not inpainting or editing ones"
         )
-    return config, vae
 
 
 class TransformerFields(BaseModel):

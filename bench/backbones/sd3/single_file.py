@@ -18,9 +18,12 @@ ENDING = ".safetensors"
 TRANSFORMER, VAE = "model.diffusion_model.", "first_stage_model."
 OTHERS = (VAE, "vae.", "text_encoders.", "text_encoder", "cond_stage_model.", "conditioner.")
 """Prefixes of tensors outside the transformer; text encoders are never read from a single file."""
-BLOCKS = (f"{TRANSFORMER}joint_blocks.", "joint_blocks.", DIFFUSERS := "transformer_blocks.")
-"""Prefixes of an SD3 transformer's blocks, in Stability's layout and in diffusers'."""
-FLUX = "single_transformer_blocks."
+BLOCKS = (f"{TRANSFORMER}joint_blocks.", "joint_blocks.")
+"""Prefixes of an SD3 transformer's blocks in Stability's layout."""
+DIFFUSERS, POOLED = "transformer_blocks.", "time_text_embed.text_embedder."
+"""Prefixes of the blocks and of the pooled prompt's embedding in diffusers' layout; many families have the first."""
+NOT_SD3 = ("single_transformer_blocks.", "controlnet_blocks.")
+"""Prefixes that FLUX and ControlNets have in addition."""
 LORA = ("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up")
 
 
@@ -46,7 +49,10 @@ def is_checkpoint(path: Path) -> bool:
         names = _names(str(path))
     except (SafetensorError, OSError):
         return False
-    return any(name.startswith(BLOCKS) for name in names) and not any(name.startswith(FLUX) for name in names)
+    if any(name.startswith(NOT_SD3) for name in names):
+        return False
+    in_diffusers = all(any(name.startswith(prefix) for name in names) for prefix in (DIFFUSERS, POOLED))
+    return in_diffusers or any(name.startswith(BLOCKS) for name in names)
 
 
 def has_vae(file: str) -> bool:
