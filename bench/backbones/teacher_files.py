@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.backbones.adapter_files import adapter_hash
-from bench.backbones.pipeline_files import network_folder, stored_parameters, weight_files
+from bench.backbones.pipeline_files import network_folder, require_whole, stored_parameters, weight_files
 from bench.config.resolve import TRAINED_HERE
-from bench.errors import MissingError
+from bench.errors import MissingError, UsageError
 from bench.hashing import sampled_hash
 from bench.weights.checkpoints import read_config, refuse_quantised
 from bench.weights.hub import adapter_folder, pipeline_folder
@@ -44,8 +44,21 @@ def find_teacher(task: str, source: str) -> Teacher:
     if network is None:
         return Teacher(task, place, adapter_hash(place))
     config = network / "config.json"
+    if not config.is_file():
+        _refuse_without_network(place)
     refuse_quantised(read_config(config), config)
     return Teacher(task, network, sampled_hash([*weight_files(network), config]), whole=True)
+
+
+def _refuse_without_network(place: Path) -> None:
+    """Raise UsageError for a pipeline whose index names no transformer, or MissingError for an incomplete one."""
+    index = read_config(place / "model_index.json")
+    if "transformer" in index:
+        require_whole(place / "transformer")
+    raise UsageError(
+        f"{place} holds a {str(index.get('_class_name'))[:80]}, which has no transformer: a teacher is an adapter, "
+        "or a pipeline or network of the backbone's class"
+    )
 
 
 def whole_teachers(sources: dict[str, str]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from bench.backbones.micro.files import WEIGHTS
 from bench.backbones.teacher_files import whole_teachers
 from bench.backbones.whole_models import WholeModels
 from bench.config.resolve import describe, resolve
-from bench.errors import DamagedError, UsageError
+from bench.errors import DamagedError, MissingError, UsageError
 from bench.store.run import read_checkpoint
 from bench.training.execute import Session, execute
 from tests.training.test_workers import COMMON, made_by_two
@@ -139,6 +139,16 @@ def test_other_models_are_refused_by_name(merged: Path, tmp_path: Path) -> None:
         execute(spec_of(f"teachers.ocr={merged}", "params.start=merge"), Session(tmp_path / "results"))
     with pytest.raises(UsageError, match="leave out offload_teachers"):
         spec_of("compute.shard=true", "compute.offload_teachers=true")
+
+
+def test_a_pipeline_without_a_transformer_is_named(tmp_path: Path) -> None:
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet"]}))
+    with pytest.raises(UsageError, match="holds a StableDiffusionXLPipeline, which has no transformer"):
+        execute(spec_of(f"teachers.ocr={tmp_path}"), Session(tmp_path / "results"))
+    index.write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3"]}))
+    with pytest.raises(MissingError, match="has no folder transformer: complete the download"):
+        execute(spec_of(f"teachers.ocr={tmp_path}"), Session(tmp_path / "results"))
 
 
 def test_a_damaged_model_is_refused_before_training(tmp_path: Path) -> None:
