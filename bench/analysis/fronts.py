@@ -20,6 +20,8 @@ from bench.hashing import text_hash
 
 TEACHERS = "teachers"
 """Label of the front whose points are the teachers."""
+FAMILY = "(one for all weights)"
+"""Ends the label of a front whose points are the students of one line."""
 Point = Mapping[str, tuple[np.ndarray, Design]]
 """task -> values [S, N] of a model and their design."""
 Points = Mapping[str, Point]
@@ -72,7 +74,8 @@ def fronts(groups: dict[str, list[Record]], tasks: tuple[str, ...]) -> list[Fron
     for label, records in groups.items():
         if points := _common_points(records):
             by_seed = {record.summary["seed"]: record.summary for record in records}
-            found[label] = {point: _Model(by_seed, point, "points") for point in points}
+            # Its label may be that of a front of lines: they may come from several comparisons.
+            found[f"{label} {FAMILY}"] = {point: _Model(by_seed, point, "points") for point in points}
     taught = (records for records in groups.values() if all(shows_teachers(record.summary) for record in records))
     summaries = {record.summary["seed"]: record.summary for record in next(taught, [])}
     if found and summaries:

@@ -171,3 +171,21 @@ def test_points_on_other_prompts_are_refused() -> None:
     points = {name: {"warm": (values, Design(np.array([name, name]), np.arange(2)))} for name in "xy"}
     with pytest.raises(UsageError, match="different prompts"):
         front("", points)
+
+
+def test_one_line_for_all_weights_is_a_front_beside_lines_with_fixed_weights() -> None:
+    """Also if its label is theirs without the weights, as in a report on two comparisons."""
+    corners = {"warm=1,cold=0": (0.9, 0.2), "warm=0,cold=1": (0.2, 0.9)}
+    made = []
+    for seed in range(2):
+        one = record((0.5, 0.5), seed, preference="drawn")
+        points = {point: {task: row(task, v) for task, v in zip(TASKS, scores)} for point, scores in corners.items()}
+        made.append(Record(one.summary | {"points": points}, [], one.spec))
+    fixed = {
+        f"multi_reward weights.cold={weight}": [record(scores, seed, {"cold": weight}) for seed in range(2)]
+        for weight, scores in {0.5: (0.8, 0.3), 2: (0.3, 0.8)}.items()
+    }
+    by_label = {front.label: front for front in fronts(fixed | {"multi_reward": made}, TASKS)}
+    assert list(by_label) == ["multi_reward", "multi_reward (one for all weights)"]
+    assert by_label["multi_reward"].hypervolume.value == pytest.approx(0.8 * 0.3 + 0.3 * 0.5)
+    assert by_label["multi_reward (one for all weights)"].hypervolume.value == pytest.approx(0.9 * 0.2 + 0.2 * 0.7)

@@ -123,7 +123,7 @@ def test_a_run_trains_the_student_at_the_drawn_weights_and_shows_its_points(tmp_
     # The points are a front.
     record = Record(summary, [], spec.record())
     (found,) = fronts({"multi_reward": [record]}, tuple(TASKS))
-    assert found.label == "multi_reward" and list(found.points) == list(summary["points"])
+    assert found.label == "multi_reward (one for all weights)" and list(found.points) == list(summary["points"])
     best = summary["points"]["ocr=1,geneval=0"]["ocr"]
     assert found.points["ocr=1,geneval=0"]["ocr"].value == pytest.approx(np.mean(best["rows"][best["headline"]]))
 
