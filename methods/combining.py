@@ -217,6 +217,7 @@ class CombiningMethod(CountedMethod):
             f"params.allocation {options.allocation}": options.allocation != "equal",
             f"params.combine {options.combine}": options.combine != "sum",
             "params.start merge": spec.params.get("start") == "merge",
+            "params.teachers all": spec.params.get("teachers") == "all",  # one target, whatever the weights
             "lora.start": bool(spec.lora.start),
             "probes.interference": bool(spec.probes.interference),
         }

@@ -135,6 +135,7 @@ def test_what_a_family_of_students_cannot_have_is_refused() -> None:
         "params.allocation=by_gap": r"cannot be used with params\.allocation by_gap",
         "probes.interference=2": r"cannot be used with probes\.interference",
         "params.start=merge": r"cannot be used with params\.start merge",
+        "params.teachers=all": r"cannot be used with params\.teachers all",
         "params.batches=alternate": r"params\.preference drawn combines .* set params\.batches mixed",
     }
     for setting, message in refused.items():
