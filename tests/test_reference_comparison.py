@@ -187,3 +187,13 @@ def test_stored_records_take_their_prompts_from_the_registered_tasks(compared: C
     prompts = {task: len(set(design(row).clusters.tolist())) for task, row in rows.items()}
     assert prompts == {"geneval": 121, "ocr": 192, "pickscore": 192}
     assert len(rows["geneval"]["strata"]) == 288
+
+
+@pytest.mark.parametrize("angle", [90, 180])
+def test_the_fronts_of_two_tastes_follow_from_the_runs(tmp_path: Path, angle: int) -> None:
+    with tarfile.open(STORED / "fronts" / f"hue{angle}.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    found = {table.name: table for table in make(collect([tmp_path / f"hue{angle}"])).tables}
+    for name in ("fronts", "fronts-points"):
+        made = pd.read_csv(StringIO(found[name].frame().to_csv(index=False)))
+        pd.testing.assert_frame_equal(made, pd.read_csv(STORED / "fronts" / f"hue{angle}-{name}.csv"), rtol=1e-9)
