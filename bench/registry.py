@@ -5,12 +5,14 @@ line, while `all` and listings skip it with a message.
 """
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.errors import BenchError, MissingError, UsageError, one_line, unknown
 
+Result = TypeVar("Result")
 GROUPS = {
     "method": "bench.methods",
     "task": "bench.tasks",
@@ -90,6 +92,16 @@ def broken(kind: str, name: str, why: str) -> MissingError:
     """Make the error for an entry point that does not give a usable object."""
     package = origin(registered(kind)[name])
     return MissingError(f"{kind} {name!r} of {package} {why}; repair that package or uninstall it")
+
+
+def guarded(kind: str, name: str, function: Callable[..., Result], *given: object) -> Result:
+    """Call a function of a plug-in. What the code of another package raises becomes the MissingError of `broken`."""
+    try:
+        return function(*given)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, BenchError) or ours(kind, name):
+            raise
+        raise broken(kind, name, f"fails: {one_line(error)}") from error
 
 
 def _lack(kind: str, found: Any) -> str:

@@ -249,18 +249,15 @@ class CombiningMethod(CountedMethod):
 
     def plan(self, lab: Lab) -> dict[str, float]:
         """Weight all tasks equally, by `weights` and `allocation`, or by chance; log the weights if they change."""
-        if self.options.preference == "drawn":
-            plan = drawn(list(lab.tasks), lab.numpy_generator("preference"))
+        by_chance = self.options.preference == "drawn"
+        change = by_chance or self.options.allocation != "equal"
+        if not self.options.weights and not change:
+            return super().plan(lab)
+        plan = drawn(list(lab.tasks), lab.numpy_generator("preference")) if by_chance else self._weights(lab)
+        if by_chance:
             # The method's own adapters are older versions of the student.
             self._condition(lab, plan, (STUDENT, *self.adapters))
-            for task, weight in plan.items():
-                lab.note(f"weight/{task}", weight)
-            return plan
-        adapts = self.options.allocation != "equal"
-        if not self.options.weights and not adapts:
-            return super().plan(lab)
-        plan = self._weights(lab)
-        for task, weight in plan.items() if adapts else ():
+        for task, weight in plan.items() if change else ():
             lab.note(f"weight/{task}", weight)
         return plan
 

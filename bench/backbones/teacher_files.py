@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.backbones.adapter_files import adapter_hash
-from bench.backbones.pipeline_files import network_folder, require_whole, stored_parameters, weight_files
+from bench.backbones.pipeline_files import index_of, network_folder, require_whole, stored_parameters, weight_files
 from bench.config.resolve import TRAINED_HERE
 from bench.errors import MissingError, UsageError
 from bench.hashing import sampled_hash
@@ -52,7 +52,7 @@ def find_teacher(task: str, source: str) -> Teacher:
 
 def _refuse_without_network(place: Path) -> None:
     """Raise UsageError for a pipeline whose index names no transformer, or MissingError for an incomplete one."""
-    index = read_config(place / "model_index.json")
+    index = index_of(str(place))
     if "transformer" in index:
         require_whole(place / "transformer")
     raise UsageError(

@@ -9,22 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
 
 from bench.config.descriptor import Descriptor
-from bench.errors import BenchError, UsageError, one_line
-from bench.registry import broken, leave_out, ours, registered, usable
+from bench.errors import BenchError, UsageError
+from bench.registry import broken, guarded, leave_out, ours, registered, usable
 from bench.weights.checkpoints import read_config
 from bench.weights.hub import PREFIX as HUB
-from bench.weights.hub import check_repository, require
+from bench.weights.hub import SAFETENSORS, cached, check_repository, require
 
 INDEX = "model_index.json"
-SINGLE_FILE = ".safetensors"
 
 
 FROM_AN_IMAGE = re.compile(r"Img2Img|Inpaint|Edit|Kontext|Control|Fill|Redux|Upscale|Reference")
 """In names of pipelines that need an image as well as text."""
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def describe_pipeline(source: str) -> Descriptor:
         what, claims = source, published
     elif _is_single_file(path):
         readers = {name: family.reads for name, family in known.items() if family.reads}
-        what, claims = source, [name for name, reads in readers.items() if _guarded(name, reads, path)]
+        what, claims = source, [name for name, reads in readers.items() if guarded("family", name, reads, path)]
         # A file that no family takes for its own is left to one of this project, whose error says what the file holds.
         claims = claims or [name for name in readers if ours("family", name)][:1]
     else:
@@ -76,7 +73,7 @@ def describe_pipeline(source: str) -> Descriptor:
     if not claims:
         supported = ", ".join(name for family in known.values() for name in family.pipelines)
         raise UsageError(f"{source} holds a {what}, {_what_is(what)}; supported: {supported}")
-    found = _guarded(claims[0], known[claims[0]].describe, source)
+    found = guarded("family", claims[0], known[claims[0]].describe, source)
     if not isinstance(found, Descriptor):
         raise broken("family", claims[0], f"describes {source} by {type(found).__name__} instead of a Descriptor")
     return found
@@ -87,7 +84,7 @@ def families() -> dict[str, Family]:
     found = {}
     for name, make in usable("family").items():
         try:
-            family = _guarded(name, make)
+            family = guarded("family", name, make)
             if problem := _problem(family):
                 raise broken("family", name, problem)
         except BenchError as error:
@@ -97,16 +94,6 @@ def families() -> dict[str, Family]:
             continue
         found[name] = family
     return found
-
-
-def _guarded(name: str, function: Callable[..., Result], *given: object) -> Result:
-    """What a family's function returns. What the code of another package raises becomes a MissingError."""
-    try:
-        return function(*given)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, BenchError) or ours("family", name):
-            raise
-        raise broken("family", name, f"fails: {one_line(error)}") from error
 
 
 def _problem(family: object) -> str:
@@ -127,12 +114,13 @@ def pipeline_class(source: str) -> str:
     Raises UsageError if there is no index or it names no class.
     """
     if source.startswith(HUB):
-        index = _from_hub(source.removeprefix(HUB))
+        repository = source.removeprefix(HUB)
+        index = cached(repository, INDEX) or require(repository, INDEX)
     else:
         index = Path(source) / INDEX
         if not index.is_file():
             raise UsageError(
-                f"{source} is not a diffusers pipeline: it is neither a folder with {INDEX} nor a {SINGLE_FILE} file; "
+                f"{source} is not a diffusers pipeline: it is neither a folder with {INDEX} nor a {SAFETENSORS} file; "
                 f"write {HUB}OWNER/REPO for a pipeline on the hub"
             )
     kind = read_config(index).get("_class_name")
@@ -141,15 +129,8 @@ def pipeline_class(source: str) -> str:
     return kind
 
 
-def _from_hub(repository: str) -> Path:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, INDEX)
-    return Path(found) if isinstance(found, str) else require(repository, INDEX)
-
-
 def _is_single_file(path: Path) -> bool:
-    return path.suffix == SINGLE_FILE and path.is_file()
+    return path.suffix == SAFETENSORS and path.is_file()
 
 
 def _what_is(kind: str) -> str:

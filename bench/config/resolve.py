@@ -15,8 +15,8 @@ from bench.config.rewards import all_scorers, check_rewards, completed, scorers_
 from bench.config.scorers import check_scorers, check_worlds, words
 from bench.config.settings import first_problem, merge, parse_override, read_yaml
 from bench.config.spec import EvaluationSpec, SamplerSpec, Spec
-from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
-from bench.registry import broken, find, ours, task_names
+from bench.errors import DamagedError, UsageError, unknown
+from bench.registry import broken, find, guarded, task_names
 from bench.sampler.transitions import get_kernel
 from bench.system.files import read_record
 from bench.weights.hub import check_source
@@ -39,13 +39,7 @@ def describe(backbone: str) -> Descriptor:
     """The descriptor of a registered backbone, or of the pipeline at a path or hub address. Raises UsageError."""
     if is_address(backbone):
         return describe_pipeline(backbone)
-    make = find("backbone", backbone)
-    try:
-        descriptor = make()
-    except Exception as error:
-        if isinstance(error, BenchError) or ours("backbone", backbone):
-            raise
-        raise broken("backbone", backbone, f"fails: {one_line(error)}") from error
+    descriptor = guarded("backbone", backbone, find("backbone", backbone))
     if not isinstance(descriptor, Descriptor):
         raise broken("backbone", backbone, f"returns {type(descriptor).__name__} instead of a Descriptor")
     return descriptor

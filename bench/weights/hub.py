@@ -115,6 +115,14 @@ def require(repository: str, file: str) -> Path:
         return Path(hf_hub_download(repository, file))
 
 
+def cached(repository: str, file: str) -> Path | None:
+    """A file of a hub repository in the hub's cache; None if it is not downloaded yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, file)
+    return Path(found) if isinstance(found, str) else None
+
+
 @contextmanager
 def asking(repository: str) -> Iterator[None]:
     """Turn the hub's errors into MissingErrors with cause and cure, and into UsageError for an invalid name."""

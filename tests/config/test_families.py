@@ -33,8 +33,9 @@ def pipeline(folder: Path, kind: object) -> str:
 def with_makers(monkeypatch, **makers) -> None:
     """Register functions that make families; only sd3 is this project's."""
     monkeypatch.setattr(families, "usable", lambda kind: makers)
-    monkeypatch.setattr(families, "ours", lambda kind, name: name == "sd3")
-    monkeypatch.setattr(families, "broken", lambda kind, name, why: MissingError(f"{kind} {name} {why}"))
+    for module in (families, registry):
+        monkeypatch.setattr(module, "ours", lambda kind, name: name == "sd3")
+        monkeypatch.setattr(module, "broken", lambda kind, name, why: MissingError(f"{kind} {name} {why}"))
 
 
 def with_families(monkeypatch, **made) -> None:

@@ -20,7 +20,7 @@ from bench.config.compute import Compute
 from bench.errors import UsageError, one_line
 from bench.hashing import content_hash, sampled_hash, text_hash
 from bench.weights.checkpoints import read_config
-from bench.weights.hub import PREFIX
+from bench.weights.hub import PREFIX, cached
 
 DEFAULT = "hub:stabilityai/stable-diffusion-3.5-medium"
 CLIP_TOKENS, MAX_TEXT_TOKENS = 77, 128
@@ -202,13 +202,10 @@ def latent_side(resolution: int | None, config, downsampling: int) -> int:
 
 def scheduler_file(source: str) -> Path | None:
     """A pipeline's scheduler_config.json in its folder or in the hub's cache; None if not yet downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
     home = folder_of(source)
     if Path(home).is_dir():
         return Path(home) / SCHEDULER
-    found = try_to_load_from_cache(home, SCHEDULER) if home.count("/") == 1 else None
-    return Path(found) if isinstance(found, str) else None
+    return cached(home, SCHEDULER) if home.count("/") == 1 else None
 
 
 def shift_of(source: str) -> float:

@@ -36,7 +36,7 @@ def require_checkpoint(file: str) -> None:
     if adapted:
         cause = f"it is a LoRA adapter (it holds {adapted}): use --adapter"
         raise UsageError(f"{file} is not a valid SD3 checkpoint: {cause}")
-    if not is_checkpoint(path):
+    if not _are_sd3(names):
         holds = f"it holds {first_of(sorted(names))}" if names else "it is empty"
         raise UsageError(f"{file} is not a valid SD3 checkpoint: it holds no SD3 transformer; {holds}")
 
@@ -46,9 +46,12 @@ def is_checkpoint(path: Path) -> bool:
     from safetensors import SafetensorError
 
     try:
-        names = _names(str(path))
+        return _are_sd3(_names(str(path)))
     except (SafetensorError, OSError):
         return False
+
+
+def _are_sd3(names: list[str]) -> bool:
     if any(name.startswith(NOT_SD3) for name in names):
         return False
     in_diffusers = all(any(name.startswith(prefix) for name in names) for prefix in (DIFFUSERS, POOLED))
