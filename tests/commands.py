@@ -3,6 +3,7 @@ server (Python's forkserver) imports it once and forks a process for each comman
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -89,12 +90,25 @@ def bench(
     return Command(words, folder, before, arguments).completed()
 
 
+def free_port() -> int:
+    """A port that nothing listens on, and that the system gives to nobody who asks for any free one.
+
+    Tests run side by side, and each process of a group asks for ports: one from the system's own range (on Linux 32768
+    and above) may be given to another group before ours listens on it.
+    """
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+        with socket.socket() as free:
+            try:
+                free.bind(("", port))
+            except OSError:
+                continue
+        return port
+    raise AssertionError("none of 100 ports is free")
+
+
 def environments(processes: int) -> list[dict[str, str]]:
     """What a launcher sets for each of several processes on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [shared | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
 
 

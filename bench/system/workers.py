@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
 
-from bench.errors import UsageError
+from bench.errors import BenchError, UsageError, one_line
 
 Value = TypeVar("Value")
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables that a launcher of several processes sets in addition to WORLD_SIZE."""
+HIGHEST_PORT = 65535
 PATIENCE = timedelta(hours=6)
 """How long processes wait for each other. One of them may be summarising, or scoring on the CPU."""
 
@@ -110,7 +111,8 @@ def refuse_several(command: str) -> None:
 def connect(device: str) -> Workers:
     """Join the processes of this run if a launcher has started several.
 
-    Raises UsageError for the name of a single GPU, and for an environment that a launcher cannot have set.
+    Raises UsageError for the name of a single GPU, and for an environment that a launcher cannot have set; BenchError if
+    the processes cannot meet at the address that it names.
     """
     count = launched("WORLD_SIZE", 1)
     if count == 1:
@@ -125,7 +127,18 @@ def connect(device: str) -> Workers:
     for name in ("RANK", "LOCAL_RANK"):
         if launched(name, 0) >= count:
             raise UsageError(f"{name}={os.environ[name]} is not below WORLD_SIZE={count}: {CURE}")
+    address, port = os.environ["MASTER_ADDR"], launched("MASTER_PORT", 1)
+    if port > HIGHEST_PORT:
+        raise UsageError(f"MASTER_PORT={port} in the environment is above {HIGHEST_PORT}: {CURE}")
+    import torch.distributed as dist
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    try:
+        state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    except dist.DistError as error:
+        # A port that another program, or an earlier run's process, listens on; an address that is no machine's.
+        raise BenchError(
+            f"the processes of this run cannot meet at {address}:{port} ({one_line(error)}); end what uses that port, or "
+            "launch with another (torchrun --master-port, accelerate launch --main_process_port)"
+        ) from error
     return Workers(state.process_index, state.num_processes)

@@ -315,6 +315,8 @@ LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "1
         ({"RANK": "-1"}, "RANK=-1 in the environment is not an integer"),
         ({"LOCAL_RANK": "²"}, "LOCAL_RANK=² in the environment is not an integer"),
         ({"RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        ({"MASTER_PORT": "80x"}, "MASTER_PORT=80x in the environment is not an integer of at least 1"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999 in the environment is above 65535"),
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc in the environment is not an integer of at least 1"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment is not an integer of at least 1"),
     ],

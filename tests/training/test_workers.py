@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bench.registry import find
 from bench.store.run import read_checkpoint
 from bench.system.workers import Workers, connect
 from bench.training.execute import Session, execute
-from tests.commands import together
+from tests.commands import Command, environments, together
 from tests.folders import data, needs_data, shared
 from tests.once import once
 
@@ -254,6 +255,18 @@ def second_loses() -> None:
             yield piece * float("nan") if os.environ["RANK"] == "1" else piece
 
     OpdAnalytic.losses = losses
+
+
+def test_a_port_that_another_program_uses_is_named(tmp_path: Path) -> None:
+    first = environments(2)[0]
+    with socket.socket() as taken:
+        taken.bind(("", int(first["MASTER_PORT"])))
+        taken.listen()
+        said = Command(["run", "--method", "opd_analytic", "--tasks", "ocr"], tmp_path, environment=first).completed()
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+    assert f"cannot meet at 127.0.0.1:{first['MASTER_PORT']}" in said.stderr
+    assert "launch with another (torchrun --master-port" in said.stderr
 
 
 @pytest.mark.slow
