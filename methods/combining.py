@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import comb
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
@@ -29,7 +30,11 @@ from methods.signal import MOSTLY, Signal, signal_shares
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.config.spec import Spec
+
 RuleName = Literal["sum", "pcgrad", "mgda", "cagrad", "imtl_g", "aligned_mtl", "nash_mtl", "upgrad"]
+MOST_POINTS = 100
+"""Students of one run, which all are evaluated."""
 CAGRAD_RADIUS = 0.5
 """The c of CAGrad, which its paper recommends between .4 and .5."""
 MGDA_PRECISION = 1e-6
@@ -147,8 +152,8 @@ class CombiningOptions(Options):
     """How the tasks' gradients become one (methods/combining.py). Every rule but sum keeps one gradient per task."""
     preference: PreferenceName = "fixed"
     """fixed: the student is trained for `weights`. drawn: one student is trained for all weights, with others in every
-    update (ParetoSlider; methods/preference.py); `weights` are then those at which it is evaluated and saved as the
-    run's student. It is also evaluated and saved at the points of a lattice, which are a front."""
+    update (ParetoSlider; methods/preference.py). It is evaluated and saved as the run's student at equal weights, and
+    at the points of a lattice, which are a front."""
     divisions: Annotated[int, Field(ge=1, le=20)] = 2
     """With preference drawn: the points of its front are all multiples of 1 / `divisions` on the simplex."""
 
@@ -213,7 +218,15 @@ class CombiningMethod(CountedMethod):
                 f"{what} divides the rank of LoRA into one part per task, but lora.rank {rank} is no multiple of "
                 f"{tasks} tasks: set it to {-(-rank // tasks) * tasks}"
             )
+        if (points := comb(options.divisions + tasks - 1, tasks - 1)) > MOST_POINTS:
+            fits = [n for n in range(1, options.divisions) if comb(n + tasks - 1, tasks - 1) <= MOST_POINTS]
+            cure = f"set params.divisions to {fits[-1]} or less" if fits else "it has too many tasks"
+            raise UsageError(
+                f"params.divisions {options.divisions} of {tasks} tasks are {points:,} points, each of which is "
+                f"evaluated; at most {MOST_POINTS} are allowed: {cure}"
+            )
         others = {
+            "params.weights": bool(options.weights),  # its points have the weights
             f"params.allocation {options.allocation}": options.allocation != "equal",
             f"params.combine {options.combine}": options.combine != "sum",
             "params.start merge": spec.params.get("start") == "merge",
@@ -224,17 +237,17 @@ class CombiningMethod(CountedMethod):
         for setting in (name for name, is_given in others.items() if is_given):
             raise UsageError(f"{what} trains another student in every update and cannot be used with {setting}")
 
-    def points(self, lab: Lab) -> tuple[str, ...]:
+    @classmethod
+    def points(cls, spec: Spec) -> tuple[str, ...]:
         """The lattice of preferences if they are drawn."""
-        return tuple(self._lattice(lab)) if self.options.preference == "drawn" else ()
-
-    def _lattice(self, lab: Lab) -> dict[str, dict[str, float]]:
-        return lattice(list(lab.tasks), self.options.divisions)
+        options = cls.Options.model_validate(spec.params)
+        return tuple(lattice(list(spec.tasks), options.divisions)) if options.preference == "drawn" else ()
 
     def show(self, lab: Lab, point: str | None) -> None:
         """Condition the average on a point of the lattice, or on `weights`."""
         if self.options.preference == "drawn":
-            self._condition(lab, self._lattice(lab)[point] if point else self._weights(lab), [EMA])
+            preferences = lattice(list(lab.tasks), self.options.divisions)
+            self._condition(lab, preferences[point] if point else self._weights(lab), [EMA])
 
     @staticmethod
     def _condition(lab: Lab, preference: dict[str, float], names: Iterable[str]) -> None:

@@ -39,7 +39,7 @@ def lattice(tasks: list[str], divisions: int) -> dict[str, dict[str, float]]:
     for bars in reversed(list(combinations(range(places), len(tasks) - 1))):
         counts = [right - left - 1 for left, right in pairwise((-1, *bars, places))]
         preference = {task: count / divisions for task, count in zip(tasks, counts)}
-        found[",".join(f"{task}={part:.4g}" for task, part in preference.items())] = preference
+        found["+".join(f"{task}={part:.4g}" for task, part in preference.items())] = preference
     return found
 
 

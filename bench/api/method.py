@@ -161,8 +161,9 @@ class Method(ABC, Generic[Experience]):
         """Number of optimiser steps on the data that one update collects; `lab.inner` is the current one."""
         return 1
 
-    def points(self, lab: Lab) -> tuple[str, ...]:
-        """Names of further students, such as "ocr=1,pickscore=0", of a method that trains a family of them at once.
+    @classmethod
+    def points(cls, spec: Spec) -> tuple[str, ...]:
+        """Names of further students, such as "ocr=1+pickscore=0", of a method that trains a family of them at once.
 
         They are evaluated and saved at the end, each after `show`; together they are a front. Default: none.
         """

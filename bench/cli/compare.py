@@ -313,7 +313,10 @@ def print_fronts(found: list[Front]) -> None:
             str(front.hypervolume),
             "" if front is found[0] else str(front.against_first),
         )
-    terminal(230).print(shown)
+    out = terminal(230)
+    out.print(shown)
+    if len({len(front.points) for front in found}) > 1:
+        out.print("More points cover more volume: only fronts with as many points compare methods.\n")
 
 
 def target_text(line: Standing) -> str:

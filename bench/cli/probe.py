@@ -161,6 +161,8 @@ def probe_specs(
         first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
         shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
         spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *settings])
+        if find("method", spec.method).points(spec):
+            raise UsageError(f"a probe measures one student, but {v.label!r} trains a family of them: leave it out")
         found.append((v.label, v.common, spec))
     return found
 

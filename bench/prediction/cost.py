@@ -116,17 +116,18 @@ def held_out(spec: Spec, world: str) -> dict[str, int | str]:
 
 
 def held_out_evaluations(spec: Spec, count: int | None) -> int:
-    """Number of held-out evaluations of the student during `count` updates.
+    """Number of held-out evaluations of the student during `count` updates, and of its further students at the end.
 
     Points of the budget that are reached in the same update share an evaluation.
     """
+    further = len(find("method", spec.method).points(spec))
     points = {p for p in spec.evaluation.points if 0 < p < 1} | {1.0}
     if not find("method", spec.method).trains:
-        return 1
+        return 1 + further
     if not count:
-        return len(points)
+        return len(points) + further
     reached_in = {-(-p * count // 1) for p in points}
-    return len(reached_in)
+    return len(reached_in) + further
 
 
 def branches(guidance: float) -> int:

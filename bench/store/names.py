@@ -10,7 +10,11 @@ STARTS = "provenance.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 LOGS = ("metrics.jsonl", EVALUATIONS, "probes.jsonl")
 """Logs that a checkpoint covers: resuming truncates them to their lengths at the checkpoint."""
-APPENDED = (*LOGS, STARTS, "lock")
+POINTS = "points"
+"""Folder with the adapters of a run's further students (Method.points)."""
+POINTS_LOG = "points.jsonl"
+"""Their evaluations. They are made after training, so no checkpoint covers them."""
+APPENDED = (*LOGS, STARTS, POINTS_LOG, "lock")
 """Files that are written in place."""
 REPLACED = ("spec.json", "checkpoint.safetensors", FAILURE, "summary.json")
 """Files that are replaced in one step."""

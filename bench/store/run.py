@@ -6,8 +6,10 @@
     metrics.jsonl        one line per update
     evaluations.jsonl    one line per held-out evaluation and task, with the scores of every image
     probes.jsonl         one line per probe during training (empty unless probes are requested)
+    points.jsonl         one line per further student (Method.points) and task, with the scores of every image
     checkpoint.safetensors   adapters, optimiser, EMA; step, meter and log lengths in its metadata
     adapter/             the result: the EMA student as a peft folder
+    points/              the further students as peft folders, if the method trains a family of them
     pictures/            the student's images, if the settings ask to keep them
     lock                 the process that carries out the run
     failure.json         the error that ended the last start; removed by the next start
@@ -26,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 from bench.config.spec import Spec
 from bench.errors import DamagedError, Stopped, UsageError, explained
 from bench.hashing import tensors_hash
+from bench.registry import find
 from bench.store.damage import checkpoint_state, log_lengths, read_starts
-from bench.store.names import APPENDED, EVALUATIONS, FAILURE, LOGS, REPLACED, STARTS
+from bench.store.names import APPENDED, EVALUATIONS, FAILURE, LOGS, POINTS, POINTS_LOG, REPLACED, STARTS
 from bench.store.shapes import check_points, check_state, check_summary
 from bench.system.files import (
     described,
@@ -70,6 +73,8 @@ class Run:
         folders = [self.folder, self.folder / "adapter"]
         if self.spec.evaluation.pictures:
             folders += [pictures, *(pictures / task for task in self.spec.tasks)]
+        points = find("method", self.spec.method).points(self.spec)
+        folders += [self.folder / POINTS / point for point in points]
         for folder in (*folders, self.folder.parent / "cache"):
             check_writable(folder)
         adapter = [f"adapter/{file}" for file in (*FILES, DIFFUSERS_FILE)]
@@ -129,11 +134,12 @@ class Run:
         self.check_place()
         made = missing_folders(self.folder)
         with locked(self.folder / "lock", wait=False) as file:
-            for folder in (self.folder, self.folder / "adapter"):
+            for folder in (self.folder, self.folder / "adapter", *(self.folder / POINTS).glob("*/")):
                 remove_leftovers(folder)
             # Other runs write to the cache at the same time, so only old leftovers are removed there.
             remove_leftovers(self.folder.parent / "cache", older_than_s=DAY_S)
-            _mend(self.folder / "provenance.jsonl")
+            for log in (STARTS, POINTS_LOG):
+                _mend(self.folder / log)
             file.truncate(0)
             file.write(identity())
             file.flush()

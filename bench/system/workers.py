@@ -111,8 +111,8 @@ def refuse_several(command: str) -> None:
 def connect(device: str) -> Workers:
     """Join the processes of this run if a launcher has started several.
 
-    Raises UsageError for the name of a single GPU, and for an environment that a launcher cannot have set; BenchError if
-    the processes cannot meet at the address that it names.
+    Raises UsageError for the name of a single GPU, and for an environment that a launcher cannot have set; BenchError
+    if the processes cannot meet at the address that it names.
     """
     count = launched("WORLD_SIZE", 1)
     if count == 1:
@@ -138,7 +138,7 @@ def connect(device: str) -> Workers:
     except dist.DistError as error:
         # A port that another program, or an earlier run's process, listens on; an address that is no machine's.
         raise BenchError(
-            f"the processes of this run cannot meet at {address}:{port} ({one_line(error)}); end what uses that port, or "
-            "launch with another (torchrun --master-port, accelerate launch --main_process_port)"
+            f"the processes of this run cannot meet at {address}:{port} ({one_line(error)}); end what uses that port, "
+            "or launch with another (torchrun --master-port, accelerate launch --main_process_port)"
         ) from error
     return Workers(state.process_index, state.num_processes)

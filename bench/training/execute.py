@@ -27,6 +27,7 @@ from bench.system.interrupts import stopping
 from bench.system.workers import ALONE, Workers
 from bench.training.loop import Loop, Progress
 from bench.training.out_of_memory import memory
+from bench.training.points import evaluate_points
 from bench.training.references import References
 from bench.training.same_scorers import check_scored, refuse_other_scorers
 from bench.training.start import read_start
@@ -37,8 +38,6 @@ NO_GPU = "install a CUDA build of torch if this machine has a GPU, or use --set 
 Say = Callable[[str], None]
 Listen = Callable[[str, Progress], None]
 
-POINTS = "points"
-"""Folder in a run with the adapters of further students, one each."""
 CHANGED_CODE = (
     "note: the code of the project or of a plug-in has changed since this run was started, so its updates were made by "
     "different code (provenance.jsonl has the hashes); delete the run's folder to start it again"
@@ -234,7 +233,10 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
     if spec.evaluation.pictures:
         folder = f"{run.folder.name}/{PICTURES}"
         references.pictures["student"] = {task: f"{folder}/{task}" for task in spec.tasks}
-    points = _points(loop)
+    points = {
+        point: {task: _strip(row) for task, row in rows.items()}
+        for point, rows in evaluate_points(loop, session.say).items()
+    }
     summary = {
         "method": spec.method,
         "seed": spec.seed,
@@ -260,21 +262,6 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
     if remarks := loop.method.remarks(run.rows("metrics.jsonl")):
         summary["remarks"] = remarks
     return summary
-
-
-def _points(loop: Loop) -> dict[str, dict[str, dict]]:
-    """point -> task -> evaluation of the further students that the method has trained, whose adapters are saved too."""
-    lab, method, run = loop.lab, loop.method, loop.run
-    found: dict[str, dict[str, dict]] = {}
-    for point in method.points(lab):
-        method.show(lab, point)
-        if loop.workers.main:
-            lab.backbone.adapters.save(EMA, run.folder / POINTS / point, base=model_name(lab.backbone.source))
-        with lab.backbone.meter.purpose("evaluation"):
-            found[point] = {task: _strip(loop.evaluate(EMA, task).record()) for task in loop.spec.tasks}
-    if found:
-        method.show(lab, None)
-    return found
 
 
 def _strip(row: dict) -> dict:

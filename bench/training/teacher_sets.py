@@ -129,6 +129,17 @@ def keep_teachers(specs: list[Spec], root: Path) -> list[str]:
     return lines
 
 
+def training_record(run: Run, updates: int, nfe: int) -> dict:
+    """What TRAINING says about an adapter that a run has trained with this many updates and training NFE."""
+    return {
+        "run": run.folder.name,
+        "updates": updates,
+        "evaluations": nfe,
+        "guidance": run.spec.evaluation.guidance,
+        "seed": run.spec.seed,
+    }
+
+
 def _keep(run: Run, folder: Path) -> None:
     """Copy a finished teacher's adapter and its cost to `folder`, completely or not at all."""
     source = run.folder / "adapter"
@@ -136,13 +147,7 @@ def _keep(run: Run, folder: Path) -> None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     summary = read_record(run.folder / "summary.json")
-    training = {
-        "run": run.folder.name,
-        "updates": summary["updates"],
-        "evaluations": summary["cost"]["evaluations"].get("training", 0),
-        "guidance": run.spec.evaluation.guidance,
-        "seed": run.spec.seed,
-    }
+    training = training_record(run, summary["updates"], summary["cost"]["evaluations"].get("training", 0))
     # Built in a hidden folder on the same file system, so that a rename publishes all files at once.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
         complete = Path(scratch) / folder.name

@@ -11,11 +11,16 @@ from bench.analysis.fronts import fronts
 from bench.analysis.records import Record
 from bench.api.lab import EMA, STUDENT
 from bench.backbones.adapters import Adapters
+from bench.cli.probe import probe_specs
+from bench.config.grid import parse_axis
 from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
+from bench.prediction.cost import held_out_evaluations
 from bench.training.evaluate import evaluate
 from bench.training.execute import Session, execute
 from bench.training.laboratory import laboratory
+from bench.training.loop import Loop
+from bench.training.teachers import locate, training_nfe
 from methods.multi_reward import MultiReward
 from methods.preference import drawn, lattice, rank_factors
 
@@ -27,9 +32,9 @@ TASKS = ["ocr", "geneval"]
 
 def test_the_lattice_is_all_multiples() -> None:
     assert lattice(["a", "b"], 2) == {
-        "a=1,b=0": {"a": 1, "b": 0},
-        "a=0.5,b=0.5": {"a": 0.5, "b": 0.5},
-        "a=0,b=1": {"a": 0, "b": 1},
+        "a=1+b=0": {"a": 1, "b": 0},
+        "a=0.5+b=0.5": {"a": 0.5, "b": 0.5},
+        "a=0+b=1": {"a": 0, "b": 1},
     }
     points = lattice(["a", "b", "c"], 4)
     assert len(points) == 15  # 6 choose 2
@@ -74,7 +79,7 @@ class Seen:
 @pytest.mark.usefixtures("few_prompts")
 def test_a_run_trains_the_student_at_the_drawn_weights_and_shows_its_points(tmp_path: Path, monkeypatch) -> None:
     seen = Seen(monkeypatch)
-    overrides = [*RL, *SHORT, "params.weights.ocr=3", "optimizer.lr=0.05"]
+    overrides = [*RL, *SHORT, "optimizer.lr=0.05"]
     spec = resolve("multi_reward", TASKS, overrides=overrides)
     summary = execute(spec, Session(tmp_path / "results"))
     rank = spec.lora.rank
@@ -83,13 +88,13 @@ def test_a_run_trains_the_student_at_the_drawn_weights_and_shows_its_points(tmp_
     # The engine's older policy has the gate of the student: an image's likelihood is of the policy at its weights.
     assert trained == [(name, rank_factors(plan, rank)) for plan in seen.plans for name in (STUDENT, "old")]
     shown_first = next(factors for name, factors in seen.gates if name == EMA)
-    assert shown_first == rank_factors({"a": 0.75, "b": 0.25}, rank)
+    assert shown_first == rank_factors({"a": 0.5, "b": 0.5}, rank)
     folder = tmp_path / "results" / summary["folder"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["weight/ocr"] for row in rows] == [plan["ocr"] for plan in seen.plans]
 
     # Every point's adapter is a plain one that evaluates to the point's scores; the run's own is at its weights.
-    assert list(summary["points"]) == ["ocr=1,geneval=0", "ocr=0.5,geneval=0.5", "ocr=0,geneval=1"]
+    assert list(summary["points"]) == ["ocr=1+geneval=0", "ocr=0.5+geneval=0.5", "ocr=0+geneval=1"]
     plain = resolve("multi_reward", TASKS, overrides=[*RL[1:], *SHORT])
     lab, _ = laboratory(plain, "base", tmp_path / "other")
     sampler = plain.evaluation.build(describe("micro").shift)
@@ -108,17 +113,14 @@ def test_a_run_trains_the_student_at_the_drawn_weights_and_shows_its_points(tmp_
     first, middle, last = (changes[name] for name in summary["points"])
     assert (first - last).norm() > 0.1 * first.norm()
     assert torch.allclose(middle, (first + last) / 2, atol=1e-6 * float(first.abs().max()) + 1e-8)
-    assert torch.allclose(changes["student"], 0.75 * first + 0.25 * last, atol=1e-6 * float(first.abs().max()) + 1e-8)
-
-    with pytest.raises(UsageError, match="a probe measures one student, but method 'multi_reward' trains a family"):
-        laboratory(spec, "base", tmp_path / "other")
+    assert torch.equal(changes["student"], middle)
 
     # The points are a front.
     record = Record(summary, [], spec.record())
     (found,) = fronts({"multi_reward": [record]}, tuple(TASKS))
     assert found.label == "multi_reward (one for all weights)" and list(found.points) == list(summary["points"])
-    best = summary["points"]["ocr=1,geneval=0"]["ocr"]
-    assert found.points["ocr=1,geneval=0"]["ocr"].value == pytest.approx(np.mean(best["rows"][best["headline"]]))
+    best = summary["points"]["ocr=1+geneval=0"]["ocr"]
+    assert found.points["ocr=1+geneval=0"]["ocr"].value == pytest.approx(np.mean(best["rows"][best["headline"]]))
 
 
 def test_what_a_family_of_students_cannot_have_is_refused() -> None:
@@ -129,6 +131,8 @@ def test_what_a_family_of_students_cannot_have_is_refused() -> None:
         "probes.interference=2": r"cannot be used with probes\.interference",
         "params.start=merge": r"cannot be used with params\.start merge",
         "params.teachers=all": r"cannot be used with params\.teachers all",
+        "params.weights.ocr=3": r"cannot be used with params\.weights",
+        "params.divisions=0": r"params\.divisions",
         "params.batches=alternate": r"params\.preference drawn combines .* set params\.batches mixed",
     }
     for setting, message in refused.items():
@@ -136,9 +140,77 @@ def test_what_a_family_of_students_cannot_have_is_refused() -> None:
             resolve("opd_analytic", TASKS, overrides=["params.batches=mixed", DRAWN, setting])
     with pytest.raises(UsageError, match=r"params\.preference drawn combines .* but the run has one"):
         resolve("opd_analytic", ["ocr"], overrides=["params.batches=mixed", DRAWN])
+    with pytest.raises(
+        UsageError, match=r"params\.divisions 20 of 3 tasks are 231 points.*set params\.divisions to 12"
+    ):
+        resolve(
+            "multi_reward", ["ocr", "geneval", "pickscore"], overrides=[DRAWN, "lora.rank=66", "params.divisions=20"]
+        )
+    with pytest.raises(UsageError, match="a probe measures one student, but 'multi_reward' trains a family"):
+        probe_specs(["multi_reward"], TASKS, "micro", [], [DRAWN])
     with pytest.raises(UsageError, match=r"params\.divisions are the points of a front"):
         resolve("multi_reward", TASKS, overrides=["params.divisions=4"])
 
 
 def test_without_it_runs_keep_their_records() -> None:
     assert not {"preference", "divisions"} & resolve("multi_reward", TASKS).record()["params"].keys()
+
+
+@pytest.mark.usefixtures("few_prompts")
+def test_a_run_that_is_stopped_between_its_points_goes_on_with_the_next(tmp_path: Path, monkeypatch) -> None:
+    overrides = [*RL, *SHORT, "budget.updates=1"]
+    spec = resolve("multi_reward", TASKS, overrides=overrides)
+    whole = execute(spec, Session(tmp_path / "whole" / "results"))
+    true, done, said = Loop.evaluate, [], []
+
+    def evaluate_until(stop: int):
+        def evaluate(loop: Loop, adapter: str | None, task: str, *rest, **given):
+            if adapter == EMA:
+                done.append(task)
+            if len(done) == stop:
+                raise KeyboardInterrupt
+            return true(loop, adapter, task, *rest, **given)
+
+        return evaluate
+
+    root = tmp_path / "cut" / "results"
+    monkeypatch.setattr(Loop, "evaluate", evaluate_until(2 + 3 + 1))  # twice the student, then three of its points
+    with pytest.raises(KeyboardInterrupt):
+        execute(spec, Session(root))
+    (log,) = root.glob("multi_reward-*/points.jsonl")
+    assert len(log.read_text().splitlines()) == 3
+    with log.open("a") as file:  # a kill may leave half a line
+        file.write('{"point": "ocr=0.5')
+    done.clear()
+    monkeypatch.setattr(Loop, "evaluate", evaluate_until(0))
+    resumed = execute(spec, Session(root, say=said.append))
+    assert len(done) == 3  # the student and half of the points were complete
+    assert resumed["points"] == whole["points"] and resumed["models"] == whole["models"]
+    told = [line for line in said if line.startswith("evaluating point")]
+    assert told == ["evaluating point 2 of 3: ocr=0.5+geneval=0.5", "evaluating point 3 of 3: ocr=0+geneval=1"]
+
+
+@pytest.mark.usefixtures("few_prompts")
+def test_a_point_is_a_teacher_with_the_guidance_and_the_cost_of_its_run(tmp_path: Path) -> None:
+    guided = ["sampler.guidance=2", "evaluation.guidance=3"]
+    spec = resolve("multi_reward", TASKS, overrides=[*RL, *SHORT, "budget.updates=1", "params.divisions=1", *guided])
+    root = tmp_path / "results"
+    summary = execute(spec, Session(root))
+    (log,) = root.glob("multi_reward-*/points.jsonl")
+    teacher = log.parent / "points" / "ocr=1+geneval=0"
+    taught = resolve("opd_analytic", ["ocr"], overrides=[f"teachers.ocr={teacher}"])
+    assert taught.teacher_guidance == {"ocr": 3}
+    found = locate(taught, describe("micro"), root, describe("micro").fingerprint())
+    assert training_nfe(found) == {"ocr": summary["cost"]["evaluations"]["training"]}
+    # Its name stays whole where values are listed.
+    assert parse_axis(f"lora.start={teacher},{log.parent / 'adapter'}", taught)[1] == [
+        str(teacher),
+        str(log.parent / "adapter"),
+    ]
+
+
+def test_points_count_as_held_out_evaluations() -> None:
+    overrides = ["evaluation.points=[]", "budget.updates=9"]
+    plain = resolve("multi_reward", TASKS, overrides=overrides)
+    drawn_too = resolve("multi_reward", TASKS, overrides=[*overrides, DRAWN, "params.divisions=4"])
+    assert held_out_evaluations(drawn_too, 9) == held_out_evaluations(plain, 9) + 5
