@@ -60,7 +60,7 @@ class DanceOpd(DistillationMethod):
         """A full student rollout per trajectory, then one step of each network at the queried state."""
         o = DanceOptions.model_validate(spec.params)
         kept = 1 + matched_parts(o.matching) + bool(o.anchor)
-        return cls.trajectory_work(spec, trained=1, teacher=1, rollout=sampler.steps, anchor=1, kept=kept)
+        return cls.trajectory_work(spec, sampler, trained=1, teacher=1, rollout=sampler.steps, anchor=1, kept=kept)
 
     def collect(self, lab: Lab, task: str) -> Queries:
         """Roll out the student and query the teacher at one random state of each trajectory."""

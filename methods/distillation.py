@@ -27,6 +27,8 @@ from methods.trained_steps import trained_steps
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.sampler.rollout import Sampler
+
 
 class DistillationOptions(TargetOptions, CombiningOptions):
     """Settings of all methods that learn from one teacher per task; defaults as in DiffusionOPD's released code."""
@@ -70,6 +72,11 @@ class DistillationMethod(CombiningMethod):
             raise UsageError(
                 f"params.matching {options.matching} matches the parts of guidance, but method {cls.name!r} needs the "
                 "guided velocity: set params.matching guided"
+            )
+        if options.matching != "guided" and sampler.embedded_guidance:
+            raise UsageError(
+                f"params.matching {options.matching} matches the parts of guidance, but backbone {spec.backbone!r} "
+                "takes the guidance scale as an input and has no such parts: set params.matching guided"
             )
         if options.matching != "guided" and spec.sampler.guidance == 1:
             raise UsageError(
@@ -119,8 +126,8 @@ class DistillationMethod(CombiningMethod):
 
     @classmethod
     def trajectory_work(
-        cls, spec, trained: int, teacher: int, rollout: int = 0, anchor: int = 0, kept: int = 1, prompts: int = 1,
-        at_once: int | None = None,
+        cls, spec, sampler, trained: int, teacher: int, rollout: int = 0, anchor: int = 0, kept: int = 1,
+        prompts: int = 1, at_once: int | None = None,
     ) -> Work:  # fmt: skip
         """The work of one update, computed from the counts of one trajectory.
 
@@ -132,9 +139,9 @@ class DistillationMethod(CombiningMethod):
         options = cls.Options.model_validate(spec.params)
         trajectories, tasks = options.trajectories, len(spec.tasks)
         together = tasks if options.batches == "mixed" else 1
-        own = branches(spec.sampler.guidance)
+        own = sampler.passes(spec.sampler.guidance)
         without = (rollout + (anchor if options.anchor else 0)) * own * tasks
-        without += sum(teacher * target_calls(task, spec.teacher_guidance, options) for task in spec.tasks)
+        without += sum(teacher * target_calls(task, spec.teacher_guidance, options, sampler) for task in spec.tasks)
         # Teachers may differ in guidance. Where tasks alternate, an update costs their mean, rounded up.
         forward = -(-without * together // tasks)
         return Work(
@@ -146,14 +153,9 @@ class DistillationMethod(CombiningMethod):
         )
 
 
-def branches(guidance: float) -> int:
-    """Network calls per velocity: 2 with classifier-free guidance, 1 at guidance scale 1."""
-    return 1 if guidance == 1 else 2
-
-
-def target_calls(task: str, teacher_guidance: dict[str, float], options: DistillationOptions) -> int:
+def target_calls(task: str, teacher_guidance: dict[str, float], options: DistillationOptions, sampler: Sampler) -> int:
     """Network calls of the target of a task's prompts at one state: those of its teachers, and of the base."""
     asked = asked_teachers(task, teacher_guidance, options)
     scales = [matched_scale(teacher_guidance[name], options.matching) for name in asked]
     bases = set(scales) if options.extrapolation else set()
-    return sum(2 if scale is None else branches(scale) for scale in (*scales, *bases))
+    return sum(2 if scale is None else sampler.passes(scale) for scale in (*scales, *bases))

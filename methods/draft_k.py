@@ -55,7 +55,7 @@ class DraftK(RewardGradientMethod):
     def work(cls, spec, sampler) -> Work:
         """The last K steps of a trajectory have gradients, the others not."""
         last = spec.params["last"]
-        return cls.trajectory_work(spec, forward=sampler.steps - last, trained=last, kept=1)
+        return cls.trajectory_work(spec, sampler, forward=sampler.steps - last, trained=last, kept=1)
 
     def collect(self, lab: Lab, task: str) -> Sampled:
         """Sample up to the last K steps."""

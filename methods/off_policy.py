@@ -58,7 +58,7 @@ class OffPolicy(DistillationMethod):
         """One teacher step and one student step with gradients per trained step; there is no separate rollout."""
         steps = len(trained_steps(sampler, spec.params["timestep_fraction"]))
         kept = (1 + matched_parts(OffPolicyOptions.model_validate(spec.params).matching)) * steps
-        return cls.trajectory_work(spec, trained=steps, teacher=steps, anchor=steps, kept=kept)
+        return cls.trajectory_work(spec, sampler, trained=steps, teacher=steps, anchor=steps, kept=kept)
 
     def collect(self, lab: Lab, task: str) -> Visits:
         """Roll out the target, by default the teacher, up to the last trained step."""

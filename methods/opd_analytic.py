@@ -74,11 +74,13 @@ class OpdAnalytic(DistillationMethod):
         steps = len(trained_steps(sampler, o.timestep_fraction))
         if o.execution == "fused":
             at_once = min(o.chunk, o.trajectories)
-            return cls.trajectory_work(spec, trained=steps, teacher=steps, anchor=steps, at_once=at_once)
+            return cls.trajectory_work(spec, sampler, trained=steps, teacher=steps, anchor=steps, at_once=at_once)
         # Per step: the state, what is matched and, with an anchor, the base's velocity.
         kept = 1 + steps * (1 + matched_parts(o.matching) + bool(o.anchor))
         at_once = min(o.chunk, o.trajectories * steps)
-        return cls.trajectory_work(spec, steps, steps, sampler.steps, steps, kept, prompts=1 + steps, at_once=at_once)
+        return cls.trajectory_work(
+            spec, sampler, steps, steps, sampler.steps, steps, kept, prompts=1 + steps, at_once=at_once
+        )
 
     def collect(self, lab: Lab, task: str) -> Start:
         """Draw prompts and noise; in plain execution also roll out the student and query the target."""

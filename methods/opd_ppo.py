@@ -90,7 +90,7 @@ class OpdPpo(DistillationMethod):
         steps = len(trained_steps(sampler, o.timestep_fraction, noisy=True))
         trained = steps * o.inner_updates
         kept = 2 * sampler.steps + 1 + steps  # states, the student's velocities and the teacher's
-        return cls.trajectory_work(spec, trained, steps, rollout=sampler.steps, anchor=trained, kept=kept)
+        return cls.trajectory_work(spec, sampler, trained, steps, rollout=sampler.steps, anchor=trained, kept=kept)
 
     def collect(self, lab: Lab, task: str) -> Experience:
         """Roll out the student and query the teacher at the trained steps."""

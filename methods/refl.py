@@ -43,7 +43,7 @@ class Refl(RewardGradientMethod):
     def work(cls, spec, sampler) -> Work:
         """A trajectory up to its last state, and one pass with gradients at the drawn one."""
         late = late_states(sampler, spec.params["late"])
-        return cls.trajectory_work(spec, forward=sampler.steps - 1, trained=1, kept=late)
+        return cls.trajectory_work(spec, sampler, forward=sampler.steps - 1, trained=1, kept=late)
 
     def collect(self, lab: Lab, task: str) -> Sampled:
         """Sample up to the last state before the image, and keep the late states."""

@@ -17,7 +17,6 @@ from bench.sampler.total import Total
 from bench.scoring.loading import load_tasks
 from methods.allocation import reward_gap
 from methods.combining import CombiningMethod, CombiningOptions
-from methods.distillation import branches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +64,7 @@ class RewardGradientMethod(CombiningMethod):
         return reward_gap(lab, task)
 
     @classmethod
-    def trajectory_work(cls, spec, forward: int, trained: int, kept: int) -> Work:
+    def trajectory_work(cls, spec, sampler, forward: int, trained: int, kept: int) -> Work:
         """The work of one update, from the network calls of one trajectory per guidance branch and its kept states.
 
         The graphs of all `trained` calls of a chunk are in memory at once. Those of the decoder and of the scorer are
@@ -73,7 +72,7 @@ class RewardGradientMethod(CombiningMethod):
         """
         options = cls.Options.model_validate(spec.params)
         rows = options.trajectories * len(spec.tasks)
-        each, at_once = branches(spec.sampler.guidance), min(options.chunk, options.trajectories)
+        each, at_once = sampler.passes(spec.sampler.guidance), min(options.chunk, options.trajectories)
         return Work(
             Passes(forward * each * rows, trained * each * rows),
             drawn=options.trajectories if forward else 0,

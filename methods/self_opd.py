@@ -31,7 +31,6 @@ from bench.sampler.rollout import walk
 from methods.allocation import reward_gap
 from methods.branching import Branches, branch, branch_weights
 from methods.combining import CombiningMethod, CombiningOptions
-from methods.distillation import branches as calls
 from methods.trained_steps import trained_steps
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class SelfOpd(CombiningMethod):
         completed = sum(sampler.steps - 1 - k for steps in updates for k in steps)
         forward = sum(max(steps) + 1 for steps in updates) + (o.branches + 1) * completed
         states, scored = o.trajectories * len(spec.tasks), o.trajectories * (o.branches + 1)
-        network = states * calls(spec.sampler.guidance)
+        network = states * sampler.passes(spec.sampler.guidance)
         return Work(
             Passes(-(-forward * network // len(turns)), o.steps * network),
             drawn=scored,

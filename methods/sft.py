@@ -53,7 +53,7 @@ class Sft(DistillationMethod):
     def work(cls, spec, sampler) -> Work:
         """A full teacher rollout per image, then one student pass with gradients per noise level."""
         levels = SftOptions.model_validate(spec.params).levels
-        return cls.trajectory_work(spec, trained=levels, teacher=sampler.steps, anchor=levels)
+        return cls.trajectory_work(spec, sampler, trained=levels, teacher=sampler.steps, anchor=levels)
 
     def collect(self, lab: Lab, task: str) -> Pictures:
         """Sample one image per prompt from the target, by default the teacher."""

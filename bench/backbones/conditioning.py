@@ -47,6 +47,10 @@ class Conditioning:
             repeated[name] = tensor.repeat(times, *other_dimensions)
         return Conditioning(repeated)
 
+    def joined(self, **more: Tensor) -> Conditioning:
+        """The batch with further tensors."""
+        return Conditioning({**self.tensors, **more})
+
     @property
     def bytes(self) -> int:
         """Memory of all tensors, in bytes."""

@@ -44,6 +44,9 @@ class FlowBackbone(ABC, nn.Module):
     """Shape of one latent, (C, h, w)."""
     targets: tuple[str, ...]
     """Suffixes of the names of the layers to adapt, unless a spec names others."""
+    embedded_guidance: bool = False
+    """Whether the network takes the guidance scale as an input, which `predict` then finds in the conditioning as
+    `guidance` [B]. The descriptor says the same."""
 
     def __init__(
         self,
@@ -189,8 +192,8 @@ class FlowBackbone(ABC, nn.Module):
         """Guided velocity [B, C, h, w] in float32 at x [B, C, h, w] and sigma (a scalar, or [B]).
 
         `adapter` None is the base; it may also name a whole model (`load_model`). The network is called once per sample
-        at guidance scale 1 and twice otherwise, in one batch. Gradients reach the adapter if the caller has them
-        enabled.
+        at guidance scale 1, or if it takes the scale as an input, and else twice, in one batch. Gradients reach the
+        adapter if the caller has them enabled.
         """
         pieces = self._parts(x, sigma, conditioning, adapter)
         made = [self._guided(*part, guidance) for part in pieces]
@@ -199,7 +202,7 @@ class FlowBackbone(ABC, nn.Module):
     def branches(
         self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning, adapter: str | None
     ) -> tuple[Tensor, Tensor]:
-        """The two velocities that guidance combines, with and without the prompt; otherwise as `velocity`."""
+        """The two velocities of classifier-free guidance, with and without the prompt; otherwise as `velocity`."""
         pieces = self._parts(x, sigma, conditioning, adapter)
         v_cond, v_uncond = zip(*(self._branches(*part) for part in pieces))
         return torch.cat(v_cond), torch.cat(v_uncond)
@@ -225,6 +228,9 @@ class FlowBackbone(ABC, nn.Module):
     def _guided(
         self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning, guidance: float
     ) -> Tensor:
+        if self.embedded_guidance:
+            scale_B = torch.full_like(sigma_B, guidance)
+            return self._forward(network, x, sigma_B, conditioning.joined(guidance=scale_B))
         if guidance == 1.0:
             return self._forward(network, x, sigma_B, conditioning)
         v_cond, v_uncond = self._branches(network, x, sigma_B, conditioning)

@@ -38,7 +38,7 @@ EQUAL = 0.05
 def default_budget(tasks: list[str], backbone: str) -> int:
     """Training NFE of analytic OPD's recipe: the budget per run without --budget."""
     spec = resolve("opd_analytic", tasks, backbone=backbone)
-    sampler = spec.sampler.build(describe(backbone).shift)
+    sampler = describe(backbone).sampler(spec)
     per_update = find("method", "opd_analytic").predict(spec, sampler)
     return per_update * (spec.budget.updates or 100)
 
@@ -86,7 +86,7 @@ def beyond_budget(budget: float, spent: dict[str, float]) -> dict[str, float]:
 
 def expected(spec: Spec, budget: int) -> int:
     """Training NFE that a run will spend: whole updates until the budget is reached."""
-    sampler = spec.sampler.build(describe(spec.backbone).shift)
+    sampler = describe(spec.backbone).sampler(spec)
     each = find("method", spec.method).predict(spec, sampler)
     return -(-budget // each) * each if each else 0
 

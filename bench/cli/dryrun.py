@@ -16,7 +16,7 @@ UNIT = "budget units: a forward pass counts 1, a backward pass 2 by convention, 
 def explain(spec: Spec) -> None:
     """Print everything that is decided before a run starts. Loads no model and writes nothing."""
     descriptor = describe(spec.backbone)
-    sampler = spec.sampler.build(descriptor.shift)
+    sampler = descriptor.sampler(spec)
     print(f"# {spec.method}-{spec.digest(descriptor.fingerprint())}-s{spec.seed}")
     print(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).strip())
     print_steps(sampler)

@@ -3,6 +3,7 @@
 from itertools import takewhile
 from pathlib import Path
 
+from bench.config.compute import PLAIN
 from bench.config.families import families
 from bench.config.resolve import PRESETS, describe
 from bench.errors import BenchError, unknown
@@ -88,7 +89,7 @@ def _task(name: str) -> tuple[str, ...]:
 
 def _backbone(name: str) -> tuple[str, ...]:
     descriptor = describe(name)
-    return f"world {descriptor.world}", f"shift {descriptor.shift:g}"
+    return f"world {descriptor.world}", f"shift {descriptor.shift_at(PLAIN):g}"
 
 
 FACTS = {"method": _method, "task": _task, "backbone": _backbone}

@@ -6,7 +6,13 @@ Return types from higher layers are described in words, because this layer canno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from bench.config.compute import Compute
+
+if TYPE_CHECKING:
+    from bench.config.spec import Spec
+    from bench.sampler.rollout import Sampler
 
 
 @dataclass(frozen=True)
@@ -18,8 +24,8 @@ class Descriptor:
     world: str
     """Kind of images it draws, which decides the detectors and the vocabulary: a key of the tasks' tables ('micro',
     'photo')."""
-    shift: float
-    """Timestep shift of its scheduler, from its own configuration files."""
+    shift: float | Callable[[Compute], float]
+    """Timestep shift of its scheduler, from its own configuration files; a function if it depends on the resolution."""
     load: Callable[..., Any]
     """(device, compute=Compute(), cache=None) -> FlowBackbone; `cache` is the folder for encoded prompts."""
     fingerprint: Callable[[], str]
@@ -45,3 +51,18 @@ class Descriptor:
     (bench/training/references.py). Models and settings that are not among them are evaluated."""
     base_guidance: dict[str, float] | None = None
     """task -> guidance scale at which the untrained base scores highest on validation prompts; None if unknown."""
+    embedded_guidance: bool = False
+    """Whether its network takes the guidance scale as an input, as distilled models do, and not as classifier-free
+    guidance, which needs a second pass without the prompt."""
+
+    def shift_at(self, compute: Compute) -> float:
+        """The timestep shift at the resolution of `compute`."""
+        return self.shift(compute) if callable(self.shift) else self.shift
+
+    def sampler(self, spec: "Spec") -> "Sampler":
+        """The sampler of a spec's rollouts. Raises UsageError for invalid settings."""
+        return spec.sampler.build(self.shift_at(spec.compute), self.embedded_guidance)
+
+    def evaluation_sampler(self, spec: "Spec") -> "Sampler":
+        """The sampler of a spec's held-out evaluations."""
+        return spec.evaluation.build(self.shift_at(spec.compute), self.embedded_guidance)

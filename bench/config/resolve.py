@@ -111,7 +111,7 @@ def resolve(
     _refuse_idle(options, before)
     # From here on values are normalised, so that runs that compute the same have the same hash.
     spec = _without_defaults(spec.model_copy(update={"params": options.model_dump()}), descriptor)
-    evaluation = _as_trained(spec.evaluation, spec.sampler, descriptor.shift)
+    evaluation = _as_trained(spec.evaluation, spec.sampler, descriptor.shift_at(spec.compute))
     spec = spec.model_copy(update={"evaluation": evaluation})
     _refuse_silent_kernel(asked, spec.sampler)
     if spec.lora.start:
@@ -133,7 +133,7 @@ def resolve(
         # The default scales are written into the spec, because the files that they come from may change.
         guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
         spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
-    sampler = spec.sampler.build(descriptor.shift)
+    sampler = descriptor.sampler(spec)
     if checked:
         method_class.check(spec, sampler)
     return spec
@@ -200,7 +200,7 @@ def _refuse_idle(options: Any, before: dict[str, Any]) -> None:
 
 def _without_defaults(spec: Spec, descriptor: Descriptor) -> Spec:
     """The spec without values that equal the backbone's own, so that equal runs have equal hashes."""
-    own = descriptor.own() | {"sampler": {"shift": descriptor.shift}}
+    own = descriptor.own() | {"sampler": {"shift": descriptor.shift_at(spec.compute)}}
     for section, values in own.items():
         given = getattr(spec, section)
         redundant = {name: None for name, value in values.items() if _alike(getattr(given, name), value)}

@@ -62,10 +62,10 @@ class SamplerSpec(Settings):
     guidance: Guidance = 1.0
     """The student's guidance scale."""
 
-    def build(self, shift: float) -> Sampler:
-        """The Sampler; `shift` is the backbone's. Raises UsageError for an invalid kernel, eta, steps or table."""
+    def build(self, shift: float, embedded_guidance: bool = False) -> Sampler:
+        """The Sampler of a backbone with this shift. Raises UsageError for an invalid kernel, eta, steps or table."""
         schedule = make_schedule(self.steps, self.shift or shift, self.table)
-        sampler = Sampler(schedule, get_kernel(self.kernel), self.eta)
+        sampler = Sampler(schedule, get_kernel(self.kernel), self.eta, embedded_guidance)
         # The coefficients are computed on first access, and only then does a kernel reject an eta out of its range.
         _ = sampler.coefficients
         return sampler
@@ -135,9 +135,9 @@ class EvaluationSpec(Settings):
         assert self.guidance is not None, "the spec is not resolved"
         return self.guidance
 
-    def build(self, shift: float) -> Sampler:
-        """The deterministic Euler sampler used in every evaluation; `shift` is the backbone's."""
-        return euler(self.steps, self.shift or shift, self.table or "diffusers")
+    def build(self, shift: float, embedded_guidance: bool = False) -> Sampler:
+        """The deterministic Euler sampler of every evaluation of a backbone with this shift."""
+        return euler(self.steps, self.shift or shift, self.table or "diffusers", embedded_guidance)
 
 
 class ProbesSpec(Settings):

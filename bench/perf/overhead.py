@@ -34,7 +34,7 @@ def overhead(method: str = "opd_analytic") -> dict:
             lab = equip(spec, descriptor, backbone, locate(spec, descriptor, root, descriptor.fingerprint()))
             method_class = find("method", spec.method)
             options = method_class.Options.model_validate(spec.params)
-            loop = Loop(run, lab, method_class(options), descriptor.shift)
+            loop = Loop(run, lab, method_class(options), descriptor.evaluation_sampler(spec))
             moments: list[tuple[float, float]] = []  # (wall clock, seconds in the model so far) after each update
             with model_seconds(backbone) as spent:
 

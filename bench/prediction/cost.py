@@ -13,7 +13,7 @@ from bench.backbones.meter import Passes
 from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
-from bench.config.resolve import TRAINED_HERE, teacher_spec
+from bench.config.resolve import TRAINED_HERE, describe, teacher_spec
 from bench.config.spec import LoraSpec, Spec
 from bench.errors import BenchError, one_line
 from bench.registry import find
@@ -130,15 +130,12 @@ def held_out_evaluations(spec: Spec, count: int | None) -> int:
     return len(reached_in) + further
 
 
-def branches(guidance: float) -> int:
-    """Passes per velocity at a guidance scale: 2, conditional and unconditional, unless the scale is 1."""
-    return 1 if guidance == 1 else 2
-
-
-def of_evaluation(spec: Spec, size: Size, pictures: dict[str, int], guidance: dict[str, float]) -> Cost:
+def of_evaluation(
+    spec: Spec, size: Size, sampler: Sampler, pictures: dict[str, int], guidance: dict[str, float]
+) -> Cost:
     """Cost of drawing and decoding one model's held-out images; `pictures` and `guidance` are by task."""
     steps = spec.evaluation.steps
-    passes = sum(n * steps * branches(guidance[task]) for task, n in pictures.items())
+    passes = sum(n * steps * sampler.passes(guidance[task]) for task, n in pictures.items())
     return Cost(
         of_passes(Passes(forward=passes), size, spec.lora, spec.compute),
         of_pictures(sum(pictures.values()), size, spec.compute),
@@ -151,7 +148,7 @@ def lines(spec: Spec, descriptor: Descriptor, size: Size, sampler: Sampler) -> I
     work, per_update = method.work(spec, sampler), method.predict(spec, sampler)
     count = updates(spec, per_update) if method.trains else 0
     yield from training_lines(spec, size, work, per_update, count)
-    yield from evaluation_lines(spec, descriptor, size, count)
+    yield from evaluation_lines(spec, descriptor, size, sampler, count)
     low, high = UTILISATION[spec.compute.precision]
     peak = PEAK[spec.compute.precision] / 1e12
     yield (
@@ -218,7 +215,7 @@ def teacher_hours(spec: Spec, size: Size, task: str) -> str:
     """Time of training the teacher of one task, as text."""
     theirs = teacher_spec(spec, task)
     method = find("method", theirs.method)
-    sampler = theirs.sampler.build(1.0)  # the shift does not change the number of passes
+    sampler = describe(theirs.backbone).sampler(theirs)
     work = method.work(theirs, sampler)
     count = updates(theirs, method.predict(theirs, sampler))
     if work is None or count is None:
@@ -226,7 +223,9 @@ def teacher_hours(spec: Spec, size: Size, task: str) -> str:
     return hours(of_update(work, size, theirs) * count, theirs.compute)
 
 
-def evaluation_lines(spec: Spec, descriptor: Descriptor, size: Size, count: int | None) -> Iterator[str]:
+def evaluation_lines(
+    spec: Spec, descriptor: Descriptor, size: Size, sampler: Sampler, count: int | None
+) -> Iterator[str]:
     """Lines on the held-out evaluation of the student, and of the base and the teachers it is compared with."""
     found = held_out(spec, descriptor.world)
     pictures = {task: n for task, n in found.items() if isinstance(n, int)}
@@ -234,16 +233,16 @@ def evaluation_lines(spec: Spec, descriptor: Descriptor, size: Size, count: int 
     listed = ", ".join(f"{task} {n:,}" for task, n in pictures.items())
     evaluation = spec.evaluation
     if pictures:
-        student = of_evaluation(spec, size, pictures, dict.fromkeys(pictures, evaluation.scale))
-        guided = ", two passes each for guidance" if branches(evaluation.scale) == 2 else ""
+        student = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, evaluation.scale))
+        guided = ", two passes each for guidance" if sampler.passes(evaluation.scale) == 2 else ""
         time = hours(student * times, spec.compute)
         yield f"held-out evaluation: {times} x ({listed}) images of {evaluation.steps} steps{guided}: {time}"
         base_guidance = descriptor.base_guidance or {}
         scales = {task: base_guidance.get(task, evaluation.scale) for task in pictures}
-        references = of_evaluation(spec, size, pictures, scales)
+        references = of_evaluation(spec, size, sampler, pictures, scales)
         for teacher in spec.teachers:
             scale = spec.teacher_guidance[teacher]
-            references += of_evaluation(spec, size, pictures, dict.fromkeys(pictures, scale))
+            references += of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, scale))
         whom = ", ".join(["the base", *(f"teacher {task}" for task in spec.teachers)])
         yield f"evaluation of {whom}, once per results folder: {hours(references, spec.compute)}"
     for task, why in found.items():

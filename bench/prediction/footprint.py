@@ -8,7 +8,6 @@ from bench.api.scores import pictures_at_once
 from bench.backbones.size import Size
 from bench.backbones.teacher_files import whole_teachers
 from bench.config.spec import Spec
-from bench.prediction.cost import branches
 from bench.registry import find
 from bench.sampler.rollout import Sampler
 
@@ -46,7 +45,7 @@ def memory_lines(size: Size, spec: Spec, sampler: Sampler) -> list[str]:
         phases["encoding prompts"] = encoding_memory(size, spec, sampler, encoders)
     if method.trains:
         phases |= training_memory(size, spec, sampler)
-    phases |= evaluation_memory(size, spec)
+    phases |= evaluation_memory(size, spec, sampler)
     known = {name: amount for name, amount in phases.items() if amount is not None}
     worst = max(known, key=known.__getitem__)
     listed = ", ".join(f"{name} {amount / 1e9:.1f}" for name, amount in always.items())
@@ -68,7 +67,7 @@ def training_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float
     """Phase of an update -> peak bytes in addition to what is held throughout; None if not known."""
     method, compute = find("method", spec.method), spec.compute
     work = method.work(spec, sampler)
-    passes = branches(spec.sampler.guidance)
+    passes = sampler.passes(spec.sampler.guidance)
     latents = (passes if work.guided else 1) * work.trained_at_once if work else 0
     _, prompt = size.state_bytes(compute)
     collected = stored(size, spec, work) if work else 0
@@ -107,10 +106,10 @@ def stored(size: Size, spec: Spec, work: Work) -> int:
     return work.kept * latent + work.prompts * prompt
 
 
-def evaluation_memory(size: Size, spec: Spec) -> dict[str, float]:
+def evaluation_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float]:
     """Held-out evaluation -> its peak bytes, as `training_memory`."""
     batch, compute = spec.evaluation.batch, spec.compute
-    latents = branches(spec.evaluation.scale) * min(batch, compute.batch or batch)
+    latents = sampler.passes(spec.evaluation.scale) * min(batch, compute.batch or batch)
     drawing = size.sampling(latents, compute).peak
     decoding = decoded(size, decoded_together(size, batch), spec)
     return {f"evaluation ({batch} images at once)": max(drawing, decoding)}

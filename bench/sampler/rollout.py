@@ -24,6 +24,12 @@ class Sampler:
     schedule: Schedule
     kernel: Kernel
     eta: float = 0.0
+    embedded_guidance: bool = False
+    """Whether the network takes the guidance scale as an input, so that a guided velocity is one pass."""
+
+    def passes(self, guidance: float) -> int:
+        """Passes through the network per velocity at a guidance scale: one with and one without the prompt."""
+        return 1 if self.embedded_guidance or guidance == 1 else 2
 
     @cached_property
     def coefficients(self) -> list[Coefficients]:
@@ -41,9 +47,9 @@ class Sampler:
         return any(at.c for at in self.coefficients)
 
 
-def euler(steps: int, shift: float, table: str = "diffusers") -> Sampler:
+def euler(steps: int, shift: float, table: str = "diffusers", embedded_guidance: bool = False) -> Sampler:
     """The deterministic Euler sampler of held-out evaluations. Raises UsageError as `make_schedule` does."""
-    return Sampler(make_schedule(steps, shift, table), KERNELS["ode"])
+    return Sampler(make_schedule(steps, shift, table), KERNELS["ode"], embedded_guidance=embedded_guidance)
 
 
 @dataclass

@@ -120,7 +120,7 @@ def execute(spec: Spec, session: Session) -> dict:
         lab.workers = workers
         method_class = find("method", spec.method)
         method = method_class(method_class.Options.model_validate(spec.params))
-        loop = Loop(run, lab, method, descriptor.shift)
+        loop = Loop(run, lab, method, descriptor.evaluation_sampler(spec))
         with memory("loading", spec):
             try_scorers(lab, spec.evaluation.split)
         scorers = {name: task.scorer_name for name, task in lab.tasks.items()}
@@ -160,7 +160,7 @@ def equip(spec: Spec, descriptor: Descriptor, backbone: FlowBackbone, teachers: 
         tasks=load_tasks(spec.tasks, descriptor.world, spec.scorers, str(backbone.device), spec.rewards),
         teachers=mount(teachers, backbone),
         teacher_guidance=spec.teacher_guidance,
-        sampler=spec.sampler.build(descriptor.shift),
+        sampler=descriptor.sampler(spec),
         guidance=spec.sampler.guidance,
         seed=spec.seed,
     )

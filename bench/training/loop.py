@@ -17,6 +17,7 @@ from bench.errors import BenchError, Interrupted, UsageError
 from bench.hashing import seed_of
 from bench.probes.estimates import ProbeLab
 from bench.probes.interference import interference
+from bench.sampler.rollout import Sampler
 from bench.sampler.total import Total
 from bench.scoring.folders import PICTURES
 from bench.store.run import Run
@@ -44,7 +45,7 @@ class Progress:
 class Loop:
     """Trains one student. Its mutable state is in the adapters, the optimiser, the loss scaler and the counters."""
 
-    def __init__(self, run: Run, lab: Lab, method: Method, shift: float):
+    def __init__(self, run: Run, lab: Lab, method: Method, evaluation_sampler: Sampler):
         self.run, self.lab, self.method, self.spec = run, lab, method, run.spec
         self.workers = lab.workers
         self.step = 0
@@ -58,7 +59,7 @@ class Loop:
         self.stop_requested: Callable[[], bool] = lambda: False
         """Called before every update and every batch of an evaluation; true once the user asked to stop."""
         backbone, spec = lab.backbone, run.spec
-        self.evaluation_sampler = spec.evaluation.build(shift)
+        self.evaluation_sampler = evaluation_sampler
         shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)

@@ -108,7 +108,7 @@ def smaller_updates(spec: "Spec") -> list[str]:
     options = method.Options.model_validate(spec.params)
     lowers = method.lowers_memory
     used = [name for name in lowers if name.partition(".")[0] not in options.idle]
-    work = method.work(spec, spec.sampler.build(describe(spec.backbone).shift))
+    work = method.work(spec, describe(spec.backbone).sampler(spec))
     # Only the first of these settings is bounded by how many samples the method trains on at once.
     most = [work.trained_at_once if work else 0, *(0 for _ in used[1:])]
     now = leaves(options.model_dump(), "params.")

@@ -76,7 +76,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     backbone.adapters.load(STUDENT, root / summary["folder"] / "adapter")
     teachers = mount(locate(spec, descriptor, root, descriptor.fingerprint()), backbone)
-    sampler = spec.evaluation.build(descriptor.shift)
+    sampler = descriptor.evaluation_sampler(spec)
     groups: list[Block] = []
     tasks = load_tasks(spec.tasks, descriptor.world, spec.scorers, spec.device)
     for name, task in tasks.items():

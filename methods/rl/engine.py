@@ -27,8 +27,8 @@ class Batch:
     """Prompts."""
     group_size: int
     """Images per prompt."""
-    branches: int = 1
-    """Network calls per velocity of the student: 2 with guidance."""
+    passes: int = 1
+    """Passes through the network per velocity of the student (Sampler.passes)."""
 
     @property
     def pictures(self) -> int:

@@ -21,7 +21,6 @@ from bench.lazy import torch
 from bench.sampler.draws import draw, normal
 from bench.sampler.parts import parts
 from bench.sampler.rollout import Sampler, Trajectory, rollout
-from methods.distillation import branches
 from methods.rl.engine import Batch, Engine, Samples
 from methods.rl.inner_updates import inner_rows
 from methods.rl.old_policy import OLD_DECAY
@@ -175,11 +174,11 @@ class ForwardProcess(Engine):
     def passes(self, sampler: Sampler, batch: Batch) -> Passes:
         """A rollout of every image, and per trained image and noise level a pass of the student with gradients, one of
         the old policy and, if it is needed, one of the reference."""
-        sampled = batch.branches
-        own = fixed = sampled if self.trained_guidance is None else branches(self.trained_guidance)
+        sampled = batch.passes
+        own = fixed = sampled if self.trained_guidance is None else sampler.passes(self.trained_guidance)
         if self.needs_reference:
             guidance = self.reference_guidance
-            fixed += own if guidance is None else branches(guidance)
+            fixed += own if guidance is None else sampler.passes(guidance)
         levels = min(self.options.timesteps, self.levels(sampler)) * self.trained(batch)
         return Passes(forward=sampler.steps * sampled * batch.pictures + levels * fixed, trained=levels * own)
 

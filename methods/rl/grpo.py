@@ -165,7 +165,7 @@ class Grpo(Engine):
         """A rollout, and per trained step a pass with gradients and, with a penalty, one of the reference."""
         steps = self.options.window.size or len(self.trained(sampler))
         forward = sampler.steps + (steps if self.options.kl else 0)
-        return Passes(forward, trained=steps) * batch.branches * batch.pictures
+        return Passes(forward, trained=steps) * batch.passes * batch.pictures
 
     def kept(self, sampler: Sampler) -> int:
         """All states and velocities of the trajectory."""

@@ -14,7 +14,6 @@ from bench.config.bounds import Count
 from bench.errors import UsageError
 from bench.lazy import torch
 from methods.counted import CountedMethod
-from methods.distillation import branches
 from methods.rl.advantages import Mixing, advantages
 from methods.rl.awm import Awm, AwmOptions
 from methods.rl.crd import Crd, CrdOptions
@@ -82,9 +81,9 @@ class RlOptions(Options):
         others = {name: f"params.engine is {self.engine}" for name in ENGINES if name != self.engine}
         return others | {f"{self.engine}.{name}": cause for name, cause in self.build().without_effect().items()}
 
-    def batch(self, guidance: float) -> Batch:
-        """What one update samples for one task, at the student's guidance scale."""
-        return Batch(self.groups, self.group_size, branches(guidance))
+    def batch(self, passes: int) -> Batch:
+        """What one update samples for one task, with so many passes per velocity of the student."""
+        return Batch(self.groups, self.group_size, passes)
 
     def build(self) -> Engine:
         """The chosen engine with its section of settings."""
@@ -120,7 +119,7 @@ class RlMethod(CountedMethod[Samples]):
                 f"params.groups {options.groups} times params.group_size {options.group_size} exceeds "
                 f"{MOST_PICTURES:,} images per task and update: lower one of them"
             )
-        options.build().check(sampler, options.batch(spec.sampler.guidance))
+        options.build().check(sampler, options.batch(sampler.passes(spec.sampler.guidance)))
         if options.mixing != "per_reward" and not options.global_std:
             raise UsageError(
                 f"params.mixing {options.mixing} divides all tasks by one standard deviation: "
@@ -137,7 +136,7 @@ class RlMethod(CountedMethod[Samples]):
     def work(cls, spec, sampler) -> Work:
         """The engine's passes per task, times the tasks of one update."""
         options = cls.Options.model_validate(spec.params)
-        engine, batch = options.build(), options.batch(spec.sampler.guidance)
+        engine, batch = options.build(), options.batch(sampler.passes(spec.sampler.guidance))
         tasks = cls.tasks_per_update(spec)
         pictures = tasks * batch.pictures
         return Work(

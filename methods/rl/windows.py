@@ -58,4 +58,5 @@ def windowed(lab: Lab, task: str, options: WindowOptions, candidates: list[int])
         first = lab.step // options.every % places
     else:
         first = int(lab.numpy_generator("window", task).integers(places))
-    return Windowed(sampler.schedule, sampler.kernel, sampler.eta, tuple(candidates[first : first + options.size]))
+    window = tuple(candidates[first : first + options.size])
+    return Windowed(sampler.schedule, sampler.kernel, sampler.eta, sampler.embedded_guidance, window)

@@ -98,7 +98,7 @@ def test_evaluation_costs_what_its_passes_cost() -> None:
 
     spec = resolve(None, None, preset=Path("diffusionopd-sd35"))
     medium = size(DEFAULT, spec.compute)
-    cost = of_evaluation(spec, medium, {"geneval": 10, "ocr": 7}, {"geneval": 1.0, "ocr": 4.5})
+    cost = of_evaluation(spec, medium, spec.sampler.build(3.0), {"geneval": 10, "ocr": 7}, {"geneval": 1.0, "ocr": 4.5})
     assert cost.model == pytest.approx((10 + 7 * 2) * 40 * medium.flops)
     assert cost.decoder == pytest.approx(17 * medium.decoding(1, spec.compute).forward)
 
@@ -226,7 +226,7 @@ def test_pictures_are_predicted_in_the_parts_in_which_they_are_decoded(resolutio
     parts = [rows.stop - rows.start for rows in parts_of(torch.empty(96, 1, medium.latent_side, medium.latent_side))]
     (name,) = (name for name in training_memory(medium, spec, spec.sampler.build(3.0)) if name.startswith("decoding"))
     assert name == f"decoding ({max(parts)} images at once)"
-    (evaluation,) = evaluation_memory(medium, spec).values()
+    (evaluation,) = evaluation_memory(medium, spec, spec.sampler.build(3.0)).values()
     at_once = medium.decoding(max(parts), spec.compute).peak + 2 * max(parts) * medium.picture_bytes
     assert evaluation == max(at_once, medium.sampling(64, spec.compute).peak)
 
