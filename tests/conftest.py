@@ -11,6 +11,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; also for the
 import pytest
 import torch
 
+from tests.tiny_pipelines import sd3
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, which reads it then
 
@@ -75,40 +77,9 @@ def micro():
 @pytest.fixture(scope="session")
 def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random-weight StableDiffusion3Pipeline without T5, saved in diffusers' format."""
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        SD3Transformer2DModel,
-        StableDiffusion3Pipeline,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
     torch.manual_seed(0)
-    letters = [chr(c) for c in range(33, 127)]
-    tokens = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=77)
-    text = CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
-        projection_dim=32, bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1,
-    )  # fmt: skip
-    transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64,
-        pos_embed_max_size=8,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8,), norm_num_groups=1, latent_channels=4, down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",), scaling_factor=1.5, shift_factor=0.06,
-        use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    pipeline = StableDiffusion3Pipeline(
-        transformer=transformer, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        text_encoder=CLIPTextModelWithProjection(text), tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(text), tokenizer_2=tokenizer,
-        text_encoder_3=None, tokenizer_3=None,
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("sd3")
-    pipeline.save_pretrained(folder)
+    sd3().save_pretrained(folder)
     return folder
 
 
@@ -164,3 +135,16 @@ def tiny_tasks(monkeypatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     registry._points.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def photo_scorers(detector_folder: Path, clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Task -> settings of its tiny photographic scorer, and prompts."""
+    prompts = tmp_path_factory.mktemp("prompts")
+    for split, count in (("train", 20), ("validation", 2), ("test", 3)):
+        (prompts / f"{split}.txt").write_text("".join(f'a {split} sign {i} saying "word {i}"\n' for i in range(count)))
+    return {
+        "geneval": {"converted": str(detector_folder), "colours": str(clip_folder)},
+        "ocr": {"prompts": str(prompts)},
+        "pickscore": {"prompts": str(prompts), "model": str(clip_folder), "processor": str(clip_folder)},
+    }

@@ -1,13 +1,16 @@
-"""Sizes of diffusers' AutoencoderKL, which several model families use, from its configuration."""
+"""diffusers' AutoencoderKL, which several model families use: images to latents and back, and its size."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from bench.backbones.network import Decoder
+from bench.config.bounds import Positive
 from bench.lazy import torch
 
 if TYPE_CHECKING:
@@ -17,6 +20,31 @@ if TYPE_CHECKING:
 def downsampling_of(config: Mapping[str, Any]) -> int:
     """Image pixels per latent pixel, along one side."""
     return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+class VaeFields(BaseModel):
+    """The fields of a VAE's config.json that are used here; older VAEs have no shift."""
+
+    model_config = ConfigDict(strict=True)
+    block_out_channels: Annotated[list[Annotated[int, Field(gt=0, le=100_000)]], Field(min_length=1)]
+    latent_channels: Annotated[int, Field(gt=0, le=100_000)] = 4
+    scaling_factor: Positive = 1.0
+    shift_factor: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+def encoded(vae: Any, images_BCHW: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] -> latents [B, C, h, w]: the mode of the VAE's distribution, not a sample."""
+    config, pixels = vae.config, 2 * images_BCHW.to(vae.dtype) - 1
+    latents = vae.encode(pixels, return_dict=False)[0].mode()
+    return ((latents - (config.shift_factor or 0)) * config.scaling_factor).float()
+
+
+def decoded(vae: Any, latents_BCHW: Tensor) -> Tensor:
+    """Latents [B, C, h, w] -> images [B, 3, H, W], float32 in [0, 1]."""
+    config = vae.config
+    latents = latents_BCHW.to(vae.dtype) / config.scaling_factor + (config.shift_factor or 0)
+    images = vae.decode(latents, return_dict=False)[0].float()
+    return (images / 2 + 0.5).clamp(0, 1)
 
 
 @dataclass(frozen=True)

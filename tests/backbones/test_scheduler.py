@@ -118,9 +118,9 @@ def test_runs_of_a_pipeline_with_another_shift_are_other_runs(sd3_folder: Path, 
 def test_a_pipeline_of_another_class_is_named(sd3_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "flux"
     shutil.copytree(sd3_folder, folder)
-    index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": "FluxPipeline"}
+    index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": "KolorsPipeline"}
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UsageError, match=r"holds a FluxPipeline, .*StableDiffusion3Pipeline") as refused:
+    with pytest.raises(UsageError, match=r"holds a KolorsPipeline, .*StableDiffusion3Pipeline") as refused:
         resolve("opd_analytic", ["ocr"], backbone=str(folder), teachers="train")
     assert "licence" not in str(refused.value)
 

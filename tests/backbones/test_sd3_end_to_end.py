@@ -15,38 +15,23 @@ from bench.training.execute import Session, execute
 from methods.opd_analytic import OpdAnalytic
 from tasks.geneval.task import GenEval
 from tests.commands import bench
-from tests.methods.conftest import shake
+from tests.tiny_pipelines import save_teachers
 
 TASKS = ("geneval", "ocr", "pickscore")
 
 
 @pytest.fixture(scope="module")
-def settings(sd3_folder: Path, detector_folder: Path, clip_folder: Path, tmp_path_factory) -> dict:
+def settings(sd3_folder: Path, photo_scorers: dict, tmp_path_factory) -> dict:
     """Overrides that name teachers, scorers and prompts."""
-    from bench.backbones.adapters import Shape
-
     home = tmp_path_factory.mktemp("photo")
-    backbone = describe(str(sd3_folder)).load("cpu")
-    for task in TASKS:
-        backbone.adapters.add(task, Shape(2, 4.0))
-        shake(backbone, task)
-        backbone.adapters.save(task, home / "teachers" / task, base="tiny")
-    prompts = home / "prompts"
-    prompts.mkdir()
-    for split, count in (("train", 20), ("validation", 2), ("test", 3)):
-        (prompts / f"{split}.txt").write_text("".join(f'a {split} sign {i} saying "word {i}"\n' for i in range(count)))
-    scorers = {
-        "geneval": {"converted": str(detector_folder), "colours": str(clip_folder)},
-        "ocr": {"prompts": str(prompts)},
-        "pickscore": {"prompts": str(prompts), "model": str(clip_folder), "processor": str(clip_folder)},
-    }
+    save_teachers(str(sd3_folder), home / "teachers", TASKS)
     overrides = [
-        f"scorers={json.dumps(scorers)}", "evaluation.steps=1", "evaluation.split=validation", "evaluation.points=[]",
-        "sampler.steps=2", "params.timestep_fraction=1", "params.trajectories=2", "lora.rank=2", "lora.alpha=4",
-        "ema.every=1", "checkpoint_every=1",
+        f"scorers={json.dumps(photo_scorers)}", "evaluation.steps=1", "evaluation.split=validation",
+        "evaluation.points=[]", "sampler.steps=2", "params.timestep_fraction=1", "params.trajectories=2", "lora.rank=2",
+        "lora.alpha=4", "ema.every=1", "checkpoint_every=1",
     ]  # fmt: skip
     found = {"teachers": str(home / "teachers"), "overrides": overrides, "backbone": str(sd3_folder)}
-    return found | {"scorers": scorers}
+    return found | {"scorers": photo_scorers}
 
 
 def test_distillation_on_photographs_from_end_to_end(settings: dict, tmp_path: Path, monkeypatch) -> None:
@@ -87,7 +72,9 @@ def test_encoders_that_are_moved_encode_for_later_updates_too(
         counts = moved.setdefault(how, [])
         monkeypatch.setattr(flow, "AHEAD", ahead)
         monkeypatch.setattr(
-            Sd3Backbone, "_encode", lambda self, prompts, counts=counts: counts.append(len(prompts)) or encode(self, prompts)
+            Sd3Backbone,
+            "_encode",
+            lambda self, prompts, counts=counts: counts.append(len(prompts)) or encode(self, prompts),
         )
         execute(spec, Session(tmp_path / how / "results"))
     assert sum(moved["each"]) <= sum(moved["ahead"]) <= 20 + 2 + 1  # of each split's prompts; drawn ahead of the end

@@ -5,20 +5,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from bench.backbones.autoencoder_kl import downsampling_of
+from bench.backbones.autoencoder_kl import VaeFields, downsampling_of
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
+from bench.backbones.pipeline.source import validated
 from bench.backbones.pipeline_files import index_of, says_null, stored_parameters
 from bench.backbones.sd3.network import sd3_size
 from bench.backbones.sd3.single_file import ENDING as SINGLE_FILE
 from bench.backbones.sd3.single_file import require_checkpoint
 from bench.backbones.size import Size
-from bench.config.bounds import Positive
 from bench.config.compute import Compute
 from bench.errors import UsageError, one_line
-from bench.hashing import content_hash, sampled_hash, text_hash
+from bench.hashing import sampled_hash, text_hash
 from bench.weights.checkpoints import read_config
 from bench.weights.hub import PREFIX, cached
 
@@ -82,16 +82,6 @@ def fingerprint(source: str) -> str:
     return weights if shift == PUBLISHED_SHIFT else text_hash([weights, shift])
 
 
-def tokenizers_hash(home: Path) -> str:
-    """A suffix for a folder's name with the hash of the tokenizers' files that `fingerprint` omits; may be empty."""
-    files = {}
-    for name in TOKENIZERS:
-        files[name] = [path for path in (home / name).glob("*") if path.suffix in (".txt", ".model")]
-    if not any(files.values()):
-        return ""
-    return f"-{text_hash({name: content_hash(paths) for name, paths in files.items()})}"
-
-
 def configuration(home: Path) -> tuple[dict, dict]:
     """The configurations of the transformer and the VAE in a pipeline's folder.
 
@@ -115,15 +105,8 @@ def check_configuration(home: str, config: dict, vae: dict) -> None:
 
     `home` is the pipeline's folder or hub id, for errors.
     """
-    for part, said, kind in (("transformer", config, TransformerFields), ("vae", vae, VaeFields)):
-        try:
-            kind.model_validate(said)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field, found = first["loc"][0], repr(first["input"])[:40]
-            problem = "is missing" if first["type"] == "missing" else f"is {found}: {first['msg']}"
-            raise UsageError(f"{home}/{part}/config.json: {field} {problem}") from error
-    latents, channels = VaeFields.model_validate(vae).latent_channels, config["in_channels"]
+    validated(f"{home}/transformer", config, TransformerFields)
+    latents, channels = validated(f"{home}/vae", vae, VaeFields).latent_channels, config["in_channels"]
     if channels != latents:
         raise UsageError(
             f"{home}: the transformer takes {channels} channels but the VAE's latents have {latents}: only models that "
@@ -142,16 +125,6 @@ class TransformerFields(BaseModel):
     num_layers: Side = 18
     attention_head_dim: Side = 64
     num_attention_heads: Side = 18
-
-
-class VaeFields(BaseModel):
-    """The fields of a VAE's config.json that are used here; older VAEs have no shift."""
-
-    model_config = ConfigDict(strict=True)
-    block_out_channels: Annotated[list[Side], Field(min_length=1)]
-    latent_channels: Side = 4
-    scaling_factor: Positive = 1.0
-    shift_factor: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 def size(source: str, compute: Compute) -> Size | None:

@@ -1,0 +1,95 @@
+"""The backbone of a diffusers pipeline: frozen text encoders and VAE, and adapters on the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bench.backbones.conditioning import Conditioning
+from bench.backbones.pipeline.family import PipelineFamily
+from bench.backbones.pipeline.network import pipeline_size
+from bench.backbones.pipeline.source import Configuration, fingerprint, home_of, tokenizers_hash
+from bench.backbones.pipeline.text import load_text
+from bench.backbones.pipeline.with_vae import WithVae
+from bench.backbones.pipeline_files import require_whole
+from bench.backbones.pipeline_parts import not_loaded, part_of
+from bench.backbones.size import Size
+from bench.config.compute import PLAIN, Compute
+from bench.errors import BenchError
+
+
+class PipelineBackbone(WithVae):
+    """A pipeline of any PipelineFamily."""
+
+    def __init__(
+        self,
+        family: PipelineFamily,
+        source: str,
+        told: Configuration,
+        device: str,
+        compute: Compute = PLAIN,
+        cache: Path | None = None,
+    ):
+        network, vae = load_models(family, source, getattr(torch, compute.precision))
+        # FlowBackbone reads these while it is made.
+        self.family, self.targets, self.encoders = family, family.targets, family.encoders
+        self.embedded_guidance = family.embedded_guidance(told.fields)
+        words = tokenizers_hash(Path(home_of(source)), family.tokenizers)
+        super().__init__(family.name, source, network, vae, fingerprint(source), device, compute, cache, words)
+        side = told.side(family, compute.resolution)
+        self.latent_shape = (family.latent_channels(told.fields), side, side)
+
+    def blocks(self, network: Any) -> list[nn.Module]:
+        """The repeated blocks of all lists."""
+        return [block for name in self.family.block_lists for block in getattr(network, name)]
+
+    def predict(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """The velocity eps - x0 [B, C, h, w] without classifier-free guidance."""
+        x = x.to(self.dtype)
+        tensors = {name: self._typed(name, tensor) for name, tensor in conditioning.tensors.items()}
+        output = network(**self.family.arguments(x, sigma_B, Conditioning(tensors)), return_dict=False)[0]
+        return self.family.velocity(output, x)
+
+    def _typed(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of encoded prompts in the network's type; masks and the guidance scale stay as they are."""
+        return tensor if name == "guidance" or not tensor.is_floating_point() else tensor.to(self.dtype)
+
+    def size(self, conditioning: Conditioning) -> Size:
+        """Size of the network alone, for prompts as long as these."""
+        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in conditioning.tensors.items()}
+        return pipeline_size(self.family, dict(cast(Any, self.transformer).config), self.latent_shape[1], shapes, {})
+
+    def _load_text(self) -> Any:
+        family = self.family
+        return load_text(
+            self.source, home_of(self.source), family.pipeline, family.encoders, family.tokenizers, self.transformer,
+            self.dtype,
+        )  # fmt: skip
+
+    def _encode_one(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+        tokens = self.compute.max_sequence_length or self.family.text_tokens
+        return self.family.encode(pipeline, prompt, tokens, self.device)
+
+
+def load_models(family: PipelineFamily, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load the network with type `dtype`, and the VAE always in float32.
+
+    Raises MissingError with the cure for missing files, and DamagedError for corrupt ones.
+    """
+    import diffusers
+
+    home = home_of(source)
+    if Path(home).is_dir():
+        # Text encoders are loaded later, and not at all if the cache has every prompt.
+        for name in family.encoders:
+            require_whole(Path(home) / name)
+    try:
+        network = part_of(getattr(diffusers, family.network), home, "transformer", dtype=dtype)
+        return network, part_of(diffusers.AutoencoderKL, home, "vae", dtype=torch.float32)
+    except (BenchError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # diffusers can raise almost anything on unexpected files
+        raise not_loaded(repr(source), home, error) from error

@@ -1,0 +1,114 @@
+"""The descriptor of a pipeline of any PipelineFamily. This file does not import torch."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.backbones.pipeline.family import PipelineFamily
+from bench.backbones.pipeline.network import pipeline_size
+from bench.backbones.pipeline.source import Configuration, configuration, fingerprint, home_of
+from bench.backbones.pipeline_files import stored_parameters
+from bench.backbones.size import Size
+from bench.config.compute import PLAIN, Compute
+from bench.config.descriptor import Descriptor
+from bench.config.families import Family
+from bench.errors import UsageError
+from bench.system.devices import best_device
+
+if TYPE_CHECKING:
+    from bench.backbones.pipeline.backbone import PipelineBackbone
+
+LARGE: dict[str, Any] = {
+    "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 16, "decode": "sliced",
+}  # fmt: skip
+"""Default compute settings for models of published size, which would not fit a GPU otherwise."""
+
+
+def family_of(family: PipelineFamily) -> Family:
+    """The registered Family of a PipelineFamily."""
+    return Family((family.pipeline,), partial(describe_source, family), published=tuple(family.published))
+
+
+def describe_source(family: PipelineFamily, source: str) -> Descriptor:
+    """The descriptor of the pipeline at a folder or hub:OWNER/REPO. Raises UsageError for one that cannot be run."""
+    told = configuration(family, source)
+    return Descriptor(
+        name=family.name,
+        world="photo",
+        shift=partial(_shift, family, told),
+        load=partial(_load, family, source, told),
+        fingerprint=partial(fingerprint, source),
+        own=partial(_own, family, told),
+        size=partial(_size, family, source, told),
+        check=partial(_check, family, told),
+        defaults=partial(_defaults, family, source, told),
+        embedded_guidance=family.embedded_guidance(told.fields),
+    )
+
+
+def _shift(family: PipelineFamily, told: Configuration, compute: Compute) -> float:
+    return family.shift(told.fields, told.scheduler, told.side(family, compute.resolution))
+
+
+def _load(
+    family: PipelineFamily,
+    source: str,
+    told: Configuration,
+    device: str,
+    compute: Compute = PLAIN,
+    cache: Path | None = None,
+) -> "PipelineBackbone":
+    """Load the backbone. Raises UsageError if its configurations, downloaded only now, differ from the published."""
+    from bench.backbones.pipeline.backbone import PipelineBackbone
+
+    backbone = PipelineBackbone(family, source, told, device, compute, cache)
+    if not told.exact:
+        now = configuration(family, source)
+        if (now.fields, now.scheduler) != (told.fields, told.scheduler):
+            raise UsageError(f"the configuration of {source}, just downloaded, is not as published: run again")
+    return backbone
+
+
+def _own(family: PipelineFamily, told: Configuration) -> dict[str, dict[str, Any]]:
+    """Its own values of settings, which do not change a run's hash when they are set."""
+    from bench.backbones.autoencoder_kl import downsampling_of
+
+    resolution = family.latent_side * downsampling_of(told.vae)
+    compute = {"max_sequence_length": family.text_tokens, "resolution": resolution}
+    return {"compute": compute, "lora": {"targets": family.targets}}
+
+
+def _size(family: PipelineFamily, source: str, told: Configuration, compute: Compute) -> Size:
+    home = Path(home_of(source))
+    if home.is_dir():
+        stored_parameters(home / "transformer")  # raises for corrupt files
+        frozen = {part: stored_parameters(home / part) for part in (*family.encoders, "vae")}
+    else:
+        known = family.published.get(source)
+        frozen = known.frozen if known else {}
+    shapes = family.prompt_shapes(told.fields, compute.max_sequence_length or family.text_tokens)
+    side = told.side(family, compute.resolution)
+    return pipeline_size(family, told.network, side, shapes, frozen, told.vae)
+
+
+def _check(family: PipelineFamily, told: Configuration, compute: Compute) -> None:
+    """Raise UsageError for a resolution that the model cannot generate."""
+    told.side(family, compute.resolution)
+
+
+def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[str, Any]:
+    """The pipeline's way to sample; sensible compute settings for a model of published size."""
+    guidance = family.guidance if family.embedded_guidance(told.fields) else 1.0
+    found: dict[str, Any] = {"sampler": {"table": family.table, "guidance": guidance}}
+    home = Path(home_of(source))
+    if not home.is_dir() or _bytes(home / "transformer") > LARGE_BYTES:
+        found |= {"device": best_device(), "compute": dict(LARGE)}
+    return found
+
+
+LARGE_BYTES = 10**9
+"""Size of the network's files from which a model counts as of published size."""
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,0 +1,99 @@
+"""What a family of diffusers pipelines says about itself. Everything else about loading and running one is shared.
+
+A family is one file with a subclass of PipelineFamily. It must not import torch or diffusers when it is imported, since
+every command asks which families there are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from bench.backbones.conditioning import Conditioning
+    from bench.backbones.flow_scheduler import SchedulerFields
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model, as far as it is known without downloading it."""
+
+    network: dict[str, Any]
+    """The network's configuration."""
+    vae: dict[str, Any]
+    """The VAE's configuration."""
+    scheduler: dict[str, Any]
+    """The scheduler's configuration."""
+    frozen: dict[str, int]
+    """Parameters of each text encoder and of the VAE, by folder."""
+
+
+class PipelineFamily(ABC):
+    """Pipelines whose network is called in the same way, with an AutoencoderKL and a flow-matching scheduler."""
+
+    name: ClassVar[str]
+    pipeline: ClassVar[str]
+    """Name of the class in diffusers."""
+    network: ClassVar[str]
+    """Class of the network in the folder `transformer`, in diffusers."""
+    encoders: ClassVar[Mapping[str, str]]
+    """Folder of a text encoder -> its class in transformers."""
+    tokenizers: ClassVar[tuple[str, ...]]
+    """Folders of the tokenizers."""
+    fields: ClassVar[type[BaseModel]]
+    """The fields of the network's configuration that the family reads, with diffusers' defaults."""
+    targets: ClassVar[tuple[str, ...]]
+    """Suffixes of the names of the layers that published recipes adapt."""
+    block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
+    """The network's lists of repeated blocks."""
+    latent_side: ClassVar[int]
+    """Latent pixels along one side where no resolution is set."""
+    patch: ClassVar[int]
+    """Latent pixels along one side of what the network sees as one token."""
+    text_tokens: ClassVar[int]
+    """Tokens of an encoded prompt where compute.max_sequence_length is not set."""
+    table: ClassVar[str]
+    """The table of sigmas that the pipeline asks its scheduler for (bench/sampler/schedule.py)."""
+    guidance: ClassVar[float]
+    """The pipeline's default guidance scale, for a network that takes it as an input."""
+    published: ClassVar[dict[str, Published]] = {}
+    """Address on the hub -> what is known about it."""
+
+    @abstractmethod
+    def latent_channels(self, config: Any) -> int:
+        """Channels of a latent; `config` are the `fields` of a network."""
+
+    @abstractmethod
+    def shift(self, config: Any, scheduler: SchedulerFields, side: int) -> float:
+        """Timestep shift for latents of `side` x `side`."""
+
+    def embedded_guidance(self, config: Any) -> bool:
+        """Whether the network takes the guidance scale as an input; default: it needs classifier-free guidance."""
+        return False
+
+    @abstractmethod
+    def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """Name -> a prompt's encoding [1, ...] by diffusers' pipeline, which has text encoders but no VAE."""
+
+    @abstractmethod
+    def prompt_shapes(self, config: Any, tokens: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what `encode` returns, without the batch."""
+
+    @abstractmethod
+    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """The network's arguments for latents x [B, C, h, w] at noise levels sigma [B].
+
+        x and the conditioning are in the network's type. The conditioning also has `guidance` [B], in float32, if the
+        network takes it as an input.
+        """
+
+    @abstractmethod
+    def velocity(self, output: Tensor, x: Tensor) -> Tensor:
+        """The velocity eps - x0 [B, C, h, w] that the network's output means."""

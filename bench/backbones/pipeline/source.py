@@ -1,0 +1,102 @@
+"""A pipeline's configurations, of a folder or a hub address, without loading a model."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from bench.backbones.autoencoder_kl import VaeFields, downsampling_of
+from bench.backbones.flow_scheduler import FILE as SCHEDULER
+from bench.backbones.flow_scheduler import SchedulerFields, scheduler_in
+from bench.backbones.pipeline.family import PipelineFamily
+from bench.backbones.pipeline_files import config_file
+from bench.errors import MissingError, UsageError, one_line
+from bench.hashing import content_hash, sampled_hash, text_hash
+from bench.weights.checkpoints import read_config
+from bench.weights.hub import PREFIX, SAFETENSORS, cached, require
+
+PARTS = ("transformer", "vae")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is known about a pipeline without loading it."""
+
+    fields: Any
+    """The family's `fields` of the network."""
+    network: dict[str, Any]
+    vae: dict[str, Any]
+    scheduler: SchedulerFields
+    exact: bool
+    """Whether it was read from files; otherwise it is what is known about a published model."""
+
+    def side(self, family: PipelineFamily, resolution: int | None) -> int:
+        """Latent pixels along one side at a resolution in image pixels. Raises UsageError for one that does not fit."""
+        if resolution is None:
+            return family.latent_side
+        unit = downsampling_of(self.vae) * family.patch
+        if resolution % unit:
+            raise UsageError(f"compute.resolution must be a multiple of {unit}, not {resolution}")
+        return resolution // downsampling_of(self.vae)
+
+
+def home_of(source: str) -> str:
+    """The folder or hub id of a pipeline that is given as a folder or hub:OWNER/REPO."""
+    return source.removeprefix(PREFIX)
+
+
+def configuration(family: PipelineFamily, source: str) -> Configuration:
+    """The configurations of the pipeline at `source`.
+
+    A published model is not downloaded for this. Raises UsageError for configurations with missing or invalid values,
+    and MissingError for files that are missing or cannot be downloaded.
+    """
+    home = home_of(source)
+    known = family.published.get(source)
+    if known and not all(cached(home, name) for name in (SCHEDULER, *(f"{part}/config.json" for part in PARTS))):
+        network, vae, scheduler = known.network, known.vae, SchedulerFields.model_validate(known.scheduler)
+    else:
+        try:
+            network, vae = (read_config(config_file(home, part)) for part in PARTS)
+        except OSError as error:
+            raise MissingError(f"{home} is not a complete pipeline: {one_line(error)}") from error
+        scheduler = scheduler_in(Path(home) / SCHEDULER if source == home else require(home, SCHEDULER))
+        known = None
+    fields = validated(f"{home}/transformer", network, family.fields)
+    latents = validated(f"{home}/vae", vae, VaeFields).latent_channels
+    if (channels := family.latent_channels(fields)) != latents:
+        raise UsageError(
+            f"{home}: the transformer takes {channels} channels but the VAE's latents have {latents}: only models that "
+            "start from text alone are supported, not inpainting or editing ones"
+        )
+    return Configuration(fields, network, vae, scheduler, exact=not known)
+
+
+def validated(folder: str, config: dict, kind: type[BaseModel]) -> Any:
+    """The fields of a model's configuration. Raises UsageError for missing or invalid values, naming the first."""
+    try:
+        return kind.model_validate(config)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field, found = first["loc"][0], repr(first["input"])[:40]
+        problem = "is missing" if first["type"] == "missing" else f"is {found}: {first['msg']}"
+        raise UsageError(f"{folder}/config.json: {field} {problem}") from error
+
+
+@cache
+def fingerprint(source: str) -> str:
+    """Hash of a local pipeline's weights and configurations, or of a hub id; cached, since files are large."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return text_hash(source)
+    return sampled_hash(path for path in folder.rglob("*") if path.suffix in (SAFETENSORS, ".json"))
+
+
+def tokenizers_hash(home: Path, names: tuple[str, ...]) -> str:
+    """A suffix for a folder's name with the hash of the tokenizers' files that `fingerprint` omits; may be empty."""
+    files = {name: [path for path in (home / name).glob("*") if path.suffix in (".txt", ".model")] for name in names}
+    if not any(files.values()):
+        return ""
+    return f"-{text_hash({name: content_hash(paths) for name, paths in files.items()})}"

@@ -1,0 +1,212 @@
+"""Every family of pipelines draws what stock diffusers draws, learns, resumes, and leaves adapters that it loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.api.lab import STUDENT
+from bench.backbones.adapters import Shape
+from bench.config.families import families
+from bench.config.resolve import describe, resolve
+from bench.errors import BenchError, UsageError
+from bench.registry import find
+from bench.sampler.rollout import rollout
+from bench.training.execute import Session, execute
+from tests.commands import together
+from tests.methods.conftest import shake
+from tests.tiny_pipelines import PIPELINES, Tiny, save_teachers
+
+STEPS = 6
+PROMPTS = ["a photo of a red cup", "two dogs on a bench"]
+TASKS = ("geneval", "ocr", "pickscore")
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def tiny(request) -> Tiny:
+    return PIPELINES[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory)
+
+
+def test_every_family_has_a_pipeline() -> None:
+    assert {tiny.family for tiny in PIPELINES.values()} == set(families())
+
+
+def loaded(folder: Path, tiny: Tiny, *more: str):
+    """A backbone, and the spec of a run on it."""
+    settings = [f"compute.resolution={tiny.side}", f"evaluation.steps={STEPS}", *more]
+    spec = resolve("single_task", ["geneval"], backbone=str(folder), overrides=settings)
+    return describe(str(folder)).load("cpu", spec.compute), spec
+
+
+def noise_of(backbone) -> torch.Tensor:
+    return backbone.noise(len(PROMPTS), torch.Generator().manual_seed(0))
+
+
+def drawn(backbone, spec, adapter: str | None = None) -> torch.Tensor:
+    """Our images of the prompts."""
+    conditioning, sampler = backbone.encode(PROMPTS), describe(spec.backbone).evaluation_sampler(spec)
+
+    def velocity(x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        return backbone.velocity(x, sigma, conditioning, adapter, spec.evaluation.scale)
+
+    with torch.no_grad():
+        return backbone.decode(rollout(velocity, noise_of(backbone), sampler, torch.Generator()).final)
+
+
+@pytest.mark.parametrize("guidance", [None, 1.0, 2.0])
+def test_images_are_those_of_diffusers(folder: Path, tiny: Tiny, guidance: float | None) -> None:
+    backbone, spec = loaded(folder, tiny, *([] if guidance is None else [f"evaluation.guidance={guidance}"]))
+    ours, scale = drawn(backbone, spec), spec.evaluation.scale
+    assert ours.std() > 0.05
+    theirs = tiny.draw(folder, PROMPTS, noise_of(backbone), STEPS, scale)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    passes = describe(str(folder)).evaluation_sampler(spec).passes(scale)
+    assert backbone.meter.state()["evaluations"] == {"idle": STEPS * len(PROMPTS) * passes}
+
+
+def test_images_in_half_precision_differ_by_rounding(folder: Path, tiny: Tiny) -> None:
+    """Ours keeps states and the VAE in float32, so it is the nearer one to diffusers in float32."""
+    backbone, spec = loaded(folder, tiny, "compute.precision=bfloat16")
+    ours, noise, scale = drawn(backbone, spec), noise_of(backbone), spec.evaluation.scale
+    exact = tiny.draw(folder, PROMPTS, noise, STEPS, scale)
+    theirs = tiny.draw(folder, PROMPTS, noise, STEPS, scale, dtype=torch.bfloat16)
+    assert (ours - exact).abs().mean() < 1.2 * (theirs - exact).abs().mean()
+    assert (ours - exact).abs().mean() < 0.02
+
+
+def test_gradients_are_those_of_the_velocity(folder: Path, tiny: Tiny) -> None:
+    """Along a random direction in the adapter's weights, the gradient is the difference quotient."""
+    backbone, spec = loaded(folder, tiny)
+    backbone.adapters.add(STUDENT, Shape(2, 4.0), trainable=True)
+    shake(backbone, STUDENT)
+    parameters = backbone.adapters.parameters(STUDENT)
+    generator = torch.Generator().manual_seed(1)
+    direction = [torch.randn(p.shape, generator=generator) for p in parameters]
+    x, conditioning = noise_of(backbone), backbone.encode(PROMPTS)
+    weights = torch.randn(x.shape, generator=generator)
+
+    def value() -> torch.Tensor:
+        return (weights * backbone.velocity(x, 0.6, conditioning, STUDENT, spec.sampler.guidance)).sum()
+
+    gradients = torch.autograd.grad(value(), parameters)
+    slope = float(sum((g * d).sum() for g, d in zip(gradients, direction)))
+    found, step = [], 1e-3
+    for sign in (1, -1):
+        with torch.no_grad():
+            torch._foreach_add_(parameters, direction, alpha=sign * step)
+            found.append(float(value()))
+            torch._foreach_add_(parameters, direction, alpha=-sign * step)
+    assert slope == pytest.approx((found[0] - found[1]) / (2 * step), rel=0.02)
+
+
+def test_operations_are_those_that_torch_counts(folder: Path, tiny: Tiny) -> None:
+    backbone, spec = loaded(folder, tiny)
+    size, conditioning = describe(str(folder)).size(spec.compute), backbone.encode(PROMPTS[:1])
+    assert size.parameters == sum(p.numel() for p in backbone.transformer.parameters())
+    # torch does not count the CPU's fused attention.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        backbone.velocity(noise_of(backbone)[:1], 0.5, conditioning, None)
+    assert size.sampling(1, spec.compute).forward == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    assert backbone.size(conditioning).sampling(1, spec.compute).forward == size.sampling(1, spec.compute).forward
+
+
+def test_an_adapter_gives_the_same_images_in_diffusers(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    backbone, spec = loaded(folder, tiny)
+    backbone.adapters.add("tuned", Shape(2, 4.0))
+    shake(backbone, "tuned", 0.3)
+    backbone.adapters.save("tuned", tmp_path, base=str(folder))
+    ours = drawn(backbone, spec, "tuned")
+    assert (ours - drawn(backbone, spec)).abs().max() > 1e-3
+    theirs = tiny.draw(folder, PROMPTS, noise_of(backbone), STEPS, spec.evaluation.scale, adapter=tmp_path)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_adapters_of_another_family_are_refused(folder: Path, tiny: Tiny, tmp_path_factory, tmp_path: Path) -> None:
+    other = next(tiny_pipeline for tiny_pipeline in PIPELINES.values() if tiny_pipeline.family != tiny.family)
+    save_teachers(str(other.folder(tmp_path_factory)), tmp_path, ("ocr",))
+    backbone, _ = loaded(folder, tiny)
+    with pytest.raises(UsageError, match="not match this backbone"):
+        backbone.adapters.load("other", tmp_path / "ocr")
+
+
+@pytest.fixture(scope="module")
+def run_of(folder: Path, tiny: Tiny, photo_scorers: dict, tmp_path_factory: pytest.TempPathFactory):
+    """run_of(method, tasks) -> settings of a short run with tiny scorers and random teachers."""
+    teachers = tmp_path_factory.mktemp("teachers")
+    save_teachers(str(folder), teachers, TASKS)
+    common = [
+        f"compute.resolution={tiny.side}", "evaluation.steps=1",
+        "evaluation.split=validation", "evaluation.points=[]", "sampler.steps=2", "lora.rank=2", "lora.alpha=4",
+        "ema.every=1", "checkpoint_every=1", "budget.updates=2",
+    ]  # fmt: skip
+    own = {
+        "opd_analytic": ["params.trajectories=2", "params.timestep_fraction=1"],
+        "multi_reward": ["params.groups=2", "params.group_size=2", "params.nft.timesteps=1"],
+    }
+
+    def settings(method: str, tasks: tuple[str, ...] = TASKS) -> list[str]:
+        scorers = {task: photo_scorers[task] for task in tasks}
+        named = [f"teachers.{task}={teachers / task}" for task in tasks] if method == "opd_analytic" else []
+        return [*common, *own[method], *named, f"scorers={json.dumps(scorers)}"]
+
+    return settings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["opd_analytic", "multi_reward"])
+def test_a_run_from_end_to_end_and_again_after_a_kill(
+    folder: Path, run_of, tmp_path: Path, monkeypatch, method: str
+) -> None:
+    monkeypatch.setattr("tasks.geneval.task.HELD_OUT_PER_TAG", 1)  # the detector sees 800 x 800 pixels of anything
+    method_class = find("method", method)
+    spec = resolve(method, list(TASKS), backbone=str(folder), overrides=run_of(method))
+    whole = execute(spec, Session(tmp_path / "whole" / "results"))
+    assert {"official", "strict", "partial"} <= set(whole["models"]["student"]["geneval"]["rows"])
+    predicted = method_class.predict(spec, describe(spec.backbone).sampler(spec))
+    assert whole["cost"]["evaluations"]["training"] == 2 * predicted
+
+    true = method_class.after_update
+
+    def fail_second(self, lab) -> None:
+        if lab.step == 1:
+            raise BenchError("the power went")
+        true(self, lab)
+
+    session = Session(tmp_path / "cut" / "results")
+    with monkeypatch.context() as patch:
+        patch.setattr(method_class, "after_update", fail_second)
+        with pytest.raises(BenchError, match="the power went"):
+            execute(spec, session)
+    resumed = execute(spec, session)
+    assert resumed["models"] == whole["models"]
+    backbone = describe(spec.backbone).load("cpu", spec.compute)
+    for name in ("whole", "cut"):
+        backbone.adapters.load(name, tmp_path / name / "results" / whole["folder"] / "adapter")
+    assert backbone.adapters.delta_norm("whole") > 0
+    assert all(map(torch.equal, backbone.adapters.parameters("whole"), backbone.adapters.parameters("cut")))
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(folder: Path, run_of, tmp_path: Path) -> None:
+    """On the tasks whose scorers are quick, from the command line."""
+    words = ["run", "--method", "opd_analytic", "--backbone", str(folder), "--tasks", "ocr,pickscore"]
+    settings = run_of("opd_analytic", ("ocr", "pickscore"))
+    words += [part for s in [*settings, "device=cpu", "optimizer.eps=1", "optimizer.lr=1"] for part in ("--set", s)]
+    found = []
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        for done in together(words, tmp_path / str(count), processes=count):
+            assert done.returncode == 0, done.stderr
+        (adapter,) = tmp_path.glob(f"{count}/results/runs/*/adapter")
+        backbone = describe(str(folder)).load("cpu")
+        backbone.adapters.load("trained", adapter)
+        found.append(torch.cat([p.flatten() for p in backbone.adapters.parameters("trained")]))
+    assert torch.allclose(*found, atol=1e-6)

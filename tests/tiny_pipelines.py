@@ -1,0 +1,169 @@
+"""Pipelines of every family with random weights, as small as diffusers' own tests make theirs, saved in its format."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.once import once
+
+LETTERS = [chr(c) for c in range(33, 127)]
+SIDE = 8
+"""Latent pixels along one side of the images that tests draw."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny pipeline."""
+
+    make: Callable[[], Any]
+    """Makes diffusers' pipeline."""
+    family: str
+    """The family that runs it."""
+    call: Callable[[Any, torch.Tensor, float], dict[str, Any]]
+    """(diffusers' pipeline, noise [B, C, h, w], guidance scale) -> what to call it with besides prompts and steps."""
+    downsampling: int = 1
+    without: tuple[str, ...] = ()
+    """Optional parts that it does not have."""
+
+    @property
+    def side(self) -> int:
+        """Pixels along one side of the images that tests draw."""
+        return SIDE * self.downsampling
+
+    def draw(
+        self, folder: Path, prompts: list[str], noise: torch.Tensor, steps: int, guidance: float,
+        adapter: Path | None = None, dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:  # fmt: skip
+        """The images [B, 3, H, W] that stock diffusers draws from noise, with an adapter if one is given."""
+        from diffusers import DiffusionPipeline
+
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **dict.fromkeys(self.without))
+        pipeline.set_progress_bar_config(disable=True)
+        if adapter:
+            pipeline.load_lora_weights(adapter)
+        given = self.call(pipeline, noise.to(dtype), guidance)
+        size = {"height": self.side, "width": self.side}
+        return pipeline(prompts, num_inference_steps=steps, output_type="pt", **size, **given).images.float()
+
+    def folder(self, factory: pytest.TempPathFactory) -> Path:
+        """The pipeline on disk. Not to be changed."""
+        name = next(name for name, tiny in PIPELINES.items() if tiny is self)
+
+        def save(folder: Path) -> None:
+            torch.manual_seed(0)
+            self.make().save_pretrained(folder)
+
+        return once(factory, f"pipeline-{name}", save)
+
+
+def save_teachers(backbone: str, folder: Path, tasks: tuple[str, ...]) -> None:
+    """Save an adapter with random weights for every task, as a teacher of a pipeline."""
+    # Imported here, because conftest.py sets the environment first.
+    from bench.backbones.adapters import Shape
+    from bench.config.resolve import describe
+    from tests.methods.conftest import shake
+
+    loaded = describe(backbone).load("cpu")
+    for task in tasks:
+        loaded.adapters.add(task, Shape(2, 4.0))
+        shake(loaded, task)
+        loaded.adapters.save(task, folder / task, base="tiny")
+
+
+def clip_tokenizer() -> Any:
+    """One token per letter."""
+    from transformers import CLIPTokenizer
+
+    words = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
+
+
+def clip_text(kind: str) -> Any:
+    """A text model of a class of transformers."""
+    import transformers
+
+    size = 2 * len(LETTERS) + 2
+    config = transformers.CLIPTextConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
+        projection_dim=32, bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
+    )  # fmt: skip
+    return getattr(transformers, kind)(config)
+
+
+def t5() -> tuple[Any, Any]:
+    """T5's encoder and its tokenizer of letters."""
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    tokenizer = T5TokenizerFast(vocab=[*special, *((letter, -3.0) for letter in LETTERS)], extra_ids=0)
+    config = T5Config(vocab_size=len(LETTERS) + 4, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    return T5EncoderModel(config), tokenizer
+
+
+def vae(levels: int) -> Any:
+    """An AutoencoderKL that halves the resolution between its levels."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8,) * levels, norm_num_groups=1, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+
+
+def sd3() -> Any:
+    """StableDiffusion3Pipeline without T5."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    kind, tokenizer = "CLIPTextModelWithProjection", clip_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+        num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64,
+        pos_embed_max_size=8,
+    )  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=transformer, vae=vae(1), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=clip_text(kind), tokenizer=tokenizer, text_encoder_2=clip_text(kind), tokenizer_2=tokenizer,
+        text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+
+
+def flux(distilled: bool) -> Any:
+    """FluxPipeline as FLUX.1-dev, whose network takes the guidance scale, or as FLUX.1-schnell."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    encoder, tokenizer = t5()
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=distilled, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if distilled else 1.0, use_dynamic_shifting=distilled)
+    return FluxPipeline(
+        scheduler=scheduler, vae=vae(2), text_encoder=clip_text("CLIPTextModel"), tokenizer=clip_tokenizer(),
+        text_encoder_2=encoder, tokenizer_2=tokenizer, transformer=transformer,
+    )  # fmt: skip
+
+
+def call_sd3(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, Any]:
+    """Classifier-free guidance with the empty prompt; as many tokens as published post-training encodes."""
+    return {"latents": noise, "guidance_scale": guidance, "max_sequence_length": 128}
+
+
+def call_flux(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, Any]:
+    """The guidance scale as an input if the network takes it, else classifier-free guidance with the empty prompt."""
+    given = {"latents": pipeline._pack_latents(noise, *noise.shape)}
+    if pipeline.transformer.config.guidance_embeds:
+        return given | {"guidance_scale": guidance}
+    return given | {"true_cfg_scale": guidance, "negative_prompt": [""] * len(noise)}
+
+
+PIPELINES = {
+    "sd3": Tiny(sd3, "sd3", call_sd3, without=("text_encoder_3", "tokenizer_3")),
+    "flux-dev": Tiny(lambda: flux(distilled=True), "flux", call_flux, downsampling=2),
+    "flux-schnell": Tiny(lambda: flux(distilled=False), "flux", call_flux, downsampling=2),
+}
+"""Name -> pipeline. Every family has at least one (tests/backbones/test_every_family.py)."""
