@@ -155,7 +155,7 @@ def call_sd3(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, A
 
 def call_flux(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, Any]:
     """The guidance scale as an input if the network takes it, else classifier-free guidance with the empty prompt."""
-    given = {"latents": pipeline._pack_latents(noise, *noise.shape)}
+    given = {"latents": pipeline._pack_latents(noise, *noise.shape), "max_sequence_length": 128}
     if pipeline.transformer.config.guidance_embeds:
         return given | {"guidance_scale": guidance}
     return given | {"true_cfg_scale": guidance, "negative_prompt": [""] * len(noise)}

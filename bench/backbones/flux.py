@@ -60,7 +60,7 @@ class Flux(PipelineFamily):
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     latent_side = 128
     patch = 2
-    text_tokens = 512
+    text_tokens = 128  # as Flow-GRPO trains; the pipeline defaults to 512
     table = "once"
     guidance = 3.5
     published: ClassVar = {

@@ -16,9 +16,9 @@ class Compute(Settings):
     resolution: Annotated[int, Field(gt=0)] | None = None
     """Width and height of an image in pixels; None means the model's default."""
     max_sequence_length: Annotated[int, Field(gt=0, le=512)] | None = None
-    """Maximum number of T5 tokens of a prompt (diffusers' name). None means 128, the length at which Flow-GRPO and its
-    successors train and evaluate. The pipelines of diffusers default to 256, which changes the latents drawn from the
-    same noise by about 2%."""
+    """Maximum number of tokens of a prompt in the longest text encoder (diffusers' name). None means 128, the length at
+    which Flow-GRPO and its successors train and evaluate. The pipelines of diffusers default to 256 (SD3) or 512
+    (FLUX.1); 256 changes SD3's latents from the same noise by about 2%."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights and of autocast; float16 trains with a dynamic loss scale."""
     batch: Annotated[int, Field(gt=0)] | None = None
