@@ -161,9 +161,37 @@ def call_flux(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, 
     return given | {"true_cfg_scale": guidance, "negative_prompt": [""] * len(noise)}
 
 
+def z_image() -> Any:
+    """ZImagePipeline with a small Qwen3."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+    words = {letter: i for i, letter in enumerate([*LETTERS, "\u0120", "\u010a", "<|endoftext|>"])}
+    tokenizer = Qwen2Tokenizer(vocab=words, merges=[], pad_token="<|endoftext|>")
+    tokenizer.chat_template = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+    config = Qwen3Config(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[4, 6, 6], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(2), text_encoder=Qwen3Model(config),
+        tokenizer=tokenizer, transformer=transformer,
+    )  # fmt: skip
+
+
+def call_z_image(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, Any]:
+    """diffusers' scale is one less."""
+    return {"latents": noise.float(), "guidance_scale": guidance - 1}
+
+
 PIPELINES = {
     "sd3": Tiny(sd3, "sd3", call_sd3, without=("text_encoder_3", "tokenizer_3")),
     "flux-dev": Tiny(lambda: flux(distilled=True), "flux", call_flux, downsampling=2),
     "flux-schnell": Tiny(lambda: flux(distilled=False), "flux", call_flux, downsampling=2),
+    "z-image": Tiny(z_image, "z_image", call_z_image, downsampling=2),
 }
 """Name -> pipeline. Every family has at least one (tests/backbones/test_every_family.py)."""

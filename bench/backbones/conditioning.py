@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
 from bench.lazy import torch
@@ -21,6 +21,9 @@ class Conditioning:
     """
 
     tensors: Mapping[str, Tensor]
+    lengths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name -> length of each prompt's tensor in its second dimension, for those that are padded with zeros to the
+    longest of the batch. They are numbers of the host, so that reading them does not wait for the device."""
 
     def __post_init__(self) -> None:
         if len({len(tensor) for tensor in self.tensors.values()}) != 1:
@@ -37,7 +40,11 @@ class Conditioning:
     def __getitem__(self, index):
         if isinstance(index, str):
             return self.tensors[index]
-        return Conditioning({name: tensor[index] for name, tensor in self.tensors.items()})
+        lengths = {}
+        if self.lengths:
+            rows = torch.arange(len(self))[index.cpu() if isinstance(index, torch.Tensor) else index].tolist()
+            lengths = {name: tuple(of[row] for row in rows) for name, of in self.lengths.items()}
+        return Conditioning({name: tensor[index] for name, tensor in self.tensors.items()}, lengths)
 
     def repeat(self, times: int) -> Conditioning:
         """The batch repeated `times` times: [times * B, ...]."""
@@ -45,11 +52,11 @@ class Conditioning:
         for name, tensor in self.tensors.items():
             other_dimensions = [1] * (tensor.dim() - 1)
             repeated[name] = tensor.repeat(times, *other_dimensions)
-        return Conditioning(repeated)
+        return Conditioning(repeated, {name: of * times for name, of in self.lengths.items()})
 
     def joined(self, **more: Tensor) -> Conditioning:
         """The batch with further tensors."""
-        return Conditioning({**self.tensors, **more})
+        return Conditioning({**self.tensors, **more}, self.lengths)
 
     @property
     def bytes(self) -> int:
@@ -59,7 +66,22 @@ class Conditioning:
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
         """Concatenate batches. Raises ValueError unless all have the same tensor names."""
-        names = parts[0].tensors.keys()
-        if any(part.tensors.keys() != names for part in parts):
+        names, padded = parts[0].tensors.keys(), parts[0].lengths.keys()
+        if any(part.tensors.keys() != names or part.lengths.keys() != padded for part in parts):
             raise ValueError(f"encoded prompts have different tensors: {[sorted(part.tensors) for part in parts]}")
-        return Conditioning({name: torch.cat([part[name] for part in parts]) for name in names})
+        tensors = {name: [part[name] for part in parts] for name in names}
+        for name in padded:
+            tensors[name] = _padded(tensors[name])
+        lengths = {name: tuple(length for part in parts for length in part.lengths[name]) for name in padded}
+        return Conditioning({name: torch.cat(own) for name, own in tensors.items()}, lengths)
+
+
+def _padded(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors [B, L, ...] with zeros at the end of the second dimension, up to the longest."""
+    longest = max(tensor.shape[1] for tensor in tensors)
+    found = []
+    for tensor in tensors:
+        missing = longest - tensor.shape[1]
+        rest = tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])
+        found.append(torch.cat([tensor, rest], 1) if missing else tensor)
+    return found

@@ -1,6 +1,7 @@
 """A cache of encoded prompts: in memory and on disk up to limits, the files named by the prompt's hash."""
 
 import hashlib
+import json
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,6 +15,10 @@ MEMORY = 2**30
 DISK = 20 * 2**30
 """Limit on the files of encoded prompts in one folder, in bytes: 12,000 such prompts. Further ones are encoded again
 when they are needed. Training draws prompts evenly, so that the first ones are worth as much as any others."""
+
+
+PADDED = "lengths_differ"
+"""In a file's metadata: the names of the tensors that batches pad (Conditioning.lengths)."""
 
 
 class Embeddings:
@@ -49,7 +54,7 @@ class Embeddings:
         self._keep(prompt, encoded)
         if self._writes and (path := self._path(prompt)):
             tensors = {name: tensor.contiguous() for name, tensor in encoded.tensors.items()}
-            data = save(tensors, {"prompt": prompt})
+            data = save(tensors, {"prompt": prompt, **_padding(encoded)})
             try:
                 if not self._has_room(len(data)):
                     return
@@ -82,11 +87,13 @@ class Embeddings:
 
         try:
             with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("prompt") != prompt:
+                told = file.metadata() or {}
+                if told.get("prompt") != prompt:
                     return None
-                names = list(file.keys())
-                return Conditioning({name: file.get_tensor(name).to(self.device) for name in names})
-        except (SafetensorError, OSError, ValueError):
+                tensors = {name: file.get_tensor(name).to(self.device) for name in list(file.keys())}
+                padded = json.loads(told.get(PADDED, "[]"))
+                return Conditioning(tensors, {name: (tensors[name].shape[1],) for name in padded})
+        except (SafetensorError, OSError, ValueError, KeyError):
             return None
 
     def _path(self, prompt: str) -> Path | None:
@@ -95,3 +102,8 @@ class Embeddings:
         # Subfolders by the first two characters keep single folders from holding very many files.
         name = hashlib.sha256(prompt.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
+
+
+def _padding(encoded: Conditioning) -> dict[str, str]:
+    """What a file says about the tensors of one prompt that batches pad; nothing if there are none."""
+    return {PADDED: json.dumps(sorted(encoded.lengths))} if encoded.lengths else {}

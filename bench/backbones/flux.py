@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench.backbones.flow_scheduler import shift_for
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily, Published
+from bench.config.bounds import Count
 from bench.config.families import Family
 from bench.lazy import torch
 
@@ -30,16 +31,15 @@ VAE: dict[str, Any] = {
 }  # fmt: skip
 FROZEN = {"text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656, "vae": 83_819_683}
 """Parameters of CLIP-L's text model, T5-XXL's encoder and the VAE."""
-Size = Annotated[int, Field(gt=0, le=100_000)]
 
 
 class FluxFields(BaseModel):
     """What is read here from a FluxTransformer2DModel's configuration, with diffusers' defaults."""
 
     model_config = ConfigDict(strict=True)
-    in_channels: Annotated[Size, Field(multiple_of=4)] = 64
-    joint_attention_dim: Size = 4096
-    pooled_projection_dim: Size = 768
+    in_channels: Annotated[Count, Field(multiple_of=4)] = 64
+    joint_attention_dim: Count = 4096
+    pooled_projection_dim: Count = 768
     guidance_embeds: bool = False
 
 

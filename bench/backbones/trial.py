@@ -196,4 +196,5 @@ def in_float32(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def predicted(model: nn.Module, given: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
     """The velocity in float32, computed as FlowBackbone does."""
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        return model(**given, return_dict=False)[0].float()
+        made = model(**given, return_dict=False)[0]
+        return (torch.stack(made) if isinstance(made, list) else made).float()

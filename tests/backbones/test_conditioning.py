@@ -89,3 +89,29 @@ def test_files_of_encoded_prompts_have_a_limit(tmp_path: Path, monkeypatch) -> N
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
     again = Embeddings(tmp_path, CPU)
     assert [again.get(prompt) is not None for prompt in ("a cat", "a dog", "a cow")] == [True, True, False]
+
+
+def of_length(length: int) -> Conditioning:
+    """One prompt that is as long as it is, and a vector that is not."""
+    tensors = {"sequence": torch.full((1, length, 2), float(length)), "pooled": torch.ones(1, 3)}
+    return Conditioning(tensors, {"sequence": (length,)})
+
+
+def test_prompts_of_different_lengths_are_padded_to_the_longest(tmp_path: Path) -> None:
+    batch = Conditioning.cat([of_length(2), of_length(4), of_length(1)])
+    assert batch.lengths == {"sequence": (2, 4, 1)}
+    assert batch["sequence"].shape == (3, 4, 2) and batch["pooled"].shape == (3, 3)
+    for row, length in zip(batch["sequence"], (2, 4, 1)):
+        assert torch.equal(row[:length], torch.full((length, 2), float(length))) and not row[length:].any()
+    mask = torch.tensor([False, True, True])
+    for index in ([1, 2], slice(1, None), torch.tensor([1, 2]), mask):
+        assert batch[index].lengths == {"sequence": (4, 1)}
+        assert torch.equal(batch[index]["sequence"], batch["sequence"][1:])
+    assert batch.repeat(2).lengths == {"sequence": (2, 4, 1, 2, 4, 1)}
+    assert batch.joined(guidance=torch.ones(3)).lengths == batch.lengths
+    assert Conditioning.cat([batch, of_length(6)]).lengths == {"sequence": (2, 4, 1, 6)}
+    Embeddings(tmp_path, CPU).put("a cat", of_length(3))
+    read = Embeddings(tmp_path, CPU).get("a cat")
+    assert read is not None and read.lengths == {"sequence": (3,)} and equal(read, of_length(3))
+    with pytest.raises(ValueError, match="different tensors"):
+        Conditioning.cat([of_length(2), Conditioning(of_length(2).tensors)])

@@ -114,8 +114,11 @@ def test_operations_are_those_that_torch_counts(folder: Path, tiny: Tiny) -> Non
     # torch does not count the CPU's fused attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         backbone.velocity(noise_of(backbone)[:1], 0.5, conditioning, None)
-    assert size.sampling(1, spec.compute).forward == pytest.approx(counter.get_total_flops(), rel=1e-6)
-    assert backbone.size(conditioning).sampling(1, spec.compute).forward == size.sampling(1, spec.compute).forward
+    counted = backbone.size(conditioning).sampling(1, spec.compute).forward
+    assert counted == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    # Where prompts are as long as they are, a descriptor counts for longer ones than this.
+    predicted = size.sampling(1, spec.compute).forward
+    assert predicted > counted if conditioning.lengths else predicted == counted
 
 
 def test_an_adapter_gives_the_same_images_in_diffusers(folder: Path, tiny: Tiny, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class PipelineBackbone(WithVae):
         network, vae = load_models(family, source, getattr(torch, compute.precision))
         # FlowBackbone reads these while it is made.
         self.family, self.targets, self.encoders = family, family.targets, family.encoders
+        self.padded = family.padded
         self.embedded_guidance = family.embedded_guidance(told.fields)
         words = tokenizers_hash(Path(home_of(source)), family.tokenizers)
         super().__init__(family.name, source, network, vae, fingerprint(source), device, compute, cache, words)
@@ -50,7 +51,9 @@ class PipelineBackbone(WithVae):
         """The velocity eps - x0 [B, C, h, w] without classifier-free guidance."""
         x = x.to(self.dtype)
         tensors = {name: self._typed(name, tensor) for name, tensor in conditioning.tensors.items()}
-        output = network(**self.family.arguments(x, sigma_B, Conditioning(tensors)), return_dict=False)[0]
+        output = network(
+            **self.family.arguments(x, sigma_B, Conditioning(tensors, conditioning.lengths)), return_dict=False
+        )[0]
         return self.family.velocity(output, x)
 
     def _typed(self, name: str, tensor: Tensor) -> Tensor:

@@ -22,6 +22,10 @@ LARGE: dict[str, Any] = {
     "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 16, "decode": "sliced",
 }  # fmt: skip
 """Default compute settings for models of published size, which would not fit a GPU otherwise."""
+LARGE_BYTES = 10**9
+"""Size of the network's files from which a model counts as of published size."""
+FEW_TOKENS = 128
+"""Tokens for which prompts of different lengths are counted: more than all but a few prompts of the tasks have."""
 
 
 def family_of(family: PipelineFamily) -> Family:
@@ -86,7 +90,10 @@ def _size(family: PipelineFamily, source: str, told: Configuration, compute: Com
     else:
         known = family.published.get(source)
         frozen = known.frozen if known else {}
-    shapes = family.prompt_shapes(told.fields, compute.max_sequence_length or family.text_tokens)
+    tokens = compute.max_sequence_length or family.text_tokens
+    if family.padded:  # prompts are as long as they are
+        tokens = min(tokens, FEW_TOKENS)
+    shapes = family.prompt_shapes(told.fields, tokens)
     side = told.side(family, compute.resolution)
     return pipeline_size(family, told.network, side, shapes, frozen, told.vae)
 
@@ -104,10 +111,6 @@ def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[
     if not home.is_dir() or _bytes(home / "transformer") > LARGE_BYTES:
         found |= {"device": best_device(), "compute": dict(LARGE)}
     return found
-
-
-LARGE_BYTES = 10**9
-"""Size of the network's files from which a model counts as of published size."""
 
 
 def _bytes(folder: Path) -> int:

@@ -55,6 +55,8 @@ class PipelineFamily(ABC):
     """The network's lists of repeated blocks."""
     latent_side: ClassVar[int]
     """Latent pixels along one side where no resolution is set."""
+    padded: ClassVar[tuple[str, ...]] = ()
+    """Tensors of a prompt that are as long as it is, which batches pad (Conditioning.lengths)."""
     patch: ClassVar[int]
     """Latent pixels along one side of what the network sees as one token."""
     text_tokens: ClassVar[int]
@@ -80,7 +82,10 @@ class PipelineFamily(ABC):
 
     @abstractmethod
     def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """Name -> a prompt's encoding [1, ...] by diffusers' pipeline, which has text encoders but no VAE."""
+        """Name -> a prompt's encoding [1, ...] by diffusers' pipeline, which has text encoders but no VAE.
+
+        Its shape must not depend on the prompt, but for the second dimension of tensors that `padded` names.
+        """
 
     @abstractmethod
     def prompt_shapes(self, config: Any, tokens: int) -> dict[str, tuple[int, ...]]:
@@ -95,5 +100,5 @@ class PipelineFamily(ABC):
         """
 
     @abstractmethod
-    def velocity(self, output: Tensor, x: Tensor) -> Tensor:
-        """The velocity eps - x0 [B, C, h, w] that the network's output means."""
+    def velocity(self, output: Any, x: Tensor) -> Tensor:
+        """The velocity eps - x0 [B, C, h, w] that the network's output means, the first of those it returns."""

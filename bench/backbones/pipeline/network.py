@@ -60,9 +60,10 @@ class PipelineNetwork(Network):
         channels, side = self.family.latent_channels(self._fields), self.latent_side
         x = torch.empty(latents, channels, side, side, dtype=dtype)
         tensors = {name: torch.empty(latents, *shape, dtype=dtype) for name, shape in self.prompt}
+        lengths = {name: (tensors[name].shape[1],) * latents for name in self.family.padded}
         if self.family.embedded_guidance(self._fields):
             tensors["guidance"] = torch.empty(latents)
-        return self.family.arguments(x, torch.empty(latents), Conditioning(tensors))
+        return self.family.arguments(x, torch.empty(latents), Conditioning(tensors, lengths))
 
     @property
     def _fields(self) -> Any:

@@ -20,6 +20,8 @@ class WithVae(FlowBackbone):
 
     encoders: Iterable[str]
     """Folders of the text encoders."""
+    padded: tuple[str, ...] = ()
+    """Tensors of a prompt that are as long as it is."""
 
     def __init__(
         self,
@@ -63,7 +65,8 @@ class WithVae(FlowBackbone):
         for encoder in encoders:
             encoder.to(self.device)
         for prompt in prompts:
-            yield Conditioning(self._encode_one(self._text, prompt))
+            tensors = self._encode_one(self._text, prompt)
+            yield Conditioning(tensors, {name: (tensors[name].shape[1],) for name in self.padded})
         if self.compute.offload_text_encoders:
             for encoder in encoders:
                 encoder.to("cpu")

@@ -1,0 +1,105 @@
+"""Z-Image: a network that takes images and prompts as lists, each prompt without padding, and whose time runs from
+noise at 0 to the image at 1. As ZImagePipeline in diffusers, whose guidance scale is one less than the one here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bench.backbones.flow_scheduler import shift_for
+from bench.backbones.flux import FROZEN as FROZEN_FLUX
+from bench.backbones.flux import VAE
+from bench.backbones.pipeline.describe import family_of
+from bench.backbones.pipeline.family import PipelineFamily, Published
+from bench.config.bounds import Count
+from bench.config.families import Family
+from bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.backbones.conditioning import Conditioning
+    from bench.backbones.flow_scheduler import SchedulerFields
+
+QWEN3 = 4_022_468_096
+"""Parameters of Qwen3-4B without its head."""
+FROZEN = {"text_encoder": QWEN3, "vae": FROZEN_FLUX["vae"]}
+
+
+class ZImageFields(BaseModel):
+    """What is read here from a ZImageTransformer2DModel's configuration, with diffusers' defaults."""
+
+    model_config = ConfigDict(strict=True)
+    all_patch_size: list[Literal[2]] = [2]
+    all_f_patch_size: list[Literal[1]] = [1]
+    in_channels: Count = 16
+    cap_feat_dim: Count = 2560
+    siglip_feat_dim: None = None
+    """The omni model, which also sees images, is another pipeline's."""
+
+
+class ZImage(PipelineFamily):
+    """Z-Image, Z-Image-Turbo and pipelines of the same class."""
+
+    name = "z_image"
+    pipeline = "ZImagePipeline"
+    network = "ZImageTransformer2DModel"
+    encoders: ClassVar = {"text_encoder": "Qwen3Model"}
+    tokenizers = ("tokenizer",)
+    fields = ZImageFields
+    # As in Flow-Factory.
+    targets = (
+        "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1",
+        "feed_forward.w2", "feed_forward.w3",
+    )  # fmt: skip
+    block_lists = ("noise_refiner", "context_refiner", "layers")
+    latent_side = 128
+    padded = ("sequence",)
+    patch = 2
+    text_tokens = 512  # what a prompt is truncated to: shorter ones cost less
+    table = "once"
+    guidance = 1.0
+    published: ClassVar = {
+        "hub:Tongyi-MAI/Z-Image-Turbo": Published({}, VAE, {"shift": 3.0}, FROZEN),
+        "hub:Tongyi-MAI/Z-Image": Published(
+            {}, VAE, {"shift": 6.0}, {"text_encoder": 4_022_468_096, "vae": 83_819_683}
+        ),
+    }
+
+    def latent_channels(self, config: ZImageFields) -> int:
+        """The network's."""
+        return config.in_channels
+
+    def shift(self, config: ZImageFields, scheduler: SchedulerFields, side: int) -> float:
+        """By the number of tokens of an image, if the scheduler says so."""
+        return shift_for(scheduler, (side // self.patch) ** 2)
+
+    def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """The last but one hidden states of the language model, of the prompt's own tokens in its chat template."""
+        (sequence,), _ = pipeline.encode_prompt(
+            [prompt], device, do_classifier_free_guidance=False, max_sequence_length=tokens
+        )
+        return {"sequence": sequence[None]}
+
+    def prompt_shapes(self, config: ZImageFields, tokens: int) -> dict[str, tuple[int, ...]]:
+        """As `encode`, of a prompt that is as long as it may be."""
+        return {"sequence": (tokens, config.cap_feat_dim)}
+
+    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """Lists of images with one frame and of prompts."""
+        lengths = conditioning.lengths["sequence"]
+        return {
+            "x": list(x.unsqueeze(2).unbind(0)),
+            "t": 1 - sigma_B,
+            "cap_feats": [row[:length] for row, length in zip(conditioning["sequence"], lengths, strict=True)],
+        }
+
+    def velocity(self, output: list[Tensor], x: Tensor) -> Tensor:
+        """The network points from noise to image."""
+        return -torch.stack(output).squeeze(2)
+
+
+def family() -> Family:
+    """Pipelines of Z-Image."""
+    return family_of(ZImage())
