@@ -161,16 +161,24 @@ def call_flux(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, 
     return given | {"true_cfg_scale": guidance, "negative_prompt": [""] * len(noise)}
 
 
-def z_image() -> Any:
-    """ZImagePipeline with a small Qwen3."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+def qwen_tokenizer() -> tuple[Any, int]:
+    """Qwen's tokenizer with one token per letter, and its number of tokens."""
+    from transformers import Qwen2Tokenizer
 
     words = {letter: i for i, letter in enumerate([*LETTERS, "\u0120", "\u010a", "<|endoftext|>"])}
     tokenizer = Qwen2Tokenizer(vocab=words, merges=[], pad_token="<|endoftext|>")
     tokenizer.chat_template = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+    return tokenizer, len(words)
+
+
+def z_image() -> Any:
+    """ZImagePipeline with a small Qwen3."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    tokenizer, size = qwen_tokenizer()
     config = Qwen3Config(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=size, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, head_dim=8,
     )  # fmt: skip
     transformer = ZImageTransformer2DModel(
@@ -183,6 +191,45 @@ def z_image() -> Any:
     )  # fmt: skip
 
 
+def qwen_image() -> Any:
+    """QwenImagePipeline with a small Qwen2.5-VL."""
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer, size = qwen_tokenizer()
+    text = {
+        "vocab_size": size, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    decoder = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[1.1, 0.9, 2.0, 0.5],
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+    )
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    return QwenImagePipeline(
+        scheduler=scheduler, vae=decoder, text_encoder=encoder, tokenizer=tokenizer, transformer=transformer
+    )
+
+
+def call_qwen_image(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, Any]:
+    """Classifier-free guidance with the empty prompt."""
+    latents = pipeline._pack_latents(noise, *noise.shape)
+    return {"latents": latents, "true_cfg_scale": guidance, "negative_prompt": [""] * len(noise)}
+
+
 def call_z_image(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, Any]:
     """diffusers' scale is one less."""
     return {"latents": noise.float(), "guidance_scale": guidance - 1}
@@ -192,6 +239,7 @@ PIPELINES = {
     "sd3": Tiny(sd3, "sd3", call_sd3, without=("text_encoder_3", "tokenizer_3")),
     "flux-dev": Tiny(lambda: flux(distilled=True), "flux", call_flux, downsampling=2),
     "flux-schnell": Tiny(lambda: flux(distilled=False), "flux", call_flux, downsampling=2),
+    "qwen-image": Tiny(qwen_image, "qwen_image", call_qwen_image, downsampling=2),
     "z-image": Tiny(z_image, "z_image", call_z_image, downsampling=2),
 }
 """Name -> pipeline. Every family has at least one (tests/backbones/test_every_family.py)."""

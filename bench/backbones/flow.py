@@ -234,7 +234,10 @@ class FlowBackbone(ABC, nn.Module):
         if guidance == 1.0:
             return self._forward(network, x, sigma_B, conditioning)
         v_cond, v_uncond = self._branches(network, x, sigma_B, conditioning)
-        # Classifier-free guidance (arXiv 2207.12598).
+        return self.combined(v_cond, v_uncond, guidance)
+
+    def combined(self, v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance (arXiv 2207.12598): the guided velocity of those with and without the prompt."""
         return v_uncond + guidance * (v_cond - v_uncond)
 
     def _branches(

@@ -21,7 +21,7 @@ CLASS = "FlowMatchEulerDiscreteScheduler"
 DEFAULT_SHIFT = 1.0
 """Timestep shift of diffusers' class if the file gives none."""
 NOT_FOLLOWED = (
-    "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+    "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
     "stochastic_sampling", "use_flow_sigmas",
 )  # fmt: skip
 """Options of diffusers' class that change the sigmas or the sampling step, and that are not implemented here."""
@@ -37,6 +37,7 @@ class SchedulerFields(BaseModel):
     max_shift: Annotated[float, Field(ge=-10, le=10)] = 1.15
     base_image_seq_len: Annotated[int, Field(gt=0)] = 256
     max_image_seq_len: Annotated[int, Field(gt=0)] = 4096
+    shift_terminal: Annotated[float, Field(gt=0, lt=1)] | None = None
     time_shift_type: Literal["exponential", "linear"] = "exponential"
 
 
@@ -48,6 +49,10 @@ def shift_in(path: Path) -> float:
     fields = scheduler_in(path)
     if fields.use_dynamic_shifting:
         raise UsageError(f"{path}: use_dynamic_shifting is True, which is not implemented: set it to false or null")
+    if fields.shift_terminal:
+        raise UsageError(
+            f"{path}: shift_terminal is {fields.shift_terminal}, which is not implemented: set it to false or null"
+        )
     return fields.shift
 
 
@@ -68,8 +73,10 @@ def scheduler_in(path: Path) -> SchedulerFields:
     trained = config.get("num_train_timesteps", TRAIN_TIMESTEPS)
     if trained != TRAIN_TIMESTEPS:
         raise UsageError(f"{path}: num_train_timesteps is {trained!r}; only {TRAIN_TIMESTEPS} is supported")
-    # An option that is null has its default.
+    # An option that is null has its default; a terminal of 0 is none.
     told = {name: value for name, value in config.items() if value is not None or name == "shift"}
+    if not told.get("shift_terminal"):
+        told.pop("shift_terminal", None)
     try:
         return SchedulerFields.model_validate(told)
     except ValidationError as error:

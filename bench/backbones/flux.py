@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.backbones.flow_scheduler import shift_for
+from bench.backbones.packing import PATCH, packed, unpacked
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily, Published
 from bench.config.bounds import Count
@@ -59,10 +60,9 @@ class Flux(PipelineFamily):
     )  # fmt: skip
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     latent_side = 128
-    patch = 2
+    patch = PATCH
     text_tokens = 128  # as Flow-GRPO trains; the pipeline defaults to 512
     table = "once"
-    guidance = 3.5
     published: ClassVar = {
         "hub:black-forest-labs/FLUX.1-dev": Published(
             NETWORK | {"guidance_embeds": True}, VAE, {"use_dynamic_shifting": True, "shift": 3.0}, FROZEN
@@ -72,11 +72,15 @@ class Flux(PipelineFamily):
 
     def latent_channels(self, config: FluxFields) -> int:
         """A token has four latent pixels."""
-        return config.in_channels // self.patch**2
+        return config.in_channels // PATCH**2
 
     def shift(self, config: FluxFields, scheduler: SchedulerFields, side: int) -> float:
         """By the number of tokens of an image."""
-        return shift_for(scheduler, (side // self.patch) ** 2)
+        return shift_for(scheduler, (side // PATCH) ** 2)
+
+    def guidance(self, config: FluxFields) -> float:
+        """The pipeline's default; none for the few-step model."""
+        return 3.5 if config.guidance_embeds else 1.0
 
     def embedded_guidance(self, config: FluxFields) -> bool:
         """In guidance-distilled models."""
@@ -93,14 +97,12 @@ class Flux(PipelineFamily):
 
     def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The packed latents. The place of an image's token is its row and column, that of a text token is 0."""
-        count, channels, height, width = x.shape
-        rows, columns = height // self.patch, width // self.patch
-        patches = x.view(count, channels, rows, self.patch, columns, self.patch).permute(0, 2, 4, 1, 3, 5)
+        rows, columns = (length // PATCH for length in x.shape[2:])
         places = torch.zeros(rows, columns, 3, device=x.device, dtype=x.dtype)
         places[..., 1] = torch.arange(rows, device=x.device)[:, None]
         places[..., 2] = torch.arange(columns, device=x.device)
         return {
-            "hidden_states": patches.reshape(count, rows * columns, channels * self.patch**2),
+            "hidden_states": packed(x),
             "encoder_hidden_states": conditioning["sequence"],
             "pooled_projections": conditioning["pooled"],
             "timestep": sigma_B,
@@ -111,10 +113,7 @@ class Flux(PipelineFamily):
 
     def velocity(self, output: Tensor, x: Tensor) -> Tensor:
         """The unpacked output."""
-        count, channels, height, width = x.shape
-        rows, columns = height // self.patch, width // self.patch
-        patches = output.view(count, rows, columns, channels, self.patch, self.patch)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+        return unpacked(output, x)
 
 
 def family() -> Family:

@@ -181,9 +181,10 @@ def filled(model: nn.Module, fake: FakeTensorMode, cuda: bool = False) -> nn.Mod
             if found is not None:
                 made = FakeTensor(fake, found.data, cpu)
                 module._parameters[name] = nn.Parameter(made, requires_grad=found.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = FakeTensor(fake, buffer, cpu)
+        for held in (module._buffers, vars(module)):  # some keep tables of positions as plain attributes
+            for name, tensor in held.items():
+                if isinstance(tensor, Tensor):
+                    held[name] = FakeTensor(fake, tensor, cpu)
     return model
 
 

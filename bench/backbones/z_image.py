@@ -59,7 +59,6 @@ class ZImage(PipelineFamily):
     patch = 2
     text_tokens = 512  # what a prompt is truncated to: shorter ones cost less
     table = "once"
-    guidance = 1.0
     published: ClassVar = {
         "hub:Tongyi-MAI/Z-Image-Turbo": Published({}, VAE, {"shift": 3.0}, FROZEN),
         "hub:Tongyi-MAI/Z-Image": Published(

@@ -54,6 +54,8 @@ class Descriptor:
     embedded_guidance: bool = False
     """Whether its network takes the guidance scale as an input, as distilled models do, and not as classifier-free
     guidance, which needs a second pass without the prompt."""
+    shift_terminal: float | None = None
+    """The last sigma before 0, to which a schedule is stretched; None: it is not."""
 
     def shift_at(self, compute: Compute) -> float:
         """The timestep shift at the resolution of `compute`."""
@@ -61,8 +63,8 @@ class Descriptor:
 
     def sampler(self, spec: "Spec") -> "Sampler":
         """The sampler of a spec's rollouts. Raises UsageError for invalid settings."""
-        return spec.sampler.build(self.shift_at(spec.compute), self.embedded_guidance)
+        return spec.sampler.build(self.shift_at(spec.compute), self.embedded_guidance, self.shift_terminal)
 
     def evaluation_sampler(self, spec: "Spec") -> "Sampler":
         """The sampler of a spec's held-out evaluations."""
-        return spec.evaluation.build(self.shift_at(spec.compute), self.embedded_guidance)
+        return spec.evaluation.build(self.shift_at(spec.compute), self.embedded_guidance, self.shift_terminal)

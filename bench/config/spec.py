@@ -62,9 +62,9 @@ class SamplerSpec(Settings):
     guidance: Guidance = 1.0
     """The student's guidance scale."""
 
-    def build(self, shift: float, embedded_guidance: bool = False) -> Sampler:
+    def build(self, shift: float, embedded_guidance: bool = False, shift_terminal: float | None = None) -> Sampler:
         """The Sampler of a backbone with this shift. Raises UsageError for an invalid kernel, eta, steps or table."""
-        schedule = make_schedule(self.steps, self.shift or shift, self.table)
+        schedule = make_schedule(self.steps, self.shift or shift, self.table, shift_terminal)
         sampler = Sampler(schedule, get_kernel(self.kernel), self.eta, embedded_guidance)
         # The coefficients are computed on first access, and only then does a kernel reject an eta out of its range.
         _ = sampler.coefficients
@@ -135,9 +135,9 @@ class EvaluationSpec(Settings):
         assert self.guidance is not None, "the spec is not resolved"
         return self.guidance
 
-    def build(self, shift: float, embedded_guidance: bool = False) -> Sampler:
+    def build(self, shift: float, embedded_guidance: bool = False, shift_terminal: float | None = None) -> Sampler:
         """The deterministic Euler sampler of every evaluation of a backbone with this shift."""
-        return euler(self.steps, self.shift or shift, self.table or "diffusers", embedded_guidance)
+        return euler(self.steps, self.shift or shift, self.table or "diffusers", embedded_guidance, shift_terminal)
 
 
 class ProbesSpec(Settings):

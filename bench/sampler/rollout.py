@@ -47,9 +47,16 @@ class Sampler:
         return any(at.c for at in self.coefficients)
 
 
-def euler(steps: int, shift: float, table: str = "diffusers", embedded_guidance: bool = False) -> Sampler:
+def euler(
+    steps: int,
+    shift: float,
+    table: str = "diffusers",
+    embedded_guidance: bool = False,
+    shift_terminal: float | None = None,
+) -> Sampler:
     """The deterministic Euler sampler of held-out evaluations. Raises UsageError as `make_schedule` does."""
-    return Sampler(make_schedule(steps, shift, table), KERNELS["ode"], embedded_guidance=embedded_guidance)
+    schedule = make_schedule(steps, shift, table, shift_terminal)
+    return Sampler(schedule, KERNELS["ode"], embedded_guidance=embedded_guidance)
 
 
 @dataclass

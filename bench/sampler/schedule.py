@@ -36,11 +36,14 @@ def shifted(sigma: float, shift: float) -> float:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def make_schedule(steps: int, shift: float = 3.0, table: str = "diffusers") -> Schedule:
+def make_schedule(
+    steps: int, shift: float = 3.0, table: str = "diffusers", shift_terminal: float | None = None
+) -> Schedule:
     """The schedule that diffusers' scheduler uses for `steps` steps.
 
     `table` names one of the two conventions in use (TABLES): released SD3 code calls `set_timesteps(N)`, which applies
-    the shift twice (huggingface/diffusers#13243). Raises UsageError for an unknown table, and for steps or a shift
+    the shift twice (huggingface/diffusers#13243). With `shift_terminal`, 1 - sigma is then stretched so that the last
+    sigma before 0 is this value. Raises UsageError for an unknown table, and for steps or a shift
     that are out of range or make neighbouring sigmas equal.
     """
     if not 1 <= steps <= MOST_STEPS:
@@ -54,6 +57,11 @@ def make_schedule(steps: int, shift: float = 3.0, table: str = "diffusers") -> S
     if steps > 1:
         raw = [1 + (last - 1) * k / (steps - 1) for k in range(steps)]
     sigmas = [shifted(sigma, shift) for sigma in raw]
+    if shift_terminal:
+        if steps == 1:
+            raise UsageError("a schedule that ends at shift_terminal needs at least two steps")
+        stretch = (1 - sigmas[-1]) / (1 - shift_terminal)
+        sigmas = [1 - (1 - sigma) / stretch for sigma in sigmas]
     schedule = Schedule((*sigmas, 0.0))
     if any(schedule.h(k) <= 0 for k in range(steps)):
         raise UsageError(f"{steps} steps at a shift of {shift:g} are too many: neighbouring sigmas are equal")

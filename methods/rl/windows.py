@@ -59,4 +59,4 @@ def windowed(lab: Lab, task: str, options: WindowOptions, candidates: list[int])
     else:
         first = int(lab.numpy_generator("window", task).integers(places))
     window = tuple(candidates[first : first + options.size])
-    return Windowed(sampler.schedule, sampler.kernel, sampler.eta, sampler.embedded_guidance, window)
+    return Windowed(sampler.schedule, sampler.kernel, sampler.eta, sampler.embedded_guidance, noisy=window)

@@ -96,15 +96,21 @@ def test_gradients_are_those_of_the_velocity(folder: Path, tiny: Tiny) -> None:
     def value() -> torch.Tensor:
         return (weights * backbone.velocity(x, 0.6, conditioning, STUDENT, spec.sampler.guidance)).sum()
 
-    gradients = torch.autograd.grad(value(), parameters)
+    # The last block of some families computes text that nobody reads.
+    gradients = torch.autograd.grad(value(), parameters, allow_unused=True, materialize_grads=True)
     slope = float(sum((g * d).sum() for g, d in zip(gradients, direction)))
-    found, step = [], 1e-3
-    for sign in (1, -1):
-        with torch.no_grad():
-            torch._foreach_add_(parameters, direction, alpha=sign * step)
-            found.append(float(value()))
-            torch._foreach_add_(parameters, direction, alpha=-sign * step)
-    assert slope == pytest.approx((found[0] - found[1]) / (2 * step), rel=0.02)
+
+    def quotient(step: float) -> float:
+        found = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                torch._foreach_add_(parameters, direction, alpha=sign * step)
+                found.append(float(value()))
+                torch._foreach_add_(parameters, direction, alpha=-sign * step)
+        return (found[0] - found[1]) / (2 * step)
+
+    # Richardson's extrapolation: the quotients' errors are of second order in the step.
+    assert slope == pytest.approx((4 * quotient(2e-3) - quotient(4e-3)) / 3, rel=0.01)
 
 
 def test_operations_are_those_that_torch_counts(folder: Path, tiny: Tiny) -> None:
@@ -116,9 +122,8 @@ def test_operations_are_those_that_torch_counts(folder: Path, tiny: Tiny) -> Non
         backbone.velocity(noise_of(backbone)[:1], 0.5, conditioning, None)
     counted = backbone.size(conditioning).sampling(1, spec.compute).forward
     assert counted == pytest.approx(counter.get_total_flops(), rel=1e-6)
-    # Where prompts are as long as they are, a descriptor counts for longer ones than this.
-    predicted = size.sampling(1, spec.compute).forward
-    assert predicted > counted if conditioning.lengths else predicted == counted
+    # Where prompts are as long as they are, a descriptor counts for prompts of another length.
+    assert conditioning.lengths or size.sampling(1, spec.compute).forward == counted
 
 
 def test_an_adapter_gives_the_same_images_in_diffusers(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def run_of(folder: Path, tiny: Tiny, photo_scorers: dict, tmp_path_factory: pyte
     teachers = tmp_path_factory.mktemp("teachers")
     save_teachers(str(folder), teachers, TASKS)
     common = [
-        f"compute.resolution={tiny.side}", "evaluation.steps=1",
+        f"compute.resolution={tiny.side}", "evaluation.steps=2",
         "evaluation.split=validation", "evaluation.points=[]", "sampler.steps=2", "lora.rank=2", "lora.alpha=4",
         "ema.every=1", "checkpoint_every=1", "budget.updates=2",
     ]  # fmt: skip
@@ -202,7 +207,7 @@ def test_two_processes_do_what_one_does(folder: Path, run_of, tmp_path: Path) ->
     """On the tasks whose scorers are quick, from the command line."""
     words = ["run", "--method", "opd_analytic", "--backbone", str(folder), "--tasks", "ocr,pickscore"]
     settings = run_of("opd_analytic", ("ocr", "pickscore"))
-    words += [part for s in [*settings, "device=cpu", "optimizer.eps=1", "optimizer.lr=1"] for part in ("--set", s)]
+    words += [part for s in [*settings, "device=cpu", "optimizer.eps=1", "optimizer.lr=0.1"] for part in ("--set", s)]
     found = []
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
@@ -211,5 +216,6 @@ def test_two_processes_do_what_one_does(folder: Path, run_of, tmp_path: Path) ->
         (adapter,) = tmp_path.glob(f"{count}/results/runs/*/adapter")
         backbone = describe(str(folder)).load("cpu")
         backbone.adapters.load("trained", adapter)
-        found.append(torch.cat([p.flatten() for p in backbone.adapters.parameters("trained")]))
-    assert torch.allclose(*found, atol=1e-6)
+        found.append(torch.cat([change.flatten() for change in backbone.adapters.deltas("trained").values()]))
+    one, two = found
+    assert one.norm() > 0 and (one - two).norm() < 1e-5 * one.norm()

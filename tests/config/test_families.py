@@ -59,7 +59,7 @@ def test_what_no_family_runs_is_named(tmp_path: Path, kind: str, what: str) -> N
     source = pipeline(tmp_path / "p", kind)
     with pytest.raises(UsageError) as refused:
         describe(source)
-    assert str(refused.value) == f"{source} holds a {kind}, {what}; supported: FluxPipeline, StableDiffusion3Pipeline, ZImagePipeline"
+    assert str(refused.value) == f"{source} holds a {kind}, {what}; supported: FluxPipeline, QwenImagePipeline, StableDiffusion3Pipeline, ZImagePipeline"
 
 
 def test_a_plug_in_s_family_runs_its_pipelines(tmp_path: Path, monkeypatch) -> None:

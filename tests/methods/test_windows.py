@@ -25,13 +25,13 @@ NOISY = ["sampler.kernel=cps", "sampler.eta=0.8"]
 def test_outside_the_window_a_step_is_the_odes(kernel: str) -> None:
     schedule = make_schedule(6)
     plain = Sampler(schedule, KERNELS[kernel], 0.7)
-    found = Windowed(schedule, KERNELS[kernel], 0.7, (1, 2)).coefficients
+    found = Windowed(schedule, KERNELS[kernel], 0.7, noisy=(1, 2)).coefficients
     for k, at in enumerate(found):
         assert at == (plain.coefficients[k] if k in (1, 2) else ode(schedule, k, 0.0))
     field = lambda x, sigma: 0.5 * x + sigma
     x = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     draws = lambda sampler: rollout(field, x, sampler, torch.Generator().manual_seed(1)).final
-    no_noise = Windowed(schedule, KERNELS[kernel], 0.7, ())
+    no_noise = Windowed(schedule, KERNELS[kernel], 0.7, noisy=())
     assert torch.equal(draws(no_noise), draws(Sampler(schedule, KERNELS["ode"])))
 
 

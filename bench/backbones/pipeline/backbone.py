@@ -36,7 +36,7 @@ class PipelineBackbone(WithVae):
         network, vae = load_models(family, source, getattr(torch, compute.precision))
         # FlowBackbone reads these while it is made.
         self.family, self.targets, self.encoders = family, family.targets, family.encoders
-        self.padded = family.padded
+        self.padded, self.vae_kind = family.padded, family.vae
         self.embedded_guidance = family.embedded_guidance(told.fields)
         words = tokenizers_hash(Path(home_of(source)), family.tokenizers)
         super().__init__(family.name, source, network, vae, fingerprint(source), device, compute, cache, words)
@@ -59,6 +59,10 @@ class PipelineBackbone(WithVae):
     def _typed(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of encoded prompts in the network's type; masks and the guidance scale stay as they are."""
         return tensor if name == "guidance" or not tensor.is_floating_point() else tensor.to(self.dtype)
+
+    def combined(self, v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
+        """As the family combines them."""
+        return self.family.guided(v_cond, v_uncond, guidance)
 
     def size(self, conditioning: Conditioning) -> Size:
         """Size of the network alone, for prompts as long as these."""
@@ -91,7 +95,7 @@ def load_models(family: PipelineFamily, source: str, dtype: torch.dtype) -> tupl
             require_whole(Path(home) / name)
     try:
         network = part_of(getattr(diffusers, family.network), home, "transformer", dtype=dtype)
-        return network, part_of(diffusers.AutoencoderKL, home, "vae", dtype=torch.float32)
+        return network, part_of(getattr(diffusers, family.vae.kind), home, "vae", dtype=torch.float32)
     except (BenchError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # diffusers can raise almost anything on unexpected files

@@ -47,6 +47,7 @@ def describe_source(family: PipelineFamily, source: str) -> Descriptor:
         check=partial(_check, family, told),
         defaults=partial(_defaults, family, source, told),
         embedded_guidance=family.embedded_guidance(told.fields),
+        shift_terminal=told.scheduler.shift_terminal,
     )
 
 
@@ -75,9 +76,7 @@ def _load(
 
 def _own(family: PipelineFamily, told: Configuration) -> dict[str, dict[str, Any]]:
     """Its own values of settings, which do not change a run's hash when they are set."""
-    from bench.backbones.autoencoder_kl import downsampling_of
-
-    resolution = family.latent_side * downsampling_of(told.vae)
+    resolution = family.latent_side * family.vae.downsampling(told.vae)
     compute = {"max_sequence_length": family.text_tokens, "resolution": resolution}
     return {"compute": compute, "lora": {"targets": family.targets}}
 
@@ -105,8 +104,7 @@ def _check(family: PipelineFamily, told: Configuration, compute: Compute) -> Non
 
 def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[str, Any]:
     """The pipeline's way to sample; sensible compute settings for a model of published size."""
-    guidance = family.guidance if family.embedded_guidance(told.fields) else 1.0
-    found: dict[str, Any] = {"sampler": {"table": family.table, "guidance": guidance}}
+    found: dict[str, Any] = {"sampler": {"table": family.table, "guidance": family.guidance(told.fields)}}
     home = Path(home_of(source))
     if not home.is_dir() or _bytes(home / "transformer") > LARGE_BYTES:
         found |= {"device": best_device(), "compute": dict(LARGE)}

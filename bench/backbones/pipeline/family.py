@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
+from bench.backbones.autoencoder_kl import KL
+from bench.backbones.vae import Vae
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -36,7 +39,7 @@ class Published:
 
 
 class PipelineFamily(ABC):
-    """Pipelines whose network is called in the same way, with an AutoencoderKL and a flow-matching scheduler."""
+    """Pipelines whose network is called in the same way, and predicts the velocity of rectified flow."""
 
     name: ClassVar[str]
     pipeline: ClassVar[str]
@@ -49,6 +52,8 @@ class PipelineFamily(ABC):
     """Folders of the tokenizers."""
     fields: ClassVar[type[BaseModel]]
     """The fields of the network's configuration that the family reads, with diffusers' defaults."""
+    vae: ClassVar[Vae] = KL
+    """The class of its VAE."""
     targets: ClassVar[tuple[str, ...]]
     """Suffixes of the names of the layers that published recipes adapt."""
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
@@ -63,8 +68,6 @@ class PipelineFamily(ABC):
     """Tokens of an encoded prompt where compute.max_sequence_length is not set."""
     table: ClassVar[str]
     """The table of sigmas that the pipeline asks its scheduler for (bench/sampler/schedule.py)."""
-    guidance: ClassVar[float]
-    """The pipeline's default guidance scale, for a network that takes it as an input."""
     published: ClassVar[dict[str, Published]] = {}
     """Address on the hub -> what is known about it."""
 
@@ -75,6 +78,10 @@ class PipelineFamily(ABC):
     @abstractmethod
     def shift(self, config: Any, scheduler: SchedulerFields, side: int) -> float:
         """Timestep shift for latents of `side` x `side`."""
+
+    def guidance(self, config: Any) -> float:
+        """The guidance scale of the student where none is set. Default: without guidance."""
+        return 1.0
 
     def embedded_guidance(self, config: Any) -> bool:
         """Whether the network takes the guidance scale as an input; default: it needs classifier-free guidance."""
@@ -98,6 +105,10 @@ class PipelineFamily(ABC):
         x and the conditioning are in the network's type. The conditioning also has `guidance` [B], in float32, if the
         network takes it as an input.
         """
+
+    def guided(self, v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
+        """Default: classifier-free guidance (arXiv 2207.12598)."""
+        return v_uncond + guidance * (v_cond - v_uncond)
 
     @abstractmethod
     def velocity(self, output: Any, x: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from bench.backbones.autoencoder_kl import KlDecoder
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.network import Network
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.pipeline.source import validated
 from bench.backbones.size import Size
+from bench.backbones.vae import VaeDecoder
 from bench.lazy import torch
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def pipeline_size(
     # Keys with an underscore, such as the path a model was loaded from, must not make equal networks differ.
     told = {name: value for name, value in config.items() if not name.startswith("_")}
     network = PipelineNetwork(family, json.dumps(told, sort_keys=True), latent_side, tuple(sorted(prompt.items())))
-    return Size(network, frozen, KlDecoder(json.dumps(vae, sort_keys=True), latent_side) if vae else None)
+    return Size(network, frozen, VaeDecoder(family.vae, json.dumps(vae, sort_keys=True), latent_side) if vae else None)
 
 
 @cache

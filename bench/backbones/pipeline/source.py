@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bench.backbones.autoencoder_kl import VaeFields, downsampling_of
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import SchedulerFields, scheduler_in
 from bench.backbones.pipeline.family import PipelineFamily
@@ -36,10 +35,10 @@ class Configuration:
         """Latent pixels along one side at a resolution in image pixels. Raises UsageError for one that does not fit."""
         if resolution is None:
             return family.latent_side
-        unit = downsampling_of(self.vae) * family.patch
+        unit = family.vae.downsampling(self.vae) * family.patch
         if resolution % unit:
             raise UsageError(f"compute.resolution must be a multiple of {unit}, not {resolution}")
-        return resolution // downsampling_of(self.vae)
+        return resolution // family.vae.downsampling(self.vae)
 
 
 def home_of(source: str) -> str:
@@ -65,7 +64,7 @@ def configuration(family: PipelineFamily, source: str) -> Configuration:
         scheduler = scheduler_in(Path(home) / SCHEDULER if source == home else require(home, SCHEDULER))
         known = None
     fields = validated(f"{home}/transformer", network, family.fields)
-    latents = validated(f"{home}/vae", vae, VaeFields).latent_channels
+    latents = family.vae.channels(validated(f"{home}/vae", vae, family.vae.fields))
     if (channels := family.latent_channels(fields)) != latents:
         raise UsageError(
             f"{home}: the transformer takes {channels} channels but the VAE's latents have {latents}: only models that "

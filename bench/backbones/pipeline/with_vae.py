@@ -1,4 +1,4 @@
-"""A backbone with an AutoencoderKL, and with text encoders that are loaded when a prompt is not in the cache."""
+"""A backbone with a VAE, and with text encoders that are loaded when a prompt is not in the cache."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.backbones.autoencoder_kl import decoded, encoded
+from bench.backbones.autoencoder_kl import KL
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
+from bench.backbones.vae import Vae
 from bench.config.compute import Compute
 
 
@@ -20,6 +21,7 @@ class WithVae(FlowBackbone):
 
     encoders: Iterable[str]
     """Folders of the text encoders."""
+    vae_kind: Vae = KL
     padded: tuple[str, ...] = ()
     """Tensors of a prompt that are as long as it is."""
 
@@ -73,8 +75,8 @@ class WithVae(FlowBackbone):
 
     def encode_pictures(self, images_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] -> latents [B, C, h, w]: the mode of the VAE's distribution, not a sample."""
-        return encoded(self.vae, images_BCHW)
+        return self.vae_kind.encode(self.vae, images_BCHW)
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, H, W], float32 in [0, 1]."""
-        return decoded(self.vae, latents_BCHW)
+        return self.vae_kind.decode(self.vae, latents_BCHW)

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.backbones.autoencoder_kl import downsampling_of
+from bench.backbones.autoencoder_kl import KL
 from bench.backbones.sd3.files import (
     DEFAULT,
     MAX_TEXT_TOKENS,
@@ -48,7 +48,7 @@ def own(source: str) -> dict[str, dict]:
     home = Path(folder_of(source))
     if home.is_dir() or source == DEFAULT:
         config, vae = configuration(home) if home.is_dir() else (MEDIUM, VAE)
-        compute["resolution"] = config["sample_size"] * downsampling_of(vae)
+        compute["resolution"] = config["sample_size"] * KL.downsampling(vae)
     return {"compute": compute, "lora": {"targets": TARGETS}}
 
 
@@ -88,7 +88,7 @@ def published(source: str) -> dict | None:
     if 36 * told.num_layers * width**2 < LARGE:
         return None
     # A pipeline of at most 512 pixels keeps its own resolution.
-    larger = told.sample_size * downsampling_of(vae) > PUBLISHED["resolution"]
+    larger = told.sample_size * KL.downsampling(vae) > PUBLISHED["resolution"]
     return {name: value for name, value in PUBLISHED.items() if larger or name != "resolution"}
 
 

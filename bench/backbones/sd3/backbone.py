@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.backbones.autoencoder_kl import downsampling_of
+from bench.backbones.autoencoder_kl import KL
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.pipeline.source import tokenizers_hash
 from bench.backbones.pipeline.text import load_text
@@ -52,7 +52,7 @@ class Sd3Backbone(Sd3Transformer, WithVae):
         transformer, vae = load_models(source, getattr(torch, compute.precision))
         words = tokenizers_hash(Path(folder_of(source)), TOKENIZERS)
         super().__init__("sd3", source, transformer, vae, fingerprint(source), device, compute, cache, words)
-        side = latent_side(compute.resolution, transformer.config, downsampling_of(vae.config))
+        side = latent_side(compute.resolution, transformer.config, KL.downsampling(vae.config))
         self.latent_shape = (transformer.config.in_channels, side, side)
 
     def _load_text(self) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.backbones.autoencoder_kl import VaeFields, downsampling_of
+from bench.backbones.autoencoder_kl import KL
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
 from bench.backbones.pipeline.source import validated
@@ -106,7 +106,7 @@ def check_configuration(home: str, config: dict, vae: dict) -> None:
     `home` is the pipeline's folder or hub id, for errors.
     """
     validated(f"{home}/transformer", config, TransformerFields)
-    latents, channels = validated(f"{home}/vae", vae, VaeFields).latent_channels, config["in_channels"]
+    latents, channels = validated(f"{home}/vae", vae, KL.fields).latent_channels, config["in_channels"]
     if channels != latents:
         raise UsageError(
             f"{home}: the transformer takes {channels} channels but the VAE's latents have {latents}: only models that "
@@ -147,7 +147,7 @@ def size(source: str, compute: Compute) -> Size | None:
         config, frozen, vae = MEDIUM, FROZEN_PARAMETERS, VAE
     else:
         return None
-    side = latent_side(compute.resolution, SimpleNamespace(**config), downsampling_of(vae))
+    side = latent_side(compute.resolution, SimpleNamespace(**config), KL.downsampling(vae))
     tokens = CLIP_TOKENS + (compute.max_sequence_length or MAX_TEXT_TOKENS)
     return sd3_size(config, side, tokens, frozen, vae)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from bench.backbones.autoencoder_kl import KlDecoder
+from bench.backbones.autoencoder_kl import KL
 from bench.backbones.network import Network
 from bench.backbones.size import Size
+from bench.backbones.vae import VaeDecoder
 from bench.lazy import torch
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def sd3_size(config: dict, latent_side: int, text_tokens: int, frozen: dict[str,
     # Keys with an underscore, such as the path a model was loaded from, must not make equal networks differ.
     told = {name: value for name, value in config.items() if not name.startswith("_")}
     network = Sd3Network(json.dumps(told, sort_keys=True), latent_side, text_tokens)
-    decoder = KlDecoder(json.dumps(vae, sort_keys=True), latent_side) if vae else None
+    decoder = VaeDecoder(KL, json.dumps(vae, sort_keys=True), latent_side) if vae else None
     return Size(network, frozen, decoder)
 
 
