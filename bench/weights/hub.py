@@ -89,6 +89,16 @@ def check_repository(source: str) -> None:
         validate_repo_id(source.removeprefix(PREFIX))
     except HFValidationError as error:
         raise UsageError(f"{source!r} should be {PREFIX}OWNER/REPO without a revision: {one_line(error)}") from error
+    refuse_shadowed(source)
+
+
+def refuse_shadowed(source: str) -> None:
+    """Raise UsageError for hub:OWNER/REPO if there is a folder OWNER/REPO: diffusers would read it instead."""
+    if Path(repository := source.removeprefix(PREFIX)).is_dir():
+        raise UsageError(
+            f"{source} is an address on the hub, but there is a folder {repository} here, which diffusers would read "
+            f"instead: move it away, or write ./{repository} to use it"
+        )
 
 
 def _fetched(repository: str, names: list[str]) -> Path:

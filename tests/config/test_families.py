@@ -204,3 +204,14 @@ def test_an_inpainting_checkpoint_is_refused(sd3_folder: Path, tmp_path: Path) -
 def test_the_list_names_families() -> None:
     line = f"    {'StableDiffusion3Pipeline':<36}family sd3; also in a single .safetensors file"
     assert line in bench(["list", "backbones"]).stdout.splitlines()
+
+
+@pytest.mark.parametrize("named", ["hub:owner/repo", "sd3"])
+def test_a_folder_with_the_name_of_a_repository_is_not_read_in_its_place(
+    tmp_path: Path, monkeypatch, named: str
+) -> None:
+    repository = "owner/repo" if named != "sd3" else "stabilityai/stable-diffusion-3.5-medium"
+    pipeline(tmp_path / repository, "StableDiffusion3Pipeline")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"there is a folder {repository} here, .*or write ./{repository} to use it"):
+        describe(named)

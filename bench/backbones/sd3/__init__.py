@@ -25,6 +25,7 @@ from bench.config.descriptor import Descriptor
 from bench.config.families import Family
 from bench.errors import UsageError
 from bench.system.devices import best_device
+from bench.weights.hub import PREFIX, refuse_shadowed
 
 if TYPE_CHECKING:
     from bench.backbones.sd3.backbone import Sd3Backbone
@@ -100,6 +101,8 @@ def defaults(source: str) -> dict[str, Any]:
 
 def descriptor(source: str = DEFAULT) -> Descriptor:
     """SD3.5-Medium from the hub, or the pipeline at `source` (folder, single file, hub:OWNER/REPO)."""
+    if source.startswith(PREFIX):
+        refuse_shadowed(source)
     # In this order: `published` rejects pipelines of a different class, before their scheduler is read and blamed.
     large = published(source)
     shift = shift_of(source)
