@@ -29,6 +29,9 @@ class Tiny:
     without: tuple[str, ...] = ()
     """Optional parts that it does not have."""
 
+    more: tuple[str, ...] = ()
+    """Further settings that its network needs."""
+
     @property
     def side(self) -> int:
         """Pixels along one side of the images that tests draw."""
@@ -232,7 +235,7 @@ def call_qwen_image(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict
 
 def call_z_image(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, Any]:
     """diffusers' scale is one less."""
-    return {"latents": noise.float(), "guidance_scale": guidance - 1}
+    return {"latents": noise.float(), "guidance_scale": guidance - 1, "max_sequence_length": 128}
 
 
 PIPELINES = {
@@ -240,6 +243,6 @@ PIPELINES = {
     "flux-dev": Tiny(lambda: flux(distilled=True), "flux", call_flux, downsampling=2),
     "flux-schnell": Tiny(lambda: flux(distilled=False), "flux", call_flux, downsampling=2),
     "qwen-image": Tiny(qwen_image, "qwen_image", call_qwen_image, downsampling=2),
-    "z-image": Tiny(z_image, "z_image", call_z_image, downsampling=2),
+    "z-image": Tiny(z_image, "z_image", call_z_image, downsampling=2, more=("compute.max_sequence_length=128",)),
 }
 """Name -> pipeline. Every family has at least one (tests/backbones/test_every_family.py)."""

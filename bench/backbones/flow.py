@@ -108,7 +108,7 @@ class FlowBackbone(ABC, nn.Module):
                 velocity = self.velocity(x, 0.5, conditioning, name)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError, ValueError) as error:  # of shapes; of arguments that only one of the two takes
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of shapes, arguments, positions
             cause = one_line(error)
             raise UsageError(f"{folder} does not take this backbone's latents and prompts: {cause}") from error
         if velocity.shape != x.shape:

@@ -59,8 +59,6 @@ class Flux(PipelineFamily):
         "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
     )  # fmt: skip
     block_lists = ("transformer_blocks", "single_transformer_blocks")
-    latent_side = 128
-    patch = PATCH
     text_tokens = 128  # as Flow-GRPO trains; the pipeline defaults to 512
     table = "once"
     published: ClassVar = {

@@ -71,9 +71,7 @@ class QwenImage(PipelineFamily):
         "attn.add_v_proj", "attn.to_add_out", "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj",
         "txt_mlp.net.2",
     )  # fmt: skip
-    latent_side = 128
     padded = ("sequence", "mask")
-    patch = PATCH
     text_tokens = 512  # what a prompt is truncated to: shorter ones cost less
     table = "once"
     published: ClassVar = {"hub:Qwen/Qwen-Image": Published({}, VAE, SCHEDULER, FROZEN)}

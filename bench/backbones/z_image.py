@@ -3,9 +3,9 @@ noise at 0 to the image at 1. As ZImagePipeline in diffusers, whose guidance sca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bench.backbones.flow_scheduler import shift_for
 from bench.backbones.flux import FROZEN as FROZEN_FLUX
@@ -14,6 +14,7 @@ from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily, Published
 from bench.config.bounds import Count
 from bench.config.families import Family
+from bench.errors import UsageError
 from bench.lazy import torch
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from bench.backbones.conditioning import Conditioning
     from bench.backbones.flow_scheduler import SchedulerFields
 
+PATCH = 2
+"""Latent pixels along one side of a token."""
+MULTIPLE = 32
+"""The network pads prompts to a multiple of so many tokens."""
 QWEN3 = 4_022_468_096
 """Parameters of Qwen3-4B without its head."""
 FROZEN = {"text_encoder": QWEN3, "vae": FROZEN_FLUX["vae"]}
@@ -35,6 +40,8 @@ class ZImageFields(BaseModel):
     all_f_patch_size: list[Literal[1]] = [1]
     in_channels: Count = 16
     cap_feat_dim: Count = 2560
+    axes_lens: Annotated[list[Count], Field(min_length=3, max_length=3)] = [1024, 512, 512]
+    """Positions that the network knows: of prompts, rows and columns."""
     siglip_feat_dim: None = None
     """The omni model, which also sees images, is another pipeline's."""
 
@@ -54,9 +61,7 @@ class ZImage(PipelineFamily):
         "feed_forward.w2", "feed_forward.w3",
     )  # fmt: skip
     block_lists = ("noise_refiner", "context_refiner", "layers")
-    latent_side = 128
     padded = ("sequence",)
-    patch = 2
     text_tokens = 512  # what a prompt is truncated to: shorter ones cost less
     table = "once"
     published: ClassVar = {
@@ -70,9 +75,23 @@ class ZImage(PipelineFamily):
         """The network's."""
         return config.in_channels
 
+    def check(self, config: ZImageFields, side: int, tokens: int) -> None:
+        """An image's tokens have positions behind those of the prompt."""
+        texts, *sides = config.axes_lens
+        if side > PATCH * min(sides):
+            raise UsageError(
+                f"the network knows {min(sides)} rows and columns, but images of {side // PATCH} were asked for: lower "
+                "compute.resolution"
+            )
+        if -(-tokens // MULTIPLE) * MULTIPLE + 2 > texts:
+            raise UsageError(
+                f"the network knows {texts} positions, too few for prompts of {tokens} tokens: lower "
+                "compute.max_sequence_length"
+            )
+
     def shift(self, config: ZImageFields, scheduler: SchedulerFields, side: int) -> float:
         """By the number of tokens of an image, if the scheduler says so."""
-        return shift_for(scheduler, (side // self.patch) ** 2)
+        return shift_for(scheduler, (side // PATCH) ** 2)
 
     def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
         """The last but one hidden states of the language model, of the prompt's own tokens in its chat template."""

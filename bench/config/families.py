@@ -71,7 +71,7 @@ def describe_pipeline(source: str) -> Descriptor:
     if len(claims) > 1:
         raise UsageError(f"several families run {what}: {', '.join(claims)}; uninstall all but one of the plug-ins")
     if not claims:
-        supported = ", ".join(name for family in known.values() for name in family.pipelines)
+        supported = ", ".join(dict.fromkeys(name for family in known.values() for name in family.pipelines))
         raise UsageError(f"{source} holds a {what}, {_what_is(what)}; supported: {supported}")
     found = guarded("family", claims[0], known[claims[0]].describe, source)
     if not isinstance(found, Descriptor):

@@ -1,5 +1,6 @@
 """How a command's options become a spec: defaults, the backbone's recipe, a preset, and overrides."""
 
+import json
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bench.config.bounds import Guidance
+from bench.config.compute import Compute
 from bench.config.contradictions import leaves
 from bench.config.descriptor import Descriptor
 from bench.config.families import describe_pipeline, is_address
@@ -235,7 +237,11 @@ def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec, shift: float) 
 
 def teacher_spec(spec: Spec, task: str) -> Spec:
     """The spec of a task's teacher: single-task RL by the backbone's recipe, with the run's seed and rewards."""
-    trained = resolve(TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone)
+    # What shapes results is checked too: a backbone may not draw at its default resolution.
+    shaping = {name: value for name in Compute.RESULT if (value := getattr(spec.compute, name)) is not None}
+    trained = resolve(
+        TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone, overrides=[f"compute={json.dumps(shaping)}"]
+    )
     scorers = {name: spec.scorers[name] for name in scorers_of(task, spec.rewards) if name in spec.scorers}
     rewards = {task: spec.rewards[task]} if task in spec.rewards else {}
     machine = {"device": spec.device, "scorers": scorers, "compute": spec.compute}

@@ -1,6 +1,8 @@
 """Every family of pipelines draws what stock diffusers draws, learns, resumes, and leaves adapters that it loads."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
+from bench.backbones.flux import Flux
+from bench.backbones.pipeline.describe import family_of
+from bench.backbones.pipeline.family import PipelineFamily
 from bench.config.families import families
-from bench.config.resolve import describe, resolve
-from bench.errors import BenchError, UsageError
+from bench.config.resolve import describe, resolve, teacher_spec
+from bench.errors import BenchError, MissingError, UsageError
 from bench.registry import find
 from bench.sampler.rollout import rollout
 from bench.training.execute import Session, execute
@@ -41,7 +46,7 @@ def test_every_family_has_a_pipeline() -> None:
 
 def loaded(folder: Path, tiny: Tiny, *more: str):
     """A backbone, and the spec of a run on it."""
-    settings = [f"compute.resolution={tiny.side}", f"evaluation.steps={STEPS}", *more]
+    settings = [f"compute.resolution={tiny.side}", *tiny.more, f"evaluation.steps={STEPS}", *more]
     spec = resolve("single_task", ["geneval"], backbone=str(folder), overrides=settings)
     return describe(str(folder)).load("cpu", spec.compute), spec
 
@@ -151,8 +156,7 @@ def run_of(folder: Path, tiny: Tiny, photo_scorers: dict, tmp_path_factory: pyte
     teachers = tmp_path_factory.mktemp("teachers")
     save_teachers(str(folder), teachers, TASKS)
     common = [
-        f"compute.resolution={tiny.side}", "evaluation.steps=2",
-        "evaluation.split=validation", "evaluation.points=[]", "sampler.steps=2", "lora.rank=2", "lora.alpha=4",
+        f"compute.resolution={tiny.side}", *tiny.more, "evaluation.steps=2", "evaluation.split=validation", "evaluation.points=[]", "sampler.steps=2", "lora.rank=2", "lora.alpha=4",
         "ema.every=1", "checkpoint_every=1", "budget.updates=2",
     ]  # fmt: skip
     own = {
@@ -189,6 +193,7 @@ def test_a_run_from_end_to_end_and_again_after_a_kill(
         true(self, lab)
 
     session = Session(tmp_path / "cut" / "results")
+    shutil.copytree(tmp_path / "whole" / "results" / "cache", session.root / "cache")  # base and teachers are the same
     with monkeypatch.context() as patch:
         patch.setattr(method_class, "after_update", fail_second)
         with pytest.raises(BenchError, match="the power went"):
@@ -219,3 +224,85 @@ def test_two_processes_do_what_one_does(folder: Path, run_of, tmp_path: Path) ->
         found.append(torch.cat([change.flatten() for change in backbone.adapters.deltas("trained").values()]))
     one, two = found
     assert one.norm() > 0 and (one - two).norm() < 1e-5 * one.norm()
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copied"))
+
+
+def write(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_another_class_than_the_family_s_is_named(copied: Path, tiny: Tiny) -> None:
+    if tiny.family == "sd3":
+        pytest.skip("it has its own reader")
+    vae = copied / "vae" / "config.json"
+    kind = json.loads(vae.read_text())["_class_name"]
+    write(vae, _class_name="AutoencoderTiny")
+    with pytest.raises(UsageError, match=r"vae/config\.json names AutoencoderTiny as vae; family"):
+        describe(str(copied))
+    write(vae, _class_name=kind)
+    write(copied / "model_index.json", text_encoder=["transformers", "UMT5EncoderModel"])
+    with pytest.raises(UsageError, match=r"model_index\.json names UMT5EncoderModel as text_encoder; family"):
+        describe(str(copied))
+    write(copied / "model_index.json", text_encoder=[None, None])
+    with pytest.raises(UsageError, match="names no text_encoder, without which family"):
+        describe(str(copied))
+
+
+def test_a_teacher_is_trained_at_the_run_s_resolution(folder: Path, tiny: Tiny, monkeypatch) -> None:
+    """Although the network may not be able to draw at its default one."""
+    spec = resolve(
+        "opd_analytic",
+        ["geneval"],
+        backbone=str(folder),
+        teachers="train",
+        overrides=[f"compute.resolution={tiny.side}", *tiny.more],
+    )
+    asked: list[int | None] = []
+    descriptor = describe(str(folder))
+    noted = replace(descriptor, check=lambda compute: asked.append(compute.resolution) or descriptor.check(compute))
+    monkeypatch.setattr("bench.config.resolve.describe", lambda backbone: noted)
+    assert teacher_spec(spec, "geneval").compute == spec.compute
+    assert asked == [spec.compute.resolution]
+
+
+@pytest.mark.parametrize("tiny", [PIPELINES["z-image"]], ids=["z-image"])
+def test_positions_that_the_network_does_not_know_are_refused(tiny: Tiny, tmp_path_factory) -> None:
+    folder = tiny.folder(tmp_path_factory)
+    with pytest.raises(UsageError, match="the network knows 32 rows and columns, but images of 64 were asked for"):
+        resolve("single_task", ["geneval"], backbone=str(folder), overrides=["compute.resolution=256"])
+    with pytest.raises(UsageError, match="the network knows 256 positions, too few for prompts of 512 tokens"):
+        resolve("single_task", ["geneval"], backbone=str(folder), overrides=["compute.resolution=16"])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ({"velocity": lambda self, output, x: output[:, :1]}, "returns a velocity"),
+        ({"targets": ("attn.to_q", "attn.to_z")}, "names the target 'attn.to_z', which its network does not have"),
+        ({"block_lists": ("blocks",)}, "names the blocks 'blocks', which its network does not have"),
+        ({"prompt_shapes": lambda self, config, tokens: {"sequence": (tokens, 32)}}, "encodes pooled as"),
+        ({"prompt_shapes": lambda self, config, tokens: {"sequence": (3, 32), "pooled": (32,)}}, "encodes sequence as"),
+    ],
+)
+def test_a_family_s_mistakes_are_its_own(monkeypatch, tmp_path_factory, mistake: dict, said: str) -> None:
+    for name, value in mistake.items():
+        monkeypatch.setattr(Flux, name, value)
+    tiny = PIPELINES["flux-dev"]
+    with pytest.raises(MissingError, match=f"family 'flux' of .* {said}"):
+        backbone, _ = loaded(tiny.folder(tmp_path_factory), tiny)
+        backbone.velocity(noise_of(backbone), 0.5, backbone.encode(PROMPTS), None)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"), [("network", "Incomplete lacks network"), ("table", "has table 'foo', not")]
+)
+def test_an_incomplete_family_is_named(lacks: str, said: str) -> None:
+    own = {name: getattr(Flux, name) for name in PipelineFamily.__annotations__ if name != lacks}
+    own |= {name: getattr(Flux, name) for name in PipelineFamily.__abstractmethods__}
+    own |= {"table": "foo"} if lacks == "table" else {}
+    with pytest.raises(TypeError, match=said):
+        family_of(type("Incomplete", (PipelineFamily,), own)())

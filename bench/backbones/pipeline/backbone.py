@@ -19,6 +19,7 @@ from bench.backbones.pipeline_parts import not_loaded, part_of
 from bench.backbones.size import Size
 from bench.config.compute import PLAIN, Compute
 from bench.errors import BenchError
+from bench.registry import broken
 
 
 class PipelineBackbone(WithVae):
@@ -36,12 +37,26 @@ class PipelineBackbone(WithVae):
         network, vae = load_models(family, source, getattr(torch, compute.precision))
         # FlowBackbone reads these while it is made.
         self.family, self.targets, self.encoders = family, family.targets, family.encoders
+        self._fields = told.fields
+        self._check_layers(network)
         self.padded, self.vae_kind = family.padded, family.vae
         self.embedded_guidance = family.embedded_guidance(told.fields)
         words = tokenizers_hash(Path(home_of(source)), family.tokenizers)
         super().__init__(family.name, source, network, vae, fingerprint(source), device, compute, cache, words)
         side = told.side(family, compute.resolution)
         self.latent_shape = (family.latent_channels(told.fields), side, side)
+
+    def _check_layers(self, network: nn.Module) -> None:
+        """Raise MissingError if the family names layers or lists of blocks that its network does not have."""
+        layers = [name for name, _ in network.named_modules()]
+        for target in self.family.targets:
+            if not any(name == target or name.endswith(f".{target}") for name in layers):
+                raise broken(
+                    "family", self.family.name, f"names the target {target!r}, which its network does not have"
+                )
+        for name in self.family.block_lists:
+            if not hasattr(network, name):
+                raise broken("family", self.family.name, f"names the blocks {name!r}, which its network does not have")
 
     def blocks(self, network: Any) -> list[nn.Module]:
         """The repeated blocks of all lists."""
@@ -54,7 +69,10 @@ class PipelineBackbone(WithVae):
         output = network(
             **self.family.arguments(x, sigma_B, Conditioning(tensors, conditioning.lengths)), return_dict=False
         )[0]
-        return self.family.velocity(output, x)
+        velocity = self.family.velocity(output, x)
+        if velocity.shape != x.shape:
+            raise broken("family", self.family.name, f"returns a velocity {tuple(velocity.shape)} at {tuple(x.shape)}")
+        return velocity
 
     def _typed(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of encoded prompts in the network's type; masks and the guidance scale stay as they are."""
@@ -78,7 +96,16 @@ class PipelineBackbone(WithVae):
 
     def _encode_one(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
         tokens = self.compute.max_sequence_length or self.family.text_tokens
-        return self.family.encode(pipeline, prompt, tokens, self.device)
+        tensors = self.family.encode(pipeline, prompt, tokens, self.device)
+        expected = self.family.prompt_shapes(self._fields, tokens)
+        for name in {*tensors, *expected}:
+            found = tuple(tensors[name].shape[1:]) if name in tensors else None
+            known = expected.get(name)
+            if name in self.padded and found and known:  # as long as the prompt
+                found, known = found[1:], known[1:]
+            if found != known:
+                raise broken("family", self.family.name, f"encodes {name} as {found}, where prompt_shapes says {known}")
+        return tensors
 
 
 def load_models(family: PipelineFamily, source: str, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
 from bench.config.families import Family
 from bench.errors import UsageError
+from bench.sampler.schedule import TABLES
 from bench.system.devices import best_device
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ FEW_TOKENS = 128
 
 
 def family_of(family: PipelineFamily) -> Family:
-    """The registered Family of a PipelineFamily."""
+    """The registered Family of a PipelineFamily. Raises TypeError if it lacks an attribute or has a wrong table."""
+    lacking = [name for name in PipelineFamily.__annotations__ if not hasattr(family, name)]
+    if lacking:
+        raise TypeError(f"{type(family).__name__} lacks {', '.join(lacking)}")
+    if family.table not in TABLES:
+        raise TypeError(f"{type(family).__name__} has table {family.table!r}, not one of {', '.join(TABLES)}")
     return Family((family.pipeline,), partial(describe_source, family), published=tuple(family.published))
 
 
@@ -76,7 +82,7 @@ def _load(
 
 def _own(family: PipelineFamily, told: Configuration) -> dict[str, dict[str, Any]]:
     """Its own values of settings, which do not change a run's hash when they are set."""
-    resolution = family.latent_side * family.vae.downsampling(told.vae)
+    resolution = family.latent_side(told.fields) * family.vae.downsampling(told.vae)
     compute = {"max_sequence_length": family.text_tokens, "resolution": resolution}
     return {"compute": compute, "lora": {"targets": family.targets}}
 
@@ -98,8 +104,9 @@ def _size(family: PipelineFamily, source: str, told: Configuration, compute: Com
 
 
 def _check(family: PipelineFamily, told: Configuration, compute: Compute) -> None:
-    """Raise UsageError for a resolution that the model cannot generate."""
-    told.side(family, compute.resolution)
+    """Raise UsageError for a resolution or a length of prompts that the model cannot take."""
+    side = told.side(family, compute.resolution)
+    family.check(told.fields, side, compute.max_sequence_length or family.text_tokens)
 
 
 def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[str, Any]:

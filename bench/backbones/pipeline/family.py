@@ -47,23 +47,20 @@ class PipelineFamily(ABC):
     network: ClassVar[str]
     """Class of the network in the folder `transformer`, in diffusers."""
     encoders: ClassVar[Mapping[str, str]]
-    """Folder of a text encoder -> its class in transformers."""
+    """Folder of a text encoder -> its class in transformers. A pipeline whose files name another is refused."""
     tokenizers: ClassVar[tuple[str, ...]]
     """Folders of the tokenizers."""
     fields: ClassVar[type[BaseModel]]
-    """The fields of the network's configuration that the family reads, with diffusers' defaults."""
+    """The fields of the network's configuration that the family reads, with diffusers' defaults. A field of type
+    Literal pins what the family assumes: a pipeline with another value is refused."""
     vae: ClassVar[Vae] = KL
     """The class of its VAE."""
     targets: ClassVar[tuple[str, ...]]
     """Suffixes of the names of the layers that published recipes adapt."""
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     """The network's lists of repeated blocks."""
-    latent_side: ClassVar[int]
-    """Latent pixels along one side where no resolution is set."""
     padded: ClassVar[tuple[str, ...]] = ()
     """Tensors of a prompt that are as long as it is, which batches pad (Conditioning.lengths)."""
-    patch: ClassVar[int]
-    """Latent pixels along one side of what the network sees as one token."""
     text_tokens: ClassVar[int]
     """Tokens of an encoded prompt where compute.max_sequence_length is not set."""
     table: ClassVar[str]
@@ -75,12 +72,30 @@ class PipelineFamily(ABC):
     def latent_channels(self, config: Any) -> int:
         """Channels of a latent; `config` are the `fields` of a network."""
 
+    def latent_side(self, config: Any) -> int:
+        """Latent pixels along one side where no resolution is set. Default: 128, 1024 image pixels with most VAEs."""
+        return 128
+
+    def patch(self, config: Any) -> int:
+        """Latent pixels along one side of what the network sees as one token. Default: 2."""
+        return 2
+
+    def check(self, config: Any, side: int, tokens: int) -> None:  # noqa: B027 - most families refuse nothing
+        """Raise UsageError if the network cannot take latents of `side` x `side`, or prompts of so many tokens.
+
+        Called before anything is loaded, for the settings of a run. A side is always a multiple of `patch`.
+        """
+
     @abstractmethod
     def shift(self, config: Any, scheduler: SchedulerFields, side: int) -> float:
-        """Timestep shift for latents of `side` x `side`."""
+        """Timestep shift for latents of `side` x `side`.
+
+        The scheduler's shift_terminal is followed for every family. Raises UsageError for a scheduler that the pipeline
+        does not follow, such as one with dynamic shifting where it passes none.
+        """
 
     def guidance(self, config: Any) -> float:
-        """The guidance scale of the student where none is set. Default: without guidance."""
+        """The student's guidance scale, in training and evaluation, where none is set. Default: without guidance."""
         return 1.0
 
     def embedded_guidance(self, config: Any) -> bool:
@@ -102,8 +117,8 @@ class PipelineFamily(ABC):
     def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The network's arguments for latents x [B, C, h, w] at noise levels sigma [B].
 
-        x and the conditioning are in the network's type. The conditioning also has `guidance` [B], in float32, if the
-        network takes it as an input.
+        x and the conditioning are in the network's type, sigma is in float32 at any precision. The conditioning also
+        has `guidance` [B], in float32, if the network takes it as an input.
         """
 
     def guided(self, v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
@@ -112,4 +127,4 @@ class PipelineFamily(ABC):
 
     @abstractmethod
     def velocity(self, output: Any, x: Tensor) -> Tensor:
-        """The velocity eps - x0 [B, C, h, w] that the network's output means, the first of those it returns."""
+        """The velocity eps - x0 [B, C, h, w] that the network's output means. It must have the shape of x."""

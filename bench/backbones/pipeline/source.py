@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import SchedulerFields, scheduler_in
 from bench.backbones.pipeline.family import PipelineFamily
-from bench.backbones.pipeline_files import config_file
+from bench.backbones.pipeline_files import config_file, index_of
 from bench.errors import MissingError, UsageError, one_line
 from bench.hashing import content_hash, sampled_hash, text_hash
 from bench.weights.checkpoints import read_config
@@ -34,8 +34,8 @@ class Configuration:
     def side(self, family: PipelineFamily, resolution: int | None) -> int:
         """Latent pixels along one side at a resolution in image pixels. Raises UsageError for one that does not fit."""
         if resolution is None:
-            return family.latent_side
-        unit = family.vae.downsampling(self.vae) * family.patch
+            return family.latent_side(self.fields)
+        unit = family.vae.downsampling(self.vae) * family.patch(self.fields)
         if resolution % unit:
             raise UsageError(f"compute.resolution must be a multiple of {unit}, not {resolution}")
         return resolution // family.vae.downsampling(self.vae)
@@ -63,6 +63,8 @@ def configuration(family: PipelineFamily, source: str) -> Configuration:
             raise MissingError(f"{home} is not a complete pipeline: {one_line(error)}") from error
         scheduler = scheduler_in(Path(home) / SCHEDULER if source == home else require(home, SCHEDULER))
         known = None
+    if not known:
+        _check_classes(family, home, network, vae)
     fields = validated(f"{home}/transformer", network, family.fields)
     latents = family.vae.channels(validated(f"{home}/vae", vae, family.vae.fields))
     if (channels := family.latent_channels(fields)) != latents:
@@ -71,6 +73,21 @@ def configuration(family: PipelineFamily, source: str) -> Configuration:
             "start from text alone are supported, not inpainting or editing ones"
         )
     return Configuration(fields, network, vae, scheduler, exact=not known)
+
+
+def _check_classes(family: PipelineFamily, home: str, network: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Raise UsageError if a pipeline's files name another class than the family loads."""
+    index = index_of(home)
+    expected = {"transformer": family.network, "vae": family.vae.kind, **family.encoders}
+    own = {"transformer": network.get("_class_name"), "vae": vae.get("_class_name")}
+    for part, kind in expected.items():
+        entry = index.get(part)
+        in_index = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        for file, named in (("model_index.json", in_index), (f"{part}/config.json", own.get(part))):
+            if named is not None and named != kind:
+                raise UsageError(f"{home}/{file} names {str(named)[:80]} as {part}; family {family.name} runs {kind}")
+        if part in index and in_index is None:
+            raise UsageError(f"{home}/model_index.json names no {part}, without which family {family.name} cannot run")
 
 
 def validated(folder: str, config: dict, kind: type[BaseModel]) -> Any:
