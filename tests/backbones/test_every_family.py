@@ -26,6 +26,8 @@ from tests.methods.conftest import shake
 from tests.tiny_pipelines import PIPELINES, Tiny, save_teachers
 
 STEPS = 6
+CLOSE = 1e-5
+"""Largest difference between pixels, of 0 to 1, in float32."""
 PROMPTS = ["a photo of a red cup", "two dogs on a bench"]
 TASKS = ("geneval", "ocr", "pickscore")
 
@@ -71,10 +73,13 @@ def test_images_are_those_of_diffusers(folder: Path, tiny: Tiny, guidance: float
     backbone, spec = loaded(folder, tiny, *([] if guidance is None else [f"evaluation.guidance={guidance}"]))
     ours, scale = drawn(backbone, spec), spec.evaluation.scale
     assert ours.std() > 0.05
-    theirs = tiny.draw(folder, PROMPTS, noise_of(backbone), STEPS, scale)
-    assert torch.allclose(ours, theirs, atol=1e-4)
     passes = describe(str(folder)).evaluation_sampler(spec).passes(scale)
     assert backbone.meter.state()["evaluations"] == {"idle": STEPS * len(PROMPTS) * passes}
+    if scale != 1:  # or the comparison says nothing about guidance: networks of random weights react weakly
+        plain = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"guidance": 1.0})})
+        assert (ours - drawn(backbone, plain)).abs().max() > 50 * CLOSE
+    theirs = tiny.draw(folder, PROMPTS, noise_of(backbone), STEPS, scale)
+    assert torch.allclose(ours, theirs, atol=CLOSE)
 
 
 def test_images_in_half_precision_differ_by_rounding(folder: Path, tiny: Tiny) -> None:
@@ -139,7 +144,7 @@ def test_an_adapter_gives_the_same_images_in_diffusers(folder: Path, tiny: Tiny,
     ours = drawn(backbone, spec, "tuned")
     assert (ours - drawn(backbone, spec)).abs().max() > 1e-3
     theirs = tiny.draw(folder, PROMPTS, noise_of(backbone), STEPS, spec.evaluation.scale, adapter=tmp_path)
-    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch.allclose(ours, theirs, atol=CLOSE)
 
 
 def test_adapters_of_another_family_are_refused(folder: Path, tiny: Tiny, tmp_path_factory, tmp_path: Path) -> None:
