@@ -33,13 +33,14 @@ ABLATIONS = [
     ),
     ("ablations/rl.txt", "compare", "b2ab6c4dbe 431da8c721 28240e306c 95c74f4462"),
     ("combine/table.txt", "combine", "c85c1e2a0f"),
+    ("table/table.txt", "table", "7b4d281fe3 f9c7222520 efa8638e55 e6f522bed0 6fed081757 fe0910d768 c8634eb2a7"),
 ]
 
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "results"
-    for name in ("compare", "ablations", "combine", "interference", "pictures"):
+    for name in ("compare", "ablations", "combine", "interference", "pictures", "table"):
         with tarfile.open(STORED / name / "runs.tar.xz") as archive:
             archive.extractall(folder, filter="data")
     return folder

@@ -1,6 +1,7 @@
 """On a real Slurm of one and two nodes (tests/slurm/start.sh; .ci/run starts it): jobs end as runs in this process do, whatever
 happens to them on the way. Skipped where Slurm is not running."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,15 @@ def bench(*words: str, root: Path, timeout: float = 500) -> subprocess.Completed
 def start(*words: str, root: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "bench", *words, "--results", str(root)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(autouse=True)
+def one_after_the_other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers of pytest-xdist steal tests from each other, but a node of this Slurm has processors for one of them."""
+    base = tmp_path_factory.getbasetemp()
+    with (base.parent / "slurm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
