@@ -16,6 +16,7 @@ from bench.backbones import half_precision
 from bench.backbones.adapters import Adapters
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.embeddings import Embeddings
+from bench.backbones.guidance import classifier_free
 from bench.backbones.meter import Meter
 from bench.backbones.sharding import is_split, shard
 from bench.backbones.size import Size
@@ -237,8 +238,8 @@ class FlowBackbone(ABC, nn.Module):
         return self.combined(v_cond, v_uncond, guidance)
 
     def combined(self, v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
-        """Classifier-free guidance (arXiv 2207.12598): the guided velocity of those with and without the prompt."""
-        return v_uncond + guidance * (v_cond - v_uncond)
+        """The guided velocity of those with and without the prompt. Default: classifier-free guidance."""
+        return classifier_free(v_cond, v_uncond, guidance)
 
     def _branches(
         self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.backbones.flow_scheduler import shift_for
 from bench.backbones.packing import PATCH, packed, unpacked
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily, Published
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.backbones.conditioning import Conditioning
-    from bench.backbones.flow_scheduler import SchedulerFields
 
 NETWORK: dict[str, Any] = {
     "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
@@ -71,10 +69,6 @@ class Flux(PipelineFamily):
     def latent_channels(self, config: FluxFields) -> int:
         """A token has four latent pixels."""
         return config.in_channels // PATCH**2
-
-    def shift(self, config: FluxFields, scheduler: SchedulerFields, side: int) -> float:
-        """By the number of tokens of an image."""
-        return shift_for(scheduler, (side // PATCH) ** 2)
 
     def guidance(self, config: FluxFields) -> float:
         """The pipeline's default; none for the few-step model."""

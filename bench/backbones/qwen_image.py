@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.backbones.autoencoder_qwen import QWEN
-from bench.backbones.flow_scheduler import shift_for
 from bench.backbones.packing import PATCH, packed, unpacked
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily, Published
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.backbones.conditioning import Conditioning
-    from bench.backbones.flow_scheduler import SchedulerFields
 
 VAE: dict[str, Any] = {
     "base_dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
@@ -79,10 +77,6 @@ class QwenImage(PipelineFamily):
     def latent_channels(self, config: QwenImageFields) -> int:
         """A token has four latent pixels."""
         return config.in_channels // PATCH**2
-
-    def shift(self, config: QwenImageFields, scheduler: SchedulerFields, side: int) -> float:
-        """By the number of tokens of an image."""
-        return shift_for(scheduler, (side // PATCH) ** 2)
 
     def guidance(self, config: QwenImageFields) -> float:
         """The pipeline's default."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.backbones.flow_scheduler import shift_for
 from bench.backbones.flux import FROZEN as FROZEN_FLUX
 from bench.backbones.flux import VAE
+from bench.backbones.packing import PATCH
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily, Published
 from bench.config.bounds import Count
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.backbones.conditioning import Conditioning
-    from bench.backbones.flow_scheduler import SchedulerFields
 
-PATCH = 2
-"""Latent pixels along one side of a token."""
 MULTIPLE = 32
 """The network pads prompts to a multiple of so many tokens."""
 QWEN3 = 4_022_468_096
@@ -88,10 +85,6 @@ class ZImage(PipelineFamily):
                 f"the network knows {texts} positions, too few for prompts of {tokens} tokens: lower "
                 "compute.max_sequence_length"
             )
-
-    def shift(self, config: ZImageFields, scheduler: SchedulerFields, side: int) -> float:
-        """By the number of tokens of an image, if the scheduler says so."""
-        return shift_for(scheduler, (side // PATCH) ** 2)
 
     def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
         """The last but one hidden states of the language model, of the prompt's own tokens in its chat template."""

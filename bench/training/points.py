@@ -20,8 +20,10 @@ def evaluate_points(loop: Loop, say: Callable[[str], None]) -> dict[str, dict[st
     """point -> task -> the record of its evaluation. Afterwards the average is the run's own student again."""
     lab, run, method, workers = loop.lab, loop.run, loop.method, loop.workers
     names = method.points(loop.spec)
+    if not names:
+        return {}
     # The main process alone reads what it wrote.
-    kept = workers.agreed(_finished(loop) if names and workers.main else {})
+    kept = workers.agreed(_finished(loop) if workers.main else {})
     trained = lab.backbone.meter.whole(workers)["evaluations"].get("training", 0)
     found: dict[str, dict[str, dict]] = {}
     for number, point in enumerate(names, 1):
@@ -42,8 +44,7 @@ def evaluate_points(loop: Loop, say: Callable[[str], None]) -> dict[str, dict[st
             kept[point, task, weights] = record
             run.append(POINTS_LOG, {"point": point, "task": task, "adapter": weights, "record": record})
         found[point] = {task: kept[point, task, weights] for task in loop.spec.tasks}
-    if names:
-        method.show(lab, None)
+    method.show(lab, None)
     return found
 
 

@@ -95,7 +95,7 @@ class PipelineBackbone(WithVae):
         )  # fmt: skip
 
     def _encode_one(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
-        tokens = self.compute.max_sequence_length or self.family.text_tokens
+        tokens = self.family.tokens(self.compute)
         tensors = self.family.encode(pipeline, prompt, tokens, self.device)
         expected = self.family.prompt_shapes(self._fields, tokens)
         for name in {*tensors, *expected}:

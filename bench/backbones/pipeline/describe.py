@@ -95,7 +95,7 @@ def _size(family: PipelineFamily, source: str, told: Configuration, compute: Com
     else:
         known = family.published.get(source)
         frozen = known.frozen if known else {}
-    tokens = compute.max_sequence_length or family.text_tokens
+    tokens = family.tokens(compute)
     if family.padded:  # prompts are as long as they are
         tokens = min(tokens, FEW_TOKENS)
     shapes = family.prompt_shapes(told.fields, tokens)
@@ -106,7 +106,7 @@ def _size(family: PipelineFamily, source: str, told: Configuration, compute: Com
 def _check(family: PipelineFamily, told: Configuration, compute: Compute) -> None:
     """Raise UsageError for a resolution or a length of prompts that the model cannot take."""
     side = told.side(family, compute.resolution)
-    family.check(told.fields, side, compute.max_sequence_length or family.text_tokens)
+    family.check(told.fields, side, family.tokens(compute))
 
 
 def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel
 
 from bench.backbones.autoencoder_kl import KL
+from bench.backbones.flow_scheduler import SchedulerFields, shift_for
+from bench.backbones.guidance import classifier_free
 from bench.backbones.vae import Vae
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.backbones.conditioning import Conditioning
-    from bench.backbones.flow_scheduler import SchedulerFields
+    from bench.config.compute import Compute
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,17 @@ class PipelineFamily(ABC):
         Called before anything is loaded, for the settings of a run. A side is always a multiple of `patch`.
         """
 
-    @abstractmethod
     def shift(self, config: Any, scheduler: SchedulerFields, side: int) -> float:
-        """Timestep shift for latents of `side` x `side`.
+        """Timestep shift for latents of `side` x `side`. Default: as the scheduler says for the number of tokens.
 
         The scheduler's shift_terminal is followed for every family. Raises UsageError for a scheduler that the pipeline
         does not follow, such as one with dynamic shifting where it passes none.
         """
+        return shift_for(scheduler, (side // self.patch(config)) ** 2)
+
+    def tokens(self, compute: Compute) -> int:
+        """Tokens of an encoded prompt, or what a longer one is truncated to."""
+        return compute.max_sequence_length or self.text_tokens
 
     def guidance(self, config: Any) -> float:
         """The student's guidance scale, in training and evaluation, where none is set. Default: without guidance."""
@@ -122,8 +128,8 @@ class PipelineFamily(ABC):
         """
 
     def guided(self, v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
-        """Default: classifier-free guidance (arXiv 2207.12598)."""
-        return v_uncond + guidance * (v_cond - v_uncond)
+        """The guided velocity of those with and without the prompt. Default: classifier-free guidance."""
+        return classifier_free(v_cond, v_uncond, guidance)
 
     @abstractmethod
     def velocity(self, output: Any, x: Tensor) -> Tensor:
