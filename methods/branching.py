@@ -24,7 +24,6 @@ from bench.lazy import torch
 from bench.sampler.draws import normal
 from bench.sampler.gaussian import Transition
 from bench.sampler.rollout import Sampler, rollout
-from bench.sampler.schedule import Schedule
 from bench.sampler.transitions import KERNELS
 
 if TYPE_CHECKING:
@@ -64,12 +63,12 @@ def branch(
     owners = [i for i in range(len(x)) for _ in range(count)]
     mean = Transition(x, v, at).mean
     drawn = mean.repeat_interleave(count, 0) + at.c * normal((len(owners), *x.shape[1:]), generator, x.device)
-    without_noise = x - lab.sampler.schedule.h(k) * v
+    schedule, ode = lab.sampler.schedule, KERNELS["ode"]
+    without_noise = Transition(x, v, ode.coefficients(schedule, 0.0)[k]).mean
     owners += range(len(x))
     following = torch.cat([drawn, without_noise])
-    sigmas = lab.sampler.schedule.sigmas[k + 1 :]
-    if len(sigmas) > 1:  # else these are the images already
-        rest = Sampler(Schedule(sigmas), KERNELS["ode"])
+    rest = Sampler(schedule.after(k + 1), ode)
+    if rest.steps:  # else these are the images already
         following = rollout(lab.velocity(conditioning[owners], STUDENT), following, rest, generator).final
     scores = lab.score_later(task, following, [prompts[i] for i in owners])
     return Branches(k, x, mean, drawn.unflatten(0, (len(x), count)), scores)

@@ -61,8 +61,9 @@ class DraftK(RewardGradientMethod):
         """Sample up to the last K steps."""
         prompts = lab.prompts(task, self.options.trajectories)
         conditioning = lab.encode(prompts)
-        x = lab.backbone.noise(len(prompts), lab.generator("noise", task))
-        steps = walk(lab.velocity(conditioning, STUDENT), x, lab.sampler, lab.generator("kernel", task))
+        noise = lab.backbone.noise(len(prompts), lab.generator("noise", task))
+        steps = walk(lab.velocity(conditioning, STUDENT), noise, lab.sampler, lab.generator("kernel", task))
+        x = lab.sampler.schedule.start * noise
         for _, _, taken in islice(steps, lab.sampler.steps - self.options.last):
             x = taken.next
         return Sampled([x], prompts, conditioning)

@@ -49,8 +49,9 @@ class Refl(RewardGradientMethod):
         """Sample up to the last state before the image, and keep the late states."""
         prompts = lab.prompts(task, self.options.trajectories)
         conditioning = lab.encode(prompts)
-        states = [lab.backbone.noise(len(prompts), lab.generator("noise", task))]
-        steps = walk(lab.velocity(conditioning, STUDENT), states[0], lab.sampler, lab.generator("kernel", task))
+        noise = lab.backbone.noise(len(prompts), lab.generator("noise", task))
+        steps = walk(lab.velocity(conditioning, STUDENT), noise, lab.sampler, lab.generator("kernel", task))
+        states = [lab.sampler.schedule.start * noise]
         late = late_states(lab.sampler, self.options.late)
         for _, _, taken in islice(steps, lab.sampler.steps - 1):
             states = [*states, taken.next][-late:]

@@ -43,14 +43,17 @@ class Tiny:
     ) -> torch.Tensor:  # fmt: skip
         """The images [B, 3, H, W] that stock diffusers draws from noise, with an adapter if one is given."""
         from diffusers import DiffusionPipeline
+        from peft import PeftModel
 
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **dict.fromkeys(self.without))
         pipeline.set_progress_bar_config(disable=True)
-        if adapter:
+        if adapter and hasattr(pipeline, "load_lora_weights"):
             pipeline.load_lora_weights(adapter)
+        elif adapter:  # a class without a loader: peft changes the network in place
+            PeftModel.from_pretrained(pipeline.transformer, adapter)
         given = self.call(pipeline, noise.to(dtype), guidance)
         size = {"height": self.side, "width": self.side}
-        return pipeline(prompts, num_inference_steps=steps, output_type="pt", **size, **given).images.float()
+        return pipeline(prompt=prompts, num_inference_steps=steps, output_type="pt", **size, **given).images.float()
 
     def folder(self, factory: pytest.TempPathFactory) -> Path:
         """The pipeline on disk. Not to be changed."""
@@ -107,14 +110,14 @@ def t5() -> tuple[Any, Any]:
     return T5EncoderModel(config), tokenizer
 
 
-def vae(levels: int) -> Any:
+def vae(levels: int, shift: float | None = 0.06) -> Any:
     """An AutoencoderKL that halves the resolution between its levels."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         block_out_channels=(8,) * levels, norm_num_groups=1, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
-        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
+        scaling_factor=1.5, shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
 
 
@@ -238,11 +241,151 @@ def call_z_image(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[st
     return {"latents": noise.float(), "guidance_scale": guidance - 1, "max_sequence_length": 128}
 
 
+def unet(**more: Any) -> Any:
+    """A UNet that halves the resolution once."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2, **more,
+    )  # fmt: skip
+
+
+BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def stable_diffusion(predicts_noise: bool) -> Any:
+    """StableDiffusionPipeline as version 1.5, or one that predicts v down to noise alone."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    if predicts_noise:
+        own = {"steps_offset": 1, "set_alpha_to_one": False}
+    else:
+        own = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return StableDiffusionPipeline(
+        unet=unet(cross_attention_dim=32), vae=vae(2, None), scheduler=DDIMScheduler(**BETAS, clip_sample=False, **own),
+        text_encoder=clip_text("CLIPTextModel"), tokenizer=clip_tokenizer(), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sdxl() -> Any:
+    """StableDiffusionXLPipeline."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    network = unet(
+        cross_attention_dim=64, addition_embed_type="text_time", addition_time_embed_dim=8, use_linear_projection=True,
+        projection_class_embeddings_input_dim=32 + 6 * 8, transformer_layers_per_block=(1, 2),
+    )  # fmt: skip
+    tokenizer = clip_tokenizer()
+    return StableDiffusionXLPipeline(
+        unet=network, vae=vae(4, None), scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading"),
+        text_encoder=clip_text("CLIPTextModel"), tokenizer=tokenizer,
+        text_encoder_2=clip_text("CLIPTextModelWithProjection"), tokenizer_2=tokenizer,
+    )  # fmt: skip
+
+
+def call_guided(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, Any]:
+    """Classifier-free guidance, as the pipeline guides without a negative prompt."""
+    return {"latents": noise, "guidance_scale": guidance}
+
+
+def pixart() -> Any:
+    """PixArtSigmaPipeline. At order 1, DPM-Solver++ is DDIM."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    encoder, tokenizer = t5()
+    transformer = PixArtTransformer2DModel(
+        sample_size=8, num_layers=2, num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8,
+        cross_attention_dim=16, caption_channels=32, use_additional_conditions=False,
+    )  # fmt: skip
+    return PixArtSigmaPipeline(
+        transformer=transformer, vae=vae(2, None), scheduler=DPMSolverMultistepScheduler(solver_order=1),
+        text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def sana() -> Any:
+    """SanaPipeline with a small Gemma 2."""
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
+
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "\u2581", "\n", *LETTERS]
+    tokenizer = GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
+    config = Gemma2Config(
+        vocab_size=len(words), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    transformer = SanaTransformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2,
+        attention_head_dim=4, num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8,
+        caption_channels=8,
+    )  # fmt: skip
+    autoencoder = AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8), encoder_qkv_multiscales=((), (), (5,)),
+        decoder_qkv_multiscales=((), (), (5,)), encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=[1, 1, 1], downsample_block_type="conv",
+        upsample_block_type="interpolate", decoder_norm_types="rms_norm", decoder_act_fns="silu", scaling_factor=0.5,
+    )  # fmt: skip
+    scheduler = DPMSolverMultistepScheduler(
+        solver_order=1, use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
+    )
+    return SanaPipeline(
+        transformer=transformer, vae=autoencoder, scheduler=scheduler, text_encoder=Gemma2Model(config),
+        tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def flux2() -> Any:
+    """Flux2KleinPipeline, undistilled, whose text has the states of layers 9, 18 and 27."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer, size = qwen_tokenizer()
+    config = Qwen3Config(
+        vocab_size=size, hidden_size=16, intermediate_size=16, num_hidden_layers=27, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=48, guidance_embeds=False, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+    decoder = AutoencoderKLFlux2(
+        block_out_channels=(8,), norm_num_groups=1, latent_channels=4, down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",), layers_per_block=1,
+    )  # fmt: skip
+    decoder.bn.running_mean.normal_()
+    decoder.bn.running_var.uniform_(0.5, 2.0)
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0), vae=decoder,
+        text_encoder=Qwen3ForCausalLM(config), tokenizer=tokenizer, transformer=transformer,
+    )  # fmt: skip
+
+
+def call_masked(pipeline: Any, noise: torch.Tensor, guidance: float) -> dict[str, Any]:
+    """Images of the size that is asked for, of prompts as they are."""
+    given = {"clean_caption": False, "use_resolution_binning": False}
+    return {"latents": noise, "guidance_scale": guidance, **given}
+
+
 PIPELINES = {
     "sd3": Tiny(sd3, "sd3", call_sd3, without=("text_encoder_3", "tokenizer_3")),
     "flux-dev": Tiny(lambda: flux(distilled=True), "flux", call_flux, downsampling=2),
     "flux-schnell": Tiny(lambda: flux(distilled=False), "flux", call_flux, downsampling=2),
+    "flux2-klein": Tiny(flux2, "flux2_klein", call_guided, downsampling=2),
+    "pixart-sigma": Tiny(pixart, "pixart_sigma", call_masked, downsampling=2),
     "qwen-image": Tiny(qwen_image, "qwen_image", call_qwen_image, downsampling=2),
+    "sana": Tiny(sana, "sana", call_masked, downsampling=4),
+    "sd15": Tiny(lambda: stable_diffusion(predicts_noise=True), "stable_diffusion", call_guided, downsampling=2),
+    "sd-v": Tiny(lambda: stable_diffusion(predicts_noise=False), "stable_diffusion", call_guided, downsampling=2),
+    "sdxl": Tiny(sdxl, "sdxl", call_guided, downsampling=8),
     "z-image": Tiny(z_image, "z_image", call_z_image, downsampling=2, more=("compute.max_sequence_length=128",)),
 }
 """Name -> pipeline. Every family has at least one (tests/backbones/test_every_family.py)."""

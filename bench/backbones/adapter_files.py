@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.backbones.adapter_config import lora_config
+from bench.backbones.pipeline_files import NETWORKS
 from bench.errors import DamagedError, UsageError, one_line
 from bench.hashing import content_hash
 from bench.system.files import read_record
@@ -17,14 +18,16 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import Tensor
 
-PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
+PEFT_PREFIX = "base_model.model."
+DIFFUSERS_PREFIXES = tuple(f"{name}." for name in NETWORKS)
+"""Prefixes of the network's tensors in diffusers' files: those of its folder in a pipeline."""
 METADATA_KEY = "lora_adapter_metadata"
 """Key under which diffusers stores the LoraConfig fields in a file's header, as JSON."""
 KOHYA = ("lora_unet_", "lora_transformer_", "lora_te")
 COMFY = "diffusion_model."
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 HOLDERS = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
-WRAPPERS = re.compile(rf"^((base_model\.model|transformer|module|{HOLDERS})\.)+|(?<=\.)({HOLDERS})\.")
+WRAPPERS = re.compile(rf"^((base_model\.model|transformer|unet|module|{HOLDERS})\.)+|(?<=\.)({HOLDERS})\.")
 """Name parts that wrappers add: peft, trainers, and torch's data parallelism, compilation and checkpointing."""
 OWN_NAME = re.compile(r"(\.lora_(?:[AB]|magnitude_vector))\.(?!weight$|bias$)\w+(?=\.(weight|bias)$|$)")
 """An adapter's name inside a tensor's name; peft omits it when it saves."""
@@ -216,9 +219,9 @@ def of_transformer(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     encoders = [key for key in tensors if key.startswith("text_encoder")]
     others = encoders
     if prefixed and not encoders:  # a file without any prefix holds the transformer alone
-        others = [key for key in tensors if not key.startswith(DIFFUSERS_PREFIX)]
+        others = [key for key in tensors if not key.startswith(DIFFUSERS_PREFIXES)]
     if others:
-        what = "text encoders, which is not supported" if encoders else "something besides the transformer"
+        what = "text encoders, which is not supported" if encoders else "something besides the network"
         raise UsageError(f"{file} adapts {what}: {len(others)} tensors (first: {others[0]})")
     return prefixed or tensors
 
@@ -234,9 +237,9 @@ def own_fields(told: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _without_prefix(entries: dict[str, Any]) -> dict[str, Any]:
-    """The entries that have diffusers' prefix for the transformer, under their names without it."""
-    own = [key for key in entries if key.startswith(DIFFUSERS_PREFIX)]
-    return {key.removeprefix(DIFFUSERS_PREFIX): entries[key] for key in own}
+    """The entries that have diffusers' prefix for the network, under their names without it."""
+    own = [key for key in entries if key.startswith(DIFFUSERS_PREFIXES)]
+    return {key.partition(".")[2]: entries[key] for key in own}
 
 
 def refuse_foreign(names: list[str], file: Path) -> None:

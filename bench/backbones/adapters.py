@@ -15,7 +15,8 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from bench.backbones.adapter_config import config_record
-from bench.backbones.adapter_files import DIFFUSERS_PREFIX, METADATA_KEY, PEFT_PREFIX, read_adapter
+from bench.backbones.adapter_files import METADATA_KEY, PEFT_PREFIX, read_adapter
+from bench.backbones.pipeline_files import NETWORKS
 from bench.backbones.rank_gate import gate_of, gated, set_gate
 from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.lazy import torch, without_gradients
@@ -66,11 +67,12 @@ def _change(layer: LoraLayer, name: str) -> Tensor:
 
 
 class Adapters:
-    """The named LoRA adapters of one transformer. `use(None)` is the base."""
+    """The named LoRA adapters of one network. `use(None)` is the base."""
 
-    def __init__(self, transformer: nn.Module, targets: tuple[str, ...]):
-        """`targets` are suffixes of the names of the layers to adapt where a Shape names none."""
-        self.transformer, self.targets = transformer, targets
+    def __init__(self, transformer: nn.Module, targets: tuple[str, ...], folder: str = NETWORKS[0]):
+        """`targets` are suffixes of the names of the layers to adapt where a Shape names none; `folder` is the folder
+        of the network in a pipeline, by which diffusers' files name it."""
+        self.transformer, self.targets, self.folder = transformer, targets, folder
         self.configs: dict[str, LoraConfig] = {}
         self._layers: list[nn.Module] = []
         self._trainable: set[str] = set()
@@ -261,8 +263,8 @@ class Adapters:
         for_peft = {PEFT_PREFIX + key: value for key, value in state.items()}
         write_atomic(folder / WEIGHTS_FILE, save(for_peft, {"format": "pt"}))
         # Only one metadata entry: safetensors writes several in an order that varies, and so would the file's hash.
-        header = {METADATA_KEY: json.dumps({DIFFUSERS_PREFIX + key: value for key, value in record.items()})}
-        for_diffusers = {DIFFUSERS_PREFIX + key: value for key, value in state.items()}
+        header = {METADATA_KEY: json.dumps({f"{self.folder}.{key}": value for key, value in record.items()})}
+        for_diffusers = {f"{self.folder}.{key}": value for key, value in state.items()}
         write_atomic(folder / DIFFUSERS_FILE, save(for_diffusers, header))
 
     def load(self, name: str, folder: Path, trainable: bool = False) -> None:

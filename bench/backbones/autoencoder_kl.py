@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,13 +23,16 @@ class KlFields(BaseModel):
     latent_channels: Count = 4
     scaling_factor: Positive = 1.0
     shift_factor: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    latents_mean: None = None
+    latents_std: None = None
+    """Latents that are scaled channel by channel are not supported."""
 
 
 class Kl(Vae):
     """Latents are shifted and scaled by one number each."""
 
     kind = "AutoencoderKL"
-    fields = KlFields
+    fields: ClassVar[type[KlFields]] = KlFields
 
     def channels(self, fields: KlFields) -> int:
         """As the configuration says."""
@@ -57,4 +60,17 @@ class Kl(Vae):
         return torch.empty(latents, model.config.latent_channels, side, side)
 
 
+class UnshiftedFields(KlFields):
+    """Without a shift, which pipelines that are older than it ignore."""
+
+    shift_factor: None = None
+
+
+class Unshifted(Kl):
+    """Latents are scaled only."""
+
+    fields = UnshiftedFields
+
+
 KL = Kl()
+UNSHIFTED = Unshifted()

@@ -45,6 +45,8 @@ class FlowBackbone(ABC, nn.Module):
     """Shape of one latent, (C, h, w)."""
     targets: tuple[str, ...]
     """Suffixes of the names of the layers to adapt, unless a spec names others."""
+    folder: str = "transformer"
+    """Folder of the network in a pipeline of diffusers: transformer or unet."""
     embedded_guidance: bool = False
     """Whether the network takes the guidance scale as an input, which `predict` then finds in the conditioning as
     `guidance` [B]. The descriptor says the same."""
@@ -66,7 +68,7 @@ class FlowBackbone(ABC, nn.Module):
         self.transformer = transformer.requires_grad_(False).eval()
         self.sharded = is_split(compute)
         """Whether the frozen weights are split over processes, which must then make the same number of passes."""
-        self.adapters = Adapters(transformer, self.targets)
+        self.adapters = Adapters(transformer, self.targets, self.folder)
         self.models = WholeModels(self.device, compute.offload_teachers)
         self._kind = type(transformer)  # FSDP2 replaces the class
         self.meter = Meter()

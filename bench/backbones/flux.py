@@ -3,6 +3,7 @@ guidance scale as an input. As diffusers' FluxPipeline."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,7 +59,6 @@ class Flux(PipelineFamily):
     )  # fmt: skip
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     text_tokens = 128  # as Flow-GRPO trains; the pipeline defaults to 512
-    table = "once"
     published: ClassVar = {
         "hub:black-forest-labs/FLUX.1-dev": Published(
             NETWORK | {"guidance_embeds": True}, VAE, {"use_dynamic_shifting": True, "shift": 3.0}, FROZEN
@@ -70,7 +70,7 @@ class Flux(PipelineFamily):
         """A token has four latent pixels."""
         return config.in_channels // PATCH**2
 
-    def guidance(self, config: FluxFields) -> float:
+    def guidance(self, config: FluxFields, options: Mapping[str, Any]) -> float:
         """The pipeline's default; none for the few-step model."""
         return 3.5 if config.guidance_embeds else 1.0
 
@@ -103,7 +103,7 @@ class Flux(PipelineFamily):
             "txt_ids": torch.zeros(conditioning["sequence"].shape[1], 3, device=x.device, dtype=x.dtype),
         }
 
-    def velocity(self, output: Tensor, x: Tensor) -> Tensor:
+    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         """The unpacked output."""
         return unpacked(output, x)
 

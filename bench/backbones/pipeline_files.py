@@ -14,6 +14,10 @@ NAME = re.compile(
 """A weight file's name. The variant comes before a shard's number; in older releases of diffusers, after it."""
 
 
+NETWORKS = ("transformer", "unet")
+"""Folders of the network in a pipeline of diffusers."""
+
+
 def variants(folder: Path) -> dict[str, list[Path]]:
     """The safetensors files of one model's folder by variant; "" stands for the plain files."""
     found: dict[str, list[Path]] = {}
@@ -132,7 +136,8 @@ def network_folder(place: Path) -> Path | None:
     if any((place / name).is_file() for name in (*FILES, DIFFUSERS_FILE)):
         return None
     if (place / "model_index.json").is_file():
-        return place / "transformer"
+        index = index_of(str(place))
+        return place / next((name for name in NETWORKS if name in index), NETWORKS[0])
     return place if (place / "config.json").is_file() and variants(place) else None
 
 

@@ -3,6 +3,7 @@ schedule that ends at a given sigma. As QwenImagePipeline in diffusers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -71,14 +72,13 @@ class QwenImage(PipelineFamily):
     )  # fmt: skip
     padded = ("sequence", "mask")
     text_tokens = 512  # what a prompt is truncated to: shorter ones cost less
-    table = "once"
     published: ClassVar = {"hub:Qwen/Qwen-Image": Published({}, VAE, SCHEDULER, FROZEN)}
 
     def latent_channels(self, config: QwenImageFields) -> int:
         """A token has four latent pixels."""
         return config.in_channels // PATCH**2
 
-    def guidance(self, config: QwenImageFields) -> float:
+    def guidance(self, config: QwenImageFields, options: Mapping[str, Any]) -> float:
         """The pipeline's default."""
         return 4.0
 
@@ -107,7 +107,7 @@ class QwenImage(PipelineFamily):
         cond, plain = packed(v_cond), packed(super().guided(v_cond, v_uncond, guidance))
         return unpacked(plain * (cond.norm(dim=-1, keepdim=True) / plain.norm(dim=-1, keepdim=True)), v_cond)
 
-    def velocity(self, output: Tensor, x: Tensor) -> Tensor:
+    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         """The unpacked output."""
         return unpacked(output, x)
 

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.backbones.adapter_files import adapter_hash
-from bench.backbones.pipeline_files import index_of, network_folder, require_whole, stored_parameters, weight_files
+from bench.backbones.pipeline_files import (
+    NETWORKS,
+    index_of,
+    network_folder,
+    require_whole,
+    stored_parameters,
+    weight_files,
+)
 from bench.config.resolve import TRAINED_HERE
 from bench.errors import MissingError, UsageError
 from bench.hashing import sampled_hash
@@ -51,13 +58,14 @@ def find_teacher(task: str, source: str) -> Teacher:
 
 
 def _refuse_without_network(place: Path) -> None:
-    """Raise UsageError for a pipeline whose index names no transformer, or MissingError for an incomplete one."""
+    """Raise UsageError for a pipeline whose index names no network, or MissingError for an incomplete one."""
     index = index_of(str(place))
-    if "transformer" in index:
-        require_whole(place / "transformer")
+    for name in NETWORKS:
+        if name in index:
+            require_whole(place / name)
     raise UsageError(
-        f"{place} holds a {str(index.get('_class_name'))[:80]}, which has no transformer: a teacher is an adapter, "
-        "or a pipeline or network of the backbone's class"
+        f"{place} holds a {str(index.get('_class_name'))[:80]}, which has no transformer or UNet: a teacher is "
+        "an adapter, or a pipeline or network of the backbone's class"
     )
 
 

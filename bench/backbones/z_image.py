@@ -60,7 +60,6 @@ class ZImage(PipelineFamily):
     block_lists = ("noise_refiner", "context_refiner", "layers")
     padded = ("sequence",)
     text_tokens = 512  # what a prompt is truncated to: shorter ones cost less
-    table = "once"
     published: ClassVar = {
         "hub:Tongyi-MAI/Z-Image-Turbo": Published({}, VAE, {"shift": 3.0}, FROZEN),
         "hub:Tongyi-MAI/Z-Image": Published(
@@ -106,7 +105,7 @@ class ZImage(PipelineFamily):
             "cap_feats": [row[:length] for row, length in zip(conditioning["sequence"], lengths, strict=True)],
         }
 
-    def velocity(self, output: list[Tensor], x: Tensor) -> Tensor:
+    def prediction(self, output: list[Tensor], x: Tensor) -> Tensor:
         """The network points from noise to image."""
         return -torch.stack(output).squeeze(2)
 

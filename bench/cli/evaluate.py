@@ -66,13 +66,8 @@ def score_adapter(
     default_compute = descriptor.defaults().get("compute", {})
     view = view_settings(overrides, names, sections, descriptor.world, default_compute)
     descriptor.check(view.compute)
-    sampler = euler(
-        steps,
-        view.sampler.shift or descriptor.shift_at(view.compute),
-        view.sampler.table,
-        descriptor.embedded_guidance,
-        descriptor.shift_terminal,
-    )
+    levels = descriptor.levels_at(view.compute)
+    sampler = euler(levels, steps, view.sampler.table, view.sampler.shift, descriptor.embedded_guidance)
     check_output(output)
     device = best_device()
     loaded = load_tasks(names, descriptor.world, view.scorers, device)

@@ -89,7 +89,7 @@ def _task(name: str) -> tuple[str, ...]:
 
 def _backbone(name: str) -> tuple[str, ...]:
     descriptor = describe(name)
-    return f"world {descriptor.world}", f"shift {descriptor.shift_at(PLAIN):g}"
+    return f"world {descriptor.world}", str(descriptor.levels_at(PLAIN))
 
 
 FACTS = {"method": _method, "task": _task, "backbone": _backbone}

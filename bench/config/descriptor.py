@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.config.compute import Compute
+from bench.sampler.levels import Levels
 
 if TYPE_CHECKING:
     from bench.config.spec import Spec
@@ -24,8 +25,9 @@ class Descriptor:
     world: str
     """Kind of images it draws, which decides the detectors and the vocabulary: a key of the tasks' tables ('micro',
     'photo')."""
-    shift: float | Callable[[Compute], float]
-    """Timestep shift of its scheduler, from its own configuration files; a function if it depends on the resolution."""
+    levels: Levels | Callable[[Compute], Levels]
+    """The noise levels that it was trained on, by its scheduler's configuration; a function if they depend on the
+    resolution."""
     load: Callable[..., Any]
     """(device, compute=Compute(), cache=None) -> FlowBackbone; `cache` is the folder for encoded prompts."""
     fingerprint: Callable[[], str]
@@ -54,17 +56,15 @@ class Descriptor:
     embedded_guidance: bool = False
     """Whether its network takes the guidance scale as an input, as distilled models do, and not as classifier-free
     guidance, which needs a second pass without the prompt."""
-    shift_terminal: float | None = None
-    """The last sigma before 0, to which a schedule is stretched; None: it is not."""
 
-    def shift_at(self, compute: Compute) -> float:
-        """The timestep shift at the resolution of `compute`."""
-        return self.shift(compute) if callable(self.shift) else self.shift
+    def levels_at(self, compute: Compute) -> Levels:
+        """The noise levels at the resolution of `compute`."""
+        return self.levels(compute) if callable(self.levels) else self.levels
 
     def sampler(self, spec: "Spec") -> "Sampler":
         """The sampler of a spec's rollouts. Raises UsageError for invalid settings."""
-        return spec.sampler.build(self.shift_at(spec.compute), self.embedded_guidance, self.shift_terminal)
+        return spec.sampler.build(self.levels_at(spec.compute), self.embedded_guidance)
 
     def evaluation_sampler(self, spec: "Spec") -> "Sampler":
         """The sampler of a spec's held-out evaluations."""
-        return spec.evaluation.build(self.shift_at(spec.compute), self.embedded_guidance, self.shift_terminal)
+        return spec.evaluation.build(self.levels_at(spec.compute), self.embedded_guidance)

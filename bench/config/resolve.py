@@ -113,7 +113,7 @@ def resolve(
     _refuse_idle(options, before)
     # From here on values are normalised, so that runs that compute the same have the same hash.
     spec = _without_defaults(spec.model_copy(update={"params": options.model_dump()}), descriptor)
-    evaluation = _as_trained(spec.evaluation, spec.sampler, descriptor.shift_at(spec.compute))
+    evaluation = _as_trained(spec.evaluation, spec.sampler, descriptor.levels_at(spec.compute).shift)
     spec = spec.model_copy(update={"evaluation": evaluation})
     _refuse_silent_kernel(asked, spec.sampler)
     if spec.lora.start:
@@ -202,7 +202,7 @@ def _refuse_idle(options: Any, before: dict[str, Any]) -> None:
 
 def _without_defaults(spec: Spec, descriptor: Descriptor) -> Spec:
     """The spec without values that equal the backbone's own, so that equal runs have equal hashes."""
-    own = descriptor.own() | {"sampler": {"shift": descriptor.shift_at(spec.compute)}}
+    own = descriptor.own() | {"sampler": {"shift": descriptor.levels_at(spec.compute).shift}}
     for section, values in own.items():
         given = getattr(spec, section)
         redundant = {name: None for name, value in values.items() if _alike(getattr(given, name), value)}
@@ -217,7 +217,7 @@ def _alike(given: object, own: object) -> bool:
     return given == own
 
 
-def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec, shift: float) -> EvaluationSpec:
+def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec, shift: float | None) -> EvaluationSpec:
     """The evaluation settings with those that are not set copied from training.
 
     Values that are at their defaults in training too stay None, as in the records of earlier runs. `shift` is the

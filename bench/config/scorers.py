@@ -3,7 +3,7 @@
 import urllib.request
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -23,8 +23,8 @@ class SigmasSpec(Settings):
 
     shift: Shift | None = None
     """Timestep shift; None means the backbone's."""
-    table: Literal["diffusers", "once"] = "diffusers"
-    """How the table of sigmas is built (bench/sampler/schedule.py)."""
+    table: str | None = None
+    """How the table of sigmas is built (bench/sampler/levels.py); None means the backbone's."""
 
 
 class ViewSpec(Settings):

@@ -9,8 +9,9 @@ from bench.config.compute import Compute
 from bench.config.settings import Settings
 from bench.hashing import text_hash
 from bench.registry import find
+from bench.sampler.levels import Levels
 from bench.sampler.rollout import Sampler, euler
-from bench.sampler.schedule import TRAIN_TIMESTEPS, make_schedule
+from bench.sampler.schedule import TRAIN_TIMESTEPS
 from bench.sampler.transitions import get_kernel
 
 PLACEMENT = ("device", "batch", "url")
@@ -23,8 +24,9 @@ def measuring(scorers: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     return {task: own for task, own in kept.items() if own}
 
 
-Table = Literal["diffusers", "once"]
-"""How the table of sigmas is built (bench/sampler/schedule.py)."""
+Table = Literal["diffusers", "once", "dpm", "leading", "trailing", "linspace", "dpm_leading", "dpm_linspace"]
+"""How the table of sigmas is built: the first three are of flow-matching models (bench/sampler/schedule.py), the others
+of diffusion models (bench/sampler/diffusion_levels.py)."""
 Steps = Annotated[int, Field(gt=0, le=TRAIN_TIMESTEPS)]
 """A number of sampling steps."""
 
@@ -62,9 +64,12 @@ class SamplerSpec(Settings):
     guidance: Guidance = 1.0
     """The student's guidance scale."""
 
-    def build(self, shift: float, embedded_guidance: bool = False, shift_terminal: float | None = None) -> Sampler:
-        """The Sampler of a backbone with this shift. Raises UsageError for an invalid kernel, eta, steps or table."""
-        schedule = make_schedule(self.steps, self.shift or shift, self.table, shift_terminal)
+    def build(self, levels: Levels, embedded_guidance: bool = False) -> Sampler:
+        """The Sampler of a backbone with these noise levels.
+
+        Raises UsageError for a kernel, eta, steps, table or shift that is invalid.
+        """
+        schedule = levels.schedule(self.steps, self.table, self.shift)
         sampler = Sampler(schedule, get_kernel(self.kernel), self.eta, embedded_guidance)
         # The coefficients are computed on first access, and only then does a kernel reject an eta out of its range.
         _ = sampler.coefficients
@@ -135,9 +140,9 @@ class EvaluationSpec(Settings):
         assert self.guidance is not None, "the spec is not resolved"
         return self.guidance
 
-    def build(self, shift: float, embedded_guidance: bool = False, shift_terminal: float | None = None) -> Sampler:
-        """The deterministic Euler sampler of every evaluation of a backbone with this shift."""
-        return euler(self.steps, self.shift or shift, self.table or "diffusers", embedded_guidance, shift_terminal)
+    def build(self, levels: Levels, embedded_guidance: bool = False) -> Sampler:
+        """The deterministic Euler sampler of every evaluation of a backbone with these noise levels."""
+        return euler(levels, self.steps, self.table or SamplerSpec().table, self.shift, embedded_guidance)
 
 
 class ProbesSpec(Settings):

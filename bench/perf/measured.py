@@ -230,7 +230,7 @@ def preset_hours(flop_per_s: float) -> dict[str, float]:
         descriptor = describe(spec.backbone)
         assert descriptor.size and spec.budget.updates  # presets use models of known size and set a number of updates
         size = descriptor.size(spec.compute)
-        work = find("method", spec.method).work(spec, spec.sampler.build(3.0))
+        work = find("method", spec.method).work(spec, descriptor.sampler(spec))
         per_update = of_update(work, size, spec).model
         hours[path.stem] = per_update * spec.budget.updates / flop_per_s / 3600
     return hours

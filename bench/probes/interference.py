@@ -14,9 +14,17 @@ from bench.probes.estimates import ProbeLab, task_gradients
 
 
 def layer_groups(names: list[str]) -> list[str]:
-    """The group of each parameter: its transformer block, or 'other'."""
-    found = [re.search(r"transformer_blocks\.(\d+)\.", name) for name in names]
-    return [f"block {match[1]}" if match else "other" for match in found]
+    """The group of each parameter: the place in the first list of layers that its name goes through, or 'other'.
+
+    A place in `transformer_blocks`, the only list of many networks, is called 'block 3'; in another list it has the
+    list's name, such as 'single_transformer_blocks 3' or 'down_blocks 1'.
+    """
+    groups = []
+    for name in names:
+        place = re.match(r"([\w.]*?)\.(\d+)\.", name)
+        of = "block" if place and place[1] == "transformer_blocks" else place and place[1]
+        groups.append(f"{of} {place[2]}" if place else "other")
+    return groups
 
 
 def interference(method: Method, lab: ProbeLab, tasks: tuple[str, ...], estimates: int) -> dict[str, dict[str, float]]:

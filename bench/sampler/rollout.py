@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from bench.lazy import torch
 from bench.sampler.draws import normal
-from bench.sampler.schedule import Schedule, make_schedule
+from bench.sampler.levels import Levels
+from bench.sampler.schedule import Schedule
 from bench.sampler.step import Step, step
 from bench.sampler.transitions import KERNELS, Coefficients, Kernel
 
@@ -48,15 +49,10 @@ class Sampler:
 
 
 def euler(
-    steps: int,
-    shift: float,
-    table: str = "diffusers",
-    embedded_guidance: bool = False,
-    shift_terminal: float | None = None,
+    levels: Levels, steps: int, table: str | None = None, shift: float | None = None, embedded_guidance: bool = False
 ) -> Sampler:
-    """The deterministic Euler sampler of held-out evaluations. Raises UsageError as `make_schedule` does."""
-    schedule = make_schedule(steps, shift, table, shift_terminal)
-    return Sampler(schedule, KERNELS["ode"], embedded_guidance=embedded_guidance)
+    """The deterministic Euler sampler of held-out evaluations. Raises UsageError as `Levels.schedule` does."""
+    return Sampler(levels.schedule(steps, table, shift), KERNELS["ode"], embedded_guidance=embedded_guidance)
 
 
 @dataclass
@@ -64,9 +60,9 @@ class Trajectory:
     """The states that a batch of rollouts visits."""
 
     final: Tensor
-    """Latents at sigma 0, [B, C, H, W]."""
+    """Latents of the images, [B, C, H, W]."""
     states: list[Tensor] = field(default_factory=list)
-    """The steps + 1 states from sigma 1 to 0, each [B, C, H, W]; empty unless kept."""
+    """The steps + 1 states from noise to image, each [B, C, H, W]; empty unless kept."""
     velocities: list[Tensor] = field(default_factory=list)
     """Guided velocity at each of the first `steps` states; empty unless kept."""
     log_probs: list[Tensor | None] = field(default_factory=list)
@@ -80,12 +76,16 @@ Velocity = Callable[["Tensor", "float | Tensor"], "Tensor"]
 def walk(
     velocity: Velocity, x: Tensor, sampler: Sampler, generator: torch.Generator
 ) -> Iterator[tuple[int, Tensor, Step]]:
-    """Roll out step by step: yields (k, state, step) and continues from the detached next state.
+    """Roll out step by step from standard normal noise x, or from the state at which the sampler's schedule begins.
+
+    Yields (k, state, step) and continues from the detached next state.
 
     The velocity is computed when the caller asks for the step, in the caller's gradient mode, so that one forward pass
     can serve both sampling and learning. Deterministic steps draw no noise.
     """
     x0_prev = None
+    if sampler.schedule.start != 1:
+        x = sampler.schedule.start * x
     multistep = any(at.d for at in sampler.coefficients)
     for k, at in enumerate(sampler.coefficients):
         noise = normal(x.shape, generator, x.device).to(x.dtype) if at.c else None
@@ -102,7 +102,7 @@ def walk(
 def rollout(
     velocity: Velocity, x: Tensor, sampler: Sampler, generator: torch.Generator, keep: bool = False
 ) -> Trajectory:
-    """Sample from noise x [B, C, H, W] at sigma 1 to sigma 0 without gradients; `keep` keeps the visited states."""
+    """Sample images from x [B, C, H, W] as `walk`, without gradients; `keep` keeps the visited states."""
     states, velocities, log_probs = [], [], []
     taken = None
     with torch.no_grad():

@@ -6,7 +6,7 @@ next one, and h = s - n. Then x0_hat = x - s v and eps_hat = x + (1 - s) v, so a
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from bench.errors import UsageError, unknown
 from bench.sampler.schedule import Schedule
@@ -42,7 +42,10 @@ class Kernel:
             raise UsageError(f"sampler.eta must be finite and at least 0, got {eta}")
         if eta > self.eta_max:
             raise UsageError(f"sampler.eta must be at most {self.eta_max:g} for kernel {self.name!r}, got {eta:g}")
-        return [self.step(schedule, k, eta) for k in range(schedule.steps)]
+        steps = [self.step(schedule, k, eta) for k in range(schedule.steps)]
+        if schedule.end != 1:
+            steps[-1] = Coefficients(*(schedule.end * part for part in astuple(steps[-1])))
+        return steps
 
 
 def _affine(x0_part: float, eps_part: float, s: float, c: float) -> Coefficients:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bench.sampler.rollout import Sampler
-from bench.sampler.transitions import Coefficients, ode
+from bench.sampler.transitions import KERNELS, Coefficients
 
 
 @dataclass(frozen=True)
@@ -18,4 +18,5 @@ class Windowed(Sampler):
     def coefficients(self) -> list[Coefficients]:
         """The coefficients of every step. Raises UsageError for an eta outside the kernel's range."""
         kernel = self.kernel.coefficients(self.schedule, self.eta)
-        return [at if k in self.noisy else ode(self.schedule, k, 0.0) for k, at in enumerate(kernel)]
+        deterministic = KERNELS["ode"].coefficients(self.schedule, 0.0)
+        return [at if k in self.noisy else deterministic[k] for k, at in enumerate(kernel)]

@@ -52,7 +52,8 @@ def pipeline_folder(source: str) -> Path | None:
     """
     split = _split(source)
     assert split  # callers ask for hub addresses only
-    home = _fetched(split[0], ["model_index.json", "transformer/*.json", f"transformer/*{SAFETENSORS}"])
+    network = [f"{part}/*{kind}" for part in ("transformer", "unet") for kind in (".json", SAFETENSORS)]
+    home = _fetched(split[0], ["model_index.json", *network])
     return home if (home / "model_index.json").is_file() else None
 
 

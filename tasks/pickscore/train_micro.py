@@ -21,7 +21,6 @@ from bench.backbones.micro.world import CANVAS, draw
 from bench.config.compute import PLAIN
 from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
-from bench.sampler.schedule import make_schedule
 from bench.sampler.transitions import KERNELS
 from tasks.clip import standardise
 from tasks.pickscore.gold import gold
@@ -66,7 +65,7 @@ def rendered(brief: Brief, rng: np.random.Generator) -> np.ndarray:
 def sampled(prompts: list[str], seed: int) -> Tensor:
     """One image per prompt from the micro base [B, 3, 32, 32]; batches alternate between guidance 1 and 2."""
     backbone = descriptor().load("cpu")
-    sampler = Sampler(make_schedule(10, descriptor().shift_at(PLAIN)), KERNELS["ode"])
+    sampler = Sampler(descriptor().levels_at(PLAIN).schedule(10), KERNELS["ode"])
     images = []
     for number, start in enumerate(range(0, len(prompts), 128)):
         conditioning = backbone.encode(prompts[start : start + 128])

@@ -15,6 +15,7 @@ from bench.backbones.sd3 import descriptor
 from bench.backbones.sd3.network import TARGETS
 from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
+from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import euler
 from bench.training.evaluate import pictures
 from bench.training.execute import Session, execute
@@ -49,7 +50,7 @@ def in_pipeline(
 
 
 def here(backbone, adapter: str | None, noise: torch.Tensor) -> torch.Tensor:
-    return pictures(backbone, [Prompt(PROMPT)], noise, adapter, euler(STEPS, 3.0), GUIDANCE)
+    return pictures(backbone, [Prompt(PROMPT)], noise, adapter, euler(FlowLevels(3.0), STEPS), GUIDANCE)
 
 
 @pytest.mark.parametrize("kind", ["ours", *KINDS])

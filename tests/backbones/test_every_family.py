@@ -25,11 +25,16 @@ from tests.commands import together
 from tests.methods.conftest import shake
 from tests.tiny_pipelines import PIPELINES, Tiny, save_teachers
 
-STEPS = 6
+STEPS = 5
 CLOSE = 1e-5
 """Largest difference between pixels, of 0 to 1, in float32."""
 PROMPTS = ["a photo of a red cup", "two dogs on a bench"]
 TASKS = ("geneval", "ocr", "pickscore")
+
+
+ONE_EACH = {tiny.family: name for name, tiny in reversed(PIPELINES.items())}
+"""Family -> the first of its pipelines, for tests that take long."""
+one_each = pytest.mark.parametrize("tiny", ONE_EACH.values(), indirect=True)
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
@@ -110,17 +115,14 @@ def test_gradients_are_those_of_the_velocity(folder: Path, tiny: Tiny) -> None:
     gradients = torch.autograd.grad(value(), parameters, allow_unused=True, materialize_grads=True)
     slope = float(sum((g * d).sum() for g, d in zip(gradients, direction)))
 
-    def quotient(step: float) -> float:
-        found = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                torch._foreach_add_(parameters, direction, alpha=sign * step)
-                found.append(float(value()))
-                torch._foreach_add_(parameters, direction, alpha=-sign * step)
-        return (found[0] - found[1]) / (2 * step)
-
-    # Richardson's extrapolation: the quotients' errors are of second order in the step.
-    assert slope == pytest.approx((4 * quotient(2e-3) - quotient(4e-3)) / 3, rel=0.01)
+    # A small step, because linear attention has kinks.
+    step, found = 2e-4, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            torch._foreach_add_(parameters, direction, alpha=sign * step)
+            found.append(float(value()))
+            torch._foreach_add_(parameters, direction, alpha=-sign * step)
+    assert slope == pytest.approx((found[0] - found[1]) / (2 * step), rel=0.01)
 
 
 def test_operations_are_those_that_torch_counts(folder: Path, tiny: Tiny) -> None:
@@ -178,6 +180,7 @@ def run_of(folder: Path, tiny: Tiny, photo_scorers: dict, tmp_path_factory: pyte
 
 
 @pytest.mark.slow
+@one_each
 @pytest.mark.parametrize("method", ["opd_analytic", "multi_reward"])
 def test_a_run_from_end_to_end_and_again_after_a_kill(
     folder: Path, run_of, tmp_path: Path, monkeypatch, method: str
@@ -213,6 +216,7 @@ def test_a_run_from_end_to_end_and_again_after_a_kill(
 
 
 @pytest.mark.slow
+@one_each
 def test_two_processes_do_what_one_does(folder: Path, run_of, tmp_path: Path) -> None:
     """On the tasks whose scorers are quick, from the command line."""
     words = ["run", "--method", "opd_analytic", "--backbone", str(folder), "--tasks", "ocr,pickscore"]
@@ -286,7 +290,7 @@ def test_positions_that_the_network_does_not_know_are_refused(tiny: Tiny, tmp_pa
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        ({"velocity": lambda self, output, x: output[:, :1]}, "returns a velocity"),
+        ({"prediction": lambda self, output, x: output[:, :1]}, "returns a prediction"),
         ({"targets": ("attn.to_q", "attn.to_z")}, "names the target 'attn.to_z', which its network does not have"),
         ({"block_lists": ("blocks",)}, "names the blocks 'blocks', which its network does not have"),
         ({"prompt_shapes": lambda self, config, tokens: {"sequence": (tokens, 32)}}, "encodes pooled as"),

@@ -9,11 +9,12 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from bench.backbones.flow_scheduler import FILE
+from bench.backbones.scheduler_files import FILE
 from bench.backbones.sd3 import descriptor
 from bench.config.compute import Compute
 from bench.config.resolve import resolve
 from bench.errors import UsageError
+from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import Sampler, euler, rollout
 from bench.sampler.schedule import make_schedule
 from bench.training.execute import Session, execute
@@ -48,11 +49,11 @@ def both(folder: str, sampler: Sampler, steps: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("steps", [1, 4, 11])
 def test_the_pipelines_shift_gives_diffusers_pictures(sd3_folder, tmp_path, said, shift, steps) -> None:
     folder = with_scheduler(sd3_folder, tmp_path / "p", shift=said)
-    assert descriptor(folder).shift == shift
-    ours, theirs = both(folder, euler(steps, descriptor(folder).shift), steps)
+    assert descriptor(folder).levels.shift == shift
+    ours, theirs = both(folder, euler(descriptor(folder).levels, steps), steps)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     if shift != 3 and steps > 1:
-        other, _ = both(folder, euler(steps, 3.0), steps)
+        other, _ = both(folder, euler(FlowLevels(3.0), steps), steps)
         assert (other - theirs).abs().max() > 1e-3
 
 

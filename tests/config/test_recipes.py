@@ -8,6 +8,7 @@ import yaml
 from bench.config.resolve import PRESETS, preset_tasks, resolve
 from bench.errors import UsageError
 from bench.registry import find
+from bench.sampler.levels import FlowLevels
 from tasks.preference.judges import JUDGES
 
 
@@ -43,7 +44,7 @@ def test_published_recipes_resolve_and_name_their_source(path: Path) -> None:
     assert "arXiv" in path.read_text().partition("method:")[0]
     rate = 1e-4 if path.stem == "diffusionopd-sd35-aesthetic-teacher" else 3e-4  # GRPO-Guard's
     assert (spec.lora.rank, spec.lora.alpha, spec.optimizer.lr) == (32, 64, rate)
-    assert find("method", spec.method).predict(spec, spec.sampler.build(3.0)) > 0
+    assert find("method", spec.method).predict(spec, spec.sampler.build(FlowLevels(3.0))) > 0
 
 
 @pytest.mark.parametrize("stem", ["nft-sd35-multi-reward", "diffusionopd-sd35-aesthetic-teacher"])
@@ -67,7 +68,7 @@ def test_the_distillation_recipe_costs_what_its_paper_counts() -> None:
     spec = resolve("opd_analytic", ["all"], backbone="sd3", preset=Path("diffusionopd-sd35"))
     assert spec.teacher_guidance == {"geneval": 1.0, "ocr": 4.5, "pickscore": 4.5}
     per_task = {task: 9 * 3 * 2 + 9 * (1 if guidance == 1 else 2) for task, guidance in spec.teacher_guidance.items()}
-    predicted = find("method", "opd_analytic").predict(spec, spec.sampler.build(3.0))
+    predicted = find("method", "opd_analytic").predict(spec, spec.sampler.build(FlowLevels(3.0)))
     assert predicted == 24 * sum(per_task.values())
 
 

@@ -9,6 +9,7 @@ from bench.backbones.adapters import Shape
 from bench.cli.list import print_list
 from bench.config.resolve import resolve
 from bench.errors import UsageError
+from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import Trajectory
 from methods.multi_reward import MultiReward, MultiRewardOptions
 from methods.rl.awm import Awm, AwmOptions
@@ -220,7 +221,7 @@ def test_the_list_of_methods_names_every_engines_source(capsys) -> None:
 
 
 def test_dpo_trains_two_images_of_each_group() -> None:
-    sampler = resolve("multi_reward", ["ocr"]).sampler.build(3.0)
+    sampler = resolve("multi_reward", ["ocr"]).sampler.build(FlowLevels(3.0))
     passes = Dpo(DpoOptions(timesteps=3)).passes(sampler, Batch(5, 8, 2))
     # With guidance in the rollouts only.
     assert passes.trained == 5 * 2 * 3

@@ -97,7 +97,7 @@ def test_a_run_trains_the_student_at_the_drawn_weights_and_shows_its_points(tmp_
     assert list(summary["points"]) == ["ocr=1+geneval=0", "ocr=0.5+geneval=0.5", "ocr=0+geneval=1"]
     plain = resolve("multi_reward", TASKS, overrides=[*RL[1:], *SHORT])
     lab, _ = laboratory(plain, "base", tmp_path / "other")
-    sampler = plain.evaluation.build(describe("micro").shift)
+    sampler = plain.evaluation.build(describe("micro").levels)
     adapters = lab.backbone.adapters
     shown = {"student": summary["models"]["student"]} | summary["points"]
     changes = {}

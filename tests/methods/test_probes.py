@@ -133,4 +133,11 @@ def test_interference_of_identical_and_opposite_teachers(make_lab) -> None:
 
 
 def test_layer_groups() -> None:
-    assert layer_groups(["transformer_blocks.3.attn.to_q.lora_A.weight", "proj_out"]) == ["block 3", "other"]
+    names = {
+        "transformer_blocks.3.attn.to_q.lora_A.weight": "block 3",
+        "single_transformer_blocks.3.attn.to_q.lora_A.weight": "single_transformer_blocks 3",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": "down_blocks 1",
+        "mid_block.attentions.0.transformer_blocks.1.attn1.to_q.lora_A.weight": "mid_block.attentions 0",
+        "proj_out": "other",
+    }
+    assert layer_groups(list(names)) == list(names.values())

@@ -8,6 +8,7 @@ from bench.config.resolve import resolve
 from bench.errors import UsageError
 from bench.probes.estimates import ProbeLab
 from bench.registry import find
+from bench.sampler.levels import FlowLevels
 from methods.dance_opd import DanceOpd, DanceOptions
 from methods.off_policy import OffPolicy, OffPolicyOptions
 from methods.opd_analytic import OpdAnalytic, OpdOptions
@@ -178,7 +179,7 @@ def test_cost_is_as_predicted(make_lab, gradient, name: str, variant: str) -> No
     overrides += [f"params.{key}={value}" for key, value in settings.items() if key != "weights"]
     spec = resolve(name, list(TASKS), overrides=overrides + KERNELS.get(name, []), teachers="folder")
     lab = make_lab(spec.sampler.kernel, spec.sampler.eta, 2.0, steps=3)
-    lab.sampler, lab.teacher_guidance = spec.sampler.build(3.0), spec.teacher_guidance
+    lab.sampler, lab.teacher_guidance = spec.sampler.build(FlowLevels(3.0)), spec.teacher_guidance
     cls = find("method", name)
     method = cls(cls.Options.model_validate(spec.params))
     lab.backbone.meter.nfe.clear()

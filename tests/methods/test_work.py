@@ -10,6 +10,7 @@ from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
 from bench.config.resolve import resolve
 from bench.registry import find
+from bench.sampler.levels import FlowLevels
 from bench.scoring.loading import load_tasks
 from methods.reward_gradient import RewardGradientMethod
 from tests.folders import data, needs_data
@@ -120,7 +121,7 @@ def test_an_update_does_what_was_said(make_lab, tmp_path: Path, name: str, guida
     if needs_data(method_name):
         guided += data(tmp_path, tasks)
     spec = resolve(method_name, list(tasks), overrides=[*overrides, *guided], teachers=teachers)
-    sampler = spec.sampler.build(3.0)
+    sampler = spec.sampler.build(FlowLevels(3.0))
     lab = make_lab(spec.sampler.kernel, spec.sampler.eta, guidance, steps=spec.sampler.steps)
     lab.sampler, lab.teacher_guidance = sampler, spec.teacher_guidance
     lab.tasks = load_tasks(tasks, "micro")

@@ -19,6 +19,7 @@ from bench.errors import UsageError
 from bench.prediction.cost import PEAK, UTILISATION, Cost, held_out, held_out_evaluations, hours, of_passes, of_update
 from bench.prediction.footprint import evaluation_memory, training_memory
 from bench.registry import find
+from bench.sampler.levels import FlowLevels
 
 
 def said(capsys, *arguments, **named) -> str:
@@ -38,7 +39,7 @@ def test_the_unit_of_budgets_is_a_convention_that_says_so(capsys) -> None:
 def test_operations_of_a_run_are_those_of_its_passes() -> None:
     """A preset by hand: forward passes and training passes of SD3.5-Medium, none of it recomputed."""
     spec = resolve(None, None, preset=Path("diffusionopd-sd35"))
-    work = find("method", "opd_analytic").work(spec, spec.sampler.build(3.0))
+    work = find("method", "opd_analytic").work(spec, spec.sampler.build(FlowLevels(3.0)))
     assert work.passes == Passes(forward=24 * 9 * (1 + 2 + 2), trained=24 * 9 * 2 * 3)
     medium = size(DEFAULT, spec.compute)
     found = of_update(work, medium, spec)
@@ -98,7 +99,7 @@ def test_evaluation_costs_what_its_passes_cost() -> None:
 
     spec = resolve(None, None, preset=Path("diffusionopd-sd35"))
     medium = size(DEFAULT, spec.compute)
-    cost = of_evaluation(spec, medium, spec.sampler.build(3.0), {"geneval": 10, "ocr": 7}, {"geneval": 1.0, "ocr": 4.5})
+    cost = of_evaluation(spec, medium, spec.sampler.build(FlowLevels(3.0)), {"geneval": 10, "ocr": 7}, {"geneval": 1.0, "ocr": 4.5})
     assert cost.model == pytest.approx((10 + 7 * 2) * 40 * medium.flops)
     assert cost.decoder == pytest.approx(17 * medium.decoding(1, spec.compute).forward)
 
@@ -224,9 +225,9 @@ def test_pictures_are_predicted_in_the_parts_in_which_they_are_decoded(resolutio
     spec = resolve("single_task", ["geneval"], backbone="sd3", overrides=overrides)
     medium = size(DEFAULT, spec.compute)
     parts = [rows.stop - rows.start for rows in parts_of(torch.empty(96, 1, medium.latent_side, medium.latent_side))]
-    (name,) = (name for name in training_memory(medium, spec, spec.sampler.build(3.0)) if name.startswith("decoding"))
+    (name,) = (name for name in training_memory(medium, spec, spec.sampler.build(FlowLevels(3.0))) if name.startswith("decoding"))
     assert name == f"decoding ({max(parts)} images at once)"
-    (evaluation,) = evaluation_memory(medium, spec, spec.sampler.build(3.0)).values()
+    (evaluation,) = evaluation_memory(medium, spec, spec.sampler.build(FlowLevels(3.0))).values()
     at_once = medium.decoding(max(parts), spec.compute).peak + 2 * max(parts) * medium.picture_bytes
     assert evaluation == max(at_once, medium.sampling(64, spec.compute).peak)
 
@@ -261,7 +262,7 @@ def test_a_teacher_that_looks_while_the_graph_waits_is_in_the_memory(sd3_folder:
     overrides = ["params.trajectories=8", "compute.precision=bfloat16"]
     spec = resolve("opd_analytic", ["geneval"], teachers="train", backbone=str(sd3_folder), overrides=overrides)
     known = describe(spec.backbone).size(spec.compute)
-    phases = training_memory(known, spec, spec.sampler.build(3.0))
+    phases = training_memory(known, spec, spec.sampler.build(FlowLevels(3.0)))
     graph = known.training(8, spec.lora.rank, None, spec.compute)
     beside = known.sampling(8, spec.compute).peak
     assert phases["training (activations of 8 latents (estimate))"] >= max(graph.peak, graph.kept + beside)

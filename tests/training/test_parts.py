@@ -10,6 +10,7 @@ from bench.api import scores as scoring
 from bench.api.lab import Lab
 from bench.api.scores import parts_of, stacked
 from bench.api.task import Prompt, Scores, Task
+from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import euler
 from bench.scoring.folders import read
 from bench.scoring.loading import load_task
@@ -55,7 +56,7 @@ def test_micro_decodes_to_the_same_bits_in_parts(places: int, micro, monkeypatch
 
 def test_an_update_is_scored_in_parts(micro, monkeypatch) -> None:
     task = Watched()
-    lab = Lab(micro, {"watched": task}, {}, {}, euler(1, 3.0), 1.0, seed=0)
+    lab = Lab(micro, {"watched": task}, {}, {}, euler(FlowLevels(3.0), 1), 1.0, seed=0)
     latents = micro.noise(5, torch.Generator().manual_seed(0))
     whole = lab.score("watched", latents, task.prompts("train"))
     monkeypatch.setattr(scoring, "PART", 2 * 16)
@@ -67,7 +68,7 @@ def test_an_update_is_scored_in_parts(micro, monkeypatch) -> None:
 @pytest.mark.parametrize("name", ["geneval", "pickscore"])
 def test_real_tasks_score_the_same_in_parts(name: str, micro, monkeypatch) -> None:
     task = load_task(name, "micro")
-    lab = Lab(micro, {name: task}, {}, {}, euler(1, 3.0), 1.0, seed=0)
+    lab = Lab(micro, {name: task}, {}, {}, euler(FlowLevels(3.0), 1), 1.0, seed=0)
     latents = micro.noise(7, torch.Generator().manual_seed(0))
     whole = lab.score(name, latents, task.prompts("test")[:7])
     monkeypatch.setattr(scoring, "PART", 3 * 16)
@@ -78,10 +79,10 @@ def test_real_tasks_score_the_same_in_parts(name: str, micro, monkeypatch) -> No
 
 def test_an_evaluation_is_scored_and_drawn_in_parts(micro, monkeypatch, tmp_path: Path) -> None:
     task, told = Watched(), []
-    whole = evaluate(micro, task, None, euler(1, 3.0), 1.0, folder=tmp_path / "whole")
+    whole = evaluate(micro, task, None, euler(FlowLevels(3.0), 1), 1.0, folder=tmp_path / "whole")
     monkeypatch.setattr(scoring, "PART", 2 * 16)
     listener = lambda done, of: told.append((done, of))
-    parts = evaluate(micro, task, None, euler(1, 3.0), 1.0, folder=tmp_path / "parts", batch=4, listener=listener)
+    parts = evaluate(micro, task, None, euler(FlowLevels(3.0), 1), 1.0, folder=tmp_path / "parts", batch=4, listener=listener)
     assert task.together == [5, 2, 2, 1]
     assert told == [(2, 5), (4, 5), (5, 5)]
     np.testing.assert_array_equal(parts.rows["reward"], whole.rows["reward"])
@@ -114,9 +115,9 @@ def spoiled(monkeypatch, micro, rows: list[int], value: float) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_picture_that_is_not_finite_is_lost_and_not_drawn(micro, monkeypatch, tmp_path: Path, value: float) -> None:
     task = Watched()
-    whole = evaluate(micro, task, None, euler(1, 3.0), 1.0).rows["reward"]
+    whole = evaluate(micro, task, None, euler(FlowLevels(3.0), 1), 1.0).rows["reward"]
     spoiled(monkeypatch, micro, [1, 3], value)
-    found = evaluate(micro, task, None, euler(1, 3.0), 1.0, folder=tmp_path / "drawn")
+    found = evaluate(micro, task, None, euler(FlowLevels(3.0), 1), 1.0, folder=tmp_path / "drawn")
     assert found.failed == 2
     np.testing.assert_array_equal(found.rows["reward"], np.where([0, 1, 0, 1, 0], np.nan, whole))
     assert [sample.path.parent.parent.name for sample in read(tmp_path / "drawn")] == ["00000", "00002", "00004"]
@@ -126,14 +127,14 @@ def test_a_model_whose_pictures_are_not_finite_is_no_model(micro, monkeypatch) -
     spoiled(monkeypatch, micro, [0, 1, 2, 3, 4], float("nan"))
     task = Watched()
     with pytest.raises(scoring.BenchError, match="the model's output is not finite"):
-        evaluate(micro, task, None, euler(1, 3.0), 1.0)
+        evaluate(micro, task, None, euler(FlowLevels(3.0), 1), 1.0)
     assert task.together == []
 
 
 @pytest.mark.parametrize("name", ["ocr", "geneval"])
 def test_no_update_is_scored_on_pictures_that_are_not_finite(name: str, micro) -> None:
     task = load_task(name, "micro")
-    lab = Lab(micro, {name: task}, {}, {}, euler(1, 3.0), 1.0, seed=0, step=4)
+    lab = Lab(micro, {name: task}, {}, {}, euler(FlowLevels(3.0), 1), 1.0, seed=0, step=4)
     latents = micro.noise(3, torch.Generator().manual_seed(0))
     latents[2, 0, 0, 0] = float("inf")
     with pytest.raises(scoring.BenchError, match=f"update 5: task '{name}': .* not finite"):

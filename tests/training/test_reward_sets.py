@@ -9,6 +9,7 @@ import torch
 
 from bench.config.resolve import resolve
 from bench.registry import find
+from bench.sampler.levels import FlowLevels
 from bench.store.run import read_checkpoint
 from bench.training.execute import Session, execute
 from tests.commands import bench, together
@@ -85,7 +86,7 @@ def test_every_rule_trains_and_every_reward_is_recorded(tiny_tasks, tmp_path: Pa
         spec = resolve("multi_reward", ["red", "ocr"], overrides=[*SET, *few, f"params.reward_set={rule}"])
         summary = execute(spec, Session(tmp_path / rule / "results"))
         adapters.append(students(tmp_path / rule))
-        predicted = find("method", "multi_reward").predict(spec, spec.sampler.build(3.0))
+        predicted = find("method", "multi_reward").predict(spec, spec.sampler.build(FlowLevels(3.0)))
         assert summary["cost"]["evaluations"]["training"] == predicted  # further scorers cost no NFE
         (row,) = metrics(tmp_path / rule)
         assert row["reward/red"] == pytest.approx(row["reward/red.red"] + 0.5 * row["reward/red.dark"])

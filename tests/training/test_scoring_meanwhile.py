@@ -11,6 +11,7 @@ from bench.api.task import Prompt, Scores
 from bench.backbones.micro.backbone import MicroBackbone
 from bench.config.resolve import resolve
 from bench.errors import BenchError
+from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import euler
 from bench.training.evaluate import evaluate
 from bench.training.execute import Session, execute
@@ -47,7 +48,7 @@ def test_training_samples_the_next_task_meanwhile(tmp_path: Path, monkeypatch) -
 
 
 def test_an_evaluation_draws_the_next_images_meanwhile(micro: MicroBackbone, monkeypatch) -> None:
-    sampler, task = euler(1, 1.0), Ocr("micro")
+    sampler, task = euler(FlowLevels(1.0), 1), Ocr("micro")
     expected = evaluate(micro, task, None, sampler, 1.0, "validation", batch=5)
     drawn, seen, velocity, score = threading.Condition(), [0, 0], MicroBackbone.velocity, Ocr.score
 

@@ -143,11 +143,14 @@ def test_other_models_are_refused_by_name(merged: Path, tmp_path: Path) -> None:
 
 def test_a_pipeline_without_a_transformer_is_named(tmp_path: Path) -> None:
     index = tmp_path / "model_index.json"
-    index.write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet"]}))
-    with pytest.raises(UsageError, match="holds a StableDiffusionXLPipeline, which has no transformer"):
+    index.write_text(json.dumps({"_class_name": "StableCascadeCombinedPipeline", "decoder": ["x", "UNet"]}))
+    with pytest.raises(UsageError, match="holds a StableCascadeCombinedPipeline, which has no transformer or UNet"):
         execute(spec_of(f"teachers.ocr={tmp_path}"), Session(tmp_path / "results"))
     index.write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3"]}))
     with pytest.raises(MissingError, match="has no folder transformer: complete the download"):
+        execute(spec_of(f"teachers.ocr={tmp_path}"), Session(tmp_path / "results"))
+    index.write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet"]}))
+    with pytest.raises(MissingError, match="has no folder unet: complete the download"):
         execute(spec_of(f"teachers.ocr={tmp_path}"), Session(tmp_path / "results"))
 
 

@@ -8,6 +8,7 @@ from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
 from bench.errors import UsageError
 from bench.hashing import content_hash
+from bench.sampler.levels import FlowLevels
 from bench.system.files import read_json
 
 
@@ -36,7 +37,7 @@ def descriptor() -> Descriptor:
     return Descriptor(
         name="micro",
         world="micro",
-        shift=3.0,
+        levels=FlowLevels(3.0),
         load=_load,
         check=_check,
         own=lambda: {"lora": {"targets": TARGETS}},

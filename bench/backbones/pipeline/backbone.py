@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.backbones.conditioning import Conditioning
+from bench.backbones.diffusion import Diffusion
+from bench.backbones.diffusion_scheduler import DiffusionFields
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.pipeline.network import pipeline_size
 from bench.backbones.pipeline.source import Configuration, fingerprint, home_of, tokenizers_hash
@@ -37,10 +39,14 @@ class PipelineBackbone(WithVae):
         network, vae = load_models(family, source, getattr(torch, compute.precision))
         # FlowBackbone reads these while it is made.
         self.family, self.targets, self.encoders = family, family.targets, family.encoders
+        self.folder = family.folder
         self._fields = told.fields
         self._check_layers(network)
         self.padded, self.vae_kind = family.padded, family.vae
         self.embedded_guidance = family.embedded_guidance(told.fields)
+        self.diffusion: Diffusion | None = None
+        if isinstance(told.scheduler, DiffusionFields):
+            self.diffusion = Diffusion(told.scheduler.levels(), told.scheduler.prediction_type, device)
         words = tokenizers_hash(Path(home_of(source)), family.tokenizers)
         super().__init__(family.name, source, network, vae, fingerprint(source), device, compute, cache, words)
         side = told.side(family, compute.resolution)
@@ -60,19 +66,23 @@ class PipelineBackbone(WithVae):
 
     def blocks(self, network: Any) -> list[nn.Module]:
         """The repeated blocks of all lists."""
-        return [block for name in self.family.block_lists for block in getattr(network, name)]
+        found = (getattr(network, name) for name in self.family.block_lists)
+        return [block for part in found for block in (part if isinstance(part, nn.ModuleList) else [part])]
 
     def predict(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity eps - x0 [B, C, h, w] without classifier-free guidance."""
-        x = x.to(self.dtype)
+        state, level_B = self.diffusion.inputs(x, sigma_B) if self.diffusion else (x, sigma_B)
+        state = state.to(self.dtype)
         tensors = {name: self._typed(name, tensor) for name, tensor in conditioning.tensors.items()}
         output = network(
-            **self.family.arguments(x, sigma_B, Conditioning(tensors, conditioning.lengths)), return_dict=False
+            **self.family.arguments(state, level_B, Conditioning(tensors, conditioning.lengths)), return_dict=False
         )[0]
-        velocity = self.family.velocity(output, x)
-        if velocity.shape != x.shape:
-            raise broken("family", self.family.name, f"returns a velocity {tuple(velocity.shape)} at {tuple(x.shape)}")
-        return velocity
+        predicted = self.family.prediction(output, state)
+        if predicted.shape != x.shape:
+            raise broken(
+                "family", self.family.name, f"returns a prediction {tuple(predicted.shape)} at {tuple(x.shape)}"
+            )
+        return self.diffusion.velocity(predicted, x, sigma_B) if self.diffusion else predicted
 
     def _typed(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of encoded prompts in the network's type; masks and the guidance scale stay as they are."""
@@ -90,8 +100,8 @@ class PipelineBackbone(WithVae):
     def _load_text(self) -> Any:
         family = self.family
         return load_text(
-            self.source, home_of(self.source), family.pipeline, family.encoders, family.tokenizers, self.transformer,
-            self.dtype,
+            self.source, home_of(self.source), family.pipeline, family.encoders, family.tokenizers,
+            {family.folder: self.transformer, **dict.fromkeys(family.optional)}, self.dtype,
         )  # fmt: skip
 
     def _encode_one(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
@@ -121,7 +131,7 @@ def load_models(family: PipelineFamily, source: str, dtype: torch.dtype) -> tupl
         for name in family.encoders:
             require_whole(Path(home) / name)
     try:
-        network = part_of(getattr(diffusers, family.network), home, "transformer", dtype=dtype)
+        network = part_of(getattr(diffusers, family.network), home, family.folder, dtype=dtype)
         return network, part_of(getattr(diffusers, family.vae.kind), home, "vae", dtype=torch.float32)
     except (BenchError, torch.OutOfMemoryError):
         raise

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.pipeline.network import pipeline_size
 from bench.backbones.pipeline.source import Configuration, configuration, fingerprint, home_of
-from bench.backbones.pipeline_files import stored_parameters
+from bench.backbones.pipeline_files import NETWORKS, stored_parameters
 from bench.backbones.size import Size
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
 from bench.config.families import Family
 from bench.errors import UsageError
+from bench.sampler.levels import Levels
 from bench.sampler.schedule import TABLES
 from bench.system.devices import best_device
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from bench.backbones.pipeline.backbone import PipelineBackbone
 
 LARGE: dict[str, Any] = {
-    "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 16, "decode": "sliced",
+    "precision": "bfloat16", "gradient_checkpointing": True, "batch": 16, "decode": "sliced",
 }  # fmt: skip
 """Default compute settings for models of published size, which would not fit a GPU otherwise."""
 LARGE_BYTES = 10**9
@@ -34,8 +35,9 @@ def family_of(family: PipelineFamily) -> Family:
     lacking = [name for name in PipelineFamily.__annotations__ if not hasattr(family, name)]
     if lacking:
         raise TypeError(f"{type(family).__name__} lacks {', '.join(lacking)}")
-    if family.table not in TABLES:
-        raise TypeError(f"{type(family).__name__} has table {family.table!r}, not one of {', '.join(TABLES)}")
+    for name, known in (("table", TABLES), ("folder", NETWORKS)):
+        if (value := getattr(family, name)) not in known:
+            raise TypeError(f"{type(family).__name__} has {name} {value!r}, not one of {', '.join(known)}")
     return Family((family.pipeline,), partial(describe_source, family), published=tuple(family.published))
 
 
@@ -45,7 +47,7 @@ def describe_source(family: PipelineFamily, source: str) -> Descriptor:
     return Descriptor(
         name=family.name,
         world="photo",
-        shift=partial(_shift, family, told),
+        levels=partial(_levels, family, told),
         load=partial(_load, family, source, told),
         fingerprint=partial(fingerprint, source),
         own=partial(_own, family, told),
@@ -53,12 +55,11 @@ def describe_source(family: PipelineFamily, source: str) -> Descriptor:
         check=partial(_check, family, told),
         defaults=partial(_defaults, family, source, told),
         embedded_guidance=family.embedded_guidance(told.fields),
-        shift_terminal=told.scheduler.shift_terminal,
     )
 
 
-def _shift(family: PipelineFamily, told: Configuration, compute: Compute) -> float:
-    return family.shift(told.fields, told.scheduler, told.side(family, compute.resolution))
+def _levels(family: PipelineFamily, told: Configuration, compute: Compute) -> Levels:
+    return family.levels(told.fields, told.scheduler, told.side(family, compute.resolution))
 
 
 def _load(
@@ -90,7 +91,7 @@ def _own(family: PipelineFamily, told: Configuration) -> dict[str, dict[str, Any
 def _size(family: PipelineFamily, source: str, told: Configuration, compute: Compute) -> Size:
     home = Path(home_of(source))
     if home.is_dir():
-        stored_parameters(home / "transformer")  # raises for corrupt files
+        stored_parameters(home / family.folder)  # raises for corrupt files
         frozen = {part: stored_parameters(home / part) for part in (*family.encoders, "vae")}
     else:
         known = family.published.get(source)
@@ -111,10 +112,12 @@ def _check(family: PipelineFamily, told: Configuration, compute: Compute) -> Non
 
 def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[str, Any]:
     """The pipeline's way to sample; sensible compute settings for a model of published size."""
-    found: dict[str, Any] = {"sampler": {"table": family.table, "guidance": family.guidance(told.fields)}}
+    table = _levels(family, told, PLAIN).table
+    found: dict[str, Any] = {"sampler": {"table": table, "guidance": family.guidance(told.fields, told.options)}}
     home = Path(home_of(source))
-    if not home.is_dir() or _bytes(home / "transformer") > LARGE_BYTES:
-        found |= {"device": best_device(), "compute": dict(LARGE)}
+    if not home.is_dir() or _bytes(home / family.folder) > LARGE_BYTES:
+        smaller = {"resolution": family.resolution} if family.resolution else {}
+        found |= {"device": best_device(), "compute": smaller | LARGE}
     return found
 
 

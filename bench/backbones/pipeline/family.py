@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
 from bench.backbones.autoencoder_kl import KL
-from bench.backbones.flow_scheduler import SchedulerFields, shift_for
+from bench.backbones.diffusion_scheduler import DiffusionFields
+from bench.backbones.flow_scheduler import EULER, SchedulerFields, shift_for
 from bench.backbones.guidance import classifier_free
 from bench.backbones.vae import Vae
+from bench.sampler.levels import FlowLevels, Levels
 
 if TYPE_CHECKING:
     import torch
@@ -38,16 +40,20 @@ class Published:
     """The scheduler's configuration."""
     frozen: dict[str, int]
     """Parameters of each text encoder and of the VAE, by folder."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The options in its model_index.json."""
 
 
 class PipelineFamily(ABC):
-    """Pipelines whose network is called in the same way, and predicts the velocity of rectified flow."""
+    """Pipelines whose network is called in the same way."""
 
     name: ClassVar[str]
     pipeline: ClassVar[str]
     """Name of the class in diffusers."""
     network: ClassVar[str]
-    """Class of the network in the folder `transformer`, in diffusers."""
+    """Class of the network in diffusers."""
+    folder: ClassVar[str] = "transformer"
+    """Folder of the network: transformer or unet."""
     encoders: ClassVar[Mapping[str, str]]
     """Folder of a text encoder -> its class in transformers. A pipeline whose files name another is refused."""
     tokenizers: ClassVar[tuple[str, ...]]
@@ -60,13 +66,21 @@ class PipelineFamily(ABC):
     targets: ClassVar[tuple[str, ...]]
     """Suffixes of the names of the layers that published recipes adapt."""
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
-    """The network's lists of repeated blocks."""
+    """The network's lists of repeated blocks, and single blocks like those."""
     padded: ClassVar[tuple[str, ...]] = ()
     """Tensors of a prompt that are as long as it is, which batches pad (Conditioning.lengths)."""
+    resolution: ClassVar[int | None] = 512
+    """Image pixels along one side by default, for models of published size; None: the model's own."""
     text_tokens: ClassVar[int]
     """Tokens of an encoded prompt where compute.max_sequence_length is not set."""
-    table: ClassVar[str]
-    """The table of sigmas that the pipeline asks its scheduler for (bench/sampler/schedule.py)."""
+    diffusion: ClassVar[bool] = False
+    """Whether the network was trained on a variance-preserving diffusion process and not on rectified flow."""
+    schedulers: ClassVar[tuple[str, ...]] = (EULER,)
+    """Classes of schedulers that the pipeline may have."""
+    table: ClassVar[str] = "once"
+    """The table of sigmas that a pipeline of rectified flow asks its scheduler for (bench/sampler/schedule.py)."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Further parts of the pipeline that are not loaded."""
     published: ClassVar[dict[str, Published]] = {}
     """Address on the hub -> what is known about it."""
 
@@ -88,20 +102,26 @@ class PipelineFamily(ABC):
         Called before anything is loaded, for the settings of a run. A side is always a multiple of `patch`.
         """
 
-    def shift(self, config: Any, scheduler: SchedulerFields, side: int) -> float:
-        """Timestep shift for latents of `side` x `side`. Default: as the scheduler says for the number of tokens.
+    def levels(self, config: Any, scheduler: SchedulerFields | DiffusionFields, side: int) -> Levels:
+        """The noise levels for latents of `side` x `side`, by the pipeline's scheduler.
 
-        The scheduler's shift_terminal is followed for every family. Raises UsageError for a scheduler that the pipeline
-        does not follow, such as one with dynamic shifting where it passes none.
+        Default: for rectified flow, a timestep shift by the number of tokens. Raises UsageError for a scheduler that
+        the pipeline does not follow, such as one with dynamic shifting where it passes none.
         """
-        return shift_for(scheduler, (side // self.patch(config)) ** 2)
+        if isinstance(scheduler, DiffusionFields):
+            return scheduler.levels()
+        shift = shift_for(scheduler, (side // self.patch(config)) ** 2)
+        return FlowLevels(shift, scheduler.shift_terminal, scheduler.table or self.table)
 
     def tokens(self, compute: Compute) -> int:
         """Tokens of an encoded prompt, or what a longer one is truncated to."""
         return compute.max_sequence_length or self.text_tokens
 
-    def guidance(self, config: Any) -> float:
-        """The student's guidance scale, in training and evaluation, where none is set. Default: without guidance."""
+    def guidance(self, config: Any, options: Mapping[str, Any]) -> float:
+        """The student's guidance scale, in training and evaluation, where none is set. Default: without guidance.
+
+        `options` is the pipeline's model_index.json, in which some say that they are distilled.
+        """
         return 1.0
 
     def embedded_guidance(self, config: Any) -> bool:
@@ -123,8 +143,9 @@ class PipelineFamily(ABC):
     def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The network's arguments for latents x [B, C, h, w] at noise levels sigma [B].
 
-        x and the conditioning are in the network's type, sigma is in float32 at any precision. The conditioning also
-        has `guidance` [B], in float32, if the network takes it as an input.
+        For a diffusion model x is scaled to variance 1, and `sigma_B` holds the timesteps, from 0 to 999. x and the
+        conditioning are in the network's type, sigma is in float32 at any precision. The conditioning also has
+        `guidance` [B], in float32, if the network takes it as an input.
         """
 
     def guided(self, v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
@@ -132,5 +153,8 @@ class PipelineFamily(ABC):
         return classifier_free(v_cond, v_uncond, guidance)
 
     @abstractmethod
-    def velocity(self, output: Any, x: Tensor) -> Tensor:
-        """The velocity eps - x0 [B, C, h, w] that the network's output means. It must have the shape of x."""
+    def prediction(self, output: Any, x: Tensor) -> Tensor:
+        """What the network's output means: the velocity eps - x0 [B, C, h, w], of the shape of x.
+
+        For a diffusion model: what its scheduler's prediction_type says, such as the noise.
+        """

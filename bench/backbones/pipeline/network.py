@@ -86,9 +86,12 @@ def pipeline_size(
     # Keys with an underscore, such as the path a model was loaded from, must not make equal networks differ.
     told = {name: value for name, value in config.items() if not name.startswith("_")}
     network = PipelineNetwork(family, json.dumps(told, sort_keys=True), latent_side, tuple(sorted(prompt.items())))
-    return Size(network, frozen, VaeDecoder(family.vae, json.dumps(vae, sort_keys=True), latent_side) if vae else None)
+    decoder = None
+    if vae is not None:
+        decoder = VaeDecoder(family.vae, json.dumps(vae, sort_keys=True), latent_side)
+    return Size(network, frozen, decoder)
 
 
 @cache
 def _fields(family: PipelineFamily, config: str) -> Any:
-    return validated("transformer", json.loads(config), family.fields)
+    return validated(family.folder, json.loads(config), family.fields)

@@ -7,16 +7,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bench.backbones.flow_scheduler import FILE as SCHEDULER
-from bench.backbones.flow_scheduler import SchedulerFields, scheduler_in
+from bench.backbones.diffusion_scheduler import DiffusionFields, diffusion_fields, diffusion_scheduler_in
+from bench.backbones.flow_scheduler import SchedulerFields, flow_scheduler_in
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.pipeline_files import config_file, index_of
+from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.errors import MissingError, UsageError, one_line
 from bench.hashing import content_hash, sampled_hash, text_hash
 from bench.weights.checkpoints import read_config
 from bench.weights.hub import PREFIX, SAFETENSORS, cached, require
-
-PARTS = ("transformer", "vae")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,9 @@ class Configuration:
     """The family's `fields` of the network."""
     network: dict[str, Any]
     vae: dict[str, Any]
-    scheduler: SchedulerFields
+    scheduler: SchedulerFields | DiffusionFields
+    options: dict[str, Any]
+    """The pipeline's model_index.json, or the options in it that are known."""
     exact: bool
     """Whether it was read from files; otherwise it is what is known about a published model."""
 
@@ -52,34 +53,42 @@ def configuration(family: PipelineFamily, source: str) -> Configuration:
     A published model is not downloaded for this. Raises UsageError for configurations with missing or invalid values,
     and MissingError for files that are missing or cannot be downloaded.
     """
-    home = home_of(source)
+    home, parts = home_of(source), (family.folder, "vae")
     known = family.published.get(source)
-    if known and not all(cached(home, name) for name in (SCHEDULER, *(f"{part}/config.json" for part in PARTS))):
-        network, vae, scheduler = known.network, known.vae, SchedulerFields.model_validate(known.scheduler)
+    scheduler: SchedulerFields | DiffusionFields
+    if known and not all(cached(home, name) for name in (SCHEDULER, *(f"{part}/config.json" for part in parts))):
+        network, vae = known.network, known.vae
+        if family.diffusion:
+            scheduler = diffusion_fields(known.scheduler, known.scheduler["_class_name"])
+        else:
+            scheduler = SchedulerFields.model_validate(known.scheduler)
     else:
         try:
-            network, vae = (read_config(config_file(home, part)) for part in PARTS)
+            network, vae = (read_config(config_file(home, part)) for part in parts)
         except OSError as error:
             raise MissingError(f"{home} is not a complete pipeline: {one_line(error)}") from error
-        scheduler = scheduler_in(Path(home) / SCHEDULER if source == home else require(home, SCHEDULER))
+        read = diffusion_scheduler_in if family.diffusion else flow_scheduler_in
+        scheduler = read(Path(home) / SCHEDULER if source == home else require(home, SCHEDULER), family.schedulers)
         known = None
+    options = known.options if known else index_of(home)
     if not known:
-        _check_classes(family, home, network, vae)
-    fields = validated(f"{home}/transformer", network, family.fields)
+        _check_classes(family, home, options, network, vae)
+    fields = validated(f"{home}/{family.folder}", network, family.fields)
     latents = family.vae.channels(validated(f"{home}/vae", vae, family.vae.fields))
     if (channels := family.latent_channels(fields)) != latents:
         raise UsageError(
-            f"{home}: the transformer takes {channels} channels but the VAE's latents have {latents}: only models that "
-            "start from text alone are supported, not inpainting or editing ones"
+            f"{home}: the {family.folder} takes {channels} channels but the VAE's latents have {latents}: only models "
+            "that start from text alone are supported, not inpainting or editing ones"
         )
-    return Configuration(fields, network, vae, scheduler, exact=not known)
+    return Configuration(fields, network, vae, scheduler, options, exact=not known)
 
 
-def _check_classes(family: PipelineFamily, home: str, network: dict[str, Any], vae: dict[str, Any]) -> None:
+def _check_classes(
+    family: PipelineFamily, home: str, index: dict[str, Any], network: dict[str, Any], vae: dict[str, Any]
+) -> None:
     """Raise UsageError if a pipeline's files name another class than the family loads."""
-    index = index_of(home)
-    expected = {"transformer": family.network, "vae": family.vae.kind, **family.encoders}
-    own = {"transformer": network.get("_class_name"), "vae": vae.get("_class_name")}
+    expected = {family.folder: family.network, "vae": family.vae.kind, **family.encoders}
+    own = {family.folder: network.get("_class_name"), "vae": vae.get("_class_name")}
     for part, kind in expected.items():
         entry = index.get(part)
         in_index = entry[1] if isinstance(entry, list) and len(entry) == 2 else None

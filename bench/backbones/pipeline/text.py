@@ -19,19 +19,18 @@ def load_text(
     pipeline: str,
     encoders: Mapping[str, str],
     tokenizers: tuple[str, ...],
-    network: torch.nn.Module,
+    parts: Mapping[str, torch.nn.Module | None],
     dtype: torch.dtype,
-    without: Mapping[str, None] | None = None,
 ) -> Any:
-    """diffusers' pipeline of a class around a network, with tokenizers and text encoders but no VAE.
+    """diffusers' pipeline of a class around some parts, with tokenizers and text encoders but no VAE.
 
-    `encoders` maps folders to classes of transformers, `without` names parts that the pipeline does not have. `source`
-    is for messages. Raises MissingError for missing files, and DamagedError for files that are corrupt or do not match.
+    `encoders` maps folders to classes of transformers; a part that is None is left out. `source` is for messages.
+    Raises MissingError for missing files, and DamagedError for files that are corrupt or do not match.
     """
     import diffusers
     import transformers
 
-    parts: dict[str, Any] = {"transformer": network, "vae": None, **(without or {})}
+    parts = {**parts, "vae": None}
     if Path(home).is_dir():
         require_tokenizers(Path(home), tokenizers, without=parts)
     try:

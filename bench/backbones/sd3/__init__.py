@@ -24,6 +24,7 @@ from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
 from bench.config.families import Family
 from bench.errors import UsageError
+from bench.sampler.levels import FlowLevels
 from bench.system.devices import best_device
 from bench.weights.hub import PREFIX, refuse_shadowed
 
@@ -109,7 +110,7 @@ def descriptor(source: str = DEFAULT) -> Descriptor:
     return Descriptor(
         name="sd3",
         world="photo",
-        shift=shift,
+        levels=FlowLevels(shift),
         load=partial(load, source, shift),
         fingerprint=partial(fingerprint, source),
         own=partial(own, source),

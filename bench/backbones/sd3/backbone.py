@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.backbones.autoencoder_kl import KL
-from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.pipeline.source import tokenizers_hash
 from bench.backbones.pipeline.text import load_text
 from bench.backbones.pipeline.with_vae import WithVae
 from bench.backbones.pipeline_files import config_file, index_of, require_whole
 from bench.backbones.pipeline_parts import not_loaded, part_of
+from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.backbones.sd3.files import (
     MAX_TEXT_TOKENS,
     PIPELINE,
@@ -112,4 +112,5 @@ def load_models(source: str, dtype: torch.dtype):
 def load_text_encoders(source: str, dtype: torch.dtype, transformer: nn.Module) -> Any:
     """A pipeline around the transformer with tokenizers and text encoders, without T5 if its index names none."""
     home = folder_of(source)
-    return load_text(source, home, PIPELINE, TEXT_ENCODERS, TOKENIZERS, transformer, dtype, left_out(index_of(home)))
+    parts = {"transformer": transformer, **left_out(index_of(home))}
+    return load_text(source, home, PIPELINE, TEXT_ENCODERS, TOKENIZERS, parts, dtype)

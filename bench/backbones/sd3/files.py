@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.backbones.autoencoder_kl import KL
-from bench.backbones.flow_scheduler import FILE as SCHEDULER
 from bench.backbones.flow_scheduler import shift_in
 from bench.backbones.pipeline.source import validated
 from bench.backbones.pipeline_files import index_of, says_null, stored_parameters
+from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.backbones.sd3.network import sd3_size
 from bench.backbones.sd3.single_file import ENDING as SINGLE_FILE
 from bench.backbones.sd3.single_file import require_checkpoint

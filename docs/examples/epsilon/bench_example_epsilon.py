@@ -15,6 +15,7 @@ from bench.backbones.flow import FlowBackbone
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
 from bench.hashing import seed_of
+from bench.sampler.levels import FlowLevels
 
 WIDTH, TOKENS = 32, 4
 LEAST_ALPHA = 1e-3
@@ -83,4 +84,4 @@ class EpsilonBackbone(FlowBackbone):
 
 def descriptor() -> Descriptor:
     """Descriptor of the tiny model. Its world is micro, so that micro's tasks can score it."""
-    return Descriptor("epsilon", "micro", 1.0, EpsilonBackbone, lambda: "epsilon-example-1")
+    return Descriptor("epsilon", "micro", FlowLevels(), EpsilonBackbone, lambda: "epsilon-example-1")

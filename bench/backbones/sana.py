@@ -1,0 +1,119 @@
+"""SANA: a linear transformer on latents of 32 x 32 pixels each, which cross-attends to Gemma's states. As diffusers'
+SanaPipeline, which puts an instruction before every prompt."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bench.backbones.autoencoder_dc import DC
+from bench.backbones.flow_scheduler import DPM
+from bench.backbones.pipeline.describe import family_of
+from bench.backbones.pipeline.family import PipelineFamily, Published
+from bench.config.bounds import Count
+from bench.config.families import Family
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from bench.backbones.conditioning import Conditioning
+
+BLOCKS = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
+VAE: dict[str, Any] = {
+    "encoder_block_types": BLOCKS, "decoder_block_types": BLOCKS, "downsample_block_type": "Conv",
+    "upsample_block_type": "interpolate", "scaling_factor": 0.41407,
+}  # fmt: skip
+SCHEDULER: dict[str, Any] = {"shift": 3.0, "table": "dpm"}
+FROZEN = {"text_encoder": 2_614_341_888, "vae": 312_250_275}
+"""Parameters of Gemma-2-2B without its head, and of the autoencoder."""
+
+
+class SanaFields(BaseModel):
+    """What is read here from a SanaTransformer2DModel's configuration, with diffusers' defaults."""
+
+    model_config = ConfigDict(strict=True)
+    sample_size: Count = 32
+    patch_size: Count = 1
+    in_channels: Count = 32
+    caption_channels: Count = 2304
+    guidance_embeds: Literal[False] = False
+    """The few-step models, which take the guidance scale as an input, are another pipeline's."""
+    timestep_scale: Annotated[float, Field(ge=1, le=1)] = 1.0
+
+
+class Sana(PipelineFamily):
+    """SANA, SANA-1.5 and pipelines of the same class."""
+
+    name = "sana"
+    pipeline = "SanaPipeline"
+    network = "SanaTransformer2DModel"
+    encoders: ClassVar = {"text_encoder": "Gemma2Model"}
+    tokenizers = ("tokenizer",)
+    fields = SanaFields
+    vae = DC
+    # As diffusers' training script for LoRA adapters of SANA.
+    targets = ("to_q", "to_k", "to_v")
+    schedulers = (DPM,)
+    resolution = None
+    text_tokens = 300
+    published: ClassVar = {
+        "hub:Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": Published({}, VAE, SCHEDULER, FROZEN),
+        "hub:Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers": Published(
+            {"qk_norm": "rms_norm_across_heads"}, VAE, SCHEDULER, FROZEN
+        ),
+    }
+
+    def latent_channels(self, config: SanaFields) -> int:
+        """The network's."""
+        return config.in_channels
+
+    def latent_side(self, config: SanaFields) -> int:
+        """The one that it was trained on."""
+        return config.sample_size
+
+    def patch(self, config: SanaFields) -> int:
+        """The network's."""
+        return config.patch_size
+
+    def guidance(self, config: SanaFields, options: Mapping[str, Any]) -> float:
+        """The pipeline's default."""
+        return 4.5
+
+    def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """Gemma's last hidden states, padded, and which of them are the prompt's.
+
+        The instruction asks for a better prompt; its states are dropped. The prompt of guidance has none.
+        """
+        call = inspect.signature(type(pipeline).__call__).parameters
+        instruction = call["complex_human_instruction"].default if prompt else None
+        sequence, mask, _, _ = pipeline.encode_prompt(
+            prompt, do_classifier_free_guidance=False, device=device, max_sequence_length=tokens,
+            complex_human_instruction=instruction,
+        )  # fmt: skip
+        return {"sequence": sequence, "mask": mask}
+
+    def prompt_shapes(self, config: SanaFields, tokens: int) -> dict[str, tuple[int, ...]]:
+        """As `encode`."""
+        return {"sequence": (tokens, config.caption_channels), "mask": (tokens,)}
+
+    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """The latents at timesteps of 1000, which are whole numbers as in the network's training."""
+        return {
+            "hidden_states": x,
+            "encoder_hidden_states": conditioning["sequence"],
+            "encoder_attention_mask": conditioning["mask"],
+            "timestep": (1000 * sigma_B).floor(),
+        }
+
+    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+        """Without the variance that the network may predict, too."""
+        return output[:, : x.shape[1]]
+
+
+def family() -> Family:
+    """Pipelines of SANA."""
+    return family_of(Sana())

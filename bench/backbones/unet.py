@@ -1,0 +1,80 @@
+"""What families with diffusers' UNet2DConditionModel have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bench.backbones.autoencoder_kl import UNSHIFTED
+from bench.backbones.diffusion_scheduler import KINDS
+from bench.backbones.pipeline.family import PipelineFamily
+from bench.config.bounds import Count
+from bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.backbones.conditioning import Conditioning
+
+CLIP_TOKENS = 77
+"""The length of every prompt that CLIP encodes."""
+
+
+class UnetFields(BaseModel):
+    """What is read here from a UNet2DConditionModel's configuration, with diffusers' defaults."""
+
+    model_config = ConfigDict(strict=True)
+    sample_size: Count = 64
+    in_channels: Count = 4
+    block_out_channels: Annotated[list[Count], Field(min_length=1)] = [320, 640, 1280, 1280]
+    cross_attention_dim: Count = 1280
+    time_cond_proj_dim: None = None
+    """Networks that take the guidance scale as an input are not supported."""
+    class_embed_type: None = None
+    encoder_hid_dim_type: None = None
+
+
+class UnetFamily(PipelineFamily):
+    """Diffusion models with a UNet that cross-attends to prompts of 77 tokens."""
+
+    network = "UNet2DConditionModel"
+    folder = "unet"
+    diffusion = True
+    schedulers = KINDS
+    # As diffusers' own training scripts, DDPO's and D3PO's code adapt.
+    targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    vae = UNSHIFTED
+    block_lists = ("down_blocks", "mid_block", "up_blocks")
+    resolution = None
+    text_tokens = CLIP_TOKENS
+
+    def latent_channels(self, config: UnetFields) -> int:
+        """The network's."""
+        return config.in_channels
+
+    def latent_side(self, config: UnetFields) -> int:
+        """The one that it was trained on."""
+        return config.sample_size
+
+    def patch(self, config: UnetFields) -> int:
+        """Every level but the last halves the resolution."""
+        return int(2 ** (len(config.block_out_channels) - 1))
+
+    def check(self, config: UnetFields, side: int, tokens: int) -> None:
+        """CLIP pads every prompt to the same length."""
+        if tokens != CLIP_TOKENS:
+            raise UsageError(f"the family encodes {CLIP_TOKENS} tokens: leave out compute.max_sequence_length")
+
+    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """The noisy latents at their timesteps."""
+        return {"sample": x, "timestep": sigma_B, "encoder_hidden_states": conditioning["sequence"]}
+
+    @abstractmethod
+    def prompt_shapes(self, config: Any, tokens: int) -> dict[str, tuple[int, ...]]:
+        """As `encode`, which the class of text encoders decides."""
+
+    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+        """The output."""
+        return output
