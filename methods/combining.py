@@ -232,6 +232,7 @@ class CombiningMethod(CountedMethod):
             "params.start merge": spec.params.get("start") == "merge",
             "params.teachers all": spec.params.get("teachers") == "all",  # one target, whatever the weights
             "lora.start": bool(spec.lora.start),
+            "another kind of adapter than plain LoRA": not spec.lora.plain,
             "probes.interference": bool(spec.probes.interference),
         }
         for setting in (name for name, is_given in others.items() if is_given):

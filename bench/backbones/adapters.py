@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.backbones.adapter_config import config_record
 from bench.backbones.adapter_files import METADATA_KEY, PEFT_PREFIX, read_adapter
@@ -28,18 +28,31 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
     from torch import Tensor, nn
 
+    from bench.config.spec import LoraSpec
+
 IN_BLOCKS = re.compile(r"^(?:\w+\.)?(?:[a-zA-Z_]\w*\.\d+\.)+")
 """Start of a layer's name: `transformer_blocks.3.`, or `mid_block.attentions.0.transformer_blocks.0.`."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Rank, alpha and target layers of a LoRA adapter."""
+    """Rank, alpha, target layers and kind of a LoRA adapter."""
 
     rank: int
     alpha: float
     targets: tuple[str, ...] | None = None
     """Suffixes of the names of the adapted layers; None means the backbone's default targets."""
+    dora: bool = False
+    rank_stabilised: bool = False
+    ranks: tuple[tuple[str, int], ...] = ()
+    """Suffix of layers' names, and their rank where it is another one."""
+    alphas: tuple[tuple[str, float], ...] = ()
+
+    @staticmethod
+    def of(lora: LoraSpec) -> Shape:
+        """The shape that a spec asks for."""
+        ranks, alphas = tuple(sorted(lora.ranks.items())), tuple(sorted(lora.alphas.items()))
+        return Shape(lora.rank, lora.alpha, lora.targets, lora.dora, lora.rank_stabilised, ranks, alphas)
 
     def config(self, own: tuple[str, ...]) -> LoraConfig:
         """peft's configuration for this shape; `own` are the backbone's default targets."""
@@ -49,7 +62,16 @@ class Shape:
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # annotated as int, but peft accepts any number
             target_modules=list(self.targets or own),
+            use_dora=self.dora,
+            use_rslora=self.rank_stabilised,
+            rank_pattern=_by_pattern(self.ranks),
+            alpha_pattern=_by_pattern(self.alphas),
         )
+
+
+def _by_pattern(by_suffix: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """As peft takes it: a key is a regular expression for the end of a layer's name."""
+    return {re.escape(suffix): value for suffix, value in by_suffix}
 
 
 def ending(layer: str) -> str:
@@ -88,8 +110,8 @@ class Adapters:
         from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        if isinstance(shape, Shape) and shape.targets not in (None, self.targets):
-            self._check_targets(shape.targets)
+        if isinstance(shape, Shape):
+            self._check_shape(shape)
         self.configs[name] = shape.config(self.targets) if isinstance(shape, Shape) else shape
         config = copy.deepcopy(self.configs[name])  # peft modifies the object that it is given
         config.init_lora_weights = "gaussian"
@@ -135,6 +157,16 @@ class Adapters:
         for layer in self._layers:
             if isinstance(layer, Linear) and layer.base_layer.weight.dtype == torch.float32:
                 layer.__dict__["forward"] = partial(by_weight, layer)
+
+    def _check_shape(self, shape: Shape) -> None:
+        """Raise UsageError for targets that the network does not have, and ranks or alphas of other layers."""
+        if shape.targets not in (None, self.targets):
+            self._check_targets(shape.targets)
+        targets = [f".{target}" for target in shape.targets or self.targets]
+        for section, own in (("ranks", shape.ranks), ("alphas", shape.alphas)):
+            for suffix in (f".{layer}" for layer, _ in own):
+                if not any(target.endswith(suffix) or suffix.endswith(target) for target in targets):
+                    raise unknown(f"layer in lora.{section}", suffix[1:], [target[1:] for target in targets])
 
     def _check_targets(self, targets: tuple[str, ...]) -> None:
         """Raise UsageError, with the nearest valid value, for a suffix that no adaptable layer's name has."""

@@ -41,13 +41,13 @@ class Size:
         """Floating-point operations of one forward pass of one latent through the base, 2 per multiply-add."""
         return self.sampling(1, PLAIN).forward
 
-    def adapter(self, rank: int, targets: tuple[str, ...] | None) -> int:
+    def adapter(self, shape: Shape) -> int:
         """Number of parameters of one LoRA adapter. Raises UsageError for layers that the network does not have."""
-        return _adapter(self.network, rank, targets)
+        return _adapter(self.network, shape)
 
-    def training(self, latents: int, rank: int, targets: tuple[str, ...] | None, compute: Compute) -> "Pass":
+    def training(self, latents: int, shape: Shape, compute: Compute) -> "Pass":
         """Forward and backward pass of a batch that trains an adapter, on a GPU. Raises UsageError as `adapter`."""
-        return _training(self.network, latents, rank, targets, compute.precision, compute.gradient_checkpointing)
+        return _training(self.network, latents, shape, compute.precision, compute.gradient_checkpointing)
 
     def sampling(self, latents: int, compute: Compute) -> "Pass":
         """Forward pass of a batch without gradients, on a GPU."""
@@ -78,24 +78,21 @@ def _parameters(network: Network) -> int:
 
 
 @cache
-def _adapter(network: Network, rank: int, targets: tuple[str, ...] | None) -> int:
+def _adapter(network: Network, shape: Shape) -> int:
     from bench.backbones.trial import adapted, built
 
-    shape = Shape(rank, rank, targets)
     try:
         return sum(p.numel() for p in adapted(built(network), network, shape))
     except ValueError as error:  # peft: target modules not found
-        raise UsageError(f"lora.targets {', '.join(targets or network.targets)}: {one_line(error)}") from error
+        raise UsageError(f"lora.targets {', '.join(shape.targets or network.targets)}: {one_line(error)}") from error
 
 
 @cache
-def _training(
-    network: Network, latents: int, rank: int, targets: tuple[str, ...] | None, precision: str, checkpointed: bool
-) -> "Pass":
+def _training(network: Network, latents: int, shape: Shape, precision: str, checkpointed: bool) -> "Pass":
     from bench.backbones.trial import training_pass
 
-    _adapter(network, rank, targets)  # raises UsageError for layers that the network does not have
-    return training_pass(network, latents, Shape(rank, rank, targets), precision, checkpointed)
+    _adapter(network, shape)  # raises UsageError for layers that the network does not have
+    return training_pass(network, latents, shape, precision, checkpointed)
 
 
 @cache

@@ -13,6 +13,7 @@ from bench.config.compute import Compute
 from bench.config.contradictions import leaves
 from bench.config.descriptor import Descriptor
 from bench.config.families import describe_pipeline, is_address
+from bench.config.optimizers import check_optimizer
 from bench.config.rewards import all_scorers, check_rewards, completed, scorers_of
 from bench.config.scorers import check_scorers, check_worlds, words
 from bench.config.settings import first_problem, merge, parse_override, read_yaml
@@ -116,6 +117,7 @@ def resolve(
     evaluation = _as_trained(spec.evaluation, spec.sampler, descriptor.levels_at(spec.compute).shift)
     spec = spec.model_copy(update={"evaluation": evaluation})
     _refuse_silent_kernel(asked, spec.sampler)
+    check_optimizer(spec.optimizer)
     if spec.lora.start:
         check_source(spec.lora.start, "lora.start")
     descriptor.check(spec.compute)

@@ -77,8 +77,12 @@ class SamplerSpec(Settings):
 
 
 class OptimizerSpec(Settings):
-    """Settings of AdamW, which trains the student's adapter."""
+    """Settings of the optimizer that trains the student's adapter."""
 
+    name: Annotated[str, Field(min_length=1)] = "AdamW"
+    """A class of torch.optim, such as AdamW, SGD or Muon (bench/training/optimizers.py)."""
+    options: dict[str, bool | int | float | str] = Field(default={})
+    """Further arguments of the class, such as momentum."""
     lr: Annotated[float, Field(gt=0, le=100)] = 3e-4
     """Learning rate."""
     lr_end: UnitInterval = 1.0
@@ -91,6 +95,10 @@ class OptimizerSpec(Settings):
     """Maximum norm of the gradient."""
 
 
+KINDS_OF_LORA = ("dora", "rank_stabilised", "ranks", "alphas")
+"""Settings of the student's adapter that plain LoRA does not have."""
+
+
 class LoraSpec(Settings):
     """The student's LoRA adapter."""
 
@@ -101,6 +109,19 @@ class LoraSpec(Settings):
     start: Annotated[str, Field(min_length=1)] | None = None
     """Adapter of the same rank and alpha to initialise the student from (a folder or hub:OWNER/REPO/FOLDER); None means
     that the student starts as the base."""
+    dora: bool = False
+    """Whether every layer also has a trained magnitude (DoRA, arXiv 2402.09353)."""
+    rank_stabilised: bool = False
+    """Whether the scale is alpha / sqrt(rank) and not alpha / rank (rsLoRA, arXiv 2312.03732)."""
+    ranks: dict[str, Annotated[int, Field(gt=0, le=4096)]] = Field(default={})
+    """Suffix of layers' names -> their rank, where it is another one."""
+    alphas: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default={})
+    """Suffix of layers' names -> their alpha, where it is another one."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether all layers have the rank and scale of plain LoRA."""
+        return not any(getattr(self, name) for name in KINDS_OF_LORA)
 
 
 class EmaSpec(Settings):
@@ -228,13 +249,15 @@ class Spec(Settings):
 
     def record(self) -> dict[str, Any]:
         """Plain data for spec.json. Settings that were added after the first records are omitted at their defaults."""
-        evaluation, compute = self.evaluation, self.compute
+        evaluation, compute, lora, optimizer = self.evaluation, self.compute, self.lora, self.optimizer
+        silent = {"name": optimizer.name == "AdamW", "options": not optimizer.options}
         # For each section, True omits the entire section and a set omits the settings that it names.
         omitted: dict[str, Any] = {
             "scorers": self.scorers == SILENT["scorers"] or set(),
             "rewards": self.rewards == SILENT["rewards"] or set(),
             "compute": compute == SILENT["compute"] or compute.model_dump().keys() - compute.record(),
-            "lora": set() if self.lora.start else {"start"},
+            "lora": {name for name in ("start", *KINDS_OF_LORA) if not getattr(lora, name)},
+            "optimizer": {name for name, is_silent in silent.items() if is_silent},
             "evaluation": {name for name in ("pictures", "shift", "table") if not getattr(evaluation, name)},
         }
         options = find("method", self.method).Options.model_validate(self.params)

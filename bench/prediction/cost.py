@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.api.method import Work
+from bench.backbones.adapters import Shape
 from bench.backbones.meter import Passes
 from bench.backbones.size import Size
 from bench.config.compute import Compute
@@ -78,7 +79,7 @@ def of_passes(passes: Passes, size: Size, lora: LoraSpec, compute: Compute) -> f
     forward = size.sampling(1, compute).forward
     if not passes.trained:
         return passes.forward * forward
-    one = size.training(1, lora.rank, lora.targets, compute)
+    one = size.training(1, Shape.of(lora), compute)
     return passes.forward * forward + passes.trained * (one.forward + one.backward)
 
 
@@ -169,7 +170,7 @@ def training_lines(
     if not find("method", spec.method).trains:
         yield f"training: none; {spec.method} computes the student from its teachers and evaluates it"
     else:
-        one = size.training(1, spec.lora.rank, spec.lora.targets, spec.compute)
+        one = size.training(1, Shape.of(spec.lora), spec.compute)
         again = " (including gradient checkpointing's recomputation)" if spec.compute.gradient_checkpointing else ""
         yield (
             f"predicted: {one.forward / 1e12:.2f} TFLOP per forward pass of one latent (1 NFE); a backward pass to the "

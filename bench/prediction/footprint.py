@@ -5,8 +5,10 @@ Bytes of passes are counted on shapes (bench/backbones/trial.py), those of store
 
 from bench.api.method import Work
 from bench.api.scores import pictures_at_once
+from bench.backbones.adapters import Shape
 from bench.backbones.size import Size
 from bench.backbones.teacher_files import whole_teachers
+from bench.config.optimizers import copies_of_state
 from bench.config.spec import Spec
 from bench.registry import find
 from bench.sampler.rollout import Sampler
@@ -23,18 +25,18 @@ def memory_lines(size: Size, spec: Spec, sampler: Sampler) -> list[str]:
     method, compute = find("method", spec.method), spec.compute
     each = 4 if compute.precision == "float32" else 2
     encoders = each * sum(count for part, count in size.frozen.items() if part != "vae")
-    adapter = size.adapter(spec.lora.rank, spec.lora.targets)
+    adapter = size.adapter(Shape.of(spec.lora))
     options = method.Options.model_validate(spec.params)
     whole = whole_teachers(spec.teachers)
     kept = 2 + len(method(options).adapters) + len(spec.teachers) - len(whole)
     split = " (divided by the processes)" if compute.shard else ""
-    # Adapters, gradient and optimiser stay in float32, as does the VAE. The gradient and AdamW's two moments are three
-    # more copies of one adapter.
+    # Adapters, gradient and optimiser stay in float32, as does the VAE.
+    trained = 1 + copies_of_state(spec.optimizer)
     always = {
         f"transformer{split}": size.parameters * each,
         "text encoders": 0 if compute.offload_text_encoders else encoders,
         "VAE": size.frozen.get("vae", 0) * 4,
-        f"{kept} adapters, gradient, optimiser": adapter * 4 * (kept + 3),
+        f"{kept} adapters, gradient, optimiser": adapter * 4 * (kept + trained),
         "encoded prompts up to": MEMORY,
     }
     if whole:
@@ -82,7 +84,7 @@ def training_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float
     if not latents:
         phases["training (activations: its largest batch is not known)"] = None
         return phases
-    graph = size.training(latents, spec.lora.rank, spec.lora.targets, compute)
+    graph = size.training(latents, Shape.of(spec.lora), compute)
     # A teacher or the base may be evaluated while the student's graph waits for its backward pass.
     frozen = size.sampling(min(latents, passes * (compute.batch or latents)), compute).peak
     peak = max(graph.peak, graph.kept + frozen)

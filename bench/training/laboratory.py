@@ -23,7 +23,7 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     if student == "base":
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets)
+        shape = Shape.of(spec.lora)
         backbone.adapters.add(STUDENT, shape, seed=0, trainable=True)
     else:
         backbone.adapters.load(STUDENT, adapter_folder(student), trainable=True)

@@ -12,6 +12,7 @@ from bench.analysis.records import score
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.api.method import Method
 from bench.backbones.adapters import Shape
+from bench.config.optimizers import optimizer_of
 from bench.config.spec import LoraSpec
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.hashing import seed_of
@@ -60,21 +61,13 @@ class Loop:
         """Called before every update and every batch of an evaluation; true once the user asked to stop."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = evaluation_sampler
-        shape = Shape(spec.lora.rank, spec.lora.alpha, spec.lora.targets)
+        shape = Shape.of(spec.lora)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)
         for name in (EMA, *method.adapters):
             backbone.adapters.add(name, shape, init)
         self.parameters = backbone.adapters.parameters(STUDENT)
-        o = spec.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=o.lr,
-            betas=(o.beta1, o.beta2),
-            eps=o.eps,
-            weight_decay=o.weight_decay,
-            fused=True,  # one pass over the tensors; on the CPU four times as fast as the default
-        )
+        self.optimizer = optimizer_of(spec.optimizer, self.parameters)
         # float16 gradients underflow without loss scaling; other precisions have float32's range.
         scaled = spec.compute.precision == "float16"
         self.scaler = torch.amp.GradScaler(backbone.device.type, enabled=scaled)
@@ -357,7 +350,7 @@ class Loop:
             tensors |= {f"adapter/{name}/{key}": tensor for key, tensor in adapter.items()}
         tensors |= {f"method/{name}": tensor for name, tensor in state_of(self.method).items()}
         for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
+            tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
         state = {
             "step": self.step,
             "last_share": self.last_fraction,

@@ -22,6 +22,8 @@ def read_start(lora: LoraSpec, own: tuple[str, ...] | None) -> dict[str, Tensor]
     Raises UsageError, naming the settings to change, if rank, alpha, layers or the kind of adapter differ.
     """
     assert lora.start  # callers check that it is set
+    if not lora.plain:
+        raise UsageError("lora.start is for students with plain LoRA: leave out lora's other settings")
     config, state = read_adapter(adapter_folder(lora.start))
     for field in ("rank_pattern", "alpha_pattern", "use_dora", "lora_bias"):
         if getattr(config, field):

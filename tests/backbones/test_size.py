@@ -101,7 +101,7 @@ def test_operations_are_what_pytorch_counts(name: str, targets: str, checkpointe
         with FlopCounterMode(display=False) as backward:
             v.sum().backward()
     size = sd3_size(config, side, text, {})
-    found = size.training(batch, shape.rank, shape.targets, Compute(gradient_checkpointing=checkpointed))
+    found = size.training(batch, shape, Compute(gradient_checkpointing=checkpointed))
     assert found.forward == pytest.approx(counted.get_total_flops(), rel=1e-3)
     assert found.backward == pytest.approx(backward.get_total_flops(), rel=0.02)
     with FlopCounterMode(display=False) as base, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -148,14 +148,14 @@ def test_another_family_is_counted_by_its_network_alone() -> None:
         with FlopCounterMode(display=False) as backward:
             v.sum().backward()
     size = Size(network, {})
-    found = size.training(2, 4, None, Compute())
+    found = size.training(2, Shape(4, 4.0), Compute())
     assert found.forward == pytest.approx(counted.get_total_flops(), rel=1e-3)
     assert found.backward == pytest.approx(backward.get_total_flops(), rel=0.02)
-    assert size.adapter(4, None) == sum(p.numel() for p in adapters.parameters("a"))
+    assert size.adapter(Shape(4, 4.0)) == sum(p.numel() for p in adapters.parameters("a"))
     assert size.state_bytes(Compute(precision="bfloat16")) == (4 * 4 * 8 * 8, 2 * (5 * 24 + 12))
     assert size.decoding(1, Compute()) is None
     with pytest.raises(UsageError, match=r"unknown layer in lora\.targets 'attn\.to_qq'; did you mean 'attn\.to_q'"):
-        size.adapter(4, ("attn.to_qq",))
+        size.adapter(Shape(4, 4.0, ("attn.to_qq",)))
 
 
 @pytest.mark.parametrize("side", [8, 9, 16, 20])
@@ -181,7 +181,7 @@ def test_a_backward_pass_to_the_published_adapter_is_no_two_forwards() -> None:
     """1.12 forward passes of SD3.5-Medium; gradient checkpointing adds about one."""
     medium = size(DEFAULT, Compute(resolution=512))
     for checkpointed, wanted in ((False, 1.1225), (True, 2.1212)):
-        found = medium.training(1, 32, None, Compute(precision="bfloat16", gradient_checkpointing=checkpointed))
+        found = medium.training(1, Shape(32, 64.0), Compute(precision="bfloat16", gradient_checkpointing=checkpointed))
         assert found.forward == pytest.approx(2.247e12, rel=1e-3)
         assert found.backward / found.forward == pytest.approx(wanted, rel=1e-3)
 
@@ -228,7 +228,7 @@ def test_a_folder_is_measured_by_its_headers(sd3_folder: Path) -> None:
     assert found.frozen["text_encoder"] == sum(p.numel() for p in backbone._text.text_encoder.parameters())
     assert "text_encoder_3" not in found.frozen
     backbone.adapters.add("a", Shape(4, 8.0))
-    assert found.adapter(4, None) == sum(p.numel() for p in backbone.adapters.parameters("a"))
+    assert found.adapter(Shape(4, 1.0)) == sum(p.numel() for p in backbone.adapters.parameters("a"))
 
 
 def test_sd35_medium_is_as_published() -> None:
@@ -236,7 +236,7 @@ def test_sd35_medium_is_as_published() -> None:
     found = size(DEFAULT, Compute(resolution=512))
     assert found.parameters == 2_243_171_520
     assert (found.latent_side // MEDIUM["patch_size"]) ** 2 == 1024
-    assert found.adapter(32, None) == 18_776_064
+    assert found.adapter(Shape(32, 1.0)) == 18_776_064
     assert size(DEFAULT, Compute()).latent_side == 2 * found.latent_side
     assert size("hub:nobody/nothing", Compute()) is None
     with pytest.raises(UsageError, match=r"compute\.resolution must be a multiple of 16 .*, not 500"):

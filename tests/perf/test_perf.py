@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench.api.lab import STUDENT
+from bench.backbones.adapters import Shape
 from bench.backbones.meter import Passes
 from bench.backbones.micro import descriptor
 from bench.backbones.sd3.network import sd3_size
@@ -106,8 +107,8 @@ def test_the_shape_only_model_trains_and_is_measured(fast) -> None:
 def test_operations_of_a_row_are_counted_not_its_evaluations(fast) -> None:
     """A training pass is a forward pass and a backward pass of its own cost, not three forward passes."""
     size = sd3_size(TINY, 8, 205, {})
-    one = size.training(1, updates.RANK, None, Compute())
-    again = size.training(1, updates.RANK, None, Compute(gradient_checkpointing=True))
+    one = size.training(1, Shape(updates.RANK, updates.ALPHA), Compute())
+    again = size.training(1, Shape(updates.RANK, updates.ALPHA), Compute(gradient_checkpointing=True))
     row = {"passes": {"forward": 5, "trained": 7}, "gradient_checkpointing": False}
     assert measured.operations(row, size, Compute()) == 5 * size.flops + 7 * (one.forward + one.backward)
     row["gradient_checkpointing"] = True

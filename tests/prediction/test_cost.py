@@ -8,6 +8,7 @@ import torch
 
 from bench.api.method import Method, Options, Work
 from bench.api.scores import parts_of
+from bench.backbones.adapters import Shape
 from bench.backbones.meter import BACKWARD, Passes
 from bench.backbones.sd3 import DEFAULT, VAE, size
 from bench.backbones.sd3.network import sd3_size
@@ -263,6 +264,6 @@ def test_a_teacher_that_looks_while_the_graph_waits_is_in_the_memory(sd3_folder:
     spec = resolve("opd_analytic", ["geneval"], teachers="train", backbone=str(sd3_folder), overrides=overrides)
     known = describe(spec.backbone).size(spec.compute)
     phases = training_memory(known, spec, spec.sampler.build(FlowLevels(3.0)))
-    graph = known.training(8, spec.lora.rank, None, spec.compute)
+    graph = known.training(8, Shape.of(spec.lora), spec.compute)
     beside = known.sampling(8, spec.compute).peak
     assert phases["training (activations of 8 latents (estimate))"] >= max(graph.peak, graph.kept + beside)
