@@ -218,7 +218,7 @@ def fastest(rows: list[dict]) -> float:
 
 
 def preset_hours(flop_per_s: float) -> dict[str, float]:
-    """Preset -> GPU-hours of its training at a measured rate of floating-point operations.
+    """Preset for SD3 -> GPU-hours of its training at a measured rate of floating-point operations.
 
     Only the transformer is counted: decoding, scoring and held-out evaluation are additional.
     """
@@ -227,6 +227,8 @@ def preset_hours(flop_per_s: float) -> dict[str, float]:
         # This preset leaves the task to the user.
         tasks = ["geneval"] if path.stem == "nft-sd35" else None
         spec = resolve(None, tasks, preset=path)
+        if spec.backbone != "sd3":  # the rate was measured on its shape
+            continue
         descriptor = describe(spec.backbone)
         assert descriptor.size and spec.budget.updates  # presets use models of known size and set a number of updates
         size = descriptor.size(spec.compute)

@@ -7,7 +7,7 @@ the end of the schedule. A window depends only on the run's seed, the update and
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ SOURCES = {
 class WindowOptions(Options):
     """Which of the steps within the timestep fraction have noise and are trained."""
 
+    unsaid: ClassVar[tuple[str, ...]] = ("first", "last")
+
     size: Annotated[int, Field(ge=0, le=1000)] = 0
     """Steps in a window; 0: all steps have noise, and those within the timestep fraction are trained."""
     place: Literal["random", "slide"] = "random"
@@ -35,11 +37,19 @@ class WindowOptions(Options):
     every `every` updates (MixGRPO)."""
     every: Count = 25
     """Updates for which a sliding window stays."""
+    first: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Index of the first step that may be in a window."""
+    last: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Index of the last step that may be in a window; None: that of the last trained step."""
+
+    def of(self, candidates: list[int]) -> list[int]:
+        """The candidates that may be in a window."""
+        return [k for k in candidates if self.first <= k and (self.last is None or k <= self.last)]
 
 
 def check_window(engine: str, options: WindowOptions, candidates: list[int]) -> None:
     """Raise UsageError for a window that is longer than the steps it can take, and for settings without effect."""
-    section, default = f"params.{engine}.window", WindowOptions()
+    section, default, candidates = f"params.{engine}.window", WindowOptions(), options.of(candidates)
     if options.size > len(candidates):
         raise UsageError(f"{section}.size {options.size} is more than the {len(candidates)} steps that can be trained")
     if not options.size and options != default:
@@ -50,7 +60,7 @@ def check_window(engine: str, options: WindowOptions, candidates: list[int]) -> 
 
 def windowed(lab: Lab, task: str, options: WindowOptions, candidates: list[int]) -> Sampler:
     """The sampler of this update: noise only in the window's part of the `candidates`, indices of noisy steps."""
-    sampler = lab.sampler
+    sampler, candidates = lab.sampler, options.of(candidates)
     if not options.size:
         return sampler
     places = len(candidates) - options.size + 1

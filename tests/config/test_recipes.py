@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.config.resolve import PRESETS, preset_tasks, resolve
+from bench.config.resolve import PRESETS, describe, preset_tasks, resolve
 from bench.errors import UsageError
 from bench.registry import find
 from bench.sampler.levels import FlowLevels
@@ -39,12 +39,18 @@ def test_published_recipes_resolve_and_name_their_source(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
     whole = None if find("method", content["method"]).several_tasks or "tasks" in content else ["geneval"]
     spec = resolve(None, whole, preset=Path(path.stem))
-    assert (spec.method, spec.backbone, spec.device) == (content["method"], "sd3", "cuda")
-    assert (spec.compute.resolution, spec.compute.precision) == (512, "float16")
+    assert (spec.method, spec.backbone, spec.device) == (content["method"], content["backbone"], "cuda")
     assert "arXiv" in path.read_text().partition("method:")[0]
-    rate = 1e-4 if path.stem == "diffusionopd-sd35-aesthetic-teacher" else 3e-4  # GRPO-Guard's
-    assert (spec.lora.rank, spec.lora.alpha, spec.optimizer.lr) == (32, 64, rate)
-    assert find("method", spec.method).predict(spec, spec.sampler.build(FlowLevels(3.0))) > 0
+    assert find("method", spec.method).predict(spec, describe(spec.backbone).sampler(spec)) > 0
+    own = (spec.compute.resolution, spec.compute.precision, spec.lora.rank, spec.lora.alpha, spec.optimizer.lr)
+    if spec.backbone == "sd3":
+        rate = 1e-4 if path.stem == "diffusionopd-sd35-aesthetic-teacher" else 3e-4  # GRPO-Guard's
+        assert own == (512, "float16", 32, 64, rate)
+    else:
+        klein = path.stem == "flow-factory-nft-flux2-klein"
+        assert own == (384 if klein else 512, "bfloat16", 64, 128, 1e-4 if klein else 3e-4)
+        # A preset says what the family would do by itself where the released configuration agrees.
+        assert spec.sampler.table == describe(spec.backbone).levels_at(spec.compute).table
 
 
 @pytest.mark.parametrize("stem", ["nft-sd35-multi-reward", "diffusionopd-sd35-aesthetic-teacher"])

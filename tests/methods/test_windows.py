@@ -15,7 +15,7 @@ from methods.multi_reward import MultiReward, MultiRewardOptions
 from methods.rl.flow_dppo import FlowDppo, FlowDppoOptions
 from methods.rl.grpo import Grpo, GrpoOptions
 from methods.rl.tempflow import TempFlow, TempFlowOptions
-from methods.rl.windows import WindowOptions, windowed
+from methods.rl.windows import WindowOptions, check_window, windowed
 from tests.methods.conftest import shake
 
 NOISY = ["sampler.kernel=cps", "sampler.eta=0.8"]
@@ -60,6 +60,16 @@ def test_a_random_window_is_everywhere_and_the_same_when_resumed(make_lab) -> No
     assert places(lab, options, 60) == first
     lab.seed = 1
     assert places(lab, options, 60) != first
+
+
+def test_a_window_stays_within_its_bounds(make_lab) -> None:
+    lab = make_lab("cps", 0.8)
+    assert set(places(lab, WindowOptions(size=1, first=1, last=3), 60)) == {1, 2, 3}
+    assert places(lab, WindowOptions(size=2, place="slide", every=1, first=2), 3) == [2, 3, 2]
+    with pytest.raises(UsageError, match="size 3 is more than the 2 steps that can be trained"):
+        check_window("grpo", WindowOptions(size=3, first=1, last=2), list(range(5)))
+    with pytest.raises(UsageError, match="has no effect at size 0"):
+        check_window("grpo", WindowOptions(first=1), list(range(5)))
 
 
 def test_only_the_window_is_trained(make_lab, gradient) -> None:
@@ -165,4 +175,6 @@ def test_a_part_of_a_window_completes_the_engines_own() -> None:
     assert said.params["flow_dppo"]["window"]["size"] == 3
     assert said.digest("f") == plain.digest("f")
     moved = resolve("single_task", ["ocr"], overrides=["params.engine=tempflow", "params.tempflow.window.place=slide"])
-    assert moved.params["tempflow"]["window"] == {"size": 1, "place": "slide", "every": 25}
+    assert moved.params["tempflow"]["window"] == {
+        "size": 1, "place": "slide", "every": 25, "first": 0, "last": None,
+    }  # fmt: skip
