@@ -32,10 +32,13 @@ class Tiny:
     more: tuple[str, ...] = ()
     """Further settings that its network needs."""
 
+    resolution: int | None = None
+    """Pixels along one side, where they are not those of `side`."""
+
     @property
     def side(self) -> int:
         """Pixels along one side of the images that tests draw."""
-        return SIDE * self.downsampling
+        return self.resolution or SIDE * self.downsampling
 
     def draw(
         self, folder: Path, prompts: list[str], noise: torch.Tensor, steps: int, guidance: float,

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -260,6 +261,22 @@ class FlowBackbone(ABC, nn.Module):
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Standard normal latents [count, C, h, w] on the backbone's device; see `normal` in bench/sampler/draws.py."""
         return normal((count, *self.latent_shape), generator, self.device)
+
+    def latent_side(self, resolution: int) -> int:
+        """Latent pixels along one side of images of so many pixels. Raises UsageError if the backbone has one size."""
+        raise UsageError(f"backbone {self.name!r} has a fixed image size: leave out evaluation.resolution")
+
+    @contextmanager
+    def at(self, resolution: int | None) -> Iterator[None]:
+        """Draw images of another resolution, in pixels along one side, in a `with` block; None: of the own one."""
+        own = self.latent_shape
+        if resolution is not None:
+            side = self.latent_side(resolution)
+            self.latent_shape = (own[0], side, side)
+        try:
+            yield
+        finally:
+            self.latent_shape = own
 
     @cached_property
     def picture_size(self) -> tuple[int, int]:

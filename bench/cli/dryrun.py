@@ -27,7 +27,8 @@ def explain(spec: Spec) -> None:
     if descriptor.size and (size := descriptor.size(spec.compute)) is None:
         print("# hours and memory: not predicted, because the model's size is not known before it is downloaded")
     elif descriptor.size:
-        predictions = (*lines(spec, descriptor, size, sampler), *memory_lines(size, spec, sampler))
+        evaluated = descriptor.size(spec.evaluation_compute)
+        predictions = (*lines(spec, descriptor, size, sampler), *memory_lines(size, evaluated, spec, sampler))
         for line in predictions:
             print(f"# {line}")
 

@@ -67,4 +67,4 @@ class Descriptor:
 
     def evaluation_sampler(self, spec: "Spec") -> "Sampler":
         """The sampler of a spec's held-out evaluations."""
-        return spec.evaluation.build(self.levels_at(spec.compute), self.embedded_guidance)
+        return spec.evaluation.build(self.levels_at(spec.evaluation_compute), self.embedded_guidance)

@@ -121,6 +121,8 @@ def resolve(
     if spec.lora.start:
         check_source(spec.lora.start, "lora.start")
     descriptor.check(spec.compute)
+    if spec.evaluation.resolution:
+        spec = _with_evaluation_resolution(spec, descriptor)
     if spec.probes.interference and len(tasks) == 1:
         raise UsageError("probes.interference compares tasks, but the run has only one: leave it out")
     for section in OF_TEACHERS:
@@ -210,6 +212,18 @@ def _without_defaults(spec: Spec, descriptor: Descriptor) -> Spec:
         redundant = {name: None for name, value in values.items() if _alike(getattr(given, name), value)}
         spec = spec.model_copy(update={section: given.model_copy(update=redundant)})
     return spec
+
+
+def _with_evaluation_resolution(spec: Spec, descriptor: Descriptor) -> Spec:
+    """The spec without a resolution of evaluations that is training's. Raises UsageError for an impossible one."""
+    try:
+        descriptor.check(spec.evaluation_compute)
+    except UsageError as error:
+        raise UsageError(str(error).replace("compute.resolution", "evaluation.resolution")) from error
+    own = descriptor.own().get("compute", {}).get("resolution")
+    if spec.evaluation.resolution != (spec.compute.resolution or own):
+        return spec
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"resolution": None})})
 
 
 def _alike(given: object, own: object) -> bool:

@@ -133,6 +133,10 @@ class EmaSpec(Settings):
     """Number of optimiser steps between updates of the average."""
 
 
+LATER_IN_EVALUATION = ("pictures", "shift", "table", "resolution")
+"""Settings of evaluations that the first records do not have."""
+
+
 class EvaluationSpec(Settings):
     """Held-out evaluation of the EMA student with the deterministic Euler sampler."""
 
@@ -146,6 +150,8 @@ class EvaluationSpec(Settings):
     """Table of sigmas; None means sampler.table."""
     points: Annotated[tuple[UnitInterval, ...], Field(max_length=1000)] = (0.5, 1.0)
     """Fractions of the budget at which to evaluate. The end of the budget is always evaluated."""
+    resolution: Annotated[int, Field(gt=0)] | None = None
+    """Image pixels along one side; None means compute.resolution."""
     batch: Annotated[int, Field(gt=0)] = 96
     """Number of images drawn together."""
     split: Literal["validation", "test"] = "test"
@@ -206,6 +212,12 @@ class Spec(Settings):
     params: dict[str, Any] = Field(default={})
     """Options of the method, which validates them."""
 
+    @property
+    def evaluation_compute(self) -> Compute:
+        """`compute` at the resolution of held-out evaluations."""
+        resolution = self.evaluation.resolution or self.compute.resolution
+        return self.compute.model_copy(update={"resolution": resolution})
+
     def digest(self, backbone_hash: str) -> str:
         """Hash that identifies the run apart from its seed: its settings and the hash of the backbone's weights."""
         settings = self.without_placement().record()
@@ -258,7 +270,7 @@ class Spec(Settings):
             "compute": compute == SILENT["compute"] or compute.model_dump().keys() - compute.record(),
             "lora": {name for name in ("start", *KINDS_OF_LORA) if not getattr(lora, name)},
             "optimizer": {name for name, is_silent in silent.items() if is_silent},
-            "evaluation": {name for name in ("pictures", "shift", "table") if not getattr(evaluation, name)},
+            "evaluation": {name for name in LATER_IN_EVALUATION if not getattr(evaluation, name)},
         }
         options = find("method", self.method).Options.model_validate(self.params)
         return self.model_dump(mode="json", exclude=omitted) | {"params": options.record()}

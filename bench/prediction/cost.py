@@ -233,7 +233,8 @@ def evaluation_lines(
     times = held_out_evaluations(spec, count)
     listed = ", ".join(f"{task} {n:,}" for task, n in pictures.items())
     evaluation = spec.evaluation
-    if pictures:
+    if pictures and descriptor.size:
+        size = descriptor.size(spec.evaluation_compute) or size
         student = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, evaluation.scale))
         guided = ", two passes each for guidance" if sampler.passes(evaluation.scale) == 2 else ""
         time = hours(student * times, spec.compute)

@@ -17,8 +17,11 @@ NOTABLE = 5e8
 """Bytes above which the training line lists an update's collected states, velocities and prompts separately."""
 
 
-def memory_lines(size: Size, spec: Spec, sampler: Sampler) -> list[str]:
-    """Lines on the memory of one GPU: what it holds throughout, and what each phase needs in addition."""
+def memory_lines(size: Size, evaluated: Size, spec: Spec, sampler: Sampler) -> list[str]:
+    """Lines on the memory of one GPU: what it holds throughout, and what each phase needs in addition.
+
+    `evaluated` is the size at the resolution of evaluations.
+    """
     # Imported here because it loads torch, which a dry run on micro does not need.
     from bench.backbones.embeddings import MEMORY
 
@@ -47,7 +50,7 @@ def memory_lines(size: Size, spec: Spec, sampler: Sampler) -> list[str]:
         phases["encoding prompts"] = encoding_memory(size, spec, sampler, encoders)
     if method.trains:
         phases |= training_memory(size, spec, sampler)
-    phases |= evaluation_memory(size, spec, sampler)
+    phases |= evaluation_memory(evaluated, spec, sampler)
     known = {name: amount for name, amount in phases.items() if amount is not None}
     worst = max(known, key=known.__getitem__)
     listed = ", ".join(f"{name} {amount / 1e9:.1f}" for name, amount in always.items())

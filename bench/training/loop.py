@@ -315,7 +315,7 @@ class Loop:
         o = self.spec.evaluation
         scale = o.scale if guidance is None else guidance
         lab, sampler = self.lab, self.evaluation_sampler
-        with memory("evaluation", self.spec):
+        with memory("evaluation", self.spec), lab.backbone.at(o.resolution):
             found = evaluate(
                 lab.backbone,
                 lab.tasks[task],

@@ -38,14 +38,14 @@ class References:
         `adapter`: its name on the backbone, None for the base. `weights`: the hash of its weights.
         """
         spec, workers = self.loop.spec, self.loop.workers
-        settings, compute = spec.evaluation, spec.compute
+        settings = spec.evaluation
         scorer = self.loop.lab.tasks[task].scorer_name
         backbone = self.loop.run.backbone_hash
         prompts = self._prompts_hash(task)
         parts: list[object] = [backbone, weights, task, scorer, prompts, guidance, settings.steps, settings.split]
         # Only values that are not the default enter the key, so that new settings leave it as it was.
         shaping = set(Compute.RESULT)
-        if (chosen := compute.model_dump(include=shaping)) != PLAIN.model_dump(include=shaping):
+        if (chosen := spec.evaluation_compute.model_dump(include=shaping)) != PLAIN.model_dump(include=shaping):
             parts.append(chosen)
         if (settings.shift, settings.table) != (None, None):
             parts += [settings.shift, settings.table]

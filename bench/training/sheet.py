@@ -81,7 +81,8 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     tasks = load_tasks(spec.tasks, descriptor.world, spec.scorers, spec.device)
     for name, task in tasks.items():
         base_guidance = (descriptor.base_guidance or {}).get(name, spec.evaluation.scale)
-        texts, columns = _columns(backbone, task, teachers.get(name), spec, sampler, base_guidance)
+        with backbone.at(spec.evaluation.resolution):
+            texts, columns = _columns(backbone, task, teachers.get(name), spec, sampler, base_guidance)
         groups.append((name, texts, columns))
     _paint(groups, path)
     return path

@@ -278,6 +278,26 @@ def test_a_teacher_is_trained_at_the_run_s_resolution(folder: Path, tiny: Tiny, 
     assert asked == [spec.compute.resolution]
 
 
+def test_evaluations_have_a_resolution_of_their_own(folder: Path, tiny: Tiny) -> None:
+    """Drawn as diffusers draws at that resolution; training's is as before."""
+    larger = 2 * tiny.side if tiny.family != "sd3" else tiny.side // 2
+    backbone, spec = loaded(folder, tiny, f"evaluation.resolution={larger}")
+    own = backbone.latent_shape
+    with backbone.at(spec.evaluation.resolution):
+        ours, noise = drawn(backbone, spec), noise_of(backbone)
+    assert backbone.latent_shape == own and noise.shape[-1] != own[-1] and ours.shape[-1] == larger
+    theirs = replace(tiny, resolution=larger).draw(folder, PROMPTS, noise, STEPS, spec.evaluation.scale)
+    assert torch.allclose(ours, theirs, atol=CLOSE)
+    plain = loaded(folder, tiny)[1]
+    assert spec.digest("") != plain.digest("")
+    assert loaded(folder, tiny, f"evaluation.resolution={tiny.side}")[1].digest("") == plain.digest("")
+    sizes = [describe(str(folder)).size(compute) for compute in (spec.compute, spec.evaluation_compute)]
+    training, evaluation = (size.sampling(1, spec.compute).forward for size in sizes)
+    assert (evaluation > training) == (larger > tiny.side)
+    with pytest.raises(UsageError, match=r"evaluation\.resolution"):
+        loaded(folder, tiny, f"evaluation.resolution={2 * tiny.side + 1}")
+
+
 @pytest.mark.parametrize("tiny", [PIPELINES["z-image"]], ids=["z-image"])
 def test_positions_that_the_network_does_not_know_are_refused(tiny: Tiny, tmp_path_factory) -> None:
     folder = tiny.folder(tmp_path_factory)

@@ -40,7 +40,7 @@ class PipelineBackbone(WithVae):
         # FlowBackbone reads these while it is made.
         self.family, self.targets, self.encoders = family, family.targets, family.encoders
         self.folder = family.folder
-        self._fields = told.fields
+        self._told = told
         self._check_layers(network)
         self.padded, self.vae_kind = family.padded, family.vae
         self.embedded_guidance = family.embedded_guidance(told.fields)
@@ -88,6 +88,10 @@ class PipelineBackbone(WithVae):
         """A tensor of encoded prompts in the network's type; masks and the guidance scale stay as they are."""
         return tensor if name == "guidance" or not tensor.is_floating_point() else tensor.to(self.dtype)
 
+    def latent_side(self, resolution: int) -> int:
+        """Latent pixels along one side of images of so many pixels."""
+        return self._told.side(self.family, resolution)
+
     def combined(self, v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
         """As the family combines them."""
         return self.family.guided(v_cond, v_uncond, guidance)
@@ -107,7 +111,7 @@ class PipelineBackbone(WithVae):
     def _encode_one(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
         tokens = self.family.tokens(self.compute)
         tensors = self.family.encode(pipeline, prompt, tokens, self.device)
-        expected = self.family.prompt_shapes(self._fields, tokens)
+        expected = self.family.prompt_shapes(self._told.fields, tokens)
         for name in {*tensors, *expected}:
             found = tuple(tensors[name].shape[1:]) if name in tensors else None
             known = expected.get(name)

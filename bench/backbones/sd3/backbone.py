@@ -55,6 +55,10 @@ class Sd3Backbone(Sd3Transformer, WithVae):
         side = latent_side(compute.resolution, transformer.config, KL.downsampling(vae.config))
         self.latent_shape = (transformer.config.in_channels, side, side)
 
+    def latent_side(self, resolution: int) -> int:
+        """Latent pixels along one side of images of so many pixels."""
+        return latent_side(resolution, self.transformer.config, KL.downsampling(self.vae.config))
+
     def _load_text(self) -> Any:
         return load_text_encoders(self.source, self.dtype, self.transformer)
 
