@@ -1,8 +1,9 @@
 """The schedulers of variance-preserving diffusion models: their noise levels, and what the network predicts.
 
 A pipeline's scheduler names the levels on which its network was trained, and a sampler. Only the levels, the spacing of
-timesteps and where the first and last state lie are taken from it; the transition is a run's own `sampler.kernel`. For
-a scheduler that is a sampler of many kinds, the images are those of diffusers with DDIM at eta 0 in its place.
+timesteps and where the first and last state lie are taken from it; the transition is a run's own `sampler.kernel`.
+Held-out images are those of diffusers with DDIM at eta 0 in its place. DDPMScheduler ends at sigma 0: there it is DDIM
+with set_alpha_to_one.
 """
 
 from pathlib import Path

@@ -87,7 +87,7 @@ class Flux(PipelineFamily):
         """As `encode`."""
         return {"sequence": (tokens, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
 
-    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+    def arguments(self, config: FluxFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The packed latents. The place of an image's token is its row and column, that of a text token is 0."""
         rows, columns = (length // PATCH for length in x.shape[2:])
         places = torch.zeros(rows, columns, 3, device=x.device, dtype=x.dtype)
@@ -103,7 +103,7 @@ class Flux(PipelineFamily):
             "txt_ids": torch.zeros(conditioning["sequence"].shape[1], 3, device=x.device, dtype=x.dtype),
         }
 
-    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+    def prediction(self, config: FluxFields, output: Tensor, x: Tensor) -> Tensor:
         """The unpacked output."""
         return unpacked(output, x)
 

@@ -122,7 +122,7 @@ class Flux2Klein(PipelineFamily):
         """As `encode`."""
         return {"sequence": (tokens, config.joint_attention_dim)}
 
-    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+    def arguments(self, config: Flux2Fields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """Places are (image, row, column, word): an image's token has the middle two, that of a text the last."""
         rows, columns = x.shape[2:]
         image = torch.zeros(rows, columns, 4, device=x.device)
@@ -139,7 +139,7 @@ class Flux2Klein(PipelineFamily):
             "txt_ids": text,
         }
 
-    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+    def prediction(self, config: Flux2Fields, output: Tensor, x: Tensor) -> Tensor:
         """The tokens in their places."""
         return output.transpose(1, 2).unflatten(2, x.shape[2:])
 

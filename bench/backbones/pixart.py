@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from bench.backbones.autoencoder_kl import UNSHIFTED
-from bench.backbones.diffusion_scheduler import KINDS
 from bench.backbones.flux import FROZEN as FROZEN_FLUX
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily, Published
@@ -51,7 +50,6 @@ class PixArt(PipelineFamily):
     fields = PixArtFields
     vae = UNSHIFTED
     diffusion = True
-    schedulers = KINDS
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     resolution = None
     text_tokens = 300
@@ -91,7 +89,7 @@ class PixArt(PipelineFamily):
         """As `encode`."""
         return {"sequence": (tokens, config.caption_channels), "mask": (tokens,)}
 
-    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+    def arguments(self, config: PixArtFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The noisy latents at their timesteps."""
         return {
             "hidden_states": x,
@@ -101,7 +99,7 @@ class PixArt(PipelineFamily):
             "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
         }
 
-    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+    def prediction(self, config: PixArtFields, output: Tensor, x: Tensor) -> Tensor:
         """Without the variance that the network may predict, too."""
         return output[:, : x.shape[1]]
 

@@ -91,7 +91,9 @@ class QwenImage(PipelineFamily):
         """As `encode`, of a prompt that is as long as it may be."""
         return {"sequence": (tokens, config.joint_attention_dim), "mask": (tokens,)}
 
-    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+    def arguments(
+        self, config: QwenImageFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning
+    ) -> dict[str, Any]:
         """The packed latents and their shape in frames, rows and columns."""
         count, _, height, width = x.shape
         return {
@@ -107,7 +109,7 @@ class QwenImage(PipelineFamily):
         cond, plain = packed(v_cond), packed(super().guided(v_cond, v_uncond, guidance))
         return unpacked(plain * (cond.norm(dim=-1, keepdim=True) / plain.norm(dim=-1, keepdim=True)), v_cond)
 
-    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+    def prediction(self, config: QwenImageFields, output: Tensor, x: Tensor) -> Tensor:
         """The unpacked output."""
         return unpacked(output, x)
 

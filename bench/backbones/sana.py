@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from bench.backbones.autoencoder_dc import DC
 from bench.backbones.flow_scheduler import DPM
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily, Published
-from bench.config.bounds import Count
+from bench.config.bounds import Count, Positive
 from bench.config.families import Family
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class SanaFields(BaseModel):
     caption_channels: Count = 2304
     guidance_embeds: Literal[False] = False
     """The few-step models, which take the guidance scale as an input, are another pipeline's."""
-    timestep_scale: Annotated[float, Field(ge=1, le=1)] = 1.0
+    timestep_scale: Positive = 1.0
 
 
 class Sana(PipelineFamily):
@@ -100,16 +100,16 @@ class Sana(PipelineFamily):
         """As `encode`."""
         return {"sequence": (tokens, config.caption_channels), "mask": (tokens,)}
 
-    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+    def arguments(self, config: SanaFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The latents at timesteps of 1000, which are whole numbers as in the network's training."""
         return {
             "hidden_states": x,
             "encoder_hidden_states": conditioning["sequence"],
             "encoder_attention_mask": conditioning["mask"],
-            "timestep": (1000 * sigma_B).floor(),
+            "timestep": (1000 * sigma_B).floor() * config.timestep_scale,
         }
 
-    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+    def prediction(self, config: SanaFields, output: Tensor, x: Tensor) -> Tensor:
         """Without the variance that the network may predict, too."""
         return output[:, : x.shape[1]]
 

@@ -93,14 +93,14 @@ class Sdxl(UnetFamily):
         pooled = config.projection_class_embeddings_input_dim - SIZE_NUMBERS * config.addition_time_embed_dim
         return {"sequence": (tokens, config.cross_attention_dim), "pooled": (pooled,)}
 
-    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+    def arguments(self, config: UnetFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """Also the image's size before and after cropping, and where it was cropped: not at all."""
         height, width = (DOWNSAMPLING * length for length in x.shape[2:])
         numbers = (height, width, 0, 0, height, width)
         # Filled on the device, since copying a list there would wait for it.
         sizes = torch.stack([torch.full((len(x),), n, dtype=x.dtype, device=x.device) for n in numbers], 1)
         more = {"text_embeds": conditioning["pooled"], "time_ids": sizes}
-        return super().arguments(x, sigma_B, conditioning) | {"added_cond_kwargs": more}
+        return super().arguments(config, x, sigma_B, conditioning) | {"added_cond_kwargs": more}
 
 
 def family() -> Family:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.backbones.autoencoder_kl import UNSHIFTED
-from bench.backbones.diffusion_scheduler import KINDS
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.config.bounds import Count
 from bench.errors import UsageError
@@ -42,7 +41,6 @@ class UnetFamily(PipelineFamily):
     network = "UNet2DConditionModel"
     folder = "unet"
     diffusion = True
-    schedulers = KINDS
     # As diffusers' own training scripts, DDPO's and D3PO's code adapt.
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     vae = UNSHIFTED
@@ -67,7 +65,7 @@ class UnetFamily(PipelineFamily):
         if tokens != CLIP_TOKENS:
             raise UsageError(f"the family encodes {CLIP_TOKENS} tokens: leave out compute.max_sequence_length")
 
-    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+    def arguments(self, config: UnetFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The noisy latents at their timesteps."""
         return {"sample": x, "timestep": sigma_B, "encoder_hidden_states": conditioning["sequence"]}
 
@@ -75,6 +73,6 @@ class UnetFamily(PipelineFamily):
     def prompt_shapes(self, config: Any, tokens: int) -> dict[str, tuple[int, ...]]:
         """As `encode`, which the class of text encoders decides."""
 
-    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+    def prediction(self, config: UnetFields, output: Tensor, x: Tensor) -> Tensor:
         """The output."""
         return output

@@ -96,7 +96,7 @@ class ZImage(PipelineFamily):
         """As `encode`, of a prompt that is as long as it may be."""
         return {"sequence": (tokens, config.cap_feat_dim)}
 
-    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+    def arguments(self, config: ZImageFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """Lists of images with one frame and of prompts."""
         lengths = conditioning.lengths["sequence"]
         return {
@@ -105,7 +105,7 @@ class ZImage(PipelineFamily):
             "cap_feats": [row[:length] for row, length in zip(conditioning["sequence"], lengths, strict=True)],
         }
 
-    def prediction(self, output: list[Tensor], x: Tensor) -> Tensor:
+    def prediction(self, config: ZImageFields, output: list[Tensor], x: Tensor) -> Tensor:
         """The network points from noise to image."""
         return -torch.stack(output).squeeze(2)
 

@@ -173,8 +173,9 @@ def training_lines(
         one = size.training(1, Shape.of(spec.lora), spec.compute)
         again = " (including gradient checkpointing's recomputation)" if spec.compute.gradient_checkpointing else ""
         yield (
-            f"predicted: {one.forward / 1e12:.2f} TFLOP per forward pass of one latent (1 NFE); a backward pass to the "
-            f"adapter costs {one.backward / one.forward:.2f} forward passes{again}"
+            f"predicted: a network of {size.parameters:,} parameters, {one.forward / 1e12:.2f} TFLOP per forward pass "
+            "of one latent (1 NFE); a backward pass to the adapter costs "
+            f"{one.backward / one.forward:.2f} forward passes{again}"
         )
         yield training_hours(spec, size, work, per_update, count)
     for task, source in spec.teachers.items():

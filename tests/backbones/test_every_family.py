@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
+from bench.backbones.flow_scheduler import EULER
 from bench.backbones.flux import Flux
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily
@@ -310,7 +311,7 @@ def test_positions_that_the_network_does_not_know_are_refused(tiny: Tiny, tmp_pa
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        ({"prediction": lambda self, output, x: output[:, :1]}, "returns a prediction"),
+        ({"prediction": lambda self, config, output, x: output[:, :1]}, "returns a prediction"),
         ({"targets": ("attn.to_q", "attn.to_z")}, "names the target 'attn.to_z', which its network does not have"),
         ({"block_lists": ("blocks",)}, "names the blocks 'blocks', which its network does not have"),
         ({"prompt_shapes": lambda self, config, tokens: {"sequence": (tokens, 32)}}, "encodes pooled as"),
@@ -327,11 +328,44 @@ def test_a_family_s_mistakes_are_its_own(monkeypatch, tmp_path_factory, mistake:
 
 
 @pytest.mark.parametrize(
-    ("lacks", "said"), [("network", "Incomplete lacks network"), ("table", "has table 'foo', not")]
+    ("wrong", "said"),
+    [
+        ({"network": None}, "Incomplete lacks network"),
+        ({"table": "foo"}, "has table 'foo', not"),
+        ({"folder": "net"}, "has folder 'net', not one of transformer, unet"),
+        ({"schedulers": ("DDIMScheduler",)}, r"DDIMScheduler, which are not of rectified flow \(set diffusion = True"),
+        ({"diffusion": True, "schedulers": (EULER,)}, f"{EULER}, which are not of a diffusion model"),
+    ],
 )
-def test_an_incomplete_family_is_named(lacks: str, said: str) -> None:
-    own = {name: getattr(Flux, name) for name in PipelineFamily.__annotations__ if name != lacks}
-    own |= {name: getattr(Flux, name) for name in PipelineFamily.__abstractmethods__}
-    own |= {"table": "foo"} if lacks == "table" else {}
+def test_an_incomplete_family_is_named(wrong: dict, said: str) -> None:
+    own = {name: getattr(Flux, name) for name in PipelineFamily.__annotations__}
+    own |= {name: getattr(Flux, name) for name in PipelineFamily.__abstractmethods__} | wrong
+    kept = {name: value for name, value in own.items() if value is not None or name == "resolution"}
     with pytest.raises(TypeError, match=said):
-        family_of(type("Incomplete", (PipelineFamily,), own)())
+        family_of(type("Incomplete", (PipelineFamily,), kept)())
+
+
+def test_a_network_without_checkpointing_is_not_asked_for_it(monkeypatch, tmp_path_factory) -> None:
+    monkeypatch.setattr(Flux, "checkpoints", False)
+    monkeypatch.setattr("bench.backbones.pipeline.describe.LARGE_BYTES", 0)
+    tiny = PIPELINES["flux-dev"]
+    folder = tiny.folder(tmp_path_factory)
+    assert describe(str(folder)).defaults()["compute"]["gradient_checkpointing"] is False
+    with pytest.raises(UsageError, match=r"has no gradient checkpointing in diffusers: set compute\.gradient_checkpoi"):
+        loaded(folder, tiny, "compute.gradient_checkpointing=true")
+
+
+def test_a_teacher_s_network_is_called_by_its_own_configuration(monkeypatch, tmp_path_factory, tmp_path: Path) -> None:
+    """What a family reads there may differ from the student's, as a size of heads in rotary embeddings."""
+    tiny = PIPELINES["sana"]
+    folder = tiny.folder(tmp_path_factory)
+    shutil.copytree(folder / "transformer", tmp_path / "teacher")
+    write(tmp_path / "teacher" / "config.json", timestep_scale=0.5)
+    backbone, _ = loaded(folder, tiny)
+    backbone.load_model("teacher", tmp_path / "teacher")
+    x, conditioning = noise_of(backbone), backbone.encode(PROMPTS)
+    with torch.no_grad():
+        teacher, own, half = (
+            backbone.velocity(x, sigma, conditioning, name) for name, sigma in (("teacher", 0.8), (None, 0.8), (None, 0.4))
+        )
+    assert torch.equal(teacher, half) and not torch.equal(teacher, own)

@@ -134,7 +134,7 @@ def test_every_method_has_hours_and_memory(sd3_folder: Path, capsys, name: str) 
         assert "activations" not in told
         return
     assert "updates in total" in told
-    assert "TFLOP per forward pass of one latent (1 NFE)" in told
+    assert "parameters, " in told and "TFLOP per forward pass of one latent (1 NFE)" in told
     assert re.search(r"training: an update makes [\d,]+ passes without gradients and [\d,]+ with gradients", told)
     assert (", and decodes " in told) == find("method", name).needs.rewards
     assert re.search(r"training \(activations of \d+ latents", told)

@@ -21,7 +21,7 @@ from bench.backbones.pipeline_parts import not_loaded, part_of
 from bench.backbones.size import Size
 from bench.config.compute import PLAIN, Compute
 from bench.errors import BenchError
-from bench.registry import broken
+from bench.registry import broken, guarded
 
 
 class PipelineBackbone(WithVae):
@@ -43,6 +43,7 @@ class PipelineBackbone(WithVae):
         self._told = told
         self._check_layers(network)
         self.padded, self.vae_kind = family.padded, family.vae
+        self._of_teachers: dict[nn.Module, Any] = {}
         self.embedded_guidance = family.embedded_guidance(told.fields)
         self.diffusion: Diffusion | None = None
         if isinstance(told.scheduler, DiffusionFields):
@@ -74,15 +75,24 @@ class PipelineBackbone(WithVae):
         state, level_B = self.diffusion.inputs(x, sigma_B) if self.diffusion else (x, sigma_B)
         state = state.to(self.dtype)
         tensors = {name: self._typed(name, tensor) for name, tensor in conditioning.tensors.items()}
-        output = network(
-            **self.family.arguments(state, level_B, Conditioning(tensors, conditioning.lengths)), return_dict=False
-        )[0]
-        predicted = self.family.prediction(output, state)
+        fields = self._fields_of(network)
+        given = Conditioning(tensors, conditioning.lengths)
+        arguments = guarded("family", self.family.name, self.family.arguments, fields, state, level_B, given)
+        output = network(**arguments, return_dict=False)[0]
+        predicted = guarded("family", self.family.name, self.family.prediction, fields, output, state)
         if predicted.shape != x.shape:
             raise broken(
                 "family", self.family.name, f"returns a prediction {tuple(predicted.shape)} at {tuple(x.shape)}"
             )
         return self.diffusion.velocity(predicted, x, sigma_B) if self.diffusion else predicted
+
+    def _fields_of(self, network: nn.Module) -> Any:
+        """The family's fields of a network: the own one, or a teacher's that is a whole model."""
+        if network is self.transformer:
+            return self._told.fields
+        if network not in self._of_teachers:
+            self._of_teachers[network] = self.family.fields.model_validate(dict(cast(Any, network).config))
+        return self._of_teachers[network]
 
     def _typed(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of encoded prompts in the network's type; masks and the guidance scale stay as they are."""

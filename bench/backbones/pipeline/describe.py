@@ -35,6 +35,7 @@ def family_of(family: PipelineFamily) -> Family:
     lacking = [name for name in PipelineFamily.__annotations__ if not hasattr(family, name)]
     if lacking:
         raise TypeError(f"{type(family).__name__} lacks {', '.join(lacking)}")
+    family.followed()
     for name, known in (("table", TABLES), ("folder", NETWORKS)):
         if (value := getattr(family, name)) not in known:
             raise TypeError(f"{type(family).__name__} has {name} {value!r}, not one of {', '.join(known)}")
@@ -105,7 +106,11 @@ def _size(family: PipelineFamily, source: str, told: Configuration, compute: Com
 
 
 def _check(family: PipelineFamily, told: Configuration, compute: Compute) -> None:
-    """Raise UsageError for a resolution or a length of prompts that the model cannot take."""
+    """Raise UsageError for a resolution, a length of prompts or a way to compute that the model cannot take."""
+    if compute.gradient_checkpointing and not family.checkpoints:
+        raise UsageError(
+            f"{family.network} has no gradient checkpointing in diffusers: set compute.gradient_checkpointing=false"
+        )
     side = told.side(family, compute.resolution)
     family.check(told.fields, side, family.tokens(compute))
 
@@ -117,7 +122,7 @@ def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[
     home = Path(home_of(source))
     if not home.is_dir() or _bytes(home / family.folder) > LARGE_BYTES:
         smaller = {"resolution": family.resolution} if family.resolution else {}
-        found |= {"device": best_device(), "compute": smaller | LARGE}
+        found |= {"device": best_device(), "compute": smaller | LARGE | {"gradient_checkpointing": family.checkpoints}}
     return found
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel
 
 from bench.backbones.autoencoder_kl import KL
-from bench.backbones.diffusion_scheduler import DiffusionFields
-from bench.backbones.flow_scheduler import EULER, SchedulerFields, shift_for
+from bench.backbones.diffusion_scheduler import KINDS, DiffusionFields
+from bench.backbones.flow_scheduler import DPM, EULER, SchedulerFields, shift_for
 from bench.backbones.guidance import classifier_free
 from bench.backbones.vae import Vae
 from bench.sampler.levels import FlowLevels, Levels
@@ -69,20 +69,32 @@ class PipelineFamily(ABC):
     """The network's lists of repeated blocks, and single blocks like those."""
     padded: ClassVar[tuple[str, ...]] = ()
     """Tensors of a prompt that are as long as it is, which batches pad (Conditioning.lengths)."""
+    checkpoints: ClassVar[bool] = True
+    """Whether the network has diffusers' gradient checkpointing."""
     resolution: ClassVar[int | None] = 512
     """Image pixels along one side by default, for models of published size; None: the model's own."""
     text_tokens: ClassVar[int]
     """Tokens of an encoded prompt where compute.max_sequence_length is not set."""
     diffusion: ClassVar[bool] = False
     """Whether the network was trained on a variance-preserving diffusion process and not on rectified flow."""
-    schedulers: ClassVar[tuple[str, ...]] = (EULER,)
-    """Classes of schedulers that the pipeline may have."""
+    schedulers: ClassVar[tuple[str, ...]] = ()
+    """Classes of schedulers that the pipeline may have; empty: FlowMatchEulerDiscreteScheduler, or with `diffusion` all
+    that are followed."""
     table: ClassVar[str] = "once"
     """The table of sigmas that a pipeline of rectified flow asks its scheduler for (bench/sampler/schedule.py)."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Further parts of the pipeline that are not loaded."""
     published: ClassVar[dict[str, Published]] = {}
     """Address on the hub -> what is known about it."""
+
+    @classmethod
+    def followed(cls) -> tuple[str, ...]:
+        """Classes of schedulers that its pipelines may have. Raises TypeError for those of another kind of network."""
+        known = KINDS if cls.diffusion else (EULER, DPM)
+        if foreign := [name for name in cls.schedulers if name not in known]:
+            what = "a diffusion model" if cls.diffusion else "rectified flow (set diffusion = True for another)"
+            raise TypeError(f"{cls.__name__} has schedulers {', '.join(foreign)}, which are not of {what}")
+        return cls.schedulers or (KINDS if cls.diffusion else (EULER,))
 
     @abstractmethod
     def latent_channels(self, config: Any) -> int:
@@ -140,12 +152,14 @@ class PipelineFamily(ABC):
         """Name -> shape of what `encode` returns, without the batch."""
 
     @abstractmethod
-    def arguments(self, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+    def arguments(self, config: Any, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The network's arguments for latents x [B, C, h, w] at noise levels sigma [B].
 
         For a diffusion model x is scaled to variance 1, and `sigma_B` holds the timesteps, from 0 to 999. x and the
-        conditioning are in the network's type, sigma is in float32 at any precision. The conditioning also has
-        `guidance` [B], in float32, if the network takes it as an input.
+        conditioning are in the network's type, but for masks and other integers. sigma is in float32 at any precision
+        and should stay so: the network is called under autocast. The conditioning also has `guidance` [B], in float32,
+        if the network takes it as an input. `config` are the fields of the network that is called, which may be a
+        teacher's.
         """
 
     def guided(self, v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
@@ -153,8 +167,9 @@ class PipelineFamily(ABC):
         return classifier_free(v_cond, v_uncond, guidance)
 
     @abstractmethod
-    def prediction(self, output: Any, x: Tensor) -> Tensor:
+    def prediction(self, config: Any, output: Any, x: Tensor) -> Tensor:
         """What the network's output means: the velocity eps - x0 [B, C, h, w], of the shape of x.
 
-        For a diffusion model: what its scheduler's prediction_type says, such as the noise.
+        For a diffusion model: what its scheduler's prediction_type says, such as the noise. `output` is the first thing
+        that the network returns with return_dict=False.
         """

@@ -15,6 +15,7 @@ from bench.backbones.pipeline.source import validated
 from bench.backbones.size import Size
 from bench.backbones.vae import VaeDecoder
 from bench.lazy import torch
+from bench.registry import guarded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,7 +64,8 @@ class PipelineNetwork(Network):
         lengths = {name: (tensors[name].shape[1],) * latents for name in self.family.padded}
         if self.family.embedded_guidance(self._fields):
             tensors["guidance"] = torch.empty(latents)
-        return self.family.arguments(x, torch.empty(latents), Conditioning(tensors, lengths))
+        given = Conditioning(tensors, lengths)
+        return guarded("family", self.family.name, self.family.arguments, self._fields, x, torch.empty(latents), given)
 
     @property
     def _fields(self) -> Any:

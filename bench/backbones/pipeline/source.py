@@ -68,7 +68,7 @@ def configuration(family: PipelineFamily, source: str) -> Configuration:
         except OSError as error:
             raise MissingError(f"{home} is not a complete pipeline: {one_line(error)}") from error
         read = diffusion_scheduler_in if family.diffusion else flow_scheduler_in
-        scheduler = read(Path(home) / SCHEDULER if source == home else require(home, SCHEDULER), family.schedulers)
+        scheduler = read(Path(home) / SCHEDULER if source == home else require(home, SCHEDULER), family.followed())
         known = None
     options = known.options if known else index_of(home)
     if not known:
