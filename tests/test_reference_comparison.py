@@ -33,7 +33,12 @@ ABLATIONS = [
     ),
     ("ablations/rl.txt", "compare", "b2ab6c4dbe 431da8c721 28240e306c 95c74f4462"),
     ("combine/table.txt", "combine", "c85c1e2a0f"),
-    ("table/table.txt", "table", "7b4d281fe3 f9c7222520 efa8638e55 e6f522bed0 6fed081757 fe0910d768 c8634eb2a7"),
+    (
+        "table/table.txt",
+        "table",
+        "7b4d281fe3 f9c7222520 efa8638e55 e6f522bed0 6fed081757 fe0910d768 c8634eb2a7 724942b845 9b24065cce 303065b9c0 "
+        "9c88351848 360960f2eb cf092a41b3 6177eabdde",
+    ),
 ]
 
 

@@ -17,12 +17,14 @@ class Diffusion:
     def inputs(self, y: Tensor, s_B: Tensor) -> tuple[Tensor, Tensor]:
         """The noisy image alpha x0 + sigma eps [B, C, h, w] and its timestep [B], for levels s [B].
 
-        Between the levels of two timesteps, the timestep is interpolated linearly in s.
+        Between the levels of two timesteps, the timestep is interpolated linearly in sigma / alpha = s / (1 - s).
         """
         last = len(self._levels) - 1
         above = torch.searchsorted(self._levels, s_B.contiguous()).clamp(1, last)
         lower, upper = self._levels[above - 1], self._levels[above]
-        timestep = above - 1 + (s_B - lower) / (upper - lower)
+        # (s / (1 - s) - lower / (1 - lower)) / (the same at upper), which holds at upper = 1, too
+        part = (s_B - lower) * (1 - upper) / ((upper - lower) * (1 - s_B))
+        timestep = above - 1 + torch.where(s_B >= upper, 1.0, part)
         return y / _column(torch.hypot(1 - s_B, s_B)), timestep.clamp(0, last)
 
     def velocity(self, predicted: Tensor, y: Tensor, s_B: Tensor) -> Tensor:

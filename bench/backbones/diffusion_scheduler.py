@@ -6,20 +6,21 @@ Held-out images are those of diffusers with DDIM at eta 0 in its place. DDPMSche
 with set_alpha_to_one.
 """
 
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bench.backbones.scheduler_files import fields_of, refuse, scheduler_config
-from bench.config.bounds import Positive
 from bench.errors import UsageError
 from bench.sampler.diffusion_levels import DiffusionLevels
 
 DDIM, EULER, DPM = ("DDIMScheduler", "PNDMScheduler"), "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
-KINDS = (*DDIM, EULER, "EulerAncestralDiscreteScheduler", DPM, "DDPMScheduler")
+ANCESTRAL = "EulerAncestralDiscreteScheduler"
+KINDS = (*DDIM, EULER, ANCESTRAL, DPM, "DDPMScheduler")
 """The classes of diffusers that are followed."""
-SPACING = {EULER: "linspace", "EulerAncestralDiscreteScheduler": "linspace", DPM: "linspace"}
+SPACING = {EULER: "linspace", ANCESTRAL: "linspace", DPM: "linspace"}
 """Default spacing of timesteps; leading in the other classes."""
 ALPHA_TO_ONE = {"DDIMScheduler": True, "PNDMScheduler": False}
 """Default of set_alpha_to_one in the classes that have it."""
@@ -30,6 +31,15 @@ NOT_FOLLOWED = (
     "trained_betas", "thresholding", "sigma_min", "sigma_max",
 )  # fmt: skip
 """Options that change the levels or the step, and that are not implemented here."""
+FOLLOWED: dict[str, dict[str, tuple[Any, ...]]] = {
+    EULER: {"interpolation_type": ("linear",), "final_sigmas_type": ("zero",), "rescale_betas_zero_snr": (False,)},
+    ANCESTRAL: {"rescale_betas_zero_snr": (False,)},
+    DPM: {
+        "algorithm_type": ("dpmsolver", "dpmsolver++"), "solver_type": ("midpoint",),
+        "rescale_betas_zero_snr": (False,), "lambda_min_clipped": (-math.inf,),
+    },
+}  # fmt: skip
+"""Class -> option of that class -> the values that are followed."""
 
 
 class DiffusionFields(BaseModel):
@@ -37,8 +47,8 @@ class DiffusionFields(BaseModel):
 
     model_config = ConfigDict(strict=True)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    beta_start: Positive = 0.0001
-    beta_end: Positive = 0.02
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0001
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: Literal[0, 1] = 0
@@ -52,8 +62,16 @@ class DiffusionFields(BaseModel):
     @property
     def table(self) -> str:
         """The table of sigmas that the scheduler would build."""
-        solver = self.kind == DPM and self.timestep_spacing != "trailing"
-        return f"dpm_{self.timestep_spacing}" if solver else self.timestep_spacing
+        if self.kind == DPM and self.timestep_spacing != "trailing":
+            return f"dpm_{self.timestep_spacing}"
+        if self.kind in (EULER, ANCESTRAL) and self.timestep_spacing == "linspace":
+            return "euler_linspace"
+        return self.timestep_spacing
+
+    @property
+    def betas(self) -> tuple[str, float, float, bool]:
+        """What decides the noise levels on which the network was trained."""
+        return self.beta_schedule, self.beta_start, self.beta_end, self.rescale_betas_zero_snr
 
     def levels(self) -> DiffusionLevels:
         """The noise levels."""
@@ -88,10 +106,10 @@ def diffusion_fields(config: dict[str, Any], kind: str, path: Path = Path("sched
     if kind not in (DPM, EULER):
         told["final_sigmas_type"] = "zero"
     fields = fields_of(path, told, DiffusionFields, {})
-    if kind == EULER and fields.final_sigmas_type != "zero":
-        raise UsageError(f"{path}: final_sigmas_type is {fields.final_sigmas_type!r}; only 'zero' is supported")
-    if fields.rescale_betas_zero_snr and kind.startswith("Euler"):
-        raise UsageError(f"{path}: rescale_betas_zero_snr, as {kind} has it, is not supported: use DDIMScheduler")
+    for name, values in FOLLOWED.get(kind, {}).items():
+        if name in config and config[name] is not None and config[name] not in values:
+            followed = " or ".join(map(repr, values))
+            raise UsageError(f"{path}: {name} is {config[name]!r}; of {kind} only {followed} is supported")
     if fields.rescale_betas_zero_snr and fields.prediction_type == "epsilon":
         raise UsageError(f"{path}: rescale_betas_zero_snr: no image follows from a prediction of noise at noise alone")
     return fields

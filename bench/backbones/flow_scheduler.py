@@ -24,6 +24,13 @@ NOT_FOLLOWED = (
     "stochastic_sampling",
 )  # fmt: skip
 """Options of diffusers' classes that change the sigmas or the sampling step, and that are not implemented here."""
+SOLVER: dict[str, tuple[str, tuple[str, ...]]] = {
+    "prediction_type": ("epsilon", ("flow_prediction",)),
+    "algorithm_type": ("dpmsolver++", ("dpmsolver", "dpmsolver++")),
+    "solver_type": ("midpoint", ("midpoint",)),
+    "final_sigmas_type": ("zero", ("zero",)),
+}
+"""Option of the solver with flow sigmas -> its default in diffusers, and the values that are followed."""
 SHIFT_LIMITS = {"shift": "not a number from 0.01 to 100"}
 
 
@@ -61,6 +68,11 @@ def flow_scheduler_in(path: Path, kinds: tuple[str, ...] = (EULER,)) -> Schedule
     if kind == DPM:
         if not config.get("use_flow_sigmas"):
             raise UsageError(f"{path}: use_flow_sigmas is not true, as it must be for a flow-matching model")
+        refuse(path, config, ["use_lu_lambdas", "thresholding", "use_dynamic_shifting"])
+        for name, (default, values) in SOLVER.items():
+            if config.get(name, default) not in values:
+                followed = " or ".join(map(repr, values))
+                raise UsageError(f"{path}: {name} is {config.get(name, default)!r}; only {followed} is supported")
         told = {"shift": config.get("flow_shift", DEFAULT_SHIFT), "table": "dpm"}
         return fields_of(path, told, SchedulerFields, SHIFT_LIMITS)
     refuse(path, config, ["use_flow_sigmas"])

@@ -45,6 +45,7 @@ class PixArt(PipelineFamily):
     name = "pixart_sigma"
     pipeline = "PixArtSigmaPipeline"
     network = "PixArtTransformer2DModel"
+    network_before = ("Transformer2DModel",)
     encoders: ClassVar = {"text_encoder": "T5EncoderModel"}
     tokenizers = ("tokenizer",)
     fields = PixArtFields
@@ -79,7 +80,10 @@ class PixArt(PipelineFamily):
         return 4.5
 
     def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """T5's last hidden states of the prompt in lower case, padded, and which of them are the prompt's."""
+        """T5's last hidden states of the prompt in lower case, padded, and which of them are the prompt's.
+
+        As the pipeline without clean_caption, which depends on whether ftfy and bs4 are installed.
+        """
         sequence, mask, _, _ = pipeline.encode_prompt(
             prompt, do_classifier_free_guidance=False, device=device, max_sequence_length=tokens
         )

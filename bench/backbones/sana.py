@@ -28,6 +28,8 @@ VAE: dict[str, Any] = {
     "upsample_block_type": "interpolate", "scaling_factor": 0.41407,
 }  # fmt: skip
 SCHEDULER: dict[str, Any] = {"shift": 3.0, "table": "dpm"}
+ROUNDING = 2e-4
+"""By so much may 1000 sigma lie below a whole number in float32."""
 FROZEN = {"text_encoder": 2_614_341_888, "vae": 312_250_275}
 """Parameters of Gemma-2-2B without its head, and of the autoencoder."""
 
@@ -106,7 +108,7 @@ class Sana(PipelineFamily):
             "hidden_states": x,
             "encoder_hidden_states": conditioning["sequence"],
             "encoder_attention_mask": conditioning["mask"],
-            "timestep": (1000 * sigma_B).floor() * config.timestep_scale,
+            "timestep": (1000 * sigma_B + ROUNDING).floor() * config.timestep_scale,
         }
 
     def prediction(self, config: SanaFields, output: Tensor, x: Tensor) -> Tensor:

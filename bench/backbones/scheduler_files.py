@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bench.errors import UsageError
+from bench.errors import MissingError, UsageError
 from bench.sampler.schedule import TRAIN_TIMESTEPS
 from bench.weights.checkpoints import read_config
 
@@ -17,12 +17,12 @@ Fields = TypeVar("Fields", bound=BaseModel)
 def scheduler_config(path: Path, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """The class of a pipeline's scheduler, one of `kinds`, and its configuration.
 
-    Raises UsageError for another class, and for another number of timesteps than 1000.
+    Raises UsageError for another class, and for another number of timesteps than 1000; MissingError without a file.
     """
     try:
         config = read_config(path)
     except OSError as error:
-        raise UsageError(f"the pipeline's scheduler cannot be read: {path}: {error.strerror}") from error
+        raise MissingError(f"the pipeline's scheduler cannot be read: {path}: {error.strerror}") from error
     # The index is checked too, since diffusers builds the class that it names, whatever the scheduler's file says.
     index = path.parent.parent / "model_index.json"
     in_file, in_index = config.get("_class_name", kinds[0]), _named_in(index)

@@ -16,6 +16,7 @@ from bench.backbones.stable_diffusion import VAE as VAE_SD
 from bench.backbones.unet import UnetFamily, UnetFields
 from bench.config.bounds import Count
 from bench.config.families import Family
+from bench.errors import UsageError
 from bench.lazy import torch
 
 if TYPE_CHECKING:
@@ -76,6 +77,16 @@ class Sdxl(UnetFamily):
     published: ClassVar = {
         "hub:stabilityai/stable-diffusion-xl-base-1.0": Published(UNET, VAE, SCHEDULER, FROZEN),
     }
+
+    def check(self, config: UnetFields, side: int, tokens: int) -> None:
+        """The features of the image's size must leave room for those of the prompt."""
+        super().check(config, side, tokens)
+        assert isinstance(config, SdxlFields)
+        if config.projection_class_embeddings_input_dim <= SIZE_NUMBERS * config.addition_time_embed_dim:
+            raise UsageError(
+                "the UNet's projection_class_embeddings_input_dim must be more than "
+                f"{SIZE_NUMBERS * config.addition_time_embed_dim}, six times its addition_time_embed_dim"
+            )
 
     def guidance(self, config: SdxlFields, options: Mapping[str, Any]) -> float:
         """The pipeline's default."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import Published
 from bench.backbones.unet import UnetFamily, UnetFields
 from bench.config.families import Family
+from bench.sampler.levels import Levels
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +48,10 @@ class StableDiffusion(UnetFamily):
             {"sample_size": 64, "cross_attention_dim": 768}, VAE, SCHEDULER, FROZEN
         ),
     }
+
+    def levels(self, config: StableDiffusionFields, scheduler: Any, side: int) -> Levels:
+        """By the scheduler, whose steps_offset the pipeline sets to 1 whatever its file says."""
+        return replace(scheduler.levels(), offset=1)
 
     def guidance(self, config: StableDiffusionFields, options: Mapping[str, Any]) -> float:
         """The pipeline's default."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,7 +31,11 @@ class UnetFields(BaseModel):
     cross_attention_dim: Count = 1280
     time_cond_proj_dim: None = None
     """Networks that take the guidance scale as an input are not supported."""
+    out_channels: Count = 4
+    num_class_embeds: None = None
     class_embed_type: None = None
+    class_embeddings_concat: Literal[False] = False
+    dual_cross_attention: Literal[False] = False
     encoder_hid_dim_type: None = None
 
 
@@ -62,6 +66,11 @@ class UnetFamily(PipelineFamily):
 
     def check(self, config: UnetFields, side: int, tokens: int) -> None:
         """CLIP pads every prompt to the same length."""
+        if config.out_channels != config.in_channels:
+            raise UsageError(
+                f"the UNet predicts {config.out_channels} channels of latents with {config.in_channels}: only networks "
+                "that predict noise, v or the image alone are supported"
+            )
         if tokens != CLIP_TOKENS:
             raise UsageError(f"the family encodes {CLIP_TOKENS} tokens: leave out compute.max_sequence_length")
 

@@ -140,6 +140,7 @@ def resolve(
         guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
         spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
     sampler = descriptor.sampler(spec)
+    _ = descriptor.evaluation_sampler(spec)  # raises for settings that the model does not have
     if checked:
         method_class.check(spec, sampler)
     return spec

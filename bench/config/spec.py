@@ -24,7 +24,9 @@ def measuring(scorers: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     return {task: own for task, own in kept.items() if own}
 
 
-Table = Literal["diffusers", "once", "dpm", "leading", "trailing", "linspace", "dpm_leading", "dpm_linspace"]
+Table = Literal[
+    "diffusers", "once", "dpm", "leading", "trailing", "linspace", "euler_linspace", "dpm_leading", "dpm_linspace"
+]
 """How the table of sigmas is built: the first three are of flow-matching models (bench/sampler/schedule.py), the others
 of diffusion models (bench/sampler/diffusion_levels.py)."""
 Steps = Annotated[int, Field(gt=0, le=TRAIN_TIMESTEPS)]

@@ -8,6 +8,9 @@ and eps plus noise, and only its scale is another one in y: `ode` is DDIM at eta
 sigma_t / alpha_t (arXiv 2206.00364), `ddim` is DDIM with eta and, at eta 1, DDPM's posterior and Euler ancestral, and
 `dpm2` is DPM-Solver++ 2M (arXiv 2211.01095).
 
+Where N does not divide the number of timesteps, DDIMScheduler steps from a trailing or linspace timestep t to
+t - T // N, and then calls the network at another one that it visits next. Here a step ends where the next one begins.
+
 Diffusion models do not begin at s = 1 or end at s = 0. The first state is noise at the level of the first timestep,
 which Schedule.start scales, and where samplers stop at the level of timestep 0, Schedule.end takes the last state back
 to alpha_0 x0 + sigma_0 eps, which the VAE decodes.
@@ -27,6 +30,7 @@ SPACINGS = {
     "leading": "every (T // N)-th timestep from the offset, as DDIM and Euler",
     "trailing": "N equal parts that begin at the last timestep",
     "linspace": "N points from the last timestep to the first, as DDIM",
+    "euler_linspace": "as linspace, but not rounded to timesteps, as Euler",
     "dpm_leading": "every (T // (N + 1))-th timestep from the offset but the offset itself, as DPM-Solver",
     "dpm_linspace": "N + 1 points from the last timestep to the first, but the first itself, as DPM-Solver",
 }
@@ -62,7 +66,10 @@ class DiffusionLevels(Levels):
         if shift is not None:
             raise UsageError("a timestep shift is for flow-matching models: leave out sampler.shift")
         sigmas = self.sigmas
-        visited = [sigmas[t] for t in timesteps(steps, table, self.offset)]
+        if table == "euler_linspace":
+            visited = [_between(sigmas, t) for t in evenly(steps)]
+        else:
+            visited = [sigmas[t] for t in timesteps(steps, table, self.offset)]
         # A step from the level of timestep 0 to itself would do nothing: then the end is s = 0.
         last = 0.0 if self.to_zero or visited[-1] == sigmas[0] else sigmas[0]
         start = norm(visited[0]) if self.full_noise else visited[0]
@@ -86,16 +93,34 @@ def timesteps(steps: int, table: str, offset: int) -> list[int]:
         raise UsageError(f"steps must be at least 1 and at most {TRAIN_TIMESTEPS}, got {steps}")
     points = steps + 1 if table.startswith("dpm_") else steps
     if table == "trailing":
-        found = [round(TRAIN_TIMESTEPS - k * TRAIN_TIMESTEPS / steps) - 1 for k in range(steps)]
+        # As numpy's arange: rounding to whole numbers must fall on the same side.
+        step = (TRAIN_TIMESTEPS - TRAIN_TIMESTEPS / steps) - TRAIN_TIMESTEPS
+        found = [round(TRAIN_TIMESTEPS + k * step) - 1 for k in range(steps)]
     elif table.endswith("leading"):
         found = [k * (TRAIN_TIMESTEPS // points) + offset for k in reversed(range(points))][:steps]
-    elif points == 1:
-        found = [0]  # as numpy's linspace of one point
     else:
-        found = [round(k * (TRAIN_TIMESTEPS - 1) / (points - 1)) for k in reversed(range(points))][:steps]
+        found = [round(t) for t in evenly(points)][:steps]
     if len(set(found)) < steps or not 0 <= min(found) <= max(found) < TRAIN_TIMESTEPS:
         raise UsageError(f"{steps} steps are too many for the table {table!r} with an offset of {offset}")
     return found
+
+
+def evenly(points: int) -> list[float]:
+    """So many points from the last timestep to 0, as numpy's linspace: a single one is 0."""
+    if points == 1:
+        return [0.0]
+    step = (TRAIN_TIMESTEPS - 1) / (points - 1)
+    return [float(TRAIN_TIMESTEPS - 1), *(k * step for k in reversed(range(points - 1)))]
+
+
+def _between(sigmas: tuple[float, ...], t: float) -> float:
+    """The level of a timestep between two, by linear interpolation of sigma / alpha."""
+    below = int(t)
+    if t == below:
+        return sigmas[below]
+    low, high = (s / (1 - s) for s in sigmas[below : below + 2])
+    ratio = low + (high - low) * (t - below)
+    return ratio / (1 + ratio)
 
 
 @cache

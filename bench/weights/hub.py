@@ -53,7 +53,7 @@ def pipeline_folder(source: str) -> Path | None:
     split = _split(source)
     assert split  # callers ask for hub addresses only
     network = [f"{part}/*{kind}" for part in ("transformer", "unet") for kind in (".json", SAFETENSORS)]
-    home = _fetched(split[0], ["model_index.json", *network])
+    home = _fetched(split[0], ["model_index.json", "scheduler/*.json", *network])
     return home if (home / "model_index.json").is_file() else None
 
 

@@ -16,6 +16,7 @@ from bench.backbones.flow_scheduler import EULER
 from bench.backbones.flux import Flux
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily
+from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.config.families import families
 from bench.config.resolve import describe, resolve, teacher_spec
 from bench.errors import BenchError, MissingError, UsageError
@@ -343,6 +344,75 @@ def test_an_incomplete_family_is_named(wrong: dict, said: str) -> None:
     kept = {name: value for name, value in own.items() if value is not None or name == "resolution"}
     with pytest.raises(TypeError, match=said):
         family_of(type("Incomplete", (PipelineFamily,), kept)())
+
+
+def changed(tiny: Tiny, factory, tmp_path: Path, file: str, **changes: object) -> Path:
+    """A copy of a pipeline with changes in one of its files."""
+    copy = Path(shutil.copytree(tiny.folder(factory), tmp_path / "changed"))
+    write(copy / file, **changes)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("prediction_type", "epsilon"), ("algorithm_type", "sde-dpmsolver++"), ("final_sigmas_type", "sigma_min"),
+        ("thresholding", True), ("use_lu_lambdas", True), ("use_flow_sigmas", False), ("solver_type", "heun"),
+    ],
+)  # fmt: skip
+def test_flow_solvers_are_followed_or_refused(tmp_path_factory, tmp_path: Path, option: str, value: object) -> None:
+    folder = changed(PIPELINES["sana"], tmp_path_factory, tmp_path, SCHEDULER, **{option: value})
+    with pytest.raises(UsageError, match=rf"scheduler_config\.json: {option} is"):
+        describe(str(folder))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"out_channels": 8}, {"num_class_embeds": 3}, {"dual_cross_attention": True}, {"time_cond_proj_dim": 8}]
+)
+def test_unets_with_further_inputs_or_outputs_are_refused(tmp_path_factory, tmp_path: Path, changes: dict) -> None:
+    folder = changed(PIPELINES["sd15"], tmp_path_factory, tmp_path, "unet/config.json", **changes)
+    said = "predicts 8 channels of latents with 4" if "out_channels" in changes else next(iter(changes))
+    with pytest.raises(UsageError, match=said):
+        resolve("single_task", ["geneval"], backbone=str(folder))
+
+
+def test_a_teacher_that_predicts_something_else_is_refused(tmp_path_factory) -> None:
+    """Both have the same network: only their schedulers tell them apart."""
+    teacher = PIPELINES["sd-v"].folder(tmp_path_factory) / "unet"
+    backbone, _ = loaded(PIPELINES["sd15"].folder(tmp_path_factory), PIPELINES["sd15"])
+    with pytest.raises(UsageError, match="prediction_type is v_prediction, but the student's is epsilon"):
+        backbone.load_model("teacher", teacher)
+
+
+def test_pixart_s_former_class_is_its_own(tmp_path_factory, tmp_path: Path) -> None:
+    tiny = PIPELINES["pixart-sigma"]
+    folder = changed(tiny, tmp_path_factory, tmp_path, "transformer/config.json", _class_name="Transformer2DModel")
+    write(folder / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
+    backbone, spec = loaded(folder, tiny)
+    theirs = tiny.draw(folder, PROMPTS, noise_of(backbone), STEPS, spec.evaluation.scale)
+    assert torch.allclose(drawn(backbone, spec), theirs, atol=CLOSE)
+
+
+def test_stable_diffusion_s_offset_is_1_whatever_its_file_says(tmp_path_factory, tmp_path: Path) -> None:
+    tiny = PIPELINES["sd15"]
+    folder = changed(tiny, tmp_path_factory, tmp_path, SCHEDULER, steps_offset=0)
+    backbone, spec = loaded(folder, tiny)
+    theirs = tiny.draw(folder, PROMPTS, noise_of(backbone), STEPS, spec.evaluation.scale)
+    assert torch.allclose(drawn(backbone, spec), theirs, atol=CLOSE)
+
+
+def test_a_unet_without_a_middle_has_other_blocks(tmp_path_factory) -> None:
+    backbone, _ = loaded(PIPELINES["sd15"].folder(tmp_path_factory), PIPELINES["sd15"])
+    count = len(backbone.blocks(backbone.transformer))
+    backbone.transformer.mid_block = None
+    assert len(backbone.blocks(backbone.transformer)) == count - 1
+
+
+def test_settings_of_evaluations_are_checked_before_anything_is_trained(tmp_path_factory) -> None:
+    folder = str(PIPELINES["sd15"].folder(tmp_path_factory))
+    for said in ("evaluation.table=once", "evaluation.shift=3", "evaluation.steps=1000"):
+        with pytest.raises(UsageError, match=r"table|shift|steps"):
+            resolve("single_task", ["geneval"], backbone=folder, overrides=[said])
 
 
 def test_a_network_without_checkpointing_is_not_asked_for_it(monkeypatch, tmp_path_factory) -> None:

@@ -13,7 +13,7 @@ from bench.backbones.scheduler_files import FILE
 from bench.backbones.sd3 import descriptor
 from bench.config.compute import Compute
 from bench.config.resolve import resolve
-from bench.errors import UsageError
+from bench.errors import MissingError, UsageError
 from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import Sampler, euler, rollout
 from bench.sampler.schedule import make_schedule
@@ -101,7 +101,7 @@ def test_a_damaged_or_missing_scheduler_is_named(sd3_folder: Path, tmp_path: Pat
     with pytest.raises(UsageError, match=r"scheduler_config\.json is not JSON"):
         descriptor(folder)
     (tmp_path / "p" / FILE).unlink()
-    with pytest.raises(UsageError, match=r"cannot be read: .*scheduler_config\.json"):
+    with pytest.raises(MissingError, match=r"cannot be read: .*scheduler_config\.json"):
         descriptor(folder)
 
 

@@ -46,7 +46,7 @@ def with_families(monkeypatch, **made) -> None:
 @pytest.mark.parametrize(
     ("kind", "what"),
     [
-        ("KolorsPipeline", "a text-to-image pipeline of a family that no registered plug-in runs"),
+        ("AuraFlowPipeline", "a text-to-image pipeline of a family that no registered plug-in runs"),
         ("StableDiffusionXLInpaintPipeline", "which starts from an image and not from text alone"),
         ("StableDiffusion3Img2ImgPipeline", "which starts from an image and not from text alone"),
         ("StableDiffusion3ControlNetPipeline", "which starts from an image and not from text alone"),
@@ -164,7 +164,7 @@ def test_a_published_address_is_known_without_its_index(monkeypatch) -> None:
 
 def test_a_refusal_imports_no_library(tmp_path: Path) -> None:
     """torch and diffusers take seconds, and their remarks would be lines before the error."""
-    source = pipeline(tmp_path / "p", "StableDiffusionXLPipeline")
+    source = pipeline(tmp_path / "p", "AuraFlowPipeline")
     code = f"""
 import sys
 from bench.config.resolve import describe

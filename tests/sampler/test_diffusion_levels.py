@@ -38,7 +38,7 @@ def test_levels_are_those_of_diffusers(betas: dict[str, Any]) -> None:
     np.testing.assert_allclose(told.levels().sigmas, sigma / (alpha + sigma), atol=5e-6)
 
 
-@pytest.mark.parametrize("steps", [1, 5, 7, 25, 50, 333])
+@pytest.mark.parametrize("steps", [1, 5, 7, 25, 30, 48, 50, 333])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
 def test_timesteps_are_those_of_diffusers(kind: str, spacing: str, steps: int) -> None:
@@ -80,6 +80,7 @@ SAMPLERS = {
     "DDIM to one": ("DDIMScheduler", "ode", {"steps_offset": 1, "clip_sample": False}),
     "DDIM trailing": ("DDIMScheduler", "ode", {"timestep_spacing": "trailing", "clip_sample": False}),
     "Euler": ("EulerDiscreteScheduler", "ode", {"timestep_spacing": "leading", "steps_offset": 1}),
+    "Euler linspace": ("EulerDiscreteScheduler", "ode", {}),
     "Euler trailing": ("EulerDiscreteScheduler", "ode", {"timestep_spacing": "trailing"}),
     "DPM-Solver++ 2M": ("DPMSolverMultistepScheduler", "dpm2", {}),
     "DPM-Solver++ 2M leading": (
@@ -97,7 +98,7 @@ def test_states_are_those_of_diffusers(name: str, predicts: str) -> None:
     kind, kernel, own = SAMPLERS[name]
     config = BETAS | own | {"prediction_type": predicts}
     told = diffusion_fields(config, kind)
-    for steps in (1, 5, 10):
+    for steps in (1, 5, 7, 10) if "trailing" not in name or kind != "DDIMScheduler" else (1, 5, 10):
         schedule = told.levels().schedule(steps)
         sampler = Sampler(schedule, KERNELS[kernel])
         ours = rollout(diffusion_of(told.levels(), predicts), NOISE, sampler, torch.Generator()).final
@@ -153,7 +154,9 @@ def test_timesteps_between_two_are_interpolated() -> None:
     levels = DiffusionLevels()
     diffusion = Diffusion(levels, "epsilon", "cpu")
     wanted = torch.tensor([0.0, 1.0, 500.25, 998.5, 999.0])
-    s_B = torch.tensor([np.interp(t, range(1000), levels.sigmas) for t in wanted.tolist()], dtype=torch.float32)
+    ratios = [s / (1 - s) for s in levels.sigmas]
+    between = [np.interp(t, range(1000), ratios) for t in wanted.tolist()]
+    s_B = torch.tensor([ratio / (1 + ratio) for ratio in between], dtype=torch.float32)
     assert torch.allclose(diffusion.inputs(NOISE[:1].expand(5, -1, -1, -1), s_B)[1], wanted, atol=2e-3)
     every = torch.tensor(levels.sigmas, dtype=torch.float32)
     assert torch.equal(diffusion.inputs(torch.zeros(1000, 1, 1, 1), every)[1], torch.arange(1000.0))
@@ -172,6 +175,30 @@ def test_timesteps_between_two_are_interpolated() -> None:
 def test_schedules_that_do_not_exist_are_refused(table, steps: int, shift, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         DiffusionLevels(offset=1).schedule(steps, table, shift)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
+        ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}),
+        ("EulerDiscreteScheduler", {"rescale_betas_zero_snr": True}),
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}),
+        ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun"}),
+        ("DPMSolverMultistepScheduler", {"rescale_betas_zero_snr": True}),
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True}),
+        ("DDIMScheduler", {"beta_end": 1.5}),
+        ("DDIMScheduler", {"prediction_type": "flow_prediction"}),
+    ],
+)
+def test_options_that_change_images_are_refused_by_their_name(kind: str, option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(option))):
+        diffusion_fields(BETAS | option, kind)
+    # What another class does not read may be carried along.
+    if next(iter(option)) in ("solver_type", "algorithm_type", "interpolation_type", "lambda_min_clipped"):
+        assert diffusion_fields(BETAS | option, "PNDMScheduler").levels() == diffusion_fields(BETAS, "PNDMScheduler").levels()
 
 
 def test_a_step_that_would_do_nothing_is_none() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.backbones.conditioning import Conditioning
 from bench.backbones.diffusion import Diffusion
-from bench.backbones.diffusion_scheduler import DiffusionFields
+from bench.backbones.diffusion_scheduler import DiffusionFields, diffusion_scheduler_in
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.pipeline.network import pipeline_size
 from bench.backbones.pipeline.source import Configuration, fingerprint, home_of, tokenizers_hash
@@ -18,9 +18,10 @@ from bench.backbones.pipeline.text import load_text
 from bench.backbones.pipeline.with_vae import WithVae
 from bench.backbones.pipeline_files import require_whole
 from bench.backbones.pipeline_parts import not_loaded, part_of
+from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.backbones.size import Size
 from bench.config.compute import PLAIN, Compute
-from bench.errors import BenchError
+from bench.errors import BenchError, UsageError
 from bench.registry import broken, guarded
 
 
@@ -68,7 +69,8 @@ class PipelineBackbone(WithVae):
     def blocks(self, network: Any) -> list[nn.Module]:
         """The repeated blocks of all lists."""
         found = (getattr(network, name) for name in self.family.block_lists)
-        return [block for part in found for block in (part if isinstance(part, nn.ModuleList) else [part])]
+        blocks = (block for part in found for block in (part if isinstance(part, nn.ModuleList) else [part]))
+        return [block for block in blocks if block is not None]  # a UNet may have no middle
 
     def predict(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity eps - x0 [B, C, h, w] without classifier-free guidance."""
@@ -97,6 +99,19 @@ class PipelineBackbone(WithVae):
     def _typed(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of encoded prompts in the network's type; masks and the guidance scale stay as they are."""
         return tensor if name == "guidance" or not tensor.is_floating_point() else tensor.to(self.dtype)
+
+    def load_model(self, name: str, folder: Path) -> None:
+        """As FlowBackbone. Raises UsageError for the network of a pipeline that predicts something else."""
+        if self.diffusion and (folder.parent / SCHEDULER).is_file():
+            own, found = self._told.scheduler, diffusion_scheduler_in(folder.parent / SCHEDULER)
+            assert isinstance(own, DiffusionFields)
+            for what in ("prediction_type", "betas"):
+                if getattr(own, what) != getattr(found, what):
+                    raise UsageError(
+                        f"{folder.parent / SCHEDULER}: {what} is {getattr(found, what)}, but the student's is "
+                        f"{getattr(own, what)}: a teacher predicts what the student does, at the same noise levels"
+                    )
+        super().load_model(name, folder)
 
     def latent_side(self, resolution: int) -> int:
         """Latent pixels along one side of images of so many pixels."""

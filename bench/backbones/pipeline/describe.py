@@ -77,7 +77,7 @@ def _load(
     backbone = PipelineBackbone(family, source, told, device, compute, cache)
     if not told.exact:
         now = configuration(family, source)
-        if (now.fields, now.scheduler) != (told.fields, told.scheduler):
+        if now.fields != told.fields or _levels(family, now, compute) != _levels(family, told, compute):
             raise UsageError(f"the configuration of {source}, just downloaded, is not as published: run again")
     return backbone
 

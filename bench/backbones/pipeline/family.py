@@ -52,6 +52,8 @@ class PipelineFamily(ABC):
     """Name of the class in diffusers."""
     network: ClassVar[str]
     """Class of the network in diffusers."""
+    network_before: ClassVar[tuple[str, ...]] = ()
+    """Former names of that class, which older pipelines have in their files."""
     folder: ClassVar[str] = "transformer"
     """Folder of the network: transformer or unet."""
     encoders: ClassVar[Mapping[str, str]]

@@ -93,7 +93,8 @@ def _check_classes(
         entry = index.get(part)
         in_index = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         for file, named in (("model_index.json", in_index), (f"{part}/config.json", own.get(part))):
-            if named is not None and named != kind:
+            former = family.network_before if part == family.folder else ()
+            if named is not None and named not in (kind, *former):
                 raise UsageError(f"{home}/{file} names {str(named)[:80]} as {part}; family {family.name} runs {kind}")
         if part in index and in_index is None:
             raise UsageError(f"{home}/model_index.json names no {part}, without which family {family.name} cannot run")
