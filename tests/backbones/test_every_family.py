@@ -384,6 +384,13 @@ def test_a_teacher_that_predicts_something_else_is_refused(tmp_path_factory) -> 
         backbone.load_model("teacher", teacher)
 
 
+def test_a_teacher_of_another_kind_of_unet_is_named(tmp_path_factory) -> None:
+    teacher = PIPELINES["sdxl"].folder(tmp_path_factory) / "unet"
+    backbone, _ = loaded(PIPELINES["sd15"].folder(tmp_path_factory), PIPELINES["sd15"])
+    with pytest.raises(UsageError, match=r"config\.json: addition_embed_type is 'text_time'"):
+        backbone.load_model("teacher", teacher)
+
+
 def test_pixart_s_former_class_is_its_own(tmp_path_factory, tmp_path: Path) -> None:
     tiny = PIPELINES["pixart-sigma"]
     folder = changed(tiny, tmp_path_factory, tmp_path, "transformer/config.json", _class_name="Transformer2DModel")

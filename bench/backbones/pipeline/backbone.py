@@ -13,7 +13,7 @@ from bench.backbones.diffusion import Diffusion
 from bench.backbones.diffusion_scheduler import DiffusionFields, diffusion_scheduler_in
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.pipeline.network import pipeline_size
-from bench.backbones.pipeline.source import Configuration, fingerprint, home_of, tokenizers_hash
+from bench.backbones.pipeline.source import Configuration, fingerprint, home_of, tokenizers_hash, validated
 from bench.backbones.pipeline.text import load_text
 from bench.backbones.pipeline.with_vae import WithVae
 from bench.backbones.pipeline_files import require_whole
@@ -23,6 +23,7 @@ from bench.backbones.size import Size
 from bench.config.compute import PLAIN, Compute
 from bench.errors import BenchError, UsageError
 from bench.registry import broken, guarded
+from bench.weights.checkpoints import read_config
 
 
 class PipelineBackbone(WithVae):
@@ -101,7 +102,9 @@ class PipelineBackbone(WithVae):
         return tensor if name == "guidance" or not tensor.is_floating_point() else tensor.to(self.dtype)
 
     def load_model(self, name: str, folder: Path) -> None:
-        """As FlowBackbone. Raises UsageError for the network of a pipeline that predicts something else."""
+        """As FlowBackbone. Raises UsageError for what the family does not run, and for what predicts something else."""
+        if (folder / "config.json").is_file():
+            validated(str(folder), read_config(folder / "config.json"), self.family.fields)
         if self.diffusion and (folder.parent / SCHEDULER).is_file():
             own, found = self._told.scheduler, diffusion_scheduler_in(folder.parent / SCHEDULER)
             assert isinstance(own, DiffusionFields)
