@@ -223,7 +223,7 @@ REFUSED = {
     "kohya's halves": ({f"transformer.{LAYER}.lora_down.weight": (4, 128)}, "Kohya's format"),
     "text encoder": (PAIR | {"text_encoder.text_model.q_proj.lora_A.weight": (4, 8)}, "adapts text encoders"),
     "text encoder alone": ({"text_encoder_2.q_proj.lora_A.weight": (4, 8)}, "adapts text encoders"),
-    "another part": (PAIR | {"vae.conv.lora_A.weight": (4, 8)}, "something besides the transformer"),
+    "another part": (PAIR | {"vae.conv.lora_A.weight": (4, 8)}, "something besides the network"),
     "dora_scale": (PAIR | {f"transformer.{LAYER}.dora_scale": (128, 1)}, "dora_scale"),
     "lokr": ({f"transformer.{LAYER}.lokr_w1": (4, 4)}, "only LoRA"),
     "loha": ({f"transformer.{LAYER}.hada_w1_a": (4, 4)}, "only LoRA"),

@@ -9,6 +9,7 @@ import torch
 from bench.api.scores import blanked, rows_of, score_each, score_finite, stacked, unscored
 from bench.api.task import Scores
 from bench.errors import UsageError
+from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import euler
 from bench.scoring.loading import load_tasks
 from bench.scoring.remote import RemoteTask
@@ -115,8 +116,8 @@ def test_parts_keep_the_separate_rewards(both: RewardSet, images: torch.Tensor) 
 
 @pytest.mark.parametrize("audit", [False, True])
 def test_an_evaluation_records_the_further_scorers(micro, tmp_path, both: RewardSet, audit: bool) -> None:
-    found = evaluate(micro, both, None, euler(1, 1.0), 1.0, batch=6, audit=audit)
-    alone = evaluate(micro, Red("micro"), None, euler(1, 1.0), 1.0, batch=6)
+    found = evaluate(micro, both, None, euler(FlowLevels(1.0), 1), 1.0, batch=6, audit=audit)
+    alone = evaluate(micro, Red("micro"), None, euler(FlowLevels(1.0), 1), 1.0, batch=6)
     record = json.loads(json.dumps(found.record()))
     check_evaluation(tmp_path, record, "red", 15)
     np.testing.assert_array_equal(Evaluation.from_record(record).rows["dark.reward"], found.rows["dark.reward"])

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from bench.api.task import Prompt
 from bench.config.resolve import describe
 from bench.errors import MissingError, UsageError
+from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import euler
 from bench.training.evaluate import evaluate
 from tasks.preference.drawbench import DrawBench
@@ -236,7 +237,7 @@ def test_drawbench_is_measured_by_every_named_judge(sd3_folder, clip_folder, hea
         "aesthetic_head": str(head_file), "hpsv2_model": str(clip_folder), "hpsv2_processor": str(clip_folder),
     })  # fmt: skip
     backbone = describe(str(sd3_folder)).load("cpu")
-    result = evaluate(backbone, task, None, euler(1, 3.0), 1.0)
+    result = evaluate(backbone, task, None, euler(FlowLevels(3.0), 1), 1.0)
     assert set(result.rows) == {"reward", "aesthetic", "hpsv2.1"}
     assert len(result.strata) == 3
     assert result.rows["aesthetic"][0] != result.rows["aesthetic"][1]  # two pictures of one prompt

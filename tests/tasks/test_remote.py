@@ -17,6 +17,7 @@ from bench.api.task import Prompt, Scores, Task
 from bench.cli.score import score_folder
 from bench.config.resolve import resolve
 from bench.errors import BenchError, MissingError, UsageError
+from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import euler
 from bench.scoring import remote
 from bench.scoring.cache import RememberingTask
@@ -116,7 +117,7 @@ def test_a_picture_that_cannot_be_scored_is_lost_alone(serving, micro) -> None:
         def score(self, images_BCHW, prompts) -> Scores:
             return Scores(np.array([0.5, np.nan, 0.5]), {"brightness": np.ones(3)})
 
-    found = evaluate(micro, Half(), None, euler(1, 3.0), 1.0)
+    found = evaluate(micro, Half(), None, euler(FlowLevels(3.0), 1), 1.0)
     assert found.failed == 1
     assert found.estimate().value == 1
     assert json.loads(json.dumps(found.record(), allow_nan=False))["rows"]["reward"][1] is None
@@ -367,7 +368,7 @@ def test_a_server_without_the_headline_is_named(page, micro) -> None:
             return [Prompt("a photo of a ring")]
 
     with pytest.raises(BenchError, match="gives reward, not the headline metric 'brightness'"):
-        evaluate(micro, remote.RemoteTask(One(), url), None, euler(1, 3.0), 1.0)
+        evaluate(micro, remote.RemoteTask(One(), url), None, euler(FlowLevels(3.0), 1), 1.0)
 
 
 def test_a_picture_that_fails_alone_in_its_part_costs_nothing_else(micro) -> None:
@@ -377,7 +378,7 @@ def test_a_picture_that_fails_alone_in_its_part_costs_nothing_else(micro) -> Non
                 raise RuntimeError("no stars")
             return Scores(np.ones(len(prompts)), {"brightness": np.ones(len(prompts))})
 
-    found = evaluate(micro, Second(), None, euler(1, 3.0), 1.0, batch=1)
+    found = evaluate(micro, Second(), None, euler(FlowLevels(3.0), 1), 1.0, batch=1)
     assert np.isnan(found.rows["brightness"]).tolist() == [False, True, False]
 
     class Never(Second):
@@ -385,4 +386,4 @@ def test_a_picture_that_fails_alone_in_its_part_costs_nothing_else(micro) -> Non
             return [Prompt("a photo of a star")] * 20
 
     with pytest.raises(BenchError, match="no stars"):
-        evaluate(micro, Never(), None, euler(1, 3.0), 1.0, batch=1)
+        evaluate(micro, Never(), None, euler(FlowLevels(3.0), 1), 1.0, batch=1)

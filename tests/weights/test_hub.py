@@ -62,7 +62,7 @@ def test_diffusers_files_are_fetched_where_there_is_no_peft_adapter(tmp_path: Pa
 
 
 def test_a_teacher_on_the_hub_may_be_a_pipeline(tmp_path: Path, monkeypatch) -> None:
-    """Only its network is downloaded, and only if the repository holds no adapter."""
+    """Only its network and what says how it is called are downloaded, and only if the repository holds no adapter."""
     asked = []
 
     def snapshot(repository: str, allow_patterns: list[str]) -> str:
@@ -79,7 +79,8 @@ def test_a_teacher_on_the_hub_may_be_a_pipeline(tmp_path: Path, monkeypatch) -> 
     (network / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
     teacher = find_teacher("ocr", "hub:owner/repo")
     assert (teacher.folder, teacher.whole) == (network, True)
-    assert asked[-1] == ["model_index.json", "transformer/*.json", "transformer/*.safetensors"]
+    network_files = ["transformer/*.json", "transformer/*.safetensors", "unet/*.json", "unet/*.safetensors"]
+    assert asked[-1] == ["model_index.json", "scheduler/*.json", *network_files]
     (network / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
     with pytest.raises(UsageError, match="quantised by bitsandbytes"):
         find_teacher("ocr", "hub:owner/repo")
