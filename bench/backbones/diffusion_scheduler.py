@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.backbones.scheduler_files import fields_of, refuse, scheduler_config
+from bench.backbones.scheduler_files import fields_of, refuse, require, scheduler_config
 from bench.errors import UsageError
 from bench.sampler.diffusion_levels import DiffusionLevels
 
@@ -106,10 +106,7 @@ def diffusion_fields(config: dict[str, Any], kind: str, path: Path = Path("sched
     if kind not in (DPM, EULER):
         told["final_sigmas_type"] = "zero"
     fields = fields_of(path, told, DiffusionFields, {})
-    for name, values in FOLLOWED.get(kind, {}).items():
-        if name in config and config[name] is not None and config[name] not in values:
-            followed = " or ".join(map(repr, values))
-            raise UsageError(f"{path}: {name} is {config[name]!r}; of {kind} only {followed} is supported")
+    require(path, kind, config, FOLLOWED.get(kind, {}))
     if fields.rescale_betas_zero_snr and fields.prediction_type == "epsilon":
         raise UsageError(f"{path}: rescale_betas_zero_snr: no image follows from a prediction of noise at noise alone")
     return fields

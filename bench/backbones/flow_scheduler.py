@@ -8,11 +8,11 @@ field at fault.
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.backbones.scheduler_files import fields_of, refuse, scheduler_config
+from bench.backbones.scheduler_files import fields_of, refuse, require, scheduler_config
 from bench.config.bounds import Shift
 from bench.errors import UsageError
 
@@ -24,13 +24,13 @@ NOT_FOLLOWED = (
     "stochastic_sampling",
 )  # fmt: skip
 """Options of diffusers' classes that change the sigmas or the sampling step, and that are not implemented here."""
-SOLVER: dict[str, tuple[str, tuple[str, ...]]] = {
-    "prediction_type": ("epsilon", ("flow_prediction",)),
-    "algorithm_type": ("dpmsolver++", ("dpmsolver", "dpmsolver++")),
-    "solver_type": ("midpoint", ("midpoint",)),
-    "final_sigmas_type": ("zero", ("zero",)),
-}
-"""Option of the solver with flow sigmas -> its default in diffusers, and the values that are followed."""
+SOLVER: dict[str, tuple[Any, ...]] = {
+    "prediction_type": ("flow_prediction",), "algorithm_type": ("dpmsolver", "dpmsolver++"),
+    "solver_type": ("midpoint",), "final_sigmas_type": ("zero",), "use_flow_sigmas": (True,),
+}  # fmt: skip
+"""Option of the solver with flow sigmas -> the values that are followed."""
+SOLVER_DEFAULTS = {"prediction_type": "epsilon", "use_flow_sigmas": False}
+"""Its defaults in diffusers that are not followed."""
 SHIFT_LIMITS = {"shift": "not a number from 0.01 to 100"}
 
 
@@ -56,8 +56,7 @@ def shift_in(path: Path) -> float:
     Raises UsageError for a scheduler that is not supported.
     """
     fields = flow_scheduler_in(path)
-    for name, default in (("use_dynamic_shifting", False), ("shift_terminal", None)):
-        refuse(path, {name: getattr(fields, name)} if getattr(fields, name) != default else {}, [name])
+    refuse(path, fields.model_dump(), ["use_dynamic_shifting", "shift_terminal"])
     return fields.shift
 
 
@@ -66,13 +65,9 @@ def flow_scheduler_in(path: Path, kinds: tuple[str, ...] = (EULER,)) -> Schedule
     kind, config = scheduler_config(path, kinds)
     refuse(path, config, NOT_FOLLOWED)
     if kind == DPM:
-        if not config.get("use_flow_sigmas"):
-            raise UsageError(f"{path}: use_flow_sigmas is not true, as it must be for a flow-matching model")
         refuse(path, config, ["use_lu_lambdas", "thresholding", "use_dynamic_shifting"])
-        for name, (default, values) in SOLVER.items():
-            if config.get(name, default) not in values:
-                followed = " or ".join(map(repr, values))
-                raise UsageError(f"{path}: {name} is {config.get(name, default)!r}; only {followed} is supported")
+        given = {name: value for name, value in config.items() if value is not None}
+        require(path, kind, SOLVER_DEFAULTS | given, SOLVER)
         told = {"shift": config.get("flow_shift", DEFAULT_SHIFT), "table": "dpm"}
         return fields_of(path, told, SchedulerFields, SHIFT_LIMITS)
     refuse(path, config, ["use_flow_sigmas"])

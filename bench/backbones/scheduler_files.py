@@ -43,6 +43,14 @@ def refuse(path: Path, config: Mapping[str, Any], names: Iterable[str]) -> None:
             raise UsageError(f"{path}: {name} is {config[name]!r}, which is not implemented: set it to false or null")
 
 
+def require(path: Path, kind: str, config: Mapping[str, Any], followed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise UsageError if an option of a class has another value than those that are followed; null is its default."""
+    for name, values in followed.items():
+        if config.get(name) is not None and config[name] not in values:
+            only = " or ".join(map(repr, values))
+            raise UsageError(f"{path}: {name} is {config[name]!r}; of {kind} only {only} is supported")
+
+
 def fields_of(path: Path, told: Mapping[str, Any], kind: type[Fields], limits: Mapping[str, str]) -> Fields:
     """The fields of a configuration. Raises UsageError for an invalid one, with its `limits` in words where known."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -77,10 +76,6 @@ class UnetFamily(PipelineFamily):
     def arguments(self, config: UnetFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The noisy latents at their timesteps."""
         return {"sample": x, "timestep": sigma_B, "encoder_hidden_states": conditioning["sequence"]}
-
-    @abstractmethod
-    def prompt_shapes(self, config: Any, tokens: int) -> dict[str, tuple[int, ...]]:
-        """As `encode`, which the class of text encoders decides."""
 
     def prediction(self, config: UnetFields, output: Tensor, x: Tensor) -> Tensor:
         """The output."""

@@ -62,9 +62,7 @@ class ZImage(PipelineFamily):
     text_tokens = 512  # what a prompt is truncated to: shorter ones cost less
     published: ClassVar = {
         "hub:Tongyi-MAI/Z-Image-Turbo": Published({}, VAE, {"shift": 3.0}, FROZEN),
-        "hub:Tongyi-MAI/Z-Image": Published(
-            {}, VAE, {"shift": 6.0}, {"text_encoder": 4_022_468_096, "vae": 83_819_683}
-        ),
+        "hub:Tongyi-MAI/Z-Image": Published({}, VAE, {"shift": 6.0}, FROZEN),
     }
 
     def latent_channels(self, config: ZImageFields) -> int:
