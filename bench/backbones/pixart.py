@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from bench.backbones.autoencoder_kl import UNSHIFTED
+from bench.backbones.captioned import CaptionedFamily, CaptionedFields
 from bench.backbones.flux import FROZEN as FROZEN_FLUX
 from bench.backbones.pipeline.describe import family_of
-from bench.backbones.pipeline.family import PipelineFamily, Published
+from bench.backbones.pipeline.family import Published
 from bench.backbones.sdxl import VAE
 from bench.backbones.stable_diffusion import FROZEN as FROZEN_SD
 from bench.config.bounds import Count
@@ -27,19 +26,17 @@ SCHEDULER: dict[str, Any] = {"_class_name": "DPMSolverMultistepScheduler"}
 FROZEN = {"text_encoder": FROZEN_FLUX["text_encoder_2"], "vae": FROZEN_SD["vae"]}
 
 
-class PixArtFields(BaseModel):
+class PixArtFields(CaptionedFields):
     """What is read here from a PixArtTransformer2DModel's configuration, with diffusers' defaults."""
 
-    model_config = ConfigDict(strict=True)
     sample_size: Count = 128
     patch_size: Count = 2
     in_channels: Count = 4
-    caption_channels: Count
     use_additional_conditions: Literal[False]
     """PixArt-alpha's larger models take the size of the image, too."""
 
 
-class PixArt(PipelineFamily):
+class PixArt(CaptionedFamily):
     """PixArt-Sigma and pipelines of the same class."""
 
     name = "pixart_sigma"
@@ -52,8 +49,6 @@ class PixArt(PipelineFamily):
     vae = UNSHIFTED
     diffusion = True
     targets = ("to_q", "to_k", "to_v", "to_out.0")
-    resolution = None
-    text_tokens = 300
     published: ClassVar = {
         "hub:PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": Published(
             {"caption_channels": 4096, "interpolation_scale": 2, "use_additional_conditions": False},
@@ -62,18 +57,6 @@ class PixArt(PipelineFamily):
             FROZEN,
         ),
     }
-
-    def latent_channels(self, config: PixArtFields) -> int:
-        """The network's."""
-        return config.in_channels
-
-    def latent_side(self, config: PixArtFields) -> int:
-        """The one that it was trained on."""
-        return config.sample_size
-
-    def patch(self, config: PixArtFields) -> int:
-        """The network's."""
-        return config.patch_size
 
     def guidance(self, config: PixArtFields, options: Mapping[str, Any]) -> float:
         """The pipeline's default."""
@@ -89,23 +72,10 @@ class PixArt(PipelineFamily):
         )
         return {"sequence": sequence, "mask": mask}
 
-    def prompt_shapes(self, config: PixArtFields, tokens: int) -> dict[str, tuple[int, ...]]:
-        """As `encode`."""
-        return {"sequence": (tokens, config.caption_channels), "mask": (tokens,)}
-
     def arguments(self, config: PixArtFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The noisy latents at their timesteps."""
-        return {
-            "hidden_states": x,
-            "encoder_hidden_states": conditioning["sequence"],
-            "encoder_attention_mask": conditioning["mask"],
-            "timestep": sigma_B,
-            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
-        }
-
-    def prediction(self, config: PixArtFields, output: Tensor, x: Tensor) -> Tensor:
-        """Without the variance that the network may predict, too."""
-        return output[:, : x.shape[1]]
+        more = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+        return super().arguments(config, x, sigma_B, conditioning) | more
 
 
 def family() -> Family:

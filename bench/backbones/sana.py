@@ -7,12 +7,11 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from bench.backbones.autoencoder_dc import DC
+from bench.backbones.captioned import CaptionedFamily, CaptionedFields
 from bench.backbones.flow_scheduler import DPM
 from bench.backbones.pipeline.describe import family_of
-from bench.backbones.pipeline.family import PipelineFamily, Published
+from bench.backbones.pipeline.family import Published
 from bench.config.bounds import Count, Positive
 from bench.config.families import Family
 
@@ -34,10 +33,9 @@ FROZEN = {"text_encoder": 2_614_341_888, "vae": 312_250_275}
 """Parameters of Gemma-2-2B without its head, and of the autoencoder."""
 
 
-class SanaFields(BaseModel):
+class SanaFields(CaptionedFields):
     """What is read here from a SanaTransformer2DModel's configuration, with diffusers' defaults."""
 
-    model_config = ConfigDict(strict=True)
     sample_size: Count = 32
     patch_size: Count = 1
     in_channels: Count = 32
@@ -47,7 +45,7 @@ class SanaFields(BaseModel):
     timestep_scale: Positive = 1.0
 
 
-class Sana(PipelineFamily):
+class Sana(CaptionedFamily):
     """SANA, SANA-1.5 and pipelines of the same class."""
 
     name = "sana"
@@ -60,26 +58,12 @@ class Sana(PipelineFamily):
     # As diffusers' training script for LoRA adapters of SANA.
     targets = ("to_q", "to_k", "to_v")
     schedulers = (DPM,)
-    resolution = None
-    text_tokens = 300
     published: ClassVar = {
         "hub:Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": Published({}, VAE, SCHEDULER, FROZEN),
         "hub:Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers": Published(
             {"qk_norm": "rms_norm_across_heads"}, VAE, SCHEDULER, FROZEN
         ),
     }
-
-    def latent_channels(self, config: SanaFields) -> int:
-        """The network's."""
-        return config.in_channels
-
-    def latent_side(self, config: SanaFields) -> int:
-        """The one that it was trained on."""
-        return config.sample_size
-
-    def patch(self, config: SanaFields) -> int:
-        """The network's."""
-        return config.patch_size
 
     def guidance(self, config: SanaFields, options: Mapping[str, Any]) -> float:
         """The pipeline's default."""
@@ -98,22 +82,10 @@ class Sana(PipelineFamily):
         )  # fmt: skip
         return {"sequence": sequence, "mask": mask}
 
-    def prompt_shapes(self, config: SanaFields, tokens: int) -> dict[str, tuple[int, ...]]:
-        """As `encode`."""
-        return {"sequence": (tokens, config.caption_channels), "mask": (tokens,)}
-
     def arguments(self, config: SanaFields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """The latents at timesteps of 1000, which are whole numbers as in the network's training."""
-        return {
-            "hidden_states": x,
-            "encoder_hidden_states": conditioning["sequence"],
-            "encoder_attention_mask": conditioning["mask"],
-            "timestep": (1000 * sigma_B + ROUNDING).floor() * config.timestep_scale,
-        }
-
-    def prediction(self, config: SanaFields, output: Tensor, x: Tensor) -> Tensor:
-        """Without the variance that the network may predict, too."""
-        return output[:, : x.shape[1]]
+        timesteps = (1000 * sigma_B + ROUNDING).floor() * config.timestep_scale
+        return super().arguments(config, x, timesteps, conditioning)
 
 
 def family() -> Family:
