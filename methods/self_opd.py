@@ -4,9 +4,10 @@ At a step of the student's trajectory branches y_k are drawn from its transition
 without noise, and scored. The loss is the mean of w_k |m - y_k|^2 / (2 c^2), a mean over elements, with the weights w_k
 of methods/branching.py: branches better than the step without noise attract, worse ones repel.
 
-Which steps are trained is not drawn, as in the authors' code with probabilities that fall from 10/47 to 0 over 9 steps.
-They take turns, so that costs are known: step j of n comes n - j times per cycle. Not reproduced either: their code
-also scores the trajectories, to leave out prompts whose 16 images all have the same reward.
+Which steps are trained is not drawn, as in the authors' code with weights 10, 9, 8, 7, 6, 4, 2, 1, 0 for 9 steps. They
+take turns, so that costs are known: step j of n comes n - 1 - j times per cycle. The last one is never trained, which
+matters: its c is the least, and 1 / c^2 makes its gradient drown that of all other steps. Not reproduced either: their
+code also scores the trajectories, to leave out prompts whose 16 images all have the same reward.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class SelfOpdOptions(CombiningOptions):
     steps: Count = 2
     """Steps per update that are trained, the same for all trajectories."""
     timestep_fraction: Fraction = 0.99
-    """Only the first int(steps * timestep_fraction) steps of a trajectory are trained, except steps without noise."""
+    """Only the first int(steps * timestep_fraction) steps with noise take turns, and the last of these has none."""
     weight_clip: Moderate = 1.0
     """Weights of branches are clipped to +- weight_clip."""
     chunk: Count = 96
@@ -147,9 +148,9 @@ class SelfOpd(CombiningMethod):
 
 
 def cycle(trained: list[int]) -> list[int]:
-    """Trained steps in the order in which updates take them: step j of n comes n - j times, spread evenly."""
-    count = len(trained)
-    return [k for _, k in sorted(((i + 0.5) / (count - j), k) for j, k in enumerate(trained) for i in range(count - j))]
+    """Trained steps in the order in which updates take them: step j of n > 1 comes n - 1 - j times, spread evenly."""
+    turns = {k: len(trained) - 1 - j for j, k in enumerate(trained)} if len(trained) > 1 else dict.fromkeys(trained, 1)
+    return [k for _, k in sorted(((i + 0.5) / times, k) for k, times in turns.items() for i in range(times))]
 
 
 def steps_of(turns: list[int], update: int, count: int) -> list[int]:

@@ -42,10 +42,17 @@ def test_a_branch_against_the_best_s_direction_is_not_repelled_as_well_as_attrac
 
 
 def test_early_steps_come_more_often() -> None:
-    turns = cycle([0, 1, 2])
+    turns = cycle([0, 1, 2, 3])
     assert sorted(turns) == [0, 0, 0, 1, 1, 2]
     seen = [k for update in range(6) for k in steps_of(turns, update, 2)]
     assert sorted(seen) == sorted(2 * turns)
+
+
+def test_the_last_step_has_no_turn_as_in_the_released_weights() -> None:
+    """Nine trained steps: the authors' weights are 10, 9, 8, 7, 6, 4, 2, 1, 0; an only step is trained."""
+    turns = cycle(list(range(9)))
+    assert [turns.count(k) for k in range(9)] == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert cycle([3]) == [3]
 
 
 def method(**options) -> SelfOpd:
@@ -131,10 +138,10 @@ def test_a_step_along_the_gradient_raises_the_reward(make_lab, gradient) -> None
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_cost_of_a_cycle_is_as_predicted(make_lab, gradient, guidance: float) -> None:
-    """4 steps, 3 of them trained: turns 0 0 0 1 1 2, with 3, 2 or 1 steps left after them."""
-    overrides = ["sampler.kernel=cps", "sampler.eta=0.8", "sampler.steps=4", f"sampler.guidance={guidance}"]
+    """5 steps, 4 of them with noise: turns 0 0 0 1 1 2, with 4, 3 or 2 steps left after them."""
+    overrides = ["sampler.kernel=cps", "sampler.eta=0.8", "sampler.steps=5", f"sampler.guidance={guidance}"]
     spec = resolve("self_opd", list(TASKS), overrides=[*overrides, "params.trajectories=3", "params.branches=4"])
-    lab = make_lab("cps", 0.8, guidance, steps=4)
+    lab = make_lab("cps", 0.8, guidance, steps=5)
     scored(lab)
     method = SelfOpd(SelfOpdOptions.model_validate(spec.params))
     meter = lab.backbone.meter
