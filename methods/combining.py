@@ -213,7 +213,7 @@ class CombiningMethod(CountedMethod):
     def _check_drawn(spec, options: CombiningOptions) -> None:
         """Refuse what a student that is conditioned on drawn weights cannot have."""
         what, rank, tasks = "params.preference drawn", spec.lora.rank, len(spec.tasks)
-        if rank % tasks:
+        if rank % tasks and not spec.full_finetuning:
             raise UsageError(
                 f"{what} divides the rank of LoRA into one part per task, but lora.rank {rank} is no multiple of "
                 f"{tasks} tasks: set it to {-(-rank // tasks) * tasks}"
@@ -233,6 +233,7 @@ class CombiningMethod(CountedMethod):
             "params.teachers all": spec.params.get("teachers") == "all",  # one target, whatever the weights
             "lora.start": bool(spec.lora.start),
             "another kind of adapter than plain LoRA": not spec.lora.plain,
+            "full_finetuning": spec.full_finetuning,
             "probes.interference": bool(spec.probes.interference),
         }
         for setting in (name for name, is_given in others.items() if is_given):

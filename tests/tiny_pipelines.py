@@ -1,5 +1,6 @@
 """Pipelines of every family with random weights, as small as diffusers' own tests make theirs, saved in its format."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Tiny:
 
     def draw(
         self, folder: Path, prompts: list[str], noise: torch.Tensor, steps: int, guidance: float,
-        adapter: Path | None = None, dtype: torch.dtype = torch.float32,
+        adapter: Path | None = None, dtype: torch.dtype = torch.float32, negative: str = "",
     ) -> torch.Tensor:  # fmt: skip
         """The images [B, 3, H, W] that stock diffusers draws from noise, with an adapter if one is given."""
         from diffusers import DiffusionPipeline
@@ -55,8 +56,11 @@ class Tiny:
         elif adapter:  # a class without a loader: peft changes the network in place
             PeftModel.from_pretrained(pipeline.transformer, adapter)
         given = self.call(pipeline, noise.to(dtype), guidance)
+        if negative:
+            given |= as_negative(pipeline, [negative] * len(prompts), given)
         size = {"height": self.side, "width": self.side}
-        return pipeline(prompt=prompts, num_inference_steps=steps, output_type="pt", **size, **given).images.float()
+        # A copy: Z-Image's pipeline writes its template into the list that it is given.
+        return pipeline(prompt=list(prompts), num_inference_steps=steps, output_type="pt", **size, **given).images.float()
 
     def folder(self, factory: pytest.TempPathFactory) -> Path:
         """The pipeline on disk. Not to be changed."""
@@ -67,6 +71,15 @@ class Tiny:
             self.make().save_pretrained(folder)
 
         return once(factory, f"pipeline-{name}", save)
+
+
+def as_negative(pipeline: Any, prompts: list[str], given: dict[str, Any]) -> dict[str, Any]:
+    """What to call a pipeline with for negative prompts: the prompts, or their embeddings where it takes no words."""
+    if "negative_prompt" in inspect.signature(pipeline.__call__).parameters:
+        return {"negative_prompt": prompts}
+    lengths = {key: value for key, value in given.items() if key == "max_sequence_length"}
+    embedded, _ = pipeline.encode_prompt(prompts, **lengths)
+    return {"negative_prompt_embeds": embedded}
 
 
 def save_teachers(backbone: str, folder: Path, tasks: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""LoRA adapters on a transformer, through peft: create, switch, save, load and compare them."""
+"""Students and teachers on one network: LoRA adapters through peft, and sets of all weights (full_weights.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.backbones.adapter_config import config_record
 from bench.backbones.adapter_files import METADATA_KEY, PEFT_PREFIX, read_adapter
-from bench.backbones.pipeline_files import NETWORKS
+from bench.backbones.full_weights import Full, FullWeights, config_of
+from bench.backbones.pipeline_files import NETWORKS, network_folder
 from bench.backbones.rank_gate import gate_of, gated, set_gate
 from bench.errors import BenchError, UsageError, one_line, unknown
 from bench.lazy import torch, without_gradients
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
     from torch import Tensor, nn
 
-    from bench.config.spec import LoraSpec
+    from bench.config.spec import LoraSpec, Spec
 
 IN_BLOCKS = re.compile(r"^(?:\w+\.)?(?:[a-zA-Z_]\w*\.\d+\.)+")
 """Start of a layer's name: `transformer_blocks.3.`, or `mid_block.attentions.0.transformer_blocks.0.`."""
@@ -69,9 +70,19 @@ class Shape:
         )
 
 
+def student_shape(spec: Spec) -> Shape | Full:
+    """The shape of the student that a spec asks for."""
+    return Full() if spec.full_finetuning else Shape.of(spec.lora)
+
+
 def _by_pattern(by_suffix: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     """As peft takes it: a key is a regular expression for the end of a layer's name."""
     return {re.escape(suffix): value for suffix, value in by_suffix}
+
+
+def as_json(value: Any) -> str:
+    """A setting as JSON, in which lists and tuples are the same."""
+    return json.dumps(value, default=str)
 
 
 def ending(layer: str) -> str:
@@ -89,20 +100,22 @@ def _change(layer: LoraLayer, name: str) -> Tensor:
 
 
 class Adapters:
-    """The named LoRA adapters of one network. `use(None)` is the base."""
+    """The named LoRA adapters, and sets of all weights, of one network. `use(None)` is the base."""
 
     def __init__(self, transformer: nn.Module, targets: tuple[str, ...], folder: str = NETWORKS[0]):
         """`targets` are suffixes of the names of the layers to adapt where a Shape names none; `folder` is the folder
         of the network in a pipeline, by which diffusers' files name it."""
         self.transformer, self.targets, self.folder = transformer, targets, folder
         self.configs: dict[str, LoraConfig] = {}
+        """peft's configuration of every adapter; sets of all weights have none."""
+        self._full = FullWeights(transformer)
         self._layers: list[nn.Module] = []
         self._trainable: set[str] = set()
         self._current: str | None = None
         self._found: dict[str, dict[str, nn.Parameter]] = {}
 
-    def add(self, name: str, shape: Shape | LoraConfig, seed: int = 0, trainable: bool = False) -> None:
-        """Create an adapter that leaves the base unchanged (B = 0, A Gaussian from `seed`).
+    def add(self, name: str, shape: Shape | Full | LoraConfig, seed: int = 0, trainable: bool = False) -> None:
+        """Create an adapter that leaves the base unchanged (B = 0, A Gaussian from `seed`), or a set of all weights.
 
         Raises UsageError for a Shape that targets layers the transformer does not have. For a LoraConfig, peft's own
         errors pass through.
@@ -110,6 +123,10 @@ class Adapters:
         from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
+        self.use(None)  # peft, and the search for parameters, must find the base's own
+        if isinstance(shape, Full):
+            self._full.add(name, trainable)
+            return
         if isinstance(shape, Shape):
             self._check_shape(shape)
         self.configs[name] = shape.config(self.targets) if isinstance(shape, Shape) else shape
@@ -188,7 +205,8 @@ class Adapters:
     def gate(self, name: str, factors: list[float]) -> None:
         """Multiply the rank's channels of a plain LoRA adapter by `factors`, one each, in the following passes.
 
-        The weight change becomes s B diag(factors) A. `save` and `deltas` contain the factors; `state` does not.
+        For adapters only. The weight change becomes s B diag(factors) A. `save` and `deltas` contain the factors;
+        `state` does not.
         """
         gate = torch.tensor(factors, device=self.parameters(name)[0].device)
         for layer in self._adapted(name).values():
@@ -212,9 +230,11 @@ class Adapters:
         # peft's public set_adapter changes requires_grad of every layer on each call. Two switches per sampling step
         # would cost more than the step itself. A test checks that the result equals that of the public call.
         # Module.__setattr__ is bypassed as well: it first searches for parameters and submodules.
+        is_full = name in self._full
+        self._full.use(name if is_full else None)
         for layer in self._layers:
-            layer.__dict__["_disable_adapters"] = name is None
-            if name is not None:
+            layer.__dict__["_disable_adapters"] = name is None or is_full
+            if not (name is None or is_full):
                 layer.__dict__["_active_adapter"] = [name]
         self._current = name
 
@@ -222,7 +242,14 @@ class Adapters:
         """The adapter's parameters, sorted by name."""
         return list(self._named(name).values())
 
+    def add_like(self, name: str, other: str) -> None:
+        """Create another adapter, or set of all weights, with the shape and the values of one that exists."""
+        self.add(name, Full() if other in self._full else self.configs[other])
+        self.load_state(name, self.state(other))
+
     def _named(self, name: str) -> dict[str, nn.Parameter]:
+        if name in self._full:
+            return self._full.named(name)
         if name not in self._found:
             own = re.escape(name)
             # peft saves DoRA's magnitude vector without the parameter's name ("weight").
@@ -276,18 +303,25 @@ class Adapters:
                 )
             if not torch.isfinite(state[key]).all():
                 raise UsageError(f"adapter tensor {key}{where} has values that are not finite")
-        set_peft_model_state_dict(self.transformer, state, name)
+        if name in self._full:
+            torch._foreach_copy_(list(mine.values()), [state[key].to(p.device) for key, p in mine.items()])
+        else:
+            set_peft_model_state_dict(self.transformer, state, name)
 
     def save(self, name: str, folder: Path, base: str = "") -> None:
         """Write a folder that peft, diffusers and this project can load; `base` is the model's hub id or path.
 
-        The tensors are written twice, because diffusers expects different names from peft and safetensors cannot store
-        one tensor under two names. For SD3.5-Medium at rank 32 the copy takes 75 MB; a checkpoint takes at least 300.
+        A set of all weights becomes a folder of the network in diffusers' format. An adapter's tensors are written
+        twice, because diffusers expects different names from peft and safetensors cannot store one tensor under two
+        names. For SD3.5-Medium at rank 32 the copy takes 75 MB; a checkpoint takes at least 300.
         """
         from safetensors.torch import save
 
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
+        if name in self._full:
+            self._full.save(name, folder)
+            return
         record = config_record(self.configs[name])
         config = record | {"base_model_name_or_path": base, "inference_mode": True}
         write_atomic(folder / CONFIG_FILE, json_bytes(config))
@@ -300,10 +334,13 @@ class Adapters:
         write_atomic(folder / DIFFUSERS_FILE, save(for_diffusers, header))
 
     def load(self, name: str, folder: Path, trainable: bool = False) -> None:
-        """Add an adapter from a folder or file written by peft or diffusers.
+        """Add an adapter from a folder or file written by peft or diffusers, or a set of all weights from a network's.
 
         Raises UsageError if it cannot be read, does not match this backbone, or has a setting that is not supported.
         """
+        if network := network_folder(folder):
+            self._load_full(name, network, trainable)
+            return
         config, state = read_adapter(folder)
         try:
             self.add(name, config, trainable=trainable)
@@ -318,13 +355,30 @@ class Adapters:
                 f"{config.lora_alpha:g} at rank {config.r})"
             )
 
+    def _load_full(self, name: str, folder: Path, trainable: bool) -> None:
+        """Add a set of all weights from a network of the base's architecture, in a folder in diffusers' format."""
+        from bench.backbones.whole_models import read_network
+
+        found = read_network(type(self.transformer), folder, torch.float32)
+        mine, theirs = config_of(self.transformer), config_of(found)
+        for field in sorted(mine.keys() | theirs.keys()):
+            if as_json(mine.get(field)) != as_json(theirs.get(field)):
+                raise UsageError(
+                    f"{folder} does not match this backbone: its {field} is {as_json(theirs.get(field))[:60]}, not "
+                    f"{as_json(mine.get(field))[:60]}"
+                )
+        self.add(name, Full(), trainable=trainable)
+        self.load_state(name, dict(found.named_parameters()), str(folder))
+
     @without_gradients
     def deltas(self, name: str) -> dict[str, Tensor]:
         """The weight change of each adapted layer in float32, by layer name; changes of biases end in `.bias`.
 
         A change is s B A with the layer's scale s. DoRA (arXiv 2402.09353, Eq. 5) rescales each row w of W + s B A to
-        length m, so its change is m w / |w| minus that row of W. Raises UsageError for a model that is no adapter.
+        length m, so its change is m w / |w| minus that row of W. Raises UsageError for a teacher that is no adapter.
         """
+        if name in self._full:
+            return self._full.changes(name)
         if name not in self.configs:
             raise UsageError(f"{name} is a whole model: only adapters can be merged")
         found = {}
@@ -343,12 +397,15 @@ class Adapters:
 
     @without_gradients
     def set_deltas(self, name: str, deltas: dict[str, Tensor]) -> float:
-        """Set an adapter to the best approximation of weight changes at its rank (truncated SVD).
+        """Set an adapter to the best approximation of weight changes at its rank (truncated SVD), all weights exactly.
 
         Adapted layers for which no change is given are set to zero change. Returns the fraction of the changes' squared
         norm that is kept. Raises UsageError for a change that the adapter cannot represent, and BenchError for values
         that are not finite.
         """
+        if name in self._full:
+            self._full.set_changes(name, deltas)
+            return 1.0
         layers, config = self._adapted(name), self.configs[name]
         if config.use_dora or config.lora_bias:
             field = "use_dora" if config.use_dora else "lora_bias"

@@ -30,6 +30,8 @@ from bench.sampler.parts import parts
 if TYPE_CHECKING:
     from diffusers.models import ModelMixin
 
+NEGATIVE = "\0negative prompt: "
+"""Start of a negative prompt's key among encoded prompts, which no prompt has."""
 AHEAD = 256
 """Prompts that are encoded ahead: 450 MB for SD3.5 with T5 in half precision, which the cache in memory can keep."""
 COMPILATIONS = 64
@@ -185,6 +187,22 @@ class FlowBackbone(ABC, nn.Module):
                 found[prompt] = encoded
         return Conditioning.cat([found[prompt] for prompt in prompts])
 
+    @torch.no_grad()
+    def negative(self) -> Conditioning:
+        """The encoding of what classifier-free guidance guides away from, compute.negative_prompt, one entry."""
+        words = self.compute.negative_prompt
+        # A family may encode it in another way than a prompt with the same words.
+        key = NEGATIVE + words
+        if (encoded := self._encoded.get(key)) is None:
+            encoded = self._encode_negative(words)
+            self._encoded.put(key, encoded)
+        return encoded
+
+    def _encode_negative(self, prompt: str) -> Conditioning:
+        """Encode a negative prompt. Default: as a prompt."""
+        (encoded,) = self._encode([prompt])
+        return encoded
+
     def velocity(
         self,
         x: Tensor,
@@ -206,7 +224,8 @@ class FlowBackbone(ABC, nn.Module):
     def branches(
         self, x: Tensor, sigma: float | Tensor, conditioning: Conditioning, adapter: str | None
     ) -> tuple[Tensor, Tensor]:
-        """The two velocities of classifier-free guidance, with and without the prompt; otherwise as `velocity`."""
+        """The two velocities of classifier-free guidance, with the prompt and with the negative one; otherwise as
+        `velocity`."""
         pieces = self._parts(x, sigma, conditioning, adapter)
         v_cond, v_uncond = zip(*(self._branches(*part) for part in pieces))
         return torch.cat(v_cond), torch.cat(v_uncond)
@@ -247,8 +266,7 @@ class FlowBackbone(ABC, nn.Module):
     def _branches(
         self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        empty = self.encode([""])
-        both = Conditioning.cat([empty.repeat(len(x)), conditioning])
+        both = Conditioning.cat([self.negative().repeat(len(x)), conditioning])
         v_uncond, v_cond = self._forward(network, x.repeat(2, 1, 1, 1), sigma_B.repeat(2), both).chunk(2)
         return v_cond, v_uncond
 

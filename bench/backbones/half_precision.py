@@ -1,12 +1,14 @@
 """diffusers' networks in half precision with fewer and smaller tensors, for eager execution on a GPU.
 
-Autocast casts an attention's input anew for each projection, and diffusers' RMSNorm computes step by step in float32.
+Autocast casts an attention's input anew for each projection and runs PyTorch's RMSNorm in float32, and diffusers'
+RMSNorm computes step by step in float32.
 For 16 latents of SD3.5-Medium (bfloat16, 512 pixels, LoRA on all attention projections) a training pass then keeps
 31 GB of activations instead of 38.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,10 +24,23 @@ class FusedRmsNorm(RMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise the last dimensions of hidden states, in the type of the weight."""
-        # Autocast would run the operation, and keep its input, in float32.
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            states = hidden_states.to(self.weight.dtype)
-            return torch.nn.functional.rms_norm(states, self.dim, self.weight, self.eps)
+        return _normalised(hidden_states, self.dim, self.weight, self.eps)
+
+
+class NarrowRmsNorm(nn.RMSNorm):
+    """PyTorch's RMSNorm, whose input and result stay in half precision; it computes in float32 inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimensions of `x`."""
+        return _normalised(x, self.normalized_shape, self.weight, self.eps)
+
+
+def _normalised(states: Tensor, shape: Sequence[int], weight: Tensor, eps: float | None) -> Tensor:
+    """The states, normalised in one operation in the precision of autocast, or else of the weight."""
+    weight = _as_autocast(weight)  # a trained weight is in float32
+    # Autocast would run the operation, and keep its input, in float32.
+    with torch.autocast(states.device.type, enabled=False):
+        return torch.nn.functional.rms_norm(states.to(weight.dtype), list(shape), weight, eps)
 
 
 def prepare(network: nn.Module) -> None:
@@ -33,6 +48,8 @@ def prepare(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is RMSNorm and module.weight is not None and module.bias is None:
             module.__class__ = FusedRmsNorm
+        elif type(module) is nn.RMSNorm and module.weight is not None:
+            module.__class__ = NarrowRmsNorm
         # Where nothing else reads the input, every projection would cast it to the same numbers.
         elif isinstance(module, Attention) and not _reads_its_input(module):
             module.register_forward_pre_hook(_cast, with_kwargs=True)

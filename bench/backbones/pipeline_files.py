@@ -15,6 +15,8 @@ NAME = re.compile(
 
 
 NETWORKS = ("transformer", "unet")
+NETWORK_CONFIG, NETWORK_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+"""The files of a network that diffusers saves in one piece."""
 """Folders of the network in a pipeline of diffusers."""
 
 

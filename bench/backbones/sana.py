@@ -72,10 +72,18 @@ class Sana(CaptionedFamily):
     def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
         """Gemma's last hidden states, padded, and which of them are the prompt's.
 
-        The instruction asks for a better prompt; its states are dropped. The prompt of guidance has none.
+        The instruction asks for a better prompt; its states are dropped.
         """
-        call = inspect.signature(type(pipeline).__call__).parameters
-        instruction = call["complex_human_instruction"].default if prompt else None
+        instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+        return self._encoded(pipeline, prompt, tokens, device, instruction)
+
+    def encode_negative(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """Without an instruction."""
+        return self._encoded(pipeline, prompt, tokens, device, None)
+
+    def _encoded(
+        self, pipeline: Any, prompt: str, tokens: int, device: torch.device, instruction: list[str] | None
+    ) -> dict[str, Tensor]:
         sequence, mask, _, _ = pipeline.encode_prompt(
             prompt, do_classifier_free_guidance=False, device=device, max_sequence_length=tokens,
             complex_human_instruction=instruction,

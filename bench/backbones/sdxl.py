@@ -95,9 +95,14 @@ class Sdxl(UnetFamily):
     def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
         """The last but one hidden states of both text models, and the pooled embedding of the second."""
         sequence, _, pooled, _ = pipeline.encode_prompt(prompt, None, device, 1, do_classifier_free_guidance=False)
-        if not prompt and pipeline.config.force_zeros_for_empty_prompt:  # as the pipeline guides without a prompt
-            sequence, pooled = torch.zeros_like(sequence), torch.zeros_like(pooled)
         return {"sequence": sequence, "pooled": pooled}
+
+    def encode_negative(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """Without one, zeros in pipelines that say so, as SDXL's does."""
+        encoded = self.encode(pipeline, prompt, tokens, device)
+        if prompt or not pipeline.config.force_zeros_for_empty_prompt:
+            return encoded
+        return {name: torch.zeros_like(tensor) for name, tensor in encoded.items()}
 
     def prompt_shapes(self, config: SdxlFields, tokens: int) -> dict[str, tuple[int, ...]]:
         """As `encode`."""

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from bench.backbones.adapters import Shape
+from bench.backbones.full_weights import Full
 from bench.backbones.network import Decoder, Network
 from bench.config.compute import PLAIN, Compute
 from bench.errors import UsageError, one_line
@@ -41,12 +42,12 @@ class Size:
         """Floating-point operations of one forward pass of one latent through the base, 2 per multiply-add."""
         return self.sampling(1, PLAIN).forward
 
-    def adapter(self, shape: Shape) -> int:
-        """Number of parameters of one LoRA adapter. Raises UsageError for layers that the network does not have."""
-        return _adapter(self.network, shape)
+    def student(self, shape: Shape | Full) -> int:
+        """Number of parameters of one student. Raises UsageError for layers that the network does not have."""
+        return _student(self.network, shape)
 
-    def training(self, latents: int, shape: Shape, compute: Compute) -> "Pass":
-        """Forward and backward pass of a batch that trains an adapter, on a GPU. Raises UsageError as `adapter`."""
+    def training(self, latents: int, shape: Shape | Full, compute: Compute) -> "Pass":
+        """Forward and backward pass of a batch that trains a student, on a GPU. Raises UsageError as `student`."""
         return _training(self.network, latents, shape, compute.precision, compute.gradient_checkpointing)
 
     def sampling(self, latents: int, compute: Compute) -> "Pass":
@@ -78,20 +79,21 @@ def _parameters(network: Network) -> int:
 
 
 @cache
-def _adapter(network: Network, shape: Shape) -> int:
+def _student(network: Network, shape: Shape | Full) -> int:
     from bench.backbones.trial import adapted, built
 
     try:
         return sum(p.numel() for p in adapted(built(network), network, shape))
     except ValueError as error:  # peft: target modules not found
+        assert isinstance(shape, Shape)
         raise UsageError(f"lora.targets {', '.join(shape.targets or network.targets)}: {one_line(error)}") from error
 
 
 @cache
-def _training(network: Network, latents: int, shape: Shape, precision: str, checkpointed: bool) -> "Pass":
+def _training(network: Network, latents: int, shape: Shape | Full, precision: str, checkpointed: bool) -> "Pass":
     from bench.backbones.trial import training_pass
 
-    _adapter(network, shape)  # raises UsageError for layers that the network does not have
+    _student(network, shape)  # raises UsageError for layers that the network does not have
     return training_pass(network, latents, shape, precision, checkpointed)
 
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from bench.backbones import half_precision
 from bench.backbones.adapters import Adapters, Shape
+from bench.backbones.full_weights import Full
 from bench.backbones.network import Decoder, Network
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Count(TorchDispatchMode):
         super().__init__()
         self.flops: float = 0
         self.live = self.peak = 0
-        own = (*model.parameters(), *model.buffers())
+        own = (*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None))
         self._known = {tensor.untyped_storage()._cdata for tensor in own}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -101,16 +102,19 @@ COUNTED = flop_registry | {
 
 
 def training_pass(
-    network: Network, latents: int, adapter: Shape, precision: str, checkpointed: bool, cuda: bool = True
+    network: Network, latents: int, student: Shape | Full, precision: str, checkpointed: bool, cuda: bool = True
 ) -> Pass:
-    """Forward and backward pass of a batch of `latents` that trains an adapter, under autocast at `precision`.
+    """Forward and backward pass of a batch of `latents` that trains a student, under autocast at `precision`.
 
     `cuda` imitates what CUDA's autocast would save. Raises ValueError as `adapted`.
     """
     dtype, fake = getattr(torch, precision), FakeTensorMode()
     model = built(network, dtype)
-    adapted(model, network, adapter)
+    adapted(model, network, student)
     filled(model, fake, cuda)
+    with fake:  # the gradient is held throughout, and is not part of the pass
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     if checkpointed:
         function = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         cast("ModelMixin", model).enable_gradient_checkpointing(function)
@@ -156,8 +160,8 @@ def built(network: Network, dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def adapted(model: nn.Module, network: Network, shape: Shape) -> list[nn.Parameter]:
-    """Add a trainable adapter to a built network, select it, and return its parameters.
+def adapted(model: nn.Module, network: Network, shape: Shape | Full) -> list[nn.Parameter]:
+    """Add a trainable student to a built network, select it, and return its parameters.
 
     peft raises ValueError for target layers that the model does not have.
     """

@@ -10,7 +10,7 @@ from bench.config.settings import Settings
 class Compute(Settings):
     """Settings of the forward and backward pass. Adapters and the optimiser are always float32."""
 
-    RESULT: ClassVar[tuple[str, ...]] = ("resolution", "precision", "max_sequence_length")
+    RESULT: ClassVar[tuple[str, ...]] = ("resolution", "precision", "max_sequence_length", "negative_prompt")
     """Settings that results depend on. The others change results by rounding only."""
 
     resolution: Annotated[int, Field(gt=0)] | None = None
@@ -19,6 +19,9 @@ class Compute(Settings):
     """Maximum number of tokens of a prompt in the longest text encoder (diffusers' name). None means 128, the length at
     which Flow-GRPO and its successors train and evaluate. The pipelines of diffusers default to 256 (SD3) or 512
     (FLUX.1); 256 changes SD3's latents from the same noise by about 2%."""
+    negative_prompt: Annotated[str, Field(max_length=10_000)] = ""
+    """What classifier-free guidance guides away from (diffusers' name), in training and evaluation, for the student,
+    the base and all teachers."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights and of autocast; float16 trains with a dynamic loss scale."""
     batch: Annotated[int, Field(gt=0)] | None = None
@@ -48,7 +51,7 @@ class Compute(Settings):
     def record(self) -> dict[str, Any]:
         """Plain data for records. Settings that were added after the first records are omitted at their defaults."""
         # Hashes of runs are taken over this record: a new key at its default would rename every stored run.
-        later = {"max_sequence_length": None, "offload_teachers": False, "shard": False}
+        later = {"max_sequence_length": None, "negative_prompt": "", "offload_teachers": False, "shard": False}
         return self.model_dump(exclude={name for name, default in later.items() if getattr(self, name) == default})
 
 

@@ -17,7 +17,7 @@ from bench.config.optimizers import check_optimizer
 from bench.config.rewards import all_scorers, check_rewards, completed, scorers_of
 from bench.config.scorers import check_scorers, check_worlds, words
 from bench.config.settings import first_problem, merge, parse_override, read_yaml
-from bench.config.spec import EvaluationSpec, SamplerSpec, Spec
+from bench.config.spec import EvaluationSpec, LoraSpec, SamplerSpec, Spec
 from bench.errors import DamagedError, UsageError, unknown
 from bench.registry import broken, find, guarded, task_names
 from bench.sampler.transitions import get_kernel
@@ -117,6 +117,8 @@ def resolve(
     evaluation = _as_trained(spec.evaluation, spec.sampler, descriptor.levels_at(spec.compute).shift)
     spec = spec.model_copy(update={"evaluation": evaluation})
     _refuse_silent_kernel(asked, spec.sampler)
+    if spec.full_finetuning:
+        spec = _without_adapter(spec, asked)
     check_optimizer(spec.optimizer)
     if spec.lora.start:
         check_source(spec.lora.start, "lora.start")
@@ -139,6 +141,8 @@ def resolve(
         # The default scales are written into the spec, because the files that they come from may change.
         guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
         spec = spec.model_copy(update={"teacher_guidance": guidance | spec.teacher_guidance})
+    if spec.compute.negative_prompt and not _guides(spec, options):
+        raise UsageError("compute.negative_prompt has no effect at guidance scale 1: set sampler.guidance as well")
     sampler = descriptor.sampler(spec)
     _ = descriptor.evaluation_sampler(spec)  # raises for settings that the model does not have
     if checked:
@@ -174,6 +178,26 @@ def _refuse_silent_kernel(asked: dict[str, Any], sampler: SamplerSpec) -> None:
             f"sampler.kernel {sampler.kernel} draws no noise at the default sampler.eta 0: set sampler.eta "
             "(0 if no noise is intended)"
         )
+
+
+def _guides(spec: Spec, options: Any) -> bool:
+    """Whether any model of a run is called at another guidance scale than 1; `options` are its method's."""
+    used = {key: value for key, value in spec.params.items() if key not in options.idle}
+    of_method = [value for key, value in leaves(used).items() if key.endswith("guidance")]
+    return {1.0} != {spec.sampler.guidance, spec.evaluation.scale, *spec.teacher_guidance.values(), *of_method}
+
+
+def _without_adapter(spec: Spec, asked: dict[str, Any]) -> Spec:
+    """The spec of a student with all weights, without the recipe's LoRA settings.
+
+    Raises UsageError for LoRA settings that are `asked` for, and for weights that are split over processes.
+    """
+    if asked.get("lora"):
+        key = next(iter(leaves({"lora": asked["lora"]})))
+        raise UsageError(f"{key} has no effect with full_finetuning, which trains no adapter: leave it out")
+    if spec.compute.shard:
+        raise UsageError("compute.shard splits frozen weights over processes, and full_finetuning trains them all")
+    return spec.model_copy(update={"lora": LoraSpec()})
 
 
 def _refuse_misspelt(source: object) -> None:
@@ -254,8 +278,10 @@ def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec, shift: float |
 
 def teacher_spec(spec: Spec, task: str) -> Spec:
     """The spec of a task's teacher: single-task RL by the backbone's recipe, with the run's seed and rewards."""
-    # What shapes results is checked too: a backbone may not draw at its default resolution.
-    shaping = {name: value for name in Compute.RESULT if (value := getattr(spec.compute, name)) is not None}
+    # What shapes results is checked too: a backbone may not draw at its default resolution. A negative prompt would be
+    # refused for a teacher without guidance.
+    names = [name for name in Compute.RESULT if name != "negative_prompt"]
+    shaping = {name: value for name in names if (value := getattr(spec.compute, name)) is not None}
     trained = resolve(
         TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone, overrides=[f"compute={json.dumps(shaping)}"]
     )

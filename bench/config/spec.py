@@ -194,6 +194,9 @@ class Spec(Settings):
     sampler: SamplerSpec = SamplerSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     lora: LoraSpec = LoraSpec()
+    full_finetuning: bool = False
+    """Whether to train all weights of the network instead of a LoRA adapter; `lora` then has no effect. The student,
+    its average and the optimizer's state are float32 copies of the network."""
     ema: EmaSpec = EmaSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     probes: ProbesSpec = ProbesSpec()
@@ -270,7 +273,8 @@ class Spec(Settings):
             "scorers": self.scorers == SILENT["scorers"] or set(),
             "rewards": self.rewards == SILENT["rewards"] or set(),
             "compute": compute == SILENT["compute"] or compute.model_dump().keys() - compute.record(),
-            "lora": {name for name in ("start", *KINDS_OF_LORA) if not getattr(lora, name)},
+            "lora": self.full_finetuning or {name for name in ("start", *KINDS_OF_LORA) if not getattr(lora, name)},
+            "full_finetuning": not self.full_finetuning or set(),
             "optimizer": {name for name, is_silent in silent.items() if is_silent},
             "evaluation": {name for name in LATER_IN_EVALUATION if not getattr(evaluation, name)},
         }

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
+from bench.backbones.adapters import Shape
 from bench.backbones.flow import FlowBackbone
 from bench.backbones.meter import Passes
 from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import PRESETS, describe, resolve
-from bench.config.spec import LoraSpec, SamplerSpec
+from bench.config.spec import SamplerSpec
 from bench.errors import UsageError, unknown
 from bench.perf import kernels, updates
 from bench.perf.ceilings import copy_bandwidth, matrix_rate
@@ -203,8 +204,7 @@ def scorers(world: str, backbone: FlowBackbone) -> list[dict]:
 def operations(row: dict, size: Size, compute: Compute) -> float:
     """Floating-point operations of a row's passes, including the recomputation of gradient checkpointing."""
     how = compute.model_copy(update={"gradient_checkpointing": row["gradient_checkpointing"]})
-    spec = LoraSpec(rank=updates.RANK, alpha=updates.ALPHA)
-    return of_passes(Passes(**row["passes"]), size, spec, how)
+    return of_passes(Passes(**row["passes"]), size, Shape(updates.RANK, updates.ALPHA), how)
 
 
 def timed(rows: list[dict]) -> list[dict]:

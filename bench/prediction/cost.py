@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.api.method import Work
-from bench.backbones.adapters import Shape
+from bench.backbones.adapters import Shape, student_shape
+from bench.backbones.full_weights import Full
 from bench.backbones.meter import Passes
 from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import TRAINED_HERE, describe, teacher_spec
-from bench.config.spec import LoraSpec, Spec
+from bench.config.spec import Spec
 from bench.errors import BenchError, one_line
 from bench.registry import find
 from bench.sampler.rollout import Sampler
@@ -74,12 +75,12 @@ def hours(cost: Cost, compute: Compute) -> str:
     return f"{low:,.0f} to {high:,.0f} {unit}"
 
 
-def of_passes(passes: Passes, size: Size, lora: LoraSpec, compute: Compute) -> float:
-    """Floating-point operations of passes through the transformer with an adapter."""
+def of_passes(passes: Passes, size: Size, student: Shape | Full, compute: Compute) -> float:
+    """Floating-point operations of passes through the network, of which some train a student."""
     forward = size.sampling(1, compute).forward
     if not passes.trained:
         return passes.forward * forward
-    one = size.training(1, Shape.of(lora), compute)
+    one = size.training(1, student, compute)
     return passes.forward * forward + passes.trained * (one.forward + one.backward)
 
 
@@ -91,7 +92,7 @@ def of_pictures(count: int, size: Size, compute: Compute) -> float:
 
 def of_update(work: Work, size: Size, spec: Spec) -> Cost:
     """Cost of one update: its passes, and the images that it decodes."""
-    passes = of_passes(work.passes, size, spec.lora, spec.compute)
+    passes = of_passes(work.passes, size, student_shape(spec), spec.compute)
     return Cost(passes, of_pictures(work.pictures, size, spec.compute))
 
 
@@ -138,7 +139,7 @@ def of_evaluation(
     steps = spec.evaluation.steps
     passes = sum(n * steps * sampler.passes(guidance[task]) for task, n in pictures.items())
     return Cost(
-        of_passes(Passes(forward=passes), size, spec.lora, spec.compute),
+        of_passes(Passes(forward=passes), size, student_shape(spec), spec.compute),
         of_pictures(sum(pictures.values()), size, spec.compute),
     )
 
@@ -170,11 +171,12 @@ def training_lines(
     if not find("method", spec.method).trains:
         yield f"training: none; {spec.method} computes the student from its teachers and evaluates it"
     else:
-        one = size.training(1, Shape.of(spec.lora), spec.compute)
+        one = size.training(1, student_shape(spec), spec.compute)
+        trained = "all weights" if spec.full_finetuning else "the adapter"
         again = " (including gradient checkpointing's recomputation)" if spec.compute.gradient_checkpointing else ""
         yield (
             f"predicted: a network of {size.parameters:,} parameters, {one.forward / 1e12:.2f} TFLOP per forward pass "
-            "of one latent (1 NFE); a backward pass to the adapter costs "
+            f"of one latent (1 NFE); a backward pass to {trained} costs "
             f"{one.backward / one.forward:.2f} forward passes{again}"
         )
         yield training_hours(spec, size, work, per_update, count)
@@ -200,7 +202,7 @@ def training_hours(
         # The two extremes: all passes have gradients, or none has.
         units = spec.budget.nfe or per_update * count
         either = Passes(trained=units // Passes(trained=1).nfe), Passes(forward=units)
-        flops = sorted(of_passes(passes, size, spec.lora, spec.compute) for passes in either)
+        flops = sorted(of_passes(passes, size, student_shape(spec), spec.compute) for passes in either)
         low, high = (hours(Cost(flop), spec.compute) for flop in flops)
         return f"training: between {low} and {high}; the method does not say how many of its passes have gradients"
     # A budget in NFE is overshot by less than one update.

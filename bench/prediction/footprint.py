@@ -5,7 +5,7 @@ Bytes of passes are counted on shapes (bench/backbones/trial.py), those of store
 
 from bench.api.method import Work
 from bench.api.scores import pictures_at_once
-from bench.backbones.adapters import Shape
+from bench.backbones.adapters import Shape, student_shape
 from bench.backbones.size import Size
 from bench.backbones.teacher_files import whole_teachers
 from bench.config.optimizers import copies_of_state
@@ -28,18 +28,22 @@ def memory_lines(size: Size, evaluated: Size, spec: Spec, sampler: Sampler) -> l
     method, compute = find("method", spec.method), spec.compute
     each = 4 if compute.precision == "float32" else 2
     encoders = each * sum(count for part, count in size.frozen.items() if part != "vae")
-    adapter = size.adapter(Shape.of(spec.lora))
+    student = size.student(student_shape(spec))
     options = method.Options.model_validate(spec.params)
     whole = whole_teachers(spec.teachers)
-    kept = 2 + len(method(options).adapters) + len(spec.teachers) - len(whole)
+    kept = 2 + len(method(options).adapters)
+    teachers = len(spec.teachers) - len(whole)
+    # A teacher is taken to have the shape of the student's adapter, or that of the default adapter.
+    adapters = teachers * size.student(Shape.of(spec.lora)) if teachers else 0
+    names = f"{kept} models and {teachers}" if spec.full_finetuning else f"{kept + teachers}"
     split = " (divided by the processes)" if compute.shard else ""
-    # Adapters, gradient and optimiser stay in float32, as does the VAE.
+    # Students, gradient and optimiser stay in float32, as does the VAE.
     trained = 1 + copies_of_state(spec.optimizer)
     always = {
         f"transformer{split}": size.parameters * each,
         "text encoders": 0 if compute.offload_text_encoders else encoders,
         "VAE": size.frozen.get("vae", 0) * 4,
-        f"{kept} adapters, gradient, optimiser": adapter * 4 * (kept + trained),
+        f"{names} adapters, gradient, optimiser": 4 * (student * (kept + trained) + adapters),
         "encoded prompts up to": MEMORY,
     }
     if whole:
@@ -87,7 +91,7 @@ def training_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float
     if not latents:
         phases["training (activations: its largest batch is not known)"] = None
         return phases
-    graph = size.training(latents, Shape.of(spec.lora), compute)
+    graph = size.training(latents, student_shape(spec), compute)
     # A teacher or the base may be evaluated while the student's graph waits for its backward pass.
     frozen = size.sampling(min(latents, passes * (compute.batch or latents)), compute).peak
     peak = max(graph.peak, graph.kept + frozen)

@@ -10,6 +10,8 @@ STARTS = "provenance.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 LOGS = ("metrics.jsonl", EVALUATIONS, "probes.jsonl")
 """Logs that a checkpoint covers: resuming truncates them to their lengths at the checkpoint."""
+ADAPTER, MODEL = "adapter", "model"
+"""Folder of the result: the student's adapter, or its whole network after full fine-tuning."""
 POINTS = "points"
 """Folder with the adapters of a run's further students (Method.points)."""
 POINTS_LOG = "points.jsonl"
@@ -18,6 +20,11 @@ APPENDED = (*LOGS, STARTS, POINTS_LOG, "lock")
 """Files that are written in place."""
 REPLACED = ("spec.json", "checkpoint.safetensors", FAILURE, "summary.json")
 """Files that are replaced in one step."""
+
+
+def weights_folder(folder: Path, full_finetuning: bool) -> Path:
+    """The folder of the trained student in a run's folder."""
+    return folder / (MODEL if full_finetuning else ADAPTER)
 
 
 def recorded_failure(folder: Path, since: float = 0.0) -> str | None:

@@ -9,6 +9,7 @@
     points.jsonl         one line per further student (Method.points) and task, with the scores of every image
     checkpoint.safetensors   adapters, optimiser, EMA; step, meter and log lengths in its metadata
     adapter/             the result: the EMA student as a peft folder
+    model/               the result of full fine-tuning instead: the EMA student in diffusers' format
     points/              the further students as peft folders, if the method trains a family of them
     pictures/            the student's images, if the settings ask to keep them
     lock                 the process that carries out the run
@@ -25,12 +26,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.backbones.pipeline_files import NETWORK_CONFIG, NETWORK_WEIGHTS
 from bench.config.spec import Spec
 from bench.errors import DamagedError, Stopped, UsageError, explained
 from bench.hashing import tensors_hash
 from bench.registry import find
 from bench.store.damage import checkpoint_state, log_lengths, read_starts
-from bench.store.names import APPENDED, EVALUATIONS, FAILURE, LOGS, POINTS, POINTS_LOG, REPLACED, STARTS
+from bench.store.names import APPENDED, EVALUATIONS, FAILURE, LOGS, POINTS, POINTS_LOG, REPLACED, STARTS, weights_folder
 from bench.store.shapes import check_points, check_state, check_summary
 from bench.system.files import (
     described,
@@ -64,24 +66,27 @@ class Run:
         self.spec, self.backbone_hash, self.writes = spec, backbone_hash, writes
         self.folder = root / f"{spec.method}-{spec.digest(backbone_hash)}-s{spec.seed}"
         self.checkpoint = self.folder / "checkpoint.safetensors"
+        self.weights = weights_folder(self.folder, spec.full_finetuning)
+        """Folder of the trained student."""
 
     def check_place(self) -> None:
         """Raise UsageError if one of the run's files, here or in the shared cache, could not be written."""
         if not self.writes:
             return
         pictures = self.folder / "pictures"
-        folders = [self.folder, self.folder / "adapter"]
+        folders = [self.folder, self.weights]
         if self.spec.evaluation.pictures:
             folders += [pictures, *(pictures / task for task in self.spec.tasks)]
         points = find("method", self.spec.method).points(self.spec)
         folders += [self.folder / POINTS / point for point in points]
         for folder in (*folders, self.folder.parent / "cache"):
             check_writable(folder)
-        adapter = [f"adapter/{file}" for file in (*FILES, DIFFUSERS_FILE)]
+        files = (NETWORK_CONFIG, NETWORK_WEIGHTS) if self.spec.full_finetuning else (*FILES, DIFFUSERS_FILE)
+        student = [f"{self.weights.name}/{file}" for file in files]
         with self._advised():
             for name in APPENDED:
                 check_appendable(self.folder / name)
-            for name in (*REPLACED, *adapter):
+            for name in (*REPLACED, *student):
                 is_file(self.folder / name)
 
     def open(self) -> None:
@@ -134,7 +139,7 @@ class Run:
         self.check_place()
         made = missing_folders(self.folder)
         with locked(self.folder / "lock", wait=False) as file:
-            for folder in (self.folder, self.folder / "adapter", *(self.folder / POINTS).glob("*/")):
+            for folder in (self.folder, self.weights, *(self.folder / POINTS).glob("*/")):
                 remove_leftovers(folder)
             # Other runs write to the cache at the same time, so only old leftovers are removed there.
             remove_leftovers(self.folder.parent / "cache", older_than_s=DAY_S)

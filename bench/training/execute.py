@@ -144,7 +144,7 @@ def execute(spec: Spec, session: Session) -> dict:
             session.say(f"note: {late}")
         method.show(lab, None)
         if workers.main:
-            backbone.adapters.save(EMA, run.folder / "adapter", base=model_name(backbone.source))
+            backbone.adapters.save(EMA, run.weights, base=model_name(backbone.source))
         summary = workers.agreed(_summarise(loop, teachers, session, descriptor))
         for remark in summary.get("remarks", []):
             session.say(f"note: {remark}")

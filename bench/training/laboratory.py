@@ -18,21 +18,19 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
 
     `student`: "base" for a fresh adapter with the spec's rank, alpha and targets, or an adapter folder.
     """
-    from bench.backbones.adapters import Shape
+    from bench.backbones.adapters import student_shape
 
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     if student == "base":
-        shape = Shape.of(spec.lora)
-        backbone.adapters.add(STUDENT, shape, seed=0, trainable=True)
+        backbone.adapters.add(STUDENT, student_shape(spec), seed=0, trainable=True)
     else:
         backbone.adapters.load(STUDENT, adapter_folder(student), trainable=True)
     method_class = find("method", spec.method)
     method = method_class(method_class.Options.model_validate(spec.params))
     # A method's own adapters (a frozen copy of the student, for example) start equal to the student, as in training.
     for name in method.adapters:
-        backbone.adapters.add(name, backbone.adapters.configs[STUDENT])
-        backbone.adapters.load_state(name, backbone.adapters.state(STUDENT))
+        backbone.adapters.add_like(name, STUDENT)
     teachers = locate(spec, descriptor, root, descriptor.fingerprint())
     lab = ProbeLab.of(equip(spec, descriptor, backbone, teachers))
     return lab, method

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.analysis.records import score
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.api.method import Method
-from bench.backbones.adapters import Shape
+from bench.backbones.adapters import student_shape
 from bench.config.optimizers import optimizer_of
 from bench.config.spec import LoraSpec
 from bench.errors import BenchError, Interrupted, UsageError
@@ -61,7 +61,7 @@ class Loop:
         """Called before every update and every batch of an evaluation; true once the user asked to stop."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = evaluation_sampler
-        shape = Shape.of(spec.lora)
+        shape = student_shape(spec)
         init = seed_of(spec.seed, "adapter") % 2**31
         backbone.adapters.add(STUDENT, shape, init, trainable=True)
         for name in (EMA, *method.adapters):

@@ -71,7 +71,8 @@ def exhausted(phase: str, spec: "Spec") -> BenchError:
         checkpointing = "" if compute.gradient_checkpointing else "compute.gradient_checkpointing=true"
         decoded = decoding(spec) if method.needs.rewards else []
         same = [checkpointing, fewer_drawn(spec), *decoded, *elsewhere]
-        new = [*smaller_updates(spec), *new]
+        full = "full_finetuning=false" if spec.full_finetuning else ""
+        new = [*smaller_updates(spec), *new, full]
     elif phase == "evaluation":
         batch = lower("evaluation.batch", spec.evaluation.batch)
         same = [batch, fewer_drawn(spec), *decoding(spec), *elsewhere]

@@ -46,6 +46,8 @@ class References:
         # Only values that are not the default enter the key, so that new settings leave it as it was.
         shaping = set(Compute.RESULT)
         if (chosen := spec.evaluation_compute.model_dump(include=shaping)) != PLAIN.model_dump(include=shaping):
+            if not chosen["negative_prompt"]:
+                del chosen["negative_prompt"]
             parts.append(chosen)
         if (settings.shift, settings.table) != (None, None):
             parts += [settings.shift, settings.table]

@@ -18,6 +18,7 @@ from bench.config.spec import Spec
 from bench.errors import UsageError, explained
 from bench.sampler.rollout import Sampler
 from bench.scoring.loading import load_tasks
+from bench.store.names import weights_folder
 from bench.system.drawing import own_settings
 from bench.system.files import write_atomic
 from bench.training.evaluate import initial_noise, pictures
@@ -74,7 +75,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
         raise UsageError("the weights are split over processes; the same command in a single process draws the sheet")
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
-    backbone.adapters.load(STUDENT, root / summary["folder"] / "adapter")
+    backbone.adapters.load(STUDENT, weights_folder(root / summary["folder"], spec.full_finetuning))
     teachers = mount(locate(spec, descriptor, root, descriptor.fingerprint()), backbone)
     sampler = descriptor.evaluation_sampler(spec)
     groups: list[Block] = []

@@ -1,6 +1,7 @@
 """Sets of teachers: what `bench teach` trained, as a folder for --teachers, and checks that a run's teachers exist.
 
-<results>/teachers-<hash>-s<seed>/<task>/ holds the adapter of one task; its training.json records cost and guidance.
+<results>/teachers-<hash>-s<seed>/<task>/ holds the adapter, or the network, of one task; its training.json records cost
+and guidance.
 """
 
 import shutil
@@ -8,12 +9,12 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.backbones.adapter_files import adapter_hash
 from bench.backbones.teacher_files import find_teacher
 from bench.config.resolve import TEACHER_METHOD, describe, resolve, teacher_spec
 from bench.config.spec import Spec
 from bench.errors import DamagedError, MissingError
 from bench.hashing import text_hash
+from bench.store.names import weights_folder
 from bench.store.run import Run
 from bench.system.files import json_bytes, read_record
 from bench.weights.hub import PREFIX as HUB
@@ -71,9 +72,9 @@ def taught_otherwise(specs: Iterable[Spec], root: Path) -> list[str]:
     finished = _finished_teachers(root, backbones)
     for task, runs in wanted.items():
         recipes = {_line(run.folder) for run in runs}
-        others = [folder for folder in finished.get(task, []) if _line(folder) not in recipes]
+        others = [folder for folder in finished.get(task, []) if _line(folder.parent) not in recipes]
         if others:
-            folders = " or ".join(str(_near(folder / "adapter")) for folder in others)
+            folders = " or ".join(str(_near(folder)) for folder in others)
             lines.append(
                 f"the teacher for {task} is trained now by the backbone's recipe; to use one that was trained "
                 f"with other settings: --set teachers.{task}={folders}"
@@ -87,20 +88,22 @@ def _line(run: Path) -> str:
 
 
 def _finished_teachers(root: Path, backbones: set[str]) -> dict[str, list[Path]]:
-    """task -> folders of finished single-task teacher runs on these backbones."""
+    """task -> folders of the students of finished single-task teacher runs on these backbones."""
     found: dict[str, list[Path]] = {}
     for path in sorted(root.glob(f"{TEACHER_METHOD}-*/spec.json")) if backbones else ():
         try:
             record = read_record(path)
         except (DamagedError, OSError):
             continue  # an unreadable folder is not offered as a teacher
-        spec, adapter = record.get("spec"), path.parent / "adapter"
-        tasks = spec.get("tasks") if isinstance(spec, dict) else None
-        done = (path.parent / "summary.json").is_file() and adapter.is_dir()
+        spec = record.get("spec")
+        if not isinstance(spec, dict):
+            continue
+        tasks, weights = spec.get("tasks"), weights_folder(path.parent, spec.get("full_finetuning") is True)
+        done = (path.parent / "summary.json").is_file() and weights.is_dir()
         if not (done and isinstance(tasks, list) and len(tasks) == 1):
             continue
         if record.get("backbone_hash") in backbones:
-            found.setdefault(str(tasks[0]), []).append(path.parent)
+            found.setdefault(str(tasks[0]), []).append(weights)
     return found
 
 
@@ -141,9 +144,9 @@ def training_record(run: Run, updates: int, nfe: int) -> dict:
 
 
 def _keep(run: Run, folder: Path) -> None:
-    """Copy a finished teacher's adapter and its cost to `folder`, completely or not at all."""
-    source = run.folder / "adapter"
-    if folder.is_dir() and adapter_hash(folder) == adapter_hash(source):
+    """Copy a finished teacher and its cost to `folder`, completely or not at all."""
+    task, source = run.spec.tasks[0], run.weights
+    if folder.is_dir() and find_teacher(task, str(folder)).hash == find_teacher(task, str(source)).hash:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     summary = read_record(run.folder / "summary.json")

@@ -12,6 +12,7 @@ from bench.config.descriptor import Descriptor
 from bench.config.resolve import teacher_spec
 from bench.config.spec import Spec
 from bench.errors import DamagedError, MissingError, UsageError
+from bench.store.names import ADAPTER, MODEL
 from bench.store.run import Run
 from bench.system.files import read_json
 
@@ -28,7 +29,7 @@ def locate(spec: Spec, descriptor: Descriptor, root: Path, backbone_hash: str) -
     teachers = {}
     for task, source in spec.teachers.items():
         if source == "train":
-            source = str(Run(root, teacher_spec(spec, task), backbone_hash).folder / "adapter")
+            source = str(Run(root, teacher_spec(spec, task), backbone_hash).weights)
         elif source == "shipped":
             if not descriptor.teachers or not (descriptor.teachers / task).is_dir():
                 raise MissingError(f"backbone {descriptor.name!r} ships no teacher for {task!r}; use --teachers train")
@@ -47,7 +48,7 @@ def training_nfe(teachers: dict[str, Teacher]) -> dict[str, float]:
 
 def _cost(folder: Path) -> float:
     summary = folder.parent / "summary.json"
-    is_run = (folder.parent / "spec.json").is_file() and folder.name == "adapter"
+    is_run = (folder.parent / "spec.json").is_file() and folder.name in (ADAPTER, MODEL)
     # Other tools use these file names too: a file with different contents is ignored.
     candidates = (
         (folder / "training.json", ("evaluations",)),

@@ -14,6 +14,7 @@ from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
 from bench.backbones.flow_scheduler import EULER
 from bench.backbones.flux import Flux
+from bench.backbones.full_weights import Full
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.scheduler_files import FILE as SCHEDULER
@@ -89,6 +90,23 @@ def test_images_are_those_of_diffusers(folder: Path, tiny: Tiny, guidance: float
     assert torch.allclose(ours, theirs, atol=CLOSE)
 
 
+def test_a_negative_prompt_is_that_of_diffusers(folder: Path, tiny: Tiny) -> None:
+    """At scale 3: encoded as the pipeline encodes it, which for some families is not how it encodes prompts."""
+    words = "blurry, and of bad quality"
+    settings = ["evaluation.guidance=3", f"compute.negative_prompt={json.dumps(words)}"]
+    if describe(str(folder)).embedded_guidance:
+        with pytest.raises(UsageError, match=r"compute\.negative_prompt has no effect"):
+            loaded(folder, tiny, *settings)
+        return
+    backbone, spec = loaded(folder, tiny, *settings)
+    ours = drawn(backbone, spec)
+    without, plain = loaded(folder, tiny, settings[0])
+    assert (ours - drawn(without, plain)).abs().max() > 50 * CLOSE
+    theirs = tiny.draw(folder, PROMPTS, noise_of(backbone), STEPS, 3.0, negative=words)
+    assert torch.allclose(ours, theirs, atol=CLOSE)
+    assert plain.digest("") != spec.digest("")
+
+
 def test_images_in_half_precision_differ_by_rounding(folder: Path, tiny: Tiny) -> None:
     """Ours keeps states and the VAE in float32, so it is the nearer one to diffusers in float32."""
     backbone, spec = loaded(folder, tiny, "compute.precision=bfloat16")
@@ -99,11 +117,12 @@ def test_images_in_half_precision_differ_by_rounding(folder: Path, tiny: Tiny) -
     assert (ours - exact).abs().mean() < 0.02
 
 
-def test_gradients_are_those_of_the_velocity(folder: Path, tiny: Tiny) -> None:
-    """Along a random direction in the adapter's weights, the gradient is the difference quotient."""
+@pytest.mark.parametrize("shape", [Shape(2, 4.0), Full()], ids=["lora", "full"])
+def test_gradients_are_those_of_the_velocity(folder: Path, tiny: Tiny, shape: Shape | Full) -> None:
+    """Along a direction in the student's weights, the gradient is the difference quotient."""
     backbone, spec = loaded(folder, tiny)
-    backbone.adapters.add(STUDENT, Shape(2, 4.0), trainable=True)
-    shake(backbone, STUDENT)
+    backbone.adapters.add(STUDENT, shape, trainable=True)
+    shake(backbone, STUDENT, 0.01 if shape == Full() else 0.05)
     parameters = backbone.adapters.parameters(STUDENT)
     generator = torch.Generator().manual_seed(1)
     direction = [torch.randn(p.shape, generator=generator) for p in parameters]
@@ -115,6 +134,9 @@ def test_gradients_are_those_of_the_velocity(folder: Path, tiny: Tiny) -> None:
 
     # The last block of some families computes text that nobody reads.
     gradients = torch.autograd.grad(value(), parameters, allow_unused=True, materialize_grads=True)
+    if shape == Full():  # so many weights that a random direction is nearly at right angles to the gradient
+        length = float(sum(g.square().sum() for g in gradients)) ** 0.5
+        direction = [2 * g / length for g in gradients]
     slope = float(sum((g * d).sum() for g, d in zip(gradients, direction)))
 
     # A small step, because linear attention has kinks.
@@ -149,6 +171,39 @@ def test_an_adapter_gives_the_same_images_in_diffusers(folder: Path, tiny: Tiny,
     assert (ours - drawn(backbone, spec)).abs().max() > 1e-3
     theirs = tiny.draw(folder, PROMPTS, noise_of(backbone), STEPS, spec.evaluation.scale, adapter=tmp_path)
     assert torch.allclose(ours, theirs, atol=CLOSE)
+
+
+def test_a_student_with_all_weights_gives_the_same_images_in_diffusers(
+    folder: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    backbone, spec = loaded(folder, tiny)
+    backbone.adapters.add("tuned", Full())
+    shake(backbone, "tuned", 0.03)
+    ours = drawn(backbone, spec, "tuned")
+    assert (ours - drawn(backbone, spec)).abs().max() > 1e-3
+    tuned = Path(shutil.copytree(folder, tmp_path / "tuned"))
+    shutil.rmtree(tuned / backbone.folder)
+    backbone.adapters.save("tuned", tuned / backbone.folder)
+    theirs = tiny.draw(tuned, PROMPTS, noise_of(backbone), STEPS, spec.evaluation.scale)
+    assert torch.allclose(ours, theirs, atol=CLOSE)
+    backbone.adapters.load("again", tuned)
+    assert torch.equal(drawn(backbone, spec, "again"), ours)
+
+
+def test_a_student_with_all_weights_starts_as_the_base_in_half_precision(folder: Path, tiny: Tiny) -> None:
+    """Its weights are in float32, so that what runs outside of autocast rounds less."""
+    backbone, spec = loaded(folder, tiny, "compute.precision=bfloat16")
+    backbone.adapters.add(STUDENT, Full(), trainable=True)
+    x, conditioning = noise_of(backbone), backbone.encode(PROMPTS)
+    own, base = (backbone.velocity(x, 0.6, conditioning, name, spec.sampler.guidance) for name in (STUDENT, None))
+    whole, _ = loaded(folder, tiny)
+    with torch.no_grad():
+        exact = whole.velocity(x, 0.6, conditioning, None, spec.sampler.guidance)
+    assert (own - exact).abs().mean() < 1.2 * (base - exact).abs().mean() < 0.1 * exact.abs().mean()
+    own.square().sum().backward()
+    gradients = [p.grad for p in backbone.adapters.parameters(STUDENT) if p.grad is not None]
+    assert len(gradients) > 0.8 * len(backbone.adapters.parameters(STUDENT))
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_adapters_of_another_family_are_refused(folder: Path, tiny: Tiny, tmp_path_factory, tmp_path: Path) -> None:

@@ -151,11 +151,11 @@ def test_another_family_is_counted_by_its_network_alone() -> None:
     found = size.training(2, Shape(4, 4.0), Compute())
     assert found.forward == pytest.approx(counted.get_total_flops(), rel=1e-3)
     assert found.backward == pytest.approx(backward.get_total_flops(), rel=0.02)
-    assert size.adapter(Shape(4, 4.0)) == sum(p.numel() for p in adapters.parameters("a"))
+    assert size.student(Shape(4, 4.0)) == sum(p.numel() for p in adapters.parameters("a"))
     assert size.state_bytes(Compute(precision="bfloat16")) == (4 * 4 * 8 * 8, 2 * (5 * 24 + 12))
     assert size.decoding(1, Compute()) is None
     with pytest.raises(UsageError, match=r"unknown layer in lora\.targets 'attn\.to_qq'; did you mean 'attn\.to_q'"):
-        size.adapter(Shape(4, 4.0, ("attn.to_qq",)))
+        size.student(Shape(4, 4.0, ("attn.to_qq",)))
 
 
 @pytest.mark.parametrize("side", [8, 9, 16, 20])
@@ -228,7 +228,7 @@ def test_a_folder_is_measured_by_its_headers(sd3_folder: Path) -> None:
     assert found.frozen["text_encoder"] == sum(p.numel() for p in backbone._text.text_encoder.parameters())
     assert "text_encoder_3" not in found.frozen
     backbone.adapters.add("a", Shape(4, 8.0))
-    assert found.adapter(Shape(4, 1.0)) == sum(p.numel() for p in backbone.adapters.parameters("a"))
+    assert found.student(Shape(4, 1.0)) == sum(p.numel() for p in backbone.adapters.parameters("a"))
 
 
 def test_sd35_medium_is_as_published() -> None:
@@ -236,7 +236,7 @@ def test_sd35_medium_is_as_published() -> None:
     found = size(DEFAULT, Compute(resolution=512))
     assert found.parameters == 2_243_171_520
     assert (found.latent_side // MEDIUM["patch_size"]) ** 2 == 1024
-    assert found.adapter(Shape(32, 1.0)) == 18_776_064
+    assert found.student(Shape(32, 1.0)) == 18_776_064
     assert size(DEFAULT, Compute()).latent_side == 2 * found.latent_side
     assert size("hub:nobody/nothing", Compute()) is None
     with pytest.raises(UsageError, match=r"compute\.resolution must be a multiple of 16 .*, not 500"):

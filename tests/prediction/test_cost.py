@@ -15,7 +15,6 @@ from bench.backbones.sd3.network import sd3_size
 from bench.cli.dryrun import explain
 from bench.config.compute import Compute
 from bench.config.resolve import describe, resolve
-from bench.config.spec import LoraSpec
 from bench.errors import UsageError
 from bench.prediction.cost import PEAK, UTILISATION, Cost, held_out, held_out_evaluations, hours, of_passes, of_update
 from bench.prediction.footprint import evaluation_memory, training_memory
@@ -59,13 +58,13 @@ def test_hours_are_a_range_with_a_unit() -> None:
 
 def test_fused_saves_a_fifth_to_a_third_of_the_operations_unless_it_has_to_recompute() -> None:
     """What the budget's unit calls 1.28 times: 1.37 in operations, and 1.03 where fused alone is checkpointed."""
-    medium, lora = size(DEFAULT, Compute(resolution=512)), LoraSpec()
+    medium, student = size(DEFAULT, Compute(resolution=512)), Shape(32, 64.0)
     half, again = (
         Compute(resolution=512, precision="bfloat16", gradient_checkpointing=checkpointed)
         for checkpointed in (False, True)
     )
     plain, fused = Passes(forward=10 + 9, trained=9), Passes(forward=9, trained=9)
-    cost = lambda passes, compute: of_passes(passes, medium, lora, compute)
+    cost = lambda passes, compute: of_passes(passes, medium, student, compute)
     assert plain.nfe / fused.nfe == pytest.approx(1.278, abs=1e-3)
     assert cost(plain, half) / cost(fused, half) == pytest.approx(1.36, abs=0.01)
     assert cost(plain, again) / cost(fused, again) == pytest.approx(1.27, abs=0.01)

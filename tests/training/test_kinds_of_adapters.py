@@ -96,7 +96,7 @@ def test_predictions_count_the_kind(tmp_path_factory: pytest.TempPathFactory, ki
     folder = str(PIPELINES["sd3"].folder(tmp_path_factory))
     spec = resolve("single_task", ["ocr"], backbone=folder, overrides=["lora.rank=4", *KINDS[kind]])
     size, backbone = describe(folder).size(spec.compute), describe(folder).load("cpu")
-    assert size.adapter(Shape.of(spec.lora)) == sum(p.numel() for p in _added(backbone, spec.lora))
+    assert size.student(Shape.of(spec.lora)) == sum(p.numel() for p in _added(backbone, spec.lora))
     plain = size.training(1, Shape(4, 64.0), spec.compute)
     own = size.training(1, Shape.of(spec.lora), spec.compute)
     # A rank that changes which of two ways to multiply is less work may also lower the cost.

@@ -36,6 +36,7 @@ SETTINGS = {
     "multi_reward grpo": [
         *RL[:2], "params.engine=grpo", "params.grpo.window.size=2", "sampler.kernel=cps", "sampler.eta=0.8"
     ],
+    "multi_reward full": [*RL, "full_finetuning=true"],
     "merge": ["params.rule=dare_ties"],
 }  # fmt: skip
 """Method, or method and what is tried with it -> settings."""
@@ -110,6 +111,7 @@ def command(name: str, root: Path, pictures: Path) -> list[str]:
 def records(root: Path) -> dict:
     """Everything that must be equal: all but the clocks, the paths and the times of day."""
     (folder,) = (p for p in root.iterdir() if p.name != "cache")
+    (weights,) = (*folder.glob("adapter/adapter_model.safetensors"), *folder.glob("model/*.safetensors"))
     log = folder / "metrics.jsonl"
     metrics = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for row in metrics:
@@ -121,7 +123,7 @@ def records(root: Path) -> dict:
     return {
         "metrics": metrics,
         "evaluations": (folder / "evaluations.jsonl").read_text(),
-        "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "weights": weights.read_bytes(),
         "summary": summary,
     }
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bench.backbones.micro.files import WEIGHTS, weight_files
+from bench.backbones.micro.tokens import Tokenizer
 from bench.backbones.sd3.network import TARGETS
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
@@ -25,6 +26,7 @@ def _check(compute: Compute) -> None:
         raise UsageError("the micro world has a fixed image size: leave out compute.resolution")
     if compute.max_sequence_length is not None:
         raise UsageError("the micro world has a fixed prompt length: leave out compute.max_sequence_length")
+    Tokenizer().ids_of(compute.negative_prompt)  # raises for words that the world does not have
 
 
 def _fingerprint() -> str:

@@ -31,14 +31,18 @@ class Tokenizer:
         """
         ids = torch.full((len(prompts), MAX_TOKENS), PAD)
         for row, prompt in enumerate(prompts):
-            tokens = list(self._split(prompt))
-            if len(tokens) > MAX_TOKENS:
-                raise UsageError(
-                    f"prompt has {len(tokens)} tokens, but the micro world allows {MAX_TOKENS}: shorten {prompt!r}"
-                )
-            found = [self._id(token, prompt) for token in tokens]
+            found = self.ids_of(prompt)
             ids[row, : len(found)] = torch.tensor(found, dtype=torch.long)
         return ids
+
+    def ids_of(self, prompt: str) -> list[int]:
+        """The ids of a prompt's tokens, without padding. Raises UsageError as calling does."""
+        tokens = list(self._split(prompt))
+        if len(tokens) > MAX_TOKENS:
+            raise UsageError(
+                f"prompt has {len(tokens)} tokens, but the micro world allows {MAX_TOKENS}: shorten {prompt!r}"
+            )
+        return [self._id(token, prompt) for token in tokens]
 
     @staticmethod
     def _split(prompt: str):

@@ -136,9 +136,10 @@ class PipelineBackbone(WithVae):
             {family.folder: self.transformer, **dict.fromkeys(family.optional)}, self.dtype,
         )  # fmt: skip
 
-    def _encode_one(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+    def _encode_one(self, pipeline: Any, prompt: str, negative: bool) -> dict[str, Tensor]:
         tokens = self.family.tokens(self.compute)
-        tensors = self.family.encode(pipeline, prompt, tokens, self.device)
+        encode = self.family.encode_negative if negative else self.family.encode
+        tensors = encode(pipeline, prompt, tokens, self.device)
         expected = self.family.prompt_shapes(self._told.fields, tokens)
         for name in {*tensors, *expected}:
             found = tuple(tensors[name].shape[1:]) if name in tensors else None

@@ -111,6 +111,10 @@ def _check(family: PipelineFamily, told: Configuration, compute: Compute) -> Non
         raise UsageError(
             f"{family.network} has no gradient checkpointing in diffusers: set compute.gradient_checkpointing=false"
         )
+    if compute.negative_prompt and family.embedded_guidance(told.fields):
+        raise UsageError(
+            "compute.negative_prompt has no effect: the network takes the guidance scale and no other prompt"
+        )
     side = told.side(family, compute.resolution)
     family.check(told.fields, side, family.tokens(compute))
 

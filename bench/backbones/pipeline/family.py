@@ -149,6 +149,13 @@ class PipelineFamily(ABC):
         Its shape must not depend on the prompt, but for the second dimension of tensors that `padded` names.
         """
 
+    def encode_negative(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """The encoding of what guidance guides away from, of the same shapes: empty unless the user sets one.
+
+        Default: as a prompt.
+        """
+        return self.encode(pipeline, prompt, tokens, device)
+
     @abstractmethod
     def prompt_shapes(self, config: Any, tokens: int) -> dict[str, tuple[int, ...]]:
         """Name -> shape of what `encode` returns, without the batch."""

@@ -56,10 +56,17 @@ class WithVae(FlowBackbone):
         """diffusers' pipeline with text encoders."""
 
     @abstractmethod
-    def _encode_one(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
-        """Name -> a prompt's encoding [1, ...]."""
+    def _encode_one(self, pipeline: Any, prompt: str, negative: bool) -> dict[str, Tensor]:
+        """Name -> the encoding [1, ...] of a prompt, or of a negative prompt."""
 
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
+        return self._encode_all(prompts, negative=False)
+
+    def _encode_negative(self, prompt: str) -> Conditioning:
+        (encoded,) = self._encode_all([prompt], negative=True)
+        return encoded
+
+    def _encode_all(self, prompts: list[str], negative: bool) -> Iterator[Conditioning]:
         if self._text is None:
             self._text = self._load_text()
         found = [getattr(self._text, name) for name in self.encoders]
@@ -67,7 +74,7 @@ class WithVae(FlowBackbone):
         for encoder in encoders:
             encoder.to(self.device)
         for prompt in prompts:
-            tensors = self._encode_one(self._text, prompt)
+            tensors = self._encode_one(self._text, prompt, negative)
             yield Conditioning(tensors, {name: (tensors[name].shape[1],) for name in self.padded})
         if self.compute.offload_text_encoders:
             for encoder in encoders:

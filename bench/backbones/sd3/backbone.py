@@ -62,7 +62,7 @@ class Sd3Backbone(Sd3Transformer, WithVae):
     def _load_text(self) -> Any:
         return load_text_encoders(self.source, self.dtype, self.transformer)
 
-    def _encode_one(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+    def _encode_one(self, pipeline: Any, prompt: str, negative: bool) -> dict[str, Tensor]:
         sequence, _, pooled, _ = pipeline.encode_prompt(
             [prompt], None, None, do_classifier_free_guidance=False, device=self.device,
             max_sequence_length=self.compute.max_sequence_length or MAX_TEXT_TOKENS,
