@@ -102,10 +102,13 @@ class Clip:
         """Cosine similarity of every image with its text, [B], float32."""
         return (self.images(images_BCHW) * self.texts(texts)).sum(-1)
 
+    def differentiable_images(self, images_BCHW: Tensor) -> Tensor:
+        """The same as `images`, with gradients to the images."""
+        return self._embedded(images_BCHW, self._straight_through if self.through_pil else self.prepare)
+
     def differentiable_cosines(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
         """The same as `cosines`, with gradients to the images."""
-        prepare = self._straight_through if self.through_pil else self.prepare
-        return (self._embedded(images_BCHW, prepare) * self.texts(texts)).sum(-1)
+        return (self.differentiable_images(images_BCHW) * self.texts(texts)).sum(-1)
 
     def _straight_through(self, images_BCHW: Pictures, side: int) -> Tensor:
         """The pixel values that PIL gives, with the gradients of the same resizing and cropping of tensors."""

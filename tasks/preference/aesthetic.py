@@ -61,6 +61,10 @@ class AestheticJudge:
         ratings = self.head(self.clip.images(images_BCHW))
         return ratings.squeeze(1).double().cpu().numpy()
 
+    def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """The same with gradients to the images."""
+        return self.head(self.clip.differentiable_images(images_BCHW)).squeeze(1)
+
 
 def read_head(path: Path) -> torch.nn.Sequential:
     """The head from a .pth or .safetensors file. Raises MissingError, or DamagedError for a file of something else."""

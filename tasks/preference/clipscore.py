@@ -50,5 +50,13 @@ class ClipScoreJudge:
 
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
         """CLIPScores in the chosen convention, float64 [B]."""
-        factor = 1.0 if self.convention == "cosine" else self.clip.scale / float(self.convention)
-        return (factor * self.clip.cosines(images_BCHW, texts)).double().cpu().numpy()
+        return (self._factor * self.clip.cosines(images_BCHW, texts)).double().cpu().numpy()
+
+    def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """The same with gradients to the images."""
+        return self._factor * self.clip.differentiable_cosines(images_BCHW, texts)
+
+    @property
+    def _factor(self) -> float:
+        """From a cosine to the score of the convention."""
+        return 1.0 if self.convention == "cosine" else self.clip.scale / float(self.convention)

@@ -45,3 +45,7 @@ class HpsJudge:
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
         """Cosine similarities, float64 [B]."""
         return self.clip.cosines(images_BCHW, texts).double().cpu().numpy()
+
+    def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """The same with gradients to the images."""
+        return self.clip.differentiable_cosines(images_BCHW, texts)

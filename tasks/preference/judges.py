@@ -31,6 +31,9 @@ class Judge(Protocol):
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
         """Raw scores, float64 [B], of images [B, 3, H, W] in [0, 1] for their prompts' texts."""
 
+    def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """The same scores, float32 [B], with gradients to the images."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -57,6 +60,10 @@ class PickScoreJudge:
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
         """PickScores, float64 [B]."""
         return self.scorer.raw(images_BCHW, texts)
+
+    def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """The same with gradients to the images."""
+        return self.scorer.clip.scale * self.scorer.clip.differentiable_cosines(images_BCHW, texts)
 
 
 JUDGES = {

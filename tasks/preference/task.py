@@ -41,6 +41,10 @@ class PreferenceTask(PromptFileTask):
         rewards = np.clip(raw / self.judge.ceiling, 0, 1)
         return Scores(rewards, {self.judge.metric: raw})
 
+    def differentiable_reward(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Tensor:
+        """The reward of `score` with gradients to the images, not clipped to [0, 1]."""
+        return self.judge.differentiable(images_BCHW, [p.text for p in prompts]) / self.judge.ceiling
+
 
 class Aesthetic(PreferenceTask):
     """Rating by LAION's aesthetic predictor, which ignores the prompt."""

@@ -67,6 +67,29 @@ def test_aesthetic_is_five_linear_layers_on_the_embedding(clip_folder, head_file
         Aesthetic("photo", {"model": str(clip_folder), "head": str(head_file)}).score(images, PROMPTS)
 
 
+@pytest.mark.parametrize(
+    ("kind", "sources", "close"),
+    # CLIP's own processor passes through 256 levels of a pixel, which makes the difference quotient coarse.
+    [(ClipScore, {"convention": "30"}, 0.01), (ClipScore, {"convention": "cosine"}, 0.1), (Aesthetic, {}, 0.1), (Hps, {}, 0.1)],
+)
+def test_rewards_have_the_gradient_of_the_score(clip_folder, head_file, images, kind, sources, close: float) -> None:
+    folder = str(clip_folder)
+    own = {"head": str(head_file)} if kind is Aesthetic else {"processor": folder} if kind is Hps else {}
+    task = kind("photo", {"model": folder} | own | sources)
+    images = (0.2 + 0.6 * images).requires_grad_()
+    scores = task.score(images.detach(), PROMPTS)
+    rewards = task.differentiable_reward(images, PROMPTS)
+    assert task.differentiable
+    raw = scores.metrics[task.judge.metric] / task.judge.ceiling
+    np.testing.assert_allclose(rewards.detach().numpy(), raw, rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(rewards.sum(), images)
+    assert gradient.shape == images.shape and (gradient.flatten(1).norm(dim=1) > 0).all()
+    direction = close / 2 * gradient / gradient.abs().max()
+    up, down = (task.judge(images.detach() + sign * direction, TEXTS).sum() for sign in (1, -1))
+    slope = float((gradient * direction).sum())
+    assert (up - down) / 2 / task.judge.ceiling == pytest.approx(slope, rel=close)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (40, 33), (33, 47), (512, 768), (31, 90), (48, 32)])
 def test_clipscore_looks_at_the_central_square(size: tuple[int, int]) -> None:
     """As torchvision: Resize of the short edge (the long one rounded down), then CenterCrop (its corner rounded)."""
