@@ -11,8 +11,7 @@ from safetensors import safe_open
 
 from bench.api.task import Prompt
 from bench.backbones.adapters import CONFIG_FILE, WEIGHTS_FILE, Shape, ending, read_adapter
-from bench.backbones.sd3 import descriptor
-from bench.backbones.sd3.network import TARGETS
+from bench.backbones.sd3 import SD3, descriptor
 from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
 from bench.sampler.levels import FlowLevels
@@ -165,12 +164,12 @@ def test_what_a_start_is_said_to_need_is_what_it_takes(micro, tmp_path: Path, al
     advice: list[str] = []
     for _ in range(2):
         with pytest.raises(UsageError, match="set lora") as refusal:
-            read_start(starting(folder, *advice), TARGETS)
+            read_start(starting(folder, *advice), SD3.targets)
         advice += re.findall(r"lora\.(?:rank|alpha)=[^ ]+(?=$| )|lora\.targets=\[[^]]*\]", str(refusal.value))
     lora = starting(folder, *advice)
     micro.adapters.load("theirs", folder)
     micro.adapters.add("student", Shape(lora.rank, lora.alpha, lora.targets))
-    micro.adapters.load_state("student", read_start(lora, TARGETS))
+    micro.adapters.load_state("student", read_start(lora, SD3.targets))
     for layer, delta in micro.adapters.deltas("theirs").items():
         torch.testing.assert_close(micro.adapters.deltas("student")[layer], delta, rtol=1e-6, atol=0)
 
@@ -187,14 +186,14 @@ def test_what_a_start_is_said_to_need_is_what_it_takes(micro, tmp_path: Path, al
 def test_a_student_does_not_start_from_what_it_cannot_be(micro, tmp_path: Path, kind: str, field: str) -> None:
     folder = by_peft(untouched(micro), tmp_path, **KINDS[kind])
     with pytest.raises(UsageError, match=field):
-        read_start(starting(folder, "lora.rank=4", "lora.alpha=6"), TARGETS)
+        read_start(starting(folder, "lora.rank=4", "lora.alpha=6"), SD3.targets)
 
 
 @pytest.mark.parametrize("alpha", [0, -4, 2e20])
 def test_a_strength_that_no_student_has_is_told_without_advice(micro, tmp_path: Path, alpha: float) -> None:
     folder = by_peft(untouched(micro), tmp_path, **PLAIN | {"lora_alpha": alpha})
     with pytest.raises(UsageError, match=r"does not fit a student: lora\.alpha: Input should be"):
-        read_start(starting(folder), TARGETS)
+        read_start(starting(folder), SD3.targets)
 
 
 def test_a_start_that_leaves_layers_alone_says_so(micro, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from peft import EvaConfig, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from bench.backbones.adapter_config import INERT, START, Carried, lora_config
 from bench.backbones.adapter_files import adapter_hash
 from bench.backbones.adapters import CONFIG_FILE, WEIGHTS_FILE, Shape, read_adapter
-from bench.backbones.sd3.network import TARGETS
+from bench.backbones.sd3 import SD3
 from bench.config.resolve import describe
 from bench.errors import BenchError, MissingError, UsageError
 from tests.backbones.adapter_makers import by_peft, in_peft, shaken, untouched, velocity
@@ -236,7 +236,7 @@ def test_the_layers_own_scale_is_that_of_merging(micro, tmp_path: Path) -> None:
     """A cut to a student's rank keeps the function of a rank-stabilised teacher with patterns."""
     folder = by_peft(untouched(micro), tmp_path, **KINDS["both patterns, rank-stabilised"])
     micro.adapters.load("teacher", folder)
-    micro.adapters.add("student", Shape(8, 5.0, tuple(TARGETS)))
+    micro.adapters.add("student", Shape(8, 5.0, tuple(SD3.targets)))
     assert micro.adapters.set_deltas("student", micro.adapters.deltas("teacher")) == pytest.approx(1)
     torch.testing.assert_close(velocity(micro, "student"), velocity(micro, "teacher"), rtol=1e-4, atol=1e-4)
 

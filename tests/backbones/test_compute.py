@@ -12,7 +12,7 @@ from bench.backbones import embeddings
 from bench.backbones.adapters import Shape
 from bench.backbones.embeddings import Embeddings
 from bench.backbones.flow import FlowBackbone
-from bench.backbones.sd3 import backbone as sd3_backbone
+from bench.backbones.pipeline import backbone as pipeline_backbone
 from bench.backbones.sd3 import descriptor
 from bench.config.compute import Compute
 from bench.errors import UsageError
@@ -79,14 +79,14 @@ def graphs(layers: int, monkeypatch) -> int:
     """Compiled graphs of a student's, two teachers' and the base's passes, none of which may be broken in two."""
     from torch._dynamo.utils import counters
 
-    from bench.backbones.sd3.shape_only import ShapeOnly
+    from tests.sd3_shapes import shape_only
 
     with monkeypatch.context() as patch:
         compiles = nn.Module.compile
         patch.setattr(nn.Module, "compile", lambda self: compiles(self, backend="eager"))  # only what is traced counts
         torch._dynamo.reset()
         counters.clear()
-        backbone = ShapeOnly("cpu", Compute(precision="bfloat16", compile=True), config=TINY | {"num_layers": layers})
+        backbone = shape_only("cpu", Compute(precision="bfloat16", compile=True), config=TINY | {"num_layers": layers})
     for name in (STUDENT, "teacher", "other"):
         backbone.adapters.add(name, Shape(4, 8.0), trainable=name == STUDENT)
     x, conditioning = backbone.noise(2, torch.Generator()), backbone.encode(PROMPTS)
@@ -116,14 +116,14 @@ def test_a_resolution_sets_the_latents(sd3_folder: Path) -> None:
     backbone = load(sd3_folder, resolution=4)
     assert backbone.latent_shape == (4, 4, 4)
     assert step(backbone)[0] > 0
-    with pytest.raises(UsageError, match=r"compute\.resolution must be a multiple of 1 up to 8, not 9"):
-        load(sd3_folder, resolution=9)
+    with pytest.raises(UsageError, match=r"latents of 9 x 9 pixels do not fit: .* multiples of 1 up to 8"):
+        descriptor(str(sd3_folder)).check(Compute(resolution=9))
 
 
 def test_prompts_are_encoded_once_and_never_load_encoders_again(sd3_folder: Path, tmp_path: Path, monkeypatch) -> None:
     first = load(sd3_folder, tmp_path, offload_text_encoders=True)
     encoded = first.encode(PROMPTS)
-    monkeypatch.setattr(sd3_backbone, "load_text_encoders", None)  # calling it would fail
+    monkeypatch.setattr(pipeline_backbone, "load_text", None)  # calling it would fail
     second = load(sd3_folder, tmp_path).encode([*PROMPTS, PROMPTS[0]])
     assert torch.equal(second["sequence"][:2], encoded["sequence"])
     assert torch.equal(second["pooled"][2], encoded["pooled"][0])

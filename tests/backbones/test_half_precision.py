@@ -8,8 +8,9 @@ from torch import Tensor
 
 from bench.backbones.adapters import Adapters, Shape
 from bench.backbones.half_precision import FusedRmsNorm, prepare
-from bench.backbones.sd3.network import TARGETS, sd3_size
+from bench.backbones.sd3 import SD3
 from bench.backbones.trial import training_pass
+from tests.sd3_shapes import sd3_size
 
 TINY = {
     "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
@@ -31,7 +32,7 @@ def network(dtype: torch.dtype, **more: object) -> SD3Transformer2DModel:
 
 def passed(model: SD3Transformer2DModel, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
     """Velocity, gradient of an adapter, and the bytes that autograd kept."""
-    adapters = Adapters(model, TARGETS)
+    adapters = Adapters(model, SD3.targets)
     adapters.add("student", Shape(4, 8.0), seed=1, trainable=True)
     with torch.no_grad():
         for parameter in adapters.parameters("student"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.backbones import flow
-from bench.backbones.sd3.backbone import Sd3Backbone
+from bench.backbones.pipeline.backbone import PipelineBackbone
 from bench.config.resolve import describe, resolve
 from bench.errors import BenchError
 from bench.scoring.folders import load, write
@@ -67,12 +67,12 @@ def test_encoders_that_are_moved_encode_for_later_updates_too(
     chosen = {key: settings[key] for key in ("teachers", "backbone")}
     spec = resolve("opd_analytic", ["ocr", "pickscore"], overrides=[*settings["overrides"][1:], *more], **chosen)
     moved: dict[str, list[int]] = {}
-    encode = Sd3Backbone._encode
+    encode = PipelineBackbone._encode
     for how, ahead in (("each", 0), ("ahead", flow.AHEAD)):
         counts = moved.setdefault(how, [])
         monkeypatch.setattr(flow, "AHEAD", ahead)
         monkeypatch.setattr(
-            Sd3Backbone,
+            PipelineBackbone,
             "_encode",
             lambda self, prompts, counts=counts: counts.append(len(prompts)) or encode(self, prompts),
         )

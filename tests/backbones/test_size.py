@@ -17,14 +17,15 @@ from bench.backbones.adapters import Adapters, Shape
 from bench.backbones.half_precision import prepare
 from bench.backbones.micro.files import WEIGHTS
 from bench.backbones.network import Network
-from bench.backbones.sd3 import DEFAULT, MEDIUM, VAE, descriptor, size
-from bench.backbones.sd3.network import TARGETS, sd3_size
+from bench.backbones.sd3 import SD3, descriptor
+from bench.backbones.sd3.published import DEFAULT, MEDIUM, VAE
 from bench.backbones.size import Size
 from bench.backbones.trial import Count, training_pass
 from bench.cli.dryrun import explain
 from bench.config.compute import Compute
 from bench.config.resolve import resolve
 from bench.errors import UsageError
+from tests.sd3_shapes import sd3_size, size
 
 TINY = {
     "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
@@ -58,7 +59,7 @@ def real(config: dict, shape: Shape | None, precision: str = "float32", checkpoi
     if checkpointed:
         model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
     if shape:
-        adapters = Adapters(model.eval(), TARGETS)
+        adapters = Adapters(model.eval(), SD3.targets)
         adapters.add("a", shape, trainable=True)
         adapters.use("a")
     return model
@@ -78,7 +79,7 @@ def forward(model, batch: int, side: int, text: int) -> torch.Tensor:
 
 
 TARGET_SETS = {
-    "published": TARGETS,
+    "published": SD3.targets,
     "feed-forward": ("ff.net.0.proj", "ff.net.2"),
     "the last block": ("transformer_blocks.2.attn.to_out.0",),
     "the output": ("proj_out",),
@@ -238,28 +239,25 @@ def test_sd35_medium_is_as_published() -> None:
     assert (found.latent_side // MEDIUM["patch_size"]) ** 2 == 1024
     assert found.student(Shape(32, 1.0)) == 18_776_064
     assert size(DEFAULT, Compute()).latent_side == 2 * found.latent_side
-    assert size("hub:nobody/nothing", Compute()) is None
-    with pytest.raises(UsageError, match=r"compute\.resolution must be a multiple of 16 .*, not 500"):
+    with pytest.raises(UsageError, match=r"compute\.resolution must be a multiple of 16, not 500"):
         size(DEFAULT, Compute(resolution=500))
 
 
 @pytest.mark.parametrize(
-    ("changes", "resolution", "precision"),
-    [
-        ({}, 512, "bfloat16"),
-        ({"sample_size": 64}, None, "bfloat16"),
-        ({"num_layers": 1, "dual_attention_layers": []}, None, "float32"),
-    ],
+    ("changes", "least", "resolution", "precision"),
+    [({}, 0, 512, "bfloat16"), ({"sample_size": 64}, 0, None, "bfloat16"), ({}, 10**9, None, "float32")],
 )
-def test_a_published_size_is_one_of_parameters(
-    sd3_folder: Path, tmp_path: Path, changes, resolution, precision
+def test_a_published_size_is_one_of_files(
+    sd3_folder: Path, tmp_path: Path, monkeypatch, changes, least: int, resolution, precision
 ) -> None:
-    """SD3.5-Medium's, whatever it draws; its resolution is capped where that is larger."""
+    """Whatever it draws; its resolution is capped where that is larger."""
+    monkeypatch.setattr("bench.backbones.pipeline.describe.LARGE_BYTES", least)
     folder = Path(shutil.copytree(sd3_folder, tmp_path / "p"))
     for part, told in (("transformer", MEDIUM | changes), ("vae", VAE)):
         (folder / part / "config.json").write_text(json.dumps(told))
     spec = resolve("opd_analytic", ["ocr"], backbone=str(folder), teachers="train")
     assert (spec.compute.resolution, spec.compute.precision) == (resolution, precision)
+    assert bool(descriptor(str(folder)).recipes) == (precision == "bfloat16")
 
 
 def test_a_dry_run_predicts_hours_and_memory(sd3_folder: Path, capsys) -> None:

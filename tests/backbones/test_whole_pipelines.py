@@ -192,7 +192,7 @@ def say(pipeline: Path, part: str, field: str, value: object) -> None:
 )
 def test_a_configuration_that_draws_nothing_is_refused_by_its_field(pipeline: Path, part, field, value) -> None:
     say(pipeline, part, field, value)
-    said = refusal(lambda: descriptor(str(pipeline)).size(Compute()), UsageError)
+    said = refusal(lambda: descriptor(str(pipeline)).check(Compute()), UsageError)
     assert field in said
     assert part in said
 
@@ -461,7 +461,7 @@ def test_another_pipeline_is_not_told_to_change_its_scheduler(pipeline: Path, ki
     path = pipeline / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dynamic_shifting": True}))
     said = refusal(lambda: descriptor(str(pipeline)), UsageError)
-    assert f"holds a {kind}; only StableDiffusion3Pipeline is supported" in said
+    assert f"holds a {kind}; family sd3 runs StableDiffusion3Pipeline" in said
 
 
 @pytest.mark.parametrize("part", WEIGHTS)

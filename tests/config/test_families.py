@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from bench import registry
 from bench.backbones.sd3 import family as sd3
-from bench.backbones.sd3.files import DEFAULT
+from bench.backbones.sd3.published import DEFAULT
 from bench.config import families
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
@@ -84,11 +84,11 @@ def test_a_single_file_goes_to_the_family_that_reads_it(tmp_path: Path, monkeypa
     assert describe_pipeline(str(file)) is OTHER
     with_families(monkeypatch, sd3=sd3())
     with pytest.raises(UsageError, match=r"it holds no SD3 transformer; it holds mine\.weight"):
-        describe_pipeline(str(file)).check(None)
+        describe_pipeline(str(file)).check(Compute())
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(file.read_bytes()[:20])
     with pytest.raises(DamagedError, match="cut"):
-        describe_pipeline(str(cut)).check(None)
+        describe_pipeline(str(cut)).check(Compute())
 
 
 def fails(*_) -> Family:
@@ -134,7 +134,7 @@ def test_files_that_no_family_reads_are_never_left_to_another_package(tmp_path: 
     a_first = Family(("OtherPipeline",), lambda source: OTHER, lambda path: False)
     with_families(monkeypatch, a_first=a_first, sd3=sd3())
     with pytest.raises(UsageError, match="it holds no SD3 transformer"):
-        describe_pipeline(str(file)).check(None)
+        describe_pipeline(str(file)).check(Compute())
     claims = Family(("OtherPipeline",), lambda source: OTHER, lambda path: True)
     with_families(monkeypatch, a_first=claims, sd3=sd3())
     assert describe_pipeline(str(file)) is OTHER

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.backbones.sd3.network import TARGETS
+from bench.backbones.sd3 import SD3
 from bench.config.grid import overrides_of
 from bench.config.resolve import preset_tasks, refuse_training, resolve
 from bench.config.scorers import view_settings
@@ -337,8 +337,8 @@ def test_whole_numbers_and_lists_are_taken_where_they_are_meant() -> None:
 OWN = {
     "prompt length": ("sd3", ["compute.max_sequence_length=128"], []),
     "resolution": ("sd3", ["compute.resolution=1024"], ["compute.resolution=null"]),
-    "targets": ("sd3", [f"lora.targets=[{', '.join(TARGETS)}]"], []),
-    "targets in another order": ("micro", [f"lora.targets=[{', '.join(reversed(TARGETS))}]"], []),
+    "targets": ("sd3", [f"lora.targets=[{', '.join(SD3.targets)}]"], []),
+    "targets in another order": ("micro", [f"lora.targets=[{', '.join(reversed(SD3.targets))}]"], []),
     "shift": ("micro", ["sampler.shift=3"], []),
     "shift of evaluation": ("micro", ["evaluation.shift=3.0"], []),
     "both shifts": ("sd3", ["sampler.shift=3", "evaluation.shift=3"], []),

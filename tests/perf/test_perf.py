@@ -15,8 +15,7 @@ from bench.api.lab import STUDENT
 from bench.backbones.adapters import Shape
 from bench.backbones.meter import Passes
 from bench.backbones.micro import descriptor
-from bench.backbones.sd3.network import sd3_size
-from bench.backbones.sd3.shape_only import ShapeOnly
+from bench.backbones.pipeline.shape_only import ShapeOnly
 from bench.config.compute import Compute
 from bench.errors import BenchError, UsageError
 from bench.perf import ceilings, command, gate, kernels, measured, updates
@@ -25,6 +24,7 @@ from bench.perf.command import comparison, read
 from bench.perf.measured import Measurement, preset_hours
 from bench.perf.timing import measure
 from tests.methods.conftest import shake
+from tests.sd3_shapes import sd3_size, shape_only
 
 TEXTS = ["a photo of a red ring", "a photo of two circles", "a photo of a star"]
 TINY = {
@@ -93,7 +93,7 @@ def test_a_measurement_is_printed_written_and_compared(fast, tmp_path: Path, cap
 
 def test_the_shape_only_model_trains_and_is_measured(fast) -> None:
     """The path that a GPU takes, on a tiny configuration."""
-    make = partial(ShapeOnly, "cpu", config=TINY)
+    make = partial(shape_only, "cpu", config=TINY)
     lab = updates.laboratory(make(Compute(resolution=64)), TEXTS, 4.5)
     assert lab.backbone.latent_shape == (4, 8, 8)
     assert lab.backbone.decode(torch.zeros(2, 4, 8, 8)).shape == (2, 3, 64, 64)
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_a_row_not_an_end(fast, monkeypatch) -> None:
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(ShapeOnly, "_forward", full)
-    make = partial(ShapeOnly, "cpu", config=TINY)
+    make = partial(shape_only, "cpu", config=TINY)
     rows = [*updates.table(make, Compute(), TEXTS, 1.0, (updates.UpdateVariant(updates.BASELINE, None),))]
     assert rows == [{"update": updates.BASELINE, "trajectories": 6, "error": "out of memory"}]
 
@@ -198,10 +198,10 @@ def test_an_interrupted_measurement_goes_on_row_by_row(fast, tmp_path: Path, mon
 WITH_TORCH = "torch triton numpy filelock typing-extensions sympy mpmath networkx jinja2 markupsafe fsspec setuptools"
 BARE = """
 import bench.cli.app, torch
-from bench.backbones.sd3.shape_only import ShapeOnly
+from tests.sd3_shapes import shape_only
 from bench.config.compute import Compute
 from bench.perf import command, gate, updates
-lab = updates.laboratory(ShapeOnly("cpu", Compute(), config=TINY), ["a", "b"], 4.5)
+lab = updates.laboratory(shape_only("cpu", Compute(), config=TINY), ["a", "b"], 4.5)
 updates.rollout_row(lab)
 for way in updates.variants(2, gpu=True)[:4]:
     updates.update(lab, way)()

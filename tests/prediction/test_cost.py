@@ -10,8 +10,7 @@ from bench.api.method import Method, Options, Work
 from bench.api.scores import parts_of
 from bench.backbones.adapters import Shape
 from bench.backbones.meter import BACKWARD, Passes
-from bench.backbones.sd3 import DEFAULT, VAE, size
-from bench.backbones.sd3.network import sd3_size
+from bench.backbones.sd3.published import DEFAULT, VAE
 from bench.cli.dryrun import explain
 from bench.config.compute import Compute
 from bench.config.resolve import describe, resolve
@@ -20,6 +19,7 @@ from bench.prediction.cost import PEAK, UTILISATION, Cost, held_out, held_out_ev
 from bench.prediction.footprint import evaluation_memory, training_memory
 from bench.registry import find
 from bench.sampler.levels import FlowLevels
+from tests.sd3_shapes import sd3_size, size
 
 
 def said(capsys, *arguments, **named) -> str:
@@ -259,7 +259,7 @@ def test_targets_that_the_model_does_not_have_are_wrong_use(sd3_folder: Path) ->
 
 
 def test_a_teacher_that_looks_while_the_graph_waits_is_in_the_memory(sd3_folder: Path) -> None:
-    overrides = ["params.trajectories=8", "compute.precision=bfloat16"]
+    overrides = ["params.trajectories=8", "compute.precision=bfloat16", "sampler.guidance=1"]
     spec = resolve("opd_analytic", ["geneval"], teachers="train", backbone=str(sd3_folder), overrides=overrides)
     known = describe(spec.backbone).size(spec.compute)
     phases = training_memory(known, spec, spec.sampler.build(FlowLevels(3.0)))

@@ -138,7 +138,8 @@ def test_predictions_count_all_weights(tmp_path_factory: pytest.TempPathFactory)
 
 def test_the_published_recipe_s_cost_is_that_of_two_more_forward_passes() -> None:
     """SD3.5-Medium: a backward pass of about two forward passes, and one more with checkpointing."""
-    from bench.backbones.sd3 import DEFAULT, size
+    from bench.backbones.sd3.published import DEFAULT
+    from tests.sd3_shapes import size
 
     medium = size(DEFAULT, Compute(resolution=512))
     for checkpointed, wanted in ((False, 2.0), (True, 3.0)):

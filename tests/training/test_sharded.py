@@ -11,7 +11,8 @@ from diffusers import SD3Transformer2DModel
 
 from bench.backbones.adapters import Shape
 from bench.backbones.conditioning import Conditioning
-from bench.backbones.sd3.transformer import Sd3Transformer
+from bench.backbones.pipeline.called import FamilyBackbone
+from bench.backbones.sd3 import SD3, Sd3Fields
 from bench.config.compute import Compute
 from bench.config.resolve import resolve
 from bench.config.spec import Spec
@@ -81,7 +82,7 @@ M_MMAP_THRESHOLD = -3
 """mallopt's number for it (malloc.h)."""
 
 
-class Large(Sd3Transformer):
+class Large(FamilyBackbone):
     """SD3's transformer with 300 MB of weights, and nothing around it."""
 
     latent_shape = (16, 8, 8)
@@ -93,6 +94,7 @@ class Large(Sd3Transformer):
             joint_attention_dim=64, caption_projection_dim=640, pooled_projection_dim=64, out_channels=16,
             pos_embed_max_size=8,
         )  # fmt: skip
+        self._of(SD3, Sd3Fields.model_validate(dict(network.config)), None, "cpu")
         super().__init__("large", network, "", "cpu", compute)
 
     def _encode(self, prompts):

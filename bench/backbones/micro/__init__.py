@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench.backbones.micro.files import WEIGHTS, weight_files
 from bench.backbones.micro.tokens import Tokenizer
-from bench.backbones.sd3.network import TARGETS
+from bench.backbones.sd3 import SD3
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
 from bench.errors import UsageError
@@ -42,7 +42,7 @@ def descriptor() -> Descriptor:
         levels=FlowLevels(3.0),
         load=_load,
         check=_check,
-        own=lambda: {"lora": {"targets": TARGETS}},
+        own=lambda: {"lora": {"targets": SD3.targets}},
         fingerprint=_fingerprint,
         recipes=Path(__file__).parent / "recipes",
         teachers=WEIGHTS / "teachers",

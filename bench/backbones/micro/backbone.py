@@ -12,13 +12,14 @@ from bench.backbones.micro.files import weight_files
 from bench.backbones.micro.text import TextEncoder
 from bench.backbones.micro.tokens import Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL
-from bench.backbones.sd3.transformer import Sd3Transformer
+from bench.backbones.pipeline.called import FamilyBackbone
+from bench.backbones.sd3 import SD3, Sd3Fields
 from bench.config.compute import PLAIN, Compute
 from bench.errors import MissingError, UsageError
 from bench.hashing import content_hash
 
 
-class MicroBackbone(Sd3Transformer):
+class MicroBackbone(FamilyBackbone):
     """A tiny SD3Transformer2DModel with its own text encoder and a linear codec."""
 
     latent_shape = (CHANNELS, CANVAS // CELL, CANVAS // CELL)
@@ -37,6 +38,7 @@ class MicroBackbone(Sd3Transformer):
             text, codec = load_file(folder / "text.safetensors"), load_file(folder / "codec.safetensors")
         except (SafetensorError, OSError) as error:
             raise UsageError(f"corrupt weights file in {folder}: {error}") from error
+        self._of(SD3, Sd3Fields.model_validate(dict(transformer.config)), None, device)
         super().__init__("micro", transformer, content_hash(weight_files(folder)), device, compute)
         self.tokenizer = Tokenizer()
         self.text = TextEncoder(self.tokenizer.size)

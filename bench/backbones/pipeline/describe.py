@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.backbones.pipeline.family import PipelineFamily
+from bench.backbones.pipeline.family import PipelineFamily, SingleFile
 from bench.backbones.pipeline.network import pipeline_size
-from bench.backbones.pipeline.source import Configuration, configuration, fingerprint, home_of
+from bench.backbones.pipeline.source import Configuration, address_of, configuration, fingerprint, home_of, is_file
 from bench.backbones.pipeline_files import NETWORKS, stored_parameters
 from bench.backbones.size import Size
 from bench.config.compute import PLAIN, Compute
@@ -19,10 +19,9 @@ from bench.system.devices import best_device
 
 if TYPE_CHECKING:
     from bench.backbones.pipeline.backbone import PipelineBackbone
+    from bench.backbones.pipeline.shape_only import ShapeOnly
 
-LARGE: dict[str, Any] = {
-    "precision": "bfloat16", "gradient_checkpointing": True, "batch": 16, "decode": "sliced",
-}  # fmt: skip
+LARGE: dict[str, Any] = {"precision": "bfloat16", "decode": "sliced"}
 """Default compute settings for models of published size, which would not fit a GPU otherwise."""
 LARGE_BYTES = 10**9
 """Size of the network's files from which a model counts as of published size."""
@@ -39,7 +38,8 @@ def family_of(family: PipelineFamily) -> Family:
     for name, known in (("table", TABLES), ("folder", NETWORKS)):
         if (value := getattr(family, name)) not in known:
             raise TypeError(f"{type(family).__name__} has {name} {value!r}, not one of {', '.join(known)}")
-    return Family((family.pipeline,), partial(describe_source, family), published=tuple(family.published))
+    reads = family.file.recognises if family.file else None
+    return Family((family.pipeline,), partial(describe_source, family), reads, tuple(family.published))
 
 
 def describe_source(family: PipelineFamily, source: str) -> Descriptor:
@@ -50,11 +50,13 @@ def describe_source(family: PipelineFamily, source: str) -> Descriptor:
         world="photo",
         levels=partial(_levels, family, told),
         load=partial(_load, family, source, told),
-        fingerprint=partial(fingerprint, source),
+        fingerprint=partial(fingerprint, family, source),
         own=partial(_own, family, told),
         size=partial(_size, family, source, told),
-        check=partial(_check, family, told),
+        check=partial(_check, family, source, told),
         defaults=partial(_defaults, family, source, told),
+        recipes=family.recipes if _is_large(family, source) else None,
+        shape_only=partial(_shape_only, family, told) if source in family.published else None,
         embedded_guidance=family.embedded_guidance(told.fields),
     )
 
@@ -90,12 +92,18 @@ def _own(family: PipelineFamily, told: Configuration) -> dict[str, dict[str, Any
 
 
 def _size(family: PipelineFamily, source: str, told: Configuration, compute: Compute) -> Size:
-    home = Path(home_of(source))
-    if home.is_dir():
+    home = Path(home_of(family, source))
+    if is_file(source):
+        _file(family).check(Path(source))
+    elif home.is_dir():
         stored_parameters(home / family.folder)  # raises for corrupt files
-        frozen = {part: stored_parameters(home / part) for part in (*family.encoders, "vae")}
+    if home.is_dir():
+        parts = [part for part in (*family.encoders, "vae") if part not in told.without]
+        # A single file may have a part that its folder lacks.
+        kept = [part for part in parts if (home / part).is_dir() or not is_file(source)]
+        frozen = {part: stored_parameters(home / part) for part in kept}
     else:
-        known = family.published.get(source)
+        known = family.published.get(address_of(family, source))
         frozen = known.frozen if known else {}
     tokens = family.tokens(compute)
     if family.padded:  # prompts are as long as they are
@@ -105,8 +113,13 @@ def _size(family: PipelineFamily, source: str, told: Configuration, compute: Com
     return pipeline_size(family, told.network, side, shapes, frozen, told.vae)
 
 
-def _check(family: PipelineFamily, told: Configuration, compute: Compute) -> None:
-    """Raise UsageError for a resolution, a length of prompts or a way to compute that the model cannot take."""
+def _check(family: PipelineFamily, source: str, told: Configuration, compute: Compute) -> None:
+    """Raise UsageError for a resolution, a length of prompts or a way to compute that the model cannot take.
+
+    A single file is looked at too.
+    """
+    if is_file(source):
+        _file(family).check(Path(source))
     if compute.gradient_checkpointing and not family.checkpoints:
         raise UsageError(
             f"{family.network} has no gradient checkpointing in diffusers: set compute.gradient_checkpointing=false"
@@ -123,12 +136,33 @@ def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[
     """The pipeline's way to sample; sensible compute settings for a model of published size."""
     table = _levels(family, told, PLAIN).table
     found: dict[str, Any] = {"sampler": {"table": table, "guidance": family.guidance(told.fields, told.options)}}
-    home = Path(home_of(source))
-    if not home.is_dir() or _bytes(home / family.folder) > LARGE_BYTES:
-        smaller = {"resolution": family.resolution} if family.resolution else {}
-        found |= {"device": best_device(), "compute": smaller | LARGE | {"gradient_checkpointing": family.checkpoints}}
+    if _is_large(family, source):
+        own = _own(family, told)["compute"]["resolution"]
+        smaller = {"resolution": family.resolution} if family.resolution and family.resolution < own else {}
+        more = {"batch": family.batch, "gradient_checkpointing": family.checkpoints}
+        found |= {"device": best_device(), "compute": smaller | LARGE | more}
     return found
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def _is_large(family: PipelineFamily, source: str) -> bool:
+    """Whether a model is of published size: it is on the hub, or its network's files are large."""
+    home = Path(home_of(family, source))
+    if is_file(source):
+        files = [Path(source)]
+    elif home.is_dir():
+        files = list((home / family.folder).glob("*.safetensors"))
+    else:
+        return True
+    return sum(path.stat().st_size for path in files) > LARGE_BYTES
+
+
+def _file(family: PipelineFamily) -> SingleFile:
+    assert family.file is not None  # or no file would be of the family
+    return family.file
+
+
+def _shape_only(family: PipelineFamily, told: Configuration, device: str, compute: Compute = PLAIN) -> "ShapeOnly":
+    """A published model with random weights."""
+    from bench.backbones.pipeline.shape_only import ShapeOnly
+
+    return ShapeOnly(family, told, device, compute)

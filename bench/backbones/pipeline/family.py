@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
@@ -22,7 +23,7 @@ from bench.sampler.levels import FlowLevels, Levels
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from bench.backbones.conditioning import Conditioning
     from bench.config.compute import Compute
@@ -44,6 +45,29 @@ class Published:
     """The options in its model_index.json."""
 
 
+class SingleFile(ABC):
+    """How a family reads models that are one .safetensors file. Their other parts are in a pipeline's folder beside the
+    file, or else in a published pipeline."""
+
+    home: ClassVar[str]
+    """Address of that published pipeline."""
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether a file seems to be of this family, without an error for a damaged one."""
+
+    @abstractmethod
+    def check(self, path: Path) -> None:
+        """Raise MissingError, DamagedError or UsageError unless a file can be read."""
+
+    @abstractmethod
+    def load(self, path: Path, home: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module | None]:
+        """The network with type `dtype`, and the VAE in float32 if the file has one.
+
+        `home` is the folder or hub id of the pipeline. Raises as `check`.
+        """
+
+
 class PipelineFamily(ABC):
     """Pipelines whose network is called in the same way."""
 
@@ -60,6 +84,8 @@ class PipelineFamily(ABC):
     """Folder of a text encoder -> its class in transformers. A pipeline whose files name another is refused."""
     tokenizers: ClassVar[tuple[str, ...]]
     """Folders of the tokenizers."""
+    nullable: ClassVar[Mapping[str, str]] = {}
+    """Folder of a text encoder that a model_index.json may say a pipeline is without -> that of its tokenizer."""
     fields: ClassVar[type[BaseModel]]
     """The fields of the network's configuration that the family reads, with diffusers' defaults. A field of type
     Literal pins what the family assumes: a pipeline with another value is refused."""
@@ -86,8 +112,14 @@ class PipelineFamily(ABC):
     """The table of sigmas that a pipeline of rectified flow asks its scheduler for (bench/sampler/schedule.py)."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Further parts of the pipeline that are not loaded."""
-    published: ClassVar[dict[str, Published]] = {}
+    published: ClassVar[Mapping[str, Published]] = {}
     """Address on the hub -> what is known about it."""
+    file: ClassVar[SingleFile | None] = None
+    """How its models are read from one file; None: they are not."""
+    recipes: ClassVar[Path | None] = None
+    """Folder of recipes for its models of published size (Descriptor.recipes)."""
+    batch: ClassVar[int] = 16
+    """Latents per forward pass without gradients by default, for models of published size."""
 
     @classmethod
     def followed(cls) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from bench.backbones.diffusion_scheduler import DiffusionFields, diffusion_fields, diffusion_scheduler_in
 from bench.backbones.flow_scheduler import SchedulerFields, flow_scheduler_in
 from bench.backbones.pipeline.family import PipelineFamily
-from bench.backbones.pipeline_files import config_file, index_of
+from bench.backbones.pipeline_files import config_file, index_of, says_null
 from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.errors import MissingError, UsageError, one_line
 from bench.hashing import content_hash, sampled_hash, text_hash
@@ -29,6 +29,8 @@ class Configuration:
     scheduler: SchedulerFields | DiffusionFields
     options: dict[str, Any]
     """The pipeline's model_index.json, or the options in it that are known."""
+    without: tuple[str, ...]
+    """Text encoders and tokenizers that the pipeline says it does not have."""
     exact: bool
     """Whether it was read from files; otherwise it is what is known about a published model."""
 
@@ -42,9 +44,23 @@ class Configuration:
         return resolution // family.vae.downsampling(self.vae)
 
 
-def home_of(source: str) -> str:
-    """The folder or hub id of a pipeline that is given as a folder or hub:OWNER/REPO."""
-    return source.removeprefix(PREFIX)
+def is_file(source: str) -> bool:
+    """Whether a model is given as a single file."""
+    return source.endswith(SAFETENSORS)
+
+
+def address_of(family: PipelineFamily, source: str) -> str:
+    """The folder or hub:OWNER/REPO of the pipeline at `source`: of a single file, that of the model's other parts."""
+    if not is_file(source):
+        return source
+    assert family.file is not None  # or no file would be of the family
+    beside = Path(source).parent
+    return str(beside) if (beside / "model_index.json").is_file() else family.file.home
+
+
+def home_of(family: PipelineFamily, source: str) -> str:
+    """The folder or hub id of the pipeline at `source`."""
+    return address_of(family, source).removeprefix(PREFIX)
 
 
 def configuration(family: PipelineFamily, source: str) -> Configuration:
@@ -53,8 +69,8 @@ def configuration(family: PipelineFamily, source: str) -> Configuration:
     A published model is not downloaded for this. Raises UsageError for configurations with missing or invalid values,
     and MissingError for files that are missing or cannot be downloaded.
     """
-    home, parts = home_of(source), (family.folder, "vae")
-    known = family.published.get(source)
+    home, parts = home_of(family, source), (family.folder, "vae")
+    known = family.published.get(address_of(family, source))
     scheduler: SchedulerFields | DiffusionFields
     if known and not all(cached(home, name) for name in (SCHEDULER, *(f"{part}/config.json" for part in parts))):
         network, vae = known.network, known.vae
@@ -63,16 +79,21 @@ def configuration(family: PipelineFamily, source: str) -> Configuration:
         else:
             scheduler = SchedulerFields.model_validate(known.scheduler)
     else:
+        # First of all, so that a pipeline of another class is not told to correct what is right for it.
+        if (name := index_of(home).get("_class_name")) != family.pipeline:
+            raise UsageError(f"{home} holds a {str(name)[:80]}; family {family.name} runs {family.pipeline}")
         try:
             network, vae = (read_config(config_file(home, part)) for part in parts)
         except OSError as error:
             raise MissingError(f"{home} is not a complete pipeline: {one_line(error)}") from error
         read = diffusion_scheduler_in if family.diffusion else flow_scheduler_in
-        scheduler = read(Path(home) / SCHEDULER if source == home else require(home, SCHEDULER), family.followed())
+        local = Path(home).is_dir()
+        scheduler = read(Path(home) / SCHEDULER if local else require(home, SCHEDULER), family.followed())
         known = None
     options = known.options if known else index_of(home)
+    without = _left_out(family, options)
     if not known:
-        _check_classes(family, home, options, network, vae)
+        _check_classes(family, home, options, network, vae, without)
     fields = validated(f"{home}/{family.folder}", network, family.fields)
     latents = family.vae.channels(validated(f"{home}/vae", vae, family.vae.fields))
     if (channels := family.latent_channels(fields)) != latents:
@@ -80,14 +101,22 @@ def configuration(family: PipelineFamily, source: str) -> Configuration:
             f"{home}: the {family.folder} takes {channels} channels but the VAE's latents have {latents}: only models "
             "that start from text alone are supported, not inpainting or editing ones"
         )
-    return Configuration(fields, network, vae, scheduler, options, exact=not known)
+    return Configuration(fields, network, vae, scheduler, options, without, exact=not known)
+
+
+def _left_out(family: PipelineFamily, index: dict[str, Any]) -> tuple[str, ...]:
+    """The text encoders that a pipeline's index has null for, and their tokenizers."""
+    lacking = {name: tokenizer for name, tokenizer in family.nullable.items() if says_null(index, name)}
+    return (*lacking, *lacking.values())
 
 
 def _check_classes(
-    family: PipelineFamily, home: str, index: dict[str, Any], network: dict[str, Any], vae: dict[str, Any]
-) -> None:
+    family: PipelineFamily, home: str, index: dict[str, Any], network: dict[str, Any], vae: dict[str, Any],
+    without: tuple[str, ...],
+) -> None:  # fmt: skip
     """Raise UsageError if a pipeline's files name another class than the family loads."""
-    expected = {family.folder: family.network, "vae": family.vae.kind, **family.encoders}
+    encoders = {name: kind for name, kind in family.encoders.items() if name not in without}
+    expected = {family.folder: family.network, "vae": family.vae.kind, **encoders}
     own = {family.folder: network.get("_class_name"), "vae": vae.get("_class_name")}
     for part, kind in expected.items():
         entry = index.get(part)
@@ -112,8 +141,12 @@ def validated(folder: str, config: dict, kind: type[BaseModel]) -> Any:
 
 
 @cache
-def fingerprint(source: str) -> str:
+def fingerprint(family: PipelineFamily, source: str) -> str:
     """Hash of a local pipeline's weights and configurations, or of a hub id; cached, since files are large."""
+    if is_file(source):
+        address = address_of(family, source)
+        rest = fingerprint(family, address) if Path(address).is_dir() else address.removeprefix(PREFIX)
+        return text_hash([sampled_hash([Path(source)]), rest])
     folder = Path(source)
     if not folder.is_dir():
         return text_hash(source)

@@ -1,127 +1,146 @@
-"""Stable Diffusion 3 and 3.5: what is known about a pipeline before it is loaded."""
+"""Stable Diffusion 3 and 3.5: networks that see a latent as patches at fixed positions, and three text models.
 
-from functools import partial
+As diffusers' StableDiffusion3Pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.backbones.autoencoder_kl import KL
-from bench.backbones.sd3.files import (
-    DEFAULT,
-    MAX_TEXT_TOKENS,
-    MEDIUM,
-    PIPELINE,
-    VAE,
-    TransformerFields,
-    configuration,
-    fingerprint,
-    folder_of,
-    shift_of,
-    size,
-)
-from bench.backbones.sd3.network import TARGETS
-from bench.backbones.sd3.single_file import is_checkpoint
-from bench.config.compute import PLAIN, Compute
+from pydantic import BaseModel, ConfigDict
+
+from bench.backbones.flow_scheduler import SchedulerFields
+from bench.backbones.pipeline.describe import describe_source, family_of
+from bench.backbones.pipeline.family import PipelineFamily
+from bench.backbones.sd3.checkpoint_file import CheckpointFile
+from bench.backbones.sd3.published import DEFAULT, PUBLISHED
+from bench.config.bounds import Count
 from bench.config.descriptor import Descriptor
 from bench.config.families import Family
 from bench.errors import UsageError
-from bench.sampler.levels import FlowLevels
-from bench.system.devices import best_device
+from bench.sampler.schedule import TRAIN_TIMESTEPS
 from bench.weights.hub import PREFIX, refuse_shadowed
 
 if TYPE_CHECKING:
-    from bench.backbones.sd3.backbone import Sd3Backbone
-    from bench.backbones.sd3.shape_only import ShapeOnly
+    import torch
+    from torch import Tensor
 
-PUBLISHED: dict[str, Any] = {
-    "resolution": 512, "precision": "bfloat16", "gradient_checkpointing": True, "batch": 64, "decode": "sliced",
-}  # fmt: skip
-"""Default compute settings for models of published size.
+    from bench.backbones.conditioning import Conditioning
+    from bench.backbones.diffusion_scheduler import DiffusionFields
+    from bench.sampler.levels import Levels
 
-Published post-training uses 512 pixels and half precision; without checkpointing, activations would fill most of a
-24 GB card.
-"""
-LARGE = 5 * 10**8
-"""Number of parameters from which a transformer counts as of published size; the smallest published has 2 billion."""
+CLIP_TOKENS = 77
 
 
-def own(source: str) -> dict[str, dict]:
-    """A pipeline's own default settings; without the resolution if the pipeline has not been downloaded yet."""
-    compute = {"max_sequence_length": MAX_TEXT_TOKENS}
-    home = Path(folder_of(source))
-    if home.is_dir() or source == DEFAULT:
-        config, vae = configuration(home) if home.is_dir() else (MEDIUM, VAE)
-        compute["resolution"] = config["sample_size"] * KL.downsampling(vae)
-    return {"compute": compute, "lora": {"targets": TARGETS}}
+class Sd3Fields(BaseModel):
+    """What is read here from an SD3Transformer2DModel's configuration."""
+
+    model_config = ConfigDict(strict=True)
+    sample_size: Count
+    patch_size: Count
+    in_channels: Count
+    pos_embed_max_size: Count
+    joint_attention_dim: Count = 4096
+    pooled_projection_dim: Count = 2048
 
 
-def load(source: str, shift: float, device: str, compute: Compute = PLAIN, cache: Path | None = None) -> "Sd3Backbone":
-    """Load the backbone for a descriptor with this `shift`.
+class Sd3(PipelineFamily):
+    """Stable Diffusion 3 and 3.5 (medium, large) and pipelines of the same class."""
 
-    Raises UsageError if the scheduler turns out to have a different shift now that it has been downloaded.
-    """
-    from bench.backbones.sd3.backbone import Sd3Backbone
+    name = "sd3"
+    pipeline = "StableDiffusion3Pipeline"
+    network = "SD3Transformer2DModel"
+    encoders: ClassVar = {
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    }
+    tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    nullable: ClassVar = {"text_encoder_3": "tokenizer_3"}
+    fields = Sd3Fields
+    # As published for SD3.5-M (Flow-GRPO, DiffusionNFT, DiffusionOPD): every attention projection.
+    targets = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    )  # fmt: skip
+    text_tokens = 128  # as Flow-GRPO and its successors train; the pipeline defaults to 256
+    table = "diffusers"
+    batch = 64
+    file = CheckpointFile()
+    recipes = Path(__file__).parent / "recipes"
+    published = PUBLISHED
 
-    backbone = Sd3Backbone(source, device, compute, cache)
-    now = shift_of(source)
-    if now != shift:
-        raise UsageError(f"the scheduler of {source}, just downloaded, has shift {now:g}: run the same command again")
-    return backbone
+    def latent_channels(self, config: Sd3Fields) -> int:
+        """The network's."""
+        return config.in_channels
+
+    def latent_side(self, config: Sd3Fields) -> int:
+        """The one that it was trained on."""
+        return config.sample_size
+
+    def patch(self, config: Sd3Fields) -> int:
+        """The network's."""
+        return config.patch_size
+
+    def check(self, config: Sd3Fields, side: int, tokens: int) -> None:
+        """The network has a table of positions, from whose middle it cuts those of an image."""
+        if side % config.patch_size or side // config.patch_size > config.pos_embed_max_size:
+            raise UsageError(
+                f"latents of {side} x {side} pixels do not fit: by its config.json the transformer takes multiples of "
+                f"{config.patch_size} up to {config.patch_size * config.pos_embed_max_size} (pos_embed_max_size); set "
+                "compute.resolution to another size, or correct its sample_size"
+            )
+
+    def levels(self, config: Sd3Fields, scheduler: SchedulerFields | DiffusionFields, side: int) -> Levels:
+        """The scheduler's fixed shift."""
+        assert isinstance(scheduler, SchedulerFields)
+        for name in ("use_dynamic_shifting", "shift_terminal"):
+            if value := getattr(scheduler, name):
+                raise UsageError(f"scheduler_config.json: {name}={value} is not supported for {self.pipeline}")
+        return super().levels(config, scheduler, side)
+
+    def guidance(self, config: Sd3Fields, options: Mapping[str, Any]) -> float:
+        """As Flow-GRPO samples SD3.5-Medium."""
+        return 4.5
+
+    def encode(self, pipeline: Any, prompt: str, tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """The sequence of CLIP's and T5's states, and the pooled embeddings of both CLIPs."""
+        sequence, _, pooled, _ = pipeline.encode_prompt(
+            [prompt], None, None, do_classifier_free_guidance=False, device=device, max_sequence_length=tokens
+        )
+        return {"sequence": sequence, "pooled": pooled}
+
+    def prompt_shapes(self, config: Sd3Fields, tokens: int) -> dict[str, tuple[int, ...]]:
+        """As `encode`; without T5, its states are zeros."""
+        sequence = (CLIP_TOKENS + tokens, config.joint_attention_dim)
+        return {"sequence": sequence, "pooled": (config.pooled_projection_dim,)}
+
+    def arguments(self, config: Sd3Fields, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """The latents at timesteps of 1000."""
+        return {
+            "hidden_states": x,
+            "encoder_hidden_states": conditioning["sequence"],
+            "pooled_projections": conditioning["pooled"],
+            "timestep": TRAIN_TIMESTEPS * sigma_B,
+        }
+
+    def prediction(self, config: Sd3Fields, output: Tensor, x: Tensor) -> Tensor:
+        """The output itself."""
+        return output
 
 
-def shape_only(device: str, compute: Compute = PLAIN) -> "ShapeOnly":
-    """SD3.5-Medium's transformer with random weights."""
-    from bench.backbones.sd3.shape_only import ShapeOnly
-
-    return ShapeOnly(device, compute)
-
-
-def published(source: str) -> dict | None:
-    """Default compute settings of a pipeline of published size; None for a smaller one.
-
-    Every command calls this, so the size is estimated from the configuration, without building the model.
-    """
-    home = Path(folder_of(source))
-    if not home.is_dir():
-        return PUBLISHED
-    config, vae = configuration(home)
-    told = TransformerFields.model_validate(config)
-    width = told.num_attention_heads * told.attention_head_dim
-    # Per layer 36 width^2 parameters: 8 in attention, 16 in the MLPs of image and text, and 12 in their modulation.
-    if 36 * told.num_layers * width**2 < LARGE:
-        return None
-    # A pipeline of at most 512 pixels keeps its own resolution.
-    larger = told.sample_size * KL.downsampling(vae) > PUBLISHED["resolution"]
-    return {name: value for name, value in PUBLISHED.items() if larger or name != "resolution"}
-
-
-def defaults(source: str) -> dict[str, Any]:
-    """Default settings of a pipeline of published size; empty for a smaller one."""
-    compute = published(source)
-    return {"device": best_device(), "compute": compute, "sampler": {"guidance": 4.5}} if compute else {}
+SD3 = Sd3()
 
 
 def descriptor(source: str = DEFAULT) -> Descriptor:
     """SD3.5-Medium from the hub, or the pipeline at `source` (folder, single file, hub:OWNER/REPO)."""
     if source.startswith(PREFIX):
-        refuse_shadowed(source)
-    # In this order: `published` rejects pipelines of a different class, before their scheduler is read and blamed.
-    large = published(source)
-    shift = shift_of(source)
-    return Descriptor(
-        name="sd3",
-        world="photo",
-        levels=FlowLevels(shift),
-        load=partial(load, source, shift),
-        fingerprint=partial(fingerprint, source),
-        own=partial(own, source),
-        size=partial(size, source),
-        shape_only=shape_only,
-        check=partial(size, source),
-        defaults=partial(defaults, source),
-        recipes=Path(__file__).parent / "recipes" if large else None,
-    )
+        refuse_shadowed(source)  # the registered name comes here without the checks of an address
+    return describe_source(SD3, source)
 
 
 def family() -> Family:
     """Pipelines of SD3 and SD3.5, and single files with an SD3 transformer."""
-    return Family((PIPELINE,), descriptor, is_checkpoint, (DEFAULT,))
+    return family_of(SD3)

@@ -6,15 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import DamagedError, UsageError
+from bench.backbones.pipeline.family import SingleFile
+from bench.backbones.pipeline_files import config_file
+from bench.backbones.sd3.published import DEFAULT
+from bench.errors import BenchError, DamagedError, UsageError, one_line
 from bench.lazy import torch
-from bench.weights.checkpoints import require_model
+from bench.weights.checkpoints import read_config, require_model
 from bench.weights.frozen import SAVED_WITH, UNPLACED, first_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-ENDING = ".safetensors"
 TRANSFORMER, VAE = "model.diffusion_model.", "first_stage_model."
 OTHERS = (VAE, "vae.", "text_encoders.", "text_encoder", "cond_stage_model.", "conditioner.")
 """Prefixes of tensors outside the transformer; text encoders are never read from a single file."""
@@ -25,6 +27,46 @@ DIFFUSERS, POOLED = "transformer_blocks.", "time_text_embed.text_embedder."
 NOT_SD3 = ("single_transformer_blocks.", "controlnet_blocks.")
 """Prefixes that FLUX and ControlNets have in addition."""
 LORA = ("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up")
+
+
+class CheckpointFile(SingleFile):
+    """The transformer of an SD3 model, and perhaps its VAE. Text encoders are never read from it."""
+
+    home = DEFAULT
+
+    def recognises(self, path: Path) -> bool:
+        """By the names of its tensors."""
+        return is_checkpoint(path)
+
+    def check(self, path: Path) -> None:
+        """As `require_checkpoint`."""
+        require_checkpoint(str(path))
+
+    def load(self, path: Path, home: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module | None]:
+        """By diffusers' own conversion, once every tensor is known to have a place."""
+        from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+        file = str(path)
+        require_checkpoint(file)
+        try:
+            told = [read_config(config_file(home, part)) for part in ("transformer", "vae")]
+            with_vae = has_vae(file)
+            require_places(file, told[0], told[1] if with_vae else None)
+            transformer = SD3Transformer2DModel.from_single_file(
+                file, subfolder="transformer", dtype=dtype, config=home
+            )
+            if not with_vae:
+                return transformer, None
+            return transformer, AutoencoderKL.from_single_file(file, subfolder="vae", dtype=torch.float32, config=home)
+        except (BenchError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # diffusers can raise almost anything on unexpected files
+            cause = one_line(error)
+            if isinstance(error, KeyError):
+                cause = f"it lacks {cause}"
+            elif isinstance(error, NotImplementedError):  # from torch, for tensors left on the meta device
+                cause = f"it lacks tensors that the configuration in {home} requires"
+            raise UsageError(f"{path} is not an SD3 checkpoint that diffusers can read: {cause}") from error
 
 
 def require_checkpoint(file: str) -> None:
