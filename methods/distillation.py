@@ -12,7 +12,7 @@ from bench.backbones.meter import Passes
 from bench.config.bounds import Count, Fraction, Weight
 from bench.errors import UsageError
 from methods.combining import CombiningMethod, CombiningOptions
-from methods.merging import averaged, merge_teachers
+from methods.merging import averaged, check_mergeable, merge_teachers
 from methods.targets import (
     Field,
     TargetOptions,
@@ -85,6 +85,8 @@ class DistillationMethod(CombiningMethod):
             )
         if options.teachers == "all" and len(spec.tasks) == 1:
             raise UsageError("params.teachers all asks the teachers of several tasks, but the run has one")
+        if spec.params["start"] == "merge":
+            check_mergeable(spec, "params.start merge")
         if spec.lora.start and spec.params["start"] == "merge":
             raise UsageError("params.start merge would overwrite the weights of lora.start: set only one of the two")
         if not trained_steps(sampler, spec.params["timestep_fraction"]):

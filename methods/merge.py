@@ -13,7 +13,7 @@ from bench.config.bounds import Fraction, Weight
 from bench.errors import UsageError, unknown
 from bench.lazy import torch
 from methods.counted import CountedMethod
-from methods.merging import Changes, averaged, dropped, elected_mean, merge_teachers, summed, trimmed
+from methods.merging import Changes, averaged, check_mergeable, dropped, elected_mean, merge_teachers, summed, trimmed
 
 COMBINE = {"average": averaged, "sum": summed, "ties": elected_mean, "dare_linear": averaged, "dare_ties": elected_mean}
 """Rule -> how the tasks' weight changes become one, after `ties` trimmed them and the others of SPARSE dropped some."""
@@ -60,6 +60,7 @@ class Merge(CountedMethod):
         """Also refuse weights of tasks that the run does not have, and settings without effect for the rule."""
         super().check(spec, sampler)
         options = MergeOptions.model_validate(spec.params)
+        check_mergeable(spec, "method 'merge'")
         for task in options.weights:
             if task not in spec.tasks:
                 raise unknown("task in params.weights", task, spec.tasks)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bench.api.lab import STUDENT, Lab
+from bench.backbones.teacher_files import whole_teachers
 from bench.errors import UsageError
 from bench.lazy import torch
 
@@ -17,10 +18,20 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from bench.config.spec import Spec
+
 Changes = dict[str, "Tensor"]
 """task -> a layer's weight change."""
 Weights = dict[str, float]
 """task -> relative weight, 0 or more."""
+
+
+def check_mergeable(spec: Spec, what: str) -> None:
+    """Raise UsageError if a teacher is a whole model; `what` merges."""
+    for task in whole_teachers(spec.teachers):
+        raise UsageError(
+            f"{what} needs teachers that are adapters, but teachers.{task} ({spec.teachers[task]}) is a whole model"
+        )
 
 
 def merge_teachers(lab: Lab, rule: Callable[[Changes], Tensor]) -> None:

@@ -134,7 +134,8 @@ class SpecRecord(Part):
     params: dict[str, Any]
     budget: dict[str, Any]
     optimizer: dict[str, Any]
-    lora: dict[str, Any]
+    lora: dict[str, Any] = {}
+    full_finetuning: bool = False
     ema: dict[str, Any]
 
 

@@ -257,7 +257,8 @@ def _but_kernel(line: Line) -> dict:
     spec = line.records[0].spec
     noise = ("kernel", "eta")
     sampler = {key: value for key, value in spec["sampler"].items() if key not in noise}
-    same = {key: spec[key] for key in ("tasks", "optimizer", "lora", "ema", "params")}
+    # Students with all weights have no settings of an adapter.
+    same = {key: spec.get(key) for key in ("tasks", "optimizer", "lora", "full_finetuning", "ema", "params")}
     # Older records call the budget's NFE "evaluations"; both must compare as equal.
     budget = dict(spec["budget"])
     if "evaluations" in budget:

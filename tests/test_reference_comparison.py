@@ -195,7 +195,7 @@ def test_stored_records_take_their_prompts_from_the_registered_tasks(compared: C
     assert len(rows["geneval"]["strata"]) == 288
 
 
-@pytest.mark.parametrize("angle", [90, 180])
+@pytest.mark.parametrize("angle", [0, 90, 180])
 def test_the_fronts_of_two_tastes_follow_from_the_runs(tmp_path: Path, angle: int) -> None:
     with tarfile.open(STORED / "fronts" / f"hue{angle}.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")

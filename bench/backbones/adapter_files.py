@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.backbones.adapter_config import lora_config
-from bench.backbones.pipeline_files import NETWORKS
+from bench.backbones.pipeline_files import NETWORK_CONFIG, NETWORK_WEIGHTS, NETWORKS
 from bench.errors import DamagedError, UsageError, one_line
 from bench.hashing import content_hash
 from bench.system.files import read_record
@@ -63,11 +63,13 @@ def _nearby(files: list[Path]) -> str:
     """A hint for an error: adapters in subfolders, else another .safetensors file, else a pickle; may be empty."""
     # peft saves an adapter that is not called "default" in a subfolder of that name.
     names = (WEIGHTS_FILE, DIFFUSERS_FILE)
-    inside = [file for file in files if any((file / name).is_file() for name in names)]
+    inside = [file for file in files if any((file / name).is_file() for name in (*names, NETWORK_WEIGHTS))]
     if inside:
         return f"; give {' or '.join(map(str, inside[:3]))}"
+    if any(file.name in (NETWORK_CONFIG, NETWORK_WEIGHTS) for file in files):
+        return f"; it is a network's folder, which needs both {NETWORK_CONFIG} and {NETWORK_WEIGHTS}"
     for file in files:
-        if file.suffix == SAFETENSORS:
+        if file.suffix == SAFETENSORS and file.name != "checkpoint.safetensors":  # of a run
             return f"; give the file itself: {file}"
     for file in files:
         if file.suffix in PICKLES:

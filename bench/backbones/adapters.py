@@ -240,14 +240,15 @@ class Adapters:
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The adapter's parameters, sorted by name."""
-        return list(self._named(name).values())
+        return list(self.named(name).values())
 
     def add_like(self, name: str, other: str) -> None:
         """Create another adapter, or set of all weights, with the shape and the values of one that exists."""
         self.add(name, Full() if other in self._full else self.configs[other])
         self.load_state(name, self.state(other))
 
-    def _named(self, name: str) -> dict[str, nn.Parameter]:
+    def named(self, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by their keys: peft's without the model prefix, or the names in the network."""
         if name in self._full:
             return self._full.named(name)
         if name not in self._found:
@@ -267,7 +268,7 @@ class Adapters:
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Copies of the adapter's tensors, under peft's keys without the model prefix."""
-        return {key: p.detach().clone() for key, p in self._named(name).items()}
+        return {key: p.detach().clone() for key, p in self.named(name).items()}
 
     @without_gradients
     def _gated_state(self, name: str) -> dict[str, Tensor]:
@@ -287,22 +288,23 @@ class Adapters:
         """
         from peft import set_peft_model_state_dict
 
-        mine = self._named(name)
+        mine = self.named(name)
         missing = sorted(mine.keys() - state.keys())
         extra = sorted(state.keys() - mine.keys())
         where = f" in {origin}" if origin else ""
+        kind = "model" if name in self._full else "adapter"
         if missing or extra:
             raise UsageError(
-                f"adapter keys do not match this backbone{where}: {len(missing)} missing (first: {missing[:1]}), "
+                f"{kind} keys do not match this backbone{where}: {len(missing)} missing (first: {missing[:1]}), "
                 f"{len(extra)} unexpected (first: {extra[:1]})"
             )
         for key, parameter in mine.items():
             if parameter.shape != state[key].shape:
                 raise UsageError(
-                    f"adapter tensor {key}{where} has shape {tuple(state[key].shape)}, not {tuple(parameter.shape)}"
+                    f"{kind} tensor {key}{where} has shape {tuple(state[key].shape)}, not {tuple(parameter.shape)}"
                 )
             if not torch.isfinite(state[key]).all():
-                raise UsageError(f"adapter tensor {key}{where} has values that are not finite")
+                raise UsageError(f"{kind} tensor {key}{where} has values that are not finite")
         if name in self._full:
             torch._foreach_copy_(list(mine.values()), [state[key].to(p.device) for key, p in mine.items()])
         else:

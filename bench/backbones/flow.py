@@ -273,7 +273,9 @@ class FlowBackbone(ABC, nn.Module):
     def _forward(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         self.meter.count(len(x), torch.is_grad_enabled())
         reduced = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype, enabled=reduced):
+        # Without gradients nothing else needs a cast weight: the cache would hold all of a student's at once.
+        cached = torch.is_grad_enabled()
+        with torch.autocast(self.device.type, self.dtype, enabled=reduced, cache_enabled=cached):
             return self.predict(network, x, sigma_B, conditioning).float()
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:

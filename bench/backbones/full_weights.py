@@ -1,6 +1,7 @@
 """Whole sets of one network's weights that take each other's place, by name: full fine-tuning.
 
-A set is in float32, as adapters are: under autocast a network in half precision computes with it as with its own.
+A set is in float32, as adapters are. Under autocast a network in half precision computes with it as with its own, but
+for what some families run outside of autocast, which is then more exact.
 """
 
 from __future__ import annotations
@@ -122,8 +123,15 @@ class FullWeights:
         folder.mkdir(parents=True, exist_ok=True)
         config = {"_class_name": type(self.network).__name__} | config_of(self.network)
         write_atomic(folder / NETWORK_CONFIG, json_bytes(config))
-        state = {key: value.detach().contiguous().cpu() for key, value in sorted(held.items())}
+        # Buffers, such as tables of positions, are in the precision of the network.
+        state = {key: _as_saved(value) for key, value in sorted(held.items())}
         write_atomic(folder / NETWORK_WEIGHTS, save(state, {"format": "pt"}))
+
+
+def _as_saved(tensor: Tensor) -> Tensor:
+    """On the host, numbers in float32."""
+    tensor = tensor.detach().contiguous().cpu()
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def config_of(network: nn.Module) -> dict:

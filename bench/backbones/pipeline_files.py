@@ -15,9 +15,9 @@ NAME = re.compile(
 
 
 NETWORKS = ("transformer", "unet")
+"""Folders of the network in a pipeline of diffusers."""
 NETWORK_CONFIG, NETWORK_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 """The files of a network that diffusers saves in one piece."""
-"""Folders of the network in a pipeline of diffusers."""
 
 
 def variants(folder: Path) -> dict[str, list[Path]]:

@@ -62,7 +62,7 @@ def read_network(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
         raise UsageError(f"{folder}: this backbone's network, a {kind.__name__}, cannot be read from a folder")
     name = read_config(folder / "config.json").get("_class_name")
     if name != kind.__name__:
-        raise UsageError(f"{folder} holds a {name}; a teacher of this backbone is an adapter or a {kind.__name__}")
+        raise UsageError(f"{folder} holds a {name}; a model for this backbone is an adapter or a {kind.__name__}")
     try:
         return part_of(kind, str(folder.parent), folder.name, dtype=dtype).requires_grad_(False).eval()
     except (BenchError, torch.OutOfMemoryError):

@@ -189,7 +189,8 @@ def probe(
     ],
     tasks: Tasks = "all",
     student: Annotated[
-        str, typer.Option("--student", help="Frozen student: 'base', or a peft adapter folder.")
+        str,
+        typer.Option("--student", help="Frozen student: 'base', or a folder: a peft adapter's or a model's."),
     ] = "base",
     backbone: Backbone = "micro",
     states: Annotated[
@@ -233,7 +234,10 @@ def probe(
 
 @app.command(name="eval")
 def evaluate(
-    adapter: Annotated[str, typer.Option("--adapter", help="What to score: 'base', or a peft adapter folder.")],
+    adapter: Annotated[
+        str,
+        typer.Option("--adapter", help="What to score: 'base', or a folder: a peft adapter's or a model's."),
+    ],
     tasks: Tasks = "all",
     backbone: Backbone = "micro",
     guidance: Annotated[

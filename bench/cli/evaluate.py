@@ -68,6 +68,8 @@ def score_adapter(
     descriptor.check(view.compute)
     levels = descriptor.levels_at(view.compute)
     sampler = euler(levels, steps, view.sampler.table, view.sampler.shift, descriptor.embedded_guidance)
+    if view.compute.negative_prompt and set(scales) == {1.0}:
+        raise UsageError("compute.negative_prompt has no effect at guidance scale 1: set --guidance as well")
     check_output(output)
     device = best_device()
     loaded = load_tasks(names, descriptor.world, view.scorers, device)
@@ -107,7 +109,8 @@ def score_adapter(
             )
             results.append((scale, result))
             if output:
-                settings = {"split": split, "steps": steps}
+                away = {"negative_prompt": view.compute.negative_prompt} if view.compute.negative_prompt else {}
+                settings = {"split": split, "steps": steps} | away
                 _keep(output, [{"guidance": g} | settings | r.record() for g, r in results])
     if failed := sum(result.failed for _, result in results):
         problem = f"{failed} images could not be scored; they are left out of all means"
@@ -121,6 +124,8 @@ def _drawn_as(compute: Compute, descriptor: Descriptor) -> str:
     texts = [f"{compute.resolution} pixels"] if compute.resolution not in own else []
     if compute.precision != Compute().precision:
         texts.append(compute.precision)
+    if compute.negative_prompt:
+        texts.append(f"negative prompt {compute.negative_prompt!r:.60}")
     return "".join(f", {text}" for text in texts)
 
 

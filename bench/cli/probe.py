@@ -159,7 +159,9 @@ def probe_specs(
         settings = [*own[v.method], *v.overrides]
         _refuse_idle(settings, student)
         first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
-        shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in ("sampler", "lora")]
+        parts = ("sampler",) if first.full_finetuning else ("sampler", "lora")
+        shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in parts]
+        shared += ["full_finetuning=true"] if first.full_finetuning else []
         spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *settings])
         if find("method", spec.method).points(spec):
             raise UsageError(f"a probe measures one student, but {v.label!r} trains a family of them: leave it out")
@@ -174,9 +176,9 @@ def _refuse_idle(overrides: list[str], student: str) -> None:
         section = key.partition(".")[0]
         if key == "lora.start":
             raise UsageError("lora.start has no effect in a probe: name the adapter to probe with --student")
-        if section == "lora" and student != "base":
+        if section in ("lora", "full_finetuning") and student != "base":
             raise UsageError(
-                f"{key} has no effect in a probe of an adapter, which has its own shape: leave it out, or probe "
+                f"{key} has no effect in a probe of a trained student, which has its own shape: leave it out, or probe "
                 f"--student base instead of {student}"
             )
         if section in IDLE:

@@ -8,7 +8,7 @@ from bench.config.settings import Settings
 
 
 class Compute(Settings):
-    """Settings of the forward and backward pass. Adapters and the optimiser are always float32."""
+    """Settings of the forward and backward pass. Students and the optimiser are always float32."""
 
     RESULT: ClassVar[tuple[str, ...]] = ("resolution", "precision", "max_sequence_length", "negative_prompt")
     """Settings that results depend on. The others change results by rounding only."""

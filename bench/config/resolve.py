@@ -82,8 +82,10 @@ def resolve(
     method_class = find("method", method)
     descriptor = describe(backbone)
     preset_alone = deepcopy(asked)
+    by_user: dict[str, Any] = {}
     for override in overrides or []:
         merge(asked, parse_override(override))
+        merge(by_user, parse_override(override))
     _check_sections(asked)  # again: an override can replace a section by a value
     settings = _defaults(descriptor, method, tasks, asked)
     # What the settings would be without --set, to find --set values that have no effect.
@@ -118,7 +120,7 @@ def resolve(
     spec = spec.model_copy(update={"evaluation": evaluation})
     _refuse_silent_kernel(asked, spec.sampler)
     if spec.full_finetuning:
-        spec = _without_adapter(spec, asked)
+        spec = _without_adapter(spec, by_user)
     check_optimizer(spec.optimizer)
     if spec.lora.start:
         check_source(spec.lora.start, "lora.start")
@@ -188,11 +190,12 @@ def _guides(spec: Spec, options: Any) -> bool:
 
 
 def _without_adapter(spec: Spec, asked: dict[str, Any]) -> Spec:
-    """The spec of a student with all weights, without the recipe's LoRA settings.
+    """The spec of a student with all weights, without LoRA settings of recipe and preset.
 
-    Raises UsageError for LoRA settings that are `asked` for, and for weights that are split over processes.
+    Raises UsageError for LoRA settings among those that the user `asked` for, and for weights that are split over
+    processes.
     """
-    if asked.get("lora"):
+    if "lora" in asked:
         key = next(iter(leaves({"lora": asked["lora"]})))
         raise UsageError(f"{key} has no effect with full_finetuning, which trains no adapter: leave it out")
     if spec.compute.shard:
@@ -288,7 +291,11 @@ def teacher_spec(spec: Spec, task: str) -> Spec:
     scorers = {name: spec.scorers[name] for name in scorers_of(task, spec.rewards) if name in spec.scorers}
     rewards = {task: spec.rewards[task]} if task in spec.rewards else {}
     machine = {"device": spec.device, "scorers": scorers, "compute": spec.compute}
-    return trained.model_copy(update=machine | {"rewards": rewards})
+    found = trained.model_copy(update=machine | {"rewards": rewards})
+    if not _guides(found, find("method", TEACHER_METHOD).Options.model_validate(found.params)):
+        # Without effect there; with it, the same teacher would have another hash, and be trained again.
+        found = found.model_copy(update={"compute": spec.compute.model_copy(update={"negative_prompt": ""})})
+    return found
 
 
 def _teacher_guidance(spec: Spec, task: str) -> float:

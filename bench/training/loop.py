@@ -214,11 +214,13 @@ class Loop:
                 apart[task] = take(self.parameters)
         if combines:
             self._combine(apart, plan)
-        elif self.workers.count > 1:
-            for parameter in self.parameters:
-                # Every process must add a tensor for every parameter, even if its shard contributed nothing.
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+            return losses
+        for parameter in self.parameters:
+            # Processes must add a tensor for every parameter, even if a shard contributed nothing. Without others it is
+            # the same, because optimizers decay weights with a gradient of zero, and leave out those without any.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.workers.count > 1:
             self.workers.add(p.grad for p in self.parameters)
         return losses
 
@@ -241,14 +243,14 @@ class Loop:
         """
         self.workers.add(gradients.values())
         scale = self.scaler.get_scale()  # a power of two, so dividing and multiplying by it is exact
-        own = {task: gradient / scale for task, gradient in gradients.items()}
+        own = gradients if scale == 1 else {task: gradient / scale for task, gradient in gradients.items()}
         broken = [gradient for gradient in own.values() if not gradient.isfinite().all()]
         if broken:
             combined = broken[0]
         else:
             like = next(iter(own.values()))
             combined = combination_of(self.method, self.method.combine(self.lab, own, plan), like)
-        give(self.parameters, scale * combined)
+        give(self.parameters, combined if scale == 1 else scale * combined)
 
     def _descend(self) -> float | None:
         """Clip, step and clear the gradient; returns its norm before clipping.
@@ -346,8 +348,9 @@ class Loop:
         check_equal(self.lab, self.method, f"after update {self.step}")
         tensors: dict[str, Tensor] = {}
         for name in self._kept():
-            adapter = self.lab.backbone.adapters.state(name)
-            tensors |= {f"adapter/{name}/{key}": tensor for key, tensor in adapter.items()}
+            # Not copies: `save` moves each to the host, and a student with all weights is as large as the network.
+            adapter = self.lab.backbone.adapters.named(name)
+            tensors |= {f"adapter/{name}/{key}": tensor.detach() for key, tensor in adapter.items()}
         tensors |= {f"method/{name}": tensor for name, tensor in state_of(self.method).items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}

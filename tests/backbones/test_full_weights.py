@@ -54,7 +54,7 @@ def test_gradients_are_those_of_the_stock_network(micro, inputs) -> None:
     with torch.no_grad():
         assert torch.equal(velocity(micro, inputs, STUDENT), velocity(micro, inputs, None))
     velocity(micro, inputs, STUDENT).square().sum().backward()
-    named = micro.adapters._named(STUDENT)
+    named = micro.adapters.named(STUDENT)
     assert list(named) == sorted(name for name, _ in network.named_parameters())
     found = {name: p.grad for name, p in named.items() if p.grad is not None}
     assert found.keys() == wanted.keys()
