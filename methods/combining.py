@@ -113,10 +113,18 @@ RULES = {
 assert tuple(RULES) == get_args(RuleName)
 
 
-def products_of(gradients_TP: list[Tensor]) -> Tensor:
-    """Inner products [T, T] of flat gradients [P], summed in float64; float64 on the CPU."""
-    rows = [gradient.double() for gradient in gradients_TP]
-    return torch.stack([torch.stack([a @ b for b in rows]) for a in rows]).cpu()
+PIECE = 2**24
+"""Elements of a gradient that are held in float64 at once; a student with all weights has billions."""
+
+
+def products_of(gradients_TP: list[Tensor], weights: list[float] | None = None) -> Tensor:
+    """Inner products [T, T] of flat gradients [P], with weights if given, summed in float64; float64 on the CPU."""
+    scales = weights or [1.0] * len(gradients_TP)
+    pieces = []
+    for start in range(0, len(gradients_TP[0]), PIECE):
+        rows = [(w * gradient[start : start + PIECE]).double() for w, gradient in zip(scales, gradients_TP)]
+        pieces.append(torch.stack([torch.stack([a @ b for b in rows]) for a in rows]))
+    return torch.stack(pieces).sum(0).cpu()
 
 
 def combined_weights(rule: RuleName, products_TT: Tensor, seed: int) -> Tensor:
@@ -302,8 +310,7 @@ class CombiningMethod(CountedMethod):
 
     def combine(self, lab: Lab, gradients: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
         """Combine by the chosen rule; log norms, signal, the lowest cosine and how much the rule changed the sum."""
-        rows = [weights[task] * gradient for task, gradient in gradients.items()]
-        products = products_of(rows)
+        products = products_of(list(gradients.values()), [weights[task] for task in gradients])
         chosen = combined_weights(self.options.combine, products, lab.seed_for("combine", ""))
         norms = products.diagonal().sqrt()
         for task, norm in zip(gradients, norms.tolist()):
@@ -311,7 +318,7 @@ class CombiningMethod(CountedMethod):
             # Later optimiser steps of an update may train on the same samples, whose noise is the same.
             if lab.inner == 0:
                 lab.note(f"signal/{task}", float(self.signal.cosine(task, gradients[task])))
-        pairs = torch.triu_indices(len(rows), len(rows), offset=1)
+        pairs = torch.triu_indices(len(gradients), len(gradients), offset=1)
         tiny = torch.finfo(norms.dtype).tiny
         cosines = products[*pairs] / (norms[pairs[0]] * norms[pairs[1]]).clamp(min=tiny)
         lab.note("cosine_lowest", float(cosines.min()))

@@ -91,6 +91,13 @@ class FlowBackbone(ABC, nn.Module):
             for block in self.blocks(network):
                 block.compile()
 
+    def exact_weights(self) -> dict[str, Tensor] | None:
+        """The network's parameters by name as its files have them, in host memory; None if they are not read again.
+
+        A student with all weights starts from them where compute.precision rounded those in use.
+        """
+        return None
+
     def load_model(self, name: str, folder: Path) -> None:
         """Load a whole network, in a folder in diffusers' format; `velocity` takes its name like an adapter's.
 

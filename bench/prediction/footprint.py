@@ -54,6 +54,13 @@ def memory_lines(size: Size, evaluated: Size, spec: Spec, sampler: Sampler) -> l
         phases["encoding prompts"] = encoding_memory(size, spec, sampler, encoders)
     if method.trains:
         phases |= training_memory(size, spec, sampler)
+        # One gradient per task is held apart, beside the one that the optimizer reads, and two while they are combined.
+        apart = 4 * student * len(spec.tasks) if method(options).combines() else 0
+        for name, amount in phases.items():
+            if apart and amount is not None and name.startswith("training"):
+                phases[name] = amount + apart
+        if apart:
+            phases["combining gradients"] = apart + 2 * 4 * student
     phases |= evaluation_memory(evaluated, spec, sampler)
     known = {name: amount for name, amount in phases.items() if amount is not None}
     worst = max(known, key=known.__getitem__)

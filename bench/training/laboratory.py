@@ -9,6 +9,7 @@ from bench.config.spec import Spec
 from bench.probes.estimates import ProbeLab
 from bench.registry import find
 from bench.training.execute import equip, load_backbone
+from bench.training.start import add_student
 from bench.training.teachers import locate
 from bench.weights.hub import adapter_folder
 
@@ -18,12 +19,10 @@ def laboratory(spec: Spec, student: str, root: Path) -> tuple[ProbeLab, Method]:
 
     `student`: "base" for a fresh adapter with the spec's rank, alpha and targets, or an adapter folder.
     """
-    from bench.backbones.adapters import student_shape
-
     descriptor = describe(spec.backbone)
     backbone = load_backbone(spec.backbone, spec.device, spec.compute, root / "cache")
     if student == "base":
-        backbone.adapters.add(STUDENT, student_shape(spec), seed=0, trainable=True)
+        add_student(backbone, spec, 0)
     else:
         backbone.adapters.load(STUDENT, adapter_folder(student), trainable=True)
     method_class = find("method", spec.method)

@@ -28,7 +28,7 @@ from bench.training.gradients import give, take
 from bench.training.out_of_memory import memory
 from bench.training.returned import combination_of, piece_of, state_of
 from bench.training.sharing import Watch, check_equal
-from bench.training.start import layer_of, read_start, targets_of
+from bench.training.start import add_student, layer_of, read_start, targets_of
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Loop:
         self.evaluation_sampler = evaluation_sampler
         shape = student_shape(spec)
         init = seed_of(spec.seed, "adapter") % 2**31
-        backbone.adapters.add(STUDENT, shape, init, trainable=True)
+        add_student(backbone, spec, init)
         for name in (EMA, *method.adapters):
             backbone.adapters.add(name, shape, init)
         self.parameters = backbone.adapters.parameters(STUDENT)

@@ -3,15 +3,26 @@
 import json
 import math
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from bench.api.lab import STUDENT
 from bench.backbones.adapter_config import equal_alpha
-from bench.backbones.adapters import ending, read_adapter
+from bench.backbones.adapters import ending, read_adapter, student_shape
+from bench.backbones.flow import FlowBackbone
 from bench.config.settings import first_problem
-from bench.config.spec import LoraSpec
+from bench.config.spec import LoraSpec, Spec
 from bench.errors import UsageError
 from bench.weights.hub import adapter_folder
+
+
+def add_student(backbone: FlowBackbone, spec: Spec, seed: int) -> None:
+    """Add the student that a spec describes, equal to the base; one with all weights is not rounded where that is."""
+    backbone.adapters.add(STUDENT, student_shape(spec), seed, trainable=True)
+    rounded = backbone.dtype != torch.float32
+    if spec.full_finetuning and rounded and (exact := backbone.exact_weights()):
+        backbone.adapters.load_state(STUDENT, exact, backbone.source)
 
 
 def read_start(lora: LoraSpec, own: tuple[str, ...] | None) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from bench.config.compute import Compute
 from bench.config.resolve import describe
 
 PARAMETERS = {
+    "stabilityai/stable-diffusion-3.5-medium": 2_243_171_520,  # 2.47 with the table of positions, which is no parameter
+    "stabilityai/stable-diffusion-3.5-large": 8_056_627_520,
     "black-forest-labs/FLUX.1-dev": 11_901_408_320,
     "black-forest-labs/FLUX.1-schnell": 11_891_178_560,
     "black-forest-labs/FLUX.2-klein-4B": 3_875_544_576,
@@ -39,6 +41,7 @@ def test_parameters_are_the_published_ones(address: str) -> None:
 @pytest.mark.parametrize(
     ("address", "table", "guidance"),
     [
+        ("stabilityai/stable-diffusion-3.5-large", "diffusers", 4.5),
         ("black-forest-labs/FLUX.2-klein-4B", "once", 1.0),
         ("black-forest-labs/FLUX.2-klein-base-4B", "once", 4.0),
         ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", "dpm", 4.5),
@@ -49,3 +52,9 @@ def test_parameters_are_the_published_ones(address: str) -> None:
 )
 def test_they_are_sampled_as_their_pipelines_sample(address: str, table: str, guidance: float) -> None:
     assert describe(f"hub:{address}").defaults()["sampler"] == {"table": table, "guidance": guidance}
+
+
+def test_sd35_has_recipes_and_can_be_measured_by_its_shape() -> None:
+    for name in ("medium", "large"):
+        descriptor = describe(f"hub:stabilityai/stable-diffusion-3.5-{name}")
+        assert descriptor.recipes is not None and descriptor.shape_only is not None

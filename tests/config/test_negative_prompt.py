@@ -22,12 +22,23 @@ def test_guidance_goes_away_from_it() -> None:
         assert not torch.allclose(away.velocity(x, 0.5, prompt, None, 2.5), plain.velocity(x, 0.5, prompt, None, 2.5))
 
 
-def test_a_run_and_its_teachers_have_the_same() -> None:
+def test_it_is_part_of_a_run_s_name() -> None:
     spec = resolve("opd_analytic", ["ocr"], overrides=GUIDED, teachers="train")
-    assert teacher_spec(spec, "ocr").compute.negative_prompt == "two circles"
     plain = resolve("opd_analytic", ["ocr"], overrides=GUIDED[:1], teachers="train")
     assert spec.digest("") != plain.digest("")
     assert "negative_prompt" not in plain.record().get("compute", {})
+
+
+def test_a_teacher_without_guidance_is_the_same_teacher() -> None:
+    """Or it would be trained again."""
+    own = ["teacher_guidance.ocr=2.5"]
+    with_it, without = (
+        resolve("opd_analytic", ["ocr"], overrides=[*more, *own], teachers="train") for more in (GUIDED, GUIDED[:1])
+    )
+    assert with_it.digest("") != without.digest("")
+    teachers = [teacher_spec(spec, "ocr") for spec in (with_it, without)]
+    guided = teachers[0].sampler.guidance != 1 or teachers[0].evaluation.guidance != 1
+    assert (teachers[0].digest("") == teachers[1].digest("")) != guided
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
 from bench.prediction.footprint import memory_lines
 from bench.training.execute import Session, execute
+from bench.training.start import add_student
 from tests.commands import bench
 from tests.tiny_pipelines import PIPELINES
 
@@ -92,6 +93,57 @@ def test_merged_teachers_are_held_exactly(tmp_path: Path) -> None:
         assert found == kept if kept else found < 0.99
 
 
+def test_a_comparison_and_its_report_read_both_kinds(tmp_path: Path) -> None:
+    words = ["compare", "--methods", "opd_analytic", "--tasks", "ocr", "--seeds", "0,1", "--grid", "full_finetuning=true,false"]
+    settings = [setting for setting in OPD if not setting.startswith(("budget", "optimizer"))]
+    done = bench([*words, "--budget", "60", *sets(*settings), "--results", "results/both"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = next(tmp_path.glob("results/both/report-*/report.md")).read_text()
+    assert "damaged" not in told + done.stdout + done.stderr
+    assert "full_finetuning=true" in told and "full_finetuning=false" in told
+
+
+def test_a_probe_measures_a_student_with_all_weights(tmp_path: Path) -> None:
+    words = ["probe", "--methods", "opd_analytic,opd_ppo", "--tasks", "ocr", "--states", "2"]
+    few = sets("opd_analytic.params.trajectories=2", "opd_ppo.params.trajectories=2", "sampler.kernel=cps", "sampler.eta=0.8")
+    done = bench([*words, *few, *sets(FULL)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    refused = bench([*words, *sets(FULL), "--student", "somewhere"], tmp_path)
+    assert refused.returncode == 2 and "full_finetuning has no effect in a probe of a trained student" in refused.stderr
+
+
+def test_a_preset_s_adapter_gives_way() -> None:
+    spec = resolve(None, None, preset=Path("diffusionopd-sd35"), overrides=[FULL])
+    assert spec.full_finetuning and spec.lora == resolve("merge", ["ocr"]).lora.model_copy(update={"rank": 32, "alpha": 64.0})
+    with pytest.raises(UsageError, match=r"lora\.rank has no effect with full_finetuning"):
+        resolve(None, None, preset=Path("diffusionopd-sd35"), overrides=[FULL, "lora.rank=8"])
+
+
+@pytest.mark.parametrize("name", ["sd3", "sana"])
+def test_half_precision_rounds_no_weight_of_a_student(name: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """An untrained student is saved as the pipeline's file, to the bit."""
+    from safetensors.torch import load_file
+
+    folder = PIPELINES[name].folder(tmp_path_factory)
+    spec = resolve("single_task", ["ocr"], backbone=str(folder), overrides=[FULL, "compute.precision=bfloat16"])
+    backbone = describe(str(folder)).load("cpu", spec.compute)
+    add_student(backbone, spec, 0)
+    backbone.adapters.save(STUDENT, tmp_path)
+    file = "diffusion_pytorch_model.safetensors"
+    ours, theirs = load_file(tmp_path / file), load_file(folder / "transformer" / file)
+    assert ours.keys() == theirs.keys()
+    rounded = {key for key, value in ours.items() if not torch.equal(value, theirs[key])}
+    assert rounded <= {"pos_embed.pos_embed"}  # a table that is computed again when the network is made
+    assert {value.dtype for value in ours.values()} == {torch.float32}
+
+
+def test_whole_teachers_are_not_merged(tmp_path: Path) -> None:
+    _, folder = run(tmp_path, "opd_analytic", ["ocr"], FULL, *OPD)
+    for method, more in ("merge", []), ("opd_analytic", ["params.start=merge"]):
+        with pytest.raises(UsageError, match=r"needs teachers that are adapters, but teachers\.ocr .* is a whole model"):
+            resolve(method, ["ocr"], overrides=[f"teachers.ocr={folder / 'model'}", *more])
+
+
 def test_the_kinds_of_students_are_different_runs() -> None:
     plain, full = (resolve("opd_analytic", ["ocr"], overrides=more) for more in ([], [FULL]))
     assert plain.digest("") != full.digest("")
@@ -134,6 +186,18 @@ def test_predictions_count_all_weights(tmp_path_factory: pytest.TempPathFactory)
     text = " ".join(memory_lines(size, size, spec, describe(folder).sampler(spec)))
     # The student, its average, the old policy of DiffusionNFT, a gradient and two moments.
     assert f"3 models and 0 adapters, gradient, optimiser {6 * 4 * size.parameters / 1e9:.1f}" in text
+
+
+def test_gradients_that_are_combined_are_in_the_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of each of two tasks one, and two more while they become one."""
+    folder = str(PIPELINES["sd3"].folder(tmp_path_factory))
+    found = {}
+    for rule in ("sum", "pcgrad"):
+        settings = [FULL, f"params.combine={rule}", "compute.resolution=8", "evaluation.batch=1", "params.groups=1", "params.group_size=2"]
+        spec = resolve("multi_reward", ["ocr", "geneval"], backbone=folder, overrides=settings)
+        size = describe(folder).size(spec.compute)
+        found[rule] = " ".join(memory_lines(size, size, spec, describe(folder).sampler(spec)))
+    assert "combining gradients" in found["pcgrad"] and "combining gradients" not in found["sum"]
 
 
 def test_the_published_recipe_s_cost_is_that_of_two_more_forward_passes() -> None:

@@ -135,7 +135,7 @@ def test_other_models_are_refused_by_name(merged: Path, tmp_path: Path) -> None:
     (copy / "config.json").write_text(json.dumps(told | {"num_layers": told["num_layers"] + 1}))
     with pytest.raises(DamagedError, match=r"differs from the one in its config\.json"):
         execute(spec_of(f"teachers.ocr={copy}"), Session(tmp_path / "results"))
-    with pytest.raises(UsageError, match="only adapters can be merged"):
+    with pytest.raises(UsageError, match="needs teachers that are adapters"):
         execute(spec_of(f"teachers.ocr={merged}", "params.start=merge"), Session(tmp_path / "results"))
     with pytest.raises(UsageError, match="leave out offload_teachers"):
         spec_of("compute.shard=true", "compute.offload_teachers=true")

@@ -39,6 +39,7 @@ class MicroBackbone(FamilyBackbone):
         except (SafetensorError, OSError) as error:
             raise UsageError(f"corrupt weights file in {folder}: {error}") from error
         self._of(SD3, Sd3Fields.model_validate(dict(transformer.config)), None, device)
+        self._folder = folder
         super().__init__("micro", transformer, content_hash(weight_files(folder)), device, compute)
         self.tokenizer = Tokenizer()
         self.text = TextEncoder(self.tokenizer.size)
@@ -46,6 +47,12 @@ class MicroBackbone(FamilyBackbone):
         self.codec = PatchCodec()
         self.codec.load_state_dict(codec)
         self.requires_grad_(False).to(self.device)
+
+    def exact_weights(self) -> dict[str, Tensor]:
+        """As stored, in float32."""
+        from diffusers import SD3Transformer2DModel
+
+        return dict(SD3Transformer2DModel.from_pretrained(self._folder / "transformer").named_parameters())
 
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
         for prompt in prompts:

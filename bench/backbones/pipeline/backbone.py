@@ -58,6 +58,11 @@ class PipelineBackbone(FamilyBackbone, WithVae):
             if not hasattr(network, name):
                 raise broken("family", self.family.name, f"names the blocks {name!r}, which its network does not have")
 
+    def exact_weights(self) -> dict[str, Tensor]:
+        """As stored, in float32."""
+        network, _ = load_models(self.family, self.source, torch.float32, self._told.without)
+        return dict(network.named_parameters())
+
     def load_model(self, name: str, folder: Path) -> None:
         """As FlowBackbone. Raises UsageError for what the family does not run, and for what predicts something else."""
         if (folder / "config.json").is_file():
