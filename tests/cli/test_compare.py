@@ -449,7 +449,7 @@ def test_what_is_set_need_only_fit_the_grids_kernels() -> None:
         ([], ["checkpoint_every=3"], "base", "checkpoint_every has no effect"),
         (["lr=1,2"], [], "base", "optimizer.lr has no effect in a probe"),
         ([], ["lora.start=/nonexistent"], "base", "name the adapter to probe with --student"),
-        ([], ["lora.rank=4"], "folder", "lora.rank has no effect in a probe of an adapter"),
+        ([], ["lora.rank=4"], "folder", "lora.rank has no effect in a probe of a trained student"),
     ],
 )
 def test_a_probe_takes_no_setting_that_changes_nothing_in_it(
