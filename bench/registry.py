@@ -99,9 +99,11 @@ def guarded(kind: str, name: str, function: Callable[..., Result], *given: objec
     try:
         return function(*given)
     except (Exception, SystemExit) as error:
-        if isinstance(error, BenchError) or ours(kind, name):
+        # Running out of memory has its own advice; the class is torch's, which is not imported here.
+        is_full = type(error).__name__ == "OutOfMemoryError"
+        if isinstance(error, BenchError) or is_full or ours(kind, name):
             raise
-        raise broken(kind, name, f"fails: {one_line(error)}") from error
+        raise broken(kind, name, f"fails: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _lack(kind: str, found: Any) -> str:

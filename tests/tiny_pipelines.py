@@ -27,6 +27,7 @@ class Tiny:
     call: Callable[[Any, torch.Tensor, float], dict[str, Any]]
     """(diffusers' pipeline, noise [B, C, h, w], guidance scale) -> what to call it with besides prompts and steps."""
     downsampling: int = 1
+    """Image pixels per latent pixel along one side, of its VAE."""
     without: tuple[str, ...] = ()
     """Optional parts that it does not have."""
 

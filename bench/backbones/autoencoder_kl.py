@@ -73,4 +73,6 @@ class Unshifted(Kl):
 
 
 KL = Kl()
+"""AutoencoderKL."""
 UNSHIFTED = Unshifted()
+"""AutoencoderKL in pipelines that leave out its shift."""

@@ -35,6 +35,8 @@ class Family:
     cannot run."""
     reads: Callable[[Path], bool] | None = None
     """Whether a single .safetensors file is of this family; None for a family that reads none."""
+    name: str = ""
+    """The name under which it must be registered, by which messages call it; empty: any."""
     published: tuple[str, ...] = ()
     """Addresses on the hub that are known to be of this family, so that their index is not needed to plan a run."""
 
@@ -85,7 +87,7 @@ def families() -> dict[str, Family]:
     for name, make in usable("family").items():
         try:
             family = guarded("family", name, make)
-            if problem := _problem(family):
+            if problem := _problem(family, name):
                 raise broken("family", name, problem)
         except BenchError as error:
             if ours("family", name):
@@ -96,8 +98,8 @@ def families() -> dict[str, Family]:
     return found
 
 
-def _problem(family: object) -> str:
-    """Why an object is no usable Family; empty if it is one."""
+def _problem(family: object, name: str) -> str:
+    """Why an object is no usable Family under the name that it is registered by; empty if it is one."""
     if not isinstance(family, Family):
         return f"returns {type(family).__name__} instead of a Family"
     names = family.pipelines
@@ -105,6 +107,8 @@ def _problem(family: object) -> str:
         return f"has pipelines {names!r:.40} instead of a tuple of names"
     if not callable(family.describe) or not (family.reads is None or callable(family.reads)):
         return "has a describe or reads that is not a function"
+    if family.name not in ("", name):
+        return f"calls itself {family.name!r}: register it by that name"
     return ""
 
 

@@ -1,9 +1,7 @@
 """Predicted size and cost of a transformer against what PyTorch counts, and what --dry-run says of it."""
 
-import gc
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,13 +39,6 @@ WIDE = MEDIUM | {"num_layers": 3, "dual_attention_layers": [0], "pos_embed_max_s
 """SD3.5-Medium at full width: a block with two attentions, one with one, and the last, which ends the text's path."""
 LATENTS = {"micro": (MICRO, 4, 10), "tiny": (TINY, 8, 5), "wide": (WIDE, 16, 32)}
 """name -> configuration, latent pixels a side, text tokens."""
-
-
-@pytest.fixture(autouse=True)
-def without_cycles() -> Iterator[None]:
-    """An adapted network is part of a cycle, and some of these are large."""
-    yield
-    gc.collect()
 
 
 def real(config: dict, shape: Shape | None, precision: str = "float32", checkpointed: bool = False):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,8 @@ def leaves(*_) -> Family:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (fails, "fails: no licence"),
-        (leaves, "fails: bye"),
+        (fails, "fails: RuntimeError: no licence"),
+        (leaves, "fails: SystemExit: bye"),
         (lambda: None, "returns NoneType instead of a Family"),
         (lambda: Family(None, fails), "has pipelines None instead of a tuple of names"),
         (lambda: Family("XStableDiffusion3PipelineX", fails), "instead of a tuple of names"),
@@ -120,7 +121,7 @@ def test_a_broken_plug_in_is_left_out(monkeypatch, capsys, make, told: str) -> N
 
 @pytest.mark.parametrize(
     ("describes", "told"),
-    [(fails, "fails: no licence"), (leaves, "fails: bye"), (lambda source: None, "by NoneType instead of a Descriptor")],
+    [(fails, "fails: RuntimeError: no licence"), (leaves, "fails: SystemExit: bye"), (lambda source: None, "by NoneType instead of a Descriptor")],
 )
 def test_a_plug_in_that_fails_later_is_named(tmp_path: Path, monkeypatch, describes, told: str) -> None:
     with_families(monkeypatch, sd3=sd3(), bad=Family(("BadPipeline",), describes))
@@ -218,3 +219,11 @@ def test_a_folder_with_the_name_of_a_repository_is_not_read_in_its_place(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=f"there is a folder {repository} here, .*or write ./{repository} to use it"):
         describe(named)
+
+
+def test_a_family_is_registered_by_its_own_name(monkeypatch) -> None:
+    """Or messages would call it by a name that nobody registered."""
+    with_families(monkeypatch, mine=replace(sd3(), name="aura"))
+    assert families.families() == {}
+    with_families(monkeypatch, aura=replace(sd3(), name="aura"))
+    assert list(families.families()) == ["aura"]

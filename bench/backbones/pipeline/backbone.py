@@ -19,7 +19,7 @@ from bench.backbones.pipeline_parts import not_loaded, part_of
 from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.config.compute import PLAIN, Compute
 from bench.errors import BenchError, UsageError
-from bench.registry import broken
+from bench.registry import broken, guarded
 from bench.weights.checkpoints import read_config
 
 
@@ -92,7 +92,9 @@ class PipelineBackbone(FamilyBackbone, WithVae):
     def _encode_one(self, pipeline: Any, prompt: str, negative: bool) -> dict[str, Tensor]:
         tokens = self.family.tokens(self.compute)
         encode = self.family.encode_negative if negative else self.family.encode
-        tensors = encode(pipeline, prompt, tokens, self.device)
+        tensors = guarded("family", self.family.name, encode, pipeline, prompt, tokens, self.device)
+        if not isinstance(tensors, dict):
+            raise broken("family", self.family.name, f"encodes a prompt as {type(tensors).__name__}, not as a dict")
         expected = self.family.prompt_shapes(self._told.fields, tokens)
         for name in {*tensors, *expected}:
             found = tuple(tensors[name].shape[1:]) if name in tensors else None

@@ -14,6 +14,7 @@ from bench.backbones.flow_scheduler import SchedulerFields
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.pipeline.network import pipeline_size
 from bench.backbones.size import Size
+from bench.errors import one_line
 from bench.registry import broken, guarded
 
 
@@ -49,7 +50,11 @@ class FamilyBackbone(FlowBackbone):
         fields = self._fields_of(network)
         given = Conditioning(tensors, conditioning.lengths)
         arguments = guarded("family", self.family.name, self.family.arguments, fields, state, level_B, given)
-        output = network(**arguments, return_dict=False)[0]
+        try:
+            output = network(**arguments, return_dict=False)[0]
+        except TypeError as error:  # an argument that the network does not have, or of a wrong kind
+            cause = f"gives arguments that its network does not take: {one_line(error)}"
+            raise broken("family", self.family.name, cause) from error
         predicted = guarded("family", self.family.name, self.family.prediction, fields, output, state)
         if predicted.shape != x.shape and network is self.transformer:  # a teacher's is checked where it is loaded
             raise broken(

@@ -39,7 +39,7 @@ def family_of(family: PipelineFamily) -> Family:
         if (value := getattr(family, name)) not in known:
             raise TypeError(f"{type(family).__name__} has {name} {value!r}, not one of {', '.join(known)}")
     reads = family.file.recognises if family.file else None
-    return Family((family.pipeline,), partial(describe_source, family), reads, tuple(family.published))
+    return Family((family.pipeline,), partial(describe_source, family), reads, family.name, tuple(family.published))
 
 
 def describe_source(family: PipelineFamily, source: str) -> Descriptor:
