@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from bench.backbones.pipeline_files import require_whole
 from bench.backbones.pipeline_parts import not_loaded, part_of
 from bench.errors import BenchError, UsageError
 from bench.weights.checkpoints import read_config
@@ -60,6 +61,7 @@ def read_network(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     """
     if not hasattr(kind, "from_pretrained"):
         raise UsageError(f"{folder}: this backbone's network, a {kind.__name__}, cannot be read from a folder")
+    require_whole(folder)
     name = read_config(folder / "config.json").get("_class_name")
     if name != kind.__name__:
         raise UsageError(f"{folder} holds a {name}; a model for this backbone is an adapter or a {kind.__name__}")

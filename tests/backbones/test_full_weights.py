@@ -11,7 +11,7 @@ from bench.backbones.adapters import Shape
 from bench.backbones.full_weights import Full
 from bench.config.compute import Compute
 from bench.config.resolve import describe
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, MissingError, UsageError
 from tests.methods.conftest import shake
 
 PROMPTS = ["a photo of a red square", "a photo of two circles"]
@@ -146,6 +146,12 @@ def test_a_network_of_another_architecture_is_refused(micro, tmp_path: Path, fie
     SD3Transformer2DModel.from_config(config).save_pretrained(tmp_path / "model")
     with pytest.raises(UsageError, match="does not match this backbone"):
         micro.adapters.load("other", tmp_path / "model")
+
+
+def test_a_pipeline_s_folder_without_its_network_is_missing_something(micro, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    with pytest.raises(MissingError, match="has no folder transformer: complete the download"):
+        micro.adapters.load("other", tmp_path)
 
 
 def test_half_precision_trains_float32_weights(inputs) -> None:
