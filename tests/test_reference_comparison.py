@@ -37,7 +37,7 @@ ABLATIONS = [
         "table/table.txt",
         "table",
         "7b4d281fe3 f9c7222520 efa8638e55 e6f522bed0 6fed081757 fe0910d768 c8634eb2a7 724942b845 9b24065cce 303065b9c0 "
-        "9c88351848 360960f2eb cf092a41b3 6177eabdde",
+        "9c88351848 360960f2eb cf092a41b3 6177eabdde f2499edeb6 0b161c147b bf153d0b13 af35667919",
     ),
 ]
 
