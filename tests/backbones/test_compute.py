@@ -116,7 +116,7 @@ def test_a_resolution_sets_the_latents(sd3_folder: Path) -> None:
     backbone = load(sd3_folder, resolution=4)
     assert backbone.latent_shape == (4, 4, 4)
     assert step(backbone)[0] > 0
-    with pytest.raises(UsageError, match=r"latents of 9 x 9 pixels do not fit: .* multiples of 1 up to 8"):
+    with pytest.raises(UsageError, match=r"9 x 9 latent pixels .* do not fit: it takes multiples of 1 up to 8"):
         descriptor(str(sd3_folder)).check(Compute(resolution=9))
 
 

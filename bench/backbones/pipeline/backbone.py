@@ -43,7 +43,7 @@ class PipelineBackbone(FamilyBackbone, WithVae):
         words = tokenizers_hash(Path(home_of(family, source)), family.tokenizers)
         identity = fingerprint(family, source)
         super().__init__(family.name, source, network, vae, identity, device, compute, cache, words)
-        side = told.side(family, compute.resolution)
+        side = self.latent_side(compute.resolution)
         self.latent_shape = (family.latent_channels(told.fields), side, side)
 
     def _check_layers(self, network: nn.Module) -> None:
@@ -78,9 +78,9 @@ class PipelineBackbone(FamilyBackbone, WithVae):
                     )
         super().load_model(name, folder)
 
-    def latent_side(self, resolution: int) -> int:
-        """Latent pixels along one side of images of so many pixels."""
-        return self._told.side(self.family, resolution)
+    def latent_side(self, resolution: int | None) -> int:
+        """Latent pixels along one side of images of so many pixels, or by default. Raises UsageError for too many."""
+        return self._told.checked_side(self.family, resolution, self.compute)
 
     def _load_text(self) -> Any:
         family, without = self.family, (*self.family.optional, *self._told.without)

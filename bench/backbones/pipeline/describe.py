@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bench.backbones.pipeline.family import PipelineFamily, SingleFile
 from bench.backbones.pipeline.network import pipeline_size
 from bench.backbones.pipeline.source import Configuration, address_of, configuration, fingerprint, home_of, is_file
-from bench.backbones.pipeline_files import NETWORKS, stored_parameters
+from bench.backbones.pipeline_files import NETWORKS, stored_parameters, weight_files
 from bench.backbones.size import Size
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
@@ -93,10 +93,7 @@ def _own(family: PipelineFamily, told: Configuration) -> dict[str, dict[str, Any
 
 def _size(family: PipelineFamily, source: str, told: Configuration, compute: Compute) -> Size:
     home = Path(home_of(family, source))
-    if is_file(source):
-        _file(family).check(Path(source))
-    elif home.is_dir():
-        stored_parameters(home / family.folder)  # raises for corrupt files
+    _check_files(family, source)
     if home.is_dir():
         parts = [part for part in (*family.encoders, "vae") if part not in told.without]
         # A single file may have a part that its folder lacks.
@@ -116,10 +113,9 @@ def _size(family: PipelineFamily, source: str, told: Configuration, compute: Com
 def _check(family: PipelineFamily, source: str, told: Configuration, compute: Compute) -> None:
     """Raise UsageError for a resolution, a length of prompts or a way to compute that the model cannot take.
 
-    A single file is looked at too.
+    The network's files are looked at too: their headers and lengths.
     """
-    if is_file(source):
-        _file(family).check(Path(source))
+    _check_files(family, source)
     if compute.gradient_checkpointing and not family.checkpoints:
         raise UsageError(
             f"{family.network} has no gradient checkpointing in diffusers: set compute.gradient_checkpointing=false"
@@ -144,13 +140,22 @@ def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[
     return found
 
 
+def _check_files(family: PipelineFamily, source: str) -> None:
+    """Raise for files of the network, on this machine, that are corrupt or of another kind."""
+    home = Path(home_of(family, source))
+    if is_file(source):
+        _file(family).check(Path(source))
+    elif home.is_dir():
+        stored_parameters(home / family.folder)
+
+
 def _is_large(family: PipelineFamily, source: str) -> bool:
-    """Whether a model is of published size: it is on the hub, or its network's files are large."""
+    """Whether a model is of published size: it is on the hub, or the files that are read of its network are large."""
     home = Path(home_of(family, source))
     if is_file(source):
         files = [Path(source)]
     elif home.is_dir():
-        files = list((home / family.folder).glob("*.safetensors"))
+        files = [path for path in weight_files(home / family.folder) if path.is_file()]
     else:
         return True
     return sum(path.stat().st_size for path in files) > LARGE_BYTES

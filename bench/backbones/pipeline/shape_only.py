@@ -38,12 +38,12 @@ class ShapeOnly(FamilyBackbone):
         self._told = told
         identity = text_hash([family.network, told.network])
         super().__init__(f"{family.name}_shape", network.to(dtype), identity, device, compute)
-        side = told.side(family, compute.resolution)
+        side = self.latent_side(compute.resolution)
         self.latent_shape = (family.latent_channels(told.fields), side, side)
 
-    def latent_side(self, resolution: int) -> int:
-        """Latent pixels along one side of images of so many pixels."""
-        return self._told.side(self.family, resolution)
+    def latent_side(self, resolution: int | None) -> int:
+        """Latent pixels along one side of images of so many pixels, or by default. Raises UsageError for too many."""
+        return self._told.checked_side(self.family, resolution, self.compute)
 
     def _encode(self, prompts: list[str]) -> Iterator[Conditioning]:
         shapes = self.family.prompt_shapes(self._fields, self.family.tokens(self.compute))

@@ -12,6 +12,8 @@ from bench.backbones.flow_scheduler import SchedulerFields, flow_scheduler_in
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.pipeline_files import config_file, index_of, says_null
 from bench.backbones.scheduler_files import FILE as SCHEDULER
+from bench.config.compute import Compute
+from bench.config.families import INDEX
 from bench.errors import MissingError, UsageError, one_line
 from bench.hashing import content_hash, sampled_hash, text_hash
 from bench.weights.checkpoints import read_config
@@ -43,6 +45,12 @@ class Configuration:
             raise UsageError(f"compute.resolution must be a multiple of {unit}, not {resolution}")
         return resolution // family.vae.downsampling(self.vae)
 
+    def checked_side(self, family: PipelineFamily, resolution: int | None, compute: Compute) -> int:
+        """As `side`. Also raises UsageError for what the network does not take."""
+        side = self.side(family, resolution)
+        family.check(self.fields, side, family.tokens(compute))
+        return side
+
 
 def is_file(source: str) -> bool:
     """Whether a model is given as a single file."""
@@ -72,7 +80,8 @@ def configuration(family: PipelineFamily, source: str) -> Configuration:
     home, parts = home_of(family, source), (family.folder, "vae")
     known = family.published.get(address_of(family, source))
     scheduler: SchedulerFields | DiffusionFields
-    if known and not all(cached(home, name) for name in (SCHEDULER, *(f"{part}/config.json" for part in parts))):
+    needed = (INDEX, SCHEDULER, *(f"{part}/config.json" for part in parts))
+    if known and not all(cached(home, name) for name in needed):
         network, vae = known.network, known.vae
         if family.diffusion:
             scheduler = diffusion_fields(known.scheduler, known.scheduler["_class_name"])

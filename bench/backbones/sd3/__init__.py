@@ -42,6 +42,9 @@ class Sd3Fields(BaseModel):
     patch_size: Count
     in_channels: Count
     pos_embed_max_size: Count
+    num_layers: Count = 18
+    attention_head_dim: Count = 64
+    num_attention_heads: Count = 18
     joint_attention_dim: Count = 4096
     pooled_projection_dim: Count = 2048
 
@@ -87,10 +90,10 @@ class Sd3(PipelineFamily):
     def check(self, config: Sd3Fields, side: int, tokens: int) -> None:
         """The network has a table of positions, from whose middle it cuts those of an image."""
         if side % config.patch_size or side // config.patch_size > config.pos_embed_max_size:
+            most = config.patch_size * config.pos_embed_max_size
             raise UsageError(
-                f"latents of {side} x {side} pixels do not fit: by its config.json the transformer takes multiples of "
-                f"{config.patch_size} up to {config.patch_size * config.pos_embed_max_size} (pos_embed_max_size); set "
-                "compute.resolution to another size, or correct its sample_size"
+                f"{side} x {side} latent pixels (of compute.resolution, or the transformer's sample_size) do not fit: "
+                f"it takes multiples of {config.patch_size} up to {most} (from its pos_embed_max_size)"
             )
 
     def levels(self, config: Sd3Fields, scheduler: SchedulerFields | DiffusionFields, side: int) -> Levels:
@@ -98,7 +101,7 @@ class Sd3(PipelineFamily):
         assert isinstance(scheduler, SchedulerFields)
         for name in ("use_dynamic_shifting", "shift_terminal"):
             if value := getattr(scheduler, name):
-                raise UsageError(f"scheduler_config.json: {name}={value} is not supported for {self.pipeline}")
+                raise UsageError(f"scheduler_config.json: {name}={value} is not followed: set it to false or null")
         return super().levels(config, scheduler, side)
 
     def guidance(self, config: Sd3Fields, options: Mapping[str, Any]) -> float:
