@@ -43,7 +43,7 @@ class PipelineBackbone(FamilyBackbone, WithVae):
         words = tokenizers_hash(Path(home_of(family, source)), family.tokenizers)
         identity = fingerprint(family, source)
         super().__init__(family.name, source, network, vae, identity, device, compute, cache, words)
-        side = self.latent_side(compute.resolution)
+        side = told.side(family, compute.resolution)  # not checked: a default may be one that nobody draws at
         self.latent_shape = (family.latent_channels(told.fields), side, side)
 
     def _check_layers(self, network: nn.Module) -> None:
