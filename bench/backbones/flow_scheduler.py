@@ -50,16 +50,6 @@ class SchedulerFields(BaseModel):
     """The table of sigmas, where it follows from the scheduler and not from the pipeline."""
 
 
-def shift_in(path: Path) -> float:
-    """The timestep shift in a scheduler_config.json, of a pipeline in which it does not depend on the resolution.
-
-    Raises UsageError for a scheduler that is not supported.
-    """
-    fields = flow_scheduler_in(path)
-    refuse(path, fields.model_dump(), ["use_dynamic_shifting", "shift_terminal"])
-    return fields.shift
-
-
 def flow_scheduler_in(path: Path, kinds: tuple[str, ...] = (EULER,)) -> SchedulerFields:
     """What a scheduler_config.json says, of a class of `kinds`. Raises UsageError for one that is not supported."""
     kind, config = scheduler_config(path, kinds)

@@ -1,9 +1,8 @@
 """diffusers' networks in half precision with fewer and smaller tensors, for eager execution on a GPU.
 
 Autocast casts an attention's input anew for each projection and runs PyTorch's RMSNorm in float32, and diffusers'
-RMSNorm computes step by step in float32.
-For 16 latents of SD3.5-Medium (bfloat16, 512 pixels, LoRA on all attention projections) a training pass then keeps
-31 GB of activations instead of 38.
+RMSNorm computes step by step in float32. For 16 latents of SD3.5-Medium (bfloat16, 512 pixels, LoRA on all attention
+projections) a training pass then keeps 31 GB of activations instead of 38.
 """
 
 from __future__ import annotations

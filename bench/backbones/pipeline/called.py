@@ -53,15 +53,18 @@ class FamilyBackbone(FlowBackbone):
         try:
             output = network(**arguments, return_dict=False)[0]
         except TypeError as error:  # an argument that the network does not have, or of a wrong kind
+            if network is not self.transformer:  # a teacher's is refused where it is loaded
+                raise
             cause = f"gives arguments that its network does not take: {one_line(error)}"
             raise broken("family", self.family.name, cause) from error
         predicted = guarded("family", self.family.name, self.family.prediction, fields, output, state)
-        if predicted.shape != x.shape and network is self.transformer:  # a teacher's is checked where it is loaded
+        if predicted.shape != x.shape:
+            if network is not self.transformer:
+                return predicted  # a teacher's is refused where it is loaded
             raise broken(
                 "family", self.family.name, f"returns a prediction {tuple(predicted.shape)} at {tuple(x.shape)}"
             )
-        fits = predicted.shape == x.shape
-        return self.diffusion.velocity(predicted, x, sigma_B) if self.diffusion and fits else predicted
+        return self.diffusion.velocity(predicted, x, sigma_B) if self.diffusion else predicted
 
     def _fields_of(self, network: nn.Module) -> Any:
         """The family's fields of a network: the own one, or a teacher's that is a whole model."""

@@ -124,8 +124,7 @@ def _check(family: PipelineFamily, source: str, told: Configuration, compute: Co
         raise UsageError(
             "compute.negative_prompt has no effect: the network takes the guidance scale and no other prompt"
         )
-    side = told.side(family, compute.resolution)
-    family.check(told.fields, side, family.tokens(compute))
+    told.checked_side(family, compute.resolution, compute)
 
 
 def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[str, Any]:
