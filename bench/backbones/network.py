@@ -8,8 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from bench.errors import UsageError, one_line
+from bench.lazy import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 
@@ -61,3 +63,14 @@ class Decoder(ABC):
     @abstractmethod
     def inputs(self, model: Any, latents: int) -> Tensor:
         """Argument of the built model's `decode` for a batch of `latents`; only its shape matters."""
+
+
+def of_shape(kind: str, config: dict[str, Any]) -> Any:
+    """A model of a class of diffusers on the meta device. Raises UsageError for a configuration that describes none."""
+    import diffusers
+
+    try:
+        with torch.device("meta"):
+            return getattr(diffusers, kind).from_config(config)
+    except Exception as error:  # from impossible values, a class of diffusers can raise almost anything
+        raise UsageError(f"config.json of the {kind} describes no model: {one_line(error)}") from error

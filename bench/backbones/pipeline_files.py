@@ -145,7 +145,7 @@ def network_folder(place: Path) -> Path | None:
 
 def says_null(index: dict, name: str) -> bool:
     """Whether a model_index.json states explicitly that the pipeline has no such part."""
-    return name in index and index[name] in (None, [None, None])
+    return name in index and index[name] == [None, None]
 
 
 def stored_parameters(folder: Path) -> int:

@@ -24,6 +24,7 @@ from bench.backbones import half_precision
 from bench.backbones.adapters import Adapters, Shape
 from bench.backbones.full_weights import Full
 from bench.backbones.network import Decoder, Network
+from bench.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL, ModelMixin
@@ -199,7 +200,11 @@ def in_float32(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def predicted(model: nn.Module, given: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """The velocity in float32, computed as FlowBackbone does."""
+    """The velocity in float32, computed as FlowBackbone does. Raises UsageError for a model that cannot compute it."""
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        made = model(**given, return_dict=False)[0]
+        try:
+            made = model(**given, return_dict=False)[0]
+        except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError) as error:
+            what = f"{type(model).__name__} that its config.json describes cannot take the family's arguments"
+            raise UsageError(f"the {what}: {one_line(error)}") from error
         return (torch.stack(made) if isinstance(made, list) else made).float()

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
-from bench.backbones.network import Decoder
-from bench.lazy import torch
+from bench.backbones.network import Decoder, of_shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,10 +62,7 @@ class VaeDecoder(Decoder):
 
     def build(self, tiled: bool) -> nn.Module:
         """The VAE on the meta device; `tiled` decodes in diffusers' overlapping tiles."""
-        import diffusers
-
-        with torch.device("meta"):
-            model = getattr(diffusers, self.vae.kind).from_config(json.loads(self.config))
+        model = of_shape(self.vae.kind, json.loads(self.config))
         if tiled:
             model.enable_tiling()
             # Blending tiles takes many small in-place calls, which are slow to count and add no matrix products.

@@ -74,8 +74,8 @@ class ZImage(PipelineFamily):
         texts, *sides = config.axes_lens
         if side > PATCH * min(sides):
             raise UsageError(
-                f"the network knows {min(sides)} rows and columns, but images of {side // PATCH} were asked for: lower "
-                "compute.resolution"
+                f"the network knows {min(sides)} rows and columns of patches, but an image would have {side // PATCH}: "
+                "lower compute.resolution"
             )
         if -(-tokens // MULTIPLE) * MULTIPLE + 2 > texts:
             raise UsageError(

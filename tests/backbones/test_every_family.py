@@ -323,6 +323,38 @@ def test_another_class_than_the_family_s_is_named(copied: Path, tiny: Tiny) -> N
         describe(str(copied))
 
 
+def test_what_a_pipeline_lacks_is_named_before_a_run(copied: Path, tiny: Tiny) -> None:
+    """Also text encoders, which are loaded last of all and not at all where the cache has every prompt."""
+    family = describe(str(copied)).check.args[0]
+    for part in (family.folder, "vae", *encoders_of(copied)):
+        weights = next((copied / part).glob("*.safetensors"))
+        away = weights.rename(weights.with_suffix(".away"))
+        with pytest.raises(MissingError, match=rf"{part} has no {weights.name}"):
+            loaded(copied, tiny)
+        away.rename(weights)
+    write(copied / "model_index.json", **{family.tokenizers[0]: None})
+    with pytest.raises(UsageError, match=rf"has null as {family.tokenizers[0]}, where diffusers reads \[null, null\]"):
+        describe(str(copied))
+
+
+def test_a_configuration_that_describes_no_network_is_refused_when_it_is_counted(copied: Path, tiny: Tiny) -> None:
+    """Whatever diffusers raises when it builds the network, or when the network is called."""
+    family = describe(str(copied)).check.args[0]
+    file = copied / family.folder / "config.json"
+    right, said = file.read_text(), []
+    unread = [name for name in json.loads(right) if name not in family.fields.model_fields and name[0] != "_"]
+    for name in unread:
+        write(file, **{name: [3] if isinstance(json.loads(right)[name], list) else "x"})
+        overrides = [f"compute.resolution={tiny.side}", *tiny.more]
+        spec = resolve("single_task", ["geneval"], backbone=str(copied), overrides=overrides)
+        try:
+            describe(str(copied)).size(spec.compute).training(1, Shape(4, 8), spec.compute)
+        except UsageError as error:
+            said.append(str(error))
+        file.write_text(right)
+    assert said and all("config.json" in line and "\n" not in line for line in said)
+
+
 def test_a_teacher_is_trained_at_the_run_s_resolution(folder: Path, tiny: Tiny, monkeypatch) -> None:
     """Although the network may not be able to draw at its default one."""
     spec = resolve(
@@ -363,7 +395,7 @@ def test_evaluations_have_a_resolution_of_their_own(folder: Path, tiny: Tiny) ->
 @pytest.mark.parametrize("tiny", [PIPELINES["z-image"]], ids=["z-image"])
 def test_positions_that_the_network_does_not_know_are_refused(tiny: Tiny, tmp_path_factory) -> None:
     folder = tiny.folder(tmp_path_factory)
-    with pytest.raises(UsageError, match="the network knows 32 rows and columns, but images of 64 were asked for"):
+    with pytest.raises(UsageError, match="the network knows 32 rows and columns of patches, but an image would have 64"):
         resolve("single_task", ["geneval"], backbone=str(folder), overrides=["compute.resolution=256"])
     with pytest.raises(UsageError, match="the network knows 256 positions, too few for prompts of 512 tokens"):
         resolve("single_task", ["geneval"], backbone=str(folder), overrides=["compute.resolution=16"])

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.backbones.pipeline.source import address_of
 from bench.backbones.pipeline_files import stored_parameters, weight_files
-from bench.backbones.sd3 import descriptor
+from bench.backbones.sd3 import SD3, descriptor
 from bench.config.compute import Compute
 from bench.errors import BenchError, DamagedError, MissingError, UsageError
 from bench.weights.frozen import load_frozen, load_processor, weights_hash
@@ -370,6 +371,17 @@ def single_file(pipeline: Path, with_vae: bool = False) -> tuple[Path, dict[str,
             name = re.sub(theirs, ours, name)
         state[f"first_stage_model.{name}"] = value
     return pipeline / "single.safetensors", state
+
+
+def test_the_other_parts_of_a_lone_single_file_are_those_of_the_model_with_as_many_blocks(tmp_path: Path) -> None:
+    for prefix in ("model.diffusion_model.joint_blocks", "transformer_blocks"):
+        for blocks, known in ((24, "medium"), (38, "large"), (7, "medium")):
+            names = [f"{prefix}.{block}.attn.w" for block in range(blocks)]
+            if prefix == "transformer_blocks":
+                names.append("time_text_embed.text_embedder.w")
+            save_file({name: torch.zeros(1) for name in names}, tmp_path / "alone.safetensors")
+            home = address_of(SD3, str(tmp_path / "alone.safetensors"))
+            assert home == f"hub:stabilityai/stable-diffusion-3.5-{known}"
 
 
 def test_a_single_file_may_hold_a_vae_and_text_encoders_in_half_a_byte(pipeline: Path) -> None:

@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from bench.backbones.diffusion_scheduler import DiffusionFields, diffusion_scheduler_in
 from bench.backbones.pipeline.called import FamilyBackbone
 from bench.backbones.pipeline.family import PipelineFamily
-from bench.backbones.pipeline.source import Configuration, fingerprint, home_of, is_file, tokenizers_hash, validated
+from bench.backbones.pipeline.source import (
+    Configuration,
+    fingerprint,
+    home_of,
+    is_file,
+    require_parts,
+    tokenizers_hash,
+    validated,
+)
 from bench.backbones.pipeline.text import load_text
 from bench.backbones.pipeline.with_vae import WithVae
-from bench.backbones.pipeline_files import require_whole
 from bench.backbones.pipeline_parts import not_loaded, part_of
 from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.config.compute import PLAIN, Compute
@@ -115,10 +122,7 @@ def load_models(family: PipelineFamily, source: str, dtype: torch.dtype, without
 
     home = home_of(family, source)
     if Path(home).is_dir() and not is_file(source):
-        # Text encoders are loaded later, and not at all if the cache has every prompt.
-        for name in family.encoders:
-            if name not in without:
-                require_whole(Path(home) / name)
+        require_parts(family, Path(home), without)
     try:
         network, vae = None, None
         if is_file(source):

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from bench.backbones.pipeline.family import PipelineFamily, SingleFile
 from bench.backbones.pipeline.network import pipeline_size
-from bench.backbones.pipeline.source import Configuration, address_of, configuration, fingerprint, home_of, is_file
+from bench.backbones.pipeline.source import (
+    Configuration,
+    address_of,
+    configuration,
+    fingerprint,
+    home_of,
+    is_file,
+    require_parts,
+)
 from bench.backbones.pipeline_files import NETWORKS, stored_parameters, weight_files
 from bench.backbones.size import Size
 from bench.config.compute import PLAIN, Compute
@@ -93,7 +101,7 @@ def _own(family: PipelineFamily, told: Configuration) -> dict[str, dict[str, Any
 
 def _size(family: PipelineFamily, source: str, told: Configuration, compute: Compute) -> Size:
     home = Path(home_of(family, source))
-    _check_files(family, source)
+    _check_files(family, source, told)
     if home.is_dir():
         parts = [part for part in (*family.encoders, "vae") if part not in told.without]
         # A single file may have a part that its folder lacks.
@@ -115,7 +123,7 @@ def _check(family: PipelineFamily, source: str, told: Configuration, compute: Co
 
     The network's files are looked at too: their headers and lengths.
     """
-    _check_files(family, source)
+    _check_files(family, source, told)
     if compute.gradient_checkpointing and not family.checkpoints:
         raise UsageError(
             f"{family.network} has no gradient checkpointing in diffusers: set compute.gradient_checkpointing=false"
@@ -139,12 +147,14 @@ def _defaults(family: PipelineFamily, source: str, told: Configuration) -> dict[
     return found
 
 
-def _check_files(family: PipelineFamily, source: str) -> None:
-    """Raise for files of the network, on this machine, that are corrupt or of another kind."""
+def _check_files(family: PipelineFamily, source: str, told: Configuration) -> None:
+    """Raise for files on this machine that are missing, and for files of the network that are corrupt or of another
+    kind."""
     home = Path(home_of(family, source))
     if is_file(source):
         _file(family).check(Path(source))
     elif home.is_dir():
+        require_parts(family, home, told.without)
         stored_parameters(home / family.folder)
 
 

@@ -49,8 +49,9 @@ class SingleFile(ABC):
     """How a family reads models that are one .safetensors file. Their other parts are in a pipeline's folder beside the
     file, or else in a published pipeline."""
 
-    home: ClassVar[str]
-    """Address of that published pipeline."""
+    @abstractmethod
+    def home(self, path: Path) -> str:
+        """Address of that published pipeline."""
 
     @abstractmethod
     def recognises(self, path: Path) -> bool:

@@ -9,7 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from bench.backbones.conditioning import Conditioning
-from bench.backbones.network import Network
+from bench.backbones.network import Network, of_shape
 from bench.backbones.pipeline.family import PipelineFamily
 from bench.backbones.pipeline.source import validated
 from bench.backbones.size import Size
@@ -51,10 +51,7 @@ class PipelineNetwork(Network):
 
     def build(self) -> nn.Module:
         """The network on the meta device."""
-        import diffusers
-
-        with torch.device("meta"):
-            return getattr(diffusers, self.family.network).from_config(json.loads(self.config))
+        return of_shape(self.family.network, json.loads(self.config))
 
     def inputs(self, model: Any, latents: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """Empty arguments of the network for a batch of `latents`."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from bench.backbones.diffusion_scheduler import DiffusionFields, diffusion_fields, diffusion_scheduler_in
 from bench.backbones.flow_scheduler import SchedulerFields, flow_scheduler_in
 from bench.backbones.pipeline.family import PipelineFamily
-from bench.backbones.pipeline_files import config_file, index_of, says_null
+from bench.backbones.pipeline_files import config_file, index_of, require_whole, says_null
 from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.config.compute import Compute
 from bench.config.families import INDEX
@@ -52,6 +52,16 @@ class Configuration:
         return side
 
 
+def require_parts(family: PipelineFamily, home: Path, without: tuple[str, ...]) -> None:
+    """Raise MissingError unless a pipeline's folder has the files of the network, the VAE and the text encoders.
+
+    Text encoders are loaded late, and not at all if the cache has every prompt: a run should not begin without them.
+    """
+    for part in (family.folder, "vae", *family.encoders):
+        if part not in without:
+            require_whole(home / part)
+
+
 def is_file(source: str) -> bool:
     """Whether a model is given as a single file."""
     return source.endswith(SAFETENSORS)
@@ -63,7 +73,7 @@ def address_of(family: PipelineFamily, source: str) -> str:
         return source
     assert family.file is not None  # or no file would be of the family
     beside = Path(source).parent
-    return str(beside) if (beside / "model_index.json").is_file() else family.file.home
+    return str(beside) if (beside / "model_index.json").is_file() else family.file.home(Path(source))
 
 
 def home_of(family: PipelineFamily, source: str) -> str:
@@ -126,6 +136,9 @@ def _check_classes(
     """Raise UsageError if a pipeline's files name another class than the family loads."""
     encoders = {name: kind for name, kind in family.encoders.items() if name not in without}
     expected = {family.folder: family.network, "vae": family.vae.kind, **encoders}
+    for part in (*family.encoders, *family.tokenizers):
+        if part in index and index[part] is None:
+            raise UsageError(f"{home}/model_index.json has null as {part}, where diffusers reads [null, null]")
     own = {family.folder: network.get("_class_name"), "vae": vae.get("_class_name")}
     for part, kind in expected.items():
         entry = index.get(part)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.backbones.pipeline.family import SingleFile
 from bench.backbones.pipeline_files import config_file
-from bench.backbones.sd3.published import DEFAULT
+from bench.backbones.sd3.published import DEFAULT, PUBLISHED
 from bench.errors import BenchError, DamagedError, UsageError, one_line
 from bench.lazy import torch
 from bench.weights.checkpoints import read_config, require_model
@@ -32,7 +32,16 @@ LORA = ("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up")
 class CheckpointFile(SingleFile):
     """The transformer of an SD3 model, and perhaps its VAE. Text encoders are never read from it."""
 
-    home = DEFAULT
+    def home(self, path: Path) -> str:
+        """The published model with as many blocks, or else SD3.5-Medium."""
+        from safetensors import SafetensorError
+
+        try:
+            blocks = _blocks(_names(str(path)))
+        except (SafetensorError, OSError):  # `check` says why
+            return DEFAULT
+        same = (address for address, known in PUBLISHED.items() if known.network["num_layers"] == blocks)
+        return next(same, DEFAULT)
 
     def recognises(self, path: Path) -> bool:
         """By the names of its tensors."""
@@ -144,6 +153,12 @@ def _places(model_class, config: dict) -> set[str]:
     """Names of the tensors of a model with this configuration."""
     with torch.device("meta"):
         return set(model_class.from_config(config).state_dict())
+
+
+def _blocks(names: list[str]) -> int:
+    """Number of an SD3 transformer's blocks."""
+    lists = (*BLOCKS, DIFFUSERS)
+    return len({name.removeprefix(part).partition(".")[0] for name in names for part in lists if name.startswith(part)})
 
 
 def _names(file: str) -> list[str]:
