@@ -17,3 +17,10 @@ def legible(text: str, lines: bool = False) -> str:
 
 def _escape(found: re.Match[str]) -> str:
     return ascii(found[0])[1:-1]
+
+
+def span(seconds: float) -> str:
+    """A duration as hours, minutes and seconds: 3700 -> "1:01:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

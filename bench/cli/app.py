@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from bench.cli.completion import kinds, registered_names
 from bench.cli.options import (
     RUNS,
     Axes,
@@ -48,7 +49,12 @@ app = typer.Typer(
 @app.command()
 def run(
     method: Annotated[
-        str | None, typer.Option("--method", help="Method to run (bench list methods); default: the preset's.")
+        str | None,
+        typer.Option(
+            "--method",
+            help="Method to run (bench list methods); default: the preset's.",
+            autocompletion=registered_names("method"),
+        ),
     ] = None,
     tasks: TasksOrPreset = None,
     backbone: BackboneOrPreset = None,
@@ -137,7 +143,10 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            "--methods", "--method", help="Methods to compare, separated by commas, or 'all' (bench list methods)."
+            "--methods",
+            "--method",
+            help="Methods to compare, separated by commas, or 'all' (bench list methods).",
+            autocompletion=registered_names("method"),
         ),
     ] = "all",
     tasks: Tasks = "all",
@@ -184,7 +193,10 @@ def probe(
     methods: Annotated[
         str,
         typer.Option(
-            "--methods", "--method", help="Methods to probe, separated by commas; the first is the reference."
+            "--methods",
+            "--method",
+            help="Methods to probe, separated by commas; the first is the reference.",
+            autocompletion=registered_names("method"),
         ),
     ],
     tasks: Tasks = "all",
@@ -261,8 +273,42 @@ def evaluate(
 
 
 @app.command()
+def sample(
+    output: Annotated[Path, typer.Option("--output", help="New folder for the images, in GenEval's layout.")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--prompts", help="File with one prompt per line; - reads the standard input.")
+    ] = None,
+    adapter: Annotated[
+        str,
+        typer.Option("--adapter", help="What draws them: 'base', or a folder: a peft adapter's or a model's."),
+    ] = "base",
+    backbone: Backbone = "micro",
+    each: Annotated[int, typer.Option("--each", min=1, max=10_000, help="Images per prompt.")] = 1,
+    guidance: Annotated[
+        str | None, typer.Option("--guidance", help="Guidance scale; default: the model's own.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Number of Euler steps per image.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
+    set_: Set = None,
+) -> None:
+    """Draw images from your own prompts, with an adapter or the base."""
+    from bench.cli.sample import Sampling, draw, prompts_in
+    from bench.cli.scales import scales_in
+
+    texts = [*(prompts or []), *(prompts_in(file) if file else [])]
+    scales = scales_in(guidance) if guidance else [None]
+    if len(scales) > 1:
+        raise UsageError(f"--guidance {guidance}: give one scale; images of several would need several folders")
+    draw(Sampling(adapter, backbone, texts, each, scales[0], steps, seed, set_ or []), output)
+
+
+@app.command()
 def score(
-    task: Annotated[str, typer.Argument(help="Task whose scorer is used (bench list tasks).")],
+    task: Annotated[
+        str,
+        typer.Argument(help="Task whose scorer is used (bench list tasks).", autocompletion=registered_names("task")),
+    ],
     source: Annotated[
         Path, typer.Argument(help="Folder of images in GenEval's layout, or a results.jsonl of GenEval's evaluator.")
     ],
@@ -282,7 +328,10 @@ def score(
 
 @app.command()
 def serve(
-    task: Annotated[str, typer.Argument(help="Task whose scorer is served (bench list tasks).")],
+    task: Annotated[
+        str,
+        typer.Argument(help="Task whose scorer is served (bench list tasks).", autocompletion=registered_names("task")),
+    ],
     set_: Set = None,
     world: Annotated[
         str, typer.Option("--world", help="Kind of images: photo, or micro for the drawn world.")
@@ -300,7 +349,9 @@ def serve(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="What to list: methods, tasks, backbones, kernels or presets.")],
+    what: Annotated[
+        str, typer.Argument(help="What to list: methods, tasks, backbones, kernels or presets.", autocompletion=kinds)
+    ],
 ) -> None:
     """List the registered methods, tasks, backbones, kernels or presets."""
     from bench.cli.list import print_list
@@ -376,13 +427,16 @@ def logs(
     name: Annotated[
         str, typer.Argument(help="Name of a run folder or a prefix of it, name of a launch, or label of a job.")
     ],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on printing what the job writes, until it ends.")
+    ] = False,
     results: Results = RUNS,
 ) -> None:
     """Print the last lines of a job's output."""
     from bench.cli.status import logs as print_logs
     from bench.system.files import results_root
 
-    print_logs(results_root(results), name)
+    print_logs(results_root(results), name, follow)
 
 
 @app.command()
@@ -404,6 +458,8 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as typer does. Raises UsageError for an empty, contradicting or badly written value."""
+        if ctx.resilient_parsing:  # a shell asks for completions of a line that is not finished
+            return super().parse_args(ctx, args)
         # A first pass over the arguments, with a parser of its own that appends every value instead of keeping the
         # last one, so that all values of an option can be checked.
         parser = self.make_parser(ctx)
@@ -445,6 +501,15 @@ def _shown(value: Any) -> str:
     return repr(" ".join(value) if isinstance(value, list | tuple) else value)
 
 
+def _print_version(asked: bool) -> None:
+    """Print the version and end, if it is asked for."""
+    if asked:
+        from bench import __version__
+
+        print(f"bench {__version__}")
+        raise typer.Exit
+
+
 def whole(called: str | None = None) -> typer.Typer:
     """The full `bench` application: this file's commands and those of the entry points bench.commands.
 
@@ -453,8 +518,13 @@ def whole(called: str | None = None) -> typer.Typer:
     own commands and it is called.
     """
     full = typer.Typer(
-        name="bench", help=app.info.help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+        name="bench",
+        help=app.info.help,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
+    full.callback()(_about)
     full.registered_commands = list(app.registered_commands)
     own = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     for name, point in registered("command").items():
@@ -474,6 +544,14 @@ def whole(called: str | None = None) -> typer.Typer:
     return full
 
 
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 def _unloaded() -> None:
     """Placeholder for a listed command that is not called."""
 
@@ -487,6 +565,7 @@ def invoke(arguments: list[str]) -> int | None:
 
     command = typer.main.get_command(whole(next(iter(arguments), None)))
     try:
+        command._main_shell_completion({}, "bench")  # ends the process if a shell asks for completions
         with terminated_is_interrupted(), command.make_context("bench", list(arguments)) as context:
             return command.invoke(context)
     except typer.Exit as end:

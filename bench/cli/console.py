@@ -39,8 +39,11 @@ class Console:
         """Advance the progress bar of the run with this label."""
         if label not in self.bars:
             self.bars[label] = self.progress.add_task(label, total=1.0)
-        description = f"{label}: update {update.step}"
-        self.progress.update(self.bars[label], completed=update.fraction, description=description)
+        bar = self.bars[label]
+        description = f"{label}: {update.doing or f'update {update.step}'}"
+        # During an evaluation the bar stays where the last update left it.
+        completed = None if update.doing else update.fraction
+        self.progress.update(bar, completed=completed, description=description)
 
     def table(self, summaries: list[dict], sheet: Path | None = None) -> None:
         """Stop the progress bars and print the results, as `print_table`."""

@@ -7,17 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench.api.task import SPLITS
-from bench.config.bounds import Guidance
+from bench.cli.scales import scales_in
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
 from bench.config.scorers import view_settings
-from bench.config.settings import plain_number
 from bench.config.spec import EvaluationSpec
 from bench.errors import BenchError, UsageError, explained, unknown
 from bench.printing import progress_bar, terminal
@@ -60,7 +58,7 @@ def score_adapter(
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     names = tuple(task_names(tasks))
-    scales = _scales(guidance)
+    scales = scales_in(guidance)
     descriptor = describe(backbone_name)
     sections = ("scorers", "compute", "sampler")
     default_compute = descriptor.defaults().get("compute", {})
@@ -127,32 +125,6 @@ def _drawn_as(compute: Compute, descriptor: Descriptor) -> str:
     if compute.negative_prompt:
         texts.append(f"negative prompt {compute.negative_prompt!r:.60}")
     return "".join(f", {text}" for text in texts)
-
-
-def _scales(guidance: str) -> list[float]:
-    """The values of --guidance. Raises UsageError for an invalid scale, and for two that are shown with equal digits.
-
-    The latter would have the same name in tables and folders.
-    """
-    scales = []
-    for part in guidance.split(","):
-        try:
-            scales.append(plain_number(part.strip()))
-        except ValueError as error:
-            raise UsageError(f"--guidance {part.strip()} is not a plain decimal number: write it like 2.5") from error
-    try:
-        TypeAdapter(list[Guidance]).validate_python(scales)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        scale, message = scales[int(problem["loc"][0])], problem["msg"]
-        raise UsageError(f"--guidance {scale:g}: {message[0].lower()}{message[1:]}") from error
-    names = [f"{abs(scale):g}" for scale in scales]
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise UsageError(
-            f"--guidance {guidance} contains the scale {repeated[0]} twice, to the digits shown in tables: give it once"
-        )
-    return scales
 
 
 def _keep(output: Path, records: list[dict]) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from bench.cli.completion import presets, registered_names
+
 ALL = "'all' for every task that bench list tasks marks \"in all\""
 
 
@@ -15,16 +17,25 @@ def _once(overrides: list[str] | None) -> list[str] | None:
     return refuse_contradicting_sets(overrides)
 
 
-Tasks = Annotated[str, typer.Option("--tasks", help=f"Tasks separated by commas, or {ALL}.")]
+Tasks = Annotated[
+    str,
+    typer.Option("--tasks", help=f"Tasks separated by commas, or {ALL}.", autocompletion=registered_names("task")),
+]
 Backbone = Annotated[
     str,
     typer.Option(
-        "--backbone", help="A registered backbone (bench list backbones), hub:OWNER/REPO, or a path to a pipeline."
+        "--backbone",
+        help="A registered backbone (bench list backbones), hub:OWNER/REPO, or a path to a pipeline.",
+        autocompletion=registered_names("backbone"),
     ),
 ]
 TasksOrPreset = Annotated[
     str | None,
-    typer.Option("--tasks", help=f"Tasks separated by commas, or {ALL}. Default: the preset's tasks, or all."),
+    typer.Option(
+        "--tasks",
+        help=f"Tasks separated by commas, or {ALL}. Default: the preset's tasks, or all.",
+        autocompletion=registered_names("task"),
+    ),
 ]
 BackboneOrPreset = Annotated[
     str | None,
@@ -32,6 +43,7 @@ BackboneOrPreset = Annotated[
         "--backbone",
         help="A registered backbone (bench list backbones), hub:OWNER/REPO, or a path to a pipeline. Default: the "
         "preset's backbone, or micro.",
+        autocompletion=registered_names("backbone"),
     ),
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="A seed, a range or a list: 0 or 0-2 or 0,3,5.")]
@@ -49,7 +61,9 @@ LaterSet = Annotated[
 Preset = Annotated[
     Path | None,
     typer.Option(
-        "--preset", help="Settings to start from: a preset (bench list presets), a YAML file, or a run's spec.json."
+        "--preset",
+        help="Settings to start from: a preset (bench list presets), a YAML file, or a run's spec.json.",
+        autocompletion=presets,
     ),
 ]
 Results = Annotated[

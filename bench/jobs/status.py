@@ -322,10 +322,15 @@ def latest_job(root: Path, name: str) -> tuple[Launch, Job]:
 
 
 def log_lines(path: Path) -> list[str]:
-    """Return the last lines of a log as a terminal would show them, with control characters as escapes."""
+    """Return the last lines of a log (see `as_shown`)."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - LOG_TAIL))
-        lines = file.read().decode(errors="replace").removesuffix("\n").split("\n")
+        return as_shown(file.read())
+
+
+def as_shown(log: bytes) -> list[str]:
+    """Return the lines of a log as a terminal would show them, with control characters as escapes."""
+    lines = log.decode(errors="replace").removesuffix("\n").split("\n")
     # A progress bar overwrites its line after each carriage return, so only the last version counts.
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
     return [legible(line, lines=True) for line in shown]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ class Session:
     say: Say = lambda _: None
     """Called with a line of text for the user."""
     listen: Listen = lambda _label, _progress: None
-    """Called with a run's label and its progress after every update and every held-out evaluation."""
+    """Called with a run's label and its progress after every update, held-out evaluation and batch of evaluations."""
 
 
 def load_backbone(name: str, device: str, compute: Compute, cache: Path | None = None) -> FlowBackbone:
@@ -136,7 +137,8 @@ def execute(spec: Spec, session: Session) -> dict:
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
         try:
             with stopping() as loop.stop_requested:
-                loop.train(lambda progress: session.listen(label, progress))
+                loop.listen = partial(session.listen, label)
+                loop.train()
         finally:
             finish()
         # Budgets in NFE or seconds show only now how many updates they allowed.

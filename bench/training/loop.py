@@ -33,14 +33,16 @@ from bench.training.start import add_student, layer_of, read_start, targets_of
 
 @dataclass
 class Progress:
-    """What listeners receive after every update and every held-out evaluation."""
+    """What listeners receive after every update, every held-out evaluation and every batch of an evaluation."""
 
     step: int
     """Number of updates done."""
     fraction: float
     """Fraction of the budget spent, in [0, 1]."""
     scores: dict[str, float] | None = None
-    """task -> held-out score; None after an update."""
+    """task -> held-out score; None after an update or a batch."""
+    doing: str = ""
+    """After a batch of an evaluation: which, and how far it is; other text is empty."""
 
 
 class Loop:
@@ -59,6 +61,8 @@ class Loop:
         """`step` and the number of evaluated points at the last checkpoint."""
         self.stop_requested: Callable[[], bool] = lambda: False
         """Called before every update and every batch of an evaluation; true once the user asked to stop."""
+        self.listen: Callable[[Progress], None] = lambda _: None
+        """Called after every update, held-out evaluation and batch of an evaluation."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = evaluation_sampler
         shape = student_shape(spec)
@@ -87,7 +91,7 @@ class Loop:
         seconds = sum(spent["seconds"].get(clock, 0) for clock in ("training", "scoring"))
         return min(1.0, seconds / budget.seconds)
 
-    def train(self, listen: Callable[[Progress], None] = lambda _: None) -> None:
+    def train(self) -> None:
         """Train to the end of the budget, from the last checkpoint if there is one.
 
         Raises BenchError if a loss or gradient is not finite, UsageError if processes disagree, Interrupted on request.
@@ -107,14 +111,14 @@ class Loop:
             if reached:
                 scores = self._evaluate(reached)
                 self._save()
-                listen(Progress(self.step, fraction, scores))
+                self.listen(Progress(self.step, fraction, scores))
             self._stop_if_asked()
             if fraction >= 1:
                 return
             with memory("training", self.spec):
                 row = self._update(fraction)
             self.run.append("metrics.jsonl", row)
-            listen(Progress(self.step, self.fraction))
+            self.listen(Progress(self.step, self.fraction))
 
     def _stop_if_asked(self) -> None:
         """Checkpoint and raise Interrupted if any process was asked to stop."""
@@ -317,6 +321,13 @@ class Loop:
         o = self.spec.evaluation
         scale = o.scale if guidance is None else guidance
         lab, sampler = self.lab, self.evaluation_sampler
+        model = {EMA: "the student", None: "the base"}.get(adapter, adapter)
+
+        def say(done: int, of: int) -> None:
+            # Not `fraction`, which all processes compute together.
+            doing = f"evaluating {model} on {task}, {done} of {of} images"
+            self.listen(Progress(self.step, self.last_fraction, doing=doing))
+
         with memory("evaluation", self.spec), lab.backbone.at(o.resolution):
             found = evaluate(
                 lab.backbone,
@@ -328,6 +339,7 @@ class Loop:
                 o.batch,
                 folder=folder,
                 workers=self.workers,
+                listener=say,
                 ask=self._stop_if_asked,
             )
         if found.failed:

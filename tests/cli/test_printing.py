@@ -1,6 +1,7 @@
 """Text that a user, a task or a system wrote is printed as it is: nothing of it is a style, a link or an emoji."""
 
 import ast
+import time
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,3 +156,40 @@ def test_what_commands_print(tmp_path: Path) -> None:
     assert "a/[/]:smile: on micro" in done.stdout
     done = bench(["run", "--method", "opd_analytic", "--tasks", "ocr", "--teachers", "a/[", *sets], tmp_path)
     assert done.returncode == 2 and "a/[/ocr" in done.stderr
+
+
+def test_where_there_is_no_terminal_a_line_comes_every_minute(monkeypatch) -> None:
+    """What is finished or has not begun says nothing; a terminal has its bars alone."""
+    monkeypatch.setattr("bench.printing.SAYS_EVERY_S", 0.05)
+    for terminal_like in (False, True):
+        out = StringIO()
+        out.isatty = lambda told=terminal_like: told
+        monkeypatch.setattr("sys.stderr", out)
+        with progress_bar() as shown:
+            shown.add_task("later [x]", total=1, start=False)
+            shown.add_task("done", total=1, completed=1)
+            bar = shown.add_task("half [bold]", total=4)
+            shown.update(bar, completed=2)
+            deadline = time.monotonic() + 10
+            while not terminal_like and out.getvalue().count("half [bold]: 50%") < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.2 if terminal_like else 0)
+            text = out.getvalue()
+        assert (text.count("half [bold]: 50%, 0:00:0") >= 2) == (not terminal_like)
+        assert terminal_like or ("later" not in text and "done" not in text)
+    ended = out.getvalue()
+    time.sleep(0.15)
+    assert out.getvalue() == ended
+
+
+def test_an_evaluation_shows_how_far_it_is(monkeypatch) -> None:
+    """The bar stays where the last update left it."""
+    out = StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    with Console() as console:
+        console.listen("run", Progress(3, 0.5))
+        console.listen("run", Progress(3, 0.4, doing="evaluating the base on ocr, 2 of 8 images"))
+        (bar,) = console.progress.tasks
+        assert (bar.completed, bar.description) == (0.5, "run: evaluating the base on ocr, 2 of 8 images")
+        console.listen("run", Progress(4, 0.6))
+        assert (bar.completed, bar.description) == (0.6, "run: update 4")

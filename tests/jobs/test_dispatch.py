@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.status import logs
+from bench.cli.status import Tail, logs
 from bench.config.resolve import resolve, teacher_spec
 from bench.errors import BenchError, MissingError, PartialError, UsageError
 from bench.jobs.dispatch import dispatch
@@ -24,6 +24,7 @@ from bench.registry import registered
 from bench.store.provenance import code_hash
 from bench.store.run import Run
 from bench.system.processes import identity, lives
+from bench.terminal import legible
 from tests.commands import Command, bench
 from tests.folders import data, needs_data
 from tests.jobs.work import speak
@@ -84,6 +85,41 @@ def test_a_run_that_is_done_by_now_is_not_submitted(root: Path, monkeypatch) -> 
     assert told == [("a", None)]
 
 
+def test_a_log_is_followed_from_its_last_lines_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    tail = Tail(log)
+    assert tail.more() == []  # nothing is written yet
+    log.write_bytes(b"".join(b"line %d\n" % n for n in range(150)) + b"10%\r20%\nhalf")
+    assert tail.more() == [f"line {n}" for n in range(51, 150)] + ["20%"]
+    assert tail.more() == []
+    with log.open("ab") as file:
+        file.write(b" and whole\nrest \x1b[31m")
+    assert tail.more() == ["half and whole"]
+    assert tail.more(whole=False) == [legible("rest \x1b[31m", lines=True)]  # the job has ended
+    assert tail.more(whole=False) == []
+
+
+def test_a_job_s_output_is_followed_until_it_ends(tmp_path: Path, monkeypatch, capsys) -> None:
+    """While Slurm does not answer, too."""
+    launch = new_launch(tmp_path, "slurm", [Job("a", {}, run="r-0123456789-s0", id="7")])
+    paths = {kind: launch.log(launch.jobs[0], kind) for kind in ("out", "err")}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    steps = [("out", "one\n", State("RUNNING")), ("out", "two\n", None), ("err", "thr", State("PENDING")), ("err", "ee", GONE)]
+
+    def answers(_launches) -> dict | None:
+        kind, text, state = steps.pop(0)
+        with paths[kind].open("a") as file:
+            file.write(text)
+        return None if state is None else {(launch.name, "a"): state}
+
+    monkeypatch.setattr("bench.cli.status.states", answers)
+    monkeypatch.setattr("bench.cli.status.REFRESH_S", 0)
+    logs(tmp_path, "r-", follow=True)
+    assert not steps
+    assert capsys.readouterr().out == f"==> {paths['out']}\none\ntwo\n==> {paths['err']}\nthree\n"
+
+
 @pytest.mark.slow
 def test_local_jobs_make_runs_and_their_records_and_logs(root: Path, capsys) -> None:
     """Two at a time of three; records, status and logs; again: nothing is left to do."""
@@ -96,7 +132,10 @@ def test_local_jobs_make_runs_and_their_records_and_logs(root: Path, capsys) -> 
     assert {line.state for line in survey(root)} == {"done"}
     name = launch.jobs[0].run
     logs(root, name)
-    assert "updates" in capsys.readouterr().out
+    whole = capsys.readouterr().out
+    assert "updates" in whole
+    logs(root, name, follow=True)  # the job has ended
+    assert set(whole.splitlines()) >= set(capsys.readouterr().out.splitlines())
     with pytest.raises(UsageError, match="did you mean"):
         logs(root, name.replace("analytic", "analitic"))
     again = bench(words)

@@ -85,7 +85,7 @@ SHORT = ["evaluation.steps=1", "evaluation.points=[]", "evaluation.split=validat
 def test_a_run_that_ends_before_its_first_average_says_so(tmp_path: Path, budget: str, every: int, told: str) -> None:
     said: list[str] = []
     spec = resolve("opd_analytic", ["ocr"], overrides=[*SHORT, f"budget={{{budget}}}", f"ema.every={every}"])
-    heard = Session(tmp_path, say=said.append, listen=lambda *_: said.append("update"))
+    heard = Session(tmp_path, say=said.append, listen=lambda _label, progress: said.append("batch" if progress.doing else "update"))
     folder = tmp_path / execute(spec, heard)["folder"]
     notes = [i for i, line in enumerate(said) if line.startswith(f"note: ema.every={every} exceeds the ")]
     assert len(notes) == (told != "never")

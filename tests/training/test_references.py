@@ -57,6 +57,22 @@ def test_other_settings_are_measured(tmp_path: Path) -> None:
     assert "references" in made["cost"]["seconds"]
 
 
+def test_evaluations_say_how_far_they_are(tmp_path: Path) -> None:
+    """Those of the student, and those of the base and the teacher, which come after the last update."""
+    few = ("evaluation.steps=1", "evaluation.split=validation", "evaluation.batch=16", "evaluation.points=[]", "budget.updates=1")
+    told = []
+    spec = resolve("opd_analytic", ["ocr"], overrides=[*few, "params.trajectories=1", "sampler.steps=2"])
+    made = execute(spec, Session(tmp_path / "results", listen=lambda _label, progress: told.append(progress)))
+    count = len(made["models"]["student"]["ocr"]["strata"])
+    said = [progress.doing for progress in told if progress.doing]
+    assert len(told) - len(said) == 2  # the update and the evaluation
+    assert [line for line in said if line.endswith(f", {count} of {count} images")] == [
+        f"evaluating {model} on ocr, {count} of {count} images" for model in ("the student", "the base", "teacher-ocr")
+    ]
+    assert f"evaluating the base on ocr, 16 of {count} images" in said
+    assert all(progress.scores is None and progress.step == 1 for progress in told if progress.doing)
+
+
 def test_as_many_other_prompts_are_measured(tmp_path: Path, monkeypatch) -> None:
     """Those of a file may change under the same task and the same scorer."""
     from tasks.ocr.task import Ocr
