@@ -10,6 +10,9 @@ fi
 base=${SLURM_TEST_FOLDER:-/tmp/one-node-slurm}
 host=$(hostname -s)
 second=$host-2
+# Not what OMP_NUM_THREADS says, which nproc follows, and two at least: jobs of two processes would wait for ever.
+cpus=$(nproc --all)
+cpus=$((cpus < 2 ? 2 : cpus))
 memory=$(($(awk '/^MemTotal/ {print $2}' /proc/meminfo) / 1024 - 512))
 if [ -s /etc/slurm/slurm.conf ] && ! grep -q '^ClusterName=onenode' /etc/slurm/slurm.conf; then
   echo "this machine has a Slurm of its own (/etc/slurm/slurm.conf); it is left alone" >&2
@@ -30,6 +33,7 @@ AuthInfo=cred_expire=5
 StateSaveLocation=$base/state
 SlurmdSpoolDir=$base/spool-%n
 SlurmdPidFile=$base/slurmd-%n.pid
+SlurmdParameters=config_overrides
 SlurmdLogFile=$base/log/slurmd-%n.log
 SlurmctldPidFile=$base/slurmctld.pid
 SlurmctldLogFile=$base/log/slurmctld.log
@@ -48,8 +52,8 @@ JobRequeue=1
 KillWait=3
 MinJobAge=3600
 OverTimeLimit=0
-NodeName=$host NodeAddr=127.0.0.1 Port=16818 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
-NodeName=$second NodeHostname=$host NodeAddr=127.0.0.1 Port=16819 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 Port=16818 CPUs=$cpus RealMemory=$memory State=UNKNOWN
+NodeName=$second NodeHostname=$host NodeAddr=127.0.0.1 Port=16819 CPUs=$cpus RealMemory=$memory State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 PartitionName=pair Nodes=$host,$second MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 CONF
