@@ -13,6 +13,7 @@ from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingCo
 from bench.api.scores import finite, parts_of
 from bench.api.task import Prompt
 from bench.backbones.flow import FlowBackbone
+from bench.cli.evaluate import KEPT
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
 from bench.config.scorers import view_settings
@@ -30,9 +31,6 @@ from bench.training.evaluate import sampled
 from bench.training.execute import load_backbone
 from bench.training.out_of_memory import memory_of
 from bench.weights.hub import adapter_folder
-
-KEPT = Path("results/runs/cache")
-"""Folder of encoded prompts, shared with the runs in results/runs."""
 
 
 @dataclass(frozen=True)
