@@ -288,6 +288,15 @@ class Adapters:
         """
         from peft import set_peft_model_state_dict
 
+        self._require_fit(name, state, origin)
+        if name in self._full:
+            mine = self.named(name)
+            torch._foreach_copy_(list(mine.values()), [state[key].to(p.device) for key, p in mine.items()])
+        else:
+            set_peft_model_state_dict(self.transformer, state, name)
+
+    def _require_fit(self, name: str, state: dict[str, Tensor], origin: str) -> None:
+        """Raise UsageError, as `load_state`, for tensors that cannot be copied into an adapter."""
         mine = self.named(name)
         missing = sorted(mine.keys() - state.keys())
         extra = sorted(state.keys() - mine.keys())
@@ -305,10 +314,6 @@ class Adapters:
                 )
             if not torch.isfinite(state[key]).all():
                 raise UsageError(f"{kind} tensor {key}{where} has values that are not finite")
-        if name in self._full:
-            torch._foreach_copy_(list(mine.values()), [state[key].to(p.device) for key, p in mine.items()])
-        else:
-            set_peft_model_state_dict(self.transformer, state, name)
 
     def save(self, name: str, folder: Path, base: str = "") -> None:
         """Write a folder that peft, diffusers and this project can load; `base` is the model's hub id or path.
@@ -343,19 +348,29 @@ class Adapters:
         if network := network_folder(folder):
             self._load_full(name, network, trainable)
             return
-        config, state = read_adapter(folder)
-        try:
-            self.add(name, config, trainable=trainable)
-        except (ValueError, TypeError, re.error) as error:  # from peft, for missing layers or unsupported layer types
-            cause = shorten(one_line(error), 300, placeholder=" ...")  # peft lists every layer that it looked for
-            raise UsageError(f"adapter {folder} does not match this backbone: {cause}") from error
-        self.load_state(name, state, str(folder))
+        self.load_state(name, self._added(name, folder, trainable), str(folder))
+        config = self.configs[name]
         # Finite factors can still overflow in their product or scale.
         if not math.isfinite(self.delta_norm(name)):
             raise UsageError(
                 f"adapter {folder}: the weight change that it computes is not finite in float32 (lora_alpha is "
                 f"{config.lora_alpha:g} at rank {config.r})"
             )
+
+    def require_fit(self, folder: Path) -> None:
+        """Raise UsageError, as `load`, for an adapter that does not match this network, which may have no weights."""
+        name = "to be checked"
+        self._require_fit(name, self._added(name, folder), str(folder))
+
+    def _added(self, name: str, folder: Path, trainable: bool = False) -> dict[str, Tensor]:
+        """Add an adapter of the shape of one in a folder or file, and return the tensors of that."""
+        config, state = read_adapter(folder)
+        try:
+            self.add(name, config, trainable=trainable)
+        except (ValueError, TypeError, re.error) as error:  # from peft, for missing layers or unsupported layer types
+            cause = shorten(one_line(error), 300, placeholder=" ...")  # peft lists every layer that it looked for
+            raise UsageError(f"adapter {folder} does not match this backbone: {cause}") from error
+        return state
 
     def _load_full(self, name: str, folder: Path, trainable: bool) -> None:
         """Add a set of all weights from a network of the base's architecture, in a folder in diffusers' format."""

@@ -53,18 +53,23 @@ class WholeModels:
         return self._networks[name]
 
 
+def require_kind(kind: type, folder: Path) -> None:
+    """Raise UsageError unless a folder holds a network of this class, and classes of this kind can be read at all."""
+    if not hasattr(kind, "from_pretrained"):
+        raise UsageError(f"{folder}: this backbone's network, a {kind.__name__}, cannot be read from a folder")
+    name = read_config(folder / "config.json").get("_class_name")
+    if name != kind.__name__:
+        raise UsageError(f"{folder} holds a {name}; a model for this backbone is an adapter or a {kind.__name__}")
+
+
 def read_network(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     """The network in a folder in diffusers' format, frozen and in host memory; `kind` is the class of the student's.
 
     Raises UsageError for another class and for quantised weights, MissingError for missing files, and DamagedError for
     files that are corrupt or do not match their configuration.
     """
-    if not hasattr(kind, "from_pretrained"):
-        raise UsageError(f"{folder}: this backbone's network, a {kind.__name__}, cannot be read from a folder")
     require_whole(folder)
-    name = read_config(folder / "config.json").get("_class_name")
-    if name != kind.__name__:
-        raise UsageError(f"{folder} holds a {name}; a model for this backbone is an adapter or a {kind.__name__}")
+    require_kind(kind, folder)
     try:
         return part_of(kind, str(folder.parent), folder.name, dtype=dtype).requires_grad_(False).eval()
     except (BenchError, torch.OutOfMemoryError):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.backbones.teacher_files import find_teacher
+from bench.backbones.teacher_files import Teacher, find_teacher
 from bench.config.resolve import TEACHER_METHOD, describe, resolve, teacher_spec
 from bench.config.spec import Spec
 from bench.errors import DamagedError, MissingError
@@ -24,10 +24,10 @@ TRAINING = "training.json"
 
 
 def check_teachers(specs: Iterable[Spec]) -> None:
-    """Check, before anything is trained, that all teachers exist that are not to be trained.
+    """Check, before anything is trained, that all teachers that are not to be trained exist and match the backbone.
 
     Raises MissingError for a task whose teacher the backbone does not ship, naming the alternatives, and UsageError for
-    a folder without an adapter. Adapters on a hub are not downloaded for this check.
+    a folder without an adapter or with one for another network. Nothing is downloaded from a hub for this check.
     """
     seen = set()
     for spec in specs:
@@ -42,7 +42,7 @@ def _check(spec: Spec, task: str, source: str) -> None:
     if source == "train" or source.startswith(HUB):
         return
     if source != "shipped":
-        find_teacher(task, source)
+        require_fit(spec, find_teacher(task, source))
         return
     shipped = describe(spec.backbone).teachers
     has = [name for name in spec.tasks if shipped and (shipped / name).is_dir()]
@@ -52,6 +52,21 @@ def _check(spec: Spec, task: str, source: str) -> None:
             f"backbone {spec.backbone!r} ships no teacher for {task!r}: train one (--set teachers.{task}=train, "
             f"or bench run --teachers train), name a folder (--set teachers.{task}=FOLDER){fewer}"
         )
+
+
+def require_fit(spec: Spec, teacher: Teacher) -> None:
+    """Raise UsageError for a teacher that does not match the backbone's network, of which only shapes are needed."""
+    from bench.backbones.adapters import Adapters
+    from bench.backbones.whole_models import require_kind
+
+    size = (describe(spec.backbone).size or (lambda _: None))(spec.compute)
+    if size is None:  # before the model is downloaded; the run itself checks again
+        return
+    model = size.network.build()
+    if teacher.whole:
+        require_kind(type(model), teacher.folder)
+    else:
+        Adapters(model, size.network.targets).require_fit(teacher.folder)
 
 
 def taught_otherwise(specs: Iterable[Spec], root: Path) -> list[str]:

@@ -17,6 +17,7 @@ from bench.backbones.flux import Flux
 from bench.backbones.full_weights import Full
 from bench.backbones.pipeline.describe import family_of
 from bench.backbones.pipeline.family import PipelineFamily
+from bench.backbones.pipeline_files import network_folder
 from bench.backbones.scheduler_files import FILE as SCHEDULER
 from bench.config.families import families
 from bench.config.resolve import describe, resolve, teacher_spec
@@ -24,6 +25,7 @@ from bench.errors import BenchError, MissingError, UsageError
 from bench.registry import find
 from bench.sampler.rollout import rollout
 from bench.training.execute import Session, execute
+from bench.training.teacher_sets import check_teachers
 from tests.commands import together
 from tests.methods.conftest import shake
 from tests.tiny_pipelines import PIPELINES, Tiny, save_teachers
@@ -212,6 +214,30 @@ def test_adapters_of_another_family_are_refused(folder: Path, tiny: Tiny, tmp_pa
     backbone, _ = loaded(folder, tiny)
     with pytest.raises(UsageError, match="not match this backbone"):
         backbone.adapters.load("other", tmp_path / "ocr")
+
+
+def test_teachers_of_another_network_are_refused_before_a_model_is_loaded(
+    folder: Path, tiny: Tiny, tmp_path_factory, tmp_path: Path
+) -> None:
+    """As they are when they are loaded; teachers of the own network pass."""
+    other = next(tiny_pipeline for tiny_pipeline in PIPELINES.values() if tiny_pipeline.family != tiny.family)
+    own, theirs, elsewhere = tmp_path / "own", tmp_path / "theirs", other.folder(tmp_path_factory)
+    save_teachers(str(folder), own, ("ocr",))
+    save_teachers(str(elsewhere), theirs, ("ocr",))
+    settings = [f"compute.resolution={tiny.side}", *tiny.more]
+    spec = resolve("opd_analytic", ["ocr"], backbone=str(folder), overrides=settings, teachers=str(own))
+    for passes in (own / "ocr", folder):
+        check_teachers([spec.model_copy(update={"teachers": {"ocr": str(passes)}})])
+    backbone, _ = loaded(folder, tiny)
+    for foreign in (theirs / "ocr", elsewhere):
+        with pytest.raises(UsageError) as refused:
+            check_teachers([spec.model_copy(update={"teachers": {"ocr": str(foreign)}})])
+        with pytest.raises(UsageError) as when_loaded:
+            if foreign == elsewhere:
+                backbone.load_model("other", network_folder(foreign))
+            else:
+                backbone.adapters.load("other", foreign)
+        assert str(refused.value) == str(when_loaded.value)
 
 
 @pytest.fixture(scope="module")

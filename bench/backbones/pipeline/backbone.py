@@ -24,6 +24,7 @@ from bench.backbones.pipeline.text import load_text
 from bench.backbones.pipeline.with_vae import WithVae
 from bench.backbones.pipeline_parts import not_loaded, part_of
 from bench.backbones.scheduler_files import FILE as SCHEDULER
+from bench.backbones.whole_models import require_kind
 from bench.config.compute import PLAIN, Compute
 from bench.errors import BenchError, UsageError
 from bench.registry import broken, guarded
@@ -73,6 +74,7 @@ class PipelineBackbone(FamilyBackbone, WithVae):
     def load_model(self, name: str, folder: Path) -> None:
         """As FlowBackbone. Raises UsageError for what the family does not run, and for what predicts something else."""
         if (folder / "config.json").is_file():
+            require_kind(self._kind, folder)
             validated(str(folder), read_config(folder / "config.json"), self.family.fields)
         if self.diffusion and (folder.parent / SCHEDULER).is_file():
             own, found = self._told.scheduler, diffusion_scheduler_in(folder.parent / SCHEDULER)
