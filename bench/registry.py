@@ -1,4 +1,4 @@
-"""Lookup of methods, tasks, backbones, families and commands by entry point, so that other packages can add their own.
+"""Lookup of methods, tasks, backbones, families, feature spaces and commands by entry point, for plug-ins too.
 
 A plug-in of another package may be broken or reuse a registered name. Requesting it by name is then an error of one
 line, while `all` and listings skip it with a message.
@@ -18,13 +18,18 @@ GROUPS = {
     "task": "bench.tasks",
     "backbone": "bench.backbones",
     "family": "bench.families",
+    "features": "bench.features",
     "command": "bench.commands",
 }
 OURS = ("bench", "methods", "tasks", "report", "sweeps")
 """Packages of this project. Their broken plug-ins are errors, because what `all` means must not depend on them."""
-BASES = {"method": "bench.api.method.Method", "task": "bench.api.task.Task"}
+BASES = {
+    "method": "bench.api.method.Method",
+    "task": "bench.api.task.Task",
+    "features": "bench.api.features.FeatureSpace",
+}
 """Kind -> the class that its plug-ins must extend, as a name because importing it takes time."""
-ATTRIBUTES = {"method": ("name", "source"), "task": ("name", "version", "headline")}
+ATTRIBUTES = {"method": ("name", "source"), "task": ("name", "version", "headline"), "features": ()}
 """Kind -> the string attributes that its plug-ins must have."""
 
 
@@ -38,7 +43,7 @@ def _points(kind: str) -> dict[str, list[EntryPoint]]:
 
 
 def registered(kind: str) -> dict[str, EntryPoint]:
-    """Return name -> entry point of a kind: 'method', 'task', 'backbone', 'family' or 'command'.
+    """Return name -> entry point of a kind: 'method', 'task', 'backbone', 'family', 'features' or 'command'.
 
     For a name that is registered more than once it is the first entry point in sorted order.
     """

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from bench.analysis.comparison import STRICTER
+from bench.analysis.beside import is_beside, is_measure
 
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -47,13 +47,15 @@ class ScoreRecord(Part):
             raise ValueError(f"{self.task} has prompt indices that are not integers")
         if self.prompts and not 0 <= min(self.prompts) <= max(self.prompts) <= LARGEST:
             raise ValueError(f"{self.task} has prompt indices that are negative or too large")
-        for name in {self.headline, *STRICTER} & self.rows.keys():
-            values = self.rows[name]
+        for name, values in self.rows.items():
+            if not (name == self.headline or is_beside(name)):
+                continue
             if len(values) != len(self.strata):
                 raise ValueError(f"{self.task} has {len(values)} values of {name} for {len(self.strata)} images")
             # Types are compared exactly because a bool is an int. NaN fails the comparison of magnitudes.
-            numeric = set(map(type, values)) <= {int, float}
-            if not numeric or not (abs(np.array(values, np.float64)) <= MOST).all():
+            known = [value for value in values if value is not None] if is_measure(name) else values
+            numeric = set(map(type, known)) <= {int, float}
+            if not numeric or not (abs(np.array(known, np.float64)) <= MOST).all():
                 raise ValueError(f"{self.task} has values of {name} that are not numbers, or too large for scores")
         return self
 

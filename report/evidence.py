@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.analysis.comparison import STRICTER
+from bench.analysis.beside import is_beside
 from bench.analysis.records import Record
 from bench.errors import DamagedError, UsageError, one_line
 from bench.store.damage import check_checkpoint
@@ -259,11 +259,10 @@ class _Reader:
 
     def _compact(self, row: dict) -> dict:
         # A results folder has millions of values; the report needs the headline and the metrics next to it.
-        wanted = {row["headline"], *STRICTER} & row["rows"].keys()
         rows = {}
-        for name in wanted:
-            values = np.array(row["rows"][name], np.float64)
-            rows[name] = self._once(values)
+        for name, given in row["rows"].items():
+            if name == row["headline"] or is_beside(name):
+                rows[name] = self._once(np.array(given, np.float64))
         compact = row | {"rows": rows, "strata": self._once(np.array(row["strata"]))}
         if row.get("prompts") is not None:
             compact["prompts"] = self._once(np.array(row["prompts"]))

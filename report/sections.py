@@ -11,11 +11,12 @@ from report.figures import course_figure, curves_figure, gold_figure, heat_figur
 from report.fronts import front_parts
 from report.gradients import excess_parts, noise_parts, pulls_table
 from report.lines import Line, Pool, apart, pools
+from report.measures import drift_figure, drift_table, measures_table
 from report.page import Report, Section
 from report.studies import study_parts
 from report.style import MOST, Look, looks
 from report.table import Column, Table, cell, slugs
-from report.tables import PoolTables, levels, pool_tables
+from report.tables import PoolTables, levels, pool_tables, references
 
 
 def make(evidence: Evidence) -> Report:
@@ -35,6 +36,7 @@ def make(evidence: Evidence) -> Report:
         _forgetting(report, made),
         _interference(report, made, evidence),
         _gold(report, made),
+        _measures(report, made),
         _ablations(report, made),
         _sweeps(report, evidence),
         pictures,
@@ -170,6 +172,23 @@ def _gold(report: Report, made: Made) -> Section:
             look = _looks(pool, tables, pool.lines)
             report.show(section, gold_figure(frame, look, tables.over_optimisation.name))
             report.show(section, tables.over_optimisation, folded=True)
+    return section
+
+
+def _measures(report: Report, made: Made) -> Section:
+    section = Section("Diversity and drift")
+    for index, (pool, tables) in enumerate(made):
+        if pool.whole or not pool.lines:
+            continue
+        drift = drift_table(pool, _prefix(index))
+        if drift:
+            look = _looks(pool, tables, pool.lines)
+            report.show(section, drift_figure(drift.frame(), list(pool.tasks), look, drift.name))
+        found = measures_table(pool, references(pool), _prefix(index))
+        if found:
+            report.show(section, found)
+        if drift:
+            report.show(section, drift, folded=True)
     return section
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY, TARGET, Standing, against, metrics_beside, standings
+from bench.analysis.beside import metrics_beside
+from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY, TARGET, Standing, against, standings
 from bench.analysis.forgetting import by_share
 from bench.analysis.overoptimisation import over_optimisation
 from bench.analysis.records import Record, model_rows, score
@@ -173,7 +174,7 @@ def scores(pool: Pool, found: dict[str, Standing], reference: str, prefix: str) 
         index = _clear_winner(pool, key)
         if index is not None:
             table.strong.add((index, key))
-    for label, summaries, models in _references(pool):
+    for label, summaries, models in references(pool):
         row = {"line": label, "seeds": None, "mean": mean_score(summaries, models)}
         for task, model in models.items():
             row[task] = estimate(*model_rows(summaries, model, task))
@@ -217,7 +218,7 @@ def student_score(records: list[Record], task: str) -> float:
     return float(np.mean([score(student[task]) for student in students]))
 
 
-def _references(pool: Pool) -> list[tuple[str, list[dict], dict[str, str]]]:
+def references(pool: Pool) -> list[tuple[str, list[dict], dict[str, str]]]:
     """(label, summaries, task -> model) of the base and the teachers, from the line that evaluated most of them."""
     if not pool.lines:
         return []

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bench.analysis.beside import measures, metrics_beside
 from bench.analysis.forgetting import score_matrix
-from bench.analysis.overoptimisation import GOLD
 from bench.analysis.records import Record, model_rows, paired_pictures, recovered, score, shows_teachers
 from bench.analysis.stats import (
     Design,
@@ -25,9 +25,6 @@ TARGET = 0.9
 MARGIN = 0.1
 """Equivalence margin as a fraction of the teachers' mean gain over the base: as with TARGET, a student that misses its
 teacher by less than a tenth counts as matching it."""
-STRICTER = ("strict", GOLD)
-"""Further metrics to show, whose loss a headline could hide: GenEval's exact counts, and the utility behind a learned
-reward."""
 PRIMARY = {"multi_reward": {"engine": "nft"}, "cascade": {"engine": "nft"}, "opd_ppo": {"advantage": "log_ratio"}}
 """The comparisons that the paper's claims are about: analytic OPD against joint RL, a cascade and PPO-style OPD, each
 with these settings of its recipe. They form one family in Holm's correction, whatever else a table contains. All other
@@ -74,7 +71,9 @@ class Standing:
     worst_task: str
     """The task with that gain; empty without teachers."""
     beside: dict[str, Estimate]
-    """ "task: metric" -> estimate, for the metrics of STRICTER in the records."""
+    """ "task: metric" -> estimate, for the stricter metrics in the records."""
+    measures: dict[str, Estimate]
+    """Measure of diversity or drift -> estimate of its mean over tasks."""
     gain_iqm: Estimate
     """Interquartile mean of the gain recovered over tasks and seeds."""
     above_reference: Estimate
@@ -177,6 +176,7 @@ def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> S
         worst=by_task.get(worst_task, Estimate.unknown()),
         worst_task=worst_task,
         beside=metrics_beside(summaries, dict.fromkeys(tasks, "student")),
+        measures=measures(summaries, dict.fromkeys(tasks, "student")),
         gain_iqm=interquartile_mean(shares),
         above_reference=probability_of_improvement(scores.mean(1), other.mean(1)),
         against_reference=against(records, reference, tasks),
@@ -235,17 +235,6 @@ def _gaps(records: list[Record], reference: list[Record], tasks: tuple[str, ...]
         b, others = model_rows([theirs[s] for s in seeds], "student", task)
         gaps[task] = (a - b, paired_pictures(task, pictures, others))
     return *joined(gaps), len(seeds)
-
-
-def metrics_beside(summaries: list[dict], models: dict[str, str]) -> dict[str, Estimate]:
-    """ "task: metric" -> estimate, for the metrics of STRICTER in every summary; `models` names each task's model."""
-    found = {}
-    for task, model in models.items():
-        rows = [s["models"][model][task]["rows"] for s in summaries]
-        recorded = [metric for metric in STRICTER if all(metric in row for row in rows)]
-        for metric in recorded:
-            found[f"{task}: {metric}"] = estimate(*model_rows(summaries, model, task, metric))
-    return found
 
 
 def _to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[str, Goal]) -> tuple[float, int]:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.analysis.beside import GOLD
 from bench.analysis.forgetting import by_share, fall, to_the_end
 from bench.analysis.stats import Difference, Estimate, estimates
-
-GOLD = "gold"
-"""Metric under which a task reports the known utility."""
 
 
 @dataclass(frozen=True)

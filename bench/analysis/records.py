@@ -33,8 +33,10 @@ def headline(row: dict) -> tuple[np.ndarray, Design]:
 
 
 def metric_rows(row: dict, metric: str) -> tuple[np.ndarray, Design]:
-    """Values [N] of any metric of an evaluation, and their design."""
-    return np.array(row["rows"][metric], np.float64), design(row)
+    """Values [N] of any metric of an evaluation, and their design; images without a value are left out of both."""
+    values, pictures = np.array(row["rows"][metric], np.float64), design(row)
+    known = ~np.isnan(values)
+    return (values, pictures) if known.all() else (values[known], pictures.kept(known))
 
 
 def design(row: dict) -> Design:

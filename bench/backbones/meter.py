@@ -48,6 +48,7 @@ class Meter:
         self.passes = Passes()
         """All passes of this process, for any purpose; not stored in any record."""
         self._purpose = "idle"
+        self._whole = False
         self._since = perf_counter()
 
     def count(self, batch: int, backward: bool) -> None:
@@ -56,12 +57,19 @@ class Meter:
         self.passes += Passes(trained=batch) if backward else Passes(forward=batch)
 
     @contextmanager
-    def purpose(self, name: str) -> Iterator[None]:
-        """Charge compute and time inside the block to `name`; nested blocks charge only the innermost name."""
-        outer = self._switch(name)
+    def purpose(self, name: str, whole: bool = False) -> Iterator[None]:
+        """Charge compute and time inside the block to `name`; nested blocks charge only the innermost name.
+
+        With `whole`, nested blocks change nothing.
+        """
+        if self._whole:
+            yield
+            return
+        outer, self._whole = self._switch(name), whole
         try:
             yield
         finally:
+            self._whole = False
             self._switch(outer)
 
     def _switch(self, name: str) -> str:

@@ -273,15 +273,17 @@ def _print_beside(out: Plain, table: list[Standing], reference: str) -> None:
     from rich.table import Table
 
     metrics = list(dict.fromkeys(metric for line in table for metric in line.beside))
+    measured = list(dict.fromkeys(metric for line in table for metric in line.measures))
     # NaN, which differs from itself, means that a line has no margin.
     margin = next((line.margin for line in table if line.margin == line.margin), None)
-    if not metrics and margin is None:
+    if not metrics and not measured and margin is None:
         return
-    shown = Table(title="stricter metrics, worst task and equivalence, mean [95% interval]")
+    title = "stricter metrics, means over tasks of diversity (bits for entropies) and drift, worst task and equivalence"
+    shown = Table(title=f"{title}, mean [95% interval]")
     within = []
     if margin is not None:
         within = ["worst task: gain recovered", f"p of equivalence within ±{margin:.3f} (TOST, Holm)"]
-    for head in ("line", *metrics, *within):
+    for head in ("line", *metrics, *measured, *within):
         shown.add_column(head, overflow="fold")
     for line in table:
         share = f"{line.worst_task} {line.worst}" if line.worst_task else "-"
@@ -289,6 +291,7 @@ def _print_beside(out: Plain, table: list[Standing], reference: str) -> None:
         shown.add_row(
             line.label,
             *(str(line.beside.get(metric, "-")) for metric in metrics),
+            *(str(line.measures.get(metric, "-")) for metric in measured),
             *([share, chance] if within else []),
             style="bold" if line.label == reference else None,
         )

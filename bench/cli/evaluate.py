@@ -21,7 +21,7 @@ from bench.errors import BenchError, UsageError, explained, unknown
 from bench.printing import progress_bar, terminal
 from bench.registry import task_names
 from bench.sampler.rollout import euler
-from bench.scoring.loading import load_tasks
+from bench.scoring.loading import load_features, load_tasks
 from bench.system.devices import best_device
 from bench.system.outputs import check_folder, check_output, write_output
 from bench.system.workers import refuse_several
@@ -73,8 +73,12 @@ def score_adapter(
     loaded = load_tasks(names, descriptor.world, view.scorers, device)
     work = [(task, scale) for task in loaded.values() for scale in scales]
     sizes = {name: len(task.prompts(split)) for name, task in loaded.items()}
+    space = load_features(descriptor.world, view.scorers, device)
+    # Reading a name raises now, before any image is drawn, if a scorer or the feature space cannot be used.
     for task in loaded.values():
-        _ = task.scorer_name  # raises now, before any image is drawn, if the scorer cannot be used
+        _ = task.scorer_name
+    if space:
+        _ = space.name
     backbone = load_backbone(backbone_name, device, view.compute, KEPT)
     if adapter != "base":
         backbone.adapters.load("scored", adapter_folder(adapter))
@@ -104,6 +108,7 @@ def score_adapter(
                 audit=True,
                 folder=folders.get((task.name, scale)),
                 listener=partial(_advance, shown, bar),
+                space=space,
             )
             results.append((scale, result))
             if output:

@@ -12,10 +12,12 @@ from bench.config.compute import Compute
 from bench.config.settings import Settings, first_problem, merge, parse_override
 from bench.errors import MissingError, UsageError, unknown
 from bench.masking import masked
-from bench.registry import find
+from bench.registry import find, registered
 
 URL = "url"
 """Scorer setting that every task accepts: the address of a server that scores its images."""
+FEATURES = "features"
+"""Name of the section of `scorers` with the settings of the world's feature space, in which diversity is measured."""
 
 
 class SigmasSpec(Settings):
@@ -83,8 +85,11 @@ def words(scorers: Any) -> dict[str, dict[str, str]]:
 def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: str) -> None:
     """Raise UsageError for a scorer of a task that is not in `tasks`, and for an unknown key or one without effect."""
     for name, sources in scorers.items():
+        if name == FEATURES:
+            _check_features(sources, world)
+            continue
         if name not in tasks:
-            raise unknown("task in scorers", name, tasks)
+            raise unknown("task in scorers", name, [*tasks, FEATURES])
         task = find("task", name)
         for key in sources:
             known = [*task.sources, URL]
@@ -95,6 +100,16 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: s
                 raise UsageError(f"scorers.{name}.{key} does nothing in the world {world!r}: leave it out")
         if URL in sources:
             check_url(sources[URL], name)
+
+
+def _check_features(sources: dict[str, str], world: str) -> None:
+    """Raise UsageError for a setting that the world's feature space does not have."""
+    known = find("features", world).sources if world in registered("features") else {}
+    for key in sources:
+        if not known:
+            raise UsageError(f"scorers.{FEATURES}.{key} does nothing in the world {world!r}: leave it out")
+        if key not in known:
+            raise unknown(f"key in scorers.{FEATURES}", key, known)
 
 
 def check_worlds(scorers: dict[str, dict[str, str]], tasks: list[str], world: str) -> None:

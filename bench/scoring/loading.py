@@ -1,9 +1,10 @@
 """Loads tasks with the scorers that the settings choose for them."""
 
+from bench.api.features import FeatureSpace
 from bench.api.task import Task
 from bench.config.rewards import Rewards, all_scorers
-from bench.config.scorers import URL
-from bench.registry import find
+from bench.config.scorers import FEATURES, URL
+from bench.registry import find, registered
 from bench.scoring.remote import RemoteTask
 from bench.scoring.reward_set import RewardSet
 
@@ -23,6 +24,18 @@ def load_task(name: str, world: str, sources: dict[str, str] | None = None, devi
         local = {DEVICE: device} | local
     task = task_class(world, local)
     return RemoteTask(task, sources[URL]) if URL in sources else task
+
+
+def load_features(world: str, scorers: dict[str, dict[str, str]], device: str = "cpu") -> FeatureSpace | None:
+    """The feature space of a world, with the settings scorers.features; None if the world has none.
+
+    It runs on `device` unless the settings name another.
+    """
+    if world not in registered("features"):
+        return None
+    kind = find("features", world)
+    given = scorers.get(FEATURES, {})
+    return kind({DEVICE: device} | given if DEVICE in kind.sources else given)
 
 
 def load_tasks(

@@ -1,6 +1,6 @@
 """Held-out evaluation: one image per prompt entry, from the same initial noise for every model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.analysis.beside import is_measure
 from bench.analysis.stats import Design, Estimate, codes, estimate
+from bench.api.features import FeatureSpace
 from bench.api.scores import Collected, finite, parts_of, rows_of, score_each, score_finite, stacked
 from bench.api.task import Prompt, Scores, Task
+from bench.backbones.conditioning import Conditioning
 from bench.backbones.flow import FlowBackbone
 from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
@@ -18,6 +21,7 @@ from bench.scoring.folders import begin, identity, places, write
 from bench.scoring.remote import plain
 from bench.system.background import Background
 from bench.system.workers import ALONE, Workers
+from bench.training.measures import MEASURES, Entry, Followed, Measures, steps_by_sigma
 
 Rows = dict[str, np.ndarray]
 
@@ -37,17 +41,16 @@ class Evaluation:
     @staticmethod
     def of(task: Task, prompts: list[Prompt], scores: Scores) -> "Evaluation":
         """The evaluation of images that were drawn from `prompts`, one per entry. Raises as `rows_of` does."""
-        strata = np.array([prompt.stratum for prompt in prompts])
-        identities = [identity(prompt.stratum, prompt.text, prompt.metadata) for prompt in prompts]
-        rows = rows_of(task, scores)
-        return Evaluation(task.name, task.headline, strata, rows, codes(identities))
+        strata, clusters = design_of(prompts)
+        return Evaluation(task.name, task.headline, strata, rows_of(task, scores), clusters)
 
     def estimate(self, metric: str | None = None) -> Estimate:
         """Mean over strata with its interval, of the headline metric unless another is named.
 
         Images that failed or lack the metric are left out. NaN if a stratum has none left: the mean is over strata.
+        Only measures are averaged over the strata that have them, since prompts may decide an attribute.
         """
-        if self.without(metric):
+        if self.without() or (not (metric is None or is_measure(metric)) and self.without(metric)):
             return Estimate.unknown()
         values, kept = self.rows[metric or self.headline], self._kept(metric)
         return estimate(values[kept], Design(self.strata, self.prompts).kept(kept))
@@ -98,15 +101,22 @@ class Evaluation:
         return Evaluation(record["task"], record["headline"], strata, rows, prompts)
 
 
-def initial_noise(backbone: FlowBackbone, task: str, split: str, rows: Sequence[int]) -> torch.Tensor:
-    """Noise of the given rows of a split, [len(rows), C, h, w].
+def design_of(prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+    """Stratum and number of the prompt of each entry of a split, each [N]."""
+    identities = [identity(prompt.stratum, prompt.text, prompt.metadata) for prompt in prompts]
+    return np.array([prompt.stratum for prompt in prompts]), codes(identities)
 
-    It depends on (task, split, row) only, so that models can be compared and the batch size does not matter. It is
+
+def initial_noise(backbone: FlowBackbone, task: str, split: str, entries: Iterable[Entry]) -> torch.Tensor:
+    """Noise of the given entries of a split, [len(entries), C, h, w].
+
+    It depends on (task, split, entry) only, so that models can be compared and the batch size does not matter. It is
     torch's on the CPU and must stay so: stored evaluations are compared with new ones image by image.
     """
     noises = []
-    for row in rows:
-        generator = torch.Generator().manual_seed(seed_of("evaluation", task, split, row))
+    for row, again in entries:
+        further = (again,) if again else ()
+        generator = torch.Generator().manual_seed(seed_of("evaluation", task, split, row, *further))
         noises.append(torch.randn(backbone.latent_shape, generator=generator))
     return torch.stack(noises).to(backbone.device)
 
@@ -120,15 +130,20 @@ def sampled(
     sampler: Sampler,
     guidance: float,
     ahead: Sequence[Prompt] = (),
+    see: Callable[[torch.Tensor, float, torch.Tensor, Conditioning], None] | None = None,
 ) -> torch.Tensor:
     """Latents [B, C, h, w] that a deterministic kernel produces from `noise` (same shape).
 
-    `ahead` are the prompts of the next batches (see FlowBackbone.encode).
+    `ahead` are the prompts of the next batches (see FlowBackbone.encode). `see` is called with the state, sigma, the
+    velocity and the encoded prompts of every step.
     """
     conditioning = backbone.encode([p.text for p in prompts], (p.text for p in ahead))
 
     def field(x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-        return backbone.velocity(x, sigma, conditioning, adapter, guidance)
+        velocity = backbone.velocity(x, sigma, conditioning, adapter, guidance)
+        if see:
+            see(x, float(sigma), velocity, conditioning)
+        return velocity
 
     return rollout(field, noise, sampler, torch.Generator()).final
 
@@ -151,8 +166,12 @@ def evaluate(
     workers: Workers = ALONE,
     listener: Callable[[int, int], None] = lambda done, of: None,
     ask: Callable[[], None] = lambda: None,
+    space: FeatureSpace | None = None,
 ) -> Evaluation:
     """Score one model on a split of one task; `audit` adds the metrics of the task's independent scorer.
+
+    The evaluation also has measures beside the scores (bench/training/measures.py): the distance of an adapter from the
+    base, and with `space` the diversity of the images.
 
     An image that is not finite counts as failed: it has no scores and is not written.
 
@@ -170,6 +189,8 @@ def evaluate(
             begin(folder, task.name, task.world)
         workers.agreed(None)  # a barrier: no process may write before the folder has been emptied
     found = Collected()
+    strata, clusters = design_of(prompts)
+    measures = Measures(prompts, strata, clusters, space)
     # A scorer that works elsewhere has one part of the images while the next one is drawn. Audits may need the device.
     ahead = task.elsewhere and not audit
     pending: Callable[[], None] | None = None
@@ -180,26 +201,28 @@ def evaluate(
             found.add(here.stop - here.start, score)
         listener(here.stop - mine.start, len(mine))
 
-    # Every process loops as often as the one with the largest shard, because `ask` communicates between processes.
-    last = mine.start + workers.most(len(prompts))
-    for start in range(mine.start, last, batch):
+    followed = Followed(measures.chosen if adapter else [], steps_by_sigma(sampler))
+
+    def draw(entries: list[Entry], *how) -> torch.Tensor:
+        noise = initial_noise(backbone, task.name, split, entries)
+        here = [prompts[row] for row, _ in entries]
+        return sampled(backbone, here, noise, adapter, sampler, guidance, *how)
+
+    for start, stop, rows in _batches(len(prompts), batch, workers, backbone.sharded):
         ask()
-        stop = min(start + batch, mine.stop)
-        rows = list(range(start, stop))
-        if backbone.sharded:
-            # All processes must make the same passes. One whose shard is shorter draws its last image once more.
-            rows += [max(0, mine.stop - 1)] * (min(start + batch, last) - max(start, stop))
         if not rows:
             continue
-        noise = initial_noise(backbone, task.name, split, rows)
-        here, later = [prompts[row] for row in rows], prompts[stop : mine.stop]
-        latents = sampled(backbone, here, noise, adapter, sampler, guidance, later)
+        latents = draw(
+            [Entry(row) for row in rows], prompts[stop : mine.stop], partial(followed.see, range(start, stop))
+        )
         latents = latents[: max(0, stop - start)]
         for part in parts_of(latents):
             images = backbone.decode(latents[part])
             first = start + part.start
             scored = slice(first, first + len(images))
             fine = finite(latents[part], images)
+            with backbone.meter.purpose(MEASURES):
+                measures.add([Entry(row) for row in range(first, scored.stop)], images, fine)
             if folder:
                 good = np.flatnonzero(fine)
                 entries = good + scored.start
@@ -215,7 +238,39 @@ def evaluate(
                 add(scored, score)
     if pending:
         pending()
-    return _evaluation(task, prompts, workers.gather(found.whole()))
+    further = measures.further
+    for start, stop, rows in _batches(len(further), batch, workers, backbone.sharded):
+        ask()
+        if not rows:
+            continue
+        with backbone.meter.purpose(MEASURES):
+            latents = draw([further[row] for row in rows])[: max(0, stop - start)]
+            for part in parts_of(latents):
+                images = backbone.decode(latents[part])
+                entries = further[start + part.start : start + part.start + len(images)]
+                measures.add(entries, images, finite(latents[part], images))
+    with backbone.meter.purpose(MEASURES):
+        measures.drifts = followed.drifts(backbone, guidance, batch, workers)
+    shards = [shard for shard in workers.gather(found.whole()) if shard]  # None: a process that had no prompt
+    result = Evaluation.of(task, prompts, stacked(shards))
+    return replace(result, rows=result.rows | measures.rows(workers))
+
+
+def _batches(total: int, batch: int, workers: Workers, equal: bool) -> Iterator[tuple[int, int, list[int]]]:
+    """Batches of this process's shard of `total` images: (start, end, images to draw).
+
+    Every process has as many batches as the one with the largest shard, because processes communicate between batches;
+    some may be empty. With `equal`, all draw equally many images, as sharded weights need: a process whose shard is
+    shorter draws its last image once more, beyond the end.
+    """
+    mine = workers.shard(total)
+    last = mine.start + workers.most(total)
+    for start in range(mine.start, last, batch):
+        stop = min(start + batch, mine.stop)
+        rows = list(range(start, stop))
+        if equal:
+            rows += [max(0, mine.stop - 1)] * (min(start + batch, last) - max(start, stop))
+        yield start, stop, rows
 
 
 def _only(work: Background[Scores]) -> Scores:
@@ -227,9 +282,3 @@ def _scores(task: Task, audit: bool, images: torch.Tensor, prompts: list[Prompt]
     scores = score_each(task, images, prompts)
     audited = task.audit(images, prompts) if audit else {}
     return replace(scores, metrics=scores.metrics | audited, details=[])
-
-
-def _evaluation(task: Task, prompts: list[Prompt], shards: list[Scores | None]) -> Evaluation:
-    """The evaluation of all processes' scores; None is the shard of a process that had no prompt."""
-    whole = stacked([shard for shard in shards if shard])
-    return Evaluation.of(task, prompts, whole)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from bench.api.features import FeatureSpace
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.backbones.adapter_files import adapter_hash
 from bench.backbones.flow import FlowBackbone
@@ -15,11 +16,12 @@ from bench.backbones.teacher_files import Teacher
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
+from bench.config.scorers import FEATURES
 from bench.config.spec import Spec
 from bench.errors import BenchError, UsageError
 from bench.registry import find
 from bench.scoring.folders import PICTURES
-from bench.scoring.loading import load_tasks
+from bench.scoring.loading import load_features, load_tasks
 from bench.store.provenance import code_hash, record
 from bench.store.run import Run
 from bench.system.background import finish
@@ -122,9 +124,12 @@ def execute(spec: Spec, session: Session) -> dict:
         method_class = find("method", spec.method)
         method = method_class(method_class.Options.model_validate(spec.params))
         loop = Loop(run, lab, method, descriptor.evaluation_sampler(spec))
+        loop.features = load_features(descriptor.world, spec.scorers, str(backbone.device))
         with memory("loading", spec):
-            try_scorers(lab, spec.evaluation.split)
+            try_scorers(lab, spec.evaluation.split, loop.features)
         scorers = {name: task.scorer_name for name, task in lab.tasks.items()}
+        if loop.features:
+            scorers[FEATURES] = loop.features.name
         for earlier in starts:
             refuse_other_scorers(run.folder, earlier.get("scorer_names"), scorers)
         if made_by_other_code(starts, entry["code"]):
@@ -176,16 +181,20 @@ def origins(spec: Spec, teachers: dict[str, Teacher]) -> dict[str, str]:
     return hashes
 
 
-def try_scorers(lab: Lab, split: str) -> None:
+def try_scorers(lab: Lab, split: str, features: FeatureSpace | None = None) -> None:
     """Score one grey image with every task's scorer, so that a missing one is noticed before training starts.
+
+    The same for the feature space.
 
     Raises what the scorers raise, and BenchError for a scorer that does not give the task's headline metric.
     """
+    grey = lab.backbone.decode(torch.zeros(1, *lab.backbone.latent_shape, device=lab.backbone.device))
+    if features:
+        features.features(grey)
     for task in lab.tasks.values():
         prompt = task.prompts(split)[0]
         _ = task.scorer_name  # reading the name contacts a remote scorer
-        latent = torch.zeros(1, *lab.backbone.latent_shape, device=lab.backbone.device)
-        scores = task.score(lab.backbone.decode(latent), [prompt])
+        scores = task.score(grey, [prompt])
         if task.headline not in {"reward", *scores.metrics}:
             given = ", ".join(scores.metrics) or "rewards only"
             raise BenchError(f"the scorer of {task.name!r} gives {given}, not the headline metric {task.headline!r}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.analysis.records import score
+from bench.api.features import FeatureSpace
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.api.method import Method
 from bench.backbones.adapters import student_shape
@@ -63,6 +64,8 @@ class Loop:
         """Called before every update and every batch of an evaluation; true once the user asked to stop."""
         self.listen: Callable[[Progress], None] = lambda _: None
         """Called after every update, held-out evaluation and batch of an evaluation."""
+        self.features: FeatureSpace | None = None
+        """In which evaluations measure the diversity of images; None leaves it out."""
         backbone, spec = lab.backbone, run.spec
         self.evaluation_sampler = evaluation_sampler
         shape = student_shape(spec)
@@ -341,6 +344,7 @@ class Loop:
                 workers=self.workers,
                 listener=say,
                 ask=self._stop_if_asked,
+                space=self.features,
             )
         if found.failed:
             total = len(found.strata)

@@ -17,6 +17,7 @@ from bench.store.shapes import check_evaluation
 from bench.system.files import is_there, read_record, write_atomic
 from bench.training.evaluate import Evaluation
 from bench.training.loop import Loop
+from bench.training.measures import MEASURES, VERSION
 
 
 class References:
@@ -42,7 +43,19 @@ class References:
         scorer = self.loop.lab.tasks[task].scorer_name
         backbone = self.loop.run.backbone_hash
         prompts = self._prompts_hash(task)
-        parts: list[object] = [backbone, weights, task, scorer, prompts, guidance, settings.steps, settings.split]
+        space = self.loop.features
+        measures = f"{MEASURES} {VERSION} {space.name if space else ''}"
+        parts: list[object] = [
+            backbone,
+            weights,
+            task,
+            scorer,
+            prompts,
+            guidance,
+            settings.steps,
+            settings.split,
+            measures,
+        ]
         # Only values that are not the default enter the key, so that new settings leave it as it was.
         shaping = set(Compute.RESULT)
         if (chosen := spec.evaluation_compute.model_dump(include=shaping)) != PLAIN.model_dump(include=shaping):
@@ -66,7 +79,7 @@ class References:
             return known
         # Images are written under a name of this run until complete: another run may be evaluating the same model.
         half = kept.with_name(f".{kept.name}.{self.loop.run.folder.name}") if settings.pictures else None
-        with self.loop.lab.backbone.meter.purpose("references"):
+        with self.loop.lab.backbone.meter.purpose("references", whole=True):
             result: Evaluation = self.loop.evaluate(adapter, task, guidance, half)
         if workers.main:
             try:

@@ -23,6 +23,7 @@ from bench.system.drawing import own_settings
 from bench.system.files import write_atomic
 from bench.training.evaluate import initial_noise, pictures
 from bench.training.execute import load_backbone
+from bench.training.measures import Entry
 from bench.training.teachers import locate, mount
 
 Block = tuple[str, list[str], dict[str, Tensor]]
@@ -42,7 +43,7 @@ def _columns(
     stride = max(1, len(prompts) // PER_TASK)
     rows = [i * stride for i in range(min(PER_TASK, len(prompts)))]
     # Noise depends on the row's index in the split, so these are the images of the held-out evaluation.
-    noises = [initial_noise(backbone, task.name, split, range(i, i + 1)) for i in rows]
+    noises = [initial_noise(backbone, task.name, split, [Entry(i)]) for i in rows]
     noise = torch.cat(noises)
 
     chosen = [prompts[i] for i in rows]

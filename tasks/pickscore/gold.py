@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.backbones.micro.reader import Mark, find_shapes
+from bench.backbones.micro.reader import Mark, find_shapes, grounds_of
 from bench.backbones.micro.world import BLOCK, CANVAS, COLOURS, GROUNDS, shape_masks
-from bench.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,18 +64,11 @@ def gold_parts(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> dict
 
     `wanted` lists the (shape, colour) pairs of each prompt.
     """
-    palette = torch.tensor(list(GROUNDS.values())) / 255
-    names = list(GROUNDS)
     rows = []
-    found = find_shapes(images_BCHW)
+    found, grounds = find_shapes(images_BCHW), grounds_of(images_BCHW)
     pixels = images_BCHW.float().cpu().permute(0, 2, 3, 1)
-    # The ground is the most common palette entry among all pixels.
-    distances = torch.cdist(pixels.flatten(1, 2), palette.expand(len(pixels), -1, -1))
-    counts = torch.nn.functional.one_hot(distances.argmin(2), len(names)).sum(1)
-    common = counts.argmax(1).tolist()
-    for image, marks, which, pairs in zip(pixels.numpy(), found, common, wanted, strict=True):
+    for image, marks, ground, pairs in zip(pixels.numpy(), found, grounds, wanted, strict=True):
         marks = [m for m in marks if m.score > CONFIDENT]
-        ground = names[which]
         residual = image - _redraw(np.array(GROUNDS[ground]) / 255, marks)
         rms = np.sqrt((residual**2).mean())
         clean = float(np.exp(-rms / CLEAN_RMS))
@@ -97,4 +89,9 @@ def gold_parts(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> dict
 
 def gold(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> np.ndarray:
     """The utility, float64 [B] in [0, 1]: the mean of its parts (see gold_parts)."""
-    return np.mean(list(gold_parts(images_BCHW, wanted).values()), axis=0)
+    return utility(gold_parts(images_BCHW, wanted))
+
+
+def utility(parts: dict[str, np.ndarray]) -> np.ndarray:
+    """The utility, float64 [B], from its parts."""
+    return np.mean(list(parts.values()), axis=0)

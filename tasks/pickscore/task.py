@@ -12,7 +12,7 @@ from bench.api.task import Prompt, Scores, Task
 from bench.backbones.micro.captions import caption
 from tasks.clip import Clip, standardise
 from tasks.pickscore import micro
-from tasks.pickscore.gold import gold
+from tasks.pickscore.gold import gold_parts, utility
 from tasks.pickscore.photo import SOURCES, photo_scorer
 from tasks.pickscore.scorer import ClipScorer
 from tasks.prompt_files import as_prompts, read_prompts
@@ -41,9 +41,9 @@ def _photo_prompts(sources: dict[str, str]) -> dict[str, list[Prompt]]:
     return as_prompts(read_prompts("pickscore", sources))
 
 
-# World -> (function that gives prompts by split, function that builds the scorer, true utility if it is known).
+# World -> (function that gives prompts by split, function that builds the scorer, the true utility's parts if known).
 WORLDS = {
-    "micro": (_micro_prompts, _micro_scorer, gold),
+    "micro": (_micro_prompts, _micro_scorer, gold_parts),
     "photo": (_photo_prompts, photo_scorer, None),
 }
 
@@ -60,7 +60,7 @@ class PickScore(Task):
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
-        self._prompts, scorer, self.utility = self.world_entry(WORLDS)
+        self._prompts, scorer, self.utility_parts = self.world_entry(WORLDS)
         self.scorer: ClipScorer = scorer(self.given)
 
     @cached_property
@@ -78,17 +78,19 @@ class PickScore(Task):
 
     def check(self, prompt: Prompt) -> None:
         """On micro, raise UsageError for unknown words or missing pairs (see micro.check_prompt)."""
-        if self.utility:
+        if self.utility_parts:
             micro.check_prompt(prompt)
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
-        """The reward, the raw score as "pickscore" and, on micro, the utility as "gold"."""
+        """The reward, the raw score as "pickscore" and, on micro, the utility as "gold" with its parts "gold.PART"."""
         raw = self.scorer.raw(images_BCHW, [p.text for p in prompts])
         metrics: dict[str, np.ndarray] = {"pickscore": raw}
-        if self.utility:
+        if self.utility_parts:
             # JSON has no tuples: pairs from files or over HTTP are lists.
             wanted = [[tuple(pair) for pair in p.metadata["wanted"]] for p in prompts]
-            metrics["gold"] = self.utility(images_BCHW, wanted)
+            parts = self.utility_parts(images_BCHW, wanted)
+            metrics["gold"] = utility(parts)
+            metrics |= {f"gold.{name}": values for name, values in parts.items()}
         return Scores(self.scorer.reward(raw), metrics)
 
     def differentiable_reward(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Tensor:

@@ -82,7 +82,7 @@ def test_a_finished_run_is_not_another_scorer_s(tmp_path: Path, scorer) -> None:
     assert summary["scorers"] == {"ocr": "engineA"} and mean_score(summary) == 0.25
     run = lambda url: Run(session.root, spec(url), describe("micro").fingerprint())
     (start,) = run(at(mine)).starts()
-    assert start["scorer_names"] == {"ocr": "engineA"}
+    assert start["scorer_names"]["ocr"] == "engineA"
     for url in (at(other), None):
         for again in (lambda url=url: execute(spec(url), session), lambda url=url: jobs(run(url))):
             with pytest.raises(UsageError, match="was scored by 'engineA' for ocr, but the scorer is now"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.backbones.micro.glyphs import GLYPHS
-from bench.backbones.micro.world import BLOCK, CANVAS, CELL, COLOURS, shape_masks
+from bench.backbones.micro.world import BLOCK, CANVAS, CELL, COLOURS, DISTANT_SIZE, GROUNDS, shape_masks
 from bench.errors import UsageError
 from bench.lazy import torch, without_gradients
 
@@ -28,6 +28,7 @@ SHAPE_EVIDENCE, SHAPE_SLOPE = 0.55, 0.06
 """Midpoint and width of the sigmoid from explained variance to a shape's confidence."""
 GLYPH_EVIDENCE = 0.5
 """Minimum explained variance for a character."""
+NEAR, DISTANT = "near", "distant"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class _Templates:
 
 
 @cache
-def _shapes() -> _Templates:
-    return _Templates(shape_masks())
+def _shapes(size: float = 1.0) -> _Templates:
+    return _Templates(shape_masks(size))
 
 
 @cache
@@ -85,9 +86,9 @@ def _glyphs() -> _Templates:
 
 
 @cache
-def _boxes() -> dict[str, tuple[int, int, int, int]]:
+def _boxes(size: float = 1.0) -> dict[str, tuple[int, int, int, int]]:
     boxes = {}
-    for name, mask in shape_masks().items():
+    for name, mask in shape_masks(size).items():
         ys, xs = np.nonzero(mask > 0.5)
         left, right = int(xs.min()), int(xs.max()) + 1
         top, bottom = int(ys.min()), int(ys.max()) + 1
@@ -129,12 +130,13 @@ def _best_fits(images_BCHW: Tensor, templates: _Templates, size: int) -> tuple[i
 
 
 @without_gradients
-def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
+def find_shapes(images_BCHW: Tensor, size: float = 1.0) -> list[list[Mark]]:
     """The shapes in each of B images [B, 3, 32, 32], best first; of overlapping blocks only the best is kept.
 
-    Raises UsageError for images of a different size.
+    `size` is that of the shapes within their blocks; a detector sees the usual size only. Raises UsageError for images
+    of a different size.
     """
-    places, best, which, ground, paint = _best_fits(images_BCHW, _shapes(), BLOCK)
+    places, best, which, ground, paint = _best_fits(images_BCHW, _shapes(size), BLOCK)
     batch = len(images_BCHW)
     palette = torch.tensor(list(COLOURS.values())) / 255
     nearest = torch.cdist(paint, palette).argmin(1).view(batch, places).tolist()
@@ -145,7 +147,7 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
     scores = score.tolist()
     kinds = which.view(batch, places).tolist()
     per_row = (CANVAS - BLOCK) // CELL + 1
-    names, colour_names = _shapes().names, list(COLOURS)
+    names, colour_names, boxes = _shapes(size).names, list(COLOURS), _boxes(size)
     pictures = []
     for i in range(batch):
         marks: list[Mark] = []
@@ -157,12 +159,35 @@ def find_shapes(images_BCHW: Tensor) -> list[list[Mark]]:
             if any(overlaps):
                 continue
             name = names[kinds[i][place]]
-            x1, y1, x2, y2 = _boxes()[name]
+            x1, y1, x2, y2 = boxes[name]
             box = (left + x1, top + y1, left + x2, top + y2)
             colour = colour_names[nearest[i][place]]
             marks.append(Mark(name, colour, box, scores[i][place], left, top))
         pictures.append(marks)
     return pictures
+
+
+def views(images_BCHW: Tensor, floor: float = 0.5) -> list[tuple[str, list[Mark]]]:
+    """Whether each of B images [B, 3, 32, 32] shows shapes that are NEAR or DISTANT, and these shapes, best first.
+
+    ("", []) for an image without a shape of either size whose confidence exceeds `floor`. Raises as `find_shapes`.
+    """
+    found = []
+    for near, distant in zip(find_shapes(images_BCHW), find_shapes(images_BCHW, DISTANT_SIZE), strict=True):
+        by_view = {NEAR: near, DISTANT: distant}
+        sure = {view: [mark for mark in marks if mark.score > floor] for view, marks in by_view.items()}
+        view = max(sure, key=lambda view: sure[view][0].score if sure[view] else 0.0)
+        found.append((view, sure[view]) if sure[view] else ("", []))
+    return found
+
+
+def grounds_of(images_BCHW: Tensor) -> list[str]:
+    """The ground of each of B images [B, 3, H, W]: the palette entry that most pixels are nearest to."""
+    palette = torch.tensor(list(GROUNDS.values())) / 255
+    pixels = images_BCHW.float().cpu().flatten(2).mT
+    distances = torch.cdist(pixels, palette.expand(len(pixels), -1, -1))
+    counts = torch.nn.functional.one_hot(distances.argmin(2), len(GROUNDS)).sum(1)
+    return [list(GROUNDS)[which] for which in counts.argmax(1).tolist()]
 
 
 @without_gradients

@@ -1,0 +1,60 @@
+"""Metrics to show beside a headline metric: what its rise could hide.
+
+Stricter scores of a task, and measures of any model (bench/training/measures.py): the diversity of its images and its
+distance from the base. This file does not import torch.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from bench.analysis.records import model_rows
+from bench.analysis.stats import Estimate, estimate, joined
+
+GOLD = "gold"
+"""Metric under which a task reports the known utility."""
+STRICTER = ("strict", GOLD)
+"""Metrics of tasks: GenEval's exact counts, and the utility behind a learned reward."""
+DRIFT, DIVERSITY, OVER_PROMPTS, ENTROPY = "drift", "diversity", "diversity over prompts", "entropy"
+"""Names of the measures; those of diversity are followed by @ and the feature space, the entropy by the attribute."""
+
+
+def is_measure(metric: str) -> bool:
+    """Whether a metric is a measure of a model and not a score of a task."""
+    return metric == DRIFT or metric.startswith((f"{DIVERSITY}@", f"{OVER_PROMPTS}@", f"{ENTROPY}."))
+
+
+def is_beside(metric: str) -> bool:
+    """Whether a metric is shown beside the headline."""
+    return metric in STRICTER or is_measure(metric)
+
+
+def recorded(summaries: list[dict], model: str, task: str) -> list[str]:
+    """The metrics beside the headline that a model has in every summary, with values for the same images."""
+    rows = [summary["models"][model][task]["rows"] for summary in summaries]
+    found = [metric for metric in rows[0] if is_beside(metric) and all(metric in row for row in rows)]
+    return [metric for metric in found if len({_places(row[metric]) for row in rows}) == 1]
+
+
+def _places(values: Iterable[float | None]) -> bytes:
+    """Which images have a value."""
+    return np.isnan(np.array(list(values), np.float64)).tobytes()
+
+
+def metrics_beside(summaries: list[dict], models: dict[str, str]) -> dict[str, Estimate]:
+    """ "task: metric" -> estimate, for the recorded metrics of STRICTER; `models` names each task's model."""
+    found = {}
+    for task, model in models.items():
+        for metric in recorded(summaries, model, task):
+            if metric in STRICTER:
+                found[f"{task}: {metric}"] = estimate(*model_rows(summaries, model, task, metric))
+    return found
+
+
+def measures(summaries: list[dict], models: dict[str, str]) -> dict[str, Estimate]:
+    """measure -> its mean over the tasks in which it is recorded; `models` names each task's model."""
+    rows: dict[str, dict] = {}
+    for task, model in models.items():
+        for metric in filter(is_measure, recorded(summaries, model, task)):
+            rows.setdefault(metric, {})[task] = model_rows(summaries, model, task, metric)
+    return {metric: estimate(*joined(by_task)) for metric, by_task in rows.items()}

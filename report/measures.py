@@ -1,0 +1,133 @@
+"""Diversity of the images and distance from the base: tables and a figure of what scores do not show."""
+
+import math
+
+import pandas as pd
+
+from bench.analysis.beside import DIVERSITY, DRIFT, ENTROPY, OVER_PROMPTS, is_measure, measures, recorded
+from bench.analysis.forgetting import by_share
+from bench.analysis.records import model_rows
+from bench.analysis.stats import Estimate, estimate, estimates
+from report.figures import Figure, draw_curve, legend, room
+from report.lines import Pool
+from report.style import Look, is_column
+from report.table import Column, Row, Table
+
+MEAN = "mean"
+"""In the column of tasks: the mean over them."""
+SAID = (
+    "Measured on held-out prompts. Diversity is the mean distance between images in a feature space, which the "
+    "heading names after the @: between images of one prompt (four images of about sixteen prompts), and over prompts "
+    "(all pairs of images of different prompts). Its unit is that of the space, so only its changes mean something. "
+    "Entropy is that of an attribute that the caption leaves open, in bits, over all images of a task; it is 0 if all "
+    "images have the same. Drift is the mean over the sampling path of the squared difference between a model's "
+    "velocity and the base's at the model's own states, per dimension, on the same sixteen prompts at the same "
+    "guidance scale. Intervals are 95%, over seeds and prompts. A dash means not recorded, or decided by the captions."
+)
+
+
+def head_of(metric: str) -> str:
+    """A measure's heading."""
+    name, _, space = metric.partition("@")
+    if space:
+        return f"{'within a prompt' if name == DIVERSITY else 'over prompts'} @{space}"
+    return f"{metric.removeprefix(f'{ENTROPY}.')} entropy" if metric != DRIFT else DRIFT
+
+
+def order(metric: str) -> tuple[int, str]:
+    """Drift first, then diversity within and over prompts, then entropies."""
+    starts = (DRIFT, f"{DIVERSITY}@", f"{OVER_PROMPTS}@", ENTROPY)
+    return next(place for place, start in enumerate(starts) if metric.startswith(start)), metric
+
+
+def measures_table(pool: Pool, references: list[tuple[str, list[dict], dict[str, str]]], prefix: str) -> Table | None:
+    """Measures of all lines, the base and the teachers by task and as a mean over tasks; None if none is recorded.
+
+    `references`: label, summaries, and the model for each task.
+    """
+    models = [
+        (line.label, [r.summary for r in line.records], dict.fromkeys(pool.tasks, "student")) for line in pool.lines
+    ]
+    rows: list[Row] = []
+    for label, summaries, of in models + references:
+        means = measures(summaries, of)
+        if not means:
+            continue
+        for task, model in of.items():
+            own = filter(is_measure, recorded(summaries, model, task))
+            found = {metric: estimate(*model_rows(summaries, model, task, metric)) for metric in own}
+            rows.append({"line": label, "task": task, **found})
+        rows.append({"line": label, "task": MEAN, **means})
+    metrics = sorted({key for row in rows for key in row if key not in ("line", "task")}, key=order)
+    if not metrics:
+        return None
+    columns = [Column("line", "method"), Column("task", "task")]
+    columns += [Column(metric, head_of(metric), "score") for metric in metrics]
+    return Table(f"{prefix}diversity", f"Diversity and drift: {pool.title}", SAID, columns, rows)
+
+
+def drift_table(pool: Pool, prefix: str) -> Table | None:
+    """Score and drift at every recorded point that all seeds of a line have; None without such points."""
+    table = Table(
+        f"{prefix}drift",
+        f"Score against drift: {pool.title}",
+        "Gao et al. (arXiv 2210.10760) compare rewards at equal distance from the base: a method whose score rises "
+        "less for the same distance gives up more of the base for it. Drift as in the table of diversity; the distance "
+        "is its square root. Intervals are 95%.",
+        [
+            Column("line", "method"),
+            Column("task", "task"),
+            Column("share", "fraction of budget", "share"),
+            Column("drift", "drift", "score"),
+            Column("distance", "distance", "score"),
+            Column("score", "score", "score"),
+        ],
+    )
+    for line in pool.lines:
+        runs = [record.evaluations for record in line.records]
+        for task in pool.tasks:
+            drifts, places = by_share(runs, task, DRIFT)
+            scores, pictures = by_share(runs, task)
+            shares = sorted(drifts.keys() & scores.keys())
+            if not shares:
+                continue
+            drifted = estimates([drifts[share] for share in shares], places)
+            scored = estimates([scores[share] for share in shares], pictures)
+            for share, drift, score in zip(shares, drifted, scored):
+                distance = Estimate(*(math.sqrt(max(0.0, end)) for end in (drift.value, drift.low, drift.high)))
+                row: Row = {"line": line.label, "task": task, "share": share}
+                table.rows.append(row | {"drift": drift, "distance": distance, "score": score})
+    return table if table.rows else None
+
+
+def drift_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], name: str) -> Figure:
+    """Score against distance from the base, one path over training per line and a panel per task."""
+    lines = [line for line in look if (frame["line"] == line).any()]
+
+    def draw(width: float):
+        import matplotlib.pyplot as plt
+
+        narrow = is_column(width)
+        columns = 1 if narrow else min(3, len(tasks))
+        rows = math.ceil(len(tasks) / columns)
+        figure, grid = plt.subplots(rows, columns, figsize=(width, 2.1 * rows + room(lines, narrow)), squeeze=False)
+        for axes in grid.flat[len(tasks) :]:
+            axes.remove()
+        for axes, task in zip(grid.flat, tasks):
+            for line in lines:
+                points = frame[(frame["line"] == line) & (frame["task"] == task)]
+                said = [
+                    f"{line}, {task} at {row['share']:.0%}: distance {row['distance']!r}, score {row['score']!r}"
+                    for _, row in points.iterrows()
+                ]
+                draw_curve(axes, points["distance"], points["score"], look[line], said)
+            axes.set(title=task, xlabel="distance from the base", ylabel="score")
+        legend(figure, grid.flat[0], lines, narrow)
+        return figure
+
+    return Figure(
+        name,
+        "Score against distance from the base: of two lines with the same score, the one to the left changed less.",
+        f"Held-out score against the root mean square change of velocity of {len(lines)} lines, {len(tasks)} panels.",
+        draw,
+    )
