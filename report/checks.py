@@ -1,7 +1,7 @@
 """Schemas of the records that the report reads; a file that does not match is reported as damaged."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -71,6 +71,7 @@ class CostRecord(Part):
 
     evaluations: dict[str, Count]
     seconds: dict[str, Count]
+    peak_bytes: dict[Literal["host", "device"], Annotated[int, Field(gt=0, le=LARGEST)]] = Field(default={})
 
 
 class TeacherRecord(Part):

@@ -291,7 +291,7 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
         f"unknown. To target: training NFE until the mean over seeds reaches {TARGET:.0%} of the best teacher in every "
         "task at a recorded point, including the teachers' cost where the budget does. Seeds at target: seeds of the "
         "line that reach it individually. A dash means that there are no teachers in these runs. Seconds depend on the "
-        "machine and its load.",
+        "machine and its load. Peak memory is that of the GPU, or without one of the whole process.",
         [
             Column("line", "method"),
             Column("training", "training", "count", "NFE"),
@@ -302,6 +302,8 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
             Column("seconds", "training and scoring", "count", "s"),
         ],
     )
+    if any(peak_gb(line.records) for line in pool.lines):
+        table.columns.append(Column("peak", "peak memory of an update", "ratio", "GB"))
     for line in pool.lines:
         taught = line.teacher_nfe if pool.whole else 0.0
         when = found[line.label].time_to_target
@@ -316,9 +318,16 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
                 "reaching": reaching,
                 "seeds": len(line.records),
                 "seconds": seconds(line.records),
+                "peak": peak_gb(line.records),
             }
         )
     return table
+
+
+def peak_gb(records: list[Record]) -> float | None:
+    """The most memory that an update of any run used, of the GPU or else of the process; None in older records."""
+    known = [peak for record in records if (peak := record.summary["cost"].get("peak_bytes"))]
+    return max(peak.get("device", peak["host"]) for peak in known) / 1e9 if known else None
 
 
 def seconds(records: list[Record]) -> float:

@@ -139,7 +139,7 @@ def tiny_tasks(monkeypatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def photo_scorers(detector_folder: Path, clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Task -> settings of its tiny photographic scorer, and prompts."""
+    """Task -> settings of its tiny photographic scorer, and prompts; and those of the feature space."""
     prompts = tmp_path_factory.mktemp("prompts")
     for split, count in (("train", 20), ("validation", 2), ("test", 3)):
         (prompts / f"{split}.txt").write_text("".join(f'a {split} sign {i} saying "word {i}"\n' for i in range(count)))
@@ -147,4 +147,5 @@ def photo_scorers(detector_folder: Path, clip_folder: Path, tmp_path_factory: py
         "geneval": {"converted": str(detector_folder), "colours": str(clip_folder)},
         "ocr": {"prompts": str(prompts)},
         "pickscore": {"prompts": str(prompts), "model": str(clip_folder), "processor": str(clip_folder)},
+        "features": {"model": str(clip_folder)},
     }

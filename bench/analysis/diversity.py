@@ -8,6 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+PROMPTS = 16
+"""Number of prompts, or a few more, of which further images are drawn."""
+IMAGES = 4
+"""Images per prompt of the diversity within a prompt: the evaluation's own and further ones."""
 DECIMALS = 5
 """To which values are rounded: far below any difference that matters, and records stay small."""
 

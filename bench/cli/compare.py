@@ -278,8 +278,8 @@ def _print_beside(out: Plain, table: list[Standing], reference: str) -> None:
     margin = next((line.margin for line in table if line.margin == line.margin), None)
     if not metrics and not measured and margin is None:
         return
-    title = "stricter metrics, means over tasks of diversity (bits for entropies) and drift, worst task and equivalence"
-    shown = Table(title=f"{title}, mean [95% interval]")
+    also = "means over tasks of diversity, entropies in bits and drift, " if measured else ""
+    shown = Table(title=f"stricter metrics, {also}worst task and equivalence, mean [95% interval]")
     within = []
     if margin is not None:
         within = ["worst task: gain recovered", f"p of equivalence within ±{margin:.3f} (TOST, Holm)"]

@@ -91,8 +91,10 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
         seconds = sorted(cost["seconds"].items())
         clocks = ", ".join(f"{name} {s:.0f} s" for name, s in seconds if name != "idle")
         nfe = cost["evaluations"].get("training", 0)  # records keep the older key for NFE
+        peaks = cost.get("peak_bytes")  # older records have none
+        peak = f"; peak memory {peaks.get('device', peaks['host']) / 1e9:.3g} GB" if peaks else ""
         out.print(
-            f"seed {summary['seed']}: {summary['updates']} updates, {nfe:,} training NFE; {clocks}",
+            f"seed {summary['seed']}: {summary['updates']} updates, {nfe:,} training NFE; {clocks}{peak}",
             soft_wrap=True,
         )
     if sheet:

@@ -32,8 +32,18 @@ def print_list(what: str) -> None:
         print(f"{name:<{width}}{'; '.join(facts)}")
     if what == "methods":
         print_variants([row[0] for row in rows])
+    if what == "tasks":
+        print_features()
     if what == "backbones":
         print_families()
+
+
+def print_features() -> None:
+    """Print the feature spaces of the worlds, in which the diversity of every task's images is measured."""
+    print("\ndiversity of images is measured in a feature space of their world (scorers.features.model=none: nowhere):")
+    for world in registered("features"):
+        if row := _row("features", world):
+            print(f"    {world:<10}{row[1]}")
 
 
 def print_families() -> None:
@@ -92,7 +102,11 @@ def _backbone(name: str) -> tuple[str, ...]:
     return f"world {descriptor.world}", str(descriptor.levels_at(PLAIN))
 
 
-FACTS = {"method": _method, "task": _task, "backbone": _backbone}
+def _features(world: str) -> tuple[str, ...]:
+    return (_about("features", find("features", world)),)
+
+
+FACTS = {"method": _method, "task": _task, "backbone": _backbone, "features": _features}
 
 
 def _heading(path: Path) -> str:

@@ -18,6 +18,8 @@ URL = "url"
 """Scorer setting that every task accepts: the address of a server that scores its images."""
 FEATURES = "features"
 """Name of the section of `scorers` with the settings of the world's feature space, in which diversity is measured."""
+NO_FEATURES = {"model": "none"}
+"""That section for leaving the diversity out."""
 
 
 class SigmasSpec(Settings):
@@ -104,6 +106,8 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: s
 
 def _check_features(sources: dict[str, str], world: str) -> None:
     """Raise UsageError for a setting that the world's feature space does not have."""
+    if sources == NO_FEATURES:
+        return
     known = find("features", world).sources if world in registered("features") else {}
     for key in sources:
         if not known:

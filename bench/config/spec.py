@@ -135,7 +135,7 @@ class EmaSpec(Settings):
     """Number of optimiser steps between updates of the average."""
 
 
-LATER_IN_EVALUATION = ("pictures", "shift", "table", "resolution")
+LATER_IN_EVALUATION = ("pictures", "shift", "table", "resolution", "stop_on_alarm")
 """Settings of evaluations that the first records do not have."""
 
 
@@ -162,6 +162,19 @@ class EvaluationSpec(Settings):
     pictures: bool = False
     """Whether to keep the images of the final evaluation in GenEval's official layout under pictures/<task>, and those
     of the base and the teachers in the cache of the results folder."""
+    stop_on_alarm: bool = False
+    """Whether to end the run at the first evaluation point at which the reward of a task has risen since an earlier
+    point while its stricter score, known utility or diversity fell (bench/analysis/alarms.py). Needs validation
+    prompts."""
+
+    @model_validator(mode="after")
+    def _stops_on_validation(self) -> "EvaluationSpec":
+        if self.stop_on_alarm and self.split == "test":
+            raise ValueError(
+                "evaluation.stop_on_alarm would choose the end of training by the test prompts: set "
+                "evaluation.split=validation too, and score the student on test prompts with bench eval"
+            )
+        return self
 
     @property
     def scale(self) -> float:

@@ -8,6 +8,7 @@ passes without gradients (rollouts, teachers, the base, held-out evaluation), an
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bench.analysis.diversity import IMAGES, PROMPTS
 from bench.api.method import Work
 from bench.backbones.adapters import Shape, student_shape
 from bench.backbones.full_weights import Full
@@ -26,6 +27,8 @@ GPU = "H100 SXM"
 PEAK = {"float32": 67e12, "tf32": 494.7e12, "bfloat16": 989.4e12, "float16": 989.4e12}
 """Peak floating-point operations per second of dense matrix products on that GPU, from its data sheet. By default,
 PyTorch multiplies float32 matrices in float32 and computes convolutions (the VAE) in TF32."""
+MEASURED = PROMPTS * IMAGES
+"""Paths per task of an evaluation's measures: three further images of some prompts, and one followed by the base."""
 HALF = (0.20, 0.30)
 UTILISATION = {"float32": (0.50, 0.65), "bfloat16": HALF, "float16": HALF}
 """Lowest and highest share of the peak that eager PyTorch is expected to reach on SD3.5-Medium.
@@ -135,12 +138,16 @@ def held_out_evaluations(spec: Spec, count: int | None) -> int:
 def of_evaluation(
     spec: Spec, size: Size, sampler: Sampler, pictures: dict[str, int], guidance: dict[str, float]
 ) -> Cost:
-    """Cost of drawing and decoding one model's held-out images; `pictures` and `guidance` are by task."""
+    """Cost of drawing and decoding one model's held-out images; `pictures` and `guidance` are by task.
+
+    Includes the images that measure diversity, and the base's passes that measure the distance from it.
+    """
     steps = spec.evaluation.steps
-    passes = sum(n * steps * sampler.passes(guidance[task]) for task, n in pictures.items())
+    passes = sum((n + MEASURED) * steps * sampler.passes(guidance[task]) for task, n in pictures.items())
+    decoded = sum(pictures.values()) + (MEASURED - PROMPTS) * len(pictures)
     return Cost(
         of_passes(Passes(forward=passes), size, student_shape(spec), spec.compute),
-        of_pictures(sum(pictures.values()), size, spec.compute),
+        of_pictures(decoded, size, spec.compute),
     )
 
 
@@ -241,7 +248,8 @@ def evaluation_lines(
         student = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, evaluation.scale))
         guided = ", two passes each for guidance" if sampler.passes(evaluation.scale) == 2 else ""
         time = hours(student * times, spec.compute)
-        yield f"held-out evaluation: {times} x ({listed}) images of {evaluation.steps} steps{guided}: {time}"
+        drawn = f"{times} x ({listed}) images of {evaluation.steps} steps{guided}"
+        yield f"held-out evaluation: {drawn}, and measures: {time}"
         base_guidance = descriptor.base_guidance or {}
         scales = {task: base_guidance.get(task, evaluation.scale) for task in pictures}
         references = of_evaluation(spec, size, sampler, pictures, scales)

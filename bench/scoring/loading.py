@@ -3,7 +3,7 @@
 from bench.api.features import FeatureSpace
 from bench.api.task import Task
 from bench.config.rewards import Rewards, all_scorers
-from bench.config.scorers import FEATURES, URL
+from bench.config.scorers import FEATURES, NO_FEATURES, URL
 from bench.registry import find, registered
 from bench.scoring.remote import RemoteTask
 from bench.scoring.reward_set import RewardSet
@@ -27,14 +27,14 @@ def load_task(name: str, world: str, sources: dict[str, str] | None = None, devi
 
 
 def load_features(world: str, scorers: dict[str, dict[str, str]], device: str = "cpu") -> FeatureSpace | None:
-    """The feature space of a world, with the settings scorers.features; None if the world has none.
+    """The feature space of a world, with the settings scorers.features; None if there is none or the settings say so.
 
     It runs on `device` unless the settings name another.
     """
-    if world not in registered("features"):
+    given = scorers.get(FEATURES, {})
+    if world not in registered("features") or given == NO_FEATURES:
         return None
     kind = find("features", world)
-    given = scorers.get(FEATURES, {})
     return kind({DEVICE: device} | given if DEVICE in kind.sources else given)
 
 

@@ -17,6 +17,7 @@ def check_summary(path: Path, summary: dict[str, Any], tasks: Collection[str]) -
         for key, kind in kinds.items():
             _kind(summary[key], kind, key)
         _check_meter(summary["cost"])
+        _check_peak(summary["cost"].get("peak_bytes", {}))
         student = summary["models"]["student"]
         if set(student) != set(tasks):
             raise ValueError("its tasks are not those of the run")
@@ -53,6 +54,7 @@ def check_state(path: Path, state: dict[str, Any]) -> None:
         _numbers(state["evaluated"], "evaluated")
         _numbers([*state["scaler"].values()], "scaler")
         _check_meter(state["meter"])
+        _check_peak(state.get("peak_bytes", {}))
 
 
 def _check_row(row: dict[str, Any], task: str, strata: list[str]) -> None:
@@ -77,6 +79,13 @@ def _check_meter(meter: dict[str, Any]) -> None:
     for part in ("evaluations", "seconds"):
         _kind(meter[part], dict, part)
         _numbers([*meter[part].values()], part)
+
+
+def _check_peak(peak: Any) -> None:
+    _kind(peak, dict, "peak_bytes")
+    _numbers([*peak.values()], "peak_bytes")
+    if peak and "host" not in peak:
+        raise ValueError("peak_bytes has no value of the host")
 
 
 def _numbers(values: Any, what: str, unknown: bool = False) -> None:

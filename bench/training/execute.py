@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from bench.analysis.alarms import alarms
 from bench.api.features import FeatureSpace
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.backbones.adapter_files import adapter_hash
@@ -190,7 +191,7 @@ def try_scorers(lab: Lab, split: str, features: FeatureSpace | None = None) -> N
     """
     grey = lab.backbone.decode(torch.zeros(1, *lab.backbone.latent_shape, device=lab.backbone.device))
     if features:
-        features.features(grey)
+        _ = features.name, features.features(grey)
     for task in lab.tasks.values():
         prompt = task.prompts(split)[0]
         _ = task.scorer_name  # reading the name contacts a remote scorer
@@ -254,7 +255,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
         "folder": run.folder.name,
         "split": spec.evaluation.split,
         "updates": loop.step,
-        "cost": loop.lab.backbone.meter.whole(loop.workers),
+        "cost": loop.lab.backbone.meter.whole(loop.workers) | {"peak_bytes": loop.peak_bytes()},
         "scorers": {task: loop.lab.tasks[task].scorer_name for task in spec.tasks},
         "teachers": {
             task: {
@@ -270,7 +271,11 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
         summary["points"] = points
     if references.pictures:
         summary["pictures"] = references.pictures
-    if remarks := loop.method.remarks(run.rows("metrics.jsonl")):
+    raised = [alarm for alarm in alarms(rows, models["base"]) if alarm.at == rows[-1]["share"]]
+    remarks = [*loop.method.remarks(run.rows("metrics.jsonl")), *map(str, raised)]
+    if spec.evaluation.stop_on_alarm and loop.fraction < 1:
+        remarks.append(f"evaluation.stop_on_alarm ended the run at {loop.fraction:.0%} of its budget")
+    if remarks:
         summary["remarks"] = remarks
     return summary
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.analysis.alarms import alarms
 from bench.analysis.records import score
 from bench.api.features import FeatureSpace
 from bench.api.lab import EMA, STUDENT, Lab
@@ -23,6 +24,7 @@ from bench.sampler.rollout import Sampler
 from bench.sampler.total import Total
 from bench.scoring.folders import PICTURES
 from bench.store.run import Run
+from bench.system.peak import Peak
 from bench.training.ema import averages_at, decay_at
 from bench.training.evaluate import Evaluation, evaluate
 from bench.training.gradients import give, take
@@ -64,6 +66,8 @@ class Loop:
         """Called before every update and every batch of an evaluation; true once the user asked to stop."""
         self.listen: Callable[[Progress], None] = lambda _: None
         """Called after every update, held-out evaluation and batch of an evaluation."""
+        self.peak = Peak(lab.backbone.device)
+        """Of the updates, since the run began."""
         self.features: FeatureSpace | None = None
         """In which evaluations measure the diversity of images; None leaves it out."""
         backbone, spec = lab.backbone, run.spec
@@ -106,6 +110,7 @@ class Loop:
             self._prepare()
         inner_points = {point for point in self.spec.evaluation.points if 0 < point < 1}
         points = sorted(inner_points | {1.0})
+        alarmed = self._alarmed()  # a run that was stopped before its summary was written
         while True:
             fraction = self.fraction
             reached = [p for p in points if p <= fraction and p not in self.evaluated]
@@ -115,13 +120,20 @@ class Loop:
                 scores = self._evaluate(reached)
                 self._save()
                 self.listen(Progress(self.step, fraction, scores))
+                alarmed = self._alarmed()
             self._stop_if_asked()
-            if fraction >= 1:
+            if fraction >= 1 or alarmed:
                 return
-            with memory("training", self.spec):
+            with memory("training", self.spec), self.peak.measured():
                 row = self._update(fraction)
             self.run.append("metrics.jsonl", row)
             self.listen(Progress(self.step, self.fraction))
+
+    def _alarmed(self) -> bool:
+        """Whether evaluation.stop_on_alarm ends the run here. All processes decide by the main one's records."""
+        if not self.spec.evaluation.stop_on_alarm:
+            return False
+        return bool(self.workers.agreed(alarms(self.run.rows("evaluations.jsonl")) if self.workers.main else []))
 
     def _stop_if_asked(self) -> None:
         """Checkpoint and raise Interrupted if any process was asked to stop."""
@@ -376,8 +388,15 @@ class Loop:
             "evaluated": self.evaluated,
             "meter": self.lab.backbone.meter.whole(self.workers),
             "scaler": self.scaler.state_dict(),
+            "peak_bytes": self.peak_bytes(),
         }
         self.run.save(tensors, state)
+
+    def peak_bytes(self) -> dict[str, int]:
+        """The most memory that an update has used, of the process that used most."""
+        for others in self.workers.gather(dict(self.peak.bytes)):
+            self.peak.include(others)
+        return self.peak.bytes
 
     def _load(self, tensors: dict[str, Tensor], state: dict) -> None:
         """Restore what `_save` wrote."""
@@ -394,6 +413,7 @@ class Loop:
         self.step, self.evaluated = state["step"], state["evaluated"]
         self.last_fraction = state["last_share"]
         self.saved = (self.step, len(self.evaluated))
+        self.peak.include(state.get("peak_bytes", {}))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         if self.workers.main:  # it is the total of all processes, which must not be counted once per process

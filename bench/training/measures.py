@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.analysis.beside import DIVERSITY, DRIFT, ENTROPY, OVER_PROMPTS
-from bench.analysis.diversity import DECIMALS, over_prompts, surprisal, within_prompt
+from bench.analysis.diversity import DECIMALS, IMAGES, PROMPTS, over_prompts, surprisal, within_prompt
 from bench.api.features import FeatureSpace
 from bench.api.task import Prompt
 from bench.backbones.conditioning import Conditioning
@@ -25,10 +25,6 @@ VERSION = "1"
 """Must change whenever a measure of the same model could change."""
 MEASURES = "measures"
 """The purpose to which the meter charges their passes and time."""
-PROMPTS = 16
-"""Number of prompts, or a few more, on which the measures are taken that need further passes."""
-IMAGES = 4
-"""Images per prompt of the diversity within a prompt: the evaluation's own and further ones."""
 
 
 class Entry(NamedTuple):
@@ -55,6 +51,7 @@ class Followed:
             self.prompts[row] = conditioning[[at]]
             self.seen.append((row, sigma, x[at].clone(), velocity[at].clone()))  # views would keep the whole batch
 
+    @torch.no_grad()
     def drifts(self, backbone: FlowBackbone, guidance: float, batch: int, workers: Workers) -> dict[int, float]:
         """Entry -> mean over the path, weighted by the steps' lengths, of |v - v_base|^2 per dimension.
 
@@ -160,7 +157,8 @@ def chosen(strata: np.ndarray, clusters: np.ndarray) -> list[int]:
         rows = np.flatnonzero(strata == name)
         _, first = np.unique(clusters[rows], return_index=True)
         distinct = rows[np.sort(first)]
-        found += [int(distinct[i * len(distinct) // each]) for i in range(min(each, len(distinct)))]
+        count = min(each, len(distinct))
+        found += [int(distinct[i * len(distinct) // count]) for i in range(count)]
     return found
 
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.api.features import FeatureSpace
+from bench.errors import MissingError
 from tasks.clip import BATCH, Clip, cropped, devices, with_processor
 
 if TYPE_CHECKING:
@@ -30,8 +31,12 @@ class PhotoFeatures(FeatureSpace):
 
     @cached_property
     def name(self) -> str:
-        """Hash of the weights. Raises MissingError if they cannot be found."""
-        return f"clip-{self.clip.name}"
+        """Hash of the weights. Raises MissingError, naming the setting, if they cannot be found."""
+        try:
+            return f"clip-{self.clip.name}"
+        except MissingError as error:
+            cure = "set scorers.features.model to a folder or hub id of a CLIP model, or to none to leave diversity out"
+            raise MissingError(f"the diversity of photographs cannot be measured: {error}; {cure}") from error
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Unit embeddings [B, D]."""

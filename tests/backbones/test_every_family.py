@@ -255,7 +255,7 @@ def run_of(folder: Path, tiny: Tiny, photo_scorers: dict, tmp_path_factory: pyte
     }
 
     def settings(method: str, tasks: tuple[str, ...] = TASKS) -> list[str]:
-        scorers = {task: photo_scorers[task] for task in tasks}
+        scorers = {name: photo_scorers[name] for name in (*tasks, "features")}
         named = [f"teachers.{task}={teachers / task}" for task in tasks] if method == "opd_analytic" else []
         return [*common, *own[method], *named, f"scorers={json.dumps(scorers)}"]
 

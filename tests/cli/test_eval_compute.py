@@ -22,6 +22,7 @@ def test_pictures_are_drawn_as_a_run_draws_them(monkeypatch, backbone: str, over
 
     monkeypatch.setattr(evaluate, "load_backbone", load)
     monkeypatch.setattr(evaluate, "load_tasks", lambda *_: {})
+    monkeypatch.setattr(evaluate, "load_features", lambda *_: None)
     with pytest.raises(BenchError, match="loaded"):
         evaluate.score_adapter("base", ["geneval"], backbone, "1", 2, "test", overrides, None, None)
     assert asked == [resolve("single_task", ["geneval"], backbone=backbone, overrides=overrides).compute]

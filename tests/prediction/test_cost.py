@@ -85,7 +85,7 @@ def test_held_out_evaluation_is_predicted_apart(sd3_folder: Path, capsys) -> Non
     told = said(
         capsys, "opd_analytic", ["geneval", "ocr"], teachers="train", backbone=str(sd3_folder), overrides=overrides
     )
-    assert "held-out evaluation: 2 x (geneval 2,212) images of 40 steps, two passes each for guidance: " in told
+    assert "held-out evaluation: 2 x (geneval 2,212) images of 40 steps, two passes each for guidance, and measures: " in told
     assert "evaluation of the base, teacher geneval, teacher ocr, once per results folder: " in told
     assert "held-out evaluation of ocr: not included, because its number of images is not known (task 'ocr' on photographs" in told
     assert "not in these hours: scoring" in told
@@ -100,8 +100,9 @@ def test_evaluation_costs_what_its_passes_cost() -> None:
     spec = resolve(None, None, preset=Path("diffusionopd-sd35"))
     medium = size(DEFAULT, spec.compute)
     cost = of_evaluation(spec, medium, spec.sampler.build(FlowLevels(3.0)), {"geneval": 10, "ocr": 7}, {"geneval": 1.0, "ocr": 4.5})
-    assert cost.model == pytest.approx((10 + 7 * 2) * 40 * medium.flops)
-    assert cost.decoder == pytest.approx(17 * medium.decoding(1, spec.compute).forward)
+    # Of each task, three further images of sixteen prompts, and the base's passes along sixteen paths.
+    assert cost.model == pytest.approx((10 + 64 + (7 + 64) * 2) * 40 * medium.flops)
+    assert cost.decoder == pytest.approx((17 + 2 * 48) * medium.decoding(1, spec.compute).forward)
 
 
 METHODS = {

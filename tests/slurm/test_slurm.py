@@ -46,7 +46,7 @@ SHORT = [
 ]  # fmt: skip
 ONE = ["run", "--method", "opd_analytic", *SHORT, "--set", "params.trajectories=24"]
 SLURM = ["--executor", "slurm", "--slurm", "minutes=10"]
-CLOCKS = {"seconds", "references"}
+CLOCKS = {"seconds", "references", "peak_bytes"}
 """References are evaluated by whoever comes first of the runs that share them."""
 
 

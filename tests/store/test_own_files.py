@@ -242,11 +242,11 @@ def test_a_cache_that_cannot_be_kept_costs_no_result(tmp_path: Path, kind: str, 
         return SimpleNamespace(record=lambda: record)
 
     spec = resolve("opd_analytic", ["ocr"], overrides=[f"evaluation.pictures={str(pictures).lower()}"])
-    meter = SimpleNamespace(purpose=lambda _: tempfile.TemporaryDirectory())
+    meter = SimpleNamespace(purpose=lambda *_, **how: tempfile.TemporaryDirectory())
     task = SimpleNamespace(scorer_name="s", prompts=lambda _: [])
     lab = SimpleNamespace(tasks={"ocr": task}, backbone=SimpleNamespace(meter=meter))
     run = SimpleNamespace(backbone_hash="h", folder=tmp_path / "run")
-    loop = SimpleNamespace(spec=spec, workers=ALONE, lab=lab, run=run, evaluate=evaluate)
+    loop = SimpleNamespace(spec=spec, workers=ALONE, lab=lab, run=run, evaluate=evaluate, features=None)
     cache = tmp_path / "cache"
     references = References(loop, cache, None, said.append)
     assert references.of("base", None, "ocr", "base", 1.0) == record

@@ -118,6 +118,7 @@ def records(root: Path) -> dict:
         row.pop("seconds")
     summary = json.loads((folder / "summary.json").read_text())
     summary["cost"].pop("seconds")
+    summary["cost"].pop("peak_bytes")
     # The base's and the teachers' evaluations are charged to whoever makes them first.
     summary["cost"]["evaluations"].pop("references", None)
     return {

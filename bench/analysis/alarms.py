@@ -1,0 +1,72 @@
+"""Alarms: a trained reward rises while what it stands for, or the diversity of the images, falls."""
+
+from dataclasses import dataclass
+
+from bench.analysis.beside import DIVERSITY, STRICTER
+from bench.analysis.forgetting import by_share
+from bench.analysis.stats import Difference, paired_difference, stratified_means
+
+REWARD = "reward"
+LOST = 0.25
+"""Fraction of the diversity whose loss is an alarm. Any reward narrows what a model draws; a smaller loss is usual."""
+BASE = 0.0
+"""The base's place among fractions of the budget."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What happened between two points of a run on one task."""
+
+    task: str
+    measure: str
+    """Metric that fell: a stricter score, the known utility or a diversity."""
+    since: float
+    """Fraction of the budget at the earlier point, the one with the highest value of the measure; 0 is the base."""
+    at: float
+    """Fraction of the budget at the latest point."""
+    rise: Difference
+    """The reward at the latest point minus that at the earlier one."""
+    fall: Difference
+    """The measure at the latest point minus that at the earlier one."""
+
+    def __str__(self) -> str:
+        since = "the base" if self.since == BASE else f"{self.since:.0%} of the budget"
+        return (
+            f"alarm on {self.task}: from {since} to {self.at:.0%} the reward changed by {self.rise} while "
+            f"{self.measure} changed by {self.fall}"
+        )
+
+
+def alarms(evaluations: list[dict], base: dict[str, dict] | None = None) -> list[Alarm]:
+    """The alarms at a run's latest point, from its evaluation records; `base`: task -> the base's record, if known.
+
+    Both changes must be significant (95% intervals over the run's prompts), and a diversity must have lost the fraction
+    LOST of its value.
+    """
+    rows = [row | {"share": BASE} for row in (base or {}).values()] + evaluations
+    found = []
+    for task in dict.fromkeys(row["task"] for row in evaluations):
+        latest = [row for row in evaluations if row["task"] == task][-1]
+        for measure in latest["rows"]:
+            is_diversity = measure.startswith(f"{DIVERSITY}@")
+            if measure in STRICTER or is_diversity:
+                alarm = _of(rows, task, measure, LOST if is_diversity else 0.0)
+                found += [alarm] if alarm else []
+    return found
+
+
+def _of(rows: list[dict], task: str, measure: str, lost: float) -> Alarm | None:
+    """The alarm of one measure that has to lose at least a fraction of its value; None if there is no cause for one."""
+    rewards, pictures = by_share([rows], task, REWARD)
+    values, places = by_share([rows], task, measure)
+    shares = sorted(rewards.keys() & values.keys())
+    if len(shares) < 2:
+        return None
+    means = {share: float(stratified_means(values[share], places).mean()) for share in shares}
+    *earlier, at = shares
+    since = max(earlier, key=means.__getitem__)
+    rise = paired_difference(rewards[at], rewards[since], pictures)
+    fall = paired_difference(values[at], values[since], places)
+    if rise.low > 0 > fall.high and -fall.value >= lost * means[since]:
+        return Alarm(task, measure, since, at, rise, fall)
+    return None
