@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from bench.analysis.beside import is_beside, is_measure
+from bench.analysis.beside import is_along, is_beside, is_measure
 
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -34,6 +34,10 @@ class ScoreRecord(Part):
     prompts: list | None = None
     """Index of each image's prompt; the first records had none."""
 
+    def is_shown(self, metric: str) -> bool:
+        """Whether the report shows a metric next to the headline; others are not read."""
+        return is_beside(metric)
+
     @model_validator(mode="after")
     def _whole(self) -> "ScoreRecord":
         # In numpy instead of pydantic, because a results folder has millions of values.
@@ -48,7 +52,7 @@ class ScoreRecord(Part):
         if self.prompts and not 0 <= min(self.prompts) <= max(self.prompts) <= LARGEST:
             raise ValueError(f"{self.task} has prompt indices that are negative or too large")
         for name, values in self.rows.items():
-            if not (name == self.headline or is_beside(name)):
+            if not (name == self.headline or self.is_shown(name)):
                 continue
             if len(values) != len(self.strata):
                 raise ValueError(f"{self.task} has {len(values)} values of {name} for {len(self.strata)} images")
@@ -64,6 +68,10 @@ class Point(ScoreRecord):
     """One held-out evaluation along training."""
 
     share: Annotated[float, Field(ge=0, le=1)]
+
+    def is_shown(self, metric: str) -> bool:
+        """Whether the report shows a metric along training next to the headline."""
+        return is_along(metric)
 
 
 class CostRecord(Part):

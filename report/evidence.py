@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.analysis.beside import is_beside
+from bench.analysis.beside import is_along, is_beside
 from bench.analysis.records import Record
 from bench.errors import DamagedError, UsageError, one_line
 from bench.store.damage import check_checkpoint
@@ -18,7 +18,7 @@ from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS,
 
 EMPTY = "contains no run, comparison or study"
 DIGITS = 308
-"""Longest integer that certainly fits into a float."""
+"""The number of digits that every float can have before the point."""
 
 
 @dataclass(frozen=True)
@@ -251,17 +251,17 @@ class _Reader:
             raise ValueError("its evaluations have other tasks, prompts or headlines than its summary")
         for models in summary["models"].values():
             for task, row in models.items():
-                models[task] = self._compact(row)
-        evaluations = [self._compact(row) for row in points]
+                models[task] = self._compact(row, is_beside)
+        evaluations = [self._compact(row, is_along) for row in points]
         pulls = _of(folder / "probes.jsonl", PULLS, _lines)
         record = Record(summary, evaluations, spec, pulls)
         return FoundRun(folder, spec, weights, "done", "", record, commit, device)
 
-    def _compact(self, row: dict) -> dict:
-        # A results folder has millions of values; the report needs the headline and the metrics next to it.
+    def _compact(self, row: dict, is_shown: Callable[[str], bool]) -> dict:
+        # A results folder has millions of values; the report needs the headline and the metrics shown next to it.
         rows = {}
         for name, given in row["rows"].items():
-            if name == row["headline"] or is_beside(name):
+            if name == row["headline"] or is_shown(name):
                 rows[name] = self._once(np.array(given, np.float64))
         compact = row | {"rows": rows, "strata": self._once(np.array(row["strata"]))}
         if row.get("prompts") is not None:

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 
 from bench.analysis.beside import DIVERSITY, DRIFT, ENTROPY, OVER_PROMPTS, is_measure, measures, recorded
+from bench.analysis.comparison import Standing
 from bench.analysis.forgetting import by_share
 from bench.analysis.records import model_rows
 from bench.analysis.stats import Estimate, estimate, estimates
@@ -40,17 +41,18 @@ def order(metric: str) -> tuple[int, str]:
     return next(place for place, start in enumerate(starts) if metric.startswith(start)), metric
 
 
-def measures_table(pool: Pool, references: list[tuple[str, list[dict], dict[str, str]]], prefix: str) -> Table | None:
+def measures_table(
+    pool: Pool, standings: dict[str, Standing], references: list[tuple[str, list[dict], dict[str, str]]], prefix: str
+) -> Table | None:
     """Measures of all lines, the base and the teachers by task and as a mean over tasks; None if none is recorded.
 
-    `references`: label, summaries, and the model for each task.
+    `standings` are those of the lines; `references`: label, summaries, and the model for each task.
     """
-    models = [
-        (line.label, [r.summary for r in line.records], dict.fromkeys(pool.tasks, "student")) for line in pool.lines
-    ]
+    students = dict.fromkeys(pool.tasks, "student")
+    models = [(line.label, [record.summary for record in line.records], students) for line in pool.lines]
     rows: list[Row] = []
     for label, summaries, of in models + references:
-        means = measures(summaries, of)
+        means = standings[label].measures if label in standings else measures(summaries, of)
         if not means:
             continue
         for task, model in of.items():

@@ -184,7 +184,7 @@ def _measures(report: Report, made: Made) -> Section:
         if drift:
             look = _looks(pool, tables, pool.lines)
             report.show(section, drift_figure(drift.frame(), list(pool.tasks), look, drift.name))
-        found = measures_table(pool, references(pool), _prefix(index))
+        found = measures_table(pool, tables.standings, references(pool), _prefix(index))
         if found:
             report.show(section, found)
         if drift:

@@ -4,8 +4,6 @@ Stricter scores of a task, and measures of any model (bench/training/measures.py
 distance from the base. This file does not import torch.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from bench.analysis.records import model_rows
@@ -29,16 +27,21 @@ def is_beside(metric: str) -> bool:
     return metric in STRICTER or is_measure(metric)
 
 
+def is_along(metric: str) -> bool:
+    """Whether a metric is shown along training, beside the headline."""
+    return metric in (GOLD, DRIFT)
+
+
 def recorded(summaries: list[dict], model: str, task: str) -> list[str]:
-    """The metrics beside the headline that a model has in every summary, with values for the same images."""
+    """The metrics beside the headline that a model has in every summary, with values for some image in all of them."""
     rows = [summary["models"][model][task]["rows"] for summary in summaries]
     found = [metric for metric in rows[0] if is_beside(metric) and all(metric in row for row in rows)]
-    return [metric for metric in found if len({_places(row[metric]) for row in rows}) == 1]
+    return [metric for metric in found if _in_common([row[metric] for row in rows])]
 
 
-def _places(values: Iterable[float | None]) -> bytes:
-    """Which images have a value."""
-    return np.isnan(np.array(list(values), np.float64)).tobytes()
+def _in_common(values_SN: list) -> bool:
+    """Whether some image has a value in every run."""
+    return bool((~np.isnan(np.array(values_SN, np.float64))).all(0).any())
 
 
 def metrics_beside(summaries: list[dict], models: dict[str, str]) -> dict[str, Estimate]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.analysis.records import metric_rows, score
+from bench.analysis.records import metric_rows, score, without_gaps
 from bench.analysis.stats import Design, Difference, paired_difference, stratified_means
 
 STAGE_TOLERANCE = 0.01
@@ -38,7 +38,7 @@ def score_matrix(evaluations: list[dict], tasks: tuple[str, ...]) -> tuple[list[
 def by_share(runs: list[list[dict]], task: str, metric: str | None = None) -> tuple[dict[float, np.ndarray], Design]:
     """Fraction of the budget -> a task's values [S, N] at the points that all S runs have, and their design.
 
-    `metric` None means the task's headline.
+    `metric` None means the task's headline. Images that lack a value at any of the points are left out.
     """
     found: dict[float, list[np.ndarray]] = {}
     pictures = Design(np.array([]))
@@ -49,7 +49,10 @@ def by_share(runs: list[list[dict]], task: str, metric: str | None = None) -> tu
                 values, pictures = metric_rows(row, metric or row["headline"])
                 found.setdefault(row["share"], []).append(values)
     complete = {share: np.stack(seeds) for share, seeds in found.items() if len(seeds) == len(runs)}
-    return complete, pictures
+    if not complete:
+        return {}, pictures
+    values_KSN, pictures = without_gaps(np.stack(list(complete.values())), pictures)
+    return dict(zip(complete, values_KSN)) if values_KSN.size else {}, pictures
 
 
 def forgetting(

@@ -33,10 +33,14 @@ def headline(row: dict) -> tuple[np.ndarray, Design]:
 
 
 def metric_rows(row: dict, metric: str) -> tuple[np.ndarray, Design]:
-    """Values [N] of any metric of an evaluation, and their design; images without a value are left out of both."""
-    values, pictures = np.array(row["rows"][metric], np.float64), design(row)
-    known = ~np.isnan(values)
-    return (values, pictures) if known.all() else (values[known], pictures.kept(known))
+    """Values [N] of any metric of an evaluation, NaN for images without one, and their design."""
+    return np.array(row["rows"][metric], np.float64), design(row)
+
+
+def without_gaps(values_XSN: np.ndarray, pictures: Design) -> tuple[np.ndarray, Design]:
+    """Values [..., N] and their design without the images that lack a value anywhere."""
+    known = ~np.isnan(values_XSN).any(tuple(range(values_XSN.ndim - 1)))
+    return (values_XSN, pictures) if known.all() else (values_XSN[..., known], pictures.kept(known))
 
 
 def design(row: dict) -> Design:
@@ -92,14 +96,15 @@ def model_rows(
 
     `among` is the part of the summaries that has the model: "models", or "points" for the further students of a run. A
     model that is the same in every run (the base, and teachers that were not trained per seed) has a single row, which
-    all seeds share. Raises UsageError if the runs were evaluated on different prompts.
+    all seeds share. Images that lack a value in any run are left out. Raises UsageError if the runs were evaluated on
+    different prompts.
     """
     rows = [s[among][model][task] for s in summaries]
     found = [metric_rows(row, metric or row["headline"]) for row in rows]
     paired_pictures(task, *(pictures for _, pictures in found))
-    values_SN = np.stack([values for values, _ in found])
+    values_SN, pictures = without_gaps(np.stack([values for values, _ in found]), found[0][1])
     same = model != "student" and among == "models" and (values_SN == values_SN[0]).all()
-    return values_SN[:1] if same else values_SN, found[0][1]
+    return values_SN[:1] if same else values_SN, pictures
 
 
 def paired_pictures(task: str, first: Design, *others: Design) -> Design:

@@ -14,8 +14,19 @@ def row(task: str, values: np.ndarray, gold: np.ndarray | None = None) -> dict:
     rows = {HEADLINES[task]: values.tolist(), "reward": (values / 2).tolist()}
     rows |= {"gold": gold.tolist()} if gold is not None else {}
     rows |= {"strict": np.minimum(values, np.roll(values, 1)).tolist()} if task == "geneval" else {}
+    rows |= measures(task, values)
     prompts = [i // 2 for i in range(len(values))]  # two pictures of each
     return {"task": task, "headline": HEADLINES[task], "strata": STRATA[task], "rows": rows, "prompts": prompts}
+
+
+def measures(task: str, values: np.ndarray) -> dict[str, list]:
+    """Diversity, drift and entropies, of some images or all, as evaluations have them."""
+    near = np.round(1.5 - np.roll(values, 2) / 3 + np.arange(len(values)) / 1e3, 5)
+    few = [value if i % max(2, len(values) // 16) == 0 else None for i, value in enumerate(near.tolist())]
+    found = {"drift": few, "diversity@space": few, "diversity over prompts@space": near.tolist()}
+    found |= {"entropy.ground": np.roll(near, 1).tolist(), "entropy.placement": np.roll(near, 3).tolist()}
+    # The captions of one stratum decide the colour.
+    return found | ({"entropy.colour": [None if s == "b" else 1.5 for s in STRATA[task]]} if task == "geneval" else {})
 
 
 def make_run(
