@@ -15,8 +15,12 @@ from bench.store.damage import check_checkpoint
 from bench.store.names import recorded_failure
 from bench.system.files import read_text
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_printable, checked
+from report.parallel import cores_for, forked
 
 EMPTY = "contains no run, comparison or study"
+FEW = 100
+"""Number of runs for which another process is worth its start."""
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, DamagedError)
 DIGITS = 308
 """The number of digits that every float can have before the point."""
 
@@ -138,6 +142,7 @@ def _folder(path: Path, evidence: Evidence, reader: "_Reader") -> None:
             _labels(_json(comparison), evidence)
         except (OSError, ValueError) as error:
             evidence.problems.append(f"{comparison.name}: damaged ({one_line(error)})")
+    reader.read_ahead([spec.parent for spec in specs])
     for spec in specs:
         _run(spec.parent, evidence, reader)
     for started in sorted(path.glob("*/provenance.jsonl")):
@@ -217,8 +222,20 @@ def _run(folder: Path, evidence: Evidence, reader: "_Reader") -> None:
     reader.seen.add(place)
     try:
         evidence.runs.append(reader.read(folder))
-    except (OSError, ValueError, KeyError, TypeError, DamagedError) as error:
+    except UNREADABLE as error:
         evidence.problems.append(f"{folder.name}: damaged ({one_line(error)})")
+
+
+def _read_all(folders: list[Path]) -> list[FoundRun | str]:
+    """The runs of many folders, or why one cannot be read. In one list, because equal arrays are pickled once."""
+    reader = _Reader()
+    found: list[FoundRun | str] = []
+    for folder in folders:
+        try:
+            found.append(reader.read(folder))
+        except UNREADABLE as error:
+            found.append(one_line(error))
+    return found
 
 
 class _Reader:
@@ -227,9 +244,25 @@ class _Reader:
     def __init__(self) -> None:
         self.seen: set[Path] = set()
         self._arrays: dict[bytes, np.ndarray] = {}
+        self._ahead: dict[Path, FoundRun | str] = {}
+
+    def read_ahead(self, folders: list[Path]) -> None:
+        """Read many folders in parallel, for `read`, which reads those that are left out here."""
+        cores = cores_for(len(folders) // FEW)
+        if cores > 1:
+            shares = [folders[core::cores] for core in range(cores)]
+            for share, found in zip(shares, forked(_read_all, shares, cores)):
+                self._ahead |= dict(zip(share, found))
 
     def read(self, folder: Path) -> FoundRun:
-        """Read one run folder. Raises OSError, ValueError or DamagedError if it is damaged."""
+        """Read one run folder. Raises OSError, ValueError, KeyError, TypeError or DamagedError if it is damaged."""
+        if (ahead := self._ahead.pop(folder, None)) is None:
+            return self._read(folder)
+        if isinstance(ahead, str):
+            raise ValueError(ahead)
+        return ahead
+
+    def _read(self, folder: Path) -> FoundRun:
         kept = _of(folder / "spec.json", KEPT, _json)
         spec, weights = kept["spec"], kept["backbone_hash"]
         starts = _of(folder / "provenance.jsonl", STARTS, _lines)

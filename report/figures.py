@@ -2,13 +2,9 @@
 
 import io
 import math
-import multiprocessing
-import os
 import re
-import signal
 import textwrap
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,6 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.system.drawing import imported
+from report.parallel import cores_for, forked
 from report.style import INK, WIDTHS, Look, drawing, is_column
 
 if TYPE_CHECKING:
@@ -81,7 +78,7 @@ _WAITING: list[Figure] = []
 
 def draw_all(figures: list[Figure]) -> None:
     """Draw the files of many figures in parallel. Figures left out here are drawn when they are needed."""
-    cores = min(len(os.sched_getaffinity(0)), len(figures))
+    cores = cores_for(len(figures))
     if cores < 2:
         return
     # Imported before the fork, once instead of in every process.
@@ -90,20 +87,11 @@ def draw_all(figures: list[Figure]) -> None:
 
     _WAITING[:] = figures
     try:
-        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork"), initializer=_quiet) as pool:
-            for figure, files in zip(figures, pool.map(_drawn, range(len(figures)))):
-                figure.__dict__["files"] = files
-    except (OSError, BrokenExecutor):
-        # No more processes or semaphores here, or one was killed for its memory; `files` draws the rest when needed.
-        pass
+        # If it ends early, `files` draws the rest when needed.
+        for figure, files in zip(figures, forked(_drawn, range(len(figures)), cores)):
+            figure.__dict__["files"] = files
     finally:
         _WAITING.clear()
-
-
-def _quiet() -> None:
-    """Leave interrupts to the parent process; each child would otherwise print a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _drawn(place: int) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ Suffixes of arrays name their axes: N rows, H strata, C clusters, S seeds, K set
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -222,7 +222,7 @@ def _resampled(values_KSN: np.ndarray, design: Rows, seed: int, freedom: float |
     square_KH = np.add.reduceat(common_KC**2, plan.firsts_H, axis=-1) * plan.unbiased_H
     spread_K = square_KH.sum(1)
     freedom_K = _freedom(square_KH, plan.sizes_H) if freedom is None else np.full(len(mean_K), freedom)
-    widening_K = _student(0.975, freedom_K) / _student(0.975, np.inf)
+    widening_K = _student(0.975, freedom_K) / _normal()
     drawn_RK = clusters_RC @ common_KC.T * widening_K
     if seeds == 1:
         return _Resampled(mean_K + drawn_RK, np.sqrt(spread_K), freedom_K)
@@ -249,6 +249,11 @@ def _student(share: np.ndarray | float, freedom: np.ndarray | float) -> np.ndarr
     # stdtrit does not accept infinity; the 1 is a placeholder whose result is not used.
     finite = np.where(np.isinf(freedom), 1.0, freedom)
     return np.where(np.isinf(freedom), ndtri(share), stdtrit(finite, share))
+
+
+@cache
+def _normal() -> np.ndarray:
+    return _student(0.975, np.inf)
 
 
 def estimate(values_SN: np.ndarray, design: Rows, seed: int = 0) -> Estimate:

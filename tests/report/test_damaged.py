@@ -11,7 +11,7 @@ import pytest
 
 from bench.errors import UsageError
 from report.command import report as command
-from report.evidence import collect
+from report.evidence import _Reader, collect
 from report.page import write
 from report.sections import make
 from report.table import Column, Table
@@ -365,3 +365,30 @@ def test_an_upright_stroke_in_a_head_is_no_cell() -> None:
         .splitlines()
     )
     assert [line.replace("\\|", "").count("|") for line in lines] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_many_runs_are_read_in_parallel_and_say_the_same(tmp_path: Path, monkeypatch, refused: bool) -> None:
+    """Damaged ones among them, and where there can be no further process."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    for seed in range(6):
+        make_run(tmp_path / "results", seed=seed, state="unfinished" if seed == 4 else "done")
+    (first, second, *_) = sorted((tmp_path / "results").iterdir())
+    (first / "summary.json").write_text("{")
+    (second / "provenance.jsonl").write_text("[]\n")
+    alone = collect([tmp_path / "results"])
+    monkeypatch.setattr("report.evidence.FEW", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    used = []
+    if refused:
+        monkeypatch.setattr("report.parallel.ProcessPoolExecutor", refuse)
+    monkeypatch.setattr("report.evidence._Reader._read", lambda *given, own=_Reader._read: used.append(1) or own(*given))
+    together = collect([tmp_path / "results"])
+    assert together.problems == alone.problems and len(alone.problems) == 2
+    assert len(used) == (6 if refused else 0)  # in this process
+    assert [run.folder for run in together.runs] == [run.folder for run in alone.runs]
+    pages = [write(make(found), tmp_path / str(i)).read_bytes() for i, found in enumerate((alone, together))]
+    assert pages[0] == pages[1]

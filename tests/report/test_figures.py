@@ -136,7 +136,7 @@ def test_figures_are_drawn_where_no_process_draws_them(monkeypatch, cause: str) 
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     if cause == "no process":
-        monkeypatch.setattr("report.figures.ProcessPoolExecutor", refuse)
+        monkeypatch.setattr("report.parallel.ProcessPoolExecutor", refuse)
     drawn = [Figure(f"f{i}", "t", "a", draw) for i in range(2)]
     draw_all(drawn)
     assert all(f"{figure.name}-page.svg" in figure.files for figure in drawn)

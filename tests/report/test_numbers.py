@@ -162,6 +162,35 @@ def test_curves_and_falls_are_what_pandas_finds(root: Path, written: Path) -> No
         assert line["drop"] == pytest.approx(drop, abs=1e-12)
 
 
+@pytest.mark.parametrize("metric", ["drift", "diversity@space", "diversity over prompts@space", "entropy.colour"])
+def test_measures_are_what_pandas_finds_in_the_raw_files(root: Path, written: Path, metric: str) -> None:
+    """Means over the images that have a value, by stratum; the colour only in the stratum whose captions leave it open."""
+
+    def mean(row: dict) -> float:
+        flat = pd.DataFrame({"stratum": row["strata"], "value": row["rows"][metric]}).astype({"value": float})
+        return flat.groupby("stratum")["value"].mean().dropna().mean()
+
+    table = csv(written, "diversity").set_index(["line", "task"])
+    for method in ("opd_analytic", "multi_reward", "sft"):
+        (label,) = {line for line, _ in table.index if line.startswith(method) and ", at " not in line}
+        summaries = raw(root, method, 1000).values()
+        found = {
+            task: np.mean([mean(summary["models"]["student"][task]) for summary in summaries])
+            for task in TASKS
+            if metric in next(iter(summaries))["models"]["student"][task]["rows"]
+        }
+        for task, value in found.items():
+            assert table.loc[(label, task), metric] == pytest.approx(value, abs=1e-12)
+        assert table.loc[(label, "mean"), metric] == pytest.approx(np.mean([*found.values()]), abs=1e-12)
+        assert len(found) == 1 if metric == "entropy.colour" else len(found) == 2
+    if metric == "drift":
+        path = csv(written, "drift")
+        ends = path[path["share"] == 1].set_index(["line", "task"])
+        for key, value in ends["drift"].items():
+            assert value == pytest.approx(table.loc[key, "drift"], abs=1e-12)
+            assert ends.loc[key, "distance"] == pytest.approx(value**0.5, abs=1e-12)
+
+
 def test_what_is_missing_is_said(root: Path, written: Path) -> None:
     page = (written / "report.md").read_text()
     answer = page.split("## Scores and cost")[0]
