@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.analysis.beside import is_along, is_beside
+from bench.analysis.metric_names import is_along, is_beside
 from bench.analysis.records import Record
 from bench.errors import DamagedError, UsageError, one_line
 from bench.store.damage import check_checkpoint

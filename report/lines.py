@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bench.analysis.forgetting import Forgetting, forgetting
-from bench.analysis.records import NOT_THE_LINE, Record
+from bench.analysis.records import STOPS, Record, line_settings
 from bench.config.spec import measuring
 from bench.hashing import text_hash
 from bench.registry import registered
@@ -202,14 +202,14 @@ def _world(world: Conditions, place: str, runs: list[FoundRun], evidence: Eviden
     groups: dict[str, list[FoundRun]] = defaultdict(list)
     for run in runs:
         if run.record:
-            settings = {name: value for name, value in run.spec.items() if name not in NOT_THE_LINE}
-            groups[text_hash(settings)].append(run)
+            groups[text_hash(line_settings(run.spec))].append(run)
     odd: list[FoundRun] = []
     for identity, members in groups.items():
         usual = _usual([run.spent for run in members])
         strangers = [run for run in members if run.spent != usual and not near(run.spent, usual)]
         # Then no cost is typical, for example with a budget in seconds.
-        if 2 * len(strangers) >= len(members):
+        # Those that an alarm ended are the very runs that a mean must not lose.
+        if 2 * len(strangers) >= len(members) or STOPS in line_settings(members[0].spec):
             strangers = []
         odd += strangers
         groups[identity] = [run for run in members if run not in strangers]
@@ -357,7 +357,7 @@ def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
 
 def _labels(specs: dict[str, dict]) -> dict[str, str]:
     """Identity -> method name with the settings that differ from most of the method's lines."""
-    flat = {identity: _flat(spec) for identity, spec in specs.items()}
+    flat = {identity: _flat(line_settings(spec)) for identity, spec in specs.items()}
     labels = {}
     for identity, settings in flat.items():
         peers = [other for other in flat.values() if other["method"] == settings["method"]]
@@ -380,8 +380,6 @@ def _common(values: list[str]) -> str | None:
 def _flat(section: dict, prefix: str = "") -> dict:
     result: dict = {}
     for key, value in section.items():
-        if not prefix and key in NOT_THE_LINE:
-            continue
         path = f"{prefix}{key}"
         # An empty section has no settings to flatten and would vanish.
         nested = isinstance(value, dict) and value

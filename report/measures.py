@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
-from bench.analysis.beside import DIVERSITY, DRIFT, ENTROPY, OVER_PROMPTS, is_measure, measures, recorded
+from bench.analysis.beside import measures, recorded
 from bench.analysis.comparison import Standing
 from bench.analysis.forgetting import by_share
+from bench.analysis.metric_names import DIVERSITY, DRIFT, ENTROPY, OVER_PROMPTS, is_measure
 from bench.analysis.records import model_rows
 from bench.analysis.stats import Estimate, estimate, estimates
 from report.figures import Figure, draw_curve, legend, room
@@ -23,7 +25,9 @@ SAID = (
     "Entropy is that of an attribute that the caption leaves open, in bits, over all images of a task; it is 0 if all "
     "images have the same. Drift is the mean over the sampling path of the squared difference between a model's "
     "velocity and the base's at the model's own states, per dimension, on the same sixteen prompts at the same "
-    "guidance scale. Intervals are 95%, over seeds and prompts. A dash means not recorded, or decided by the captions."
+    "guidance scale. Guidance narrows what a model draws: the base and teachers are measured at their own scales. "
+    "Intervals are 95%, over seeds and prompts. A dash means decided by the captions, or not recorded in every run of "
+    "the line (runs of versions up to 0.2 have no measures)."
 )
 
 
@@ -96,7 +100,7 @@ def drift_table(pool: Pool, prefix: str) -> Table | None:
             drifted = estimates([drifts[share] for share in shares], places)
             scored = estimates([scores[share] for share in shares], pictures)
             for share, drift, score in zip(shares, drifted, scored):
-                distance = Estimate(*(math.sqrt(max(0.0, end)) for end in (drift.value, drift.low, drift.high)))
+                distance = Estimate(*(np.sqrt(np.maximum(0, [drift.value, drift.low, drift.high])).tolist()))
                 row: Row = {"line": line.label, "task": task, "share": share}
                 table.rows.append(row | {"drift": drift, "distance": distance, "score": score})
     return table if table.rows else None

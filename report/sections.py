@@ -1,5 +1,7 @@
 """The sections of the report, in their order."""
 
+from dataclasses import replace
+
 from markupsafe import Markup
 
 from bench.analysis.fronts import TEACHERS, fronts
@@ -184,7 +186,8 @@ def _measures(report: Report, made: Made) -> Section:
         if drift:
             look = _looks(pool, tables, pool.lines)
             report.show(section, drift_figure(drift.frame(), list(pool.tasks), look, drift.name))
-        found = measures_table(pool, tables.standings, references(pool), _prefix(index))
+        measured = [line for line in pool.lines if tables.standings[line.label].measures]
+        found = measures_table(pool, tables.standings, references(replace(pool, lines=measured)), _prefix(index))
         if found:
             report.show(section, found)
         if drift:

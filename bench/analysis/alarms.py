@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 
-from bench.analysis.beside import DIVERSITY, STRICTER
 from bench.analysis.forgetting import by_share
+from bench.analysis.metric_names import DIVERSITY, STRICTER
 from bench.analysis.stats import Difference, paired_difference, stratified_means
 
 REWARD = "reward"
 LOST = 0.25
 """Fraction of the diversity whose loss is an alarm. Any reward narrows what a model draws; a smaller loss is usual."""
+LEVEL = 0.01
+"""Level of the test of a fall, divided by the number of earlier points. Ten looks at a score that does not change then
+raise a false alarm in at most one of twenty runs."""
 BASE = 0.0
 """The base's place among fractions of the budget."""
 
@@ -21,7 +24,8 @@ class Alarm:
     measure: str
     """Metric that fell: a stricter score, the known utility or a diversity."""
     since: float
-    """Fraction of the budget at the earlier point, the one with the highest value of the measure; 0 is the base."""
+    """Fraction of the budget at the earlier point; 0 is the base. Of the points with a lower reward it is the one with
+    the highest value of the measure."""
     at: float
     """Fraction of the budget at the latest point."""
     rise: Difference
@@ -30,7 +34,7 @@ class Alarm:
     """The measure at the latest point minus that at the earlier one."""
 
     def __str__(self) -> str:
-        since = "the base" if self.since == BASE else f"{self.since:.0%} of the budget"
+        since = "the base" if self.since <= BASE else f"{self.since:.0%} of the budget"
         return (
             f"alarm on {self.task}: from {since} to {self.at:.0%} the reward changed by {self.rise} while "
             f"{self.measure} changed by {self.fall}"
@@ -40,8 +44,8 @@ class Alarm:
 def alarms(evaluations: list[dict], base: dict[str, dict] | None = None) -> list[Alarm]:
     """The alarms at a run's latest point, from its evaluation records; `base`: task -> the base's record, if known.
 
-    Both changes must be significant (95% intervals over the run's prompts), and a diversity must have lost the fraction
-    LOST of its value.
+    The rise must be significant (95% interval over the run's prompts) and so must the fall (LEVEL), and a diversity
+    must have lost the fraction LOST of its value. The base has the guidance scale of its record.
     """
     rows = [row | {"share": BASE} for row in (base or {}).values()] + evaluations
     found = []
@@ -64,9 +68,13 @@ def _of(rows: list[dict], task: str, measure: str, lost: float) -> Alarm | None:
         return None
     means = {share: float(stratified_means(values[share], places).mean()) for share in shares}
     *earlier, at = shares
-    since = max(earlier, key=means.__getitem__)
-    rise = paired_difference(rewards[at], rewards[since], pictures)
-    fall = paired_difference(values[at], values[since], places)
-    if rise.low > 0 > fall.high and -fall.value >= lost * means[since]:
+    rises = {share: paired_difference(rewards[at], rewards[share], pictures) for share in earlier}
+    lower = [share for share in earlier if rises[share].low > 0]
+    if not lower:
+        return None
+    since = max(lower, key=means.__getitem__)
+    rise, fall = rises[since], paired_difference(values[at], values[since], places)
+    # NaN, of prompts that are too few for an interval, is not below the level.
+    if fall.p < LEVEL / len(earlier) and -fall.value >= max(0.0, lost * means[since]):
         return Alarm(task, measure, since, at, rise, fall)
     return None

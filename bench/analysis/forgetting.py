@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.analysis.metric_names import is_measure
 from bench.analysis.records import metric_rows, score, without_gaps
 from bench.analysis.stats import Design, Difference, paired_difference, stratified_means
 
@@ -38,7 +39,7 @@ def score_matrix(evaluations: list[dict], tasks: tuple[str, ...]) -> tuple[list[
 def by_share(runs: list[list[dict]], task: str, metric: str | None = None) -> tuple[dict[float, np.ndarray], Design]:
     """Fraction of the budget -> a task's values [S, N] at the points that all S runs have, and their design.
 
-    `metric` None means the task's headline. Images that lack a value at any of the points are left out.
+    `metric` None means the task's headline. Images that lack a measure at any of the points are left out.
     """
     found: dict[float, list[np.ndarray]] = {}
     pictures = Design(np.array([]))
@@ -51,7 +52,9 @@ def by_share(runs: list[list[dict]], task: str, metric: str | None = None) -> tu
     complete = {share: np.stack(seeds) for share, seeds in found.items() if len(seeds) == len(runs)}
     if not complete:
         return {}, pictures
-    values_KSN, pictures = without_gaps(np.stack(list(complete.values())), pictures)
+    values_KSN = np.stack(list(complete.values()))
+    if metric and is_measure(metric):
+        values_KSN, pictures = without_gaps(values_KSN, pictures)
     return dict(zip(complete, values_KSN)) if values_KSN.size else {}, pictures
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bench.analysis.records import NOT_THE_LINE, Record, model_rows, paired_pictures, shows_teachers
+from bench.analysis.records import Record, line_settings, model_rows, paired_pictures, shows_teachers
 from bench.analysis.stats import Design, Estimate, estimate, resampled_points, stratified_means
 from bench.hashing import text_hash
 
@@ -179,7 +179,7 @@ def _points(models: dict[str, _Model], tasks: tuple[str, ...], seeds: list[int])
 
 def _settings(record: Record) -> str:
     """Hash of a run's settings without the weights of its tasks."""
-    settings = {name: value for name, value in record.spec.items() if name not in NOT_THE_LINE}
+    settings = line_settings(record.spec)
     params = {name: value for name, value in settings.get("params", {}).items() if name != "weights"}
     return text_hash(settings | {"params": params})
 

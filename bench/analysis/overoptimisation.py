@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.analysis.beside import GOLD
 from bench.analysis.forgetting import by_share, fall, to_the_end
+from bench.analysis.metric_names import GOLD
 from bench.analysis.stats import Difference, Estimate, estimates
 
 

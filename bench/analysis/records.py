@@ -5,12 +5,22 @@ from functools import lru_cache
 
 import numpy as np
 
+from bench.analysis.metric_names import is_measure
 from bench.analysis.stats import Design, Estimate, codes, joined, ratio, stratified_mean
 from bench.errors import UsageError
 from bench.registry import find
 
 NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
 """Settings in which runs of one line may differ."""
+STOPS = "stop_on_alarm"
+
+
+def line_settings(spec: dict) -> dict:
+    """The settings of a recorded spec that make its line: all but those in which the runs of one line may differ."""
+    settings = {name: value for name, value in spec.items() if name not in NOT_THE_LINE}
+    # The one setting of evaluations that changes which model a run ends with.
+    stops = spec.get("evaluation", {}).get(STOPS, False)
+    return settings | ({STOPS: True} if stops else {})
 
 
 @dataclass(frozen=True)
@@ -96,13 +106,15 @@ def model_rows(
 
     `among` is the part of the summaries that has the model: "models", or "points" for the further students of a run. A
     model that is the same in every run (the base, and teachers that were not trained per seed) has a single row, which
-    all seeds share. Images that lack a value in any run are left out. Raises UsageError if the runs were evaluated on
+    all seeds share. Images that lack a measure in any run are left out. Raises UsageError if the runs were evaluated on
     different prompts.
     """
     rows = [s[among][model][task] for s in summaries]
     found = [metric_rows(row, metric or row["headline"]) for row in rows]
     paired_pictures(task, *(pictures for _, pictures in found))
-    values_SN, pictures = without_gaps(np.stack([values for values, _ in found]), found[0][1])
+    values_SN, pictures = np.stack([values for values, _ in found]), found[0][1]
+    if metric and is_measure(metric):
+        values_SN, pictures = without_gaps(values_SN, pictures)
     same = model != "student" and among == "models" and (values_SN == values_SN[0]).all()
     return values_SN[:1] if same else values_SN, pictures
 

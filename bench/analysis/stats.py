@@ -8,7 +8,7 @@ Suffixes of arrays name their axes: N rows, H strata, C clusters, S seeds, K set
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -299,11 +299,14 @@ class Difference:
 def paired_difference(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: int = 0) -> Difference:
     """Difference of two models' means, paired by seed and by row (same prompts, same initial noise).
 
-    Values are [S, N]; a model without separate seeds (base, teacher) has a single row [N] that every seed shares.
+    Values are [S, N]; a model without separate seeds (base, teacher) has a single row [N] that every seed shares. There
+    is no interval for one seed if every stratum has a single cluster.
     """
     gap = _gap(a_SN, b_SN, design, seed)
     if gap is None:
         return Difference.unknown()
+    if gap.seeds == 1 and (_plan(design).sizes_H == 1).all():
+        return replace(Difference.unknown(), value=gap.value)
     low, high = np.quantile(gap.draws_R, [0.025, 0.975])
     p = min(1.0, 2 * min(gap.below(0.0), gap.above(0.0)))
     return Difference(gap.value, float(low), float(high), p)

@@ -15,7 +15,7 @@ from bench.config.descriptor import Descriptor
 from bench.config.families import describe_pipeline, is_address
 from bench.config.optimizers import check_optimizer
 from bench.config.rewards import all_scorers, check_rewards, completed, scorers_of
-from bench.config.scorers import check_scorers, check_worlds, words
+from bench.config.scorers import FEATURES, check_scorers, check_worlds, words
 from bench.config.settings import first_problem, merge, parse_override, read_yaml
 from bench.config.spec import EvaluationSpec, LoraSpec, SamplerSpec, Spec
 from bench.errors import DamagedError, UsageError, unknown
@@ -288,7 +288,8 @@ def teacher_spec(spec: Spec, task: str) -> Spec:
     trained = resolve(
         TEACHER_METHOD, [task], seed=spec.seed, backbone=spec.backbone, overrides=[f"compute={json.dumps(shaping)}"]
     )
-    scorers = {name: spec.scorers[name] for name in scorers_of(task, spec.rewards) if name in spec.scorers}
+    named = (*scorers_of(task, spec.rewards), FEATURES)
+    scorers = {name: spec.scorers[name] for name in named if name in spec.scorers}
     rewards = {task: spec.rewards[task]} if task in spec.rewards else {}
     machine = {"device": spec.device, "scorers": scorers, "compute": spec.compute}
     found = trained.model_copy(update=machine | {"rewards": rewards})

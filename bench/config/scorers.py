@@ -61,6 +61,8 @@ def view_settings(
             raise unknown("setting", override.partition("=")[0], known)
         merge(settings, parsed)
     settings["scorers"] = words(settings.get("scorers", {}))
+    if FEATURES in settings["scorers"] and "compute" not in sections:
+        raise UsageError(f"scorers.{FEATURES} does nothing here: only evaluations that draw images measure diversity")
     check_scorers(settings["scorers"], list(tasks), world)
     try:
         return ViewSpec.model_validate(settings)
@@ -106,7 +108,10 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: s
 
 def _check_features(sources: dict[str, str], world: str) -> None:
     """Raise UsageError for a setting that the world's feature space does not have."""
-    if sources == NO_FEATURES:
+    if sources.get("model") == NO_FEATURES["model"]:
+        if sources != NO_FEATURES:
+            others = ", ".join(key for key in sources if key != "model")
+            raise UsageError(f"scorers.{FEATURES}.model=none leaves diversity out: leave out {others} too")
         return
     known = find("features", world).sources if world in registered("features") else {}
     for key in sources:

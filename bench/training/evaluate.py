@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.analysis.beside import is_measure
+from bench.analysis.metric_names import is_measure
 from bench.analysis.stats import Design, Estimate, codes, estimate
 from bench.api.features import FeatureSpace
 from bench.api.scores import Collected, finite, parts_of, rows_of, score_each, score_finite, stacked
@@ -21,7 +21,7 @@ from bench.scoring.folders import begin, identity, places, write
 from bench.scoring.remote import plain
 from bench.system.background import Background
 from bench.system.workers import ALONE, Workers
-from bench.training.measures import MEASURES, Entry, Followed, Measures, steps_by_sigma
+from bench.training.measures import MEASURES, Entry, Followed, Measures
 
 Rows = dict[str, np.ndarray]
 
@@ -201,7 +201,7 @@ def evaluate(
             found.add(here.stop - here.start, score)
         listener(here.stop - mine.start, len(mine))
 
-    followed = Followed(measures.chosen if adapter else [], steps_by_sigma(sampler))
+    followed = Followed(backbone, sampler, guidance, batch, measures.chosen if adapter else [])
 
     def draw(entries: list[Entry], *how) -> torch.Tensor:
         noise = initial_noise(backbone, task.name, split, entries)
@@ -249,8 +249,7 @@ def evaluate(
                 images = backbone.decode(latents[part])
                 entries = further[start + part.start : start + part.start + len(images)]
                 measures.add(entries, images, finite(latents[part], images))
-    with backbone.meter.purpose(MEASURES):
-        measures.drifts = followed.drifts(backbone, guidance, batch, workers)
+    measures.drifts = followed.drifts(workers)
     shards = [shard for shard in workers.gather(found.whole()) if shard]  # None: a process that had no prompt
     result = Evaluation.of(task, prompts, stacked(shards))
     return replace(result, rows=result.rows | measures.rows(workers))

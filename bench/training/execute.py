@@ -96,7 +96,10 @@ def execute(spec: Spec, session: Session) -> dict:
     # Everything that can be refused without loading weights is refused before a teacher is trained for hours.
     if spec.lora.start:
         read_start(spec.lora, descriptor.own().get("lora", {}).get("targets"))
-    for teacher_run in workers.agreed(to_train(spec, session.root, fingerprint)):
+    untrained = workers.agreed(to_train(spec, session.root, fingerprint))
+    if untrained and (features := load_features(descriptor.world, spec.scorers, spec.device)):
+        _ = features.name  # raises now, and not after hours of training, if it has no weights
+    for teacher_run in untrained:
         session.say(f"training the teacher for {teacher_run.spec.tasks[0]}")
         execute(teacher_run.spec, session)
     teachers = locate(spec, descriptor, session.root, fingerprint)
@@ -271,7 +274,8 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
         summary["points"] = points
     if references.pictures:
         summary["pictures"] = references.pictures
-    raised = [alarm for alarm in alarms(rows, models["base"]) if alarm.at == rows[-1]["share"]]
+    # A run that an alarm may end has its own start among the rows, at its own guidance scale.
+    raised = alarms(rows, None if spec.evaluation.stop_on_alarm else models["base"])
     remarks = [*loop.method.remarks(run.rows("metrics.jsonl")), *map(str, raised)]
     if spec.evaluation.stop_on_alarm and loop.fraction < 1:
         remarks.append(f"evaluation.stop_on_alarm ended the run at {loop.fraction:.0%} of its budget")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.analysis.alarms import alarms
+from bench.analysis.alarms import BASE, alarms
 from bench.analysis.records import score
 from bench.api.features import FeatureSpace
 from bench.api.lab import EMA, STUDENT, Lab
@@ -109,7 +109,9 @@ class Loop:
         else:
             self._prepare()
         inner_points = {point for point in self.spec.evaluation.points if 0 < point < 1}
-        points = sorted(inner_points | {1.0})
+        # A run that an alarm may end is compared with its start too.
+        start = {BASE} if self.spec.evaluation.stop_on_alarm and self.method.trains else set()
+        points = sorted(start | inner_points | {1.0})
         alarmed = self._alarmed()  # a run that was stopped before its summary was written
         while True:
             fraction = self.fraction
@@ -311,7 +313,7 @@ class Loop:
         self.method.show(self.lab, None)
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
-                keep = self.spec.evaluation.pictures and fraction == 1
+                keep = self.spec.evaluation.pictures and (fraction == 1 or self.spec.evaluation.stop_on_alarm)
                 folder = self.run.folder / PICTURES / task if keep else None
                 record = self.evaluate(EMA, task, folder=folder).record()
                 self.run.append("evaluations.jsonl", {"step": self.step, "share": fraction} | record)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.analysis.beside import DIVERSITY, DRIFT, ENTROPY, OVER_PROMPTS
 from bench.analysis.diversity import DECIMALS, IMAGES, PROMPTS, over_prompts, surprisal, within_prompt
+from bench.analysis.metric_names import DIVERSITY, DRIFT, ENTROPY, OVER_PROMPTS
 from bench.api.features import FeatureSpace
 from bench.api.task import Prompt
 from bench.backbones.conditioning import Conditioning
@@ -37,43 +37,58 @@ class Entry(NamedTuple):
 class Followed:
     """Follows some images along their sampling paths, to compare the model's velocity with the base's there."""
 
-    def __init__(self, rows: Iterable[int], weights: dict[float, float]):
-        """`rows` are the entries of the split to follow; `weights` are those of the steps by sigma, with sum 1."""
-        self.rows, self.weights = set(rows), weights
-        self.prompts: dict[int, Conditioning] = {}
-        self.seen: list[tuple[int, float, Tensor, Tensor]] = []
-        """Entry, sigma, and there the latent and the model's velocity, each [C, h, w]."""
+    def __init__(self, backbone: FlowBackbone, sampler: Sampler, guidance: float, batch: int, rows: Iterable[int]):
+        """`rows` are the entries of the split to follow; `batch` is the size of the base's passes.
+
+        The base has the same guidance scale.
+        """
+        self.backbone, self.guidance, self.batch, self.rows = backbone, guidance, batch, set(rows)
+        self._weights = steps_by_sigma(sampler)
+        self._prompts: dict[int, Conditioning] = {}
+        self._seen: list[tuple[int, float, Tensor, Tensor]] = []
+        """Entry, sigma, and there the latent and the model's velocity, each [C, h, w], not yet compared."""
+        self._drifts: dict[int, float] = {}
 
     def see(self, rows: range, x: Tensor, sigma: float, velocity: Tensor, conditioning: Conditioning) -> None:
         """Take one step of a batch that begins with the entries `rows`."""
         for row in sorted(self.rows.intersection(rows)):
             at = row - rows.start
-            self.prompts[row] = conditioning[[at]]
-            self.seen.append((row, sigma, x[at].clone(), velocity[at].clone()))  # views would keep the whole batch
+            self._prompts[row] = conditioning[[at]]
+            self._seen.append((row, sigma, x[at].clone(), velocity[at].clone()))  # views would keep the whole batch
+        # Several noise levels share a pass. With sharded weights, all processes pass together at the end.
+        if len(self._seen) >= self.batch and not self.backbone.sharded:
+            self._compare(0)
 
     @torch.no_grad()
-    def drifts(self, backbone: FlowBackbone, guidance: float, batch: int, workers: Workers) -> dict[int, float]:
+    def _compare(self, missing: int) -> None:
+        """Add the states seen so far, in one pass of the base with `missing` more that have no meaning."""
+        seen, self._seen = self._seen[: self.batch], self._seen[self.batch :]
+        prompts = [self._prompts[row] for row, *_ in seen]
+        x, sigma = [state for _, _, state, _ in seen], [level for _, level, *_ in seen]
+        if missing:
+            x += [*self.backbone.noise(1, torch.Generator().manual_seed(0))] * missing
+            sigma += [1.0] * missing
+            prompts += [self.backbone.encode([""])] * missing
+        levels = torch.tensor(sigma, device=x[0].device)
+        with self.backbone.meter.purpose(MEASURES):
+            base = self.backbone.velocity(torch.stack(x), levels, Conditioning.cat(prompts), None, self.guidance)
+        if not seen:
+            return
+        velocities = torch.stack([velocity for *_, velocity in seen]).float()
+        gaps = (velocities - base[: len(seen)].float()).square().flatten(1).mean(1).tolist()
+        for (row, level, *_), gap in zip(seen, gaps):
+            self._drifts[row] = self._drifts.get(row, 0.0) + self._weights[level] * gap
+
+    def drifts(self, workers: Workers) -> dict[int, float]:
         """Entry -> mean over the path, weighted by the steps' lengths, of |v - v_base|^2 per dimension.
 
-        The base has the same guidance scale. Several noise levels share a pass; all processes make equally many.
+        With sharded weights, all processes make equally large passes, as many as the one that followed most.
         """
-        sums = dict.fromkeys(self.prompts, 0.0)
-        for start in range(0, max(workers.gather(len(self.seen))), batch):
-            part = self.seen[start : start + batch]
-            if not part and not backbone.sharded:
-                break
-            if not part:  # sharded weights need equally many passes of all processes: this one has no meaning
-                x = backbone.noise(1, torch.Generator().manual_seed(0))
-                backbone.velocity(x, torch.ones(1, device=x.device), backbone.encode([""]), None, guidance)
-                continue
-            x = torch.stack([seen[2] for seen in part])
-            sigma = torch.tensor([seen[1] for seen in part], device=x.device)
-            conditioning = Conditioning.cat([self.prompts[row] for row, *_ in part])
-            base = backbone.velocity(x, sigma, conditioning, None, guidance)
-            gaps = (torch.stack([seen[3] for seen in part]).float() - base.float()).square().flatten(1).mean(1)
-            for (entry, level, _, _), gap in zip(part, gaps.tolist()):
-                sums[entry] += self.weights[level] * gap
-        return sums
+        most = max(workers.gather(len(self._seen))) if self.backbone.sharded else len(self._seen)
+        for start in range(0, most, self.batch):
+            together = min(self.batch, most - start)
+            self._compare(max(0, together - len(self._seen)) if self.backbone.sharded else 0)
+        return self._drifts
 
 
 def steps_by_sigma(sampler: Sampler) -> dict[float, float]:
@@ -151,7 +166,7 @@ class Measures:
 def chosen(strata: np.ndarray, clusters: np.ndarray) -> list[int]:
     """Rows of about PROMPTS different prompts, spread evenly over the split, equally many of every stratum."""
     names = list(dict.fromkeys(strata.tolist()))
-    each = math.ceil(PROMPTS / len(names))
+    each = max(2, math.ceil(PROMPTS / len(names)))  # one prompt of a stratum would say nothing about its spread
     found = []
     for name in names:
         rows = np.flatnonzero(strata == name)

@@ -1,5 +1,7 @@
 """Alarms: a reward that rises while what it stands for falls, and nothing else."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,35 @@ def test_a_single_point_needs_the_base() -> None:
     assert (alarm.measure, alarm.since) == ("strict", 0.0) and "from the base to 100%" in str(alarm)
 
 
+def test_a_point_with_a_higher_reward_hides_no_other() -> None:
+    """The base at its guidance scale may have both the higher reward and the higher measure."""
+    points = [row(0.5, 0.6, strict=0.65), row(1.0, 0.85, strict=0.4)]
+    for base in (None, {"ocr": row(0.0, 0.9, strict=0.7)}):
+        (alarm,) = alarms(points, base)
+        assert alarm.since == 0.5 and alarm.fall.value == pytest.approx(-0.25)
+
+
+def test_many_looks_at_a_score_that_stays_raise_few() -> None:
+    """Ten points, of a score that does not change, while the reward rises: in a twentieth of the runs, or less."""
+    rng, raised = np.random.default_rng(4), 0
+    for _ in range(40):
+        rows = []
+        for k in range(10):
+            rows.append(row(0.1 * (k + 1), 0.3 + 0.05 * k, strict=0.5))
+            rows[-1]["rows"]["strict"] = (rng.random(N) < 0.5).astype(float).tolist()
+        raised += any(alarms(rows[: k + 1]) for k in range(10))
+    assert raised <= 5
+
+
+def test_prompts_that_are_too_few_raise_none() -> None:
+    """Eight images of one prompt have no interval over prompts."""
+    few = [row(0.5, 0.5, strict=0.6), row(1.0, 0.6, strict=0.2)]
+    assert alarms(few)
+    for point in few:
+        point["prompts"] = [0] * N
+    assert alarms(few) == []
+
+
 def test_diversity_has_to_fall_by_a_quarter() -> None:
     start = row(0.5, 0.5, diversity=1.0)
     assert alarms([start, row(1.0, 0.6, diversity=0.8)]) == []
@@ -69,8 +100,8 @@ RUN = (
 
 
 def test_a_run_ends_at_an_alarm(tmp_path, monkeypatch, few_prompts) -> None:
-    """After the second point, and as an uninterrupted run would if it was killed before its summary was written."""
-    monkeypatch.setattr("bench.training.loop.alarms", lambda rows: ["an alarm"] if len(rows) > 1 else [])
+    """After the second point (and its start), and as an uninterrupted run would if it was killed before its summary was written."""
+    monkeypatch.setattr("bench.training.loop.alarms", lambda rows: ["an alarm"] if len(rows) > 2 else [])
     with pytest.raises(UsageError, match="would choose the end of training by the test prompts"):
         resolve("opd_analytic", ["ocr"], overrides=["evaluation.stop_on_alarm=true"])
     spec = resolve("opd_analytic", ["ocr"], overrides=[*RUN, "evaluation.stop_on_alarm=true"])
@@ -80,8 +111,10 @@ def test_a_run_ends_at_an_alarm(tmp_path, monkeypatch, few_prompts) -> None:
     assert summary["updates"] == 4
     assert "evaluation.stop_on_alarm ended the run at 50% of its budget" in summary["remarks"]
     assert execute(on, Session(tmp_path / "results"))["updates"] == 8
-    # Killed between the evaluation and the summary: the resumed run trains no further.
     folder = tmp_path / "results" / summary["folder"]
+    points = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    assert [(point["step"], point["share"]) for point in points] == [(0, 0.0), (2, 0.25), (4, 0.5)]
+    # Killed between the evaluation and the summary: the resumed run trains no further.
     before = (folder / "metrics.jsonl").read_text()
     (folder / "summary.json").unlink()
     again = execute(spec, Session(tmp_path / "results"))

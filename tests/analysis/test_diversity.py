@@ -79,12 +79,23 @@ def test_the_mean_surprisal_is_the_entropy() -> None:
     found = surprisal(labels, strata)
     known = labels != ""
     assert np.isnan(found).tolist() == (~known).tolist()
-    entropy = float(-(p * np.log2(p)).sum())
+    weight = np.where(strata == "a", 1 / 8, 1 / 4)[known]
+    miller = (3 - 1) * (weight**2).sum() / (2 * np.log(2))
+    entropy = float(-(p * np.log2(p)).sum()) + miller
     assert stratified_mean(found[known], Design(strata[known])) == pytest.approx(entropy, abs=1e-5)
     assert surprisal(["x"] * 4, np.array(["a"] * 4)).tolist() == [0.0] * 4
     assert np.isnan(surprisal([""] * 2, np.array(["a"] * 2))).all()
     uniform = surprisal([str(i % 8) for i in range(64)], np.array(["a"] * 64))
-    assert uniform.mean() == 3
+    assert uniform.mean() == pytest.approx(3 + 7 / (2 * 64 * np.log(2)), abs=1e-5)
+
+
+def test_the_correction_takes_the_bias_away() -> None:
+    """Six labels, as the grounds of micro, from 48 images; and 33 from 192, as its placements, of which most is left."""
+    rng = np.random.default_rng(3)
+    for labels, count, bias in ((6, 48, 0.01), (33, 192, 0.02)):
+        drawn = [surprisal(rng.integers(labels, size=count).astype(str), np.array(["a"] * count)) for _ in range(300)]
+        plain = np.log2(labels) - (labels - 1) / (2 * count * np.log(2))
+        assert abs(np.mean(drawn) - np.log2(labels)) < bias < abs(plain - np.log2(labels))
 
 
 def test_the_interval_of_an_entropy_covers_it() -> None:

@@ -208,7 +208,7 @@ def test_what_is_spent_beyond_the_budget_is_said_before_and_after(tmp_path: Path
     assert "opd_analytic, seed 0: done" in after
     assert "budget 300 training NFE, spent 384; more than 5% over budget" in " ".join(done.stdout.split())
     done = bench([*words, "--budget", "384"], tmp_path)
-    assert "note:" not in done.stderr
+    assert "will spend" not in done.stderr
     assert "384 training NFE each" in done.stdout
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.analysis.beside import is_measure
+from bench.analysis.metric_names import is_measure
 from bench.scoring import folders as layout
 from bench.scoring.folders import begin, left_out, read, world_of
 from bench.system import files

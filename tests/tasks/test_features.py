@@ -10,7 +10,7 @@ from bench.api.task import Prompt
 from bench.backbones.micro.captions import caption, draw_brief, draw_scene
 from bench.backbones.micro.reader import views
 from bench.backbones.micro.world import Scene, draw
-from bench.config.resolve import resolve
+from bench.config.resolve import resolve, teacher_spec
 from bench.config.scorers import view_settings
 from bench.errors import MissingError, UsageError
 from bench.scoring.loading import load_features
@@ -81,7 +81,7 @@ def test_without_weights_the_setting_is_named(tmp_path: Path) -> None:
 
 def test_settings_of_feature_spaces_are_checked() -> None:
     def asked(*settings: str, world: str = "photo"):
-        return view_settings(list(settings), ("ocr",), ("scorers",), world).scorers
+        return view_settings(list(settings), ("ocr",), ("scorers", "compute"), world).scorers
 
     assert load_features("photo", asked("scorers.features.model=none")) is None
     assert load_features("micro", asked("scorers.features.model=none", world="micro")) is None
@@ -92,7 +92,19 @@ def test_settings_of_feature_spaces_are_checked() -> None:
         asked("scorers.features.model=x", world="micro")
     with pytest.raises(UsageError, match=r"unknown task in scorers 'feature'.*features"):
         asked("scorers.feature.model=x")
+    with pytest.raises(UsageError, match=r"features.model=none leaves diversity out: leave out batch too"):
+        asked("scorers.features.model=none", "scorers.features.batch=2")
     plain = resolve("merge", ["ocr"])
     away = resolve("merge", ["ocr"], overrides=["scorers.features.model=none"])
     assert away.digest("x") != plain.digest("x")
     assert "features" not in plain.scorers
+
+
+def test_scoring_alone_measures_no_diversity() -> None:
+    with pytest.raises(UsageError, match=r"scorers.features does nothing here: only evaluations that draw images"):
+        view_settings(["scorers.features.model=none"], ("ocr",), ("scorers",), "photo")
+
+
+def test_teachers_are_measured_as_their_student_is() -> None:
+    spec = resolve("opd_analytic", ["ocr"], teachers="train", overrides=["scorers.features.model=none"])
+    assert teacher_spec(spec, "ocr").scorers == {"features": {"model": "none"}}

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from bench.prediction.cost import MEASURED
 from bench.sampler.rollout import Sampler, rollout
 from bench.scoring.loading import load_features, load_tasks
 from bench.training.evaluate import Evaluation, design_of, evaluate, initial_noise, pictures
-from bench.training.measures import Entry, chosen
+from bench.training.measures import Entry, Followed, chosen
 from tests.methods.conftest import shake
 
 GUIDANCE = 2.0
@@ -107,6 +108,26 @@ def test_batches_change_nothing(model, sampler, whole: Evaluation) -> None:
         assert np.allclose(parts.rows[metric], values, atol=2e-3, equal_nan=True), metric
 
 
+@pytest.mark.parametrize("mine", [0, 3, 10, 12])
+def test_sharded_processes_make_equally_many_passes(model, sampler, monkeypatch, mine: int) -> None:
+    """Twelve states of another process, in passes of five that compute.batch cuts into two."""
+    prompts = load_tasks(("ocr",), "micro")["ocr"].prompts("validation")
+    monkeypatch.setattr(model, "sharded", True)
+    monkeypatch.setattr(model, "compute", model.compute.model_copy(update={"batch": 2}))
+    sizes = []
+    forward = model.transformer.register_forward_hook(lambda _, __, made: sizes.append(len(made[0])))
+    followed = Followed(model, sampler, GUIDANCE, 5, range(mine))
+    conditioning = model.encode([prompts[0].text])
+    for row in range(mine):
+        x = initial_noise(model, "ocr", "validation", [Entry(row)])
+        followed.see(range(row, row + 1), x, 1.0, x, conditioning)
+    found = followed.drifts(SimpleNamespace(gather=lambda count: [count, 12]))
+    forward.remove()
+    # Guidance doubles a pass instead of the number of passes.
+    assert sizes == [4, 4, 2, 4, 4, 2, 4] and set(found) == set(range(mine))
+    assert all(drift > 0 for drift in found.values())
+
+
 def test_without_a_feature_space_only_drift_is_measured(model, sampler, whole: Evaluation) -> None:
     bare = evaluated(model, sampler, "geneval", "shaken", space=False)
     left = whole.rows.keys() - bare.rows.keys()
@@ -134,3 +155,12 @@ def test_prompts_to_measure_are_spread_over_strata(task: str) -> None:
     assert len({prompts[row].text for row in rows}) == len(rows) == len(set(rows))
     counts = {name: (strata[rows] == name).sum() for name in set(strata.tolist())}
     assert len(rows) <= PROMPTS + len(counts) and min(counts.values()) >= min(2, PROMPTS // len(counts))
+
+
+def test_every_stratum_has_two_prompts_to_measure() -> None:
+    """One would say nothing about the spread over prompts."""
+    strata = np.repeat([f"s{i}" for i in range(20)], 3)
+    clusters = np.arange(60)
+    clusters[:3] = 0  # a stratum with a single prompt
+    rows = chosen(strata, clusters)
+    assert [(strata[rows] == f"s{i}").sum() for i in range(20)] == [1, *[2] * 19]

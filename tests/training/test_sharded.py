@@ -29,7 +29,8 @@ RL = ["params.groups=4", "params.group_size=3"]
 # Numbers of prompts that two processes share equally. Held-out prompts are thirteen, so that evaluations in batches of
 # four end with unequal batches.
 SETTINGS = {
-    "opd_analytic": ["params.trajectories=4", "compute.batch=3", "probes.interference=2", *NOISY],
+    # With three steps, the processes follow unequally many states from the base.
+    "opd_analytic": ["params.trajectories=4", "compute.batch=3", "probes.interference=2", "evaluation.steps=3", *NOISY],
     "opd_ppo": ["params.trajectories=4", "compute.gradient_checkpointing=true"],
     "dance_opd": ["params.trajectories=4"],
     "off_policy": ["params.trajectories=4"],
