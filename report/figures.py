@@ -225,7 +225,8 @@ def legend(figure, axes, lines: list[str], narrow: bool) -> None:
     figure.legend(curves, labels, loc="outside lower center", ncols=_columns(lines, narrow))
 
 
-def _said(title: str, levels: Levels) -> str:
+def with_levels(title: str, levels: Levels) -> str:
+    """A figure's title, with what the lines of `draw_levels` mean."""
     drawn = [name for name in LEVELS if any(name in values for values in levels.values())]
     return " ".join([title, *(LEVELS_SAID[name] for name in drawn)])
 
@@ -265,7 +266,7 @@ def scores_figure(
     whose = " and ".join(best["line"])
     alt = f"Scores with intervals of {len(rows)} lines. Highest mean score: {whose}, {rows['mean'].max():.3f}."
     title = "Held-out scores, mean and 95% interval (at column width, the mean score only)."
-    return Figure(name, _said(title, levels), alt, draw)
+    return Figure(name, with_levels(title, levels), alt, draw)
 
 
 def curves_figure(
@@ -311,7 +312,7 @@ def curves_figure(
     title = "Anytime curves: held-out score during training against NFE and, at page width, against seconds."
     return Figure(
         name,
-        _said(title, levels),
+        with_levels(title, levels),
         f"Scores during training of {len(lines)} lines on {', '.join(tasks)}; the table below has the numbers.",
         draw,
     )

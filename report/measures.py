@@ -11,7 +11,7 @@ from bench.analysis.forgetting import by_share
 from bench.analysis.metric_names import DIVERSITY, DRIFT, ENTROPY, OVER_PROMPTS, is_measure
 from bench.analysis.records import model_rows
 from bench.analysis.stats import Estimate, estimate, estimates
-from report.figures import Figure, draw_curve, legend, room
+from report.figures import Figure, Levels, draw_curve, draw_levels, legend, room, with_levels
 from report.lines import Pool
 from report.style import Look, is_column
 from report.table import Column, Row, Table
@@ -106,7 +106,7 @@ def drift_table(pool: Pool, prefix: str) -> Table | None:
     return table if table.rows else None
 
 
-def drift_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], name: str) -> Figure:
+def drift_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], levels: Levels, name: str) -> Figure:
     """Score against distance from the base, one path over training per line and a panel per task."""
     lines = [line for line in look if (frame["line"] == line).any()]
 
@@ -127,13 +127,17 @@ def drift_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], n
                     for _, row in points.iterrows()
                 ]
                 draw_curve(axes, points["distance"], points["score"], look[line], said)
-            axes.set(title=task, xlabel="distance from the base", ylabel="score")
+            draw_levels(axes.axhline, task, levels)
+            # From 0 and with the levels, so that noise is not drawn as if it were a path.
+            far = frame[frame["task"] == task]["distance"].max()
+            axes.set(title=task, xlabel="distance from the base", ylabel="score", xlim=(0, 1.06 * far or 1))
         legend(figure, grid.flat[0], lines, narrow)
         return figure
 
+    title = "Score against distance from the base: of two lines with the same score, the one to the left changed less."
     return Figure(
         name,
-        "Score against distance from the base: of two lines with the same score, the one to the left changed less.",
+        with_levels(title, levels),
         f"Held-out score against the root mean square change of velocity of {len(lines)} lines, {len(tasks)} panels.",
         draw,
     )

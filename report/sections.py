@@ -19,6 +19,7 @@ from report.studies import study_parts
 from report.style import MOST, Look, looks
 from report.table import Column, Table, cell, slugs
 from report.tables import PoolTables, levels, pool_tables, references
+from report.transfer import profiles_figure, profiles_table, transfer_table
 
 
 def make(evidence: Evidence) -> Report:
@@ -124,6 +125,12 @@ def _curves(report: Report, made: Made) -> Section:
                 figure = curves_figure(frame, list(pool.tasks), look, beside, tables.curves.name)
                 report.show(section, figure)
             report.show(section, tables.curves, folded=True)
+    for index, (pool, tables) in enumerate(made):
+        found = profiles_table(pool, _prefix(index)) if pool.lines else None
+        if found:
+            look = _looks(pool, tables, pool.lines)
+            report.show(section, profiles_figure(found.frame(), look, found.name))
+            report.show(section, found, folded=True)
     return section
 
 
@@ -138,7 +145,7 @@ def _gradients(report: Report, evidence: Evidence) -> Section:
 
 def _forgetting(report: Report, made: Made) -> Section:
     section = Section("Forgetting")
-    for pool, tables in made:
+    for index, (pool, tables) in enumerate(made):
         if tables.forgetting.rows:
             frame = tables.forgetting.frame()
             # Lines that were evaluated only at the end have no row in the table.
@@ -146,6 +153,9 @@ def _forgetting(report: Report, made: Made) -> Section:
             lines = [label for label in look if (frame["line"] == label).any()]
             figure = heat_figure(frame, list(pool.tasks), lines, tables.forgetting.name)
             report.show(section, figure)
+            averages = transfer_table(pool, _prefix(index))
+            if averages:
+                report.show(section, averages)
             report.show(section, tables.forgetting, folded=True)
             report.show(section, tables.course, folded=True)
     return section
@@ -185,7 +195,8 @@ def _measures(report: Report, made: Made) -> Section:
         drift = drift_table(pool, _prefix(index))
         if drift:
             look = _looks(pool, tables, pool.lines)
-            report.show(section, drift_figure(drift.frame(), list(pool.tasks), look, drift.name))
+            beside = levels(tables.scores, pool.tasks)
+            report.show(section, drift_figure(drift.frame(), list(pool.tasks), look, beside, drift.name))
         measured = [line for line in pool.lines if tables.standings[line.label].measures]
         found = measures_table(pool, tables.standings, references(replace(pool, lines=measured)), _prefix(index))
         if found:

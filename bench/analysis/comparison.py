@@ -1,5 +1,6 @@
 """The numbers of a comparison: scores, gains, tests and costs of every line, from the records of its runs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -115,9 +116,7 @@ def standings(
     groups: dict[str, list[Record]], tasks: tuple[str, ...], reference: str, teacher_cost: dict[str, float]
 ) -> list[Standing]:
     """The Standing of every line, in the given order. `teacher_cost` maps tasks to their teachers' training NFE."""
-    # The first line with teachers sets the scale of all lines, including those without teachers.
-    taught = (records for records in groups.values() if records and _show_teachers(records))
-    shown = [r.summary for r in next(taught, [])]
+    shown = taught(groups.values())
     scale = goals(shown, tasks)
     lines = [
         _standing(label, records, groups[reference], tasks, scale, shown, teacher_cost)
@@ -136,6 +135,12 @@ def standings(
             line = replace(line, against_reference=difference, p_equivalent=p_equivalent)
         adjusted.append(line)
     return adjusted
+
+
+def taught(lines: Iterable[list[Record]]) -> list[dict]:
+    """The summaries of the first line with teachers, which sets the scale of all lines; empty if none has some."""
+    having = (records for records in lines if records and _show_teachers(records))
+    return [record.summary for record in next(having, [])]
 
 
 def _show_teachers(records: list[Record]) -> bool:

@@ -73,18 +73,18 @@ def forgetting(
     end = complete[max(complete)]
     best = max(complete, key=lambda share: stratified_means(complete[share] - end, pictures).mean())
     drop = fall(complete[best], end, pictures)
-    stage = _recorded(complete, own_stage_end)
+    stage = recorded_at(complete, own_stage_end)
     if stage is None:
         return Forgetting(task, drop, None)
     own_change = paired_difference(end, complete[stage], pictures)
-    after = _recorded(complete, next_stage_end)
+    after = recorded_at(complete, next_stage_end)
     # A next stage that ends the run would repeat the change above.
     if after is None or after == max(complete):
         return Forgetting(task, drop, own_change)
     return Forgetting(task, drop, own_change, paired_difference(complete[after], complete[stage], pictures))
 
 
-def _recorded(shares: Collection[float], wanted: float | None) -> float | None:
+def recorded_at(shares: Collection[float], wanted: float | None) -> float | None:
     """The recorded point at a stage's end; None if there is none within STAGE_TOLERANCE."""
     if not wanted:
         return None

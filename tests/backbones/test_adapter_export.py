@@ -127,7 +127,7 @@ def test_a_runs_adapter_is_one_to_diffusers_and_peft(sd3_folder: Path, tmp_path:
     by_peft(base, tmp_path / "teachers" / "ocr", **KINDS["rank-stabilised"])
     overrides = ["evaluation.steps=1", "evaluation.split=validation", "sampler.steps=2", "params.timestep_fraction=1"]
     overrides += ["budget.updates=2", "params.trajectories=2", "lora.rank=2", "lora.alpha=5", "ema.every=1"]
-    overrides += ["optimizer.lr=0.05"]
+    overrides += ["optimizer.lr=0.05", "scorers.features.model=none"]
     spec = resolve("opd_analytic", ["ocr"], 0, str(sd3_folder), None, overrides, str(tmp_path / "teachers"))
     session = Session(tmp_path / "results")
     folder = session.root / execute(spec, session)["folder"] / "adapter"

@@ -191,6 +191,43 @@ def test_measures_are_what_pandas_finds_in_the_raw_files(root: Path, written: Pa
             assert ends.loc[key, "distance"] == pytest.approx(value**0.5, abs=1e-12)
 
 
+def test_transfer_and_profiles_are_what_counting_finds(root: Path, written: Path) -> None:
+    """From the raw files: of every line at the first budget, its mean forgetting, and when its runs reach their targets."""
+    methods = ("opd_analytic", "multi_reward", "sft")
+    levels: dict[tuple, float] = {}
+    for method in methods:
+        for seed in raw(root, method, 1000):
+            for path in root.glob(f"{method}-*-s{seed}/evaluations.jsonl"):
+                if json.loads((path.parent / "spec.json").read_text())["spec"]["budget"]["evaluations"] == 1000:
+                    for line in map(json.loads, path.read_text().splitlines()):
+                        levels[method, seed, line["task"], line["share"]] = stratified(line)
+    table = csv(written, "transfer").set_index("line")["forgetting"]
+    for method in methods:
+        (label,) = [line for line in table.index if line.startswith(method) and ", at " not in line]
+        seeds = raw(root, method, 1000)
+        drops = [levels[method, seed, task, 0.5] - levels[method, seed, task, 1.0] for seed in seeds for task in TASKS]
+        assert table[label] == pytest.approx(np.mean(drops), abs=1e-12)
+    models = raw(root, "opd_analytic", 1000)[0]["models"]
+    best = {task: max(stratified(models[f"teacher {other}"][task]) for other in TASKS) for task in TASKS}
+    common = set.intersection(*(set(raw(root, method, 1000)) for method in methods))
+    cost = {
+        (method, seed, task): min(
+            [1000 * share for share in (0.5, 1.0) if levels[method, seed, task, share] >= 0.9 * best[task]],
+            default=np.inf,
+        )
+        for method in methods for seed in common for task in TASKS
+    }  # fmt: skip
+    quickest = {(seed, task): min(cost[method, seed, task] for method in methods) for seed in common for task in TASKS}
+    for row in csv(written, "profiles").to_dict("records"):
+        method = next(method for method in methods if row["line"].startswith(method))
+        within = [
+            cost[method, *problem] <= row["factor"] * fastest
+            for problem, fastest in quickest.items()
+            if np.isfinite(cost[method, *problem])
+        ]
+        assert row["solved"] == pytest.approx(sum(within) / len(quickest), abs=1e-12), row
+
+
 def test_what_is_missing_is_said(root: Path, written: Path) -> None:
     page = (written / "report.md").read_text()
     answer = page.split("## Scores and cost")[0]
