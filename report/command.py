@@ -41,10 +41,11 @@ def report(
         from report.diff import difference
 
         first, second = (path.resolve().name for path in diff)
-        sets = [collect([path]) for path in diff]
-        for path, evidence in zip(diff, sets):
-            _tell_of_nothing(evidence, [path])
-        page = write(difference(*sets), output, f"{second} against {first}")
+        with without_collector():
+            sets = [collect([path]) for path in diff]
+            for path, evidence in zip(diff, sets):
+                _tell_of_nothing(evidence, [path])
+            page = write(difference(*sets), output, f"{second} against {first}")
         print(legible(str(page)))
         return
     usual = Path("results/runs")

@@ -22,7 +22,7 @@ FEW = 100
 """Number of runs for which another process is worth its start."""
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, DamagedError)
 DIGITS = 308
-"""The number of digits that every float can have before the point."""
+"""Longest integer that certainly fits into a float."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +248,10 @@ class _Reader:
 
     def read_ahead(self, folders: list[Path]) -> None:
         """Read many folders in parallel, for `read`, which reads those that are left out here."""
-        cores = cores_for(len(folders) // FEW)
+        new = [folder for folder in folders if folder.resolve() not in self.seen]
+        cores = cores_for(len(new) // FEW)
         if cores > 1:
-            shares = [folders[core::cores] for core in range(cores)]
+            shares = [new[core::cores] for core in range(cores)]
             for share, found in zip(shares, forked(_read_all, shares, cores)):
                 self._ahead |= dict(zip(share, found))
 

@@ -12,6 +12,7 @@ from bench.analysis.forgetting import by_share
 from bench.analysis.overoptimisation import over_optimisation
 from bench.analysis.records import Record, model_rows, score
 from bench.analysis.stats import Difference, Estimate, estimate, estimates, holm, joined, stratified_mean
+from bench.system.peak import gigabytes
 from report.claims import ALPHA
 from report.evidence import FoundRun
 from report.lines import EQUAL, Line, Pool
@@ -327,7 +328,7 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
 def peak_gb(records: list[Record]) -> float | None:
     """The most memory that an update of any run used, of the GPU or else of the process; None in older records."""
     known = [peak for record in records if (peak := record.summary["cost"].get("peak_bytes"))]
-    return max(peak.get("device", peak["host"]) for peak in known) / 1e9 if known else None
+    return max(map(gigabytes, known), default=None)
 
 
 def seconds(records: list[Record]) -> float:

@@ -256,6 +256,11 @@ def _normal() -> np.ndarray:
     return _student(0.975, np.inf)
 
 
+def _without_spread(seeds: int, design: Rows) -> bool:
+    """Whether nothing varies of which an interval could be made: one seed, and one cluster in every stratum."""
+    return seeds == 1 and bool((_plan(design).sizes_H == 1).all())
+
+
 def estimate(values_SN: np.ndarray, design: Rows, seed: int = 0) -> Estimate:
     """Mean and interval of values [S, N] over S seeds and the clusters of N rows; for one seed, over clusters only."""
     values_SN = np.atleast_2d(values_SN)
@@ -271,7 +276,7 @@ def estimates(sets: list[np.ndarray], design: Rows, seed: int = 0) -> list[Estim
     """
     values_KSN = np.stack(sets)
     means_K = stratified_means(values_KSN, design).mean(1)
-    if values_KSN.shape[1] == 1 and (_plan(design).sizes_H == 1).all():
+    if _without_spread(values_KSN.shape[1], design):
         return [Estimate(float(mean), float("nan"), float("nan")) for mean in means_K]
     draws_RK = _resampled(values_KSN, design, seed).draws_RK
     low_K, high_K = np.quantile(draws_RK, [0.025, 0.975], axis=0)
@@ -305,7 +310,7 @@ def paired_difference(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: in
     gap = _gap(a_SN, b_SN, design, seed)
     if gap is None:
         return Difference.unknown()
-    if gap.seeds == 1 and (_plan(design).sizes_H == 1).all():
+    if _without_spread(gap.seeds, design):
         return replace(Difference.unknown(), value=gap.value)
     low, high = np.quantile(gap.draws_R, [0.025, 0.975])
     p = min(1.0, 2 * min(gap.below(0.0), gap.above(0.0)))

@@ -29,7 +29,7 @@ class Transfer:
     """The end minus the end of each task's stage (Lopez-Paz and Ranzato, arXiv 1706.08840, Eq. 3); None if there are no
     stages."""
     forward: Difference | None
-    """A line's means over its runs (seeds); `stage_ends` are those of a cascade in order, without the last."""
+    """The score at the end of the stage before a task's own minus the base's at its best guidance (the same, Eq. 4)."""
 
 
 def transfer(records: list[Record], tasks: tuple[str, ...], stage_ends: Mapping[str, float]) -> Transfer:

@@ -9,6 +9,7 @@ from rich.table import Table
 from bench.analysis.records import model_rows, recovered
 from bench.analysis.stats import Estimate, estimate
 from bench.printing import progress_bar, terminal
+from bench.system.peak import gigabytes
 from bench.training.loop import Progress
 
 
@@ -92,7 +93,7 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
         clocks = ", ".join(f"{name} {s:.0f} s" for name, s in seconds if name != "idle")
         nfe = cost["evaluations"].get("training", 0)  # records keep the older key for NFE
         peaks = cost.get("peak_bytes")  # older records have none
-        peak = f"; peak memory {peaks.get('device', peaks['host']) / 1e9:.3g} GB" if peaks else ""
+        peak = f"; peak memory {gigabytes(peaks):.3g} GB" if peaks else ""
         out.print(
             f"seed {summary['seed']}: {summary['updates']} updates, {nfe:,} training NFE; {clocks}{peak}",
             soft_wrap=True,

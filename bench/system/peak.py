@@ -39,6 +39,11 @@ class Peak:
             self.bytes[place] = max(size, self.bytes.get(place, 0))
 
 
+def gigabytes(peak: dict[str, int]) -> float:
+    """A recorded peak as one number: of the GPU, or without one of the process."""
+    return peak.get("device", peak["host"]) / 1e9
+
+
 def _host() -> int:
     """Peak memory of this process in bytes."""
     with suppress(OSError):

@@ -44,18 +44,8 @@ class References:
         backbone = self.loop.run.backbone_hash
         prompts = self._prompts_hash(task)
         space = self.loop.features
-        measures = f"{MEASURES} {VERSION} {space.name if space else ''}"
-        parts: list[object] = [
-            backbone,
-            weights,
-            task,
-            scorer,
-            prompts,
-            guidance,
-            settings.steps,
-            settings.split,
-            measures,
-        ]
+        parts: list[object] = [backbone, weights, task, scorer, prompts, guidance, settings.steps, settings.split]
+        parts.append(f"{MEASURES} {VERSION} {space.name if space else ''}")
         # Only values that are not the default enter the key, so that new settings leave it as it was.
         shaping = set(Compute.RESULT)
         if (chosen := spec.evaluation_compute.model_dump(include=shaping)) != PLAIN.model_dump(include=shaping):

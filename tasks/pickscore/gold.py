@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.backbones.micro.reader import Mark, find_shapes, grounds_of
+from bench.backbones.micro.reader import CONFIDENT, Mark, find_shapes, grounds_of
 from bench.backbones.micro.world import BLOCK, CANVAS, COLOURS, GROUNDS, shape_masks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PARTS = ("harmony", "contrast", "margins", "cleanliness", "match")
-CONFIDENT = 0.5
-"""Confidence above which a found shape counts."""
 CLEAN_RMS = 0.05
 """Residual (RMS, RGB in [0, 1]) at which cleanliness falls to 1/e."""
 WARM = frozenset({"red", "orange", "yellow", "pink", "brown"})

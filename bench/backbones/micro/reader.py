@@ -28,6 +28,8 @@ SHAPE_EVIDENCE, SHAPE_SLOPE = 0.55, 0.06
 """Midpoint and width of the sigmoid from explained variance to a shape's confidence."""
 GLYPH_EVIDENCE = 0.5
 """Minimum explained variance for a character."""
+CONFIDENT = 0.5
+"""Confidence above which a found shape counts."""
 NEAR, DISTANT = "near", "distant"
 
 
@@ -167,15 +169,15 @@ def find_shapes(images_BCHW: Tensor, size: float = 1.0) -> list[list[Mark]]:
     return pictures
 
 
-def views(images_BCHW: Tensor, floor: float = 0.5) -> list[tuple[str, list[Mark]]]:
+def views(images_BCHW: Tensor) -> list[tuple[str, list[Mark]]]:
     """Whether each of B images [B, 3, 32, 32] shows shapes that are NEAR or DISTANT, and these shapes, best first.
 
-    ("", []) for an image without a shape of either size whose confidence exceeds `floor`. Raises as `find_shapes`.
+    ("", []) for an image without a shape of either size whose confidence exceeds CONFIDENT. Raises as `find_shapes`.
     """
     found = []
     for near, distant in zip(find_shapes(images_BCHW), find_shapes(images_BCHW, DISTANT_SIZE), strict=True):
         by_view = {NEAR: near, DISTANT: distant}
-        sure = {view: [mark for mark in marks if mark.score > floor] for view, marks in by_view.items()}
+        sure = {view: [mark for mark in marks if mark.score > CONFIDENT] for view, marks in by_view.items()}
         view = max(sure, key=lambda view: sure[view][0].score if sure[view] else 0.0)
         found.append((view, sure[view]) if sure[view] else ("", []))
     return found
