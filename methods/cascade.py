@@ -31,6 +31,7 @@ class Cascade(RlMethod):
     """RL on one task per stage; the stages share the budget equally."""
 
     name = "cascade"
+    title = "Cascade RL"
     source = "staged RL, DiffusionNFT, arXiv 2509.16117, Sec. 4"
     Options = CascadeOptions
 

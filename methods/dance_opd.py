@@ -52,6 +52,7 @@ class DanceOpd(DistillationMethod):
     """On-policy distillation at a single state per trajectory."""
 
     name = "dance_opd"
+    title = "DanceOPD"
     source = "DanceOPD, arXiv 2606.27377"
     Options = DanceOptions
 

@@ -35,6 +35,7 @@ class DraftK(RewardGradientMethod):
     """Maximise the reward of the student's own images by its gradient."""
 
     name = "draft_k"
+    title = "DRaFT-K"
     source = "DRaFT-K, arXiv 2309.17400, Alg. 1"
     Options = DraftOptions
     lowers_memory = ("chunk", "last", "trajectories")

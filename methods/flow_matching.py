@@ -24,6 +24,7 @@ class FlowMatching(OfflineMethod):
     """Regression of the student's velocity on images from files."""
 
     name = "flow_matching"
+    title = "Flow matching on images"
     source = "flow matching on the user's images (arXiv 2210.02747, Eq. 23)"
     Options = OfflineOptions
     columns = ("file_name",)

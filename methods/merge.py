@@ -43,6 +43,7 @@ class Merge(CountedMethod):
     """The student is a combination of the teachers' weight changes; nothing is trained."""
 
     name = "merge"
+    title = "Merged teachers"
     source = "merging the teachers' weight changes, without training"
     variants: ClassVar[dict[str, str]] = {
         "params.rule=average": "weight average; with weights, rewarded soups, arXiv 2306.04488",

@@ -19,6 +19,7 @@ class MultiReward(RlMethod, CombiningMethod):
     """RL on all tasks at once."""
 
     name = "multi_reward"
+    title = "Joint RL"
     source = "joint RL on all tasks (DiffusionNFT, arXiv 2509.16117), each task in its own deviation or all in one"
     Options = MultiRewardOptions
 

@@ -50,6 +50,7 @@ class OffPolicy(DistillationMethod):
     """Velocity matching on the teachers' trajectories."""
 
     name = "off_policy"
+    title = "Off-policy distillation"
     source = "velocity matching on the teachers' trajectories (off-policy row of DanceOPD, arXiv 2606.27377)"
     Options = OffPolicyOptions
 

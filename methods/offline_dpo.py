@@ -37,6 +37,7 @@ class OfflineDpo(OfflineMethod):
     """Denoise preferred images better than the reference does, and rejected ones worse."""
 
     name = "offline_dpo"
+    title = "Diffusion-DPO on pairs"
     source = "Diffusion-DPO on the user's pairs (arXiv 2311.12908, Eq. 14)"
     Options = OfflineDpoOptions
     columns = ("chosen_file_name", "rejected_file_name")

@@ -63,6 +63,7 @@ class OpdAnalytic(DistillationMethod):
     """Closed-form on-policy distillation."""
 
     name = "opd_analytic"
+    title = "Analytic OPD"
     source = "DiffusionOPD, arXiv 2605.15055, Eq. 11-14"
     Options = OpdOptions
     lowers_memory = ("chunk", "trajectories")

@@ -73,6 +73,7 @@ class OpdPpo(DistillationMethod):
     """On-policy distillation with a clipped policy gradient."""
 
     name = "opd_ppo"
+    title = "PPO-style OPD"
     source = "Flow-OPD, arXiv 2605.08063; DiffusionOPD, arXiv 2605.15055, Eq. 16-21"
     needs = Needs(teachers=True, stochastic=True)
     Options = OpdPpoOptions

@@ -26,6 +26,7 @@ class OpdReward(MultiReward):
     """RL on the rewards of all tasks, with each task's teacher as the reference of the penalty."""
 
     name = "opd_reward"
+    title = "RL with distillation"
     source = "policy loss with a distillation term, verl-omni pull request 300; DiffusionOPD, arXiv 2605.15055, Eq. 11"
     needs = Needs(teachers=True, rewards=True)
 

@@ -36,6 +36,7 @@ class Refl(RewardGradientMethod):
     """Maximise the reward of one-step predictions."""
 
     name = "refl"
+    title = "ReFL"
     source = "ReFL, arXiv 2304.05977, Alg. 1, without its pre-training loss"
     Options = ReflOptions
 

@@ -67,6 +67,7 @@ class SelfOpd(CombiningMethod):
     """On-policy distillation from the student's own scored branches."""
 
     name = "self_opd"
+    title = "Self-OPD"
     source = "Self-OPD, arXiv 2608.26872"
     needs = Needs(rewards=True, stochastic=True)
     Options = SelfOpdOptions

@@ -44,6 +44,7 @@ class Sft(DistillationMethod):
     """Flow matching on the teachers' samples."""
 
     name = "sft"
+    title = "SFT on teachers' samples"
     source = "flow matching on the teachers' samples (DiffusionOPD, arXiv 2605.15055, Fig. 5)"
     Options = SftOptions
     matches_parts = False

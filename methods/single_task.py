@@ -7,5 +7,6 @@ class SingleTask(RlMethod):
     """RL on exactly one task."""
 
     name = "single_task"
+    title = "Single-task RL"
     source = "RL on one task (DiffusionNFT, arXiv 2509.16117; Flow-GRPO, arXiv 2505.05470)"
     several_tasks = False

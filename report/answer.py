@@ -67,18 +67,14 @@ def _comparisons(counts: dict, family: str) -> Markup:
 
 def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
     """Which lines differ significantly from the reference, which are equivalent to it, and which are undecided."""
-    others = [row for row in ranked if row["line"] != tables.reference]
-    # Identical scores have no variance and a p-value of NaN, so they must be separated before the untested lines.
-    same = [row for row in others if row["against"].low == row["against"].high == 0]
-    untested = [row for row in others if math.isnan(row["p"]) and row not in same]
-    told = [row for row in others if row["p"] < ALPHA]
-    above = [row for row in told if row["against"].value > 0]
-    below = [row for row in told if row["against"].value < 0]
+    found = verdicts(ranked, tables.reference)
     parts = []
-    for name, group in (("Above", above), ("Below", below)):
-        shown = [_told(row) for row in group]
+    for name in ("above", "below"):
+        shown = [_told(row) for row in found[name]]
         if shown:
-            parts.append(Markup("{}: {}.").format(name, Markup("; ").join(shown)))
+            parts.append(Markup("{}: {}.").format(name.capitalize(), Markup("; ").join(shown)))
+    others = [row for row in ranked if row["line"] != tables.reference]
+    # A line can be significantly different and yet equivalent: the difference is real, but within the margin.
     equal = [row for row in others if row["p_equivalent"] < ALPHA]
     if equal:
         margin = number(tables.overview.rows[0]["margin"], "score")
@@ -87,17 +83,36 @@ def _against(ranked: list[dict], tables: PoolTables) -> list[Markup]:
     open_ = "No significant difference"
     if any(not math.isnan(row["p_equivalent"]) for row in others):
         open_ = "Neither significantly different nor shown to be equivalent"
-    # A line can be significantly different and yet equivalent: the difference is real, but within the margin.
-    settled = (*told, *same, *untested, *equal)
-    undecided = [row for row in others if row not in settled]
     for said, group in (
-        (open_, undecided),
-        ("Identical scores on every prompt", same),
-        ("Not tested (fewer than two shared seeds)", untested),
+        (open_, found["undecided"]),
+        ("Identical scores on every prompt", found["same"]),
+        ("Not tested (fewer than two shared seeds)", found["untested"]),
     ):
         if group:
             parts.append(Markup("{}: {}.").format(said, _names(group)))
     return parts
+
+
+def verdicts(rows: list[dict], reference: str) -> dict[str, list[dict]]:
+    """Rows of the score table by their verdict against the reference, each in one list, in their order."""
+    found: dict[str, list[dict]] = {
+        kind: [] for kind in ("above", "below", "equal", "undecided", "same", "untested")
+    }
+    for row in rows:
+        if row["line"] == reference:
+            continue
+        gap, p = row["against"], row["p"]
+        # Identical scores have no variance and a p-value of NaN, so they are asked about before the untested lines.
+        if gap.low == gap.high == 0:
+            kind = "same"
+        elif math.isnan(p):
+            kind = "untested"
+        elif p < ALPHA and gap.value:
+            kind = "above" if gap.value > 0 else "below"
+        else:
+            kind = "equal" if row["p_equivalent"] < ALPHA else "undecided"
+        found[kind].append(row)
+    return found
 
 
 def _names(rows: list[dict]) -> str:

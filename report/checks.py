@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from bench.analysis.metric_names import is_along, is_beside, is_measure
+from bench.api.scores import REWARD
 
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -35,8 +36,8 @@ class ScoreRecord(Part):
     """Index of each image's prompt; the first records had none."""
 
     def is_shown(self, metric: str) -> bool:
-        """Whether the report shows a metric next to the headline; others are not read."""
-        return is_beside(metric)
+        """Whether the report uses a metric beside the headline; others are not read."""
+        return is_beside(metric) or metric == REWARD
 
     @model_validator(mode="after")
     def _whole(self) -> "ScoreRecord":
@@ -70,7 +71,7 @@ class Point(ScoreRecord):
     share: Annotated[float, Field(ge=0, le=1)]
 
     def is_shown(self, metric: str) -> bool:
-        """Whether the report shows a metric along training next to the headline."""
+        """Whether the report uses a metric along training beside the headline."""
         return is_along(metric)
 
 

@@ -8,7 +8,7 @@ from bench.analysis.records import Record, model_rows
 from bench.analysis.stats import Difference, holm
 from report.claims import ALPHA
 from report.evidence import Evidence
-from report.lines import Line, Pool, pools
+from report.lines import Line, Pool, pools, titled
 from report.page import Report, Section
 from report.table import Column, Table, cell, number
 from report.tables import seconds, student_score
@@ -83,7 +83,7 @@ def difference(before: Evidence, after: Evidence) -> Report:
 def _by_identity(evidence: Evidence) -> dict[tuple, tuple[Pool, Line]]:
     """Pool and settings -> line."""
     # Pools that count the teachers repeat lines of the other pools.
-    own = [pool for pool in pools(evidence) if not pool.whole]
+    own = [titled(pool) for pool in pools(evidence) if not pool.whole]
     return {(pool.world, line.identity): (pool, line) for pool in own for line in pool.lines}
 
 

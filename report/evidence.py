@@ -10,6 +10,7 @@ import numpy as np
 
 from bench.analysis.metric_names import is_along, is_beside
 from bench.analysis.records import Record
+from bench.api.scores import REWARD
 from bench.errors import DamagedError, UsageError, one_line
 from bench.store.damage import check_checkpoint
 from bench.store.names import recorded_failure
@@ -283,9 +284,11 @@ class _Reader:
         # Before the rows are reduced to arrays, which cannot be compared with a plain !=.
         if not all(_agrees(row, shown) for row in points):
             raise ValueError("its evaluations have other tasks, prompts or headlines than its summary")
-        for models in summary["models"].values():
+        for name, models in summary["models"].items():
+            # Alarms compare the student's rewards with the base's.
+            used = (lambda metric: is_beside(metric) or metric == REWARD) if name == "base" else is_beside
             for task, row in models.items():
-                models[task] = self._compact(row, is_beside)
+                models[task] = self._compact(row, used)
         evaluations = [self._compact(row, is_along) for row in points]
         pulls = _of(folder / "probes.jsonl", PULLS, _lines)
         record = Record(summary, evaluations, spec, pulls)

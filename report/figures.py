@@ -4,10 +4,11 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,8 +16,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.system.drawing import imported
+from report.charts import curves_chart
 from report.parallel import cores_for, forked
-from report.style import INK, WIDTHS, Look, drawing, is_column
+from report.style import INK, WIDTHS, Look, drawing, is_column, white_at_zero
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -35,6 +37,10 @@ class Figure:
     title: str
     alt: str
     draw: Draw
+    responsive: bool = field(default=False, kw_only=True)
+    """Whether the page shows it at column width where the window is narrow."""
+    chart: Callable[[], Any] | None = field(default=None, kw_only=True)
+    """Makes an interactive chart (Altair) of the same numbers, which the page offers."""
 
     @cached_property
     def files(self) -> dict[str, bytes]:
@@ -65,18 +71,32 @@ class Figure:
 
     def html(self) -> Markup:
         """Inline SVG in the reader's theme; hovering over a marker shows its value."""
-        svg = _inline(self.files[f"{self.name}-page.svg"].decode(), self.alt, self.name)
+        shown = Markup("")
+        for size in ("page", "column") if self.responsive else ("page",):
+            # Ids are unique within the page.
+            name = self.name if size == "page" else f"{self.name}-{size}"
+            svg = Markup(_inline(self.files[f"{self.name}-{size}.svg"].decode(), self.alt, name))
+            shown += Markup('<div class="{}">{}</div>').format(f"at-{size}", svg) if self.responsive else svg
         return Markup(
-            '<figure id="figure-{}"><div class="scroll" tabindex="0" role="region" aria-label="{}">{}</div>'
+            '<figure id="figure-{}"{}><div class="scroll" tabindex="0" role="region" aria-label="{}">{}</div>'
             "<figcaption>{}</figcaption></figure>"
-        ).format(self.name, self.title, Markup(svg), self.title)
+        ).format(self.name, Markup(' class="responsive"' if self.responsive else ""), self.title, shown, self.title)
 
 
-_WAITING: list[Figure] = []
+class Drawn(Protocol):
+    """What is made once, slowly, and has files."""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Name -> content."""
+        ...
+
+
+_WAITING: list[Drawn] = []
 """Figures for the forked processes, which inherit them because a closure cannot be pickled."""
 
 
-def draw_all(figures: list[Figure]) -> None:
+def draw_all(figures: Sequence[Drawn]) -> None:
     """Draw the files of many figures in parallel. Figures left out here are drawn when they are needed."""
     cores = cores_for(len(figures))
     if cores < 2:
@@ -140,11 +160,49 @@ def says(artist, texts: list[str]) -> None:
 
 
 def draw_curve(axes, x, y, style: Look, texts: list[str]) -> None:
-    """Draw a curve whose points show their texts when hovered over."""
-    (curve,) = axes.plot(x, y, marker=style.marker, color=style.colour)
+    """Draw a curve whose points show their texts when hovered over. Grey ones are thin and lie below."""
+    order = {"zorder": 3} if style.matters else {"zorder": 2, "linewidth": 0.7, "markersize": 3}
+    (curve,) = axes.plot(x, y, marker=style.marker, color=style.colour, **order)
     if style.dashes:
         curve.set_dashes(style.dashes)
     says(curve, texts)
+
+
+def draw_band(axes, x, low, high, style: Look) -> None:
+    """Draw the intervals along a curve in colour as a band; grey ones would hide each other."""
+    if style.matters:
+        axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=1)
+
+
+def label_ends(axes, ends: list[tuple[float, float, str, Look]], narrow: bool) -> None:
+    """Write names right of the axes at the heights of the points (x, y, name, look), moved apart, with thin leaders."""
+    if not ends:
+        return
+    letters, size = (18, 5.5) if narrow else (26, 6.5)
+    figure = axes.figure
+    low, high = axes.get_ylim()
+    # The height of a line of text in units of the axis; constrained layout takes about a third of a narrow figure.
+    rows = axes.get_gridspec().nrows
+    spacing = 1.25 if rows == 1 else 1.7
+    line = spacing * size / 72 * (high - low) / (0.75 * figure.get_size_inches()[1] / rows)
+    names = [broken(name, letters, ",=") for _, _, name, _ in ends]
+    order = sorted(range(len(ends)), key=lambda k: ends[k][1])
+    tall = [line * (name.count("\n") + 1) for name in names]
+    places = {k: ends[k][1] for k in order}
+    # Upwards first, then downwards where the topmost has left the axes.
+    for below, above in pairwise(order):
+        places[above] = max(places[above], places[below] + (tall[below] + tall[above]) / 2)
+    over = max(0.0, places[order[-1]] + tall[order[-1]] / 2 - high)
+    places[order[-1]] -= over
+    for above, below in pairwise(reversed(order)):
+        places[below] = min(places[below], places[above] - (tall[below] + tall[above]) / 2)
+    for k, (x, y, _, look) in enumerate(ends):
+        colour = look.colour if look.matters else INK
+        axes.annotate(
+            names[k], (x, y), xytext=(1.03, places[k]), textcoords=axes.get_yaxis_transform(), color=colour,
+            fontsize=size, va="center", ha="left", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3},
+        )  # fmt: skip
 
 
 Levels = dict[str, dict[str, float]]
@@ -168,7 +226,8 @@ def wrapped(labels: Iterable[str], narrow: bool) -> list[str]:
 def broken(label: str, letters: int, after: str) -> str:
     """A name wrapped to a number of letters per line, at spaces and after the given signs."""
     # textwrap does not break after these signs, so they get a space while it wraps.
-    spaced = re.sub(f"([{after}])", r"\1 ", label)
+    # Not within a number, nor between a sign and its number.
+    spaced = re.sub(rf"([{after}])(?!\d)", r"\1 ", label)
     lines = "\n".join(textwrap.wrap(spaced, letters))
     return re.sub(f"([{after}]) ", r"\1", lines)
 
@@ -303,19 +362,37 @@ def curves_figure(
                 scale = 1000 if axis == "nfe" else 1
                 said = [f"{label}, {task}: {row.score!r} at {row[axis]!r} {axis}" for _, row in points.iterrows()]
                 draw_curve(axes, points[axis] / scale, points["score"], look[label], said)
+                draw_band(axes, points[axis] / scale, points["score_low"], points["score_high"], look[label])
             draw_levels(axes.axhline, task, levels)
             unit = "training NFE (thousands)" if axis == "nfe" else "training and scoring (s)"
             axes.set(title=task, xlabel=unit, ylabel="score")
+            # Names have room beside the last panel of a row only.
+            if column == columns - 1 or index == len(tasks) - 1:
+                label_ends(axes, _ends(frame, task, axis, scale, look), narrow)
         legend(figure, grid.flat[0], lines, narrow)
         return figure
 
-    title = "Anytime curves: held-out score during training against NFE and, at page width, against seconds."
+    title = (
+        "Anytime curves: held-out score during training against NFE and, at page width, against seconds. Bands: 95% "
+        "intervals of the lines in colour."
+    )
     return Figure(
         name,
         with_levels(title, levels),
         f"Scores during training of {len(lines)} lines on {', '.join(tasks)}; the table below has the numbers.",
         draw,
+        chart=lambda: curves_chart(frame, tasks, look),
     )
+
+
+def _ends(frame: pd.DataFrame, task: str, axis: str, scale: float, look: dict[str, Look]) -> list[tuple]:
+    """The last points of the lines in colour, for `label_ends`."""
+    found = []
+    for label, style in look.items():
+        points = frame[(frame["line"] == label) & (frame["task"] == task)]
+        if style.matters and len(points):
+            found.append((points[axis].iloc[-1] / scale, points["score"].iloc[-1], label, style))
+    return found
 
 
 def heat_figure(frame: pd.DataFrame, tasks: list[str], lines: list[str], name: str) -> Figure:
@@ -336,7 +413,7 @@ def heat_figure(frame: pd.DataFrame, tasks: list[str], lines: list[str], name: s
         axes.grid(False)
         # A floor for the scale, so that noise of a thousandth is not drawn in the darkest colour.
         top = max(0.05, float(np.nanmax(matrix, initial=0)))
-        axes.imshow(matrix, cmap="cividis_r", vmin=0, vmax=top, aspect="auto")
+        axes.imshow(matrix, cmap=white_at_zero(), vmin=0, vmax=top, aspect="auto")
         for i, row in enumerate(matrix):
             for j, value in enumerate(row):
                 text = "–" if math.isnan(value) else f"{value:.3f}"

@@ -1,12 +1,15 @@
 """Fronts: what lines that differ only in the weights of their tasks reach together."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pandas as pd
 
-from bench.analysis.fronts import TEACHERS, Front
+from bench.analysis.fronts import FAMILY, TEACHERS, Front
+from bench.analysis.names import readable
 from report.figures import Figure, Levels, draw_curve, legend, room, says
+from report.lines import Line
 from report.style import Look, is_column
 from report.table import Column, Row, Table
 
@@ -54,6 +57,19 @@ def front_parts(
             told = {"dominated": "no" if line in front.best else "yes"}
             points.rows.append({"front": front.label, "line": line, **scores, **told})
     return hypervolumes, fronts_figure(points.frame(), tasks, beside, look, name), points
+
+
+def titled_front(front: Front, lines: dict[str, Line]) -> Front:
+    """The front with titles for the labels of lines; `lines` maps a label as typed to its line."""
+    members = [lines[label] for label in front.points if label in lines]
+    names = {label: lines[label].label if label in lines else label for label in front.points}
+    alone = front.label.removesuffix(f" {FAMILY}")
+    if alone in lines:
+        label = front.label.replace(alone, lines[alone].label, 1)
+    else:
+        label = readable(front.label, members[0].records[0].spec["params"]) if members else front.label
+    points = {names[label]: scores for label, scores in front.points.items()}
+    return replace(front, label=label, points=points, best=tuple(names[label] for label in front.best))
 
 
 def fronts_figure(

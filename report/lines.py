@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bench.analysis.forgetting import Forgetting, forgetting
+from bench.analysis.names import readable
 from bench.analysis.records import STOPS, Record, line_settings
 from bench.config.spec import measuring
 from bench.hashing import text_hash
@@ -44,6 +45,12 @@ class Line:
     """Cost of training its teachers; 0 for methods without teachers, NaN if no record gives it."""
     identity: str = ""
     """Hash of its settings."""
+    title: str = ""
+    """Its name for readers."""
+    typed: str = ""
+    """The method and the settings in which it differs, as `bench compare` prints them: its label until `titled`."""
+    beyond: str = ""
+    """What tells it from lines of other budgets in one table, such as " at 1,079,040"."""
 
     @property
     def method(self) -> str:
@@ -289,9 +296,9 @@ def _pool(
         members = sorted(groups[identity], key=lambda run: run.spec["seed"])
         told = {label for run in members for label in evidence.labels.get(run.name, [None])}
         only = told.pop() if len(told) == 1 else None
-        label = printable(labels[identity] if only is None else only)
+        typed = printable(labels[identity] if only is None else only)
         # Two comparisons may use one label for lines with different settings.
-        label = label if label not in folders else f"{label} ({identity})"
+        label = typed if typed not in folders else f"{typed} ({identity})"
         # Of runs with equal seeds the first is kept: later entries overwrite earlier ones, hence the reversals.
         by_seed = {run.spec["seed"]: run for run in reversed(members)}
         once = list(by_seed.values())[::-1]
@@ -299,7 +306,8 @@ def _pool(
         pictured[label] = [run for run in members if run.result.summary.get("pictures")]
         repeated += [run for run in members if run not in once]
         records = [run.result for run in once]
-        lines.append(Line(label, records, _mean_cost(once), _teachers(once, evidence), identity))
+        title = printable(readable(typed, records[0].spec["params"]))
+        lines.append(Line(label, records, _mean_cost(once), _teachers(once, evidence), identity, title, label))
     # Methods that are not installed here come after those that are.
     rank = {name: place for place, name in enumerate(registered("method"))}
     lines.sort(key=lambda line: (rank.get(line.method, len(rank)), line.label))
@@ -341,6 +349,19 @@ def _folders(line: Line, pool: Pool) -> list[FoundRun]:
     return next(pool.folders[own.label] for own in pool.lines if own.identity == line.identity)
 
 
+def titled(pool: Pool) -> Pool:
+    """The pool with the lines' titles in place of their labels, which stay where two lines have one title."""
+    titles = {line.label: line.title + line.beyond for line in pool.lines}
+    counts = Counter(titles.values())
+    names = {label: title if counts[title] == 1 else label for label, title in titles.items()}
+    return replace(
+        pool,
+        lines=[replace(line, label=names[line.label]) for line in pool.lines],
+        folders={names[label]: runs for label, runs in pool.folders.items()},
+        pictured={names[label]: runs for label, runs in pool.pictured.items()},
+    )
+
+
 def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
     """All lines under the same conditions with their pools; lines outside the first budget carry it in their label."""
     found = []
@@ -350,7 +371,8 @@ def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
         for line in pool.lines:
             shown = line
             if pool is not made[0]:
-                shown = replace(line, label=f"{line.label} at {line.training_nfe:,.0f}")
+                spent = f" at {line.training_nfe:,.0f}"
+                shown = replace(line, label=line.label + spent, beyond=spent)
             found.append((shown, pool))
     return found
 

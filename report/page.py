@@ -11,6 +11,7 @@ from bench.errors import BenchError, UsageError, one_line
 from bench.system.files import read_lines, write_atomic
 from bench.system.places import check_writable, missing_folders, remove_empty
 from bench.terminal import legible
+from report.charts import Library
 from report.figures import Figure, draw_all
 from report.table import Table, unmarked
 
@@ -39,11 +40,19 @@ class Section:
     def points(self, lead: Markup, texts: list[Markup], kind: str = "answer") -> None:
         """Add a lead sentence and a list of points."""
         items = Markup("").join(Markup("<li>{}</li>").format(text) for text in texts)
-        whole = Markup('<div class="{}"><p>{}</p>{}</div>')
+        whole = Markup('<div class="{}">{}{}</div>')
+        said = Markup("<p>{}</p>").format(lead) if lead else ""
         # A screen reader would announce an empty list.
         listed = Markup("<ul>{}</ul>").format(items) if texts else ""
-        self.parts.append(whole.format(kind, lead, listed))
-        self.markdown += [f"{unmarked(lead)}\n", *(f"- {unmarked(text)}" for text in texts), ""]
+        self.parts.append(whole.format(kind, said, listed))
+        self.markdown += [*([f"{unmarked(lead)}\n"] if lead else []), *(f"- {unmarked(text)}" for text in texts), ""]
+
+    def fold(self, inner: "Section", count: int | None = None) -> None:
+        """Add a part that a click opens, under the title of `inner` and the number of its points."""
+        title = inner.title if count is None else f"{inner.title} ({count})"
+        body = Markup("\n").join(part.html() if isinstance(part, Figure) else part for part in inner.parts)
+        self.parts.append(_folded(title, body))
+        self.markdown += [f"### {inner.title}\n", *inner.markdown]
 
     def head(self, text: str) -> None:
         """Add a subheading."""
@@ -137,7 +146,8 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
         }
         found |= {f"tables/{table.name}.{kind}": _encoded(text) for kind, text in texts.items()}
     # In parallel, before anything reads them: a figure that is not drawn yet is drawn on its own when it is read.
-    draw_all(report.figures)
+    vega, charts = Library(), {figure.name: figure.chart for figure in report.figures if figure.chart}
+    draw_all([*([vega] if charts else []), *report.figures])
     for figure in report.figures:
         found |= {f"figures/{name}": content for name, content in figure.saved().items()}
     lines = [f"# {unmarked(title)}\n"]
@@ -145,7 +155,13 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
         lines += [f"## {section.title}\n", *section.markdown]
     found["report.md"] = _encoded("\n".join(lines))
     environment = Environment(loader=PackageLoader("report"), autoescape=True)
-    page = environment.get_template("report.html.j2").render(title=title, sections=report.sections, shown=_shown)
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        sections=report.sections,
+        shown=_shown,
+        charts={name: chart().to_dict() for name, chart in charts.items()},
+        vega=Markup(vega.files["vega.js"].decode()) if charts else "",
+    )
     return found | {"index.html": _encoded(page)}
 
 

@@ -69,7 +69,7 @@ class Grid(Figure):
     """Row's index and column's label -> uint8 [H, W, 3]; None if the file is not a readable image."""
 
     def html(self) -> Markup:
-        """The grid as a table of embedded images."""
+        """The grid as a table of embedded images, which the page's script shows prompt by prompt."""
         heads = Markup("").join(
             Markup('<th scope="col">{}</th>').format(_breakable(column.label)) for column in self.columns
         )
@@ -89,10 +89,11 @@ class Grid(Figure):
         score = float(column.scores_N[row.index])
         picture = self.pictures[row.index, column.label]
         if picture is None:
-            return Markup("<td>no image<br>{}</td>").format(number(score, "score"))
+            shown = Markup('<td data-label="{}">no image<br>{}</td>')
+            return shown.format(column.label, number(score, "score"))
         alt = f"{column.label}: {_short(row.prompt)}; score {plain(score, 'score')}"
-        return Markup('<td><img src="{}" alt="{}" width="96" height="96"><br>{}</td>').format(
-            _address(picture), alt, number(score, "score")
+        return Markup('<td data-label="{}"><img src="{}" alt="{}" width="96" height="96"><br>{}</td>').format(
+            column.label, _address(picture), alt, number(score, "score")
         )
 
 
@@ -197,8 +198,9 @@ def _grid(
         why.setdefault(index, []).append("by number")
     for label, (line, shown) in lines.items():
         if yardstick:
-            index = _worst(line, shown, yardstick, task)
-            why.setdefault(index, []).append(f"worst of {label}")
+            worst, best = _extremes(line, shown, yardstick, task)
+            why.setdefault(worst, []).append(f"worst of {label}")
+            why.setdefault(best, []).append(f"best of {label}")
     rows = []
     for index, reasons in why.items():
         rows.append(Row(index, ", ".join(reasons), samples[index].prompt.text))
@@ -206,8 +208,9 @@ def _grid(
         name,
         f"Images, {task}: {pool.title}",
         f"Each row has the same prompt and initial noise. At most the {LINES} best lines with kept images are shown, "
-        "each with its first seed that kept them. By number: equally spaced prompts. Worst: the prompt where a line is "
-        "furthest below the column before the lines; ties are broken by the mean over seeds, then by prompt number.",
+        "each with its first seed that kept them. By number: equally spaced prompts. Worst and best: the prompts where "
+        "a line is furthest below and above the column before the lines; ties are broken by the mean over seeds, then "
+        "by prompt number. The figures for papers leave out the best.",
         [
             Column("index", "number", "count"),
             Column("prompt", "prompt"),
@@ -228,8 +231,11 @@ def _grid(
             path = column.samples[row.index].path
             pictures[row.index, column.label] = _picture(path, problems)
 
+    # One more row for each line would make a figure longer than a page of a paper.
+    drawn = [row for row in rows if not all(reason.startswith("best of ") for reason in why[row.index])]
+
     def draw(width: float):
-        return _draw(width, rows, columns, pictures)
+        return _draw(width, drawn, columns, pictures)
 
     return table, Grid(name, title, alt, draw, rows, columns, pictures)
 
@@ -242,15 +248,15 @@ def _picture(path: Path, problems: list[str]) -> np.ndarray | None:
         return None
 
 
-def _worst(line: Line, shown: Shown, yardstick: Shown, task: str) -> int:
-    """Index of the image whose score is furthest below that of the reference column."""
+def _extremes(line: Line, shown: Shown, yardstick: Shown, task: str) -> tuple[int, int]:
+    """Indices of the images whose scores are furthest below and above that of the reference column."""
     seeds = [headline(record.summary["models"]["student"][task])[0] for record in line.records]
     seeds_SN = np.stack(seeds)
     here = shown.scores_N - yardstick.scores_N
     usually = seeds_SN.mean(0) - yardstick.scores_N
     # lexsort takes its last key first. Scores of 0 and 1 tie often, so ties need a rule.
-    order = np.lexsort((np.arange(len(here)), usually, here))
-    return int(order[0])
+    numbers = np.arange(len(here))
+    return int(np.lexsort((numbers, usually, here))[0]), int(np.lexsort((numbers, -usually, -here))[0])
 
 
 def _draw(

@@ -5,19 +5,21 @@ from dataclasses import replace
 from markupsafe import Markup
 
 from bench.analysis.fronts import TEACHERS, fronts
-from bench.analysis.stats import Estimate
+from report.alarms import alarms_table
 from report.answer import answer, warnings
 from report.claims import gradient_claims, score_claims
 from report.evidence import Evidence
 from report.figures import course_figure, curves_figure, gold_figure, heat_figure, scores_figure
-from report.fronts import front_parts
+from report.first import Beside, first_screen, key_results
+from report.fronts import front_parts, titled_front
 from report.gradients import excess_parts, noise_parts, pulls_table
-from report.lines import Line, Pool, apart, pools
+from report.highlights import highlight, looks_of
+from report.lines import Pool, apart, pools, titled
 from report.measures import drift_figure, drift_table, measures_table
 from report.page import Report, Section
 from report.studies import study_parts
-from report.style import MOST, Look, looks
-from report.table import Column, Table, cell, slugs
+from report.style import MOST, looks
+from report.table import Column, Table, slugs
 from report.tables import PoolTables, levels, pool_tables, references
 from report.transfer import profiles_figure, profiles_table, transfer_table
 
@@ -26,24 +28,33 @@ def make(evidence: Evidence) -> Report:
     """Build the whole report from the evidence."""
     report = Report()
     made = []
-    for index, pool in enumerate(pools(evidence)):
+    for index, pool in enumerate(map(titled, pools(evidence))):
         made.append((pool, pool_tables(pool, _prefix(index))))
-    # Before the first section, because it adds unreadable files to the caveats there.
+    highlight(made)
+    # Before the first section, which sums up what they find; pictures add unreadable files to the caveats there.
     pictures = _pictures(report, made, evidence)
+    claims, claimed = _claims(report, made, evidence)
+    transfers, alarms = {}, {}
+    for index, (pool, tables) in enumerate(made):
+        # Lines in a pool that counts the teachers are in another pool too.
+        if pool.lines and not pool.whole:
+            transfers[pool.title] = transfer_table(pool, _prefix(index)) if tables.forgetting.rows else None
+            alarms[pool.title] = alarms_table(pool, _prefix(index))
+    beside = Beside(transfers, alarms, claimed)
     report.sections = [
-        _answers(made, evidence),
+        _answers(report, made, evidence, beside),
         _scores(report, made),
         _fronts(report, made),
         _curves(report, made),
         _gradients(report, evidence),
-        _forgetting(report, made),
+        _forgetting(report, made, beside),
         _interference(report, made, evidence),
-        _gold(report, made),
+        _gold(report, made, beside),
         _measures(report, made),
         _ablations(report, made),
         _sweeps(report, evidence),
         pictures,
-        _claims(report, made, evidence),
+        claims,
         _provenance(report, made),
     ]
     report.sections = [section for section in report.sections if section.parts]
@@ -57,20 +68,29 @@ def _prefix(index: int) -> str:
 Made = list[tuple[Pool, PoolTables]]
 
 
-def _answers(made: Made, evidence: Evidence) -> Section:
+def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside) -> Section:
     section = Section("Key results")
     if not any(pool.lines for pool, _ in made) and (evidence.runs or not evidence):
         section.say(
             "No finished run was found. Runs in progress, failed runs and unreadable files are listed below.", "answer"
         )
-    for place in dict.fromkeys(pool.place for pool, _ in made if pool.lines):
+    words = Section("In words, with intervals and p-values")
+    for index, place in enumerate(dict.fromkeys(pool.place for pool, _ in made if pool.lines)):
         section.head(f"On {place}")
-        for pool, tables in made:
-            if pool.place == place and pool.lines:
-                section.points(*answer(pool, tables))
+        own = [(pool, tables) for pool, tables in made if pool.place == place]
+        first_screen(report, section, own, beside, _prefix(index))
+        words.head(f"On {place}")
+        for pool, tables in own:
+            if pool.lines:
+                words.points(*answer(pool, tables))
+    if words.parts:
+        section.fold(words)
+    report.show(section, key_results([(pool, tables) for pool, tables in made if pool.lines]), folded=True)
     texts = warnings([pool for pool, _ in made], evidence)
     if texts:
-        section.points(Markup("Caveats:"), texts, "warn")
+        caveats = Section("Caveats")
+        caveats.points(Markup(""), texts, "warn")
+        section.fold(caveats, len(texts))
     return section
 
 
@@ -84,7 +104,7 @@ def _scores(report: Report, made: Made) -> Section:
         if not pool.lines:
             continue
         frame = tables.scores.frame()
-        look = _looks(pool, tables, pool.lines)
+        look = looks_of(pool, tables, pool.lines)
         heads = {c.key: c.head for c in tables.scores.columns}
         beside = levels(tables.scores, (*pool.tasks, "mean"))
         figure = scores_figure(frame, list(pool.tasks), heads, look, beside, tables.scores.name)
@@ -99,10 +119,13 @@ def _fronts(report: Report, made: Made) -> Section:
     for index, (pool, tables) in enumerate(made):
         if pool.whole:
             continue
-        found = fronts({line.label: line.records for line in pool.lines}, pool.tasks)
+        by_label = {line.typed: line for line in pool.lines}
+        found = fronts({label: line.records for label, line in by_label.items()}, pool.tasks)
         if found:
-            # A label begins with its method, and the teachers have marks of their own.
-            look = looks([(front.label, front.label.split()[0]) for front in found if front.label != TEACHERS])
+            # A front's label begins with its method, and the teachers have marks of their own.
+            methods = [front.label.split()[0] for front in found if front.label != TEACHERS]
+            found = [titled_front(front, by_label) for front in found]
+            look = looks(list(zip([front.label for front in found], methods)))
             beside = levels(tables.scores, pool.tasks)
             name = f"{_prefix(index)}fronts"
             hypervolumes, figure, points = front_parts(found, pool.tasks, pool.title, beside, look, name)
@@ -120,7 +143,7 @@ def _curves(report: Report, made: Made) -> Section:
             points = frame.groupby("line")["share"].nunique()
             drawn = [line for line in pool.lines if points.get(line.label, 0) > 1 or not line.training_nfe]
             if any(line.training_nfe for line in drawn):
-                look = _looks(pool, tables, drawn)
+                look = looks_of(pool, tables, drawn)
                 beside = levels(tables.scores, pool.tasks)
                 figure = curves_figure(frame, list(pool.tasks), look, beside, tables.curves.name)
                 report.show(section, figure)
@@ -128,7 +151,7 @@ def _curves(report: Report, made: Made) -> Section:
     for index, (pool, tables) in enumerate(made):
         found = profiles_table(pool, _prefix(index)) if pool.lines else None
         if found:
-            look = _looks(pool, tables, pool.lines)
+            look = looks_of(pool, tables, pool.lines)
             report.show(section, profiles_figure(found.frame(), look, found.name))
             report.show(section, found, folded=True)
     return section
@@ -143,19 +166,17 @@ def _gradients(report: Report, evidence: Evidence) -> Section:
     return section
 
 
-def _forgetting(report: Report, made: Made) -> Section:
+def _forgetting(report: Report, made: Made, beside: Beside) -> Section:
     section = Section("Forgetting")
-    for index, (pool, tables) in enumerate(made):
+    for pool, tables in made:
         if tables.forgetting.rows:
             frame = tables.forgetting.frame()
             # Lines that were evaluated only at the end have no row in the table.
-            look = _looks(pool, tables, pool.lines)
+            look = looks_of(pool, tables, pool.lines)
             lines = [label for label in look if (frame["line"] == label).any()]
             figure = heat_figure(frame, list(pool.tasks), lines, tables.forgetting.name)
             report.show(section, figure)
-            averages = transfer_table(pool, _prefix(index))
-            if averages:
-                report.show(section, averages)
+            report.show(section, beside.transfer.get(pool.title))
             report.show(section, tables.forgetting, folded=True)
             report.show(section, tables.course, folded=True)
     return section
@@ -168,7 +189,7 @@ def _interference(report: Report, made: Made, evidence: Evidence) -> Section:
             frame = tables.interference.frame()
             title = "Cosine similarity between the tasks' gradients during training."
             name = tables.interference.name
-            look = _looks(pool, tables, pool.lines)
+            look = looks_of(pool, tables, pool.lines)
             report.show(section, course_figure(frame, "pair", "cosine", look, name, title, "cosine"))
             report.show(section, tables.interference, folded=True)
     for index, (path, probes) in enumerate(evidence.probes):
@@ -176,12 +197,13 @@ def _interference(report: Report, made: Made, evidence: Evidence) -> Section:
     return section
 
 
-def _gold(report: Report, made: Made) -> Section:
+def _gold(report: Report, made: Made, beside: Beside) -> Section:
     section = Section("Over-optimisation")
     for pool, tables in made:
+        report.show(section, beside.alarms.get(pool.title) if not pool.whole else None)
         if tables.over_optimisation:
             frame = tables.over_optimisation.frame()
-            look = _looks(pool, tables, pool.lines)
+            look = looks_of(pool, tables, pool.lines)
             report.show(section, gold_figure(frame, look, tables.over_optimisation.name))
             report.show(section, tables.over_optimisation, folded=True)
     return section
@@ -194,7 +216,7 @@ def _measures(report: Report, made: Made) -> Section:
             continue
         drift = drift_table(pool, _prefix(index))
         if drift:
-            look = _looks(pool, tables, pool.lines)
+            look = looks_of(pool, tables, pool.lines)
             beside = levels(tables.scores, pool.tasks)
             report.show(section, drift_figure(drift.frame(), list(pool.tasks), look, beside, drift.name))
         measured = [line for line in pool.lines if tables.standings[line.label].measures]
@@ -262,7 +284,7 @@ def _pictures(report: Report, made: Made, evidence: Evidence) -> Section:
     return section
 
 
-def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
+def _claims(report: Report, made: Made, evidence: Evidence) -> tuple[Section, Table]:
     section = Section("Claims of the paper")
     table = Table(
         "claims",
@@ -306,29 +328,13 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> Section:
                 }
             )
     report.show(section, table)
-    return section
+    return section, table
 
 
 def _provenance(report: Report, made: Made) -> Section:
     section = Section("Provenance")
     for _, tables in made:
         report.show(section, tables.overview)
+        report.show(section, tables.names, folded=True)
         report.show(section, tables.runs, folded=True)
     return section
-
-
-def _looks(pool: Pool, tables: PoolTables, lines: list[Line]) -> dict[str, Look]:
-    """The style of each line in every figure of a pool. All lines get a style; only the best MOST are drawn."""
-    look = looks([(line.label, line.method) for line in pool.lines])
-    means = {}
-    for row in tables.scores.rows:
-        if row.get("mean"):
-            means[row["line"]] = cell(row, "mean", Estimate).value
-
-    # The reference is drawn however low its mean, because every difference refers to it.
-    def rank(line: Line) -> tuple[bool, float]:
-        return line.label != tables.reference, -means.get(line.label, 0.0)
-
-    ranked = sorted(lines, key=rank)
-    kept = {line.label for line in ranked[:MOST]}
-    return {line.label: look[line.label] for line in lines if line.label in kept}

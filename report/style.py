@@ -15,7 +15,7 @@ WIDTHS = {"column": 3.35, "page": 6.9}
 MOST = 24
 """Largest number of lines in a figure; the best are drawn, and the tables have all."""
 MARKERS = "osD^vPX*<>hd"
-COLOURS = (2, 9, 7, 3, 4, 0, 1, 5, 6, 8)
+COLOURS = (2, 9, 7, 8, 4, 3, 1, 6, 0, 5)
 """Indices into seaborn's colour-blind palette by index of the registered method; OPD and RL get the strongest."""
 DASHES = ((), (4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
 
@@ -27,7 +27,13 @@ class Look:
     colour: tuple[float, float, float]
     marker: str
     dashes: tuple[float, ...]
+    matters: bool = True
+    """Whether it is one of the few lines in colour."""
 
+
+GREY = (0.6, 0.6, 0.6)
+PLAIN = Look(GREY, "o", (), matters=False)
+"""Look of a line that no figure singles out."""
 
 def is_column(width: float) -> bool:
     """Whether a figure has column width, without room for panels next to each other."""
@@ -57,11 +63,25 @@ def looks(lines: list[tuple[str, str]]) -> dict[str, Look]:
     return found
 
 
-def logarithmic(axes, which: str) -> None:
-    """Make an axis ("x" or "y") logarithmic with plain-text ticks; `drawing` disables matplotlib's formulas."""
+def white_at_zero():
+    """Colour map from white at 0 to a dark orange that grey print keeps apart."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("white_at_zero", ["white", "#fdae6b", "#8c2d04"])
+
+
+def logarithmic(axes, which: str, dense: bool = False) -> None:
+    """Make an axis ("x" or "y") logarithmic with plain-text ticks; `drawing` disables matplotlib's formulas.
+
+    `dense` also labels 2 and 5 of every decade, for an axis of about one, of which the default labels one tick.
+    """
     axes.set(**{f"{which}scale": "log"})
+    from matplotlib.ticker import LogLocator
+
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    if dense:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     axis.set_minor_formatter(lambda value, _: "")
 
 

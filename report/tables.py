@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class PoolTables:
     """All tables of one pool."""
 
     overview: Table
+    names: Table
     scores: Table
     aggregates: Table
     cost: Table
@@ -39,6 +40,8 @@ class PoolTables:
     runs: Table
     standings: dict[str, Standing]
     reference: str
+    colours: dict[str, int] = field(default_factory=dict)
+    """The lines that figures show in colour -> index into the palette; filled by report/highlights.py."""
 
 
 def pool_tables(pool: Pool, prefix: str) -> PoolTables:
@@ -54,6 +57,7 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
     along = replace(pool, lines=[]) if pool.whole else pool
     return PoolTables(
         overview(pool, found, prefix),
+        names(pool, prefix),
         scores(pool, found, label, prefix),
         aggregates(pool, found, label, prefix),
         cost(pool, found, prefix),
@@ -110,6 +114,20 @@ def overview(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
         ],
         [row],
     )
+
+
+def names(pool: Pool, prefix: str) -> Table:
+    """How a command names every line."""
+    table = Table(
+        f"{prefix}lines",
+        f"Names of lines: {pool.title}",
+        "A line's name is its method's, with the variant that it is known by and the settings in which it differs from "
+        "most lines of its method. The second column is how bench compare prints it.",
+        [Column("line", "line"), Column("typed", "method and settings"), Column("seeds", "seeds", "count")],
+    )
+    for line in pool.lines:
+        table.rows.append({"line": line.label, "typed": line.typed + line.beyond, "seeds": len(line.records)})
+    return table
 
 
 def _tested(standing: Standing, family: str) -> bool:
@@ -205,12 +223,16 @@ def _clear_winner(pool: Pool, key: str) -> int | None:
         means.append(float(np.mean(scored)))
     best = int(np.argmax(means))
     own = pool.lines[best].records
-    gaps = [against(own, line.records, tasks) for i, line in enumerate(pool.lines) if i != best]
-    # With one shared seed p is NaN, which says nothing about the methods; as 1 it prevents a winner.
-    chances = [1.0 if math.isnan(gap.p) else gap.p for gap in gaps]
-    clear = all(p < ALPHA for p in holm(chances))
-    # Seeds that both lines have may reverse the order of the means over all seeds.
-    return best if clear and all(gap.value > 0 for gap in gaps) else None
+    chances = []
+    # The closest rivals first: one that is not below settles the question, and corrected p-values are no smaller.
+    for index in sorted((i for i in range(len(means)) if i != best), key=lambda i: -means[i]):
+        gap = against(own, pool.lines[index].records, tasks)
+        # With one shared seed p is NaN, which says nothing about the methods. Seeds that both lines have may reverse
+        # the order of the means over all seeds.
+        if not (gap.p < ALPHA and gap.value > 0):
+            return None
+        chances.append(gap.p)
+    return best if all(p < ALPHA for p in holm(chances)) else None
 
 
 def student_score(records: list[Record], task: str) -> float:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from bench.analysis.forgetting import by_share
-from bench.analysis.metric_names import DIVERSITY, STRICTER
+from bench.analysis.metric_names import DIVERSITY, is_alarming
 from bench.analysis.stats import Difference, paired_difference, stratified_means
+from bench.api.scores import REWARD
 
-REWARD = "reward"
 LOST = 0.25
 """Fraction of the diversity whose loss is an alarm. Any reward narrows what a model draws; a smaller loss is usual."""
 LEVEL = 0.01
@@ -47,34 +47,40 @@ def alarms(evaluations: list[dict], base: dict[str, dict] | None = None) -> list
     The rise must be significant (95% interval over the run's prompts) and so must the fall (LEVEL), and a diversity
     must have lost the fraction LOST of its value. The base has the guidance scale of its record.
     """
-    rows = [row | {"share": BASE} for row in (base or {}).values()] + evaluations
+    return joint_alarms([evaluations], base)
+
+
+def joint_alarms(runs: list[list[dict]], base: dict[str, dict] | None = None) -> list[Alarm]:
+    """The alarms of several runs (seeds) of one line together, paired by seed and prompt; see `alarms`."""
+    start = [row | {"share": BASE} for row in (base or {}).values()]
+    rows = [start + run for run in runs]
     found = []
-    for task in dict.fromkeys(row["task"] for row in evaluations):
-        latest = [row for row in evaluations if row["task"] == task][-1]
+    for task in dict.fromkeys(row["task"] for row in runs[0]):
+        latest = [row for row in runs[0] if row["task"] == task][-1]
         for measure in latest["rows"]:
-            is_diversity = measure.startswith(f"{DIVERSITY}@")
-            if measure in STRICTER or is_diversity:
+            if is_alarming(measure):
+                is_diversity = measure.startswith(f"{DIVERSITY}@")
                 alarm = _of(rows, task, measure, LOST if is_diversity else 0.0)
                 found += [alarm] if alarm else []
     return found
 
 
-def _of(rows: list[dict], task: str, measure: str, lost: float) -> Alarm | None:
+def _of(runs: list[list[dict]], task: str, measure: str, lost: float) -> Alarm | None:
     """The alarm of one measure that has to lose at least a fraction of its value; None if there is no cause for one."""
-    rewards, pictures = by_share([rows], task, REWARD)
-    values, places = by_share([rows], task, measure)
+    rewards, pictures = by_share(runs, task, REWARD)
+    values, places = by_share(runs, task, measure)
     shares = sorted(rewards.keys() & values.keys())
     if len(shares) < 2:
         return None
     means = {share: float(stratified_means(values[share], places).mean()) for share in shares}
     *earlier, at = shares
-    rises = {share: paired_difference(rewards[at], rewards[share], pictures) for share in earlier}
-    lower = [share for share in earlier if rises[share].low > 0]
-    if not lower:
-        return None
-    since = max(lower, key=means.__getitem__)
-    rise, fall = rises[since], paired_difference(values[at], values[since], places)
-    # NaN, of prompts that are too few for an interval, is not below the level.
-    if fall.p < LEVEL / len(earlier) and -fall.value >= max(0.0, lost * means[since]):
-        return Alarm(task, measure, since, at, rise, fall)
+    # Intervals take most of the time of a report, so they are drawn only where the means leave a cause for an alarm.
+    for since in sorted(earlier, key=means.__getitem__, reverse=True):
+        if means[since] - means[at] < max(0.0, lost * means[since]) or means[since] == means[at]:
+            return None
+        rise = paired_difference(rewards[at], rewards[since], pictures)
+        if rise.low > 0:
+            fall = paired_difference(values[at], values[since], places)
+            # NaN, of prompts that are too few for an interval, is not below the level.
+            return Alarm(task, measure, since, at, rise, fall) if fall.p < LEVEL / len(earlier) else None
     return None

@@ -4,6 +4,8 @@ Stricter scores of a task, and measures of any model (bench/training/measures.py
 distance from the base.
 """
 
+from bench.api.scores import REWARD
+
 GOLD = "gold"
 """Metric under which a task reports the known utility."""
 STRICTER = ("strict", GOLD)
@@ -22,6 +24,11 @@ def is_beside(metric: str) -> bool:
     return metric in STRICTER or is_measure(metric)
 
 
+def is_alarming(metric: str) -> bool:
+    """Whether alarms compare it with the reward (bench/analysis/alarms.py)."""
+    return metric in STRICTER or metric.startswith(f"{DIVERSITY}@")
+
+
 def is_along(metric: str) -> bool:
-    """Whether a metric is shown along training, beside the headline."""
-    return metric in (GOLD, DRIFT)
+    """Whether a metric is used along training, beside the headline."""
+    return metric in (REWARD, DRIFT) or is_alarming(metric)

@@ -108,6 +108,11 @@ class Method(ABC, Generic[Experience]):
 
     name: ClassVar[str]
     """Name under which it is registered."""
+    title: ClassVar[str] = ""
+    """Its name in reports, such as "Joint RL"; empty for `name`."""
+    named_by: ClassVar[tuple[str, ...]] = ()
+    """Settings whose variant (`variants`) belongs to its name in reports also where lines do not differ in it, such as
+    params.engine."""
     source: ClassVar[str]
     """Paper and equation."""
     variants: ClassVar[dict[str, str]] = {}

@@ -100,6 +100,7 @@ class RlMethod(CountedMethod[Samples]):
         **{f"params.grpo.window.place={place}": source for place, source in WINDOW_SOURCES.items()},
         **{f"params.reward_set={rule}": source for rule, source in SET_SOURCES.items()},
     }
+    named_by = ("params.engine",)
     lowers_memory = (*(f"{name}.chunk" for name in ENGINES), "groups")
     reference: str | None = None
     """Adapter that the engine's KL penalty pulls towards; None: the base."""

@@ -8,6 +8,8 @@ import numpy as np
 TASKS = ("geneval", "ocr")
 STRATA = {"geneval": ["a"] * 6 + ["b"] * 4, "ocr": [""] * 8}
 HEADLINES = {"geneval": "official", "ocr": "exact"}
+TITLES = {"opd_analytic": "Analytic OPD", "multi_reward": "Joint RL", "sft": "SFT on teachers' samples"}
+"""Readable names of lines whose runs have no settings of their own."""
 
 
 def row(task: str, values: np.ndarray, gold: np.ndarray | None = None) -> dict:

@@ -46,8 +46,8 @@ def test_no_line_is_bold_that_loses_on_the_seeds_that_both_have(tmp_path: Path) 
     for seed in range(2):
         edit(make_run(tmp_path, "multi_reward", seed, teachers=False), scored([0.7]))
     text = answers(tmp_path)
-    assert "opd_analytic has the highest mean score" in text
-    assert "Above: multi_reward +0.200" in text
+    assert "Analytic OPD has the highest mean score" in text
+    assert "Above: Joint RL +0.200" in text
     assert strong(tmp_path) == []
     assert "but not significantly above every other line" in text
 
@@ -60,8 +60,8 @@ def test_a_score_that_is_no_number_is_a_damaged_run(tmp_path: Path, bad) -> None
     edit(worst, lambda summary: summary["models"]["student"]["ocr"]["rows"]["exact"].__setitem__(0, bad))
     text = answers(tmp_path)
     assert f"{worst.name}: damaged" in text
-    assert "opd_analytic has the highest mean score" in text
-    assert "No finished run for seeds 2: multi_reward" in text
+    assert "Analytic OPD has the highest mean score" in text
+    assert "No finished run for seeds 2: Joint RL" in text
 
 
 def test_a_run_of_another_cost_is_in_no_mean(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_tasks_in_another_order_are_the_same_world(tmp_path: Path) -> None:
 def test_what_trains_nothing_is_said_to(tmp_path: Path) -> None:
     make_run(tmp_path, "sft", 0)
     make_run(tmp_path, "merge", 0, budget=0)
-    assert "merge: listed for reference; it spends no training budget" in answers(tmp_path)
+    assert "Merged teachers: listed for reference; it spends no training budget" in answers(tmp_path)
 
 
 def test_a_highest_line_below_the_base_is_said_to_be(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_highest_line_below_the_base_is_said_to_be(tmp_path: Path) -> None:
         run = make_run(tmp_path, method, 0)
         edit(run, scored([0.0]))
         edit(run, lambda s: s["models"]["base"]["ocr"]["rows"].update(exact=[0.25] * len(STRATA["ocr"])))
-    assert "ocr: merge, sft 0.000 [0.000, 0.000], not above the base (0.250" in answers(tmp_path)
+    assert "ocr: Merged teachers, SFT on teachers' samples 0.000 [0.000, 0.000], not above the base (0.250" in answers(tmp_path)
 
 
 def test_bases_that_differ_are_named(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_differences_name_what_cannot_be_compared(tmp_path: Path) -> None:
         make_run(tmp_path / side, "sft", seed)
         make_run(tmp_path / side, "cascade", 0, state="failed")
     text = "\n".join(difference(collect([tmp_path / "a"]), collect([tmp_path / "b"])).sections[0].markdown)
-    assert "In both sets, but without a shared seed: sft" in text
+    assert "In both sets, but without a shared seed: SFT on teachers' samples" in text
     assert text.count("failed: it broke") == 2
 
 
@@ -210,7 +210,7 @@ def test_what_was_not_tested_is_not_called_undistinguished(tmp_path: Path) -> No
     make_run(tmp_path, "sft", 0, 0.1)
     text = answers(tmp_path)
     assert "Holm-corrected over 0 comparisons" in text
-    assert "Not tested (fewer than two shared seeds): sft." in text
+    assert "Not tested (fewer than two shared seeds): SFT on teachers' samples." in text
     assert "Not distinguished" not in text.partition("Highest")[0]
 
 
@@ -219,10 +219,10 @@ def test_equal_lines_share_the_first_place(tmp_path: Path) -> None:
         for method in ("opd_analytic", "sft"):
             edit(make_run(tmp_path, method, seed), everything_right)
     text = answers(tmp_path)
-    assert "opd_analytic, sft share the highest mean score, 1.000" in text
-    assert "Identical scores on every prompt: sft." in text
+    assert "Analytic OPD, SFT on teachers' samples share the highest mean score, 1.000" in text
+    assert "Identical scores on every prompt: SFT on teachers' samples." in text
     assert "bit for bit" not in text  # equal scores are no proof of equal runs
-    assert "ocr: opd_analytic, sft " in text
+    assert "ocr: Analytic OPD, SFT on teachers' samples " in text
 
 
 def everything_right(summary: dict) -> None:
@@ -290,11 +290,11 @@ def test_the_papers_comparisons_are_named_and_equivalence_is_said_at_its_margin(
         edit(twin, near_to(json.loads((mine / "summary.json").read_text()), 0.001 * (seed - 2)))
     text = answers(tmp_path)
     assert "1 comparison of the primary family (the paper's: joint RL, cascade and PPO-style OPD, each with its recipe)" in text
-    assert re.search(r"Below: multi_reward -0\.\d+ \[.*?\] \(p .*?, primary\)", text)
-    assert re.search(r"Equivalent within plus or minus 0\.\d+, a tenth of the teachers' mean gain.*: sft\.", text)
+    assert re.search(r"Below: Joint RL -0\.\d+ \[.*?\] \(p .*?, primary\)", text)
+    assert re.search(r"Equivalent within plus or minus 0\.\d+, a tenth of the teachers' mean gain.*: SFT on teachers' samples\.", text)
     table = next(t for t in make(collect([tmp_path])).tables if t.name == "scores")
     assert {row.get("family") for row in table.rows[:3]} == {"primary", "exploratory", None}
-    ours = next(row for row in table.rows if row["line"] == "opd_analytic")
+    ours = next(row for row in table.rows if row["line"] == "Analytic OPD")
     assert ours["geneval: strict"].value <= ours["geneval"].value
 
 

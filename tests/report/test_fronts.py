@@ -27,10 +27,10 @@ def test_lines_with_weights_have_a_section_with_their_hypervolume(tmp_path: Path
     report = make(collect([tmp_path]))
     tables = {table.name: table for table in report.tables}
     (joint, taught) = tables["fronts"].rows
-    assert (joint["front"], joint["points"], joint["seeds"]) == ("multi_reward", 3, 2)
+    assert (joint["front"], joint["points"], joint["seeds"]) == ("Joint RL", 3, 2)
     assert taught["front"] == TEACHERS and taught["best"] == "teacher geneval; teacher ocr"
     points = tables["fronts-points"].frame()
-    own = points[points["front"] == "multi_reward"]
+    own = points[points["front"] == "Joint RL"]
     scores = tables["scores"].frame().set_index("line")
     for row in own.to_dict("records"):
         assert [row[task] for task in TASKS] == [scores.loc[row["line"], task] for task in TASKS]

@@ -18,7 +18,7 @@ from report.lines import pools
 from report.page import write
 from report.sections import make
 from report.tables import BASE, TEACHERS
-from tests.report.synthetic import TASKS, make_probes, make_run, make_study
+from tests.report.synthetic import TASKS, TITLES, make_probes, make_run, make_study
 
 UGLY = "<script>alert('x')</script> \"quotes\" & 🦊 עברית " + "long " * 400
 
@@ -98,7 +98,7 @@ def stratified(row: dict) -> float:
 @pytest.mark.parametrize(("method", "seeds"), [("opd_analytic", 4), ("multi_reward", 4), ("sft", 3)])
 def test_scores_are_what_pandas_finds_in_the_raw_files(root: Path, written: Path, method: str, seeds: int) -> None:
     scores = csv(written, "scores")
-    (row,) = scores[scores["line"].str.startswith(method) & ~scores["line"].str.contains(", at ")].to_dict("records")
+    (row,) = scores[scores["line"] == TITLES[method]].to_dict("records")
     summaries = raw(root, method, 1000)
     assert row["seeds"] == len(summaries) == seeds
     means = {t: np.mean([stratified(s["models"]["student"][t]) for s in summaries.values()]) for t in TASKS}
@@ -133,7 +133,7 @@ def test_aggregates_are_what_scipy_and_counting_find(root: Path, written: Path) 
     base = np.array([stratified(models["base"][t]) for t in TASKS])
     top = np.array([stratified(models[f"teacher {t}"][t]) for t in TASKS])
     for method, found in scores.items():
-        (row,) = [row for label, row in rows.iterrows() if label.startswith(method) and ", at " not in label]
+        (row,) = [row for label, row in rows.iterrows() if label == TITLES[method]]
         assert row["iqm"] == pytest.approx(trim_mean(((found - base) / (top - base)).ravel(), 0.25), abs=1e-12)
         assert row["iqm_low"] <= row["iqm"] <= row["iqm_high"]
         if method != "opd_analytic":
@@ -149,7 +149,7 @@ def test_curves_and_falls_are_what_pandas_finds(root: Path, written: Path) -> No
     flat = pd.DataFrame([{"task": r["task"], "share": r["share"], "score": stratified(r)} for r in rows])
     wanted = flat.groupby(["task", "share"])["score"].mean()
     curves = csv(written, "curves")
-    mine = curves[(curves["line"].str.startswith("opd_analytic")) & (curves["nfe"] <= 1000)]
+    mine = curves[(curves["line"] == TITLES["opd_analytic"]) & (curves["nfe"] <= 1000)]
     assert len(mine) == len(wanted) == 4
     for row in mine.to_dict("records"):
         assert row["score"] == pytest.approx(wanted[row["task"], row["share"]], abs=1e-12)
@@ -172,7 +172,7 @@ def test_measures_are_what_pandas_finds_in_the_raw_files(root: Path, written: Pa
 
     table = csv(written, "diversity").set_index(["line", "task"])
     for method in ("opd_analytic", "multi_reward", "sft"):
-        (label,) = {line for line, _ in table.index if line.startswith(method) and ", at " not in line}
+        (label,) = {line for line, _ in table.index if line == TITLES[method]}
         summaries = raw(root, method, 1000).values()
         found = {
             task: np.mean([mean(summary["models"]["student"][task]) for summary in summaries])
@@ -203,7 +203,7 @@ def test_transfer_and_profiles_are_what_counting_finds(root: Path, written: Path
                         levels[method, seed, line["task"], line["share"]] = stratified(line)
     table = csv(written, "transfer").set_index("line")["forgetting"]
     for method in methods:
-        (label,) = [line for line in table.index if line.startswith(method) and ", at " not in line]
+        (label,) = [line for line in table.index if line == TITLES[method]]
         seeds = raw(root, method, 1000)
         drops = [levels[method, seed, task, 0.5] - levels[method, seed, task, 1.0] for seed in seeds for task in TASKS]
         assert table[label] == pytest.approx(np.mean(drops), abs=1e-12)
@@ -219,7 +219,7 @@ def test_transfer_and_profiles_are_what_counting_finds(root: Path, written: Path
     }  # fmt: skip
     quickest = {(seed, task): min(cost[method, seed, task] for method in methods) for seed in common for task in TASKS}
     for row in csv(written, "profiles").to_dict("records"):
-        method = next(method for method in methods if row["line"].startswith(method))
+        method = next(method for method in methods if row["line"] == TITLES[method])
         within = [
             cost[method, *problem] <= row["factor"] * fastest
             for problem, fastest in quickest.items()
@@ -231,8 +231,8 @@ def test_transfer_and_profiles_are_what_counting_finds(root: Path, written: Path
 def test_what_is_missing_is_said(root: Path, written: Path) -> None:
     page = (written / "report.md").read_text()
     answer = page.split("## Scores and cost")[0]
-    assert "No finished run for seeds 0: sft." in answer
-    assert "it spent about 5,000 training NFE per run instead of 1,000: opd_analytic" in answer
+    assert "No finished run for seeds 0: SFT on teachers' samples." in answer
+    assert "it spent about 5,000 training NFE per run instead of 1,000: Analytic OPD" in answer
     assert "failed: it broke" in answer
     assert "merge-broken-s0: damaged" in answer
     assert re.search(r"cascade-\S+-s1 is not finished", answer)
@@ -263,7 +263,7 @@ def test_bold_is_for_clear_winners_only(tmp_path: Path) -> None:
         table = next(t for t in report.tables if t.name == "scores")
         return [table.rows[index]["line"] for index, key in table.strong if key == "mean"]
 
-    assert strong({"opd_analytic": 0.95, "sft": 0.1}) == ["opd_analytic"]
+    assert strong({"opd_analytic": 0.95, "sft": 0.1}) == ["Analytic OPD"]
     assert strong({"opd_analytic": 0.5, "sft": 0.5}) == []
 
 
@@ -280,9 +280,9 @@ def test_the_same_records_make_the_same_files(root: Path, written: Path, tmp_pat
 
 def test_pieces_to_paste(written: Path) -> None:
     tex = (written / "tables" / "scores.tex").read_text()
-    for word in ("\\toprule", "\\midrule", "\\bottomrule", "opd\\_analytic", "\\label{tab:scores}"):
+    for word in ("\\toprule", "\\midrule", "\\bottomrule", "Analytic OPD", "\\label{tab:scores}"):
         assert word in tex
-    assert "_analytic" not in tex.replace("\\_analytic", "")
+    assert "teachers' samples" in tex
     for size in ("column", "page"):
         for kind in ("pdf", "svg", "png"):
             assert (written / "figures" / f"scores-{size}.{kind}").stat().st_size > 500
@@ -312,9 +312,9 @@ def test_differences_between_two_sets(tmp_path: Path) -> None:
     report = difference(collect([tmp_path / "a"]), collect([tmp_path / "b"]))
     table, _ = report.tables
     verdicts = {(row["line"], row["task"]): row["verdict"] for row in table.rows}
-    assert {verdicts["sft", task] for task in TASKS} == {"identical"}
-    assert {verdicts["opd_analytic", task] for task in TASKS} == {"changed"}
-    assert any("Only in the second set: merge" in text for text in report.sections[0].markdown)
+    assert {verdicts[TITLES["sft"], task] for task in TASKS} == {"identical"}
+    assert {verdicts[TITLES["opd_analytic"], task] for task in TASKS} == {"changed"}
+    assert any("Only in the second set: Merged teachers" in text for text in report.sections[0].markdown)
     written = write(report, tmp_path / "difference").parent
     shown = shown_numbers(written)
     assert len(shown) > 10

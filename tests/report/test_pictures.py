@@ -35,7 +35,7 @@ def test_worst_rows_are_the_ones_furthest_below_the_teacher(tmp_path: Path) -> N
         run = make_run(root, "sft", seed, 0.5, pictures=True)
 
         def scores(summary: dict, seed: int = seed) -> None:
-            summary["models"]["teacher ocr"]["ocr"]["rows"]["exact"] = [1.0] * 8
+            summary["models"]["teacher ocr"]["ocr"]["rows"]["exact"] = [1.0] * 7 + [0.0]
             # Worst in seed 0: rows 3 and 5, of which row 5 is below in seed 1 too.
             row = [1.0] * 8
             row[5] = 0.0
@@ -48,10 +48,11 @@ def test_worst_rows_are_the_ones_furthest_below_the_teacher(tmp_path: Path) -> N
     assert problems == []
     assert [(row["index"], row["why"]) for row in table.rows] == [
         (0, "by number"), (2, "by number"), (4, "by number"), (6, "by number"), (5, "worst of sft"),
+        (7, "best of sft"),
     ]  # fmt: skip
     assert [column.label for column in grid.columns] == ["base", "teacher ocr", "sft"]
-    assert (table.rows[-1]["score_1"], table.rows[-1]["score_2"]) == (1.0, 0.0)
-    assert {row["prompt"].split()[1] for row in table.rows} == {"0", "2", "4", "5", "6"}
+    assert [(row["score_1"], row["score_2"]) for row in table.rows[-2:]] == [(1.0, 0.0), (0.0, 1.0)]
+    assert {row["prompt"].split()[1] for row in table.rows} == {"0", "2", "4", "5", "6", "7"}
 
 
 def test_the_best_lines_are_shown(tmp_path: Path) -> None:

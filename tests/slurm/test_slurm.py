@@ -147,8 +147,11 @@ def test_a_comparison_ends_with_the_same_records(root: Path, tmp_path: Path) -> 
 
 
 def test_time_limits_do_not_change_the_result(root: Path, undisturbed: Path) -> None:
-    """The job's process is stopped, lest it end early; Slurm lets it go on to take the warning."""
-    limits = ["--slurm", "minutes=1", "--slurm", "signal_s=40"]
+    """The job's process is stopped, lest it end early; Slurm lets it go on to take the warning.
+
+    Slurm may send the warning a minute early: with a limit of one minute a slow machine never came to a first update.
+    """
+    limits = ["--slurm", "minutes=2", "--slurm", "signal_s=20"]
     process = start(*ONE, "--set", "budget.updates=80", "--executor", "slurm", *limits, root=root)
     wait_for(lambda: running(root))
     (number,) = processes(root)

@@ -1,0 +1,152 @@
+"""The report's first screen: one sentence a question, and two pictures."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from bench.analysis.stats import Difference, Estimate
+from report.answer import verdicts
+from report.cost_front import cost_figure, spent
+from report.forest import forest_figure, groups
+from report.lines import Pool
+from report.page import Report, Section
+from report.table import Column, Row, Table, cell, number
+from report.tables import PoolTables, levels
+
+NAMED = 3
+"""Largest number of lines that a sentence of the first screen names."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What other sections found, for the first one."""
+
+    transfer: dict[str, Table | None]
+    """Pool's title -> mean forgetting of its lines."""
+    alarms: dict[str, Table | None]
+    """Pool's title -> alarms of its lines."""
+    claims: Table | None
+    """The paper's claims with verdicts."""
+
+
+def key_results(pools: list[tuple[Pool, PoolTables]]) -> Table:
+    """One row per budget: the best line, and how many lines differ from the reference."""
+    table = Table(
+        "key-results",
+        "Key results by budget",
+        "Compared with the reference line at a level of 5% after Holm's correction within a family (see the tables of "
+        "scores). Equivalent lines are those that two one-sided tests place within a tenth of the teachers' mean gain; "
+        "a line may be below and yet equivalent, and counts as below. Undecided: neither.",
+        [
+            Column("where", "where"),
+            Column("budget", "budget", "count", "NFE per run"),
+            Column("counted", "counted"),
+            Column("fewest_seeds", "fewest seeds", "count"),
+            Column("most_seeds", "most seeds", "count"),
+            Column("best", "highest mean score"),
+            Column("mean", "its mean score", "score"),
+            Column("reference", "reference"),
+            Column("others", "other lines", "count"),
+            Column("above", "above the reference", "count"),
+            Column("below", "below", "count"),
+            Column("equal", "equivalent", "count"),
+            Column("undecided", "undecided", "count"),
+            Column("same", "identical", "count"),
+            Column("untested", "not tested", "count"),
+        ],
+    )
+    for pool, tables in pools:
+        if len(pool.lines) < 2:
+            continue
+        rows = tables.scores.rows[: len(pool.lines)]
+        best = max(rows, key=lambda row: cell(row, "mean", Estimate).value)
+        counts = tables.overview.rows[0]
+        row: Row = {"where": pool.place, "budget": pool.budget, "best": best["line"], "mean": best["mean"]}
+        row |= {"counted": "training and teachers" if pool.whole else "training"}
+        row |= {key: counts[key] for key in ("fewest_seeds", "most_seeds")}
+        row |= {"reference": tables.reference, "others": len(rows) - 1}
+        table.rows.append({**row, **{kind: len(found) for kind, found in verdicts(rows, tables.reference).items()}})
+    return table
+
+
+def first_screen(report: Report, section: Section, made: list[tuple[Pool, PoolTables]], beside: Beside, name: str):
+    """Add the sentences and pictures of one place; `made` are its pools, the largest first."""
+    shown = [(pool, tables) for pool, tables in made if pool.lines]
+    said = [_said(row) for row in key_results(shown).rows]
+    said += [text for pool, _ in shown if (text := _forgotten(beside.transfer.get(pool.title)))][:1]
+    said += [text for pool, _ in shown if (text := _alarmed(beside.alarms.get(pool.title)))][:1]
+    claims = beside.claims
+    if claims and (own := [row for row in claims.rows if row["where"] == shown[0][0].place]):
+        said.append(_claimed(own))
+    if said:
+        section.points(Markup(""), said)
+    found = groups(shown)
+    points = spent(shown)
+    report.show(section, forest_figure(found, f"{name}differences") if found else None)
+    if len(points) > 1:
+        beside_lines = levels(shown[0][1].scores, ("mean",))
+        report.show(section, cost_figure(points, beside_lines, f"{name}cost-front"))
+
+
+def _said(row: Row) -> Markup:
+    """Who is best at a budget, and how many lines are above, below and equivalent."""
+    seeds = number(row["fewest_seeds"], "count")
+    if row["most_seeds"] != row["fewest_seeds"]:
+        seeds = Markup("{} to {}").format(seeds, number(row["most_seeds"], "count"))
+    counted = " including the teachers' training" if row["counted"] != "training" else " of training"
+    text = Markup("At {} NFE per run{} ({} {}), <strong>{}</strong> has the highest mean score, {}. ").format(
+        number(row["budget"], "count"),
+        counted,
+        seeds,
+        "seed" if row["most_seeds"] == 1 else "seeds",
+        row["best"],
+        number(row["mean"], "score"),
+    )
+    words = {
+        "above": "above it", "below": "below it", "equal": "equivalent", "undecided": "undecided",
+        "same": "identical on every prompt", "untested": "not tested",
+    }  # fmt: skip
+    parts = [
+        Markup("{} {}").format(number(row[kind], "count"), told) for kind, told in words.items() if row[kind]
+    ]
+    if row["others"] == 1:
+        (kind,) = (kind for kind in words if row[kind])
+        return text + Markup("Compared with {}, the other line is {}.").format(row["reference"], words[kind])
+    lead = Markup("Of the {} other lines, compared with {}: ")
+    return text + lead.format(number(row["others"], "count"), row["reference"]) + Markup(", ").join(parts) + "."
+
+
+def _forgotten(table: Table | None) -> Markup:
+    """The line with the largest mean forgetting whose interval is above 0."""
+    if not table:
+        return Markup("")
+    rows = [row for row in table.rows if isinstance(row.get("forgetting"), Difference)]
+    sure = [row for row in rows if cell(row, "forgetting", Difference).low > 0]
+    if not rows:
+        return Markup("")
+    worst = max(sure or rows, key=lambda row: cell(row, "forgetting", Difference).value)
+    said = "Forgetting is largest for {}: on average over tasks {} below the best earlier point{}."
+    doubt = "" if sure else ", which is not distinguished from 0"
+    return Markup(said).format(worst["line"], number(worst["forgetting"], "change"), doubt)
+
+
+def _alarmed(table: Table | None) -> Markup:
+    """Which lines raised alarms."""
+    if not table:
+        return Markup("")
+    lines = list(dict.fromkeys(str(row["line"]) for row in table.rows))
+    more = len(lines) - NAMED
+    names = ", ".join(lines[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    tasks = ", ".join(dict.fromkeys(str(row["task"]) for row in table.rows))
+    said = "The reward rose while a stricter score, the known utility or the diversity fell, on {}: {}."
+    return Markup(said).format(tasks, names)
+
+
+def _claimed(rows: list[Row]) -> Markup:
+    """How many of the paper's claims hold."""
+    counts = Counter(str(row["verdict"]) for row in rows)
+    parts = ", ".join(f"“{verdict}” for {count}" for verdict, count in counts.most_common())
+    said = 'The paper\'s <a href="#claims-of-the-paper">claims</a> ({} of them): {}.'
+    return Markup(said).format(len(rows), parts)
+
