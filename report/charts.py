@@ -25,7 +25,7 @@ class Library:
         """One file, safe between HTML's script tags."""
         from vl_convert import javascript_bundle
 
-        return {"vega.js": javascript_bundle(None).replace("</script", "<\\/script").encode()}
+        return {"vega.js": javascript_bundle("window.vegaEmbed = vegaEmbed").replace("</script", "<\\/script").encode()}
 
 
 def forest_chart(rows: list[dict], look: dict[str, Look]) -> "FacetChart":
@@ -48,7 +48,7 @@ def forest_chart(rows: list[dict], look: dict[str, Look]) -> "FacetChart":
     return panel.facet(row=row).resolve_scale(y="independent")
 
 
-def cost_chart(rows: list[dict], look: dict[str, Look]) -> "LayerChart":
+def cost_chart(rows: list[dict], look: dict[str, Look]) -> "LayerChart | FacetChart":
     """Mean scores by cost; rows have line, nfe, counted, mean, low and high."""
     import altair as alt
 
