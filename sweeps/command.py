@@ -34,6 +34,7 @@ def sweep(
 ) -> None:
     """Search settings with an Optuna study. Rerun the command to resume; run it elsewhere to add a worker."""
     from bench.cli.closing import write_report
+    from bench.config.trackers import check_trackers
     from bench.errors import PartialError, UsageError
     from bench.jobs.placement import placement
     from bench.system.files import results_root
@@ -45,7 +46,9 @@ def sweep(
 
     spec, where = read_study(study), placement(executor, profile, slurm)
     place = Place(results_root(results) / spec.name, storage_url(storage))
-    check_teachers([spec.run(spec.example(), spec.seed_list[0])])
+    example = spec.run(spec.example(), spec.seed_list[0])
+    check_teachers([example])
+    check_trackers(example.trackers)
     check_storage(place)
 
     def close(found) -> None:

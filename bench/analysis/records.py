@@ -10,7 +10,7 @@ from bench.analysis.stats import Design, Estimate, codes, joined, ratio, stratif
 from bench.errors import UsageError
 from bench.registry import find
 
-NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device")
+NOT_THE_LINE = ("seed", "evaluation", "probes", "checkpoint_every", "device", "trackers")
 """Settings in which runs of one line may differ."""
 STOPS = "stop_on_alarm"
 

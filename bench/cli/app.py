@@ -81,6 +81,7 @@ def run(
     from bench.config.contradictions import replaced
     from bench.config.resolve import refuse_training, resolve
     from bench.config.settings import parse_seeds
+    from bench.config.trackers import check_trackers
     from bench.jobs.placement import placement
     from bench.printing import note
     from bench.system.files import results_root
@@ -92,6 +93,7 @@ def run(
     spec = resolve(method, names, seed_list[0], backbone, preset, set_, teachers)
     refuse_training(spec.method, set_ or [])
     check_teachers([spec])
+    check_trackers(spec.trackers)
     specs = [spec.with_seed(s) for s in seed_list]
     note([*replaced(set_), *taught_otherwise(specs, root)])
     if dry_run:

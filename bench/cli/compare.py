@@ -14,6 +14,7 @@ from bench.config.grid import Variant, method_names, overrides_of, recipes, vari
 from bench.config.resolve import describe, resolve
 from bench.config.settings import parse_override
 from bench.config.spec import Spec
+from bench.config.trackers import check_trackers
 from bench.errors import PartialError, UsageError
 from bench.hashing import text_hash
 from bench.jobs.placement import Placement
@@ -123,6 +124,7 @@ def compare_methods(
     by_label = {label: spec for (label, _), spec in members.items()}
     _refuse_splits({label: spec.evaluation.split for label, spec in by_label.items()})
     check_teachers(specs)
+    check_trackers(specs[0].trackers)
     note([*taught_otherwise([run.spec for run in runs.values()], root), *_overshoot(by_label, budget)])
     named_runs = {f"{label}, seed {seed}": run for (label, seed), run in runs.items()}
     failures = carry_out_runs(named_runs, train, placement)

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from bench.config.bounds import Decay, DeviceName, Guidance, Moderate, Positive, Shift, Targets, UnitInterval
 from bench.config.compute import Compute
 from bench.config.settings import Settings
+from bench.config.trackers import Tracker
 from bench.hashing import text_hash
 from bench.registry import find
 from bench.sampler.levels import Levels
@@ -31,6 +32,11 @@ Table = Literal[
 of diffusion models (bench/sampler/diffusion_levels.py)."""
 Steps = Annotated[int, Field(gt=0, le=TRAIN_TIMESTEPS)]
 """A number of sampling steps."""
+
+
+def _one_or_more(value: Any) -> Any:
+    """A single name as a list of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 class BudgetSpec(Settings):
@@ -227,6 +233,9 @@ class Spec(Settings):
     checkpoint_every: Annotated[int, Field(gt=0)] = 25
     """Number of updates between checkpoints."""
     device: DeviceName = "cpu"
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_one_or_more)] = ()
+    """Where to mirror metrics and held-out scores while the run trains, with its images if evaluation.pictures keeps
+    them (bench/training/tracking.py). Changes nothing in the run and is not part of its hash."""
     params: dict[str, Any] = Field(default={})
     """Options of the method, which validates them."""
 
@@ -274,7 +283,8 @@ class Spec(Settings):
         compute = Compute(**self.compute.model_dump(include=set(Compute.RESULT)))
         default_batch = EvaluationSpec.model_fields["batch"].default
         evaluation = self.evaluation.model_copy(update={"batch": default_batch})
-        update = {"compute": compute, "scorers": measuring(self.scorers), "evaluation": evaluation}
+        update: dict[str, Any] = {"compute": compute, "scorers": measuring(self.scorers), "evaluation": evaluation}
+        update["trackers"] = ()
         return self.model_copy(update=update)
 
     def record(self) -> dict[str, Any]:
@@ -288,6 +298,7 @@ class Spec(Settings):
             "compute": compute == SILENT["compute"] or compute.model_dump().keys() - compute.record(),
             "lora": self.full_finetuning or {name for name in ("start", *KINDS_OF_LORA) if not getattr(lora, name)},
             "full_finetuning": not self.full_finetuning or set(),
+            "trackers": not self.trackers or set(),
             "optimizer": {name for name, is_silent in silent.items() if is_silent},
             "evaluation": {name for name in LATER_IN_EVALUATION if not getattr(evaluation, name)},
         }

@@ -8,7 +8,8 @@ from bench.terminal import legible
 FAILURE = "failure.json"
 STARTS = "provenance.jsonl"
 EVALUATIONS = "evaluations.jsonl"
-LOGS = ("metrics.jsonl", EVALUATIONS, "probes.jsonl")
+METRICS = "metrics.jsonl"
+LOGS = (METRICS, EVALUATIONS, "probes.jsonl")
 """Logs that a checkpoint covers: resuming truncates them to their lengths at the checkpoint."""
 ADAPTER, MODEL = "adapter", "model"
 """Folder of the result: the student's adapter, or its whole network after full fine-tuning."""
@@ -16,7 +17,9 @@ POINTS = "points"
 """Folder with the adapters of a run's further students (Method.points)."""
 POINTS_LOG = "points.jsonl"
 """Their evaluations. They are made after training, so no checkpoint covers them."""
-APPENDED = (*LOGS, STARTS, POINTS_LOG, "lock")
+TRACKED = "tracked.jsonl"
+"""What was sent to trackers (bench/training/tracking.py)."""
+APPENDED = (*LOGS, STARTS, POINTS_LOG, TRACKED, "lock")
 """Files that are written in place."""
 REPLACED = ("spec.json", "checkpoint.safetensors", FAILURE, "summary.json")
 """Files that are replaced in one step."""

@@ -6,6 +6,7 @@
     metrics.jsonl        one line per update
     evaluations.jsonl    one line per held-out evaluation and task, with the scores of every image
     probes.jsonl         one line per probe during training (empty unless probes are requested)
+    tracked.jsonl        what was sent to the user's trackers, if the settings name some
     points.jsonl         one line per further student (Method.points) and task, with the scores of every image
     checkpoint.safetensors   adapters, optimiser, EMA; step, meter and log lengths in its metadata
     adapter/             the result: the EMA student as a peft folder
@@ -32,7 +33,18 @@ from bench.errors import DamagedError, Stopped, UsageError, explained
 from bench.hashing import tensors_hash
 from bench.registry import find
 from bench.store.damage import checkpoint_state, log_lengths, read_starts
-from bench.store.names import APPENDED, EVALUATIONS, FAILURE, LOGS, POINTS, POINTS_LOG, REPLACED, STARTS, weights_folder
+from bench.store.names import (
+    APPENDED,
+    EVALUATIONS,
+    FAILURE,
+    LOGS,
+    POINTS,
+    POINTS_LOG,
+    REPLACED,
+    STARTS,
+    TRACKED,
+    weights_folder,
+)
 from bench.store.shapes import check_points, check_state, check_summary
 from bench.system.files import (
     described,
@@ -143,7 +155,7 @@ class Run:
                 remove_leftovers(folder)
             # Other runs write to the cache at the same time, so only old leftovers are removed there.
             remove_leftovers(self.folder.parent / "cache", older_than_s=DAY_S)
-            for log in (STARTS, POINTS_LOG):
+            for log in (STARTS, POINTS_LOG, TRACKED):
                 _mend(self.folder / log)
             file.truncate(0)
             file.write(identity())

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
 from bench.config.scorers import FEATURES
 from bench.config.spec import Spec
+from bench.config.trackers import check_trackers
 from bench.errors import BenchError, UsageError
 from bench.registry import find
 from bench.scoring.folders import PICTURES
@@ -36,6 +36,7 @@ from bench.training.references import References
 from bench.training.same_scorers import check_scored, refuse_other_scorers
 from bench.training.start import read_start
 from bench.training.teachers import locate, mount, to_train, training_nfe
+from bench.training.tracking import mirrored
 from bench.weights.hub import adapter_folder, model_name
 
 NO_GPU = "install a CUDA build of torch if this machine has a GPU, or use --set device=cpu"
@@ -76,6 +77,7 @@ def execute(spec: Spec, session: Session) -> dict:
     Teachers that have to be trained are trained first. Raises BenchError, with a finished or resumable run left intact.
     """
     check_device(spec.device, "backbone", NO_GPU)
+    check_trackers(spec.trackers)
     descriptor = describe(spec.backbone)
     fingerprint = descriptor.fingerprint()
     workers = session.workers
@@ -144,12 +146,19 @@ def execute(spec: Spec, session: Session) -> dict:
         if early:
             session.say(f"note: {early}")
         label = f"{spec.method} on {', '.join(spec.tasks)}, seed {spec.seed}"
-        try:
-            with stopping() as loop.stop_requested:
-                loop.listen = partial(session.listen, label)
-                loop.train()
-        finally:
-            finish()
+        with mirrored(run, workers.main, session.say) as send:
+
+            def listen(progress: Progress) -> None:
+                if not progress.doing:
+                    send()
+                session.listen(label, progress)
+
+            try:
+                with stopping() as loop.stop_requested:
+                    loop.listen = listen
+                    loop.train()
+            finally:
+                finish()
         # Budgets in NFE or seconds show only now how many updates they allowed.
         if (late := spec.too_short(loop.step)) and not early:
             session.say(f"note: {late}")

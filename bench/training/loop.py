@@ -313,7 +313,9 @@ class Loop:
         self.method.show(self.lab, None)
         with self.lab.backbone.meter.purpose("evaluation"):
             for task in self.spec.tasks:
-                keep = self.spec.evaluation.pictures and (fraction == 1 or self.spec.evaluation.stop_on_alarm)
+                # Earlier images are replaced by the final ones, but trackers have them.
+                early = self.spec.evaluation.stop_on_alarm or self.spec.trackers
+                keep = self.spec.evaluation.pictures and (fraction == 1 or early)
                 folder = self.run.folder / PICTURES / task if keep else None
                 record = self.evaluate(EMA, task, folder=folder).record()
                 self.run.append("evaluations.jsonl", {"step": self.step, "share": fraction} | record)

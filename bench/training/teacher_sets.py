@@ -183,7 +183,7 @@ def _keep(run: Run, folder: Path) -> None:
 def _by_recipe(spec: Spec) -> bool:
     """Whether this spec is the teacher that --teachers train would train."""
     recipe = resolve(TEACHER_METHOD, list(spec.tasks), spec.seed, spec.backbone)
-    machine = {"scorers": spec.scorers, "compute": spec.compute, "device": spec.device}
+    machine = {"scorers": spec.scorers, "compute": spec.compute, "device": spec.device, "trackers": spec.trackers}
     same = recipe.model_copy(update=machine | {"rewards": spec.rewards})
     fingerprint = describe(spec.backbone).fingerprint()
     return same.digest(fingerprint) == spec.digest(fingerprint)
