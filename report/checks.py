@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from bench.analysis.metric_names import is_along, is_beside, is_measure
-from bench.api.scores import REWARD
+from bench.analysis.metric_names import REWARD, is_along, is_beside, is_measure
 
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.analysis.metric_names import is_along, is_beside
+from bench.analysis.metric_names import REWARD, is_along, is_beside
 from bench.analysis.records import Record
-from bench.api.scores import REWARD
 from bench.errors import DamagedError, UsageError, one_line
 from bench.store.damage import check_checkpoint
 from bench.store.names import recorded_failure

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from bench.analysis.forgetting import by_share
-from bench.analysis.metric_names import DIVERSITY, is_alarming
+from bench.analysis.metric_names import DIVERSITY, REWARD, is_alarming
 from bench.analysis.stats import Difference, paired_difference, stratified_means
-from bench.api.scores import REWARD
 
 LOST = 0.25
 """Fraction of the diversity whose loss is an alarm. Any reward narrows what a model draws; a smaller loss is usual."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.analysis.metric_names import REWARD
 from bench.api.task import Prompt, Scores, Task
 from bench.errors import BenchError, one_line
 from bench.lazy import torch
@@ -21,8 +22,6 @@ PATIENCE = 8
 """Number of images that may fail before the first success; then scoring stops with an error."""
 FAILURE = "failure"
 """Key of an image's details for the cause of a failure."""
-REWARD = "reward"
-"""Name of the reward among the metrics of stored scores; no metric may have this name."""
 REWARD_SUM = "reward_sum"
 """Name of the weighted sum of a task's several rewards among the metrics of stored scores."""
 NOT_FINITE = "the model's output is not finite"

@@ -275,6 +275,20 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the student and its model card.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Write the whole pipeline with the student's weights merged into it.")
+    ] = False,
+) -> None:
+    """Write a run's student for stock diffusers and peft, with a model card that has its scores."""
+    from bench.cli.export import export as write
+
+    write(run, output, merged)
+
+
+@app.command()
 def sample(
     output: Annotated[Path, typer.Option("--output", help="New folder for the images, in GenEval's layout.")],
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.")] = None,

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.analysis.metric_names import REWARD
 from bench.analysis.stats import codes
-from bench.api.scores import REWARD, Collected, cause_of
+from bench.api.scores import Collected, cause_of
 from bench.api.task import Task
 from bench.config.scorers import view_settings
 from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.api.scores import REWARD, Unscorable, blanked, rows_of, score_each, stacked, unscored
+from bench.analysis.metric_names import REWARD
+from bench.api.scores import Unscorable, blanked, rows_of, score_each, stacked, unscored
 from bench.api.task import Prompt, Scores, Task, TaskAround
 from bench.errors import BenchError, UsageError, one_line
 from bench.scoring.folders import JUDGED

@@ -30,7 +30,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from bench.api.scores import REWARD, Collected, Unscorable, cause_of
+from bench.analysis.metric_names import REWARD
+from bench.api.scores import Collected, Unscorable, cause_of
 from bench.api.task import Prompt, Scores, Task, TaskAround
 from bench.config.scorers import check_url
 from bench.errors import BenchError, DamagedError, MissingError, one_line
