@@ -1,5 +1,6 @@
 """Output of runs on the terminal: progress on stderr, the table of results on stdout."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from rich.table import Table
 from bench.analysis.records import model_rows, recovered
 from bench.analysis.stats import Estimate, estimate
 from bench.printing import progress_bar, terminal
+from bench.store.names import weights_folder
 from bench.system.peak import gigabytes
 from bench.training.loop import Progress
 
@@ -56,6 +58,16 @@ def _share(share: Estimate) -> str:
     if np.isnan(share.value):
         return "teacher is not above the base"
     return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
+def print_next(summaries: list[dict], root: Path, full_finetuning: bool) -> None:
+    """Print to stdout where the students are and what to do with them."""
+    out = terminal(110)
+    for summary in summaries:
+        weights = weights_folder(root / summary["folder"], full_finetuning)
+        out.print(f"student of seed {summary['seed']}: {weights}", soft_wrap=True)
+    place = shlex.quote(str(root / summaries[0]["folder"]))
+    out.print(f"next: bench report {shlex.quote(str(root))}, or bench export {place} -o FOLDER", soft_wrap=True)
 
 
 def print_table(summaries: list[dict], sheet: Path | None = None) -> None:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.cli.console import Console
+from bench.cli.console import Console, print_next
 from bench.config.resolve import describe
 from bench.config.spec import Spec
 from bench.errors import BenchError, Interrupted, PartialError, UsageError, one_line
@@ -31,6 +31,7 @@ def run_seeds(specs: list[Spec], root: Path, placement: Placement) -> None:
         spec = specs[0].with_seed(summaries[0]["seed"])
         with Console() as console:
             console.table(summaries, try_contact_sheet(spec, root, summaries[0], console.say))
+            print_next(summaries, root, spec.full_finetuning)
     _raise_failures(failures, specs)
 
 
@@ -75,6 +76,7 @@ def _one_by_one(specs: list[Spec], root: Path) -> None:
             first = summaries[0]
             sheet = try_contact_sheet(specs[0].with_seed(first["seed"]), root, first, console.say)
             console.table(summaries, sheet)
+            print_next(summaries, root, specs[0].full_finetuning)
     if failures:
         raise PartialError("; ".join(failures))
 
