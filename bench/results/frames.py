@@ -13,7 +13,7 @@ from bench.store.names import EVALUATIONS, METRICS
 from bench.system.files import described, read_record
 
 
-class Run(Protocol):
+class Recorded(Protocol):
     """What frames need of a run (bench/results/result.py)."""
 
     @property
@@ -36,7 +36,7 @@ class Run(Protocol):
         ...
 
 
-def scores(runs: Iterable[Run]) -> pd.DataFrame:
+def scores(runs: Iterable[Recorded]) -> pd.DataFrame:
     """Final held-out scores of finished runs.
 
     Columns: run, method, backbone, seed, model ("student", "base", "teacher TASK"), task, metric, headline (whether it
@@ -50,7 +50,7 @@ def scores(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
+def evaluations(runs: Iterable[Recorded]) -> pd.DataFrame:
     """Held-out scores of students along training: the columns of `scores`, with step and share instead of model."""
     rows: list[dict[str, Any]] = []
     for run in runs:
@@ -60,7 +60,7 @@ def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def metrics(runs: Iterable[Run]) -> pd.DataFrame:
+def metrics(runs: Iterable[Recorded]) -> pd.DataFrame:
     """One row per update of every run; counters of costs have names such as evaluations.training."""
     frames = [pd.json_normalize(run.rows(METRICS)).assign(**_of(run)) for run in runs]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -78,7 +78,7 @@ def trials(study: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _of(run: Run) -> dict[str, Any]:
+def _of(run: Recorded) -> dict[str, Any]:
     return {"run": run.folder.name, **{key: run.spec[key] for key in ("method", "backbone", "seed")}}
 
 

@@ -63,6 +63,7 @@ FLAGS = {
         "--steps",
         "--tasks",
     ],
+    "export": ["--help", "--merged", "--output"],
     "sample": [
         "--adapter",
         "--backbone",
