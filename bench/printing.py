@@ -10,8 +10,10 @@ import sys
 from threading import Event, Thread
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from bench.terminal import legible, span
@@ -31,6 +33,47 @@ class Plain(Console):
     def render_str(self, text: str, **how: Any) -> Text:
         """Render a string literally, with control characters shown as escapes."""
         return super().render_str(legible(text, lines=True), **how)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print; a table that is wider than the console in several parts, each with the table's first column."""
+        if len(objects) == 1 and isinstance(objects[0], Table):
+            for part in _parts(objects[0], self.width):
+                super().print(part, **how)
+        else:
+            super().print(*objects, **how)
+
+
+def _parts(table: Table, width: int) -> list[Table]:
+    """The table, or tables with some of its columns each that fit the width if they can."""
+    texts = [[column.header, *column.cells] for column in table.columns]
+    # Two spaces and a line beside every cell, and one more line.
+    needed = [3 + max(map(_wide, cells), default=0) for cells in texts]
+    if sum(needed) + 1 <= width or len(needed) < 3:
+        return [table]
+    # The first column, whose cells are names, is repeated and may be folded.
+    needed[0] = min(needed[0], width // 3)
+    groups: list[list[int]] = [[]]
+    for index in range(1, len(needed)):
+        if groups[-1] and needed[0] + sum(needed[k] for k in (*groups[-1], index)) + 1 > width:
+            groups.append([])
+        groups[-1].append(index)
+    found = []
+    for group in groups:
+        part = Table(title=table.title if group is groups[0] else None, show_header=table.show_header)
+        for index in (0, *group):
+            column = table.columns[index]
+            most = needed[0] - 3 if index == 0 else None
+            part.add_column(column.header, style=column.style, overflow="fold", justify=column.justify, max_width=most)
+        cells = [list(table.columns[index].cells) for index in (0, *group)]
+        for number, row in enumerate(zip(*cells)):
+            part.add_row(*row, style=table.rows[number].style, end_section=table.rows[number].end_section)
+        found.append(part)
+    return found
+
+
+def _wide(cell: Any) -> int:
+    """Columns that a cell needs: its longest line."""
+    return max((cell_len(line) for line in str(cell).splitlines()), default=0)
 
 
 class Description(ProgressColumn):
@@ -72,9 +115,13 @@ def _line(bar: Task) -> str:
 
 
 def terminal(least_width: int = 0, stderr: bool = False, quiet: bool = False) -> Plain:
-    """Return a literal console of at least `least_width` columns, so that tables written to files are not squeezed."""
-    least = max(least_width, NARROWEST)
-    width = least if Console(stderr=stderr).width < least else None
+    """Return a literal console; elsewhere than on a terminal it has at least `least_width` columns.
+
+    Tables that are written to files are not squeezed then. On a terminal they are printed in parts that fit.
+    """
+    usual = Console(stderr=stderr)
+    least = NARROWEST if usual.is_terminal else max(least_width, NARROWEST)
+    width = least if usual.width < least else None
     return Plain(stderr=stderr, quiet=quiet, width=width)
 
 

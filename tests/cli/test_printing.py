@@ -18,7 +18,7 @@ from bench.cli.probe import print_probes
 from bench.cli.score import print_summary
 from bench.cli.status import table
 from bench.jobs.status import StatusRow
-from bench.printing import progress_bar, terminal
+from bench.printing import Plain, progress_bar, terminal
 from bench.training.evaluate import Evaluation
 from bench.training.loop import Progress
 from sweeps.storage import Place
@@ -193,3 +193,26 @@ def test_an_evaluation_shows_how_far_it_is(monkeypatch) -> None:
         assert (bar.completed, bar.description) == (0.5, "run: evaluating the base on ocr, 2 of 8 images")
         console.listen("run", Progress(4, 0.6))
         assert (bar.completed, bar.description) == (0.6, "run: update 4")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 300])
+def test_a_table_that_is_too_wide_is_printed_in_parts_that_fit(width: int) -> None:
+    def table() -> Table:
+        made = Table(title="scores")
+        for head in ("line", *(f"task {k}" for k in range(6))):
+            made.add_column(head, overflow="fold")
+        for k in range(3):
+            made.add_row(f"opd_ppo\nadvantage=log_ratio_centred_{k}", *(f"0.{k}{j}0 [0.{k}{j}0, 0.{k}{j}1]" for j in range(6)))
+        return made
+
+    console = Plain(width=width, file=StringIO())
+    console.print(table())
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for k in range(3):
+        for j in range(6):
+            assert text.count(f"0.{k}{j}0 [0.{k}{j}0, 0.{k}{j}1]") == 1  # whole, in one line
+    assert text.count("scores") == 1 and text.count("line ") == text.count("┏")
+    whole = Plain(width=300, file=StringIO())
+    whole.print(table())
+    assert (text == whole.file.getvalue()) == (width == 300)
