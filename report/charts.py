@@ -48,8 +48,10 @@ def forest_chart(rows: list[dict], look: dict[str, Look]) -> "FacetChart":
     return panel.facet(row=row).resolve_scale(y="independent")
 
 
-def cost_chart(rows: list[dict], look: dict[str, Look]) -> "LayerChart | FacetChart":
-    """Mean scores by cost; rows have line, nfe, counted, mean, low and high."""
+def cost_chart(
+    rows: list[dict], front: list[dict], levels: dict[str, dict[str, float]], look: dict[str, Look]
+) -> "LayerChart | FacetChart":
+    """Mean scores by cost; rows have line, point, nfe, counted, mean, low and high, the front nfe and mean."""
     import altair as alt
 
     chosen = alt.selection_point(fields=["line"], bind="legend")
@@ -64,10 +66,20 @@ def cost_chart(rows: list[dict], look: dict[str, Look]) -> "LayerChart | FacetCh
         opacity=alt.when(chosen).then(alt.value(0.95)).otherwise(alt.value(0.08)),
         tooltip=["line", "counted", alt.Tooltip("nfe:Q", format=",.0f"), *_numbers("mean", "low", "high")],
     )
-    score = alt.Scale(zero=False)
-    joined = start.mark_line(strokeWidth=1).encode(y=alt.Y("mean:Q", title="mean score", scale=score), detail="line:N")
-    points = start.mark_point(size=70).encode(y="mean:Q", shape=alt.Shape("counted:N", title="NFE of"))
-    return alt.layer(joined, points, width=WIDTH - 250, height=330).add_params(chosen).interactive()
+    score = alt.Y("mean:Q", title="mean score", scale=alt.Scale(zero=False, padding=12))
+    joined = start.mark_line(strokeWidth=1).encode(y=score, detail="point:N")
+    points = start.mark_point(size=70).encode(y=score, shape=alt.Shape("counted:N", title="NFE of"))
+    edge = alt.Chart(pd.DataFrame(front)).mark_line(
+        interpolate="step-after", color="dimgray", strokeWidth=1, aria=False
+    )
+    layers = [edge.encode(x="nfe:Q", y=score), joined, points] if len(front) > 1 else [joined, points]
+    for name, dash in (("base", [2, 3]), ("teacher", [6, 3])):
+        if (level := levels.get("mean", {}).get(name)) is not None:
+            rule = alt.Chart(pd.DataFrame([{"mean": level}])).mark_rule(strokeDash=dash, color="gray", aria=False)
+            layers.append(rule.encode(y=score))
+    title = "Steps: the front, teachers counted. Dotted: base. Dashed: each task's own teacher."
+    made = alt.layer(*layers, width=WIDTH - 250, height=330, title=title)
+    return made.add_params(chosen).interactive()
 
 
 def curves_chart(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look]) -> "FacetChart":

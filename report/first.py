@@ -47,6 +47,7 @@ def key_results(pools: list[tuple[Pool, PoolTables]]) -> Table:
             Column("best", "highest mean score"),
             Column("mean", "its mean score", "score"),
             Column("reference", "reference"),
+            Column("tied", "lines that share it", "count"),
             Column("others", "other lines", "count"),
             Column("above", "above the reference", "count"),
             Column("below", "below", "count"),
@@ -60,9 +61,12 @@ def key_results(pools: list[tuple[Pool, PoolTables]]) -> Table:
         if len(pool.lines) < 2:
             continue
         rows = tables.scores.rows[: len(pool.lines)]
-        best = max(rows, key=lambda row: cell(row, "mean", Estimate).value)
+        highest = max(cell(row, "mean", Estimate).value for row in rows)
+        # Lines that tie exactly are all named.
+        best = [row for row in rows if cell(row, "mean", Estimate).value == highest]
         counts = tables.overview.rows[0]
-        row: Row = {"where": pool.place, "budget": pool.budget, "best": best["line"], "mean": best["mean"]}
+        row: Row = {"where": pool.place, "budget": pool.budget, "best": ", ".join(str(r["line"]) for r in best)}
+        row |= {"mean": best[0]["mean"], "other": _only(rows, tables.reference), "tied": len(best)}
         row |= {"counted": "training and teachers" if pool.whole else "training"}
         row |= {key: counts[key] for key in ("fewest_seeds", "most_seeds")}
         row |= {"reference": tables.reference, "others": len(rows) - 1}
@@ -74,8 +78,8 @@ def first_screen(report: Report, section: Section, made: list[tuple[Pool, PoolTa
     """Add the sentences and pictures of one place; `made` are its pools, the largest first."""
     shown = [(pool, tables) for pool, tables in made if pool.lines]
     said = [_said(row) for row in key_results(shown).rows]
-    said += [text for pool, _ in shown if (text := _forgotten(beside.transfer.get(pool.title)))][:1]
-    said += [text for pool, _ in shown if (text := _alarmed(beside.alarms.get(pool.title)))][:1]
+    said += _forgotten([(pool, table) for pool, _ in shown if (table := beside.transfer.get(pool.title))])
+    said += [_alarmed(pool, table) for pool, _ in shown if (table := beside.alarms.get(pool.title))]
     claims = beside.claims
     if claims and (own := [row for row in claims.rows if row["where"] == shown[0][0].place]):
         said.append(_claimed(own))
@@ -95,12 +99,13 @@ def _said(row: Row) -> Markup:
     if row["most_seeds"] != row["fewest_seeds"]:
         seeds = Markup("{} to {}").format(seeds, number(row["most_seeds"], "count"))
     counted = " including the teachers' training" if row["counted"] != "training" else " of training"
-    text = Markup("At {} NFE per run{} ({} {}), <strong>{}</strong> has the highest mean score, {}. ").format(
-        number(row["budget"], "count"),
-        counted,
+    where = Markup("At {} NFE per run{}").format(number(row["budget"], "count"), counted)
+    text = Markup("{} ({} {}), <strong>{}</strong> {} the highest mean score, {}. ").format(
+        where if row["budget"] else "Without training",
         seeds,
         "seed" if row["most_seeds"] == 1 else "seeds",
         row["best"],
+        "has" if row["tied"] == 1 else "share",
         number(row["mean"], "score"),
     )
     words = {
@@ -112,35 +117,52 @@ def _said(row: Row) -> Markup:
     ]
     if row["others"] == 1:
         (kind,) = (kind for kind in words if row[kind])
-        return text + Markup("Compared with {}, the other line is {}.").format(row["reference"], words[kind])
-    lead = Markup("Of the {} other lines, compared with {}: ")
+        words = {
+            "above": "is above", "below": "is below", "equal": "is equivalent to", "untested": "was not tested against",
+            "undecided": "is neither distinguished from nor equivalent to", "same": "has the same scores as",
+        }  # fmt: skip
+        return text + Markup("{} {} {}.").format(row["other"], words[kind], row["reference"])
+    lead = Markup("Of the {} lines other than {}: ")
     return text + lead.format(number(row["others"], "count"), row["reference"]) + Markup(", ").join(parts) + "."
 
 
-def _forgotten(table: Table | None) -> Markup:
-    """The line with the largest mean forgetting whose interval is above 0."""
-    if not table:
-        return Markup("")
-    rows = [row for row in table.rows if isinstance(row.get("forgetting"), Difference)]
-    sure = [row for row in rows if cell(row, "forgetting", Difference).low > 0]
-    if not rows:
-        return Markup("")
-    worst = max(sure or rows, key=lambda row: cell(row, "forgetting", Difference).value)
-    said = "Forgetting is largest for {}: on average over tasks {} below the best earlier point{}."
-    doubt = "" if sure else ", which is not distinguished from 0"
-    return Markup(said).format(worst["line"], number(worst["forgetting"], "change"), doubt)
+def _only(rows: list[Row], reference: str) -> str | None:
+    """The line beside the reference, if there is just one."""
+    others = [str(row["line"]) for row in rows if row["line"] != reference]
+    return others[0] if len(others) == 1 else None
 
 
-def _alarmed(table: Table | None) -> Markup:
-    """Which lines raised alarms."""
-    if not table:
-        return Markup("")
+def _forgotten(tables: list[tuple[Pool, Table]]) -> list[Markup]:
+    """The line with the largest mean forgetting at any budget, and whether it is distinguished from 0."""
+    rows = [(pool, row) for pool, table in tables for row in table.rows]
+    found = [(pool, row) for pool, row in rows if isinstance(row.get("forgetting"), Difference)]
+    if not found:
+        return []
+
+    def rank(of: tuple[Pool, Row]) -> tuple[bool, float]:
+        drop = cell(of[1], "forgetting", Difference)
+        return drop.low > 0, drop.value
+
+    pool, worst = max(found, key=rank)
+    drop, told = cell(worst, "forgetting", Difference), number(worst["forgetting"], "change")
+    where = Markup("{} at {} NFE").format(worst["line"], number(pool.budget, "count"))
+    said = (
+        "No line ends distinguishably below its best earlier points; forgetting is largest for {}, {} on average over "
+        "tasks."
+    )
+    if drop.low > 0:
+        said = "Most is forgotten by {}: it ends {} below its best earlier points, on average over tasks."
+    return [Markup(said).format(where, told)]
+
+
+def _alarmed(pool: Pool, table: Table) -> Markup:
+    """Which lines of a budget raised alarms, and on which tasks."""
     lines = list(dict.fromkeys(str(row["line"]) for row in table.rows))
     more = len(lines) - NAMED
     names = ", ".join(lines[:NAMED]) + (f" and {more} more" if more > 0 else "")
     tasks = ", ".join(dict.fromkeys(str(row["task"]) for row in table.rows))
-    said = "The reward rose while a stricter score, the known utility or the diversity fell, on {}: {}."
-    return Markup(said).format(tasks, names)
+    said = "At {} NFE the reward rose while a stricter score, the known utility or the diversity fell, on {}: {}."
+    return Markup(said).format(number(pool.budget, "count"), tasks, names)
 
 
 def _claimed(rows: list[Row]) -> Markup:

@@ -20,10 +20,10 @@ def highlight(made: list[tuple[Pool, PoolTables]]) -> None:
     """Choose the lines in colour. A line has one colour at all budgets."""
     taken: dict[str, int] = {}
     for pool, tables in made:
-        titles = {line.label: line.title for line in pool.lines}
+        settings = {line.label: line.settings for line in pool.lines}
         for label in _foremost(pool, tables):
             colour = COLOURS[len(taken) % len(COLOURS)]
-            tables.colours[label] = taken.setdefault(titles[label], colour)
+            tables.colours[label] = taken.setdefault(settings[label], colour)
 
 
 def _foremost(pool: Pool, tables: PoolTables) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from bench.analysis.forgetting import Forgetting, forgetting
@@ -51,6 +52,12 @@ class Line:
     """The method and the settings in which it differs, as `bench compare` prints them: its label until `titled`."""
     beyond: str = ""
     """What tells it from lines of other budgets in one table, such as " at 1,079,040"."""
+
+    @cached_property
+    def settings(self) -> str:
+        """Hash of its settings without the budget: the same line at any budget."""
+        settings = line_settings(self.records[0].spec)
+        return text_hash({name: value for name, value in settings.items() if name != "budget"})
 
     @property
     def method(self) -> str:
@@ -306,7 +313,8 @@ def _pool(
         pictured[label] = [run for run in members if run.result.summary.get("pictures")]
         repeated += [run for run in members if run not in once]
         records = [run.result for run in once]
-        title = printable(readable(typed, records[0].spec["params"]))
+        spec = records[0].spec
+        title = printable(readable(typed, spec["params"], spec["method"]))
         lines.append(Line(label, records, _mean_cost(once), _teachers(once, evidence), identity, title, label))
     # Methods that are not installed here come after those that are.
     rank = {name: place for place, name in enumerate(registered("method"))}

@@ -65,8 +65,8 @@ class Grid(Figure):
 
     rows: list[Row]
     columns: list[Shown]
-    pictures: dict[tuple[int, str], np.ndarray | None]
-    """Row's index and column's label -> uint8 [H, W, 3]; None if the file is not a readable image."""
+    pictures: dict[tuple[int, int], np.ndarray | None]
+    """Row's index and column's place -> uint8 [H, W, 3]; None if the file is not a readable image."""
 
     def html(self) -> Markup:
         """The grid as a table of embedded images, which the page's script shows prompt by prompt."""
@@ -77,7 +77,7 @@ class Grid(Figure):
         template = '<tr><th scope="row"><span dir="auto" title="{}">{}</span> <small>{}</small></th>{}</tr>'
         body = Markup("")
         for row in self.rows:
-            cells = Markup("").join(self._cell(row, column) for column in self.columns)
+            cells = Markup("").join(self._cell(row, place) for place in range(len(self.columns)))
             body += Markup(template).format(row.prompt, _short(row.prompt), row.why, cells)
         return Markup(
             '<figure id="figure-{}"><div class="scroll" tabindex="0" role="region" aria-label="{}">'
@@ -85,9 +85,10 @@ class Grid(Figure):
             "<figcaption>{}</figcaption></figure>"
         ).format(self.name, self.alt, heads, body, self.title)
 
-    def _cell(self, row: Row, column: Shown) -> Markup:
+    def _cell(self, row: Row, place: int) -> Markup:
+        column = self.columns[place]
         score = float(column.scores_N[row.index])
-        picture = self.pictures[row.index, column.label]
+        picture = self.pictures[row.index, place]
         if picture is None:
             shown = Markup('<td data-label="{}">no image<br>{}</td>')
             return shown.format(column.label, number(score, "score"))
@@ -227,9 +228,8 @@ def _grid(
     alt = f"Images for {len(rows)} prompts of {task} by {', '.join(column.label for column in columns)}."
     pictures = {}
     for row in rows:
-        for column in columns:
-            path = column.samples[row.index].path
-            pictures[row.index, column.label] = _picture(path, problems)
+        for place, column in enumerate(columns):
+            pictures[row.index, place] = _picture(column.samples[row.index].path, problems)
 
     # One more row for each line would make a figure longer than a page of a paper.
     drawn = [row for row in rows if not all(reason.startswith("best of ") for reason in why[row.index])]
@@ -263,7 +263,7 @@ def _draw(
     width: float,
     rows: list[Row],
     columns: list[Shown],
-    pictures: dict[tuple[int, str], np.ndarray | None],
+    pictures: dict[tuple[int, int], np.ndarray | None],
 ):
     """The grid for papers: one axes in units of an image's side, with a caption above each row."""
     import matplotlib.pyplot as plt
@@ -289,8 +289,8 @@ def _draw(
         said = printable(f"{row.prompt} ({row.why})")
         text = textwrap.shorten(said, int(width * letters), placeholder="…")
         axes.text(0.03, top - 0.06, text, ha="left", va="bottom", fontsize=points)
-        for j, column in enumerate(columns):
-            picture = pictures[row.index, column.label]
+        for j in range(len(columns)):
+            picture = pictures[row.index, j]
             place = (j + 0.03, j + 0.97, top + 0.97, top + 0.03)
             if picture is not None:
                 axes.imshow(picture, extent=place, interpolation="nearest", aspect="auto")

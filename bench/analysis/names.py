@@ -8,19 +8,22 @@ from bench.errors import BenchError
 from bench.registry import find
 
 
-def readable(label: str, params: Mapping[str, Any]) -> str:
+def readable(label: str, params: Mapping[str, Any], method: str | None = None) -> str:
     """The method's title, the variants that it is named by, and the settings of the label that no variant names.
 
     `label` is a method's name and, after a space, its settings as key=value with commas; `params` are the settings of
-    the method in a spec. The label itself for a method that is not installed here.
+    the method in a spec. The label itself for a method that is not installed here, and where it does not begin with
+    `method`: a comparison's record may have any text.
     """
     name, _, said = label.partition(" ")
+    if method not in (None, name):
+        return label
     try:
-        method = find("method", name)
+        found = find("method", name)
     except BenchError:
         return label
-    variants = method.all_variants()
-    given = {key: f"{key}={params.get(key.removeprefix('params.'))}" for key in method.named_by}
+    variants = found.all_variants()
+    given = {key: f"{key}={params.get(key.removeprefix('params.'))}" for key in found.named_by}
     parts = [_short(variants[setting]) for setting in given.values() if setting in variants]
     for setting in settings(said):
         key = f"params.{setting.partition('=')[0]}"
@@ -28,7 +31,7 @@ def readable(label: str, params: Mapping[str, Any]) -> str:
         # What the method is named by was said above, unless its value has no name.
         if not (key in given and given[key] in variants):
             parts.append(_short(variant) if variant else setting)
-    title = method.title or name
+    title = found.title or name
     return f"{title} ({', '.join(parts)})" if parts else title
 
 

@@ -11,6 +11,7 @@ from bench.errors import BenchError
 from bench.registry import find
 from bench.results.result import Result
 from bench.system.files import read_record
+from bench.terminal import legible
 from bench.weights.hub import PREFIX
 
 
@@ -40,12 +41,18 @@ def card(run: Result, merged: bool) -> str:
         f"{summary['cost']['evaluations'].get('training', 0):,.0f}",
     ]
     for task, teacher in summary["teachers"].items():
-        lines.append(f"- Teacher for {task}: {str(teacher.get('source', 'unknown')).rpartition('/')[2]}")
+        source = str(teacher.get("source") or "unknown")
+        lines.append(f"- Teacher for {task}: {source.rpartition('/')[2]}")
     lines += ["", "## Scores", "", *_scores(run), ""]
     if remarks := summary.get("remarks"):
-        lines += ["## Remarks", "", *(f"- {remark}" for remark in remarks), ""]
+        lines += ["## Remarks", "", *(f"- {_line(remark)}" for remark in remarks), ""]
     language = "python" if is_address(spec["backbone"]) else "bash"
     return "\n".join([*lines, "## Use", "", f"```{language}", *_use(run, base, merged), "```", ""])
+
+
+def _line(text: str) -> str:
+    """A text from the records as one line of Markdown, in which a browser reads no tag."""
+    return " ".join(legible(text).split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _title(method: str) -> str:

@@ -9,8 +9,13 @@ import pandas as pd
 
 from bench.analysis.records import metric_rows, without_gaps
 from bench.analysis.stats import estimate
+from bench.errors import MissingError
 from bench.store.names import EVALUATIONS, METRICS
-from bench.system.files import described, read_record
+from bench.system.files import described, is_file, read_record
+
+OF_RUN = ("run", "method", "backbone", "seed")
+OF_METRIC = ("task", "metric", "headline", "value", "low", "high", "images")
+"""Columns of every frame of scores."""
 
 
 class Recorded(Protocol):
@@ -44,20 +49,22 @@ def scores(runs: Iterable[Recorded]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for run in runs:
-        for model, tasks in (run.summary or {}).get("models", {}).items():
-            for row in tasks.values():
-                rows += [_of(run) | {"model": model} | found for found in _metrics_of(row)]
-    return pd.DataFrame(rows)
+        with described(run.folder / "summary.json"):
+            for model, tasks in (run.summary or {}).get("models", {}).items():
+                for row in tasks.values():
+                    rows += [_of(run) | {"model": model} | found for found in _metrics_of(row)]
+    return pd.DataFrame(rows, columns=[*OF_RUN, "model", *OF_METRIC])
 
 
 def evaluations(runs: Iterable[Recorded]) -> pd.DataFrame:
     """Held-out scores of students along training: the columns of `scores`, with step and share instead of model."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        for row in run.rows(EVALUATIONS):
-            place = {"step": row["step"], "share": row["share"]}
-            rows += [_of(run) | place | found for found in _metrics_of(row)]
-    return pd.DataFrame(rows)
+        with described(run.folder / EVALUATIONS):
+            for row in run.rows(EVALUATIONS):
+                place = {"step": row["step"], "share": row["share"]}
+                rows += [_of(run) | place | found for found in _metrics_of(row)]
+    return pd.DataFrame(rows, columns=[*OF_RUN, "step", "share", *OF_METRIC])
 
 
 def metrics(runs: Iterable[Recorded]) -> pd.DataFrame:
@@ -67,8 +74,13 @@ def metrics(runs: Iterable[Recorded]) -> pd.DataFrame:
 
 
 def trials(study: Path | str) -> pd.DataFrame:
-    """The complete trials of a study, from its summary.json: number, one column per objective and per setting."""
+    """The complete trials of a study, from its summary.json: number, one column per objective and per setting.
+
+    Raises MissingError if there is none, and DamagedError if it is invalid.
+    """
     path = Path(study) / "summary.json"
+    if not is_file(path):
+        raise MissingError(f"{path} does not exist: the study has not finished, or this is no study's folder")
     with described(path):
         summary = read_record(path)
         rows = [
@@ -79,7 +91,8 @@ def trials(study: Path | str) -> pd.DataFrame:
 
 
 def _of(run: Recorded) -> dict[str, Any]:
-    return {"run": run.folder.name, **{key: run.spec[key] for key in ("method", "backbone", "seed")}}
+    with described(run.folder / "spec.json"):
+        return {"run": run.folder.name, **{key: run.spec[key] for key in OF_RUN[1:]}}
 
 
 def _metrics_of(row: dict[str, Any]) -> list[dict[str, Any]]:

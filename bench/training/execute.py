@@ -77,7 +77,6 @@ def execute(spec: Spec, session: Session) -> dict:
     Teachers that have to be trained are trained first. Raises BenchError, with a finished or resumable run left intact.
     """
     check_device(spec.device, "backbone", NO_GPU)
-    check_trackers(spec.trackers)
     descriptor = describe(spec.backbone)
     fingerprint = descriptor.fingerprint()
     workers = session.workers
@@ -95,6 +94,7 @@ def execute(spec: Spec, session: Session) -> dict:
             session.say(CHANGED_SINCE)
         return summary
     run.check_place()
+    check_trackers(spec.trackers)
     # Everything that can be refused without loading weights is refused before a teacher is trained for hours.
     if spec.lora.start:
         read_start(spec.lora, descriptor.own().get("lora", {}).get("targets"))

@@ -55,8 +55,8 @@ class Mirror:
         self.run, self.say = run, say
         self.offsets = {METRICS: 0, EVALUATIONS: 0}
         sent = run.rows(TRACKED)
-        self.sent = {(row["step"], row["task"]) for row in sent if "step" in row}
-        """(step, task) of what was sent before; the task is empty for a row of metrics."""
+        self.sent = {(name, row["step"], row["task"]) for row in sent if "step" in row for name in row["to"]}
+        """(tracker, step, task) of what was sent before; the task is empty for a row of metrics."""
         known = {name: identity for row in sent for name, identity in row.get("identities", {}).items()}
         self.trackers: dict[Tracker, GeneralTracker] = {name: self._start(name, known) for name in run.spec.trackers}
         before = {name for row in sent for name in row.get("identities", {})}
@@ -108,14 +108,16 @@ class Mirror:
         metrics = [(row["step"], "", row) for row in self._new(METRICS)]
         scores = [(row["step"], row["task"], row) for row in self._new(EVALUATIONS)]
         for step, task, row in sorted(metrics + scores, key=lambda event: event[0]):
-            if (step, task) in self.sent:
+            # By tracker: one that is new, or that failed before, gets the earlier rows too.
+            to = [name for name in self.trackers if (name, step, task) not in self.sent]
+            if not to:
                 continue
-            self.sent.add((step, task))
-            self.run.append(TRACKED, {"step": step, "task": task})
+            self.sent |= {(name, step, task) for name in to}
+            self.run.append(TRACKED, {"step": step, "task": task, "to": to})
             values = _scores(row) if task else {key: value for key, value in _flat(row).items() if key != "step"}
-            self._each("log", values, step)
+            self._each("log", values, step, to)
             if task and (pictures := self._pictures(task)):
-                self._each("log_images", {f"images/{task}": pictures}, step)
+                self._each("log_images", {f"images/{task}": pictures}, step, to)
 
     def _new(self, log: str) -> list[dict]:
         """The rows after those of the last call. The log was cut before training began, if at all."""
@@ -139,10 +141,11 @@ class Mirror:
 
         return [to_bytes(load(sample.path)) for sample in read(folder)[:SHOWN]]
 
-    def _each(self, what: str, values: dict[str, Any], step: int) -> None:
-        """Call a method of every tracker that has it. A tracker that fails is left out from then on."""
-        for name, tracker in list(self.trackers.items()):
-            if not hasattr(tracker, what):
+    def _each(self, what: str, values: dict[str, Any], step: int, to: list[Tracker]) -> None:
+        """Call a method of the named trackers that have it. A tracker that fails is left out until the next start."""
+        for name in to:
+            tracker = self.trackers.get(name)
+            if tracker is None or not hasattr(tracker, what):
                 continue
             try:
                 if what == "log_images" and name == "tensorboard":

@@ -27,3 +27,8 @@ def test_a_line_is_named_by_its_method_and_settings(label: str, params: dict, na
 def test_every_method_of_the_project_has_a_title_of_its_own() -> None:
     titles = [find("method", name).title for name in registered("method") if find("method", name).__module__.startswith("methods.")]
     assert all(titles) and len(set(titles)) == len(titles) >= 15
+
+
+def test_a_label_that_is_not_its_method_s_stays() -> None:
+    assert readable('sft "x"', {}, "cascade") == 'sft "x"'
+    assert readable("sft size=1", {}, "sft") == "SFT on teachers' samples (size=1)"

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from bench.analysis.stats import Difference, Estimate
-from report.cost_front import Spent, front
+from report.cost_front import Spent, front, spent
 from report.evidence import collect
 from report.forest import FEW, groups
 from report.highlights import FEW as COLOURED
 from report.highlights import highlight, looks_of
 from report.lines import pools, titled
 from report.sections import make
-from report.style import GREY, PLAIN
+from report.style import GREY, MOST, PLAIN
 from report.tables import pool_tables
 from tests.report.synthetic import make_run
 
@@ -48,7 +48,7 @@ def test_every_budget_has_a_sentence_whose_counts_are_those_of_the_tables(record
     assert text.count("has the highest mean score") == 3
     assert re.search(r"At 1,000 NFE per run of training \(4 seeds\), Analytic OPD has the highest mean score, 0\.\d+", text)
     assert re.search(r"At 2,000 NFE per run including the teachers' training", text)
-    assert "compared with Cascade RL" in text.lower() or "Compared with Cascade RL, the other line is" in text
+    assert re.search(r"Joint RL (is|has|was) [a-z ]*Cascade RL\.|Joint RL is neither", text)
     report = make(collect([records]))
     tables = {table.name: table for table in report.tables}
     for row, name in zip(tables["key-results"].rows, ("scores", "2-scores", "3-scores")):
@@ -89,7 +89,7 @@ def test_the_front_counts_the_teachers(records: Path) -> None:
 
     points = [point("a", 10, 10, 0.5), point("b", 10, 50, 0.9), point("c", 40, 40, 0.7), point("d", 45, 45, 0.6)]
     points += [point("unknown", 5, float("nan"), 1.0), point("e", 60, 60, 0.9)]
-    assert [p.line for p in front(points)] == ["a", "c", "b"]
+    assert [p.name for p in front(points)] == ["a", "c", "b"]
 
 
 def test_what_rose_while_another_measure_fell_is_on_the_first_screen(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_rose_while_another_measure_fell_is_on_the_first_screen(tmp_path: P
         (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         make_run(tmp_path, "sft", seed, 0.5)
     text = first(tmp_path)
-    assert "The reward rose while a stricter score, the known utility or the diversity fell, on ocr: Joint RL." in text
+    assert "At 1,000 NFE the reward rose while a stricter score, the known utility or the diversity fell, on ocr: Joint RL." in text
     tables = {table.name: table for table in make(collect([tmp_path])).tables}
     (row,) = tables["alarms"].rows
     assert (row["line"], row["task"], row["measure"], row["since"]) == ("Joint RL", "ocr", "gold", 0.5)
@@ -116,3 +116,56 @@ def test_without_lines_to_compare_there_is_no_picture(tmp_path: Path) -> None:
     make_run(tmp_path, "sft", 0)
     names = [figure.name for figure in make(collect([tmp_path])).figures]
     assert "differences" not in names and "cost-front" not in names
+
+
+def test_what_is_forgotten_is_said_with_its_budget_and_not_otherwise(tmp_path: Path) -> None:
+    def level(run: Path, early: float, late: float) -> None:
+        rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["rows"][row["headline"]] = [late if row["share"] == 1.0 else early] * len(row["strata"])
+        (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    for seed in range(3):
+        for method in ("opd_analytic", "sft"):
+            level(make_run(tmp_path / "rise", method, seed, 0.5), 0.2, 0.8 + 0.01 * seed)
+    text = first(tmp_path / "rise")
+    assert "No line ends distinguishably below its best earlier points; forgetting is largest for" in text
+    for seed in range(3):
+        for method in ("opd_analytic", "sft"):
+            level(make_run(tmp_path / "fall", method, seed, 0.5), 0.2, 0.8)
+        # At another budget than the first.
+        level(make_run(tmp_path / "fall", "cascade", seed, 0.5, budget=5000, teachers=False), 0.9 + 0.01 * seed, 0.3)
+    assert re.search(r"Most is forgotten by Cascade RL at 5,000 NFE: it ends \+0\.6\d\d", first(tmp_path / "fall"))
+
+
+def test_the_cheapest_line_is_on_the_front_however_many_are_better(tmp_path: Path) -> None:
+    for k in range(MOST + 3):
+        make_run(tmp_path, "sft", 0, 0.9, settings={"size": k})
+    make_run(tmp_path, "merge", 0, 0.1, teachers=False)
+    points = spent(built(tmp_path))
+    assert len(points) == MOST + 4 and front(points)[0].name == "Merged teachers"
+    figure = next(figure for figure in make(collect([tmp_path])).figures if figure.name == "cost-front")
+    assert "4 further lines are not drawn." in figure.title and "Merged teachers" in figure.alt
+
+
+def test_lines_with_other_settings_are_not_one_line(tmp_path: Path) -> None:
+    """At each budget the only line of its method, so that their titles do not tell them apart."""
+    make_run(tmp_path, "opd_analytic", 0, 0.5)
+    make_run(tmp_path, "sft", 0, 0.5)
+    make_run(tmp_path, "sft", 0, 0.6, settings={"size": 7}, budget=4000)
+    points = [point for point in spent(built(tmp_path)) if point.name.startswith("SFT")]
+    assert [point.name for point in points] == ["SFT on teachers' samples", "SFT on teachers' samples at 4,000"]
+    assert points[0].settings != points[1].settings and points[0].look.colour != points[1].look.colour
+
+
+def test_without_costs_there_is_no_cost_figure_and_ties_are_named(tmp_path: Path) -> None:
+    for method in ("merge", "sft"):
+        run = make_run(tmp_path, method, 0, 0.5, budget=0, teachers=False)
+        summary = json.loads((run / "summary.json").read_text())
+        for row in summary["models"]["student"].values():
+            row["rows"][row["headline"]] = [1.0] * len(row["strata"])
+        (run / "summary.json").write_text(json.dumps(summary))
+    report = make(collect([tmp_path]))
+    assert "cost-front" not in [figure.name for figure in report.figures]
+    text = "\n".join(report.sections[0].markdown)
+    assert "Without training (1 seed), Merged teachers, SFT on teachers' samples share the highest mean score" in text

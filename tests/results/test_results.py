@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from bench.api.task import Prompt
 from bench.cli.app import app
 from bench.cli.evaluate import score_adapter
+from bench.cli.export import export
 from bench.config.resolve import describe, resolve
+from bench.errors import DamagedError, MissingError, UsageError
 from bench.registry import find
 from bench.results import Result, evaluations, metrics, results, scores, trials
 from bench.training.evaluate import initial_noise
@@ -122,9 +124,40 @@ def test_frames_have_what_the_records_have(tmp_path: Path) -> None:
     assert len(study) == 4 and {"trial", *TASKS, "optimizer.lr", "params.flag", "params.size"} == set(study)
 
 
-def test_what_cannot_be_a_pipeline_is_named(tmp_path: Path) -> None:
-    from bench.errors import MissingError, UsageError
+def test_damaged_records_are_named_and_nothing_is_exported(tmp_path: Path) -> None:
+    runs = []
+    for k, spoil in enumerate((
+        lambda s: s.update(models=[]), lambda s: s["models"]["student"]["ocr"]["rows"].update(exact=["a"] * 8),
+        lambda s: s["models"]["student"]["ocr"]["rows"].update(exact=[1.0]), lambda s: s.pop("updates"),
+    )):  # fmt: skip
+        run = make_run(tmp_path / str(k), "sft", 0)
+        summary = json.loads((run / "summary.json").read_text())
+        spoil(summary)
+        (run / "summary.json").write_text(json.dumps(summary))
+        (run / "adapter").mkdir()
+        runs.append(run)
+    for run in runs[:3]:
+        with pytest.raises(DamagedError, match=r"summary\.json has invalid contents"):
+            scores([Result(run)])
+    with pytest.raises(DamagedError, match="updates' is missing"):
+        export(runs[3], tmp_path / "out", merged=False)
+    assert not (tmp_path / "out").exists()
+    assert list(scores([]).columns) == list(scores([Result(make_run(tmp_path, "merge", 0))]).columns)
+    with pytest.raises(MissingError, match="has not finished"):
+        trials(tmp_path)
 
+
+def test_an_export_leads_nowhere_else(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sft", 0)
+    (run / "adapter").mkdir()
+    with pytest.raises(UsageError, match="in the run's own folder"):
+        export(run, run / "adapter" / "out", merged=False)
+    (run / "adapter" / "adapter_config.json").symlink_to("/etc/hostname")
+    with pytest.raises(UsageError, match="is a symbolic link"):
+        export(run, tmp_path / "out", merged=False)
+
+
+def test_what_cannot_be_a_pipeline_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'micro' is no pipeline of diffusers"):
         Result(make_run(tmp_path, "sft", 0)).pipeline()
     unfinished = make_run(tmp_path, "sft", 1, state="unfinished")

@@ -174,6 +174,17 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
     assert said == ["note: the tracker 'tensorboard' failed and gets nothing more: no network"]
 
 
+def test_a_tracker_that_comes_later_gets_the_earlier_rows_too(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.append("tracked.jsonl", {"identities": {"wandb": "1"}})
+    run.append("tracked.jsonl", {"step": 1, "task": "", "to": ["wandb"]})
+    for step in (1, 2):
+        run.append("metrics.jsonl", {"step": step, "loss/ocr": 0.5 / step})
+    with mirrored(run, True, print):
+        pass
+    assert of_tensorboard(run.folder)["loss/ocr"] == [(1, 0.5), (2, 0.25)]
+
+
 def test_rows_are_sent_in_the_order_of_their_steps_and_half_a_line_is_not_sent(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     row = {"task": "ocr", "headline": "exact", "strata": ["", ""], "rows": {"exact": [1.0, 0.0]}}
