@@ -25,9 +25,14 @@ NARROWEST = 60
 
 
 class Plain(Console):
-    """A console that takes every string literally: lines, titles and table cells."""
+    """A console that takes every string literally: lines, titles and table cells.
 
-    def __init__(self, **how: Any):
+    With `in_parts` a table that is wider than the console is printed in several parts, each with its first column;
+    otherwise rich folds its cells.
+    """
+
+    def __init__(self, in_parts: bool = False, **how: Any):
+        self.in_parts = in_parts
         super().__init__(markup=False, emoji=False, highlight=False, **how)
 
     def render_str(self, text: str, **how: Any) -> Text:
@@ -35,8 +40,8 @@ class Plain(Console):
         return super().render_str(legible(text, lines=True), **how)
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """Print; a table that is wider than the console in several parts, each with the table's first column."""
-        if len(objects) == 1 and isinstance(objects[0], Table):
+        """Print text or a table."""
+        if self.in_parts and len(objects) == 1 and isinstance(objects[0], Table):
             for part in _parts(objects[0], self.width):
                 super().print(part, **how)
         else:
@@ -122,7 +127,7 @@ def terminal(least_width: int = 0, stderr: bool = False, quiet: bool = False) ->
     usual = Console(stderr=stderr)
     least = NARROWEST if usual.is_terminal else max(least_width, NARROWEST)
     width = least if usual.width < least else None
-    return Plain(stderr=stderr, quiet=quiet, width=width)
+    return Plain(in_parts=usual.is_terminal, stderr=stderr, quiet=quiet, width=width)
 
 
 def progress_bar(*columns: ProgressColumn, quiet: bool = False) -> Progress:

@@ -102,7 +102,8 @@ def forest_figure(found: list[Group], name: str) -> Figure:
         "Difference of the mean score to the reference line, paired by seed and prompt, with 95% interval (not "
         f"corrected for several comparisons), at equal cost.{rest}"
     )
-    alt = f"Differences with intervals of {count} lines at {len(found)} budgets; the tables of scores have the numbers."
+    budgets = "one budget" if len(found) == 1 else f"{len(found)} budgets"
+    alt = f"Differences with intervals of {count} lines at {budgets}; the tables of scores have the numbers."
     rows = [
         {"group": f"At {group.title}, minus {group.reference}", "line": line, **_interval(gap)}
         for group in found

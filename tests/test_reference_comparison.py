@@ -45,7 +45,7 @@ ABLATIONS = [
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "results"
-    for name in ("compare", "ablations", "combine", "interference", "pictures", "table"):
+    for name in ("compare", "ablations", "combine", "interference", "recipes", "table"):
         with tarfile.open(STORED / name / "runs.tar.xz") as archive:
             archive.extractall(folder, filter="data")
     return folder
@@ -108,15 +108,14 @@ def test_tables_of_ablations_follow_from_the_runs(unpacked: Path, capsys, name, 
 
 
 def test_the_stored_report_follows_from_the_records(unpacked: Path, monkeypatch) -> None:
-    """The command beside it makes every table again; those of pictures need the pictures, which are not stored."""
+    """The command beside it makes every table again."""
     readme = (ROOT / "results" / "reference" / "README.md").read_text()
     (command,) = re.findall(r"^bench report (.*) -o results/reference/micro/report$", readme, re.M)
     monkeypatch.chdir(unpacked.parent)
     (unpacked / "reference").symlink_to(ROOT / "results" / "reference")
     found = {table.name: table for table in make(collect([Path(word) for word in command.split()])).tables}
     stored = {path.stem: path for path in (STORED / "report" / "tables").glob("*.csv")}
-    assert {name for name in stored if name not in found} == {f"pictures-{t}" for t in ("geneval", "ocr", "pickscore")}
-    assert found.keys() <= stored.keys()
+    assert found.keys() == stored.keys()
     for name, table in found.items():
         assert stored[name].with_suffix(".md").read_text().startswith(table.markdown()), name
         pd.testing.assert_frame_equal(
@@ -124,11 +123,25 @@ def test_the_stored_report_follows_from_the_records(unpacked: Path, monkeypatch)
         )
 
 
+def test_the_stored_tables_of_the_recipes_follow_from_their_runs(unpacked: Path, monkeypatch) -> None:
+    """Those of images need the images, which are not stored."""
+    monkeypatch.chdir(unpacked.parent)
+    (comparison,) = Path("results/recipes").glob("comparison-*.json")
+    found = {table.name: table for table in make(collect([comparison])).tables}
+    stored = {path.stem: path for path in (STORED / "recipes" / "report" / "tables").glob("*.csv")}
+    assert stored.keys() - found.keys() == {f"pictures-{task}" for task in ("geneval", "ocr", "pickscore")}
+    assert {"diversity", "alarms", "scores", "key-results"} <= found.keys() <= stored.keys()
+    for name, table in found.items():
+        pd.testing.assert_frame_equal(
+            pd.read_csv(StringIO(table.frame().to_csv(index=False))), pd.read_csv(stored[name]), rtol=1e-9
+        )
+
+
 def test_the_stored_page_names_no_place_of_a_machine() -> None:
-    for name in ("index.html", "report.md"):
-        text = (STORED / "report" / name).read_text()
+    for page in ("report", "recipes/report"):
+        text = "".join((STORED / page / name).read_text() for name in ("index.html", "report.md"))
         assert not re.search(r"(?<![\w.])/(tmp|home|root|work|Users|mnt)/", text)
-        assert "excess" in text
+        assert "opd_ppo" in text
 
 
 def test_readme_shows_the_stored_comparison(compared: Compared, table: list[Standing]) -> None:

@@ -205,7 +205,7 @@ def test_a_table_that_is_too_wide_is_printed_in_parts_that_fit(width: int) -> No
             made.add_row(f"opd_ppo\nadvantage=log_ratio_centred_{k}", *(f"0.{k}{j}0 [0.{k}{j}0, 0.{k}{j}1]" for j in range(6)))
         return made
 
-    console = Plain(width=width, file=StringIO())
+    console = Plain(in_parts=True, width=width, file=StringIO())
     console.print(table())
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
