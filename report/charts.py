@@ -54,7 +54,7 @@ def cost_chart(
     """Mean scores by cost; rows have line, point, nfe, counted, mean, low and high, the front nfe and mean."""
     import altair as alt
 
-    chosen = alt.selection_point(fields=["line"], bind="legend")
+    chosen, opacity = _singled_out()
     start = alt.Chart(pd.DataFrame(rows)).encode(
         x=alt.X(
             "nfe:Q",
@@ -63,7 +63,7 @@ def cost_chart(
             axis=alt.Axis(format=",.0f"),
         ),
         color=_colour(look),
-        opacity=alt.when(chosen).then(alt.value(0.95)).otherwise(alt.value(0.08)),
+        opacity=opacity,
         tooltip=["line", "counted", alt.Tooltip("nfe:Q", format=",.0f"), *_numbers("mean", "low", "high")],
     )
     score = alt.Y("mean:Q", title="mean score", scale=alt.Scale(zero=False, padding=12))
@@ -86,7 +86,7 @@ def curves_chart(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look]) -
     """Scores during training by task; columns line, task, nfe, seconds, score and its interval."""
     import altair as alt
 
-    chosen = alt.selection_point(fields=["line"], bind="legend")
+    chosen, opacity = _singled_out()
     by = alt.param(name="by", value="nfe", bind=alt.binding_radio(options=["nfe", "seconds"], name="against "))
     data = frame[frame["line"].isin(look)]
     start = (
@@ -95,7 +95,7 @@ def curves_chart(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look]) -
         .encode(
             x=alt.X("at:Q", title="training NFE, or seconds of training and scoring"),
             color=_colour(look),
-            opacity=alt.when(chosen).then(alt.value(0.95)).otherwise(alt.value(0.08)),
+            opacity=opacity,
             tooltip=[
                 "line:N",
                 alt.Tooltip("nfe:Q", format=",.0f"),
@@ -113,6 +113,14 @@ def curves_chart(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look]) -
         .resolve_scale(y="independent")
         .add_params(chosen, by)
     )
+
+
+def _singled_out() -> tuple:
+    """A selection of lines by clicks on the legend, and the opacity by which it fades the others."""
+    import altair as alt
+
+    chosen = alt.selection_point(fields=["line"], bind="legend")
+    return chosen, alt.when(chosen).then(alt.value(0.95)).otherwise(alt.value(0.08))
 
 
 def _numbers(*keys: str) -> list:

@@ -26,7 +26,7 @@ class Beside:
     """Pool's title -> mean forgetting of its lines."""
     alarms: dict[str, Table | None]
     """Pool's title -> alarms of its lines."""
-    claims: Table | None
+    claims: Table
     """The paper's claims with verdicts."""
 
 
@@ -74,14 +74,16 @@ def key_results(pools: list[tuple[Pool, PoolTables]]) -> Table:
     return table
 
 
-def first_screen(report: Report, section: Section, made: list[tuple[Pool, PoolTables]], beside: Beside, name: str):
-    """Add the sentences and pictures of one place; `made` are its pools, the largest first."""
+def first_screen(
+    report: Report, section: Section, made: list[tuple[Pool, PoolTables]], key: Table, beside: Beside, name: str
+) -> None:
+    """Add the sentences and pictures of one place; `made` are its pools, the largest first, `key` is of all places."""
     shown = [(pool, tables) for pool, tables in made if pool.lines]
-    said = [_said(row) for row in key_results(shown).rows]
+    place = shown[0][0].place
+    said = [_said(row) for row in key.rows if row["where"] == place]
     said += _forgotten([(pool, table) for pool, _ in shown if (table := beside.transfer.get(pool.title))])
     said += [_alarmed(pool, table) for pool, _ in shown if (table := beside.alarms.get(pool.title))]
-    claims = beside.claims
-    if claims and (own := [row for row in claims.rows if row["where"] == shown[0][0].place]):
+    if own := [row for row in beside.claims.rows if row["where"] == place]:
         said.append(_claimed(own))
     if said:
         section.points(Markup(""), said)

@@ -22,6 +22,7 @@ class Group:
     """The lines of one budget, best first."""
 
     title: str
+    """What its points are: at which cost, minus which line."""
     reference: str
     lines: dict[str, Difference]
     looks: dict[str, Look]
@@ -41,7 +42,8 @@ def groups(made: list[tuple[Pool, PoolTables]]) -> list[Group]:
         shown = _shown(rows)
         if shown:
             ordered = {str(row["line"]): cell(row, "against", Difference) for row in shown}
-            title = f"{pool.budget:,.0f} NFE with the teachers' training" if pool.whole else f"{pool.budget:,.0f} NFE"
+            counted = " with the teachers' training" if pool.whole else ""
+            title = f"At {pool.budget:,.0f} NFE{counted}, minus {tables.reference}"
             look = looks_of(pool, tables, pool.lines)
             found.append(Group(title, tables.reference, ordered, look, len(rows) - len(shown)))
     return found
@@ -75,7 +77,7 @@ def forest_figure(found: list[Group], name: str) -> Figure:
         places, texts, y = [], [], 0.0
         for group, own, tall in zip(found, labels, heights):
             y += 0.26
-            title = broken(f"At {group.title}, minus {group.reference}", 38 if narrow else 110, ",")
+            title = broken(group.title, 38 if narrow else 110, ",")
             y += 0.11 * title.count("\n")
             axes.text(0, y - 0.1, title, fontweight="bold", fontsize=size, va="center", transform=beside)
             for (line, gap), label, height in zip(group.lines.items(), own, tall):
@@ -105,14 +107,11 @@ def forest_figure(found: list[Group], name: str) -> Figure:
     budgets = "one budget" if len(found) == 1 else f"{len(found)} budgets"
     alt = f"Differences with intervals of {count} lines at {budgets}; the tables of scores have the numbers."
     rows = [
-        {"group": f"At {group.title}, minus {group.reference}", "line": line, **_interval(gap)}
+        {"group": group.title, "line": line, "value": gap.value, "low": gap.low, "high": gap.high}
         for group in found
         for line, gap in group.lines.items()
     ]
     look = {line: group.looks.get(line, PLAIN) for group in found for line in group.lines}
     return Figure(name, title, alt, draw, responsive=True, chart=lambda: forest_chart(rows, look))
 
-
-def _interval(gap: Difference) -> dict[str, float]:
-    return {"value": gap.value, "low": gap.low, "high": gap.high}
 

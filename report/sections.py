@@ -74,18 +74,19 @@ def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside) -> 
         section.say(
             "No finished run was found. Runs in progress, failed runs and unreadable files are listed below.", "answer"
         )
+    key = key_results([(pool, tables) for pool, tables in made if pool.lines])
     words = Section("In words, with intervals and p-values")
     for index, place in enumerate(dict.fromkeys(pool.place for pool, _ in made if pool.lines)):
         section.head(f"On {place}")
         own = [(pool, tables) for pool, tables in made if pool.place == place]
-        first_screen(report, section, own, beside, _prefix(index))
+        first_screen(report, section, own, key, beside, _prefix(index))
         words.head(f"On {place}")
         for pool, tables in own:
             if pool.lines:
                 words.points(*answer(pool, tables))
     if words.parts:
         section.fold(words)
-    report.show(section, key_results([(pool, tables) for pool, tables in made if pool.lines]), folded=True)
+    report.show(section, key, folded=True)
     texts = warnings([pool for pool, _ in made], evidence)
     if texts:
         caveats = Section("Caveats")

@@ -35,6 +35,7 @@ GREY = (0.6, 0.6, 0.6)
 PLAIN = Look(GREY, "o", (), matters=False)
 """Look of a line that no figure singles out."""
 
+
 def is_column(width: float) -> bool:
     """Whether a figure has column width, without room for panels next to each other."""
     return width == WIDTHS["column"]
@@ -76,10 +77,10 @@ def logarithmic(axes, which: str, dense: bool = False) -> None:
     `dense` also labels 2 and 5 of every decade, for an axis of about one, of which the default labels one tick.
     """
     axes.set(**{f"{which}scale": "log"})
-    from matplotlib.ticker import LogLocator
-
     axis = axes.xaxis if which == "x" else axes.yaxis
     if dense:
+        from matplotlib.ticker import LogLocator
+
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     axis.set_minor_formatter(lambda value, _: "")

@@ -278,7 +278,8 @@ class Spec(Settings):
         """The spec with settings at their defaults that only decide in what portions, or where, to compute.
 
         These are most of `compute`, evaluation.batch, and each scorer's device, batch and url; `device` is kept. They
-        change results by rounding only, so that a run that ran out of memory can resume with others.
+        change results by rounding only, so that a run that ran out of memory can resume with others. `trackers`, which
+        changes nothing, is among them.
         """
         compute = Compute(**self.compute.model_dump(include=set(Compute.RESULT)))
         default_batch = EvaluationSpec.model_fields["batch"].default

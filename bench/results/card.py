@@ -5,10 +5,9 @@ from typing import Any
 
 from bench import __version__
 from bench.analysis.metric_names import STRICTER, is_measure
+from bench.analysis.names import readable
 from bench.backbones.pipeline_files import NETWORK_CONFIG
 from bench.config.families import is_address
-from bench.errors import BenchError
-from bench.registry import find
 from bench.results.result import Result
 from bench.system.files import read_record
 from bench.terminal import legible
@@ -31,7 +30,7 @@ def card(run: Result, merged: bool) -> str:
         *metadata,
         "---",
         "",
-        f"# {_title(spec['method'])} on {', '.join(spec['tasks'])}",
+        f"# {readable(spec['method'], {})} on {', '.join(spec['tasks'])}",
         "",
         f"{'A model' if whole else 'A LoRA adapter'} for {base}, trained by `{spec['method']}` on the tasks "
         f"{', '.join(spec['tasks'])} with seed {spec['seed']} ({made}).",
@@ -53,13 +52,6 @@ def card(run: Result, merged: bool) -> str:
 def _line(text: str) -> str:
     """A text from the records as one line of Markdown, in which a browser reads no tag."""
     return " ".join(legible(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-
-
-def _title(method: str) -> str:
-    try:
-        return find("method", method).title or method
-    except BenchError:
-        return method
 
 
 def _base(backbone: str) -> str:
