@@ -8,6 +8,7 @@ from typing import NamedTuple
 from bench.analysis.forgetting import Forgetting, forgetting
 from bench.analysis.names import readable
 from bench.analysis.records import STOPS, Record, line_settings
+from bench.config.settings import flattened
 from bench.config.spec import measuring
 from bench.hashing import text_hash
 from bench.registry import registered
@@ -387,7 +388,7 @@ def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
 
 def _labels(specs: dict[str, dict]) -> dict[str, str]:
     """Identity -> method name with the settings that differ from most of the method's lines."""
-    flat = {identity: _flat(line_settings(spec)) for identity, spec in specs.items()}
+    flat = {identity: flattened(line_settings(spec)) for identity, spec in specs.items()}
     labels = {}
     for identity, settings in flat.items():
         peers = [other for other in flat.values() if other["method"] == settings["method"]]
@@ -405,13 +406,3 @@ def _common(values: list[str]) -> str | None:
     """The most frequent value; None if two are equally frequent."""
     (first, count), *others = Counter(values).most_common(2)
     return None if others and others[0][1] == count else first
-
-
-def _flat(section: dict, prefix: str = "") -> dict:
-    result: dict = {}
-    for key, value in section.items():
-        path = f"{prefix}{key}"
-        # An empty section has no settings to flatten and would vanish.
-        nested = isinstance(value, dict) and value
-        result |= _flat(value, f"{path}.") if nested else {path: value}
-    return result

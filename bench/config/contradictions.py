@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bench.config.settings import parse_override
+from bench.config.settings import flattened, parse_override
 from bench.errors import UsageError
 
 WHOLE = ("budget",)
@@ -11,13 +11,8 @@ WHOLE = ("budget",)
 
 
 def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as a flat mapping from dotted key to value; an empty section counts as a value."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        path = f"{prefix}{name}"
-        nested = isinstance(value, dict) and value and path not in WHOLE
-        found |= leaves(value, f"{path}.") if nested else {path: value}
-    return found
+    """Nested settings as a flat mapping from dotted key to value; sections in WHOLE count as values."""
+    return flattened(settings, whole=WHOLE, prefix=prefix)
 
 
 def contradictions(told: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:

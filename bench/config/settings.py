@@ -240,3 +240,18 @@ def _fields(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def flattened(
+    section: dict[str, Any], joint: str = ".", whole: tuple[str, ...] = (), prefix: str = ""
+) -> dict[str, Any]:
+    """Nested settings as a flat mapping from joined keys to values; an empty section counts as a value.
+
+    So do the sections whose keys are in `whole`.
+    """
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        path = f"{prefix}{name}"
+        nested = isinstance(value, dict) and value and path not in whole
+        found |= flattened(value, joint, whole, f"{path}{joint}") if nested else {path: value}
+    return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.config.settings import flattened
 from bench.config.trackers import Tracker
 from bench.errors import BenchError, one_line
 from bench.scoring.folders import PICTURES
@@ -177,13 +178,7 @@ def _scores(row: dict) -> dict[str, float]:
     return {f"evaluation/{name}": mean for name, mean in means.items() if not math.isnan(mean)}
 
 
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings or counters with names such as evaluations/training; lists become text."""
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            found |= _flat(value, f"{name}/")
-        else:
-            found[name] = value if isinstance(value, int | float | str | bool) else str(value)
-    return found
+def _flat(section: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings or counters with names such as evaluations/training; lists become text, empty sections vanish."""
+    named = {name: value for name, value in flattened(section, "/").items() if value != {}}
+    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in named.items()}
