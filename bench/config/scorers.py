@@ -103,7 +103,7 @@ def check_scorers(scorers: dict[str, dict[str, str]], tasks: list[str], world: s
             if key != URL and elsewhere:
                 raise UsageError(f"scorers.{name}.{key} does nothing in the world {world!r}: leave it out")
         if URL in sources:
-            check_url(sources[URL], name)
+            check_url(sources[URL], f"scorers.{name}.{URL}")
 
 
 def _check_features(sources: dict[str, str], world: str) -> None:
@@ -131,8 +131,8 @@ def check_worlds(scorers: dict[str, dict[str, str]], tasks: list[str], world: st
             continue  # reported by the code that needs the missing file
 
 
-def check_url(url: str, name: str) -> None:
-    """Raise UsageError if `url` is not a plain http or https address; `name` is that of the task."""
+def check_url(url: str, setting: str) -> None:
+    """Raise UsageError if `url`, the value of a setting, is not a plain http or https address."""
     try:
         parts = urllib.parse.urlsplit(url)
         plain = url.isascii() and url.isprintable() and " " not in url and ".." not in parts.netloc
@@ -141,6 +141,6 @@ def check_url(url: str, name: str) -> None:
     except ValueError:  # an invalid port or IPv6 address
         valid = False
     if not valid:
-        raise UsageError(f"scorers.{name}.url takes an http address, got {masked(url)!r}")
+        raise UsageError(f"{setting} takes an http address, got {masked(url)!r}")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise UsageError(f"scorers.{name}.url takes an address without user, password, query (?) and fragment (#)")
+        raise UsageError(f"{setting} takes an address without user, password, query (?) and fragment (#)")

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line, unknown
-from bench.hashing import content_hash
+from bench.hashing import content_hash, sampled_hash
 from bench.lazy import torch
 from bench.system.devices import check_device
+from bench.system.files import read_record
 from bench.weights.checkpoints import (
     COUNTS,
     cause_of,
@@ -47,8 +48,9 @@ def _absent(what: str, source: str, error: Exception) -> MissingError:
 def weights_hash(source: str) -> str:
     """Content hash of a transformers model's weights; downloads them for a hub id.
 
-    Raises MissingError for a folder without weights and for a hub id that cannot be reached, and DamagedError for a
-    file that does not hold weights.
+    Weights in several files are too large to be read whole at every start: `sampled_hash`. Raises MissingError for a
+    folder without weights and for a hub id that cannot be reached, and DamagedError for a file that does not hold
+    weights.
     """
     from transformers.utils import cached_file
 
@@ -57,6 +59,12 @@ def weights_hash(source: str) -> str:
             if path := cached_file(source, name, _raise_exceptions_for_missing_entries=False):
                 require_weights(Path(path), "weights file")
                 return content_hash([Path(path)])
+            if index := cached_file(source, f"{name}.index.json", _raise_exceptions_for_missing_entries=False):
+                shards = sorted(set(read_record(Path(index)).get("weight_map", {}).values()))
+                paths = [Path(cached_file(source, shard)) for shard in shards]
+                for path in paths:
+                    require_weights(path, "weights file")
+                return sampled_hash([Path(index), *paths])
     except OSError as error:
         raise _absent("model", source, error) from error
     raise _absent("weights", source, OSError(f"neither {' nor '.join(FILES)} exists"))

@@ -19,7 +19,7 @@ from bench.config.resolve import resolve
 from bench.errors import BenchError, MissingError, UsageError
 from bench.sampler.levels import FlowLevels
 from bench.sampler.rollout import euler
-from bench.scoring import remote
+from bench.scoring import client, remote
 from bench.scoring.cache import RememberingTask
 from bench.scoring.folders import write
 from bench.scoring.loading import load_task
@@ -124,7 +124,7 @@ def test_a_picture_that_cannot_be_scored_is_lost_alone(serving, micro) -> None:
 
 
 def test_no_server_and_nonsense_answers_are_clear(serving, monkeypatch) -> None:
-    monkeypatch.setattr(remote, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(client, "PAUSES_S", (0, 0))
     gone = remote.RemoteTask(Moody(), "http://127.0.0.1:9")
     with pytest.raises(MissingError, match=r"no scorer answers at http://127\.0\.0\.1:9 .*bench serve moody"):
         gone.score(pictures(), PROMPTS)
@@ -270,9 +270,9 @@ def test_a_scorer_on_this_machine_is_asked_without_a_proxy(host: str, serving, m
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
-    assert remote.RemoteTask(Moody(), "http://127.3.2.1:1").proxy is None
-    assert remote.RemoteTask(Moody(), "http://[::1]:1").proxy is None
-    assert remote.RemoteTask(Moody(), "http://example.org").proxy == "127.0.0.1:9 from http_proxy"
+    assert remote.RemoteTask(Moody(), "http://127.3.2.1:1").client.proxy is None
+    assert remote.RemoteTask(Moody(), "http://[::1]:1").client.proxy is None
+    assert remote.RemoteTask(Moody(), "http://example.org").client.proxy == "127.0.0.1:9 from http_proxy"
     url = serving(Moody()).replace("127.0.0.1", host)
     assert remote.RemoteTask(Moody(), url).scorer_name == Moody().scorer_name
 
@@ -296,7 +296,7 @@ def test_the_proxy_that_was_asked_is_named_and_its_password_is_not(page, monkeyp
 
 def test_what_has_never_answered_is_given_up_at_once(page, serving, monkeypatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(remote, "sleep", waited.append)
+    monkeypatch.setattr(client, "sleep", waited.append)
     for url in ("http://127.0.0.1:9", "http://nowhere.invalid"):
         with pytest.raises(MissingError, match="no scorer answers"):
             remote.RemoteTask(Moody(), url).score(pictures(), PROMPTS)
@@ -307,14 +307,14 @@ def test_what_has_never_answered_is_given_up_at_once(page, serving, monkeypatch)
     url, asked = page(503, b'{"error": "come again"}')  # it is there, and busy
     with pytest.raises(MissingError, match="503"):
         _ = remote.RemoteTask(Moody(), url).scorer_name
-    assert len(asked) == 1 + len(remote.PAUSES_S)
+    assert len(asked) == 1 + len(client.PAUSES_S)
     away = remote.RemoteTask(Moody(), serving(Moody()))
     _ = away.scorer_name
-    away.url = "http://127.0.0.1:9"  # it goes away while a run depends on it
+    away.client.url = "http://127.0.0.1:9"  # it goes away while a run depends on it
     waited.clear()
     with pytest.raises(MissingError, match="no scorer answers"):
         away.score(pictures(), PROMPTS)
-    assert waited == [0, *remote.PAUSES_S]
+    assert waited == [0, *client.PAUSES_S]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""BLIP for visual questions (arXiv 2201.12086) as a judge: the probabilities of answers that are single words.
+
+As in T2I-CompBench's script: images resized to the model's square (bicubic, by PIL), questions in lower case without
+punctuation, [ENC] as their first token, and the answer's first token predicted after [DEC].
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bench.lazy import torch, without_gradients
+from bench.scoring.pictures import to_bytes
+from bench.weights.frozen import load_frozen, load_processor, weights_name
+from tasks.clip import placed
+from tasks.vision.judge import Question, Reply
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL = "Salesforce/blip-vqa-capfilt-large"
+"""transformers' copy of BLIP's model_base_vqa_capfilt_large.pth."""
+BATCH = 16
+REMOVED = re.compile(r"[.!\"()*#:;~]")
+MOST_WORDS, MOST_TOKENS = 50, 35
+
+
+class BlipJudge:
+    """A BlipForQuestionAnswering. Replies are probabilities of words; text is not written."""
+
+    elsewhere = False
+
+    def __init__(self, sources: dict[str, str]):
+        self.source = sources.get("judge", MODEL)
+        how = placed(sources, BATCH)
+        self.device, self.precision = how.get("device", "cpu"), how.get("precision", "float32")
+        self.batch: int = how["batch"]
+
+    @cached_property
+    def name(self) -> str:
+        """Hash of the weights. Raises MissingError if they cannot be found."""
+        return f"blip-vqa-{weights_name(self.source, self.precision)}"
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, loaded at first use."""
+        from transformers import BlipForQuestionAnswering
+
+        return load_frozen(BlipForQuestionAnswering, self.source, self.device, "BLIP model", self.precision)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, BERT's. Raises MissingError for missing files."""
+        return load_processor(self.source)[0]
+
+    def reply(self, images_BCHW: Tensor, questions: list[Question]) -> list[Reply]:
+        """The probabilities of the words of each question, by the softmax over all tokens."""
+        replies = []
+        pixels_BCHW = self._pixels(images_BCHW)
+        for start in range(0, len(questions), self.batch):
+            replies += self._part(pixels_BCHW, questions[start : start + self.batch])
+        return replies
+
+    def _pixels(self, images_BCHW: Tensor) -> Tensor:
+        from PIL import Image
+        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+        side = self.model.config.vision_config.image_size
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        found = []
+        for image in to_bytes(images_BCHW):
+            resized = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+            levels_CHW = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(side, side, 3)
+            found.append((levels_CHW.permute(2, 0, 1).float() / 255 - mean) / std)
+        return torch.stack(found).to(self.device, self.model.dtype)
+
+    @without_gradients
+    def _part(self, pixels_BCHW: Tensor, questions: list[Question]) -> list[Reply]:
+        model = self.model
+        decoder_start = model.config.text_config.bos_token_id
+        seen = model.vision_model(pixels_BCHW[[asked.image for asked in questions]])[0]
+        texts = [prepared(asked.text) for asked in questions]
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
+        ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
+        ids[:, 0] = decoder_start + 1  # BLIP's [ENC] is the token after [DEC]
+        asked_BSD = model.text_encoder(ids, attention_mask=mask, encoder_hidden_states=seen, return_dict=True)[0]
+        starts = torch.full((len(questions), 1), decoder_start, device=self.device)
+        logits = model.text_decoder(
+            starts, encoder_hidden_states=asked_BSD, encoder_attention_mask=mask, return_dict=True
+        ).logits[:, 0]
+        probabilities = logits.float().softmax(-1).cpu()
+        return [
+            Reply(probabilities=[float(row[self.tokenizer.convert_tokens_to_ids(word)]) for word in asked.words])
+            for row, asked in zip(probabilities, questions)
+        ]
+
+
+def prepared(question: str) -> str:
+    """A question as BLIP was trained on: lower case, without punctuation but question marks, at most 50 words."""
+    words = REMOVED.sub("", question.lower()).rstrip(" ").split(" ")
+    return " ".join(words[:MOST_WORDS])

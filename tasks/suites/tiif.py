@@ -1,0 +1,136 @@
+"""TIIF-Bench (arXiv 2506.02161): instructions, judged by yes-or-no questions that are asked together.
+
+The official judge is GPT-4o at temperature 1, with one of three instructions drawn at random. Here the temperature is 0
+and the prompt decides which instruction comes first, so that scores can be repeated; the next one follows if a reply
+does not answer every question. The instructions are read from the official script.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from bench.api.task import Prompt
+from bench.errors import DamagedError, UsageError, one_line, unknown
+from bench.hashing import seed_of
+from bench.system import files
+from tasks.suites.suite import MEANS, Suite, UnusableError, rows_of, sources_of
+from tasks.vision.judge import Question, Reply
+
+SCRIPT = "eval/eval_with_vlm.py"
+NAMES = ("raw_prompt", "raw_prompt_1", "raw_prompt_2")
+"""The script's variables with the instructions."""
+HERE = "##YNQuestions##"
+"""Where an instruction has its questions."""
+SYSTEM = "You are a professional image critic."
+PARTS = ("testmini", "test")
+LENGTHS = ("short", "long")
+WORDS = 100
+"""Tokens for the answer to one question with its reason."""
+
+
+class TiifBench(Suite):
+    """Strata: the types of prompts. Headline: the share of a type's questions answered as they should be."""
+
+    name = "tiif"
+    version = "1"
+    headline = "accuracy"
+    rewarded = "own_accuracy"
+    images = 1
+    attempts = 3
+    judged_by = "gpt-4o"
+    where = "github.com/A113N-W3I/TIIF-Bench"
+    sources: ClassVar[dict[str, str]] = sources_of(f"the folder of TIIF-Bench's repository, with data and {SCRIPT}") | {
+        "part": f"prompts: {PARTS[0]} (default) or {PARTS[1]}",
+        "description": f"description of every scene: {LENGTHS[0]} (default) or {LENGTHS[1]}",
+    }
+
+    def __init__(self, world: str, sources: dict[str, str] | None = None):
+        super().__init__(world, sources)
+        self.part = self._choice("part", PARTS)
+        self.description = self._choice("description", LENGTHS)
+
+    def _choice(self, key: str, known: tuple[str, ...]) -> str:
+        chosen = self.given.get(key, known[0])
+        if chosen not in known:
+            raise unknown(f"scorers.{self.name}.{key}", chosen, known)
+        return chosen
+
+    def _files(self, source: Path, kind: str) -> list[Path]:
+        folder = source / "data" / f"{self.part}_{kind}"
+        found = sorted(folder.glob("*.jsonl"))
+        if not found:
+            raise UsageError(f"{folder} holds no *.jsonl files: set scorers.{self.name}.prompts to {self.where}")
+        return found
+
+    def official(self, source: Path) -> list[Path]:
+        """The prompts, the questions, and the script with the instructions."""
+        return [*self._files(source, "prompts"), *self._files(source, "eval_prompts"), source / SCRIPT]
+
+    def records(self, source: Path) -> list[Prompt]:
+        """The prompts of all types; prompts and questions are in the same order in their files."""
+        asked = {rows[0]["type"]: rows for rows in map(rows_of, self._files(source, "eval_prompts")) if rows}
+        found = []
+        for path in self._files(source, "prompts"):
+            rows = rows_of(path)
+            kind = rows[0]["type"] if rows else ""
+            questions = asked.get(kind, [])
+            if len(questions) != len(rows):
+                raise DamagedError(f"{path} has {len(rows)} prompts, but there are {len(questions)} lists of questions")
+            mean = sum(len(entry["yn_question_list"]) for entry in questions) / len(rows)
+            for row, entry in zip(rows, questions):
+                metadata = {
+                    "questions": [question.strip() for question in entry["yn_question_list"]],
+                    "answers": [str(answer).strip().lower() for answer in entry["yn_answer_list"]],
+                    MEANS: {"questions": mean},
+                }
+                found.append(Prompt(row[f"{self.description}_description"], kind, metadata))
+        return found
+
+    @cached_property
+    def _instructions(self) -> tuple[str, ...]:
+        path = self._source / SCRIPT
+        try:
+            tree = ast.parse(files.read_text(path))
+        except (SyntaxError, ValueError) as error:
+            raise DamagedError(f"{path} is not the official script: {one_line(error)}") from error
+        except OSError as error:
+            raise UsageError(f"cannot read the official instructions: {one_line(error)}") from error
+        texts: dict[str, str] = {}
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                texts |= {name.id: str(node.value.value) for name in node.targets if isinstance(name, ast.Name)}
+        for name in NAMES:
+            if HERE not in texts.get(name, ""):
+                raise DamagedError(f"{path} has no instruction {name} with {HERE}")
+        return tuple(texts[name] for name in NAMES)
+
+    def instructions(self) -> tuple[str, ...]:
+        """The three official instructions and the system message."""
+        return (SYSTEM, *self._instructions)
+
+    def questions(self, prompt: Prompt, image: int, attempt: int) -> list[Question]:
+        """One: all of the prompt's questions in the instruction of this attempt."""
+        asked = prompt.metadata["questions"]
+        if not asked or len(asked) != len(prompt.metadata["answers"]):
+            raise ValueError(f"{len(asked)} questions, but {len(prompt.metadata['answers'])} answers")
+        turn = (seed_of(self.name, prompt.text) + attempt) % len(NAMES)
+        text = self._instructions[turn].replace(HERE, "\n".join(asked))
+        return [Question(image, text, length=WORDS * len(asked), system=SYSTEM)]
+
+    def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
+        """`accuracy`, whose mean over a type is its share of right answers, and the prompt's own share."""
+        right = prompt.metadata["answers"]
+        found = [line[1].lower() for line in map(ANSWER.match, replies[0].text.splitlines()) if line]
+        if len(found) != len(right):
+            raise UnusableError(f"the judge gave {len(found)} answers to {len(right)} questions")
+        hits = sum(answer == wanted for answer, wanted in zip(found, right))
+        mean = prompt.metadata.get(MEANS, {}).get("questions", len(right))
+        return {"accuracy": hits / mean, "own_accuracy": hits / len(right)}
+
+
+ANSWER = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
+"""A line with an answer; other lines are ignored, as published."""
