@@ -23,7 +23,7 @@ class Judge(Protocol):
     metric: str
     """Name of the metric, including the convention if there are several."""
     bounds: Bounds
-    """Raw scores whose rewards are 0 and 1. The lower one is below 0 only for a score that is negative for bad images."""
+    """Raw scores whose rewards are 0 and 1. The lower one is below 0 for a score that is negative for bad images."""
 
     @property
     def name(self) -> str:
