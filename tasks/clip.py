@@ -113,8 +113,7 @@ class Clip:
     def _straight_through(self, images_BCHW: Pictures, side: int) -> Tensor:
         """The pixel values that PIL gives, with the gradients of the same resizing and cropping of tensors."""
         assert isinstance(images_BCHW, torch.Tensor)  # only tensors have gradients
-        smooth = cropped(images_BCHW, side, "bicubic")
-        return smooth + (self.prepare(images_BCHW.detach(), side) - smooth).detach()
+        return with_gradient_of(cropped(images_BCHW, side, "bicubic"), self.prepare(images_BCHW.detach(), side))
 
     @property
     def scale(self) -> float:
@@ -157,15 +156,27 @@ def cropped(images_BCHW: Pictures, side: int, mode: str = "bilinear") -> Tensor:
     Antialiased, as torchvision's Resize and CenterCrop do on tensors.
     """
     assert isinstance(images_BCHW, torch.Tensor)  # no caller passes PIL images here
-    height, width = images_BCHW.shape[-2:]
+    size, (top, left) = central_square(images_BCHW.shape[-2], images_BCHW.shape[-1], side)
+    images_BCHW = images_BCHW.float().cpu()
+    if images_BCHW.shape[-2:] != size:
+        images_BCHW = torch.nn.functional.interpolate(images_BCHW, size, mode=mode, antialias=True)
+    return standardise(images_BCHW[..., top : top + side, left : left + side], side, mode)
+
+
+def central_square(height: int, width: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size (height, width) of an image whose short edge is resized to `side`, and the crop's corner (top, left).
+
+    As in torchvision's Resize and CenterCrop.
+    """
     # torchvision truncates the long edge and rounds the offsets of the crop.
     long = int(side * max(height, width) / min(height, width))
     size = (side, long) if height <= width else (long, side)
-    images_BCHW = images_BCHW.float().cpu()
-    if (height, width) != size:
-        images_BCHW = torch.nn.functional.interpolate(images_BCHW, size, mode=mode, antialias=True)
-    top, left = (round((edge - side) / 2) for edge in size)
-    return standardise(images_BCHW[..., top : top + side, left : left + side], side, mode)
+    return size, (round((size[0] - side) / 2), round((size[1] - side) / 2))
+
+
+def with_gradient_of(smooth: Tensor, exact: Tensor) -> Tensor:
+    """The values of `exact`, up to rounding, with the gradients of `smooth`, of the same shape."""
+    return smooth + (exact - smooth).detach()
 
 
 def standardise(images_BCHW: Tensor, side: int, mode: str) -> Tensor:

@@ -180,13 +180,24 @@ def save_folder(model, folder: Path) -> None:
 
 def load_processor(source: str):
     """The tokenizer and the image processor (for PIL images) of a CLIP model. Raises MissingError for missing files."""
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoImageProcessor
 
     what = "tokenizer and image processor"
+    tokenizer = load_tokenizer(source, what)
+    try:
+        return tokenizer, AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (OSError, ValueError) as error:
+        raise _absent(what, source, error) from error
+
+
+def load_tokenizer(source: str, what: str = "tokenizer"):
+    """The tokenizer of a model. Raises MissingError for missing files; `what` names the expected content in errors."""
+    from transformers import AutoTokenizer
+
     if Path(source).is_dir():
         refuse_stand_ins(Path(source), what)
         require_tokenizer(Path(source))
     try:
-        return AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source, backend="pil")
+        return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise _absent(what, source, error) from error

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.bounds import Bounds, clipped, unclipped
 from tasks.clip import Clip
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class ClipScorer:
     """A CLIP, and the range of its raw scores that is mapped to rewards in [0, 1]."""
 
-    def __init__(self, clip: Clip, bounds: tuple[float, float]):
+    def __init__(self, clip: Clip, bounds: Bounds):
         self.clip, self.bounds = clip, bounds
 
     @property
@@ -30,11 +31,9 @@ class ClipScorer:
 
     def reward(self, raw: np.ndarray) -> np.ndarray:
         """Raw scores mapped linearly to [0, 1] and clipped (published recipes: raw / 26, that is the range 0 to 26)."""
-        low, high = self.bounds
-        return ((raw - low) / (high - low)).clip(0, 1)
+        return clipped(raw, self.bounds)
 
     def differentiable_reward(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
         """`reward` of `raw`, [B], with gradients to the images; not clipped, as a clipped reward has no gradient."""
         raw = self.clip.scale * self.clip.differentiable_cosines(images_BCHW, texts)
-        low, high = self.bounds
-        return (raw - low) / (high - low)
+        return unclipped(raw, self.bounds)

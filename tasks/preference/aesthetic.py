@@ -32,7 +32,7 @@ class AestheticJudge:
     """Predicted mean rating of an image, about 1 to 10; the prompt is ignored."""
 
     metric = "aesthetic"
-    ceiling = 10.0
+    bounds = (0.0, 10.0)
 
     def __init__(self, sources: dict[str, str]):
         if "head" not in sources:

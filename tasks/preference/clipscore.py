@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MODEL = "openai/clip-vit-large-patch14"
 VERSION = "2"
-"""Version of the preprocessing and of the ceiling; part of the scorer's name."""
+"""Version of the preprocessing and of the bounds; part of the scorer's name."""
 DEFAULT = "100"
 """Default convention."""
 CONVENTIONS = {
@@ -38,8 +38,8 @@ class ClipScoreJudge:
             raise unknown("CLIPScore convention", self.convention, CONVENTIONS)
         self.metric = f"clipscore-{self.convention}"
         model = sources.get("model", MODEL)
-        # The ceiling belongs to a cosine of 1, which is a logit of 100.
-        self.ceiling = 1.0 if self.convention == "cosine" else 100 / float(self.convention)
+        # The reward is 1 at a cosine of 1, which is a logit of 100.
+        self.bounds = (0.0, 1.0 if self.convention == "cosine" else 100 / float(self.convention))
         prepare = None if self.convention == "cosine" else cropped
         self.clip = with_processor(model, model, sources, prepare)
 

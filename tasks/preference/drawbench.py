@@ -10,6 +10,7 @@ import numpy as np
 
 from bench.api.task import Prompt, Scores, Task
 from bench.errors import MissingError, UsageError, unknown
+from tasks.bounds import clipped
 from tasks.clip import BATCH, DEVICES, devices
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import read_lines
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DrawBench(Task):
-    """Out-of-domain prompts. Reward: mean over judges of score / ceiling, clipped to [0, 1]."""
+    """Out-of-domain prompts. Reward: mean over judges of the score in the judge's bounds, clipped to [0, 1]."""
 
     name = "drawbench"
     version = "2"
@@ -80,5 +81,5 @@ class DrawBench(Task):
         """The mean reward over judges, with each judge's raw score as a metric."""
         texts = [p.text for p in prompts]
         raw = {judge.metric: judge(images_BCHW, texts) for judge in self.judges}
-        shares = [np.clip(raw[judge.metric] / judge.ceiling, 0, 1) for judge in self.judges]
+        shares = [clipped(raw[judge.metric], judge.bounds) for judge in self.judges]
         return Scores(np.mean(shares, 0), raw)

@@ -27,7 +27,7 @@ class HpsJudge:
     """Human preference score, version 2.1."""
 
     metric = "hpsv2.1"
-    ceiling = 1.0
+    bounds = (0.0, 1.0)
 
     def __init__(self, sources: dict[str, str]):
         if "model" not in sources:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from tasks.bounds import Bounds
 from tasks.clip import BATCH, devices
 from tasks.pickscore import photo as pickscore
 from tasks.preference import aesthetic, clipscore, hps
@@ -21,8 +22,8 @@ class Judge(Protocol):
 
     metric: str
     """Name of the metric, including the convention if there are several."""
-    ceiling: float
-    """Raw score that corresponds to a reward of 1; rewards are score / ceiling."""
+    bounds: Bounds
+    """Raw scores whose rewards are 0 and 1. The lower one is below 0 for a score that is negative for bad images."""
 
     @property
     def name(self) -> str:
@@ -47,7 +48,7 @@ class PickScoreJudge:
     """PickScore as a judge."""
 
     metric = "pickscore"
-    ceiling = pickscore.BOUNDS[1]
+    bounds = pickscore.BOUNDS
 
     def __init__(self, sources: dict[str, str]):
         self.scorer = pickscore.photo_scorer(sources)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from bench.api.task import Prompt, Scores
+from tasks.bounds import clipped, unclipped
 from tasks.preference.clipscore import DEFAULT
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import SOURCE, PromptFileTask
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PreferenceTask(PromptFileTask):
-    """Reward: one judge's score / ceiling, clipped to [0, 1]. Headline: the raw score."""
+    """Reward: one judge's score in its bounds, clipped to [0, 1]. Headline: the raw score."""
 
     version = "1"
 
@@ -38,12 +37,11 @@ class PreferenceTask(PromptFileTask):
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         """The reward, and the raw score under the metric's name."""
         raw = self.judge(images_BCHW, [p.text for p in prompts])
-        rewards = np.clip(raw / self.judge.ceiling, 0, 1)
-        return Scores(rewards, {self.judge.metric: raw})
+        return Scores(clipped(raw, self.judge.bounds), {self.judge.metric: raw})
 
     def differentiable_reward(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Tensor:
         """The reward of `score` with gradients to the images, not clipped to [0, 1]."""
-        return self.judge.differentiable(images_BCHW, [p.text for p in prompts]) / self.judge.ceiling
+        return unclipped(self.judge.differentiable(images_BCHW, [p.text for p in prompts]), self.judge.bounds)
 
 
 class Aesthetic(PreferenceTask):

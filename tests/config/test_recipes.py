@@ -59,8 +59,8 @@ def test_published_reward_sets_are_sums_of_three_preference_scores(stem: str) ->
     assert spec.rewards == {"pickscore": {"pickscore": 1.0, "clipscore": 1.0, "hpsv2": 1.0}}
     scorers = [find("task", name)("photo", {}) for name in spec.rewards["pickscore"]]
     assert scorers[1].judge.metric == "clipscore-100"  # the convention of DiffusionNFT's code
-    ceilings = [JUDGES[name].build({"model": "folder"}).ceiling for name in spec.rewards["pickscore"]]
-    assert ceilings == [26, 1, 1]
+    bounds = [JUDGES[name].build({"model": "folder"}).bounds for name in spec.rewards["pickscore"]]
+    assert bounds == [(0, 26), (0, 1), (0, 1)]
     assert "reward_set" not in spec.record()["params"]
 
 

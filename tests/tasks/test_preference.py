@@ -80,14 +80,14 @@ def test_rewards_have_the_gradient_of_the_score(clip_folder, head_file, images, 
     scores = task.score(images.detach(), PROMPTS)
     rewards = task.differentiable_reward(images, PROMPTS)
     assert task.differentiable
-    raw = scores.metrics[task.judge.metric] / task.judge.ceiling
+    raw = scores.metrics[task.judge.metric] / task.judge.bounds[1]
     np.testing.assert_allclose(rewards.detach().numpy(), raw, rtol=1e-4, atol=1e-6)
     (gradient,) = torch.autograd.grad(rewards.sum(), images)
     assert gradient.shape == images.shape and (gradient.flatten(1).norm(dim=1) > 0).all()
     direction = close / 2 * gradient / gradient.abs().max()
     up, down = (task.judge(images.detach() + sign * direction, TEXTS).sum() for sign in (1, -1))
     slope = float((gradient * direction).sum())
-    assert (up - down) / 2 / task.judge.ceiling == pytest.approx(slope, rel=close)
+    assert (up - down) / 2 / task.judge.bounds[1] == pytest.approx(slope, rel=close)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (40, 33), (33, 47), (512, 768), (31, 90), (48, 32)])
@@ -111,7 +111,7 @@ def test_clipscore_looks_at_the_central_square(size: tuple[int, int]) -> None:
 def test_a_convention_over_30_is_not_cut_off_at_a_logit_of_30(clip_folder) -> None:
     for convention, ceiling in (("30", 100 / 30), ("100", 1.0), ("cosine", 1.0)):
         judge = ClipScore("photo", {"model": str(clip_folder), "convention": convention}).judge
-        assert judge.ceiling == pytest.approx(ceiling)
+        assert judge.bounds == pytest.approx((0, ceiling))
 
 
 def test_clipscore_says_its_convention(clip_folder, images) -> None:

@@ -1,0 +1,146 @@
+"""ImageReward (arXiv 2304.05977): BLIP reads the prompt while it sees the image, and a small head rates what it read.
+
+The released ImageReward.pt is in the format of its own package, which pins an old timm. It is converted once to
+transformers' BLIP (imagereward_weights.py), which computes the same. Source: github.com/THUDM/ImageReward, Apache-2.0.
+"""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.errors import MissingError
+from bench.lazy import torch, without_gradients
+from bench.scoring.pictures import to_bytes
+from bench.weights.frozen import load_frozen, load_tokenizer, weights_name
+from tasks.clip import BATCH, central_square, cropped, placed, standardise, with_gradient_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKENIZER = "google-bert/bert-base-uncased"
+MODELS = {
+    "model": "folder with the converted ImageReward.pt (hub: THUDM/ImageReward)",
+    "tokenizer": f"tokenizer of the model; default {TOKENIZER}",
+}
+MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
+"""Mean and standard deviation of the head's output, by which scores are standardised."""
+WORDS = 35
+"""Tokens of a prompt, to which it is truncated or padded."""
+ADDED = ("[DEC]", "[ENC]")
+"""Tokens that BLIP adds to BERT's, in the order of their ids."""
+WIDTHS = (1024, 128, 64, 16, 1)
+"""Outputs of the head's linear layers. Between them there is only dropout and no nonlinearity."""
+
+
+@cache
+def model_class():
+    """The class of the converted model: transformers' parts of BLIP and the head, without projections."""
+    from transformers import BlipPreTrainedModel, BlipTextModel, BlipVisionModel
+
+    class ImageReward(BlipPreTrainedModel):
+        # In half precision a score would have two digits only.
+        _keep_in_fp32_modules_strict = ("head",)
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.vision_model = BlipVisionModel(config.vision_config)
+            self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
+            inputs = (config.text_config.hidden_size, *WIDTHS)
+            self.head = torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in zip(inputs, WIDTHS)))
+            self.post_init()
+
+        def forward(self, pixels, tokens):
+            """Standardised scores, float32 [B], of pixel values [B, 3, side, side] for tokenised prompts [B, WORDS]."""
+            seen = self.vision_model(pixel_values=pixels).last_hidden_state
+            # The first token is [CLS]: BLIP's own matching head replaces it by [ENC], the published code does not.
+            read = self.text_encoder(**tokens, encoder_hidden_states=seen).last_hidden_state[:, 0]
+            return (self.head(read.float()).squeeze(1) - MEAN) / DEVIATION
+
+    return ImageReward
+
+
+class ImageRewardJudge:
+    """ImageReward, about normally distributed over the images of its training prompts."""
+
+    metric = "imagereward"
+    # ReFL stops rewarding at 2 (its loss is relu(2 - score)), and scores are standardised around 0.
+    bounds = (-2.0, 2.0)
+
+    def __init__(self, sources: dict[str, str]):
+        if "model" not in sources:
+            raise MissingError(
+                "ImageReward needs its weights: download ImageReward.pt (hub: THUDM/ImageReward), convert it (python "
+                "-m tasks.preference.imagereward_weights CHECKPOINT.pt FOLDER) and set the source model to FOLDER"
+            )
+        self.source, self.words = sources["model"], sources.get("tokenizer", TOKENIZER)
+        how = placed(sources, BATCH)
+        self.device, self.precision = how.get("device", "cpu"), how.get("precision", "float32")
+        self.batch: int = how["batch"]
+
+    @property
+    def name(self) -> str:
+        """Metric and weights."""
+        return f"imagereward-{weights_name(self.source, self.precision)}"
+
+    @cached_property
+    def model(self):
+        """The model, loaded at first use."""
+        what = "ImageReward model"
+        return load_frozen(model_class(), self.source, self.device, what, self.precision)
+
+    @cached_property
+    def tokenizer(self):
+        """BERT's tokenizer with BLIP's tokens. Raises MissingError for another model's."""
+        tokenizer = load_tokenizer(self.words)
+        tokenizer.add_tokens(list(ADDED), special_tokens=True)
+        known, wanted = len(tokenizer), self.model.config.text_config.vocab_size
+        if known != wanted:
+            raise MissingError(
+                f"the tokenizer {self.words!r} is not ImageReward's: with {' and '.join(ADDED)} it has {known} tokens, "
+                f"not {wanted}; use {TOKENIZER}"
+            )
+        return tokenizer
+
+    @without_gradients
+    def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        """Scores, float64 [B]."""
+        return self._scores(images_BCHW, texts, exactly).double().cpu().numpy()
+
+    def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """The same with gradients to the images."""
+        return self._scores(images_BCHW, texts, smoothly)
+
+    def _scores(self, images_BCHW: Tensor, texts: list[str], prepare) -> Tensor:
+        side, found = self.model.config.vision_config.image_size, []
+        for start in range(0, len(texts), self.batch):
+            here = slice(start, start + self.batch)
+            tokens = self.tokenizer(
+                texts[here], padding="max_length", truncation=True, max_length=WORDS, return_tensors="pt"
+            )
+            read = {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
+            found.append(self.model(prepare(images_BCHW[here], side).to(self.device, self.model.dtype), read))
+        return torch.cat(found)
+
+
+def exactly(images_BCHW: Tensor, side: int) -> Tensor:
+    """Pixel values [B, 3, side, side] as the published code computes them, through 256 levels of a pixel.
+
+    The short edge is resized to `side` (PIL, bicubic), the central square is cropped, and CLIP's mean and standard
+    deviation are used.
+    """
+    from PIL import Image
+
+    (height, width), (top, left) = central_square(images_BCHW.shape[-2], images_BCHW.shape[-1], side)
+    squares = []
+    for levels in to_bytes(images_BCHW):
+        picture = Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
+        squares.append(np.asarray(picture)[top : top + side, left : left + side])
+    return standardise(torch.from_numpy(np.stack(squares)).movedim(-1, -3) / 255, side, "bicubic")
+
+
+def smoothly(images_BCHW: Tensor, side: int) -> Tensor:
+    """The values of `exactly`, with the gradients of the same resizing and cropping of tensors."""
+    return with_gradient_of(cropped(images_BCHW, side, "bicubic"), exactly(images_BCHW.detach(), side))
