@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bench.scoring.pictures import from_file
+from tasks.vision.endpoint import GREETING
 
 CHAT = (
     "{% for message in messages %}[{{ message.role }}]{% for part in message.content %}"
@@ -112,6 +113,8 @@ class Endpoint:
     served: str = "tiny-judge-2026-11-01"
     key: str = ""
     """The API key without which every request is refused."""
+    greets: bool = True
+    """Whether it has the probabilities that a judge's first question asks for."""
     asked: list[Asked] = field(default_factory=list)
 
     def start(self) -> str:
@@ -152,8 +155,11 @@ class Endpoint:
                     from_file(io.BytesIO(data), 2**24), text["text"], before[0]["content"] if before else "", content,
                     dict(self.headers),
                 )  # fmt: skip
-                outer.asked.append(asked)
-                found = outer.answer(asked)
+                first = asked.text == GREETING
+                if not first:
+                    outer.asked.append(asked)
+                greeting = {"yes": 0.9} if content.get("logprobs") and outer.greets else "yes"
+                found = greeting if first else outer.answer(asked)
                 if isinstance(found, tuple):
                     self._send(*found)
                     return

@@ -61,10 +61,10 @@ def weights_hash(source: str) -> str:
                 return content_hash([Path(path)])
             if index := cached_file(source, f"{name}.index.json", _raise_exceptions_for_missing_entries=False):
                 shards = sorted(set(read_record(Path(index)).get("weight_map", {}).values()))
-                paths = [Path(cached_file(source, shard)) for shard in shards]
-                for path in paths:
-                    require_weights(path, "weights file")
-                return sampled_hash([Path(index), *paths])
+                files = [Path(str(cached_file(source, shard))) for shard in shards]
+                for file in files:
+                    require_weights(file, "weights file")
+                return sampled_hash([Path(index), *files])
     except OSError as error:
         raise _absent("model", source, error) from error
     raise _absent("weights", source, OSError(f"neither {' nor '.join(FILES)} exists"))

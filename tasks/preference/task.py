@@ -9,6 +9,7 @@ from bench.api.task import Prompt, Scores
 from tasks.bounds import clipped, unclipped
 from tasks.preference.clipscore import DEFAULT
 from tasks.preference.judges import JUDGES, Judge
+from tasks.preference.vision import WordsJudge
 from tasks.prompt_files import SOURCE, PromptFileTask
 
 if TYPE_CHECKING:
@@ -71,3 +72,35 @@ class Hps(PreferenceTask):
     name = "hpsv2"
     headline = "hpsv2.1"
     sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["hpsv2"].sources
+
+
+class WordsTask(PreferenceTask):
+    """A score made of the words of a vision-language judge, which has no gradient."""
+
+    judge: WordsJudge
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the judge is behind an endpoint."""
+        return self.judge.elsewhere
+
+    @property
+    def differentiable(self) -> bool:
+        """False."""
+        return False
+
+
+class VqaScore(WordsTask):
+    """VQAScore: the probability that a vision-language judge says yes to the prompt being shown."""
+
+    name = "vqascore"
+    headline = "vqascore"
+    sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["vqascore"].sources
+
+
+class Quality(WordsTask):
+    """Quality in five levels by a vision-language judge, whatever the prompt."""
+
+    name = "quality"
+    headline = "quality"
+    sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["quality"].sources

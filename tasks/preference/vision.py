@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.errors import UsageError
 from bench.hashing import text_hash
+from tasks.bounds import Bounds
 from tasks.vision.judge import SETTINGS, Question, Reply, vision_judge
 
 if TYPE_CHECKING:
@@ -20,11 +21,11 @@ MODELS = SETTINGS
 class WordsJudge(ABC):
     """One question about every image, whose score is made of the probabilities of `words`."""
 
-    metric: ClassVar[str]
-    ceiling: ClassVar[float]
-    asked: ClassVar[str]
+    metric: str
+    bounds: Bounds
+    asked: str
     """The question, with {text} for the prompt."""
-    words: ClassVar[tuple[str, ...]]
+    words: tuple[str, ...]
 
     def __init__(self, sources: dict[str, str]):
         self.judge = vision_judge(self.metric, sources, probable=True)
@@ -33,6 +34,11 @@ class WordsJudge(ABC):
     def name(self) -> str:
         """Metric, hash of the question, and judge."""
         return f"{self.metric}-asked-{text_hash([self.asked, *self.words])[:8]}+{self.judge.name}"
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the judge is behind an endpoint."""
+        return self.judge.elsewhere
 
     @abstractmethod
     def score(self, reply: Reply) -> float:
@@ -53,7 +59,7 @@ class VqaScoreJudge(WordsJudge):
     """VQAScore (arXiv 2404.01291): the probability that the judge says yes to the prompt being shown."""
 
     metric = "vqascore"
-    ceiling = 1.0
+    bounds = (0.0, 1.0)
     asked = 'Does this figure show "{text}"? Please answer yes or no.'
     words = ("Yes", "yes", " Yes", " yes")
 
@@ -69,7 +75,7 @@ class QualityJudge(WordsJudge):
     """
 
     metric = "quality"
-    ceiling = 5.0
+    bounds = (0.0, 5.0)  # rewards are levels / 5, as published for DeQA-Score
     asked = "How would you rate the quality of this image? Answer with one word: excellent, good, fair, poor or bad."
     levels: ClassVar[dict[str, int]] = {"excellent": 5, "good": 4, "fair": 3, "poor": 2, "bad": 1}
     words = tuple(

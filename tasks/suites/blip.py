@@ -56,11 +56,23 @@ class BlipJudge:
 
     def reply(self, images_BCHW: Tensor, questions: list[Question]) -> list[Reply]:
         """The probabilities of the words of each question, by the softmax over all tokens."""
-        replies = []
+        texts = [prepared(asked.text) for asked in questions]
+        tokens = self.tokenizer(texts, truncation=True, max_length=MOST_TOKENS)["input_ids"]
+        # Questions of equal length together: transformers 5 drops the mask of padding in BLIP's cross-attention.
+        by_length: dict[int, list[int]] = {}
+        for place, ids in enumerate(tokens):
+            by_length.setdefault(len(ids), []).append(place)
         pixels_BCHW = self._pixels(images_BCHW)
-        for start in range(0, len(questions), self.batch):
-            replies += self._part(pixels_BCHW, questions[start : start + self.batch])
-        return replies
+        replies: dict[int, Reply] = {}
+        for places in by_length.values():
+            for start in range(0, len(places), self.batch):
+                part = places[start : start + self.batch]
+                ids_BS = torch.tensor([tokens[place] for place in part], device=self.device)
+                rows = self._probabilities(pixels_BCHW[[questions[place].image for place in part]], ids_BS)
+                for place, row in zip(part, rows):
+                    words = self.tokenizer.convert_tokens_to_ids(list(questions[place].words))
+                    replies[place] = Reply(probabilities=[float(row[word]) for word in words])
+        return [replies[place] for place in range(len(questions))]
 
     def _pixels(self, images_BCHW: Tensor) -> Tensor:
         from PIL import Image
@@ -76,24 +88,15 @@ class BlipJudge:
         return torch.stack(found).to(self.device, self.model.dtype)
 
     @without_gradients
-    def _part(self, pixels_BCHW: Tensor, questions: list[Question]) -> list[Reply]:
-        model = self.model
-        decoder_start = model.config.text_config.bos_token_id
-        seen = model.vision_model(pixels_BCHW[[asked.image for asked in questions]])[0]
-        texts = [prepared(asked.text) for asked in questions]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
-        ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
-        ids[:, 0] = decoder_start + 1  # BLIP's [ENC] is the token after [DEC]
-        asked_BSD = model.text_encoder(ids, attention_mask=mask, encoder_hidden_states=seen, return_dict=True)[0]
-        starts = torch.full((len(questions), 1), decoder_start, device=self.device)
-        logits = model.text_decoder(
-            starts, encoder_hidden_states=asked_BSD, encoder_attention_mask=mask, return_dict=True
-        ).logits[:, 0]
-        probabilities = logits.float().softmax(-1).cpu()
-        return [
-            Reply(probabilities=[float(row[self.tokenizer.convert_tokens_to_ids(word)]) for word in asked.words])
-            for row, asked in zip(probabilities, questions)
-        ]
+    def _probabilities(self, pixels_BCHW: Tensor, ids_BS: Tensor) -> Tensor:
+        """Probabilities [B, V] of the answer's first token."""
+        decoder_start = self.model.config.text_config.bos_token_id
+        ids_BS[:, 0] = decoder_start + 1  # BLIP's [ENC] is the token after [DEC]
+        seen = self.model.vision_model(pixels_BCHW)[0]
+        asked_BSD = self.model.text_encoder(ids_BS, encoder_hidden_states=seen, return_dict=True)[0]
+        starts = torch.full((len(ids_BS), 1), decoder_start, device=self.device)
+        found = self.model.text_decoder(starts, encoder_hidden_states=asked_BSD, return_dict=True)
+        return found.logits[:, 0].float().softmax(-1).cpu()
 
 
 def prepared(question: str) -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TOP = 20
 """Number of most probable tokens that are asked for: the most that OpenAI's interface allows."""
+GREETING = "Answer with the word yes."
+"""The first question, which shows whether the endpoint has what is needed."""
 UNUSABLE = (400, 413, 415, 422)
 """HTTP statuses by which an endpoint refuses one image or question, after it has answered others."""
 
@@ -66,7 +68,7 @@ class EndpointJudge:
         if offered and self.model not in offered:
             raise unknown(f"model at {self.client.url}", self.model, offered)
         words = ("yes",) if self.probable else ()
-        answer = self._ask(torch.full((1, 3, 56, 56), 0.5), Question(0, "Answer with the word yes.", words, 4))
+        answer = self._ask(torch.full((1, 3, 56, 56), 0.5), Question(0, GREETING, words, 4))
         if words:
             self._probabilities(answer, words)
         served = answer.get("model")

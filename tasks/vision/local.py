@@ -34,8 +34,9 @@ class LocalJudge:
     @cached_property
     def name(self) -> str:
         """Kind of model, hash of its weights, precision, and -pil if images are resized by PIL, not torchvision."""
+        kind = self._class.config_class.model_type
         resized = "-pil" if type(self.processor.image_processor).__name__.endswith("Pil") else ""
-        return f"{self._class.config_class.model_type}-{weights_name(self.source, self.precision)}{resized}"
+        return f"{kind}-{weights_name(self.source, self.precision)}{resized}"
 
     @cached_property
     def _class(self) -> Any:
