@@ -10,7 +10,8 @@ import numpy as np
 from bench.errors import UsageError
 from bench.hashing import text_hash
 from tasks.bounds import Bounds
-from tasks.vision.judge import SETTINGS, Question, Reply, vision_judge
+from tasks.vision.judge import SETTINGS, Question, Reply
+from tasks.vision.loading import vision_judge
 
 if TYPE_CHECKING:
     from torch import Tensor

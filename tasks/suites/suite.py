@@ -17,7 +17,8 @@ from bench.errors import DamagedError, MissingError, UsageError, one_line
 from bench.hashing import content_hash, text_hash
 from bench.system import files
 from bench.weights.checkpoints import refuse_stand_in
-from tasks.vision.judge import SETTINGS, Question, Reply, VisionJudge, vision_judge
+from tasks.vision.judge import SETTINGS, Question, Reply, VisionJudge
+from tasks.vision.loading import vision_judge
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,8 @@ from bench.scoring.pictures import to_bytes
 from tasks.preference.drawbench import DrawBench
 from tasks.preference.task import Quality, VqaScore
 from tasks.vision.endpoint import EndpointJudge
-from tasks.vision.judge import Question, vision_judge
+from tasks.vision.judge import Question
+from tasks.vision.loading import vision_judge
 from tasks.vision.local import LocalJudge
 from tests.once import once
 from tests.tiny_judges import Asked, Endpoint, letters, llava
