@@ -1,7 +1,7 @@
 """`bench compare --dry-run`: the lines, their runs and teachers, what exists already, and the predicted cost."""
 
 from bench.cli.comparison_plan import Comparison
-from bench.cli.forecast import NOTHING, Forecast, forecast, hours_lines, of_jobs, teacher_lines, teacher_nfe
+from bench.cli.forecast import NOTHING, Forecast, forecast, hours_lines, of_jobs, seeds_text, teacher_lines, teacher_nfe
 from bench.config.spec import Spec
 from bench.jobs.placement import Placement
 from bench.jobs.runs import plan_runs, spec_of
@@ -33,12 +33,11 @@ def explain_comparison(plan: Comparison, placement: Placement) -> None:
         )
     out = terminal(110)
     out.print(table)
-    seeds = ", ".join(map(str, plan.seeds))
     first = of_jobs(runs.teachers, plan.root)
     lines = [
-        f"{len(plan.runs)} runs of seeds {seeds}: {', '.join(whole.states)}",
+        f"{len(plan.runs)} runs of {seeds_text(plan.seeds)}: {', '.join(whole.states)}",
         f"training NFE of these runs: {whole.total:,} in total, {whole.to_do:,} still to do",
-        *teacher_lines([run.spec for run in plan.runs.values()], runs, plan.root),
+        *teacher_lines([run.spec for run in plan.runs.values()], runs.teachers, plan.root),
     ]
     if runs.teachers:
         lines += [

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.config.resolve import TRAINED_HERE, describe, teacher_spec
 from bench.config.spec import Spec
 from bench.jobs.launches import Job
-from bench.jobs.runs import RunPlan, spec_of
+from bench.jobs.runs import spec_of
 from bench.prediction.cost import GpuTime, assumptions, evaluation_time, run_nfe, training_time
 from bench.store.damage import checkpoint_state
 from bench.store.run import Run
@@ -62,6 +62,11 @@ def forecast(run: Run) -> Forecast:
     return Forecast(0, 1, 0, nfe, max(0, nfe - spent))
 
 
+def seeds_text(seeds: list[int]) -> str:
+    """Seeds as text, such as "seeds 0, 1"."""
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
 def of_jobs(jobs: list[Job], root: Path) -> Forecast:
     """The forecast of the runs that these jobs carry out."""
     specs = [spec_of(job.work) for job in jobs]
@@ -89,9 +94,9 @@ def _teacher_nfe(spec: Spec, task: str, root: Path) -> float:
     return training_nfe(locate(alone, descriptor, root, descriptor.fingerprint()))[task]
 
 
-def teacher_lines(specs: list[Spec], plan: RunPlan, root: Path) -> Iterator[str]:
-    """Where the teachers of these runs come from, as lines of text by task; `plan` is that of the same runs."""
-    missing = {str(job.run): of_jobs([job], root) for job in plan.teachers}
+def teacher_lines(specs: list[Spec], first: list[Job], root: Path) -> Iterator[str]:
+    """Where the teachers of these runs come from, as lines of text by task; `first` are jobs that train some first."""
+    missing = {str(job.run): of_jobs([job], root) for job in first}
     found: dict[str, list[str]] = {}
     for spec in specs:
         for task, source in spec.teachers.items():
@@ -116,10 +121,11 @@ def _origin(spec: Spec, task: str, source: str, root: Path, missing: dict[str, F
     return f"trained first, seed {spec.seed} ({found.states[0].removeprefix('1 ')}, {found.to_do:,} NFE)"
 
 
-def hours_lines(named: dict[str, tuple[Spec, int]]) -> Iterator[str]:
+def hours_lines(named: dict[str, tuple[Spec, int]], how: str = "at most") -> Iterator[str]:
     """GPU-hours as lines of text, for label -> (spec, number of such runs still to be made).
 
-    There are none for a backbone whose size is not declared, such as `micro`. Runs that resume count as whole runs.
+    There are none for a backbone whose size is not declared, such as `micro`. Runs that resume count as whole runs;
+    `how` says in which sense their total holds.
     """
     specs = [spec for spec, _ in named.values()]
     descriptor = describe(specs[0].backbone)
@@ -138,7 +144,7 @@ def hours_lines(named: dict[str, tuple[Spec, int]]) -> Iterator[str]:
         if total is not None:
             both = None if training is None or evaluation is None else training + evaluation
             total = None if both is None else total + both * count
-    yield f"GPU-hours of all unfinished runs: {'not known' if total is None else f'{total} at most'}"
+    yield f"GPU-hours of all unfinished runs: {'not known' if total is None else f'{total} {how}'}"
     yield "not in these hours: evaluations of the base and the teachers, once per results folder"
     for compute in {spec.compute.precision: spec.compute for spec in specs}.values():
         yield from assumptions(compute)
