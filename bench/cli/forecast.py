@@ -9,9 +9,18 @@ from bench.config.resolve import TRAINED_HERE, describe, teacher_spec
 from bench.config.spec import Spec
 from bench.jobs.launches import Job
 from bench.jobs.runs import spec_of
-from bench.prediction.cost import GpuTime, assumptions, evaluation_time, run_nfe, training_time
+from bench.prediction.cost import (
+    GpuTime,
+    assumptions,
+    evaluation_time,
+    held_out,
+    run_nfe,
+    training_time,
+    unknown_images,
+)
 from bench.store.damage import checkpoint_state
 from bench.store.run import Run
+from bench.training.teacher_sets import near
 from bench.training.teachers import locate, training_nfe
 from bench.weights.hub import PREFIX as HUB
 
@@ -117,7 +126,7 @@ def _origin(spec: Spec, task: str, source: str, root: Path, missing: dict[str, F
     found = missing.get(run.folder.name)
     if found is None:
         # Finished, or not needed because the runs that would use it are.
-        return f"trained before ({run.folder})" if run.summary is not None else "not needed any more"
+        return f"trained before ({near(run.folder)})" if run.summary is not None else "not needed any more"
     return f"trained first, seed {spec.seed} ({found.states[0].removeprefix('1 ')}, {found.to_do:,} NFE)"
 
 
@@ -131,20 +140,23 @@ def hours_lines(named: dict[str, tuple[Spec, int]], how: str = "at most") -> Ite
     descriptor = describe(specs[0].backbone)
     if not descriptor.size:
         return
-    total: GpuTime | None = GpuTime()
+    training: GpuTime | None = GpuTime()
+    evaluation = GpuTime()
+    unknown: dict[str, None] = {}
     for label, (spec, count) in named.items():
         size = descriptor.size(spec.compute)
         if size is None:
             yield "hours: not predicted, because the model's size is not known before it is downloaded"
             return
-        training, evaluation = training_time(spec, size), evaluation_time(spec)
-        known = "not known" if training is None else str(training)
-        held_out = "not known" if evaluation is None else str(evaluation)
-        yield f"{label}: training {known}, held-out evaluations of the student {held_out} per run"
-        if total is not None:
-            both = None if training is None or evaluation is None else training + evaluation
-            total = None if both is None else total + both * count
-    yield f"GPU-hours of all unfinished runs: {'not known' if total is None else f'{total} {how}'}"
-    yield "not in these hours: evaluations of the base and the teachers, once per results folder"
+        trained, evaluated = training_time(spec, size), evaluation_time(spec, size)
+        known = "not known" if trained is None else str(trained)
+        yield f"{label}: training {known}, held-out evaluations of the student {evaluated} per run"
+        training = None if training is None or trained is None else training + trained * count
+        evaluation += evaluated * count
+        unknown |= dict.fromkeys(unknown_images(held_out(spec, descriptor.world)))
+    known = "not known" if training is None else str(training)
+    yield f"all unfinished runs on one GPU, {how}: training {known}, held-out evaluations of the students {evaluation}"
+    yield from unknown
+    yield "evaluation of the base and the teachers, once per results folder: not included"
     for compute in {spec.compute.precision: spec.compute for spec in specs}.values():
         yield from assumptions(compute)

@@ -280,21 +280,27 @@ def teacher_hours(spec: Spec, size: Size, task: str) -> str:
     return "hours not known" if time is None else str(time)
 
 
-def evaluation_time(spec: Spec) -> GpuTime | None:
-    """Time of a run's held-out evaluations of its student; None if a model's size or a number of images is not known.
+def evaluation_time(spec: Spec, size: Size) -> GpuTime:
+    """Time of a run's held-out evaluations of its student, on the tasks whose number of images is known.
 
     Evaluating the base and the teachers, once per results folder, is not included.
     """
     descriptor = describe(spec.backbone)
-    size = descriptor.size(spec.evaluation_compute) if descriptor.size else None
+    if descriptor.size:
+        size = descriptor.size(spec.evaluation_compute) or size
     found = held_out(spec, descriptor.world)
     pictures = {task: n for task, n in found.items() if isinstance(n, int)}
-    if size is None or len(pictures) < len(found):
-        return None
     method, sampler = find("method", spec.method), descriptor.sampler(spec)
     count = updates(spec, method.predict(spec, sampler)) if method.trains else 0
     each = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, spec.evaluation.scale))
     return gpu_time(each * held_out_evaluations(spec, count), spec.compute)
+
+
+def unknown_images(found: dict[str, int | str]) -> Iterator[str]:
+    """A line for every task whose number of images is not known, with the reason; `found` is from `held_out`."""
+    for task, why in found.items():
+        if isinstance(why, str):
+            yield f"held-out evaluation of {task}: not included, because its number of images is not known ({why})"
 
 
 def evaluation_lines(
@@ -321,8 +327,6 @@ def evaluation_lines(
             references += of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, scale))
         whom = ", ".join(["the base", *(f"teacher {task}" for task in spec.teachers)])
         yield f"evaluation of {whom}, once per results folder: {hours(references, spec.compute)}"
-    for task, why in found.items():
-        if task not in pictures:
-            yield f"held-out evaluation of {task}: not included, because its number of images is not known ({why})"
+    yield from unknown_images(found)
     if spec.probes.interference:
         yield "probes.interference: not included"
