@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.options import Executor, ProfileFile, Slurm
+from bench.cli.options import DryRun, Executor, ProfileFile, Slurm
 
 if TYPE_CHECKING:
     import optuna
@@ -28,12 +28,12 @@ def sweep(
     results: Annotated[
         Path, typer.Option("--results", help="Folder of the studies; it must be inside a folder named 'results'.")
     ] = Path("results/sweeps"),
+    dry_run: DryRun = False,
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,
 ) -> None:
     """Search settings with an Optuna study. Rerun the command to resume; run it elsewhere to add a worker."""
-    from bench.cli.closing import write_report
     from bench.config.trackers import check_trackers
     from bench.errors import PartialError, UsageError
     from bench.jobs.placement import placement
@@ -41,15 +41,24 @@ def sweep(
     from bench.training.teacher_sets import check_teachers
     from sweeps.storage import Place, check_storage, for_jobs, storage_url
     from sweeps.study import open_study, read_study
-    from sweeps.summary import show, store, summarise
-    from sweeps.worker import Claims, complete
 
     spec, where = read_study(study), placement(executor, profile, slurm)
+    if where.executor == "inline" and workers > 1:
+        raise UsageError("--executor inline runs one worker; use --executor local or slurm for several")
     place = Place(results_root(results) / spec.name, storage_url(storage))
     example = spec.run(spec.example(), spec.seed_list[0])
     check_teachers([example])
     check_trackers(example.trackers)
     check_storage(place)
+    if dry_run:
+        from sweeps.dryrun import explain_study
+
+        explain_study(spec, place, where, workers)
+        return
+    # Imported last: they load torch, which a dry run and a refused study do without.
+    from bench.cli.closing import write_report
+    from sweeps.summary import show, store, summarise
+    from sweeps.worker import Claims, complete
 
     def close(found) -> None:
         summary = summarise(spec, found, place)
@@ -60,8 +69,6 @@ def sweep(
         write_report(place.folder, place.folder / "report")
 
     if where.executor == "inline":
-        if workers > 1:
-            raise UsageError("--executor inline runs one worker; use --executor local or slurm for several")
         close(_work_here(spec, place))
         return
     from bench.jobs.dispatch import dispatch

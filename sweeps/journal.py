@@ -36,6 +36,17 @@ class Journal(JournalFileBackend):
             check(path)
 
 
+class ReadJournal(JournalFileBackend):
+    """An existing journal file, only to be read. Raises DamagedJournal if it is not a valid journal.
+
+    An incomplete last line is left out, as Optuna does, and not removed.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(str(path))
+        check(path, whole=False)
+
+
 class MendingLock(JournalFileOpenLock):
     """Optuna's lock for appending, which also repairs the file. Reading does not take the lock.
 
@@ -90,9 +101,7 @@ def mend(path: Path) -> None:
         start = file.read().rfind(b"\n") + 1
         file.seek(start)
         end = file.read()
-        # A crash may also leave zero bytes, where the file system had reserved space that was never written.
-        if end.strip(b"\0") and not end.startswith(b"{"):
-            raise DamagedJournal(f"{path} does not end with a record of a study's journal: {cure(path)}")
+        _refuse_foreign(end, path)
         if _is_complete(end):
             file.write(b"\n")
         else:
@@ -101,10 +110,23 @@ def mend(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def check(path: Path) -> None:
-    """Raise DamagedJournal, naming the first line that is not a record of a journal. The caller holds the lock."""
+def _refuse_foreign(end: bytes, path: Path) -> None:
+    """Raise DamagedJournal if an incomplete last line is not the beginning of a record."""
+    # A crash may also leave zero bytes, where the file system had reserved space that was never written.
+    if end.strip(b"\0") and not end.startswith(b"{"):
+        raise DamagedJournal(f"{path} does not end with a record of a study's journal: {cure(path)}")
+
+
+def check(path: Path, whole: bool = True) -> None:
+    """Raise DamagedJournal, naming the first line that is not a record of a journal.
+
+    The caller holds the lock, unless `whole` is False: then the last line may be incomplete.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if not whole and not line.endswith(b"\n"):
+                _refuse_foreign(line, path)
+                return
             where = f"{path}, line {number}"
             try:
                 record = parse_json(line.decode(), where)

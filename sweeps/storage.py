@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from bench.errors import BenchError, MissingError, UsageError, one_line
 from bench.masking import masked, readable, secrets_of, without_secrets
-from sweeps.journal import DamagedJournal, Journal, StorageError, cure
+from sweeps.journal import DamagedJournal, Journal, ReadJournal, StorageError, cure
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 REFERENCE, VARIABLE = "env:", "BENCH_STORAGE"
 """--storage env:NAME reads the URL from the environment variable NAME; jobs receive theirs in BENCH_STORAGE."""
@@ -83,13 +87,13 @@ def for_jobs(given: str | None) -> str | None:
     return f"{REFERENCE}{VARIABLE}"
 
 
-def check_storage(place: Place) -> None:
-    """Check, before anything is written to disk, that a database can be used.
+def check_storage(place: Place) -> bool:
+    """Check, before anything is written to disk, that a database can be used; returns whether the storage exists yet.
 
-    Raises StorageError if not, MissingError if its driver is not installed.
+    Raises StorageError if not, MissingError if its driver is not installed. A new file of SQLite is not created.
     """
     if not place.storage:
-        return
+        return place.journal.exists()
     from sqlalchemy import create_engine, inspect
     from sqlalchemy.engine import make_url
 
@@ -110,6 +114,8 @@ def check_storage(place: Place) -> None:
             f"{place.shown} is an in-memory database, which other processes cannot see and which is lost at the end: "
             "use sqlite:///FILE"
         )
+    if _can_be_created(url):
+        return False
     with storage_errors(place), warnings.catch_warnings():
         # Drivers warn about URL options that they ignore; such a warning shows source lines instead of a cure.
         warnings.simplefilter("ignore")
@@ -118,6 +124,15 @@ def check_storage(place: Place) -> None:
         engine.dispose()
         if exists:  # opening it checks that the tables have the installed Optuna's version
             _database(place.storage)
+    return exists
+
+
+def _can_be_created(url: "URL") -> bool:
+    """Whether a database is a file of SQLite that does not exist and can be made, which connecting to it would do."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return False
+    path = Path(url.database.removeprefix("file:").partition("?")[0])
+    return not path.exists() and path.parent.is_dir() and os.access(path.parent, os.W_OK)
 
 
 def open_storage(place: Place) -> BaseStorage:
@@ -127,6 +142,16 @@ def open_storage(place: Place) -> BaseStorage:
         if not place.storage:
             return JournalStorage(Journal(place.journal))
         return optuna.storages.get_storage(_database(place.storage))
+
+
+def read_storage(place: Place) -> BaseStorage | None:
+    """Optuna's storage, only to be read, or None if it does not exist. Raises StorageError if it cannot be used."""
+    if not check_storage(place):
+        return None
+    if place.storage:
+        return open_storage(place)
+    with storage_errors(place):
+        return JournalStorage(ReadJournal(place.journal))
 
 
 def _database(url: str) -> RDBStorage:

@@ -21,11 +21,13 @@ from bench.errors import UsageError, one_line, unknown
 from bench.hashing import seed_of, text_hash
 from bench.registry import task_names
 from bench.system.files import read_text, write_atomic
-from sweeps.storage import Place, damaged, make_folder, open_storage, storage_errors
+from sweeps.storage import Place, damaged, make_folder, open_storage, read_storage, storage_errors
 
 Scalar = bool | int | float | str
 LARGEST = 10**15
 """Largest number in a study: beyond it Optuna's samplers cannot represent every integer."""
+HOME = "home"
+"""File in a study's folder with the folder's random identifier."""
 MEAN: Final = "mean"
 """The objective that is the mean of all tasks' scores."""
 
@@ -268,6 +270,27 @@ def open_study(spec: StudySpec, place: Place) -> optuna.Study:
     return study
 
 
+def find_study(spec: StudySpec, place: Place) -> optuna.Study | None:
+    """The Optuna study if it exists, else None. Changes nothing on disk. Raises as `open_study`."""
+    storage = read_storage(place)
+    if storage is None:
+        return None
+    with storage_errors(place):
+        try:
+            study = optuna.load_study(storage=storage, study_name=spec.name)
+        except KeyError:
+            return None
+        _refuse_other(spec, study, place)
+        check_trials(spec, study, place)
+    return study
+
+
+def trials_left(spec: StudySpec, trials: list[FrozenTrial]) -> int:
+    """Number of trials that are still to be started; enqueued settings are WAITING trials, which have not started."""
+    started = [trial for trial in trials if trial.state != TrialState.WAITING]
+    return max(0, spec.trials - len(started))
+
+
 def check_trials(spec: StudySpec, study: optuna.Study, place: Place) -> None:
     """Raise StorageError for a trial whose record contradicts itself.
 
@@ -313,10 +336,8 @@ def _started(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage
         count = 1 if spec.objective == MEAN else len(spec.objective)
         directions = [StudyDirection.MAXIMIZE] * count
         study = optuna.create_study(storage=storage, study_name=spec.name, pruner=pruner, directions=directions)
-    identity = study.user_attrs.get("identity")
-    home = _home(place)
-    if identity is None:
-        study.set_user_attr("home", home)
+    if study.user_attrs.get("identity") is None:
+        study.set_user_attr("home", _home(place))
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         if spec.objective != MEAN:
             with warnings.catch_warnings():
@@ -324,19 +345,29 @@ def _started(spec: StudySpec, place: Place, storage: optuna.storages.BaseStorage
                 study.set_metric_names(list(spec.objective))
         # Written last: if a worker dies before this line, the next one sets all attributes again.
         study.set_user_attr("identity", spec.identity)
-    elif identity != spec.identity:
+    else:
+        _refuse_other(spec, study, place)
+    for tried in spec.enqueue:
+        study.enqueue_trial(dict(tried), skip_if_exists=True)
+    return study
+
+
+def _refuse_other(spec: StudySpec, study: optuna.Study, place: Place) -> None:
+    """Raise UsageError if an existing study has different settings or belongs to a different results folder."""
+    identity = study.user_attrs.get("identity")
+    if identity is None:  # a worker died while it created the study
+        return
+    if identity != spec.identity:
         raise UsageError(
             f"the study {spec.name!r} in {place.folder} was started with a different method, space, budget or seeds: "
             "give the new study a different name"
         )
-    elif study.user_attrs.get("home") != home:
+    home = place.folder / HOME
+    if not home.exists() or study.user_attrs.get("home") != read_text(home):
         raise UsageError(
             f"the study {spec.name!r} in this storage belongs to another results folder, where its workers share locks "
             "and runs: use that folder, or give this study a different name"
         )
-    for tried in spec.enqueue:
-        study.enqueue_trial(dict(tried), skip_if_exists=True)
-    return study
 
 
 def _home(place: Place) -> str:
@@ -344,7 +375,7 @@ def _home(place: Place) -> str:
 
     Workers find dead workers by locks in the folder: without a shared folder, each would take over the others' trials.
     """
-    path = place.folder / "home"
+    path = place.folder / HOME
     if not path.exists():
         write_atomic(path, secrets.token_hex(8).encode())
     return read_text(path)

@@ -22,7 +22,7 @@ from bench.training.out_of_memory import CPU_ALLOCATOR
 from sweeps.journal import StorageError
 from sweeps.measure import Measured, PrunedError, measure
 from sweeps.storage import Place, check_storage, storage_errors
-from sweeps.study import Scalar, StudySpec, open_study, sampler
+from sweeps.study import Scalar, StudySpec, open_study, sampler, trials_left
 
 TRIES = 3
 """Number of times a trial is tried if its worker dies or runs out of memory; after that it has failed."""
@@ -128,12 +128,11 @@ def _next(spec: StudySpec, study: optuna.Study, claims: Claims) -> tuple[Taken |
                 study.tell(trial.number, state=TrialState.FAIL)
         else:
             return _adopt(spec, study, trial, lock), busy
-    # Enqueued settings are WAITING trials, which study.ask() returns first.
-    started = [trial for trial in trials if trial.state != TrialState.WAITING]
-    if len(started) >= spec.trials:
+    left = trials_left(spec, trials)
+    if not left:
         return None, busy
-    study.sampler = sampler(spec, len(started))
-    new = study.ask()
+    study.sampler = sampler(spec, spec.trials - left)
+    new = study.ask()  # enqueued settings first
     lock = claims.take(new.number)
     if lock is None:
         raise BenchError(

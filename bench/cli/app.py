@@ -20,6 +20,7 @@ from bench.cli.options import (
     Axes,
     Backbone,
     BackboneOrPreset,
+    DryRun,
     Executor,
     Grid,
     LaterSet,
@@ -70,9 +71,7 @@ def run(
         ),
     ] = None,
     results: Results = RUNS,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved settings and the predicted cost, then stop.")
-    ] = False,
+    dry_run: DryRun = False,
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,
@@ -115,6 +114,7 @@ def teach(
     preset: Preset = None,
     set_: LaterSet = None,
     results: Results = RUNS,
+    dry_run: DryRun = False,
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,
@@ -123,20 +123,27 @@ def teach(
 
     With default settings, these are the same teachers as those of --teachers train.
     """
+    from bench.config.contradictions import replaced
     from bench.config.resolve import TEACHER_METHOD, preset_tasks, resolve
     from bench.config.settings import parse_seeds
+    from bench.config.trackers import check_trackers
     from bench.jobs.placement import placement
+    from bench.printing import note
     from bench.system.files import results_root
 
     names = preset_tasks(preset, None if tasks is None else split_names(tasks))
     seed_list, root, where = parse_seeds(seeds), results_root(results), placement(executor, profile, slurm)
     members = [(seed, task) for seed in seed_list for task in names]
     specs = [resolve(TEACHER_METHOD, [task], seed, backbone, preset, set_) for seed, task in members]
-    from bench.cli.run import teach_tasks
-    from bench.config.contradictions import replaced
-    from bench.printing import note
-
+    check_trackers(specs[0].trackers)
     note(replaced(set_))
+    if dry_run:
+        from bench.cli.dryrun_teach import explain_teaching
+
+        explain_teaching(specs, root, where)
+        return
+    from bench.cli.run import teach_tasks
+
     teach_tasks(specs, root, where)
 
 
@@ -167,17 +174,20 @@ def compare(
     axes: Axes = None,
     set_: Set = None,
     results: Results = RUNS,
+    dry_run: DryRun = False,
     executor: Executor = "local",
     profile: ProfileFile = None,
     slurm: Slurm = None,
 ) -> None:
     """Run methods x settings x seeds at one budget, in parallel, and print one table."""
-    from bench.cli.compare import compare_methods
+    from bench.cli.comparison_plan import plan_comparison
     from bench.config.settings import parse_seeds
     from bench.jobs.placement import placement
+    from bench.printing import note
+    from bench.system.files import results_root
 
-    where = placement(executor, profile, slurm)
-    compare_methods(
+    where, root = placement(executor, profile, slurm), results_root(results)
+    plan = plan_comparison(
         split_names(methods),
         split_names(tasks),
         backbone,
@@ -185,9 +195,17 @@ def compare(
         budget,
         axes=[*(grid or []), *(axes or [])],
         overrides=set_ or [],
-        results=results,
-        placement=where,
+        root=root,
     )
+    note(plan.notes)
+    if dry_run:
+        from bench.cli.dryrun_compare import explain_comparison
+
+        explain_comparison(plan, where)
+        return
+    from bench.cli.compare import compare_methods
+
+    compare_methods(plan, where)
 
 
 @app.command()
@@ -221,12 +239,13 @@ def probe(
     set_: Set = None,
     results: Results = RUNS,
     output: Annotated[Path | None, typer.Option("--output", help="Write the measurements to this JSON file.")] = None,
+    dry_run: DryRun = False,
     executor: Executor = "inline",
     profile: ProfileFile = None,
     slurm: Slurm = None,
 ) -> None:
     """Measure gradient noise and interference between tasks at a frozen student."""
-    from bench.cli.probe import Probing, carry_out_probe
+    from bench.cli.probe_plan import Probing
     from bench.jobs.placement import placement
     from bench.system.files import results_root
 
@@ -243,6 +262,13 @@ def probe(
         by_sigma=by_sigma,
         output=str(output) if output else None,
     )
+    if dry_run:
+        from bench.cli.dryrun_probe import explain_probe
+
+        explain_probe(asked, root, where)
+        return
+    from bench.cli.probe import carry_out_probe
+
     carry_out_probe(asked, root, where)
 
 

@@ -8,128 +8,33 @@ from bench.analysis.fronts import Front, fronts
 from bench.analysis.records import Record
 from bench.analysis.stats import p_text
 from bench.cli.closing import write_report
+from bench.cli.comparison_plan import EQUAL, Comparison, beyond_budget
 from bench.cli.run import train
-from bench.config.contradictions import leaves
-from bench.config.grid import Variant, method_names, overrides_of, recipes, variants
-from bench.config.resolve import describe, resolve
-from bench.config.settings import parse_override
+from bench.config.resolve import describe
 from bench.config.spec import Spec
-from bench.config.trackers import check_trackers
-from bench.errors import PartialError, UsageError
+from bench.errors import PartialError
 from bench.hashing import text_hash
 from bench.jobs.placement import Placement
 from bench.jobs.runs import carry_out_runs
-from bench.printing import Plain, note, terminal
-from bench.registry import find, task_names
+from bench.printing import Plain, terminal
 from bench.store.run import Run
-from bench.system.files import json_bytes, results_root, write_atomic
-from bench.training.teacher_sets import check_teachers, taught_otherwise
+from bench.system.files import json_bytes, write_atomic
 from bench.training.teachers import locate, training_nfe
 
 RECORDED = {"training_nfe": "training_evaluations", "teacher_nfe": "teacher_evaluations"}
 """Field of a Standing -> its key in a comparison's record, where they differ. Keys stay, so that older records can be
 read."""
-POINTS = 6
-"""Number of held-out evaluations along the budget, for anytime curves. Six include the thirds of the budget, at which a
-cascade of three tasks changes task."""
-EQUAL = 0.05
-"""Relative difference up to which two costs count as equal, as in the report (report/lines.py)."""
 
 
-def default_budget(tasks: list[str], backbone: str) -> int:
-    """Training NFE of analytic OPD's recipe: the budget per run without --budget."""
-    spec = resolve("opd_analytic", tasks, backbone=backbone)
-    sampler = describe(backbone).sampler(spec)
-    per_update = find("method", "opd_analytic").predict(spec, sampler)
-    return per_update * (spec.budget.updates or 100)
+def compare_methods(plan: Comparison, placement: Placement) -> None:
+    """Carry out the unfinished runs of a comparison, print and store the table.
 
-
-def settle(
-    variant: Variant,
-    tasks: list[str],
-    seed: int,
-    backbone: str,
-    budget: int,
-    overrides: list[str],
-) -> Spec:
-    """The spec of one line and seed. Raises UsageError if the overrides or the line's settings set a budget."""
-    written = [*overrides, *variant.overrides]
-    keys = {key: text for text in written for key in leaves(parse_override(text))}
-    parts_of_budget = [text for key, text in keys.items() if key.startswith("budget.")]
-    own = keys.get("budget", parts_of_budget[0] if parts_of_budget else None)
-    if own:
-        raise UsageError(f"{own!r} sets a budget, but lines are compared at the same one: use --budget instead")
-    settings = [f"budget={{nfe: {budget}}}"]
-    if "evaluation.points" not in keys:
-        points = ",".join(f"{(i + 1) / POINTS:.4f}" for i in range(POINTS))
-        settings.append(f"evaluation.points=[{points}]")
-    settings += written
-    return resolve(variant.method, tasks, seed, backbone, overrides=settings)
-
-
-def refuse_twins(runs: dict[tuple[str, int], Run]) -> None:
-    """Raise UsageError if two lines have the same runs, as from --grid lr=1e-3,0.001, and would be listed twice."""
-    first: dict[Path, str] = {}
-    for (label, _), run in runs.items():
-        other = first.setdefault(run.folder, label)
-        if other != label:
-            raise UsageError(f"the lines {other!r} and {label!r} are the same runs: give their settings only once")
-
-
-def beyond_budget(budget: float, spent: dict[str, float]) -> dict[str, float]:
-    """Label -> NFE of the lines that exceed the budget by more than EQUAL, which makes them not comparable.
-
-    Runs end on whole updates, so a line whose updates are large relative to the budget overshoots it.
+    Raises PartialError at the end if some runs failed.
     """
-    limit = budget * (1 + EQUAL)
-    return {label: count for label, count in spent.items() if count > limit}
-
-
-def expected(spec: Spec, budget: int) -> int:
-    """Training NFE that a run will spend: whole updates until the budget is reached."""
-    sampler = describe(spec.backbone).sampler(spec)
-    each = find("method", spec.method).predict(spec, sampler)
-    return -(-budget // each) * each if each else 0
-
-
-def compare_methods(
-    methods: list[str],
-    tasks: list[str],
-    backbone: str,
-    seeds: list[int],
-    budget: int | None,
-    axes: list[str],
-    overrides: list[str],
-    results: Path,
-    placement: Placement,
-) -> None:
-    """Check all settings, carry out unfinished runs, print and store the table.
-
-    Raises UsageError before anything runs if the lines cannot be compared, and PartialError at the end if some runs
-    failed.
-    """
-    root, tasks = results_root(results), task_names(tasks)
-    methods = method_names(methods, tasks)
-    budget = budget or default_budget(tasks, backbone)
-    own = {method: overrides_of(method, methods, overrides) for method in methods}
-    lines = variants(axes, recipes(methods, tasks, backbone), overrides)
-    points = [(line, seed) for line in lines for seed in seeds]
-    members = {
-        (line.label, seed): settle(line, tasks, seed, backbone, budget, own[line.method]) for line, seed in points
-    }
-    fingerprint = describe(backbone).fingerprint()
-    runs = {key: Run(root, spec, fingerprint) for key, spec in members.items()}
-    refuse_twins(runs)
-    specs = list(members.values())
-    by_label = {label: spec for (label, _), spec in members.items()}
-    _refuse_splits({label: spec.evaluation.split for label, spec in by_label.items()})
-    check_teachers(specs)
-    check_trackers(specs[0].trackers)
-    note([*taught_otherwise([run.spec for run in runs.values()], root), *_overshoot(by_label, budget)])
-    named_runs = {f"{label}, seed {seed}": run for (label, seed), run in runs.items()}
-    failures = carry_out_runs(named_runs, train, placement)
+    root, tasks, seeds, runs = plan.root, plan.tasks, plan.seeds, plan.runs
+    failures = carry_out_runs(plan.named, train, placement)
     done: dict[str, list[Record]] = {}
-    for line in lines:
+    for line in plan.lines:
         runs_of_line = [runs[line.label, seed] for seed in seeds]
         records = [
             Record(run.summary, run.rows("evaluations.jsonl"), run.spec.record()) for run in runs_of_line if run.summary
@@ -139,40 +44,19 @@ def compare_methods(
     if done:
         analytic = [label for label in done if label.startswith("opd_analytic")]
         reference = analytic[0] if analytic else next(iter(done))
-        cost = _teacher_cost([run.spec for run in runs.values() if run.summary], root, fingerprint)
+        cost = _teacher_cost([run.spec for run in runs.values() if run.summary], root, plan.fingerprint)
         table = standings(done, tuple(tasks), reference, cost)
         found = fronts(done, tuple(tasks))
-        labels = [line.label for line in lines]
-        identity = text_hash([backbone, fingerprint, tasks, seeds, budget, labels, overrides])
+        labels = [line.label for line in plan.lines]
+        identity = text_hash([plan.backbone, plan.fingerprint, tasks, seeds, plan.budget, labels, plan.overrides])
         path = root / f"comparison-{identity}.json"
         # Print before writing: if the file cannot be written, the table is not lost.
-        print_standings(table, reference, tuple(tasks), budget, specs[0].evaluation.split, path)
+        print_standings(table, reference, tuple(tasks), plan.budget, plan.split, path)
         print_fronts(found)
-        write_atomic(path, json_bytes(as_json(table, found, reference, budget, runs)))
+        write_atomic(path, json_bytes(as_json(table, found, reference, plan.budget, runs)))
         write_report(path, root / f"report-{identity}")
     if failures:
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
-
-
-def _refuse_splits(splits: dict[str, str]) -> None:
-    """Raise UsageError unless all lines are evaluated on the same split; `splits` maps a line's label to its split."""
-    (first, split), *others = splits.items()
-    for label, other in others:
-        if other != split:
-            raise UsageError(
-                f"{first!r} is evaluated on the {split} prompts and {label!r} on the {other} prompts: compare lines "
-                "with the same evaluation.split"
-            )
-
-
-def _overshoot(specs: dict[str, Spec], budget: int) -> list[str]:
-    """Notes, before training, on lines that will exceed the budget too far; `specs` maps a line's label to a spec."""
-    over = beyond_budget(budget, {label: expected(spec, budget) for label, spec in specs.items()})
-    return [
-        f"{label} will spend {count:,} training NFE of --budget {budget:,}, because it ends on a whole update; more "
-        f"than {EQUAL:.0%} over the budget, it is not comparable with the other lines: choose a larger --budget"
-        for label, count in over.items()
-    ]
 
 
 def _teacher_cost(specs: list[Spec], root: Path, fingerprint: str) -> dict[str, float]:

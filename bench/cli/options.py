@@ -81,6 +81,7 @@ Axes = Annotated[
     list[str] | None,
     typer.Argument(metavar="[METHOD.]KEY=V1,V2", help="Further settings to vary, written as for --grid."),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and its predicted cost, then stop.")]
 Executor = Annotated[
     str,
     typer.Option(

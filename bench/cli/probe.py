@@ -1,60 +1,24 @@
 """`bench probe`: gradient noise and interference of methods at one frozen student."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.analysis.stats import Estimate
-from bench.config.contradictions import leaves
-from bench.config.grid import overrides_of, recipes, variants
-from bench.config.resolve import resolve
-from bench.config.settings import parse_override
+from bench.cli.probe_plan import Probing, plan_probe
 from bench.config.spec import Spec
-from bench.errors import UsageError
 from bench.jobs.placement import Placement
 from bench.jobs.runs import carry_out_command
 from bench.probes.estimates import nested
 from bench.probes.gradient import GradientNoise, gradient_noise
 from bench.probes.interference import interference
-from bench.registry import find, refuse_repeats
 from bench.system.files import json_bytes
-from bench.system.outputs import check_output, write_output
-from bench.system.places import check_writable
-from bench.system.workers import refuse_several
+from bench.system.outputs import write_output
 from bench.training.laboratory import laboratory
-from bench.training.teacher_sets import check_teachers
 
 HELD_APART = 10_000
 """First state (seed of prompts and noise) of the reference gradient. Estimates use states from 0, so that the two share
 no samples, which would bias the cosine upwards."""
-
-IDLE = ("budget", "optimizer", "ema", "evaluation", "probes", "checkpoint_every")
-"""Sections of settings that have no effect on a frozen student."""
-
-Member = tuple[str, tuple[str, ...], Spec]
-"""(label, point of the grid that all methods share, spec) of one probe."""
-
-
-@dataclass(frozen=True)
-class Probing:
-    """Arguments of the command, as plain data that can be sent to a job."""
-
-    methods: list[str]
-    tasks: list[str]
-    student: str
-    """'base', or an adapter folder."""
-    backbone: str
-    axes: list[str]
-    overrides: list[str]
-    states: int
-    draws: int
-    by_sigma: bool
-    output: str | None
-
-    def specs(self) -> list[Member]:
-        """The probes to carry out, from `probe_specs`."""
-        return probe_specs(self.methods, self.tasks, self.backbone, self.axes, self.overrides, self.student)
 
 
 def carry_out_probe(asked: Probing, root: Path, placement: Placement) -> None:
@@ -93,19 +57,15 @@ def probe_methods(asked: Probing, root: Path) -> None:
 
     Raises UsageError before any model is loaded if a method or setting cannot be probed.
     """
-    refuse_several("probe")
-    specs, states = asked.specs(), asked.states
-    check_teachers([spec for _, _, spec in specs])
+    specs, states = plan_probe(asked, root), asked.states
     output = Path(asked.output) if asked.output else None
-    check_output(output)
-    check_writable(root / "cache")
     probes: list[Probe] = []
     # By point of the grid: the reference gradient and the first method's measurement.
     firsts: dict[tuple[str, ...], tuple[GradientNoise, GradientNoise]] = {}
     for label, point, spec in specs:
         lab, method = laboratory(spec, asked.student, root)
         if point not in firsts:
-            apart = range(HELD_APART, HELD_APART + 2 * states)
+            apart = range(HELD_APART, HELD_APART + asked.apart)
             reference = gradient_noise(nested(method, lab, spec.tasks, apart, 1))
         else:
             reference, _ = firsts[point]
@@ -125,64 +85,12 @@ def probe_methods(asked: Probing, root: Path) -> None:
                 cosine=noise.cosine(reference.mean),
                 slope=noise.slope(first),
                 by_sigma=trained(split),
-                interference=interference(method, lab, spec.tasks, max(2, states // 4)),
+                interference=interference(method, lab, spec.tasks, asked.halves),
             )
         )
     print_probes(probes, asked.methods[0], asked.student)
     if output:
         write_output(output, json_bytes([as_json(p, asked.student) for p in probes]))
-
-
-def probe_specs(
-    methods: list[str],
-    tasks: list[str],
-    backbone: str,
-    axes: list[str],
-    overrides: list[str],
-    student: str = "base",
-) -> list[Member]:
-    """(label, point of the shared grid, spec) of every probe.
-
-    All methods use the first method's sampler and adapter shape instead of those of their recipes, because estimates
-    are comparable only at the same student and sampler. Raises UsageError for a method that does not train and for a
-    setting without effect.
-    """
-    if not methods:
-        raise UsageError("the method list is empty; name at least one method")
-    for method in methods:
-        if not find("method", method).trains:
-            raise UsageError(f"method {method!r} does not train, so it has no gradient to probe: leave it out")
-    refuse_repeats("method", methods)
-    own = {method: overrides_of(method, methods, overrides) for method in methods}
-    found = []
-    for v in variants(axes, recipes(methods, tasks, backbone), overrides):
-        settings = [*own[v.method], *v.overrides]
-        _refuse_idle(settings, student)
-        first = resolve(methods[0], tasks, 0, backbone, overrides=[*own[methods[0]], *v.common])
-        parts = ("sampler",) if first.full_finetuning else ("sampler", "lora")
-        shared = [f"{part}={json.dumps(getattr(first, part).model_dump())}" for part in parts]
-        shared += ["full_finetuning=true"] if first.full_finetuning else []
-        spec = resolve(v.method, tasks, 0, backbone, overrides=[*shared, *settings])
-        if find("method", spec.method).points(spec):
-            raise UsageError(f"a probe measures one student, but {v.label!r} trains a family of them: leave it out")
-        found.append((v.label, v.common, spec))
-    return found
-
-
-def _refuse_idle(overrides: list[str], student: str) -> None:
-    """Raise UsageError for a setting that has no effect on a frozen student, such as a learning rate."""
-    keys = [key for text in overrides for key in leaves(parse_override(text))]
-    for key in keys:
-        section = key.partition(".")[0]
-        if key == "lora.start":
-            raise UsageError("lora.start has no effect in a probe: name the adapter to probe with --student")
-        if section in ("lora", "full_finetuning") and student != "base":
-            raise UsageError(
-                f"{key} has no effect in a probe of a trained student, which has its own shape: leave it out, or probe "
-                f"--student base instead of {student}"
-            )
-        if section in IDLE:
-            raise UsageError(f"{key} has no effect in a probe, which trains nothing: leave it out")
 
 
 def trained(split: dict[float, GradientNoise]) -> dict[float, GradientNoise]:

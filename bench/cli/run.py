@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli.console import Console, print_next
-from bench.config.resolve import describe
+from bench.cli.teacher_use import use_lines
 from bench.config.spec import Spec
 from bench.errors import BenchError, Interrupted, PartialError, UsageError, one_line
 from bench.jobs.placement import Placement
-from bench.jobs.runs import carry_out_runs, spec_of
-from bench.store.run import Run
+from bench.jobs.runs import by_label, carry_out_runs, spec_of
 from bench.system.workers import connect
 from bench.training.execute import Session, execute
 from bench.training.sheet import try_contact_sheet
-from bench.training.teacher_sets import keep_teachers
+from bench.training.teacher_sets import keep_teachers, teacher_sets
 
 
 def run_seeds(specs: list[Spec], root: Path, placement: Placement) -> None:
@@ -105,17 +104,15 @@ def teach_tasks(specs: list[Spec], root: Path, placement: Placement) -> None:
 
 
 def _keep(specs: list[Spec], root: Path) -> None:
-    """Collect the teachers' adapters in folders for --teachers, and print the options that use them."""
-    print("\n".join(keep_teachers(specs, root)))
+    """Collect the teachers' adapters in folders for --teachers, and print the commands that use them."""
+    sets = teacher_sets(specs, root)
+    keep_teachers(sets)
+    print("\n".join(use_lines(sets, root)))
 
 
 def _as_jobs(specs: list[Spec], root: Path, placement: Placement) -> tuple[list[dict], dict[str, str]]:
     """Summaries of the finished runs, and the errors of the others by label."""
-    fingerprint = describe(specs[0].backbone).fingerprint()
-    runs = {}
-    for spec in specs:
-        label = f"{'+'.join(spec.tasks)}, seed {spec.seed}"
-        runs[label] = Run(root, spec, fingerprint)
+    runs = by_label(specs, root)
     failures = carry_out_runs(runs, train, placement)
     return [run.summary for run in runs.values() if run.summary], failures
 

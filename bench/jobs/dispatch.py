@@ -57,15 +57,13 @@ def dispatch(
     """
     if not jobs:
         return {}
-    if placement.profile.gpus and device == "cpu":
-        raise UsageError("the profile asks for GPUs, but the runs are on the CPU: add --set device=cuda")
+    refuse_placement(placement, root, device)
     if placement.executor == "inline":
         return _inline(jobs, carry_out, root, report)
     if placement.executor == "slurm" and not shutil.which("srun"):
         raise MissingError("there is no Slurm on this machine (srun is not on PATH): use --executor local")
     dispatcher = _Dispatcher(jobs, carry_out, root, placement, device, report)
     home = root / "launches"
-    check_writable(home)
     made = missing_folders(home)
     try:
         return dispatcher.carry_out()
@@ -76,6 +74,17 @@ def dispatch(
             (home / "lock").unlink(missing_ok=True)
             remove_empty(made)
         raise
+
+
+def refuse_placement(placement: Placement, root: Path, device: str) -> None:
+    """Raise UsageError if a placement cannot carry out work on this device, or its jobs cannot be written to `root`.
+
+    Leaves nothing behind. Whether Slurm is installed is not asked, so that a dry run works anywhere.
+    """
+    if placement.profile.gpus and device == "cpu":
+        raise UsageError("the profile asks for GPUs, but the runs are on the CPU: add --set device=cuda")
+    if placement.executor != "inline":
+        check_writable(root / "launches")
 
 
 def _inline(jobs: list[Job], carry_out: CarryOut, root: Path, report: Report) -> dict[str, str]:

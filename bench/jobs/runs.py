@@ -1,11 +1,13 @@
 """Runs as jobs: finished runs are skipped, and each missing teacher is trained once before the runs that need it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.config.resolve import describe
 from bench.config.spec import Spec
 from bench.errors import BenchError
-from bench.jobs.dispatch import dispatch
+from bench.jobs.dispatch import dispatch, refuse_placement
 from bench.jobs.launches import Job, launches
 from bench.jobs.placement import Placement
 from bench.jobs.status import log_lines
@@ -20,6 +22,48 @@ def spec_of(work: dict[str, Any]) -> Spec:
     return Spec.model_validate(work)
 
 
+def by_label(specs: list[Spec], root: Path) -> dict[str, Run]:
+    """Return label -> run of specs that differ in tasks or seed only."""
+    fingerprint = describe(specs[0].backbone).fingerprint()
+    return {f"{'+'.join(spec.tasks)}, seed {spec.seed}": Run(root, spec, fingerprint) for spec in specs}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What carrying out some runs takes: which are finished, and the jobs of the others and of missing teachers."""
+
+    finished: dict[str, Run]
+    """Label -> run that is only read."""
+    waiting: dict[str, Run]
+    """Label -> run that starts, or resumes from its checkpoint."""
+    teachers: list[Job]
+    """Jobs of the teachers that the waiting runs need trained first, each once."""
+    jobs: list[Job]
+    """Jobs of the waiting runs."""
+
+
+def plan_runs(members: dict[str, Run], placement: Placement) -> RunPlan:
+    """Return what carrying out these runs, given by label, takes. Writes nothing.
+
+    Raises UsageError if a finished run was scored by other scorers, or if the placement cannot carry out the others.
+    """
+    waiting = {label: run for label, run in members.items() if not run.summary}
+    finished = {label: run for label, run in members.items() if label not in waiting}
+    for run in finished.values():
+        check_scored(run)
+    if not waiting:
+        return RunPlan(finished, {}, [], [])
+    first = next(iter(waiting.values()))
+    root = first.folder.parent
+    teachers, needs = teacher_jobs(list(waiting.values()), root)
+    jobs = []
+    for label, run in waiting.items():
+        name = run.folder.name
+        jobs.append(_job(label, run.spec, name, needs[name]))
+    refuse_placement(placement, root, first.spec.device)
+    return RunPlan(finished, waiting, teachers, jobs)
+
+
 def carry_out_runs(members: dict[str, Run], train: CarryOut, placement: Placement) -> dict[str, str]:
     """Carry out runs, given by label, with progress on stderr. Returns label -> error of those that failed."""
     from bench.printing import progress_bar
@@ -28,16 +72,10 @@ def carry_out_runs(members: dict[str, Run], train: CarryOut, placement: Placemen
         return {}
     runs = list(members.values())
     root, device = runs[0].folder.parent, runs[0].spec.device
-    waiting = {label: run for label, run in members.items() if not run.summary}
-    for label, run in members.items():
-        if label not in waiting:
-            check_scored(run)
-    jobs, needs = teacher_jobs(list(waiting.values()), root)
-    for label, run in waiting.items():
-        name = run.folder.name
-        jobs.append(_job(label, run.spec, name, needs[name]))
+    plan = plan_runs(members, placement)
+    jobs = [*plan.teachers, *plan.jobs]
     with progress_bar() as progress:
-        finished = len(members) - len(waiting)
+        finished = len(plan.finished)
         total = finished + len(jobs)
         bar = progress.add_task(f"{len(members)} runs, {placement.executor}", total=total, completed=finished)
 

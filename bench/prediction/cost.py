@@ -66,16 +66,37 @@ class Cost:
         return (model + decoder) / utilisation
 
 
+@dataclass(frozen=True)
+class GpuTime:
+    """Time on one GPU, a range in seconds; as text "13 to 20 hours", or minutes."""
+
+    low: float = 0.0
+    high: float = 0.0
+
+    def __add__(self, other: "GpuTime") -> "GpuTime":
+        return GpuTime(self.low + other.low, self.high + other.high)
+
+    def __mul__(self, times: float) -> "GpuTime":
+        return GpuTime(self.low * times, self.high * times)
+
+    def __str__(self) -> str:
+        low, high, unit = self.low / 60, self.high / 60, "minutes"
+        if high >= 120:
+            low, high, unit = low / 60, high / 60, "hours"
+        if high < 10:
+            return f"{low:,.2g} to {high:,.2g} {unit}"
+        return f"{low:,.0f} to {high:,.0f} {unit}"
+
+
+def gpu_time(cost: Cost, compute: Compute) -> GpuTime:
+    """Time on one GPU at the assumed range of utilisation."""
+    worst, best = UTILISATION[compute.precision]
+    return GpuTime(cost.seconds(compute, best), cost.seconds(compute, worst))
+
+
 def hours(cost: Cost, compute: Compute) -> str:
     """Time on one GPU at the assumed range of utilisation, as text: "13 to 20 hours", or minutes."""
-    worst, best = UTILISATION[compute.precision]
-    low, high = cost.seconds(compute, best) / 60, cost.seconds(compute, worst) / 60
-    unit = "minutes"
-    if high >= 120:
-        low, high, unit = low / 60, high / 60, "hours"
-    if high < 10:
-        return f"{low:,.2g} to {high:,.2g} {unit}"
-    return f"{low:,.0f} to {high:,.0f} {unit}"
+    return str(gpu_time(cost, compute))
 
 
 def of_passes(passes: Passes, size: Size, student: Shape | Full, compute: Compute) -> float:
@@ -106,6 +127,19 @@ def updates(spec: Spec, per_update: int) -> int | None:
     if spec.budget.nfe and per_update:
         return -(-spec.budget.nfe // per_update)
     return None
+
+
+def run_nfe(spec: Spec) -> int | None:
+    """Training NFE of a whole run, which ends on a whole update; 0 if its method does not train.
+
+    None for a budget in seconds, which says nothing of NFE.
+    """
+    method = find("method", spec.method)
+    if not method.trains:
+        return 0
+    per_update = method.predict(spec, describe(spec.backbone).sampler(spec))
+    count = updates(spec, per_update)
+    return None if count is None else per_update * count
 
 
 def held_out(spec: Spec, world: str) -> dict[str, int | str]:
@@ -158,8 +192,13 @@ def lines(spec: Spec, descriptor: Descriptor, size: Size, sampler: Sampler) -> I
     count = updates(spec, per_update) if method.trains else 0
     yield from training_lines(spec, size, work, per_update, count)
     yield from evaluation_lines(spec, descriptor, size, sampler, count)
-    low, high = UTILISATION[spec.compute.precision]
-    peak = PEAK[spec.compute.precision] / 1e12
+    yield from assumptions(spec.compute)
+
+
+def assumptions(compute: Compute) -> Iterator[str]:
+    """What predicted hours assume and leave out, as lines of text."""
+    low, high = UTILISATION[compute.precision]
+    peak = PEAK[compute.precision] / 1e12
     yield (
         f"hours are for one {GPU} that reaches {low:.0%} to {high:.0%} of its {peak:,.0f} TFLOP/s, which is an "
         "estimate; bench perf measures it"
@@ -222,16 +261,46 @@ def training_hours(
     )
 
 
+def training_time(spec: Spec, size: Size) -> GpuTime | None:
+    """Time of training one run; None if its method does not say which passes it makes, or for a budget in seconds."""
+    method = find("method", spec.method)
+    if not method.trains:
+        return GpuTime()
+    sampler = describe(spec.backbone).sampler(spec)
+    work = method.work(spec, sampler)
+    count = updates(spec, method.predict(spec, sampler))
+    if work is None or count is None:
+        return None
+    return gpu_time(of_update(work, size, spec) * count, spec.compute)
+
+
 def teacher_hours(spec: Spec, size: Size, task: str) -> str:
     """Time of training the teacher of one task, as text."""
-    theirs = teacher_spec(spec, task)
-    method = find("method", theirs.method)
-    sampler = describe(theirs.backbone).sampler(theirs)
-    work = method.work(theirs, sampler)
-    count = updates(theirs, method.predict(theirs, sampler))
-    if work is None or count is None:
-        return "hours not known"
-    return hours(of_update(work, size, theirs) * count, theirs.compute)
+    time = training_time(teacher_spec(spec, task), size)
+    return "hours not known" if time is None else str(time)
+
+
+def evaluation_time(spec: Spec, size: Size) -> GpuTime:
+    """Time of a run's held-out evaluations of its student, on the tasks whose number of images is known.
+
+    Evaluating the base and the teachers, once per results folder, is not included.
+    """
+    descriptor = describe(spec.backbone)
+    if descriptor.size:
+        size = descriptor.size(spec.evaluation_compute) or size
+    found = held_out(spec, descriptor.world)
+    pictures = {task: n for task, n in found.items() if isinstance(n, int)}
+    method, sampler = find("method", spec.method), descriptor.sampler(spec)
+    count = updates(spec, method.predict(spec, sampler)) if method.trains else 0
+    each = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, spec.evaluation.scale))
+    return gpu_time(each * held_out_evaluations(spec, count), spec.compute)
+
+
+def unknown_images(found: dict[str, int | str]) -> Iterator[str]:
+    """A line for every task whose number of images is not known, with the reason; `found` is from `held_out`."""
+    for task, why in found.items():
+        if isinstance(why, str):
+            yield f"held-out evaluation of {task}: not included, because its number of images is not known ({why})"
 
 
 def evaluation_lines(
@@ -258,8 +327,6 @@ def evaluation_lines(
             references += of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, scale))
         whom = ", ".join(["the base", *(f"teacher {task}" for task in spec.teachers)])
         yield f"evaluation of {whom}, once per results folder: {hours(references, spec.compute)}"
-    for task, why in found.items():
-        if task not in pictures:
-            yield f"held-out evaluation of {task}: not included, because its number of images is not known ({why})"
+    yield from unknown_images(found)
     if spec.probes.interference:
         yield "probes.interference: not included"

@@ -7,6 +7,7 @@ and guidance.
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.backbones.teacher_files import Teacher, find_teacher
@@ -89,7 +90,7 @@ def taught_otherwise(specs: Iterable[Spec], root: Path) -> list[str]:
         recipes = {_line(run.folder) for run in runs}
         others = [folder for folder in finished.get(task, []) if _line(folder.parent) not in recipes]
         if others:
-            folders = " or ".join(str(_near(folder)) for folder in others)
+            folders = " or ".join(str(near(folder)) for folder in others)
             lines.append(
                 f"the teacher for {task} is trained now by the backbone's recipe; to use one that was trained "
                 f"with other settings: --set teachers.{task}={folders}"
@@ -122,29 +123,39 @@ def _finished_teachers(root: Path, backbones: set[str]) -> dict[str, list[Path]]
     return found
 
 
-def keep_teachers(specs: list[Spec], root: Path) -> list[str]:
-    """Copy finished teachers to one folder per seed, in the form --teachers takes; returns lines for the user.
+@dataclass(frozen=True)
+class TeacherSet:
+    """The teachers of one seed, in the form --teachers takes: a folder with one subfolder per task."""
 
-    The folder's name contains a hash of the runs, so that the same teachers always have the same folder.
+    seed: int
+    folder: Path
+    """Relative to the current folder if it is inside it."""
+    runs: dict[str, Run]
+    """Task -> run that trains its teacher."""
+    by_recipe: bool
+    """Whether --teachers train would train the same teachers."""
+
+
+def teacher_sets(specs: list[Spec], root: Path) -> list[TeacherSet]:
+    """The sets that these teachers make, one per seed, whether or not they are trained yet.
+
+    A folder's name contains a hash of the runs, so that the same teachers always have the same folder.
     """
-    lines = []
+    sets = []
     for seed in dict.fromkeys(spec.seed for spec in specs):
         mine = [spec for spec in specs if spec.seed == seed]
-        runs = {}
-        for spec in mine:
-            fingerprint = describe(spec.backbone).fingerprint()
-            runs[spec.tasks[0]] = Run(root, spec, fingerprint)
+        runs = {spec.tasks[0]: Run(root, spec, describe(spec.backbone).fingerprint()) for spec in mine}
         names = sorted(run.folder.name for run in runs.values())
-        name = f"teachers-{text_hash(names)}-s{seed}"
-        for task, run in runs.items():
-            _keep(run, root / name / task)
-        by_recipe = all(_by_recipe(spec) for spec in mine)
-        usual = " (trained by the recipe, so --teachers train uses them too)" if by_recipe else ""
-        folder = _near(root / name)
-        sets = " ".join(f"--set teachers.{task}={folder / task}" for task in runs)
-        lines.append(f"teachers of seed {seed}{usual} for bench run: --teachers {folder}")
-        lines.append(f"and for bench compare: {sets}")
-    return lines
+        folder = near(root / f"teachers-{text_hash(names)}-s{seed}")
+        sets.append(TeacherSet(seed, folder, runs, all(_by_recipe(spec) for spec in mine)))
+    return sets
+
+
+def keep_teachers(sets: list[TeacherSet]) -> None:
+    """Copy the finished teachers of these sets to their folders."""
+    for kept in sets:
+        for task, run in kept.runs.items():
+            _keep(run, kept.folder / task)
 
 
 def training_record(run: Run, updates: int, nfe: int) -> dict:
@@ -189,7 +200,7 @@ def _by_recipe(spec: Spec) -> bool:
     return same.digest(fingerprint) == spec.digest(fingerprint)
 
 
-def _near(path: Path) -> Path:
-    """The path relative to the current folder if it is inside it."""
+def near(path: Path) -> Path:
+    """Return the path relative to the current folder if it is inside it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,20 +1,24 @@
 """Teachers: where the teacher of each task comes from, and the checks that it must pass."""
 
+from __future__ import annotations
+
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from bench.backbones.flow import FlowBackbone
 from bench.backbones.teacher_files import Teacher, find_teacher
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import teacher_spec
 from bench.config.spec import Spec
 from bench.errors import DamagedError, MissingError, UsageError
+from bench.lazy import torch, without_gradients
 from bench.store.names import ADAPTER, MODEL
 from bench.store.run import Run
 from bench.system.files import read_json
+
+if TYPE_CHECKING:
+    from bench.backbones.flow import FlowBackbone
 
 
 def to_train(spec: Spec, root: Path, backbone_hash: str) -> list[Run]:
@@ -90,7 +94,7 @@ def mount(teachers: dict[str, Teacher], backbone: FlowBackbone) -> dict[str, str
     return names
 
 
-@torch.no_grad()
+@without_gradients
 def _predicts_as_base(model: str, backbone: FlowBackbone) -> bool:
     """Whether a whole model's velocity equals the base's to the last bit, for one latent and the empty prompt."""
     x, conditioning = backbone.noise(1, torch.Generator().manual_seed(0)), backbone.encode([""])

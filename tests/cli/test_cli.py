@@ -23,10 +23,11 @@ FLAGS = {
         "--tasks",
         "--teachers",
     ],
-    "teach": ["--backbone", "--help", "--preset", "--results", "--seeds", "--set", "--tasks"],
+    "teach": ["--backbone", "--dry-run", "--help", "--preset", "--results", "--seeds", "--set", "--tasks"],
     "compare": [
         "--backbone",
         "--budget",
+        "--dry-run",
         "--grid",
         "--help",
         "--method",
@@ -40,6 +41,7 @@ FLAGS = {
         "--backbone",
         "--by-sigma",
         "--draws",
+        "--dry-run",
         "--grid",
         "--help",
         "--method",
@@ -84,7 +86,7 @@ FLAGS = {
     "cancel": ["--help", "--results"],
     "logs": ["--follow", "--help", "--results"],
     "doctor": ["--help"],
-    "sweep": ["--help", "--results", "--storage", "--workers"],
+    "sweep": ["--dry-run", "--help", "--results", "--storage", "--workers"],
     "report": ["--diff", "--help", "--output"],
 }
 

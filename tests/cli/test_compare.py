@@ -11,8 +11,9 @@ import pytest
 from bench.analysis.comparison import Goal, standings
 from bench.analysis.fronts import fronts
 from bench.analysis.records import Record
-from bench.cli.compare import EQUAL, as_json, beyond_budget, print_fronts, settle, target_text
-from bench.cli.probe import probe_specs
+from bench.cli.compare import as_json, print_fronts, target_text
+from bench.cli.comparison_plan import EQUAL, beyond_budget, settle
+from bench.cli.probe_plan import probe_specs
 from bench.config.grid import method_names, overrides_of, parse_axis, recipes, variants
 from bench.config.resolve import resolve
 from bench.errors import UsageError

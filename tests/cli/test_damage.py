@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.app import main
-from bench.cli.compare import POINTS
+from bench.cli.comparison_plan import POINTS
 from bench.config.resolve import resolve
 from bench.jobs.launches import Job, launches, new_launch
 from report.evidence import collect

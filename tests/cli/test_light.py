@@ -35,6 +35,9 @@ finally:
         (["run", "--method", "opd_analytic", "--tasks", "ocr,geneval", "--dry-run"], 0),
         (["run", "--method", "multi_reward", "--set", "params.engine=grpo", "--set", "sampler.kernel=flow_sde", "--set",
           "sampler.eta=0.7", "--dry-run"], 0),
+        (["compare", "--methods", "opd_analytic,multi_reward", "--set", "teachers.ocr=train", "--dry-run"], 0),
+        (["probe", "--methods", "opd_analytic,sft", "--dry-run"], 0),
+        (["teach", "--tasks", "ocr", "--dry-run"], 0),
     ],
     ids=lambda value: " ".join(value[-3:]) if isinstance(value, list) else "",
 )  # fmt: skip

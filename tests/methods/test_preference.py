@@ -11,7 +11,7 @@ from bench.analysis.fronts import fronts
 from bench.analysis.records import Record
 from bench.api.lab import EMA, STUDENT
 from bench.backbones.adapters import Adapters
-from bench.cli.probe import probe_specs
+from bench.cli.probe_plan import probe_specs
 from bench.config.grid import parse_axis
 from bench.config.resolve import describe, resolve
 from bench.errors import UsageError
