@@ -10,6 +10,7 @@ from bench.errors import MissingError, UsageError
 from bench.lazy import torch, without_gradients
 from bench.scoring.pictures import to_bytes
 from bench.weights.frozen import load_frozen, load_processor, weights_name
+from tasks.resizing import with_gradient_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,19 +175,19 @@ def central_square(height: int, width: int, side: int) -> tuple[tuple[int, int],
     return size, (round((size[0] - side) / 2), round((size[1] - side) / 2))
 
 
-def with_gradient_of(smooth: Tensor, exact: Tensor) -> Tensor:
-    """The values of `exact`, up to rounding, with the gradients of `smooth`, of the same shape."""
-    return smooth + (exact - smooth).detach()
-
-
 def standardise(images_BCHW: Tensor, side: int, mode: str) -> Tensor:
-    """Resize to a square if needed (antialiased), then normalise with CLIP's mean and std: [B, 3, side, side]."""
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
+    """Resize to a square if needed (antialiased), then `normalise`: [B, 3, side, side]."""
     images_BCHW = images_BCHW.float().cpu()
     size = (side, side)
     if images_BCHW.shape[-2:] != size:
         images_BCHW = torch.nn.functional.interpolate(images_BCHW, size, mode=mode, antialias=True)
+    return normalise(images_BCHW)
+
+
+def normalise(images_BCHW: Tensor) -> Tensor:
+    """Images on the CPU, standardised with CLIP's mean and standard deviation of each channel."""
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
     mean = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
     std = torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
     return (images_BCHW - mean) / std

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Remote(PromptFileTask):
-    """Scores from the server at scorers.remote.url, for packages that need their own environment (ImageReward)."""
+    """Scores from the server at scorers.remote.url, for packages that need their own environment (UnifiedReward)."""
 
     name = "remote"
     version = "1"

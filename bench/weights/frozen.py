@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
@@ -138,25 +139,60 @@ def load_frozen(
     for files that are corrupt, incomplete or not finite, and UsageError for a different kind of model, an unknown
     precision or an unknown device.
     """
-    from transformers import AutoConfig
-    from transformers.utils.logging import disable_progress_bar
+    check_placement(device, precision, what)
+    if Path(source).is_dir():
+        require_folder(Path(source), what)
+    load_config(model_class, source, what)
+    return _loaded(partial(model_class.from_pretrained, source), source, device, what, precision, unread)
 
+
+def load_config(model_class, source: str, what: str):
+    """The configuration of a model. Raises MissingError if there is none, UsageError if it is of another kind."""
+    from transformers import AutoConfig
+
+    with _reading(source, what):
+        config = AutoConfig.from_pretrained(source)
+    kind, wanted = config.model_type, model_class.config_class.model_type
+    if kind != wanted:  # transformers would only warn, and initialise the weights at random
+        raise UsageError(f"{source!r} is not a {what}: its model type is {kind!r}, not {wanted!r}")
+    return config
+
+
+def load_tensors(
+    model_class, config, tensors: dict[str, Tensor], source: str, device: str, what: str, precision: str = "float32"
+):
+    """Like `load_frozen`, from tensors under the model's own names that were read from `source`."""
+    check_placement(device, precision, what)
+    make = partial(model_class.from_pretrained, None, config=config, state_dict=tensors)
+    return _loaded(make, source, device, what, precision, NEVER_SAVED)
+
+
+def check_placement(device: str, precision: str, what: str) -> None:
+    """Raise UsageError for an unknown precision or device of a model."""
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     check_device(device, what, "set its device to cpu")
+
+
+def _loaded(make: Callable, source: str, device: str, what: str, precision: str, unread: re.Pattern):
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()  # two progress bars would garble the terminal
-    if Path(source).is_dir():
-        require_folder(Path(source), what)
-    try:
-        kind, wanted = AutoConfig.from_pretrained(source).model_type, model_class.config_class.model_type
-        if kind != wanted:  # transformers would only warn, and initialise the weights at random
-            raise UsageError(f"{source!r} is not a {what}: its model type is {kind!r}, not {wanted!r}")
+    with _reading(source, what):
         # Mismatched sizes are ignored here only so that `whole` can report them with the tensor's name.
-        how = {"dtype": getattr(torch, precision), "ignore_mismatched_sizes": True, "output_loading_info": True}
-        model = whole(model_class.from_pretrained(source, **how), source, unread)
+        loaded = make(dtype=getattr(torch, precision), ignore_mismatched_sizes=True, output_loading_info=True)
+        model = whole(loaded, source, unread)
         state = model.state_dict()
         floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
         require_numbers(floats, source, precision)
+    return model.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def _reading(source: str, what: str) -> Iterator[None]:
+    """Turn the libraries' errors into MissingError for missing files and DamagedError for files that are corrupt."""
+    try:
+        yield
     except BenchError:
         raise
     except torch.OutOfMemoryError:
@@ -165,7 +201,6 @@ def load_frozen(
         raise _absent(what, source, error) from error
     except (SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
         raise DamagedError(f"no {what} at {source!r}: {cause_of(error)}") from error
-    return model.eval().requires_grad_(False).to(device)
 
 
 def save_folder(model, folder: Path) -> None:

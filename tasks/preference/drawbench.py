@@ -10,8 +10,10 @@ import numpy as np
 
 from bench.api.task import Prompt, Scores, Task
 from bench.errors import MissingError, UsageError, unknown
+from bench.weights.frozen import PRECISIONS
 from tasks.bounds import clipped
 from tasks.clip import BATCH, DEVICES, devices
+from tasks.preference import hpsv3
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import read_lines
 
@@ -35,6 +37,8 @@ class DrawBench(Task):
             if key not in DEVICES
         },
         **devices(BATCH),
+        "precision": f"{', '.join(PRECISIONS)}; default: float32, but bfloat16 for hpsv3",
+        "batch": f"images per forward of every judge; default {BATCH}, but {hpsv3.BATCH} for hpsv3",
     }
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):

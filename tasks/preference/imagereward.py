@@ -13,9 +13,9 @@ import numpy as np
 
 from bench.errors import MissingError
 from bench.lazy import torch, without_gradients
-from bench.scoring.pictures import to_bytes
 from bench.weights.frozen import load_frozen, load_tokenizer, weights_name
-from tasks.clip import BATCH, central_square, cropped, placed, standardise, with_gradient_of
+from tasks.clip import BATCH, central_square, normalise, placed
+from tasks.resizing import Resize, straight_through, through_pil
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,8 +88,7 @@ class ImageRewardJudge:
     @cached_property
     def model(self):
         """The model, loaded at first use."""
-        what = "ImageReward model"
-        return load_frozen(model_class(), self.source, self.device, what, self.precision)
+        return load_frozen(model_class(), self.source, self.device, "converted ImageReward model", self.precision)
 
     @cached_property
     def tokenizer(self):
@@ -107,13 +106,13 @@ class ImageRewardJudge:
     @without_gradients
     def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
         """Scores, float64 [B]."""
-        return self._scores(images_BCHW, texts, exactly).double().cpu().numpy()
+        return self._scores(images_BCHW, texts, through_pil).double().cpu().numpy()
 
     def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
         """The same with gradients to the images."""
-        return self._scores(images_BCHW, texts, smoothly)
+        return self._scores(images_BCHW, texts, straight_through)
 
-    def _scores(self, images_BCHW: Tensor, texts: list[str], prepare) -> Tensor:
+    def _scores(self, images_BCHW: Tensor, texts: list[str], resize: Resize) -> Tensor:
         side, found = self.model.config.vision_config.image_size, []
         for start in range(0, len(texts), self.batch):
             here = slice(start, start + self.batch)
@@ -121,26 +120,16 @@ class ImageRewardJudge:
                 texts[here], padding="max_length", truncation=True, max_length=WORDS, return_tensors="pt"
             )
             read = {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
-            found.append(self.model(prepare(images_BCHW[here], side).to(self.device, self.model.dtype), read))
+            found.append(
+                self.model(pixel_values(images_BCHW[here], side, resize).to(self.device, self.model.dtype), read)
+            )
         return torch.cat(found)
 
 
-def exactly(images_BCHW: Tensor, side: int) -> Tensor:
-    """Pixel values [B, 3, side, side] as the published code computes them, through 256 levels of a pixel.
+def pixel_values(images_BCHW: Tensor, side: int, resize: Resize) -> Tensor:
+    """What the image encoder takes, [B, 3, side, side]: the central square, its short edge resized to `side`.
 
-    The short edge is resized to `side` (PIL, bicubic), the central square is cropped, and CLIP's mean and standard
-    deviation are used.
+    `resize`: `through_pil`, as published, or `straight_through`.
     """
-    from PIL import Image
-
-    (height, width), (top, left) = central_square(images_BCHW.shape[-2], images_BCHW.shape[-1], side)
-    squares = []
-    for levels in to_bytes(images_BCHW):
-        picture = Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
-        squares.append(np.asarray(picture)[top : top + side, left : left + side])
-    return standardise(torch.from_numpy(np.stack(squares)).movedim(-1, -3) / 255, side, "bicubic")
-
-
-def smoothly(images_BCHW: Tensor, side: int) -> Tensor:
-    """The values of `exactly`, with the gradients of the same resizing and cropping of tensors."""
-    return with_gradient_of(cropped(images_BCHW, side, "bicubic"), exactly(images_BCHW.detach(), side))
+    size, (top, left) = central_square(images_BCHW.shape[-2], images_BCHW.shape[-1], side)
+    return normalise(resize(images_BCHW, size)[..., top : top + side, left : left + side])

@@ -11,7 +11,7 @@ import numpy as np
 from tasks.bounds import Bounds
 from tasks.clip import BATCH, devices
 from tasks.pickscore import photo as pickscore
-from tasks.preference import aesthetic, clipscore, hps, vision
+from tasks.preference import aesthetic, clipscore, hps, hpsv3, imagereward, vision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +72,8 @@ JUDGES = {
     "aesthetic": Kind(aesthetic.AestheticJudge, aesthetic.MODELS | devices(BATCH)),
     "clipscore": Kind(clipscore.ClipScoreJudge, clipscore.MODELS | devices(BATCH)),
     "hpsv2": Kind(hps.HpsJudge, hps.MODELS | devices(BATCH)),
+    "hpsv3": Kind(hpsv3.HpsV3Judge, hpsv3.SOURCES),
+    "imagereward": Kind(imagereward.ImageRewardJudge, imagereward.MODELS | devices(BATCH)),
     "vqascore": Kind(vision.VqaScoreJudge, vision.MODELS),
     "quality": Kind(vision.QualityJudge, vision.MODELS),
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bench.api.task import Prompt, Scores
 from tasks.bounds import clipped, unclipped
 from tasks.preference.clipscore import DEFAULT
+from tasks.preference.hpsv3 import refuse_markers
 from tasks.preference.judges import JUDGES, Judge
 from tasks.preference.vision import WordsJudge
 from tasks.prompt_files import SOURCE, PromptFileTask
@@ -72,6 +73,26 @@ class Hps(PreferenceTask):
     name = "hpsv2"
     headline = "hpsv2.1"
     sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["hpsv2"].sources
+
+
+class HpsV3(PreferenceTask):
+    """Human Preference Score v3, a fine-tuned vision-language model."""
+
+    name = "hpsv3"
+    headline = "hpsv3"
+    sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["hpsv3"].sources
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise UsageError for a prompt that contains one of the model's own markers."""
+        refuse_markers(prompt.text)
+
+
+class ImageReward(PreferenceTask):
+    """ImageReward, a fine-tuned BLIP that reads the prompt while it sees the image."""
+
+    name = "imagereward"
+    headline = "imagereward"
+    sources: ClassVar[dict[str, str]] = SOURCE | JUDGES["imagereward"].sources
 
 
 class WordsTask(PreferenceTask):

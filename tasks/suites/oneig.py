@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 from bench.api.task import Prompt
 from bench.errors import DamagedError
 from bench.system import files
+from tasks.official_scripts import literal
 from tasks.suites.dependent import as_parents, as_questions, check_parents, granted
-from tasks.suites.reading import ASKED_TEXT, distance, matched, prepared, units, without
+from tasks.suites.reading import distance, matched, prepared, units, without
 from tasks.suites.suite import MEANS, Suite, sources_of, table_of, with_means
 from tasks.vision.judge import Question, Reply
 
@@ -23,6 +24,8 @@ CLASSES = {"Anime_Stylization": "anime", "Portrait": "human", "General_Object": 
 """Category in the table of prompts -> name of its questions' file, for the categories of alignment."""
 TEXTS = "Text_Rendering"
 ASKED = "{question}. Please answer 'Yes' or 'No' only."
+SCRIPT, INSTRUCTION = "scripts/utils/inference.py", "TEXT_PROMPT"
+"""The official script with the instruction to read a text, and its name there."""
 SAID = ("addCriterion", "No text recognized.")
 """What is removed from a reading, as published."""
 FARTHEST = 100
@@ -106,8 +109,8 @@ class OneIgText(Suite):
     sources: ClassVar[dict[str, str]] = sources_of(FOLDER)
 
     def official(self, source: Path) -> list[Path]:
-        """The prompts and the texts that their images should show."""
-        return [source / PROMPTS, source / "scripts/text/text_content.csv"]
+        """The prompts, the texts that their images should show, and the script with the instruction."""
+        return [source / PROMPTS, source / "scripts/text/text_content.csv", source / SCRIPT]
 
     def records(self, source: Path) -> list[Prompt]:
         """The prompts with a text."""
@@ -118,14 +121,14 @@ class OneIgText(Suite):
 
     def instructions(self) -> tuple[str, ...]:
         """What the judge is told."""
-        return (ASKED_TEXT,)
+        return (literal(self._source / SCRIPT, INSTRUCTION),)
 
     def questions(self, prompt: Prompt, image: int, attempt: int) -> list[Question]:
         """One: to read the text."""
         if not units(prepared(prompt.metadata["text"])):
             raise ValueError("the text has no letters")
         length = 256 if len(prompt.metadata["text"].split()) > WORDY else 128
-        return [Question(image, ASKED_TEXT, length=length)]
+        return [Question(image, self.instructions()[0], length=length)]
 
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
         """The text score with its parts, of which `words_read` has the published mean over all images."""

@@ -8,11 +8,6 @@ from collections.abc import Iterable
 
 from tasks.ocr.formula import edit_distance
 
-ASKED_TEXT = (
-    "Recognize the text in the image, only reply with the text content, but avoid repeating previously mentioned "
-    "content. If no text is recognized, please reply with 'No text recognized'."
-)
-"""What OneIG-Bench and LongText-Bench ask, word for word: other words would be another measure."""
 CHINESE = re.compile("[\u4e00-\u9fff]")
 LETTERS = "\u4e00-\u9fa5a-zA-Z0-9àâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ"
 """Letters that count; all others are removed."""

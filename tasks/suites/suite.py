@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.api.scores import FAILURE
 from bench.api.task import Prompt, Scores, Task
-from bench.errors import DamagedError, MissingError, UsageError, one_line
+from bench.errors import DamagedError, MissingError, UsageError, one_line, unknown
 from bench.hashing import content_hash, text_hash
 from bench.system import files
 from bench.weights.checkpoints import refuse_stand_in
@@ -57,6 +57,13 @@ class Suite(Task):
         if not asked.isdecimal() or not int(asked):
             raise UsageError(f"scorers.{self.name}.images is a number of images per prompt, not {asked!r}")
         self.per_prompt = int(asked)
+
+    def choice(self, key: str, known: tuple[str, ...]) -> str:
+        """The value of a setting with a few known ones, of which the first is the default. Raises UsageError."""
+        chosen = self.given.get(key, known[0])
+        if chosen not in known:
+            raise unknown(f"scorers.{self.name}.{key}", chosen, known)
+        return chosen
 
     @abstractmethod
     def records(self, source: Path) -> list[Prompt]:

@@ -7,16 +7,15 @@ does not answer every question. The instructions are read from the official scri
 
 from __future__ import annotations
 
-import ast
 import re
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from bench.api.task import Prompt
-from bench.errors import DamagedError, UsageError, one_line, unknown
+from bench.errors import DamagedError, UsageError
 from bench.hashing import seed_of
-from bench.system import files
+from tasks.official_scripts import literal
 from tasks.suites.suite import MEANS, Suite, UnusableError, rows_of, sources_of
 from tasks.vision.judge import Question, Reply
 
@@ -50,14 +49,8 @@ class TiifBench(Suite):
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
-        self.part = self._choice("part", PARTS)
-        self.description = self._choice("description", LENGTHS)
-
-    def _choice(self, key: str, known: tuple[str, ...]) -> str:
-        chosen = self.given.get(key, known[0])
-        if chosen not in known:
-            raise unknown(f"scorers.{self.name}.{key}", chosen, known)
-        return chosen
+        self.part = self.choice("part", PARTS)
+        self.description = self.choice("description", LENGTHS)
 
     def _files(self, source: Path, kind: str) -> list[Path]:
         folder = source / "data" / f"{self.part}_{kind}"
@@ -92,21 +85,11 @@ class TiifBench(Suite):
 
     @cached_property
     def _instructions(self) -> tuple[str, ...]:
-        path = self._source / SCRIPT
-        try:
-            tree = ast.parse(files.read_text(path))
-        except (SyntaxError, ValueError) as error:
-            raise DamagedError(f"{path} is not the official script: {one_line(error)}") from error
-        except OSError as error:
-            raise UsageError(f"cannot read the official instructions: {one_line(error)}") from error
-        texts: dict[str, str] = {}
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-                texts |= {name.id: str(node.value.value) for name in node.targets if isinstance(name, ast.Name)}
-        for name in NAMES:
-            if HERE not in texts.get(name, ""):
-                raise DamagedError(f"{path} has no instruction {name} with {HERE}")
-        return tuple(texts[name] for name in NAMES)
+        texts = tuple(literal(self._source / SCRIPT, name) for name in NAMES)
+        for name, text in zip(NAMES, texts):
+            if HERE not in text:
+                raise DamagedError(f"{self._source / SCRIPT}: the instruction {name} has no {HERE}")
+        return texts
 
     def instructions(self) -> tuple[str, ...]:
         """The three official instructions and the system message."""

@@ -6,6 +6,7 @@ from bench.config.grid import recipes, variants
 from bench.config.resolve import resolve, teacher_spec
 from bench.errors import UsageError
 from bench.training.out_of_memory import scorers as advice
+from tasks.preference.judges import JUDGES
 
 pytestmark = pytest.mark.usefixtures("tiny_tasks")
 
@@ -77,3 +78,8 @@ def test_a_grid_varies_a_weight() -> None:
 def test_memory_advice_names_the_further_scorers(sd3_folder) -> None:
     found = resolve("single_task", ["ocr"], backbone=str(sd3_folder), overrides=["rewards.ocr.clipscore=1"])
     assert {"scorers.ocr.url to score elsewhere", "a lower scorers.clipscore.batch"} <= set(advice(found))
+
+
+def test_every_preference_score_can_be_a_further_reward(sd3_folder) -> None:
+    spec = resolve("single_task", ["ocr"], backbone=str(sd3_folder), overrides=[f"rewards.ocr.{name}=1" for name in JUDGES])
+    assert set(JUDGES) <= set(spec.rewards["ocr"])

@@ -18,6 +18,7 @@ from bench.errors import DamagedError, MissingError, UsageError
 from bench.registry import find
 from bench.scoring.folders import write
 from bench.training.evaluate import Evaluation
+from tasks.official_scripts import literal
 from tasks.suites.blip import BlipJudge
 from tasks.suites.blip import prepared as blip_question
 from tasks.suites.reading import matched, prepared, units
@@ -41,6 +42,7 @@ ONEIG = {
     "human": {"000": {"question": json.dumps({"1": "Is there a man?"}), "dependency": json.dumps({"1": [0]})}},
     "object": {"000": {"question": {"1": "Is there a cup?", "2": "Is it blue?"}, "dependency": {"1": [0], "2": [1]}}},
 }  # fmt: skip
+READ = "Read what is written here."
 TEMPLATE = "\nTemplate {}.\n##YNQuestions##\nAnswer yes or no.\n"
 
 
@@ -49,7 +51,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     """suite -> its official file or folder."""
     found = {
         "geneval2": tmp_path / "geneval2_data.jsonl", "dpg": tmp_path / "dpg_bench.csv", "oneig": tmp_path / "OneIG",
-        "oneig_text": tmp_path / "OneIG", "longtext": tmp_path / "text_prompts.jsonl", "tiif": tmp_path / "TIIF",
+        "oneig_text": tmp_path / "OneIG", "longtext": tmp_path / "textbench", "tiif": tmp_path / "TIIF",
         "compbench": tmp_path / "dataset",
     }  # fmt: skip
     found["geneval2"].write_text("".join(json.dumps(row) + "\n" for row in GENEVAL2))
@@ -68,7 +70,11 @@ def files(tmp_path: Path) -> dict[str, Path]:
         {"prompt_id": 0, "prompt": "a poster", "text": ["Grand Opening", "today!"], "category": "poster"},
         {"prompt_id": 1, "prompt": "a page", "text": ["one two one"], "category": "page"},
     ]
-    found["longtext"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found["longtext"].mkdir()
+    (found["longtext"] / "text_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found["longtext"] / "evaluate_text_reward.py").write_text(f"class Evaluator:\n    def __init__(self):\n        self.qwen_prompt = ({READ!r})\n")
+    (folder / "scripts/utils").mkdir()
+    (folder / "scripts/utils/inference.py").write_text(f"import torch\nclass Judge:\n    def __init__(self):\n        self.TEXT_PROMPT = {READ!r}\n")
     for kind in ("prompts", "eval_prompts"):
         (found["tiif"] / f"data/testmini_{kind}").mkdir(parents=True)
     (found["tiif"] / "eval").mkdir()
@@ -203,7 +209,7 @@ def test_oneigs_text_score_has_the_published_parts(files, judged) -> None:
     read = {0: "Hello World helo", 1: "one two three four"}
 
     def answer(asked: Asked) -> str:
-        assert asked.text.startswith("Recognize the text in the image") and asked.request["max_tokens"] == 128
+        assert asked.text == READ and asked.request["max_tokens"] == 128
         return read[0] if asked.image.mean() < 0.5 else f"addCriterion{read[1]}"
 
     task = judged("oneig_text", files["oneig_text"], answer, images="1")
@@ -221,7 +227,7 @@ def test_longtexts_score_is_the_share_of_all_words(files, judged) -> None:
     """As evaluate_text_reward.py and summary_scores.py."""
 
     def answer(asked: Asked) -> str:
-        assert asked.request["max_tokens"] == 1024
+        assert asked.text == READ and asked.request["max_tokens"] == 1024
         return "GRAND opening tomorow" if asked.image.mean() < 0.5 else "No text recognized."
 
     task = judged("longtext", files["longtext"], answer, images="1")
@@ -229,9 +235,9 @@ def test_longtexts_score_is_the_share_of_all_words(files, judged) -> None:
     scores = task.score(images, task.prompts("test"))
     assert scores.metrics["text_score"].mean() == pytest.approx(2 / 6)
     np.testing.assert_allclose(scores.rewards, [2 / 3, 0])
-    chinese = files["longtext"].with_name("text_prompts_zh.jsonl")
-    chinese.write_text(json.dumps({"prompt_id": 0, "prompt": "海报", "text": ["你好", "世界!"]}) + "\n")
-    task = judged("longtext", chinese, lambda _: "世 好", images="1")
+    row = {"prompt_id": 0, "prompt": "海报", "text": ["你好", "世界!"]}
+    (files["longtext"] / "text_prompts_zh.jsonl").write_text(json.dumps(row) + "\n")
+    task = judged("longtext", files["longtext"], lambda _: "世 好", images="1", language="zh")
     assert task.score(noise(1), task.prompts("test")).rewards == pytest.approx([0.5])
 
 
@@ -360,7 +366,6 @@ def test_a_suites_name_has_the_judge_the_instructions_and_the_files(name: str, f
         ("dpg", "item_id", "item", "has no column 'item_id'"),
         ("dpg", ",3,2,", ",3,7,", "question 3 depends on 7, which is not there"),
         ("dpg", ",2,1,attribute", ",2,one,attribute", "does not hold the files of dpg"),
-        ("longtext", '"text": ["one two one"]', '"text": ["?"]', "the text has no letters"),
     ],
 )  # fmt: skip
 def test_files_that_are_not_the_suites_are_refused(name: str, old: str, new: str, message: str, files) -> None:
@@ -369,6 +374,15 @@ def test_files_that_are_not_the_suites_are_refused(name: str, old: str, new: str
     files[name].write_text(text.replace(old, new))
     with pytest.raises(UsageError, match=message):
         find("task", name)("photo", {"prompts": str(files[name])}).prompts("test")
+
+
+def test_a_text_without_letters_is_refused(files) -> None:
+    path = files["longtext"] / "text_prompts.jsonl"
+    path.write_text(path.read_text().replace("one two one", "?!"))
+    with pytest.raises(UsageError, match="the text has no letters"):
+        find("task", "longtext")("photo", {"prompts": str(files["longtext"])}).prompts("test")
+    with pytest.raises(UsageError, match="did you mean 'zh'"):
+        find("task", "longtext")("photo", {"language": "zhe"})
 
 
 def test_tiifs_files_must_belong_together(files) -> None:
@@ -380,9 +394,11 @@ def test_tiifs_files_must_belong_together(files) -> None:
         find("task", "tiif")("photo", {"prompts": str(folder)}).prompts("test")
     questions.write_text(text)
     script.write_text(script.read_text().replace("raw_prompt_2", "another"))
-    with pytest.raises(DamagedError, match="no instruction raw_prompt_2"):
+    literal.cache_clear()
+    with pytest.raises(DamagedError, match="it has no text raw_prompt_2"):
         find("task", "tiif")("photo", {"prompts": str(folder)}).prompts("test")
     script.write_text("raw_prompt = '''")
+    literal.cache_clear()
     with pytest.raises(DamagedError, match="not the official script"):
         find("task", "tiif")("photo", {"prompts": str(folder)}).prompts("test")
     with pytest.raises(UsageError, match="did you mean 'testmini'"):
