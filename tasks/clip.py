@@ -44,6 +44,14 @@ def placed(sources: dict[str, str], batch: int) -> dict[str, Any]:
     return how | {"batch": int(asked)}
 
 
+@cache
+def _loaded(source: str, device: str, precision: str):
+    """The CLIPModel of `source`. GenEval's judge of colours, CLIPScore and the diversity have the same by default."""
+    from transformers import CLIPModel
+
+    return load_frozen(CLIPModel, source, device, "CLIP model", precision)
+
+
 class Clip:
     """A CLIPModel (a folder in transformers' format, or a hub id) with its preprocessing. Texts are embedded once."""
 
@@ -66,10 +74,8 @@ class Clip:
 
     @cached_property
     def model(self):
-        """The CLIPModel, loaded at first use."""
-        from transformers import CLIPModel
-
-        return load_frozen(CLIPModel, self.source, self.device, "CLIP model", self.precision)
+        """The CLIPModel, loaded at first use, once for all scorers that use it."""
+        return _loaded(self.source, self.device, self.precision)
 
     @without_gradients
     def texts(self, texts: list[str]) -> Tensor:

@@ -1,5 +1,6 @@
 """The COCO detector's surroundings: mmdet's resizing, padding, scoring and boxes; colours from cut-outs."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,7 @@ def test_no_colour_is_judged_from_no_numbers(clip_folder: Path) -> None:
     found = Detection(0, (0, 0, 4, 4), 1.0, np.ones((8, 8), bool))
     assert judge.judge(torch.zeros(3, 8, 8), [found], "car")[0] in COLOURS
     with torch.no_grad():
+        judge.clip.model = deepcopy(judge.clip.model)  # other scorers have the same one
         judge.clip.model.visual_projection.weight[0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match="the colour judge gives values that are not finite"):
         judge.judge(torch.zeros(3, 8, 8), [found], "car")

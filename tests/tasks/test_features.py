@@ -15,6 +15,8 @@ from bench.config.scorers import view_settings
 from bench.errors import MissingError, UsageError
 from bench.scoring.loading import load_features
 from tasks.clip import with_processor
+from tasks.features.photo import PhotoFeatures
+from tasks.geneval.colours import ClipColourJudge
 
 
 def image_of(scene: Scene) -> torch.Tensor:
@@ -71,6 +73,13 @@ def test_features_of_photographs_are_clip_s(clip_folder: Path) -> None:
     assert torch.allclose(space.features(images), clip.images(images), atol=1e-6)
     assert space.name == f"clip-{clip.name}" and space.cosine
     assert space.attributes(images, [Prompt("a cup")] * 3) == {}
+
+
+def test_scorers_with_the_same_clip_share_it(clip_folder: Path) -> None:
+    """GenEval's judge of colours and the diversity have CLIP ViT-L/14, 1.7 GB, by default."""
+    space, judge = PhotoFeatures({"model": str(clip_folder)}), ClipColourJudge(str(clip_folder), ("red", "blue"))
+    assert space.clip.model is judge.clip.model
+    assert PhotoFeatures({"model": str(clip_folder), "precision": "bfloat16"}).clip.model is not judge.clip.model
 
 
 def test_without_weights_the_setting_is_named(tmp_path: Path) -> None:
