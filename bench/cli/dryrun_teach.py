@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.cli.forecast import NOTHING, forecast, hours_lines
+from bench.cli.forecast import NOTHING, counted, forecast, hours_lines
 from bench.cli.teacher_use import use_lines
 from bench.config.spec import Spec
 from bench.jobs.placement import Placement
@@ -34,7 +34,7 @@ def explain_teaching(specs: list[Spec], root: Path, placement: Placement) -> Non
     out = terminal(110)
     out.print(table)
     whole = sum(found.values(), NOTHING)
-    lines = [f"{len(specs)} teachers: {', '.join(whole.states)}"]
+    lines = [f"{counted(len(specs), 'teacher')}: {', '.join(whole.states)}"]
     if all(run_nfe(spec) is not None for spec in specs):
         lines.append(f"training NFE: {whole.total:,} in total, {whole.to_do:,} still to do")
     lines += hours_lines({label: (run.spec, 1) for label, run in plan.waiting.items()})

@@ -71,6 +71,11 @@ def forecast(run: Run) -> Forecast:
     return Forecast(0, 1, 0, nfe, max(0, nfe - spent))
 
 
+def counted(count: int, noun: str) -> str:
+    """A count and its noun as text, such as "1 run" or "2 runs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def seeds_text(seeds: list[int]) -> str:
     """Seeds as text, such as "seeds 0, 1"."""
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
@@ -136,27 +141,37 @@ def hours_lines(named: dict[str, tuple[Spec, int]], how: str = "at most") -> Ite
     There are none for a backbone whose size is not declared, such as `micro`. Runs that resume count as whole runs;
     `how` says in which sense their total holds.
     """
-    specs = [spec for spec, _ in named.values()]
+    specs = [spec for spec, count in named.values() if count]
+    if not specs:
+        return
     descriptor = describe(specs[0].backbone)
     if not descriptor.size:
         return
     training: GpuTime | None = GpuTime()
-    evaluation = GpuTime()
+    evaluation: GpuTime | None = None
     unknown: dict[str, None] = {}
     for label, (spec, count) in named.items():
+        if not count:
+            continue
         size = descriptor.size(spec.compute)
         if size is None:
             yield "hours: not predicted, because the model's size is not known before it is downloaded"
             return
         trained, evaluated = training_time(spec, size), evaluation_time(spec, size)
-        known = "not known" if trained is None else str(trained)
-        yield f"{label}: training {known}, held-out evaluations of the student {evaluated} per run"
+        yield f"{label}: training {_known(trained)}, held-out evaluations of the student {_known(evaluated)} per run"
         training = None if training is None or trained is None else training + trained * count
-        evaluation += evaluated * count
+        if evaluated is not None:
+            evaluation = (evaluation or GpuTime()) + evaluated * count
         unknown |= dict.fromkeys(unknown_images(held_out(spec, descriptor.world)))
-    known = "not known" if training is None else str(training)
-    yield f"all unfinished runs on one GPU, {how}: training {known}, held-out evaluations of the students {evaluation}"
+    yield (
+        f"all unfinished runs on one GPU, {how}: training {_known(training)}, held-out evaluations of the students "
+        f"{_known(evaluation)}"
+    )
     yield from unknown
     yield "evaluation of the base and the teachers, once per results folder: not included"
     for compute in {spec.compute.precision: spec.compute for spec in specs}.values():
         yield from assumptions(compute)
+
+
+def _known(time: GpuTime | None) -> str:
+    return "not known" if time is None else str(time)
