@@ -11,7 +11,6 @@ from bench.jobs.placement import Placement
 from bench.jobs.runs import teacher_jobs
 from bench.printing import terminal
 from bench.store.run import Run
-from bench.system.places import check_writable
 from sweeps.storage import Place
 from sweeps.study import MEAN, Axis, StudySpec, find_study, shown, trials_left
 
@@ -24,8 +23,6 @@ def explain_study(spec: StudySpec, place: Place, placement: Placement, workers: 
     from rich.table import Table
 
     study = find_study(spec, place)
-    if study is None:
-        check_writable(place.folder)
     trials = study.get_trials(deepcopy=False) if study else []
     specs = [spec.run(spec.example(), seed) for seed in spec.seed_list]
     refuse_placement(placement, place.folder, specs[0].device)

@@ -74,7 +74,7 @@ def _unfinished(specs: dict[str, Spec], found: dict[str, Forecast]) -> dict[str,
 
 
 def _teachers_first(specs: list[Spec]) -> dict[str, tuple[Spec, int]]:
-    """The same of the teachers that are trained first, one of each task and precision with their number."""
+    """The same of the teachers that are trained first: of each task one spec, and the number of its teachers."""
     counts: dict[str, tuple[Spec, int]] = {}
     for spec in specs:
         label = f"teacher of {spec.tasks[0]}"

@@ -20,6 +20,7 @@ from bench.prediction.cost import (
 )
 from bench.store.damage import checkpoint_state
 from bench.store.run import Run
+from bench.store.shapes import check_state
 from bench.training.teacher_sets import near
 from bench.training.teachers import locate, training_nfe
 from bench.weights.hub import PREFIX as HUB
@@ -55,6 +56,11 @@ class Forecast:
         counts = {"finished": self.finished, "resumed": self.resumed, "new": self.new}
         return [f"{count} {state}" for state, count in counts.items() if count]
 
+    @property
+    def state(self) -> str:
+        """The state of a single run."""
+        return self.states[0].removeprefix("1 ")
+
 
 NOTHING = Forecast(0, 0, 0, 0, 0)
 """The forecast of no runs."""
@@ -67,7 +73,9 @@ def forecast(run: Run) -> Forecast:
         return Forecast(1, 0, 0, nfe, 0)
     if not run.checkpoint.exists():
         return Forecast(0, 0, 1, nfe, nfe)
-    spent = checkpoint_state(run.checkpoint)["meter"]["evaluations"].get("training", 0)
+    state = checkpoint_state(run.checkpoint)
+    check_state(run.checkpoint, state)
+    spent = state["meter"]["evaluations"].get("training", 0)
     return Forecast(0, 1, 0, nfe, max(0, nfe - spent))
 
 
@@ -132,7 +140,7 @@ def _origin(spec: Spec, task: str, source: str, root: Path, missing: dict[str, F
     if found is None:
         # Finished, or not needed because the runs that would use it are.
         return f"trained before ({near(run.folder)})" if run.summary is not None else "not needed any more"
-    return f"trained first, seed {spec.seed} ({found.states[0].removeprefix('1 ')}, {found.to_do:,} NFE)"
+    return f"trained first, seed {spec.seed} ({found.state}, {found.to_do:,} NFE)"
 
 
 def hours_lines(named: dict[str, tuple[Spec, int]], how: str = "at most") -> Iterator[str]:
