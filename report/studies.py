@@ -1,4 +1,4 @@
-"""Results of a sweep: its trials, the best one or the Pareto front, and the effect of each setting."""
+"""Results of a study: its trials, the best one or the Pareto front, and the effect of each setting."""
 
 import math
 from itertools import combinations

@@ -38,6 +38,7 @@ def sweep(
     from bench.errors import PartialError, UsageError
     from bench.jobs.placement import placement
     from bench.system.files import results_root
+    from bench.system.places import check_writable
     from bench.training.teacher_sets import check_teachers
     from sweeps.storage import Place, check_storage, for_jobs, storage_url
     from sweeps.study import open_study, read_study
@@ -49,7 +50,8 @@ def sweep(
     example = spec.run(spec.example(), spec.seed_list[0])
     check_teachers([example])
     check_trackers(example.trackers)
-    check_storage(place)
+    if not check_storage(place):
+        check_writable(place.folder)
     if dry_run:
         from sweeps.dryrun import explain_study
 

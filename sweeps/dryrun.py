@@ -4,14 +4,13 @@ from collections import Counter
 
 from optuna.trial import TrialState
 
-from bench.cli.forecast import hours_lines, of_jobs, seeds_text, teacher_lines
+from bench.cli.forecast import counted, hours_lines, of_jobs, seeds_text, teacher_lines
 from bench.config.resolve import describe
 from bench.jobs.dispatch import refuse_placement
 from bench.jobs.placement import Placement
 from bench.jobs.runs import teacher_jobs
 from bench.printing import terminal
 from bench.store.run import Run
-from bench.system.places import check_writable
 from sweeps.storage import Place
 from sweeps.study import MEAN, Axis, StudySpec, find_study, shown, trials_left
 
@@ -24,8 +23,6 @@ def explain_study(spec: StudySpec, place: Place, placement: Placement, workers: 
     from rich.table import Table
 
     study = find_study(spec, place)
-    if study is None:
-        check_writable(place.folder)
     trials = study.get_trials(deepcopy=False) if study else []
     specs = [spec.run(spec.example(), seed) for seed in spec.seed_list]
     refuse_placement(placement, place.folder, specs[0].device)
@@ -46,11 +43,11 @@ def explain_study(spec: StudySpec, place: Place, placement: Placement, workers: 
     if workers > 1:
         shares.append(f"by {workers} workers")
     lines = [
-        f"{spec.trials} trials of {seeds_text(spec.seed_list)}: {', '.join(shares)}",
+        f"{counted(spec.trials, 'trial')} of {seeds_text(spec.seed_list)}: {', '.join(shares)}",
         f"objective: {goals}, on validation prompts; sampler: {spec.sampler}; pruner: {pruner}",
         *(f"tried first: {', '.join(shown(dict(tried)))}" for tried in spec.enqueue),
-        f"training NFE: at most {runs} runs x {spec.budget:,} = {runs * spec.budget:,}, plus less than one update per "
-        "run, because runs end on whole updates; pruned trials cost less",
+        f"training NFE: at most {counted(runs, 'run')} x {spec.budget:,} = {runs * spec.budget:,}, plus less than one "
+        "update per run, because runs end on whole updates; pruned trials cost less",
     ]
     backbone_hash = describe(spec.backbone).fingerprint()
     first, _ = teacher_jobs([Run(place.runs, run, backbone_hash) for run in specs], place.runs)
@@ -58,7 +55,7 @@ def explain_study(spec: StudySpec, place: Place, placement: Placement, workers: 
         lines += teacher_lines(specs, first, place.runs)
     if runs and first:
         nfe = of_jobs(first, place.runs).to_do
-        lines.append(f"trained first: {len(first)} teachers, {nfe:,} training NFE in addition")
+        lines.append(f"trained first: {counted(len(first), 'teacher')}, {nfe:,} training NFE in addition")
     lines += hours_lines({"with the first settings": (specs[0], runs)}, "if all had these settings")
     lines.append(f"study folder: {place.folder}")
     for line in lines:

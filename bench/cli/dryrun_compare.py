@@ -1,7 +1,17 @@
 """`bench compare --dry-run`: the lines, their runs and teachers, what exists already, and the predicted cost."""
 
 from bench.cli.comparison_plan import Comparison
-from bench.cli.forecast import NOTHING, Forecast, forecast, hours_lines, of_jobs, seeds_text, teacher_lines, teacher_nfe
+from bench.cli.forecast import (
+    NOTHING,
+    Forecast,
+    counted,
+    forecast,
+    hours_lines,
+    of_jobs,
+    seeds_text,
+    teacher_lines,
+    teacher_nfe,
+)
 from bench.config.spec import Spec
 from bench.jobs.placement import Placement
 from bench.jobs.runs import plan_runs, spec_of
@@ -35,13 +45,13 @@ def explain_comparison(plan: Comparison, placement: Placement) -> None:
     out.print(table)
     first = of_jobs(runs.teachers, plan.root)
     lines = [
-        f"{len(plan.runs)} runs of {seeds_text(plan.seeds)}: {', '.join(whole.states)}",
+        f"{counted(len(plan.runs), 'run')} of {seeds_text(plan.seeds)}: {', '.join(whole.states)}",
         f"training NFE of these runs: {whole.total:,} in total, {whole.to_do:,} still to do",
         *teacher_lines([run.spec for run in plan.runs.values()], runs.teachers, plan.root),
     ]
     if runs.teachers:
         lines += [
-            f"trained first: {len(runs.teachers)} teachers, {first.to_do:,} training NFE",
+            f"trained first: {counted(len(runs.teachers), 'teacher')}, {first.to_do:,} training NFE",
             f"still to do with them: {whole.to_do + first.to_do:,} training NFE",
         ]
     lines += hours_lines(_unfinished(specs, found) | _teachers_first([spec_of(job.work) for job in runs.teachers]))
@@ -64,7 +74,7 @@ def _unfinished(specs: dict[str, Spec], found: dict[str, Forecast]) -> dict[str,
 
 
 def _teachers_first(specs: list[Spec]) -> dict[str, tuple[Spec, int]]:
-    """The same of the teachers that are trained first, one of each task and precision with their number."""
+    """The same of the teachers that are trained first: of each task one spec, and the number of its teachers."""
     counts: dict[str, tuple[Spec, int]] = {}
     for spec in specs:
         label = f"teacher of {spec.tasks[0]}"

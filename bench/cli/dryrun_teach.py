@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.cli.forecast import NOTHING, forecast, hours_lines
+from bench.cli.forecast import NOTHING, counted, forecast, hours_lines
 from bench.cli.teacher_use import use_lines
 from bench.config.spec import Spec
 from bench.jobs.placement import Placement
@@ -19,22 +19,28 @@ def explain_teaching(specs: list[Spec], root: Path, placement: Placement) -> Non
     """
     from rich.table import Table
 
-    plan = plan_runs(by_label(specs, root), placement)
-    for run in plan.waiting.values():
-        run.check_place()
+    runs = by_label(specs, root)
+    plan = plan_runs(runs, placement)
+    if placement.executor == "inline":  # where such a run would be a failed job, it is not refused
+        for run in plan.waiting.values():
+            run.check_place()
+            if run.spec.lora.start:
+                from bench.training.start import check_start
+
+                check_start(run.spec)
     table = Table(title="teachers, trained by single-task RL")
     for head in ("task", "seed", "state", "budget", "NFE", "NFE to do"):
         table.add_column(head, overflow="fold", justify="left" if head in ("task", "state", "budget") else "right")
     found = {label: forecast(run) for label, run in (plan.finished | plan.waiting).items()}
-    for label, run in by_label(specs, root).items():
-        of_run, nfe = found[label], run_nfe(run.spec)
-        cells = (", ".join(run.spec.tasks), str(run.spec.seed), *of_run.states, _budget(run.spec))
-        known = ("not known",) * 2 if nfe is None else (f"{nfe:,}", f"{of_run.to_do:,}")
-        table.add_row(*(cell.removeprefix("1 ") for cell in cells), *known)
+    for label, run in runs.items():
+        nfe = run_nfe(run.spec)
+        known = ("not known",) * 2 if nfe is None else (f"{nfe:,}", f"{found[label].to_do:,}")
+        state = found[label].state
+        table.add_row(", ".join(run.spec.tasks), str(run.spec.seed), state, _budget(run.spec), *known)
     out = terminal(110)
     out.print(table)
     whole = sum(found.values(), NOTHING)
-    lines = [f"{len(specs)} teachers: {', '.join(whole.states)}"]
+    lines = [f"{counted(len(specs), 'teacher')}: {', '.join(whole.states)}"]
     if all(run_nfe(spec) is not None for spec in specs):
         lines.append(f"training NFE: {whole.total:,} in total, {whole.to_do:,} still to do")
     lines += hours_lines({label: (run.spec, 1) for label, run in plan.waiting.items()})

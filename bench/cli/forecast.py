@@ -20,6 +20,7 @@ from bench.prediction.cost import (
 )
 from bench.store.damage import checkpoint_state
 from bench.store.run import Run
+from bench.store.shapes import check_state
 from bench.training.teacher_sets import near
 from bench.training.teachers import locate, training_nfe
 from bench.weights.hub import PREFIX as HUB
@@ -55,6 +56,11 @@ class Forecast:
         counts = {"finished": self.finished, "resumed": self.resumed, "new": self.new}
         return [f"{count} {state}" for state, count in counts.items() if count]
 
+    @property
+    def state(self) -> str:
+        """The state of a single run."""
+        return self.states[0].removeprefix("1 ")
+
 
 NOTHING = Forecast(0, 0, 0, 0, 0)
 """The forecast of no runs."""
@@ -67,8 +73,15 @@ def forecast(run: Run) -> Forecast:
         return Forecast(1, 0, 0, nfe, 0)
     if not run.checkpoint.exists():
         return Forecast(0, 0, 1, nfe, nfe)
-    spent = checkpoint_state(run.checkpoint)["meter"]["evaluations"].get("training", 0)
+    state = checkpoint_state(run.checkpoint)
+    check_state(run.checkpoint, state)
+    spent = state["meter"]["evaluations"].get("training", 0)
     return Forecast(0, 1, 0, nfe, max(0, nfe - spent))
+
+
+def counted(count: int, noun: str) -> str:
+    """A count and its noun as text, such as "1 run" or "2 runs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def seeds_text(seeds: list[int]) -> str:
@@ -127,7 +140,7 @@ def _origin(spec: Spec, task: str, source: str, root: Path, missing: dict[str, F
     if found is None:
         # Finished, or not needed because the runs that would use it are.
         return f"trained before ({near(run.folder)})" if run.summary is not None else "not needed any more"
-    return f"trained first, seed {spec.seed} ({found.states[0].removeprefix('1 ')}, {found.to_do:,} NFE)"
+    return f"trained first, seed {spec.seed} ({found.state}, {found.to_do:,} NFE)"
 
 
 def hours_lines(named: dict[str, tuple[Spec, int]], how: str = "at most") -> Iterator[str]:
@@ -136,27 +149,37 @@ def hours_lines(named: dict[str, tuple[Spec, int]], how: str = "at most") -> Ite
     There are none for a backbone whose size is not declared, such as `micro`. Runs that resume count as whole runs;
     `how` says in which sense their total holds.
     """
-    specs = [spec for spec, _ in named.values()]
+    specs = [spec for spec, count in named.values() if count]
+    if not specs:
+        return
     descriptor = describe(specs[0].backbone)
     if not descriptor.size:
         return
     training: GpuTime | None = GpuTime()
-    evaluation = GpuTime()
+    evaluation: GpuTime | None = None
     unknown: dict[str, None] = {}
     for label, (spec, count) in named.items():
+        if not count:
+            continue
         size = descriptor.size(spec.compute)
         if size is None:
             yield "hours: not predicted, because the model's size is not known before it is downloaded"
             return
         trained, evaluated = training_time(spec, size), evaluation_time(spec, size)
-        known = "not known" if trained is None else str(trained)
-        yield f"{label}: training {known}, held-out evaluations of the student {evaluated} per run"
+        yield f"{label}: training {_known(trained)}, held-out evaluations of the student {_known(evaluated)} per run"
         training = None if training is None or trained is None else training + trained * count
-        evaluation += evaluated * count
+        if evaluated is not None:
+            evaluation = (evaluation or GpuTime()) + evaluated * count
         unknown |= dict.fromkeys(unknown_images(held_out(spec, descriptor.world)))
-    known = "not known" if training is None else str(training)
-    yield f"all unfinished runs on one GPU, {how}: training {known}, held-out evaluations of the students {evaluation}"
+    yield (
+        f"all unfinished runs on one GPU, {how}: training {_known(training)}, held-out evaluations of the students "
+        f"{_known(evaluation)}"
+    )
     yield from unknown
     yield "evaluation of the base and the teachers, once per results folder: not included"
     for compute in {spec.compute.precision: spec.compute for spec in specs}.values():
         yield from assumptions(compute)
+
+
+def _known(time: GpuTime | None) -> str:
+    return "not known" if time is None else str(time)

@@ -16,6 +16,8 @@ from bench.training.teacher_sets import TeacherSet, near
 
 STUDENT_METHOD = "opd_analytic"
 """The method of the student in the command; others that need teachers take the same options."""
+COMPARED = f"{STUDENT_METHOD},multi_reward"
+"""The methods of the comparison. Not all of them, because some cannot use teachers with a guidance of their own."""
 
 
 def use_lines(sets: list[TeacherSet], root: Path) -> list[str]:
@@ -29,7 +31,7 @@ def use_lines(sets: list[TeacherSet], root: Path) -> list[str]:
         named = [word for task in found.runs for word in ("--set", f"teachers.{task}={found.folder / task}")]
         lines.append(f"teachers of seed {found.seed}{usual}, for a student and for a comparison:")
         lines.append(shlex.join(["bench", "run", *student]))
-        lines.append(shlex.join(["bench", "compare", *shared, *named]))
+        lines.append(shlex.join(["bench", "compare", "--methods", COMPARED, *shared, *named]))
     return lines
 
 

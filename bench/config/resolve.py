@@ -27,7 +27,7 @@ from bench.weights.hub import check_source
 TEACHER_METHOD = "single_task"
 """The method that trains teachers."""
 PRESETS = Path(__file__).parent / "presets"
-"""Folder of the published recipes that come with the package."""
+"""Folder of the presets that come with the package."""
 OF_TEACHERS = ("teachers", "teacher_guidance")
 """Sections that map tasks to settings of their teachers."""
 TRAINING = (

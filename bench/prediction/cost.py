@@ -280,8 +280,8 @@ def teacher_hours(spec: Spec, size: Size, task: str) -> str:
     return "hours not known" if time is None else str(time)
 
 
-def evaluation_time(spec: Spec, size: Size) -> GpuTime:
-    """Time of a run's held-out evaluations of its student, on the tasks whose number of images is known.
+def evaluation_time(spec: Spec, size: Size) -> GpuTime | None:
+    """Time of a run's held-out evaluations of its student, on the tasks whose number of images is known; None if none.
 
     Evaluating the base and the teachers, once per results folder, is not included.
     """
@@ -290,6 +290,8 @@ def evaluation_time(spec: Spec, size: Size) -> GpuTime:
         size = descriptor.size(spec.evaluation_compute) or size
     found = held_out(spec, descriptor.world)
     pictures = {task: n for task, n in found.items() if isinstance(n, int)}
+    if not pictures:
+        return None
     method, sampler = find("method", spec.method), descriptor.sampler(spec)
     count = updates(spec, method.predict(spec, sampler)) if method.trains else 0
     each = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, spec.evaluation.scale))

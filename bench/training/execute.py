@@ -34,7 +34,7 @@ from bench.training.out_of_memory import memory
 from bench.training.points import evaluate_points
 from bench.training.references import References
 from bench.training.same_scorers import check_scored, refuse_other_scorers
-from bench.training.start import read_start
+from bench.training.start import check_start
 from bench.training.teachers import locate, mount, to_train, training_nfe
 from bench.training.tracking import mirrored
 from bench.weights.hub import adapter_folder, model_name
@@ -96,8 +96,7 @@ def execute(spec: Spec, session: Session) -> dict:
     run.check_place()
     check_trackers(spec.trackers)
     # Everything that can be refused without loading weights is refused before a teacher is trained for hours.
-    if spec.lora.start:
-        read_start(spec.lora, descriptor.own().get("lora", {}).get("targets"))
+    check_start(spec)
     untrained = workers.agreed(to_train(spec, session.root, fingerprint))
     if untrained and (features := load_features(descriptor.world, spec.scorers, spec.device)):
         _ = features.name  # raises now, and not after hours of training, if it has no weights

@@ -11,6 +11,7 @@ from bench.api.lab import STUDENT
 from bench.backbones.adapter_config import equal_alpha
 from bench.backbones.adapters import ending, read_adapter, student_shape
 from bench.backbones.flow import FlowBackbone
+from bench.config.resolve import describe
 from bench.config.settings import first_problem
 from bench.config.spec import LoraSpec, Spec
 from bench.errors import UsageError
@@ -62,6 +63,12 @@ def read_start(lora: LoraSpec, own: tuple[str, ...] | None) -> dict[str, Tensor]
             f"the adapter {lora.start} changes {stray}, which is not among the student's targets: {targets_of(state)}"
         )
     return state
+
+
+def check_start(spec: Spec) -> None:
+    """Raise UsageError, as `read_start`, for an adapter that the student of a spec cannot start from."""
+    if spec.lora.start:
+        read_start(spec.lora, describe(spec.backbone).own().get("lora", {}).get("targets"))
 
 
 def layer_of(key: str) -> str:

@@ -6,7 +6,7 @@ from tasks.prompt_files import SOURCE
 
 MODEL, PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 BOUNDS = (0.0, 26.0)
-"""Raw scores that become rewards of 0 and 1: published recipes train on the score divided by 26."""
+"""Raw scores that become rewards of 0 and 1: published settings train on the score divided by 26."""
 MODELS = {
     "model": f"CLIP model; default {MODEL}",
     "processor": f"tokenizer and image processor of the model; default {PROCESSOR}",

@@ -30,7 +30,7 @@ class ClipScorer:
         return logits.double().cpu().numpy()
 
     def reward(self, raw: np.ndarray) -> np.ndarray:
-        """Raw scores mapped linearly to [0, 1] and clipped (published recipes: raw / 26, that is the range 0 to 26)."""
+        """Raw scores mapped linearly to [0, 1] and clipped (published: raw / 26, that is the range 0 to 26)."""
         return clipped(raw, self.bounds)
 
     def differentiable_reward(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:

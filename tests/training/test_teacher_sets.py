@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
-from bench.config.resolve import resolve
+from bench.backbones.adapters import Shape
+from bench.config.resolve import describe, resolve
 from bench.errors import MissingError, UsageError
 from bench.training.teacher_sets import check_teachers
 from tests.commands import bench
@@ -52,6 +54,56 @@ def test_what_was_taught_is_a_folder_of_teachers(taught: tuple[Path, str]) -> No
     assert json.loads((run / "summary.json").read_text())["teachers"]["ocr"]["evaluations"] == cost
     for option in re.findall(r"--set (teachers.ocr=\S+)", said):
         assert "teacher_guidance:\n  ocr: 2.5" in student(folder, "--set", option, "--dry-run")[0]
+
+
+def test_the_commands_that_it_ends_with_are_accepted_as_they_are(taught: tuple[Path, str], tmp_path: Path) -> None:
+    """A dry run of the same says the same commands, and what was spent, before anything is trained."""
+    folder, said = taught
+    told = [line for line in said.splitlines() if line.startswith("bench ")]
+    assert [shlex.split(line)[1] for line in told] == ["run", "compare"]
+    for line in told:
+        done = bench([*shlex.split(line)[1:], "--dry-run"], folder)
+        assert done.returncode == 0, done.stderr
+        shown = re.findall(r"(?:ocr|teacher of ocr): (\S+/ocr)", done.stdout)
+        assert {(folder / path / "adapter_config.json").is_file() for path in shown} == {True}, done.stdout
+    spent = [
+        json.loads(path.read_text())["cost"]["evaluations"]["training"]
+        for path in (folder / "results" / "runs").glob("single_task-*/summary.json")
+    ]
+    words = ["teach", "--tasks", "ocr,pickscore", *sets(TAUGHT), "--dry-run"]
+    for where, left in ((tmp_path, sum(spent)), (folder, 0)):
+        before = bench(words, where)
+        assert before.returncode == 0, before.stderr
+        assert f"training NFE: {sum(spent):,} in total, {left:,} still to do" in before.stdout
+        assert [line for line in before.stdout.splitlines() if line.startswith("bench ")] == told
+    assert not any(tmp_path.iterdir())
+    assert "2 teachers: 2 finished" in before.stdout
+
+
+def test_a_command_has_the_settings_that_its_student_needs(sd3_folder: Path, tmp_path: Path) -> None:
+    given = ["scorers.ocr.prompts=my prompts", "compute.negative_prompt='a: \"b\"'", "sampler.guidance=2", "device=cuda"]
+    words = ["teach", "--tasks", "ocr", "--backbone", str(sd3_folder), "--results", "results/my runs", *sets(given)]
+    (tmp_path / "results" / "my runs").mkdir(parents=True)
+    done = bench([*words, "--seeds", "3", "--dry-run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    (student,) = [line for line in done.stdout.splitlines() if line.startswith("bench run ")]
+    told = shlex.split(student)
+    for word in ("scorers.ocr.prompts=my prompts", "device=cuda", "results/my runs", str(sd3_folder), "3"):
+        assert word in told
+    folder = tmp_path / told[told.index("--teachers") + 1]
+    shutil.copytree(_adapter(sd3_folder, tmp_path), folder / "ocr")
+    again = bench([*told[1:], "--set", "sampler.guidance=2", "--dry-run"], tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "negative_prompt: 'a: \"b\"'" in again.stdout
+    assert "prompts: my prompts" in again.stdout
+
+
+def _adapter(pipeline: Path, place: Path) -> Path:
+    """The folder of a student's adapter on a pipeline."""
+    backbone = describe(str(pipeline)).load("cpu")
+    backbone.adapters.add("student", Shape(rank=4, alpha=8.0, targets=("to_q",)), 0)
+    backbone.adapters.save("student", place / "adapter", base="p")
+    return place / "adapter"
 
 
 def test_the_same_is_taught_once_and_kept_once(taught: tuple[Path, str]) -> None:

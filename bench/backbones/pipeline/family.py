@@ -93,7 +93,7 @@ class PipelineFamily(ABC):
     vae: ClassVar[Vae] = KL
     """The class of its VAE."""
     targets: ClassVar[tuple[str, ...]]
-    """Suffixes of the names of the layers that published recipes adapt."""
+    """Suffixes of the names of the layers that published settings adapt."""
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     """The network's lists of repeated blocks, and single blocks like those."""
     padded: ClassVar[tuple[str, ...]] = ()
