@@ -124,6 +124,7 @@ def teach(
     With default settings, these are the same teachers as those of --teachers train.
     """
     from bench.config.contradictions import replaced
+    from bench.config.own_settings import own_settings
     from bench.config.resolve import TEACHER_METHOD, preset_tasks, resolve
     from bench.config.settings import parse_seeds
     from bench.config.trackers import check_trackers
@@ -134,7 +135,8 @@ def teach(
     names = preset_tasks(preset, None if tasks is None else split_names(tasks))
     seed_list, root, where = parse_seeds(seeds), results_root(results), placement(executor, profile, slurm)
     members = [(seed, task) for seed in seed_list for task in names]
-    specs = [resolve(TEACHER_METHOD, [task], seed, backbone, preset, set_) for seed, task in members]
+    own = {task: own_settings(set_ or [], task, names) for task in names}
+    specs = [resolve(TEACHER_METHOD, [task], seed, backbone, preset, own[task]) for seed, task in members]
     check_trackers(specs[0].trackers)
     note(replaced(set_))
     if dry_run:
