@@ -7,6 +7,7 @@ are passed as arguments, and control characters are shown as escapes (bench/term
 
 import os
 import sys
+from collections.abc import Mapping
 from threading import Event, Thread
 from typing import Any
 
@@ -145,3 +146,10 @@ def note(lines: list[str]) -> None:
     if os.environ.get("RANK") in (None, "", "0"):
         for line in lines:
             print(f"note: {legible(line)}", file=sys.stderr)
+
+
+def print_published(title: str, numbers: Mapping[str, float]) -> None:
+    """Print numbers as the task's authors report them (Task.published); nothing if there are none."""
+    if numbers:
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
+        print(f"{title}, as published: {shown}")

@@ -18,7 +18,7 @@ def literal(script: Path, name: str) -> str:
     """
     try:
         tree = ast.parse(files.read_text(script))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DamagedError(f"{script} is not the official script: {one_line(error)}") from error
     except OSError as error:
         raise UsageError(f"cannot read the official instructions: {one_line(error)}") from error

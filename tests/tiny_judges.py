@@ -115,6 +115,8 @@ class Endpoint:
     """The API key without which every request is refused."""
     greets: bool = True
     """Whether it has the probabilities that a judge's first question asks for."""
+    greeting: "str | dict[str, float] | None" = None
+    """Its answer to the first question instead of yes."""
     asked: list[Asked] = field(default_factory=list)
 
     def start(self) -> str:
@@ -128,6 +130,8 @@ class Endpoint:
             def _send(self, status: int, content: object) -> None:
                 body = (content if isinstance(content, str) else json.dumps(content)).encode()
                 self.send_response(status)
+                if status == 302:
+                    self.send_header("Location", f"http://127.0.0.1:1/{content}")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -149,7 +153,7 @@ class Endpoint:
                 if self._locked():
                     return
                 *before, last = content["messages"]
-                picture, text = last["content"]
+                picture, text = sorted(last["content"], key=lambda part: part["type"])
                 data = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"), validate=True)
                 asked = Asked(
                     from_file(io.BytesIO(data), 2**24), text["text"], before[0]["content"] if before else "", content,
@@ -159,9 +163,13 @@ class Endpoint:
                 if not first:
                     outer.asked.append(asked)
                 greeting = {"yes": 0.9} if content.get("logprobs") and outer.greets else "yes"
+                greeting = greeting if outer.greeting is None else outer.greeting
                 found = greeting if first else outer.answer(asked)
                 if isinstance(found, tuple):
                     self._send(*found)
+                    return
+                if isinstance(found, dict) and "choices" in found:
+                    self._send(200, found)
                     return
                 choice: dict[str, Any] = {"message": {"role": "assistant", "content": found}}
                 if isinstance(found, dict):

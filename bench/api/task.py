@@ -65,6 +65,8 @@ class Task(ABC):
     in_all: ClassVar[bool] = False
     """Whether `--tasks all` includes it. True only for the tasks of this benchmark's comparison, which every world
     supports: the meaning of `all` must not depend on the installed packages. Other tasks must be named."""
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+    """The splits that it has prompts for. A task with test prompts only is for `bench eval`."""
     sources: ClassVar[dict[str, str]] = {}
     """key -> meaning of the scorer settings that a user may give (--set scorers.<task>.<key>=VALUE)."""
     sources_in: ClassVar[tuple[str, ...]] = ()
@@ -125,6 +127,14 @@ class Task(ABC):
         """
         return {}
 
+    def published(self, prompts: list[Prompt], rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Numbers as the task's authors report them, where these are no means over images: ratios of sums, times 100.
+
+        `rows`: metric -> float64 [N] of all images of a model, NaN where an image has none; `prompts`: their prompts.
+        Default: none.
+        """
+        return {}
+
     def sample(self, count: int, rng: np.random.Generator) -> list[Prompt]:
         """Draw training prompts: strata in proportion to `training_shares`, prompts uniformly within a stratum."""
         by_stratum = self._training_prompts
@@ -173,3 +183,7 @@ class TaskAround(Task):
     def check(self, prompt: Prompt) -> None:
         """Raise UsageError for a prompt that the inner task cannot score."""
         self.inner.check(prompt)
+
+    def published(self, prompts: list[Prompt], rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The inner task's published numbers."""
+        return self.inner.published(prompts, rows)

@@ -18,7 +18,7 @@ from bench.config.resolve import describe
 from bench.config.scorers import view_settings
 from bench.config.spec import EvaluationSpec
 from bench.errors import BenchError, UsageError, explained, unknown
-from bench.printing import progress_bar, terminal
+from bench.printing import print_published, progress_bar, terminal
 from bench.registry import task_names
 from bench.sampler.rollout import euler
 from bench.scoring.loading import load_features, load_tasks
@@ -75,8 +75,7 @@ def score_adapter(
     sizes = {name: len(task.prompts(split)) for name, task in loaded.items()}
     space = load_features(descriptor.world, view.scorers, device)
     # Reading a name raises now, before any image is drawn, if a scorer or the feature space cannot be used.
-    for task in loaded.values():
-        _ = task.scorer_name
+    scorers = {task.name: task.scorer_name for task in loaded.values()}
     if space:
         _ = space.name
     backbone = load_backbone(backbone_name, device, view.compute, KEPT)
@@ -90,9 +89,10 @@ def score_adapter(
         check_folder(folder)
     batch = view.compute.batch or EvaluationSpec().batch
     results: Results = []
+    published: list[dict[str, float]] = []
     title = f"{adapter} on {backbone_name}, {split} prompts, {steps} Euler steps{_drawn_as(view.compute, descriptor)}"
     memory = memory_of(view.compute, batch, device, backbone_name)
-    with _printed(title, results), _progress() as shown, memory:
+    with _printed(title, results, published), _progress() as shown, memory:
         # All bars are shown from the start; each one's clock starts with its evaluation.
         bars = [shown.add_task(labels[t.name, s], total=sizes[t.name], start=False) for t, s in work]
         for bar, (task, scale) in zip(bars, work):
@@ -111,10 +111,15 @@ def score_adapter(
                 space=space,
             )
             results.append((scale, result))
+            published.append(task.published(task.prompts(split), result.rows))
             if output:
                 away = {"negative_prompt": view.compute.negative_prompt} if view.compute.negative_prompt else {}
                 settings = {"split": split, "steps": steps} | away
-                _keep(output, [{"guidance": g} | settings | r.record() for g, r in results])
+                records = [
+                    {"guidance": g, "scorer": scorers[r.task]} | settings | ({"published": p} if p else {}) | r.record()
+                    for (g, r), p in zip(results, published)
+                ]
+                _keep(output, records)
     if failed := sum(result.failed for _, result in results):
         problem = f"{failed} images could not be scored; they are left out of all means"
         causes = [f"{result.task}: {result.missing}" for _, result in results if result.missing]
@@ -150,13 +155,15 @@ def _advance(shown: Progress, line: TaskID, done: int, _of: int) -> None:
 
 
 @contextmanager
-def _printed(title: str, results: Results) -> Iterator[None]:
-    """Print `results` on leaving the context, also after an error or interrupt."""
+def _printed(title: str, results: Results, published: list[dict[str, float]]) -> Iterator[None]:
+    """Print `results`, and the published numbers of each, on leaving the context, also after an error or interrupt."""
     try:
         yield
     finally:
         if results:
             _print(title, results)
+            for (scale, result), numbers in zip(results, published):
+                print_published(f"{result.task} at guidance scale {scale:g}", numbers)
 
 
 def _print(title: str, results: Results) -> None:

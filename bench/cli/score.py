@@ -19,7 +19,7 @@ from bench.api.scores import Collected, cause_of
 from bench.api.task import Task
 from bench.config.scorers import view_settings
 from bench.errors import BenchError, DamagedError, UsageError, one_line, unknown
-from bench.printing import progress_bar
+from bench.printing import print_published, progress_bar
 from bench.registry import task_name
 from bench.scoring.cache import RememberingTask
 from bench.scoring.folders import (
@@ -89,6 +89,7 @@ def score_folder(named: str, source: Path, overrides: list[str], world: str, bat
     except OSError as error:
         unstored = error.strerror or one_line(error)
     print_summary(result, f"{source}, {task.scorer_name}")
+    print_published(name, task.published([sample.prompt for sample in samples], result.rows))
     if verdicts and target == own and not unstored:
         print(
             f"note: {official} was not written by bench score and is kept; the verdicts are in {own}", file=sys.stderr

@@ -138,6 +138,7 @@ def resolve(
     check_scorers(spec.scorers, scorers, descriptor.world)
     check_worlds(spec.scorers, scorers, descriptor.world)
     splits = (*(("train",) if method_class.trains else ()), spec.evaluation.split)
+    _check_splits(tasks, splits)
     check_rewards(spec.rewards, spec.scorers, tasks, descriptor.world, splits)
     if spec.teachers:
         # The default scales are written into the spec, because the files that they come from may change.
@@ -277,6 +278,17 @@ def _as_trained(evaluation: EvaluationSpec, sampler: SamplerSpec, shift: float |
     if values["table"] == sampler.table == SamplerSpec().table:
         values["table"] = None
     return evaluation.model_copy(update=values)
+
+
+def _check_splits(tasks: list[str], splits: tuple[str, ...]) -> None:
+    """Raise UsageError for a task that has no prompts of one of the splits."""
+    for task in tasks:
+        has = find("task", task).splits
+        for split in splits:
+            if split not in has:
+                raise UsageError(
+                    f"{task} has {', '.join(has)} prompts only, no {split} prompts: use it with bench eval"
+                )
 
 
 def teacher_spec(spec: Spec, task: str) -> Spec:

@@ -9,14 +9,13 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
 from http.client import HTTPMessage
 from time import sleep
-from types import MappingProxyType
 from typing import IO
 
 from bench.config.scorers import check_url
 from bench.errors import BenchError, DamagedError, MissingError, one_line
+from bench.masking import MASK
 from bench.system.files import parse_json
 
 TIMEOUT_S, FIRST_S = 600, 30
@@ -53,39 +52,47 @@ class JsonClient:
     """Asks the service at `url`, which the setting `setting` names; `cure` says what to do if nothing answers there.
 
     Services on this machine are contacted without a proxy. A service that has answered before may be restarting, and
-    requests to it are repeated; one that has never answered is an error immediately. `headers` are sent with every
-    request and are in no message.
+    requests to it are repeated; one that has never answered is an error immediately.
     """
 
-    def __init__(self, url: str, setting: str, cure: str, headers: Mapping[str, str] = MappingProxyType({})):
+    def __init__(self, url: str, setting: str, cure: str, key: str = "", busy: tuple[int, ...] = BUSY):
+        """`key` authorises every request and is masked in what the service answers.
+
+        `busy`: HTTP statuses after which a request is repeated.
+        """
         check_url(url, setting)
-        self.url, self.setting, self.cure = url.rstrip("/"), setting, cure
-        self.headers = {"Content-Type": "application/json", **headers}
+        self.url, self.setting, self.cure, self.key, self.busy = url.rstrip("/"), setting, cure, key, busy
+        self.headers = {"Content-Type": "application/json"}
+        if key:
+            self.headers["Authorization"] = f"Bearer {key}"
         self.proxy = _proxy(url)
         handlers = [] if self.proxy else [urllib.request.ProxyHandler({})]
         self.opener = urllib.request.build_opener(_NoRedirections, *handlers)
         self.met = False
         """Whether the service has ever answered."""
 
-    def ask(self, path: str, content: dict | None) -> dict:
-        """Send a request, repeatedly if the server is busy. Raises BenchError with its answer, MissingError if none."""
+    def ask(self, path: str, content: dict | None, timeout_s: float | None = None) -> dict:
+        """Send a request, repeatedly if the server is busy. Raises BenchError with its answer, MissingError if none.
+
+        `timeout_s` None: TIMEOUT_S, or FIRST_S if the service has never answered.
+        """
         body = None if content is None else json.dumps(content).encode()
         request = urllib.request.Request(self.url + path, body, self.headers)
         cause = ""
         for pause in (0, *PAUSES_S):
             sleep(pause)
-            timeout = TIMEOUT_S if self.met else FIRST_S
+            timeout = timeout_s or (TIMEOUT_S if self.met else FIRST_S)
             try:
                 with self.opener.open(request, timeout=timeout) as answer:
                     return self._understood(path, answer.read(ANSWER + 1))
             except urllib.error.HTTPError as error:
                 if error.code in REDIRECTED:
                     raise BenchError(self._redirection(path, error)) from error
-                text = _beginning(error)
+                text = self._masked(_beginning(error))
                 page = _page(text)
                 cause = f"{error.code}: {page or ' '.join(text.split())}"
                 # "Busy" as a web page comes from a proxy: it is believed only if the scorer has answered before.
-                if error.code not in BUSY or (page and not self.met):
+                if error.code not in self.busy or (page and not self.met):
                     raise RefusedError(f"{self.url}{path} answered {cause}{self._way}", error.code) from error
                 self.met = True
             except (OSError, http.client.HTTPException, UnicodeError) as error:
@@ -98,7 +105,7 @@ class JsonClient:
 
     def _understood(self, path: str, body: bytes) -> dict:
         """The JSON object in an answer. Raises BenchError for anything else, such as a proxy's login page."""
-        text = body.decode(errors="replace")
+        text = self._masked(body.decode(errors="replace"))
         if len(body) > ANSWER:
             raise BenchError(f"{self.url}{path} returned more than {ANSWER:,} bytes{self._way}")
         try:
@@ -112,9 +119,13 @@ class JsonClient:
         self.met = True
         return found
 
+    def _masked(self, text: str) -> str:
+        """What the service says without the key, which it may repeat in an error or an answer."""
+        return text.replace(self.key, MASK) if self.key else text
+
     def _redirection(self, path: str, error: urllib.error.HTTPError) -> str:
         """The error message for a redirect, naming its target."""
-        location = error.headers.get("Location", "")
+        location = self._masked(error.headers.get("Location", ""))
         try:
             target = urllib.parse.urlsplit(urllib.parse.urljoin(self.url + path, location))
             # Passwords and keys in the address are not shown.

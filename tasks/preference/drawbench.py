@@ -16,6 +16,7 @@ from tasks.clip import BATCH, DEVICES, devices
 from tasks.preference import hpsv3
 from tasks.preference.judges import JUDGES, Judge
 from tasks.prompt_files import read_lines
+from tasks.vision.judge import check_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,7 @@ class DrawBench(Task):
 
     name = "drawbench"
     version = "2"
+    splits = ("test",)
     headline = "reward"
     sources: ClassVar[dict[str, str]] = {
         "prompts": "file with one prompt per line; repeat a line for several images of a prompt",
@@ -49,6 +51,7 @@ class DrawBench(Task):
         for name in self.named:
             if name not in JUDGES:
                 raise unknown("judge", name, JUDGES)
+            check_key(f"scorers.{self.name}", self.given, f"{name}_key")
 
     @cached_property
     def judges(self) -> list[Judge]:

@@ -12,6 +12,7 @@ from tasks.preference.hpsv3 import refuse_markers
 from tasks.preference.judges import JUDGES, Judge
 from tasks.preference.vision import WordsJudge
 from tasks.prompt_files import SOURCE, PromptFileTask
+from tasks.vision.judge import check_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,6 +100,10 @@ class WordsTask(PreferenceTask):
     """A score made of the words of a vision-language judge, which has no gradient."""
 
     judge: WordsJudge
+
+    def __init__(self, world: str, sources: dict[str, str] | None = None):
+        super().__init__(world, sources)
+        check_key(f"scorers.{self.name}", self.given)
 
     @property
     def elsewhere(self) -> bool:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MODEL = "Salesforce/blip-vqa-capfilt-large"
 """transformers' copy of BLIP's model_base_vqa_capfilt_large.pth."""
 BATCH = 16
+VISION_EPS = 1e-6
+"""BLIP's in its image encoder; transformers' copies say 1e-5."""
 REMOVED = re.compile(r"[.!\"()*#:;~]")
 MOST_WORDS, MOST_TOKENS = 50, 35
 
@@ -47,7 +49,11 @@ class BlipJudge:
         """The model, loaded at first use."""
         from transformers import BlipForQuestionAnswering
 
-        return load_frozen(BlipForQuestionAnswering, self.source, self.device, "BLIP model", self.precision)
+        found = load_frozen(BlipForQuestionAnswering, self.source, self.device, "BLIP model", self.precision)
+        for module in found.vision_model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.eps = VISION_EPS
+        return found
 
     @cached_property
     def tokenizer(self) -> Any:

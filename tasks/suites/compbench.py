@@ -20,11 +20,14 @@ from bench.errors import MissingError, one_line, unknown
 from tasks.clip import devices
 from tasks.prompt_files import read_lines
 from tasks.suites.blip import BATCH, MODEL, BlipJudge
+from tasks.suites.records import PhrasesRecord
 from tasks.suites.suite import Suite
 from tasks.vision.judge import Question, Reply
 
 CATEGORIES = ("color", "shape", "texture")
 SPACY = "en_core_web_sm"
+PLACES = ("top", "the side", "the left", "the right")
+"""Noun phrases that the official script leaves out."""
 MOST = 8
 """Noun phrases of a prompt that count."""
 ASKED = "{phrase}?"
@@ -35,9 +38,10 @@ class CompBench(Suite):
 
     name = "compbench"
     version = "1"
-    headline = rewarded = "blip_vqa"
+    headline = "blip_vqa"
     images = 10
     probable = True
+    record = PhrasesRecord
     judged_by = MODEL
     where = "github.com/Karine-Huang/T2I-CompBench, examples/dataset"
     sources: ClassVar[dict[str, str]] = {
@@ -72,7 +76,8 @@ class CompBench(Suite):
         found = []
         for category, path in zip(self.categories, self.official(source)):
             for text in read_lines(path):
-                found.append(Prompt(text, category, {"phrases": phrases(text)[:MOST]}))
+                shown = [phrase for phrase in phrases(text) if phrase not in PLACES]
+                found.append(Prompt(text, category, {"phrases": shown[:MOST]}))
         return found
 
     def _phrases(self) -> Callable[[str], list[str]]:
@@ -96,6 +101,6 @@ class CompBench(Suite):
         return [Question(image, ASKED.format(phrase=phrase), ("yes", "no")) for phrase in prompt.metadata["phrases"]]
 
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
-        """`blip_vqa`: the product over phrases of P(yes) / (P(yes) + P(no))."""
+        """`blip_vqa`: the product over phrases of P(yes) / (P(yes) + P(no)), rounded to four digits as published."""
         shares = [yes / (yes + no) for yes, no in (reply.probabilities for reply in replies)]
-        return {"blip_vqa": math.prod(shares)}
+        return {"blip_vqa": round(math.prod(round(share, 4) for share in shares), 4)}

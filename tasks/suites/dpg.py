@@ -7,14 +7,20 @@ it is asked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from bench.api.task import Prompt
 from tasks.suites.dependent import as_parents, as_questions, check_parents, granted
-from tasks.suites.suite import MEANS, Suite, sources_of, table_of, with_means, yes
+from tasks.suites.records import CategorisedRecord
+from tasks.suites.suite import Suite, pooled, sources_of, table_of, yes
 from tasks.vision.judge import Question, Reply
 
+CATEGORIES = ("entity", "attribute", "relation", "global", "other")
+"""The first level of the official categories."""
 ASKED = "{question} Answer yes or no."
 """mPLUG is asked the bare question; a chat model needs to be told how to answer."""
 
@@ -24,9 +30,10 @@ class DpgBench(Suite):
 
     name = "dpg"
     version = "1"
-    headline = rewarded = "dpg"
+    headline = "dpg"
     images = 4
     judged_by = "mPLUG-large"
+    record = CategorisedRecord
     where = "github.com/TencentQQGYLab/ELLA, dpg_bench/dpg_bench.csv"
     sources: ClassVar[dict[str, str]] = sources_of("the file dpg_bench.csv")
 
@@ -41,12 +48,13 @@ class DpgBench(Suite):
         for row in table_of(source, *columns):
             blank: dict = {"questions": {}, "parents": {}, "categories": {}}
             item = items.setdefault(row["item_id"], Prompt(row["text"], "", blank))
-            number = row["proposition_id"]
+            number = str(int(row["proposition_id"]))
+            if item.text != row["text"] or number in item.metadata["questions"]:
+                raise ValueError(f"the item {row['item_id']!r:.60} is there twice")
             item.metadata["questions"][number] = row["question_natural_language"]
             item.metadata["parents"][number] = [int(parent) for parent in row["dependency"].split(",")]
             item.metadata["categories"][number] = row["tuple"].split("(")[0].split("-")[0].strip()
-        prompts = list(items.values())
-        return with_means(prompts, [_counts(list(p.metadata["categories"].values())) for p in prompts])
+        return list(items.values())
 
     def instructions(self) -> tuple[str, ...]:
         """The question's form."""
@@ -56,22 +64,25 @@ class DpgBench(Suite):
         """The prompt's questions in their order."""
         asked = as_questions(prompt.metadata["questions"])
         check_parents(asked, as_parents(prompt.metadata["parents"]))
+        if set(prompt.metadata["categories"]) != set(prompt.metadata["questions"]):
+            raise ValueError("not every question has a category")
         return [Question(image, ASKED.format(question=text)) for text in asked.values()]
 
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
-        """`dpg`; and for each category its share, whose mean over all images is the share of its questions with a yes.
-
-        As published, categories count the judge's own answers, whatever the answers that they depend on.
-        """
+        """`dpg`, and each category's share of questions with a yes (NaN without any), whatever these depend on."""
         answers = {number: yes(reply) for number, reply in zip(as_questions(prompt.metadata["questions"]), replies)}
         kept = granted(answers, as_parents(prompt.metadata["parents"]), passed_on=True)
         found = {"dpg": sum(kept.values()) / len(kept)}
         categories = {int(number): name for number, name in prompt.metadata["categories"].items()}
-        for category, mean in prompt.metadata.get(MEANS, {}).items():
-            mine = sum(answer for number, answer in answers.items() if categories[number] == category)
-            found[f"category-{category}"] = mine / mean
+        for category in CATEGORIES:
+            mine = [answer for number, answer in answers.items() if categories[number] == category]
+            found[f"category-{category}"] = sum(mine) / len(mine) if mine else float("nan")
         return found
 
-
-def _counts(names: list[str]) -> dict[str, float]:
-    return {name: float(names.count(name)) for name in names}
+    def published(self, prompts: list[Prompt], rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The score times 100, and the share of all questions of each category."""
+        found = {"dpg": pooled(rows["dpg"], [1] * len(prompts))}
+        for category in CATEGORIES:
+            counts = [list(p.metadata["categories"].values()).count(category) for p in prompts]
+            found[category] = pooled(rows[f"category-{category}"], counts)
+        return found

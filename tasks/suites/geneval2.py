@@ -8,15 +8,18 @@ prompt-level score, the headline, the geometric mean. Published scores are these
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 
 from bench.api.task import Prompt
-from tasks.suites.suite import MEANS, Suite, rows_of, sources_of, with_means
+from tasks.suites.records import Skill, SoftTifaRecord
+from tasks.suites.suite import Suite, pooled, rows_of, sources_of
 from tasks.vision.judge import Question, Reply
 
+SKILLS = get_args(Skill)
 ASKED = "{question} Answer in one word."
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -26,9 +29,10 @@ class GenEval2(Suite):
 
     name = "geneval2"
     version = "1"
-    headline = rewarded = "gm"
+    headline = "gm"
     images = 1
     probable = True
+    record = SoftTifaRecord
     judged_by = "Qwen/Qwen3-VL-8B-Instruct"
     where = "github.com/facebookresearch/GenEval2, licence CC BY-NC 4.0"
     sources: ClassVar[dict[str, str]] = sources_of("the file geneval2_data.jsonl")
@@ -39,11 +43,10 @@ class GenEval2(Suite):
 
     def records(self, source: Path) -> list[Prompt]:
         """One prompt per line."""
-        prompts = [
-            Prompt(row["prompt"], f"{row['atom_count']} atoms", {key: row[key] for key in ("vqa_list", "skills")})
+        return [
+            Prompt(row["prompt"], f"{int(row['atom_count'])} atoms", {key: row[key] for key in ("vqa_list", "skills")})
             for row in rows_of(source)
         ]
-        return with_means(prompts, [_counts(prompt.metadata["skills"]) for prompt in prompts])
 
     def instructions(self) -> tuple[str, ...]:
         """The question's form."""
@@ -52,23 +55,27 @@ class GenEval2(Suite):
     def questions(self, prompt: Prompt, image: int, attempt: int) -> list[Question]:
         """The prompt's questions, each with the spellings of its answer."""
         pairs = prompt.metadata["vqa_list"]
-        if not pairs or len(pairs) != len(prompt.metadata["skills"]):
+        if len(pairs) != len(prompt.metadata["skills"]):
             raise ValueError(f"{len(pairs)} questions, but {len(prompt.metadata['skills'])} skills")
         return [Question(image, ASKED.format(question=asked), _spellings(asked, answer)) for asked, answer in pairs]
 
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
-        """`gm` and `am`; and for each skill its share, whose mean over all images is the skill's atom-level mean."""
-        scores = [sum(reply.probabilities) for reply in replies]
+        """`gm` and `am`, and the mean of each skill's questions (NaN without any)."""
+        scores = [min(sum(reply.probabilities), 1.0) for reply in replies]
         gm = math.exp(np.mean(np.log(scores))) if min(scores) > 0 else 0.0
         found = {"gm": gm, "am": float(np.mean(scores))}
-        for skill, mean in prompt.metadata.get(MEANS, {}).items():
-            mine = sum(score for score, of in zip(scores, prompt.metadata["skills"]) if of == skill)
-            found[f"skill-{skill}"] = mine / mean
+        for skill in SKILLS:
+            mine = [score for score, of in zip(scores, prompt.metadata["skills"]) if of == skill]
+            found[f"skill-{skill}"] = float(np.mean(mine)) if mine else float("nan")
         return found
 
-
-def _counts(skills: list[str]) -> dict[str, float]:
-    return {skill: float(skills.count(skill)) for skill in skills}
+    def published(self, prompts: list[Prompt], rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Soft-TIFA times 100: means over prompts, and over all questions of each skill."""
+        found = {name: pooled(rows[name], [1] * len(prompts)) for name in ("gm", "am")}
+        for skill in SKILLS:
+            counts = [p.metadata["skills"].count(skill) for p in prompts]
+            found[skill] = pooled(rows[f"skill-{skill}"], counts)
+        return found
 
 
 def _spellings(question: str, answer: str) -> tuple[str, ...]:

@@ -6,13 +6,17 @@ that are read; of letters in the Chinese file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
+
+import numpy as np
 
 from bench.api.task import Prompt
 from tasks.official_scripts import literal
 from tasks.suites.reading import matched, prepared, units, without
-from tasks.suites.suite import MEANS, Suite, rows_of, sources_of, with_means
+from tasks.suites.records import SeveralTextsRecord
+from tasks.suites.suite import Suite, pooled, rows_of, sources_of
 from tasks.vision.judge import Question, Reply
 
 SAID = ("No text recognized.",)
@@ -24,12 +28,12 @@ SCRIPT, INSTRUCTION = "evaluate_text_reward.py", "qwen_prompt"
 
 
 class LongText(Suite):
-    """Headline: the text score, of which an image has its share. Reward: the share of the image's own words."""
+    """Reward: the share of an image's words that are read, each as often as it is there."""
 
     name = "longtext"
     version = "1"
-    headline = "text_score"
-    rewarded = "own_words"
+    headline = "words_read"
+    record = SeveralTextsRecord
     images = 4
     judged_by = "Qwen/Qwen2.5-VL-7B-Instruct"
     where = "github.com/X-Omni-Team/X-Omni, textbench"
@@ -47,8 +51,7 @@ class LongText(Suite):
 
     def records(self, source: Path) -> list[Prompt]:
         """One prompt per line."""
-        prompts = [Prompt(row["prompt"], "", {"text": list(row["text"])}) for row in rows_of(self.official(source)[0])]
-        return with_means(prompts, [{"words": len(units(_text(p)))} for p in prompts])
+        return [Prompt(row["prompt"], "", {"text": row["text"]}) for row in rows_of(self.official(source)[0])]
 
     def instructions(self) -> tuple[str, ...]:
         """What the judge is told."""
@@ -56,16 +59,25 @@ class LongText(Suite):
 
     def questions(self, prompt: Prompt, image: int, attempt: int) -> list[Question]:
         """One: to read the text."""
-        if not units(_text(prompt)):
+        if not self._units(prompt):
             raise ValueError("the text has no letters")
         return [Question(image, self.instructions()[0], length=LENGTH)]
 
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
-        """`text_score`, whose mean over all images is the published score, and the image's own share of words."""
-        wanted = _text(prompt)
-        hits, words = matched(wanted, prepared(without(replies[0].text, SAID)).lower()), len(units(wanted))
-        return {"text_score": hits / prompt.metadata.get(MEANS, {}).get("words", words), "own_words": hits / words}
+        """`words_read`: the share of the text's words."""
+        wanted = self._units(prompt)
+        hits, words = matched(wanted, self._read(without(replies[0].text, SAID))), len(wanted)
+        return {"words_read": hits / words}
 
+    def published(self, prompts: list[Prompt], rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The text score times 100: the share of all words of all images."""
+        return {"text_score": pooled(rows["words_read"], [len(self._units(p)) for p in prompts])}
 
-def _text(prompt: Prompt) -> str:
-    return prepared(" ".join(prompt.metadata["text"])).lower()
+    def _units(self, prompt: Prompt) -> list[str]:
+        return self._read(" ".join(prompt.metadata["text"]))
+
+    def _read(self, text: str) -> list[str]:
+        """What is counted of a text: words in lower case, or letters."""
+        if self.language == "zh":
+            return units(prepared(text, chinese=True), chinese=True)
+        return units(prepared(text, chinese=False).lower(), chinese=False)

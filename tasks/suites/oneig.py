@@ -6,17 +6,20 @@ networks (CSD, LLM2CLIP, DreamSim) and are left out.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from bench.api.task import Prompt
 from bench.errors import DamagedError
 from bench.system import files
 from tasks.official_scripts import literal
 from tasks.suites.dependent import as_parents, as_questions, check_parents, granted
-from tasks.suites.reading import distance, matched, prepared, units, without
-from tasks.suites.suite import MEANS, Suite, sources_of, table_of, with_means
+from tasks.suites.reading import CHINESE, distance, matched, prepared, units, without
+from tasks.suites.records import ClassedRecord, OneTextRecord
+from tasks.suites.suite import Suite, pooled, sources_of, table_of
 from tasks.vision.judge import Question, Reply
 
 PROMPTS = "OneIG-Bench.csv"
@@ -38,8 +41,11 @@ FOLDER = f"the folder of OneIG-Benchmark's repository, with {PROMPTS} and script
 
 def _prompts_of(source: Path, category: str) -> dict[str, str]:
     """id -> prompt of a category."""
-    rows = table_of(source / PROMPTS, "category", "id", "prompt_en")
-    return {row["id"]: row["prompt_en"] for row in rows if row["category"] == category}
+    rows = [row for row in table_of(source / PROMPTS, "category", "id", "prompt_en") if row["category"] == category]
+    found = {row["id"]: row["prompt_en"] for row in rows}
+    if len(found) < len(rows):
+        raise DamagedError(f"{source / PROMPTS} has an id of {category} twice")
+    return found
 
 
 class OneIgAlignment(Suite):
@@ -47,7 +53,8 @@ class OneIgAlignment(Suite):
 
     name = "oneig"
     version = "1"
-    headline = rewarded = "alignment"
+    headline = "alignment"
+    record = ClassedRecord
     images = 4
     judged_by = "Qwen/Qwen2.5-VL-7B-Instruct"
     where = WHERE
@@ -84,7 +91,7 @@ class OneIgAlignment(Suite):
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
         """`alignment`, and the same for images of each category alone (NaN for the others)."""
         numbers = as_questions(prompt.metadata["questions"])
-        answers = {number: reply.text.strip() == "Yes" for number, reply in zip(numbers, replies)}
+        answers = {number: reply.text == "Yes" for number, reply in zip(numbers, replies)}
         kept = granted(answers, as_parents(prompt.metadata["parents"]), passed_on=False)
         value = sum(kept.values()) / len(kept)
         mine = prompt.metadata["class"]
@@ -94,15 +101,16 @@ class OneIgAlignment(Suite):
 
 
 class OneIgText(Suite):
-    """Reward: the published text score of one image.
+    """Reward: the published formula on one image, 1 - min(ED, 100) (1 - CR) (1 - WAC) / 100.
 
-    The published score of a model is the same formula on the means of its three parts, 1 - min(ED, 100) (1 - CR)
-    (1 - WAC) / 100: edit distance, share of readings without an error, and share of words that are read.
+    ED is the edit distance, CR whether there is no error, WAC the share of words that are read. The published score of
+    a model is the formula on their means over all images.
     """
 
     name = "oneig_text"
     version = "1"
-    headline = rewarded = "text_score"
+    headline = "text"
+    record = OneTextRecord
     images = 4
     judged_by = "Qwen/Qwen2.5-VL-7B-Instruct"
     where = WHERE
@@ -116,8 +124,7 @@ class OneIgText(Suite):
         """The prompts with a text."""
         texts = _prompts_of(source, TEXTS)
         rows = table_of(self.official(source)[1], "id", "text_content")
-        prompts = [Prompt(texts[row["id"]], "", {"text": row["text_content"]}) for row in rows]
-        return with_means(prompts, [{"words": len(units(prepared(p.metadata["text"])))} for p in prompts])
+        return [Prompt(texts[row["id"]], "", {"text": row["text_content"]}) for row in rows]
 
     def instructions(self) -> tuple[str, ...]:
         """What the judge is told."""
@@ -131,13 +138,21 @@ class OneIgText(Suite):
         return [Question(image, self.instructions()[0], length=length)]
 
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
-        """The text score with its parts, of which `words_read` has the published mean over all images."""
+        """The published formula on one image, and its parts."""
         wanted, read = prepared(prompt.metadata["text"]), prepared(without(replies[0].text, SAID))
         away, exact = distance(read, wanted), float(read == wanted)
-        hits, words = matched(wanted, read), len(units(wanted))
+        chinese = bool(CHINESE.search(wanted))
+        hits, words = matched(units(wanted), units(read, chinese)), len(units(wanted))
         score = 1 - min(away, FARTHEST) * (1 - exact) * (1 - hits / words) / FARTHEST
-        mean = prompt.metadata.get(MEANS, {}).get("words", words)
-        return {"text_score": score, "edit_distance": away, "exact": exact, "words_read": hits / mean}
+        return {"text": score, "edit_distance": away, "exact": exact, "words_read": hits / words}
+
+    def published(self, prompts: list[Prompt], rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """ED, CR and WAC (times 100) and the text score (times 100) that the official script makes of them."""
+        ones = [1] * len(prompts)
+        away, exact = pooled(rows["edit_distance"], ones) / 100, pooled(rows["exact"], ones)
+        words = pooled(rows["words_read"], [len(units(prepared(p.metadata["text"]))) for p in prompts])
+        score = 100 - min(away, FARTHEST) * (100 - exact) * (100 - words) / (100 * FARTHEST)
+        return {"text_score": score, "ED": away, "CR": exact, "WAC": words}
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -149,4 +164,4 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _again(value: Any) -> Any:
     """The questions' files hold some objects as JSON text inside JSON."""
-    return json.loads(value) if isinstance(value, str) else value
+    return files.parse_json(value, "a list of questions") if isinstance(value, str) else value

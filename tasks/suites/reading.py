@@ -13,23 +13,27 @@ LETTERS = "\u4e00-\u9fa5a-zA-Z0-9àâäéèêëîïôöùûüçÀÂÄÉÈÊËÎ�
 """Letters that count; all others are removed."""
 
 
-def prepared(text: str) -> str:
-    """Text with the letters that count and single spaces; in Chinese text without spaces."""
-    if CHINESE.search(text):
-        return re.sub(f"[^{LETTERS}]", "", text)
-    return " ".join(re.sub(rf"[^{LETTERS}\s]", "", text).split())
+def prepared(text: str, chinese: bool | None = None) -> str:
+    """Text with the letters that count and single spaces; Chinese text without spaces.
+
+    `chinese` None: whether it has Chinese letters that count decides.
+    """
+    kept = re.sub(rf"[^{LETTERS}\s]", "", text)
+    if chinese is None:
+        chinese = bool(CHINESE.search(kept))
+    return "".join(kept.split()) if chinese else " ".join(kept.split())
 
 
-def units(text: str) -> list[str]:
+def units(text: str, chinese: bool | None = None) -> list[str]:
     """What is counted of a prepared text: its words; letters if it is Chinese."""
-    return list(text) if CHINESE.search(text) else text.split()
+    if chinese is None:
+        chinese = bool(CHINESE.search(text))
+    return list(text) if chinese else text.split()
 
 
-def matched(wanted: str, read: str) -> int:
+def matched(wanted: list[str], read: list[str]) -> int:
     """How many of the wanted units were read, in any order, each as often as it was read."""
-    chinese = bool(CHINESE.search(wanted))
-    found = Counter(list(read) if chinese else read.split())
-    return sum((Counter(units(wanted)) & found).values())
+    return sum((Counter(wanted) & Counter(read)).values())
 
 
 def distance(read: str, wanted: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from abc import abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
@@ -10,21 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from bench.api.scores import FAILURE
 from bench.api.task import Prompt, Scores, Task
-from bench.errors import DamagedError, MissingError, UsageError, one_line, unknown
+from bench.config.settings import first_problem
+from bench.errors import BenchError, DamagedError, MissingError, UsageError, one_line, unknown
 from bench.hashing import content_hash, text_hash
 from bench.system import files
 from bench.weights.checkpoints import refuse_stand_in
-from tasks.vision.judge import SETTINGS, Question, Reply, VisionJudge
+from tasks.suites.records import SuiteRecord
+from tasks.vision.judge import SETTINGS, Question, Reply, VisionJudge, check_key
 from tasks.vision.loading import vision_judge
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MEANS = "means"
-"""Key in a prompt's metadata for means over the suite's prompts, by which counts become published ratios."""
 
 
 class UnusableError(ValueError):
@@ -32,30 +33,34 @@ class UnusableError(ValueError):
 
 
 class Suite(Task):
-    """Test prompts from official files, judged by questions. The reward is one of the metrics, from 0 to 1.
+    """Test prompts from official files, judged by questions. The reward is the headline metric, from 0 to 1.
 
     An image whose replies are unusable has no score, and its details say why.
     """
 
+    splits = ("test",)
     where: ClassVar[str]
     """Where the official files are, for messages."""
     images: ClassVar[int]
     """Number of images per prompt, as published."""
-    rewarded: ClassVar[str]
-    """The metric that is the reward."""
     judged_by: ClassVar[str]
     """The published judge."""
     probable: ClassVar[bool] = False
     """Whether the judge is asked for probabilities of words."""
+    record: ClassVar[type[SuiteRecord]]
+    """What a prompt's metadata must have."""
     attempts: ClassVar[int] = 1
     """How often an image is asked about until its replies are usable."""
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
         self.world_entry({"photo": None})  # refuses every other world: the judges see photographs
+        check_key(f"scorers.{self.name}", self.given)
         asked = self.given.get("images", str(self.images))
-        if not asked.isdecimal() or not int(asked):
-            raise UsageError(f"scorers.{self.name}.images is a number of images per prompt, not {asked!r}")
+        if not re.fullmatch("[1-9][0-9]{0,2}", asked):
+            raise UsageError(
+                f"scorers.{self.name}.images is a number of images per prompt below 1000, not {asked!r:.60}"
+            )
         self.per_prompt = int(asked)
 
     def choice(self, key: str, known: tuple[str, ...]) -> str:
@@ -82,7 +87,7 @@ class Suite(Task):
 
     @abstractmethod
     def questions(self, prompt: Prompt, image: int, attempt: int) -> list[Question]:
-        """What to ask about the image at place `image` of a batch. Raises KeyError or TypeError for other metadata."""
+        """What to ask about the image at place `image` of a batch. Raises ValueError if its metadata do not fit."""
 
     @abstractmethod
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
@@ -98,21 +103,32 @@ class Suite(Task):
         return Path(self.given["prompts"])
 
     @cached_property
+    def _files(self) -> list[Path]:
+        """The official files. Raises MissingError or UsageError for one that is not there or is no file."""
+        found = self.official(self._source)
+        for path in found:
+            if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+                raise DamagedError(f"{path} is not a file: {self.name} reads {type(self).sources['prompts']}")
+            refuse_stand_in(path, f"file of {self.name}")
+        return found
+
+    @cached_property
     def _test(self) -> list[Prompt]:
+        _ = self._files
         try:
-            for path in self.official(self._source):
-                refuse_stand_in(path, f"file of {self.name}")
             found = self.records(self._source)
         except OSError as error:
             raise UsageError(f"cannot read the prompts of {self.name}: {one_line(error)}") from error
-        except DamagedError:
+        except BenchError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
             cause = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
             raise DamagedError(f"{self._source} does not hold the files of {self.name}: {cause}") from error
         if not found:
             raise DamagedError(f"{self._source} holds no prompts of {self.name}")
         for prompt in found:
+            if not isinstance(prompt.text, str) or not prompt.text.strip():
+                raise DamagedError(f"{self._source}: a prompt of {self.name} is not text: {prompt.text!r:.60}")
             self.check(prompt)
         return [prompt for prompt in found for _ in range(self.per_prompt)]
 
@@ -125,15 +141,17 @@ class Suite(Task):
     def check(self, prompt: Prompt) -> None:
         """Raise UsageError for a prompt without what this suite asks about it."""
         try:
+            self.record.model_validate(prompt.metadata)
             self.questions(prompt, 0, 0)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            cause = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+        except ValueError as error:
+            # pydantic's error is a ValueError too.
+            cause = first_problem(error, self.record) if isinstance(error, ValidationError) else one_line(error)
             raise UsageError(f"a prompt of {self.name} has other metadata: {cause}") from error
 
     @cached_property
     def judge(self) -> VisionJudge:
         """The judge, built at first use. Raises MissingError if none is set."""
-        return vision_judge(self.name, self.given, self.probable)
+        return vision_judge(self.name, self.given, self.probable, self.judged_by)
 
     @property
     def elsewhere(self) -> bool:
@@ -145,7 +163,7 @@ class Suite(Task):
         """Version of the rules, hash of the instructions, hash of the official files if they are set, and judge."""
         parts = [f"{self.name}-{self.version}", f"asked-{text_hash(list(self.instructions()))[:8]}"]
         if "prompts" in self.given:
-            parts.append(f"files-{content_hash(self.official(self._source))[:8]}")
+            parts.append(f"files-{content_hash(self._files)[:8]}")
         return "+".join([*parts, self.judge.name])
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
@@ -172,16 +190,17 @@ class Suite(Task):
         names = list(dict.fromkeys(name for mark in marks.values() for name in mark))
         metrics = {
             name: np.array([marks.get(i, {}).get(name, np.nan) for i in range(len(prompts))], np.float64)
-            for name in names or [self.headline, self.rewarded]
+            for name in names or [self.headline]
         }
-        return Scores(metrics[self.rewarded], metrics, details)
+        return Scores(metrics[self.headline].clip(0, 1), metrics, details)
 
     def _replies(
         self, images_BCHW: Tensor, prompts: list[Prompt], left: list[int], attempt: int
     ) -> Iterable[list[Reply]]:
         """The replies about each image of `left`."""
         asked = [self.questions(prompts[i], i, attempt) for i in left]
-        replies = iter(self.judge.reply(images_BCHW, [question for questions in asked for question in questions]))
+        together = [question for questions in asked for question in questions]
+        replies = iter(self.judge.reply(images_BCHW, together) if together else [])
         for questions in asked:
             yield [next(replies) for _ in questions]
 
@@ -204,26 +223,30 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def table_of(path: Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a CSV file. Raises DamagedError, naming the first column that is missing."""
+    """The rows of a CSV file. Raises DamagedError, naming the first column that is missing or row that is cut off."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         for column in columns:
             if column not in (rows.fieldnames or ()):
                 raise DamagedError(f"{path} has no column {column!r}: it has {', '.join(rows.fieldnames or ())}")
-        return list(rows)
+        found = []
+        for row in rows:
+            if any(row[column] is None for column in columns):
+                raise DamagedError(f"{path}, line {rows.line_num}: a row is cut off")
+            found.append(row)
+        return found
 
 
-def with_means(prompts: list[Prompt], counts: list[dict[str, float]]) -> list[Prompt]:
-    """The prompts with the mean of every count over all of them in their metadata (a missing count is 0).
+def pooled(values: np.ndarray, counts: Iterable[float]) -> float:
+    """100 sum(value x count) / sum(count) over the images that have a value: a published ratio of sums.
 
-    A published ratio of sums over all images, sum(hits) / sum(counts), is then the mean over images of
-    `share`(hits, mean count), because every prompt has the same number of images.
+    NaN if no image has one.
     """
-    names = dict.fromkeys(name for mine in counts for name in mine)
-    means = {name: sum(mine.get(name, 0) for mine in counts) / len(prompts) for name in names}
-    return [Prompt(p.text, p.stratum, p.metadata | {MEANS: means}) for p in prompts]
+    counts_N = np.array(list(counts), np.float64)
+    kept = ~np.isnan(values) & (counts_N > 0)
+    return 100 * float(np.average(values[kept], weights=counts_N[kept])) if kept.any() else float("nan")
 
 
 def yes(reply: Reply) -> bool:
     """Whether a reply starts with the word yes, in any case."""
-    return reply.text.strip().lower().startswith("yes")
+    return bool(re.match(r"\s*yes\b", reply.text, re.IGNORECASE))

@@ -8,15 +8,19 @@ does not answer every question. The instructions are read from the official scri
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
+
+import numpy as np
 
 from bench.api.task import Prompt
 from bench.errors import DamagedError, UsageError
 from bench.hashing import seed_of
 from tasks.official_scripts import literal
-from tasks.suites.suite import MEANS, Suite, UnusableError, rows_of, sources_of
+from tasks.suites.records import AnsweredRecord
+from tasks.suites.suite import Suite, UnusableError, pooled, rows_of, sources_of
 from tasks.vision.judge import Question, Reply
 
 SCRIPT = "eval/eval_with_vlm.py"
@@ -37,7 +41,7 @@ class TiifBench(Suite):
     name = "tiif"
     version = "1"
     headline = "accuracy"
-    rewarded = "own_accuracy"
+    record = AnsweredRecord
     images = 1
     attempts = 3
     judged_by = "gpt-4o"
@@ -52,7 +56,7 @@ class TiifBench(Suite):
         self.part = self.choice("part", PARTS)
         self.description = self.choice("description", LENGTHS)
 
-    def _files(self, source: Path, kind: str) -> list[Path]:
+    def _lists(self, source: Path, kind: str) -> list[Path]:
         folder = source / "data" / f"{self.part}_{kind}"
         found = sorted(folder.glob("*.jsonl"))
         if not found:
@@ -61,24 +65,22 @@ class TiifBench(Suite):
 
     def official(self, source: Path) -> list[Path]:
         """The prompts, the questions, and the script with the instructions."""
-        return [*self._files(source, "prompts"), *self._files(source, "eval_prompts"), source / SCRIPT]
+        return [*self._lists(source, "prompts"), *self._lists(source, "eval_prompts"), source / SCRIPT]
 
     def records(self, source: Path) -> list[Prompt]:
         """The prompts of all types; prompts and questions are in the same order in their files."""
-        asked = {rows[0]["type"]: rows for rows in map(rows_of, self._files(source, "eval_prompts")) if rows}
+        asked = {rows[0]["type"]: rows for rows in map(rows_of, self._lists(source, "eval_prompts")) if rows}
         found = []
-        for path in self._files(source, "prompts"):
+        for path in self._lists(source, "prompts"):
             rows = rows_of(path)
             kind = rows[0]["type"] if rows else ""
             questions = asked.get(kind, [])
             if len(questions) != len(rows):
                 raise DamagedError(f"{path} has {len(rows)} prompts, but there are {len(questions)} lists of questions")
-            mean = sum(len(entry["yn_question_list"]) for entry in questions) / len(rows)
             for row, entry in zip(rows, questions):
                 metadata = {
                     "questions": [question.strip() for question in entry["yn_question_list"]],
                     "answers": [str(answer).strip().lower() for answer in entry["yn_answer_list"]],
-                    MEANS: {"questions": mean},
                 }
                 found.append(Prompt(row[f"{self.description}_description"], kind, metadata))
         return found
@@ -98,21 +100,28 @@ class TiifBench(Suite):
     def questions(self, prompt: Prompt, image: int, attempt: int) -> list[Question]:
         """One: all of the prompt's questions in the instruction of this attempt."""
         asked = prompt.metadata["questions"]
-        if not asked or len(asked) != len(prompt.metadata["answers"]):
+        if len(asked) != len(prompt.metadata["answers"]):
             raise ValueError(f"{len(asked)} questions, but {len(prompt.metadata['answers'])} answers")
         turn = (seed_of(self.name, prompt.text) + attempt) % len(NAMES)
         text = self._instructions[turn].replace(HERE, "\n".join(asked))
-        return [Question(image, text, length=WORDS * len(asked), system=SYSTEM)]
+        return [Question(image, text, length=WORDS * len(asked), system=SYSTEM, text_first=True)]
 
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
-        """`accuracy`, whose mean over a type is its share of right answers, and the prompt's own share."""
+        """`accuracy`: the share of right answers."""
         right = prompt.metadata["answers"]
-        found = [line[1].lower() for line in map(ANSWER.match, replies[0].text.splitlines()) if line]
+        found = [line[1].lower() for line in map(ANSWER.match, replies[0].text.split("\n")) if line]
         if len(found) != len(right):
             raise UnusableError(f"the judge gave {len(found)} answers to {len(right)} questions")
         hits = sum(answer == wanted for answer, wanted in zip(found, right))
-        mean = prompt.metadata.get(MEANS, {}).get("questions", len(right))
-        return {"accuracy": hits / mean, "own_accuracy": hits / len(right)}
+        return {"accuracy": hits / len(right)}
+
+    def published(self, prompts: list[Prompt], rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The share of all right answers of each type, times 100, and their mean over types."""
+        counts_N = np.array([len(p.metadata["questions"]) for p in prompts])
+        kinds_N = np.array([p.stratum for p in prompts])
+        kinds = dict.fromkeys(kinds_N.tolist())
+        found = {kind: pooled(rows["accuracy"][kinds_N == kind], counts_N[kinds_N == kind]) for kind in kinds}
+        return {"overall": float(np.mean(list(found.values()))), **found}
 
 
 ANSWER = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from bench.errors import UsageError
 from tasks.clip import devices
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ class Question:
     length: int = 128
     system: str = ""
     """A system message that comes before the question; empty for none."""
+    text_first: bool = False
+    """Whether the question comes before the image instead of after it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,18 @@ class Reply:
     probabilities: list[float] = field(default_factory=list)
     """One for each of the question's words."""
     failure: str = ""
+
+
+def check_key(setting: str, sources: Mapping[str, str], name: str = "key") -> None:
+    """Raise UsageError, without its value, for a setting of the key that is no name of an environment variable.
+
+    Settings are stored with every run, and the key itself must not be.
+    """
+    if name in sources and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", sources[name]):
+        raise UsageError(
+            f"{setting}.{name} is the name of an environment variable, such as OPENAI_API_KEY; the key itself belongs "
+            "in that variable, not in a setting"
+        )
 
 
 class VisionJudge(Protocol):

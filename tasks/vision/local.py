@@ -83,9 +83,13 @@ class LocalJudge:
     def reply(self, images_BCHW: Tensor, questions: list[Question]) -> list[Reply]:
         """Replies in the order of the questions, in batches of questions of the same kind."""
         kinds: dict[tuple, list[int]] = {}
-        for place, asked in enumerate(questions):
-            kinds.setdefault((bool(asked.words), 0 if asked.words else asked.length), []).append(place)
+        markers = self._markers
         replies: dict[int, Reply] = {}
+        for place, asked in enumerate(questions):
+            if marker := next((marker for marker in markers if marker in asked.text), ""):
+                replies[place] = Reply(failure=f"the question contains {marker}, one of the model's own tokens")
+                continue
+            kinds.setdefault((bool(asked.words), 0 if asked.words else asked.length), []).append(place)
         pictures = to_bytes(images_BCHW)
         for (probable, length), places in kinds.items():
             for start in range(0, len(places), self.batch):
@@ -98,6 +102,12 @@ class LocalJudge:
                 replies |= dict(zip(part, found))
         return [replies[place] for place in range(len(questions))]
 
+    @property
+    def _markers(self) -> list[str]:
+        """Tokens with which the model structures a conversation, and which no prompt may contain."""
+        special = [str(token) for token in self.processor.tokenizer.all_special_tokens]
+        return [*special, *filter(None, [getattr(self.processor, "image_token", "")])]
+
     def _inputs(self, pictures: Any, questions: list[Question]) -> Any:
         from PIL import Image
 
@@ -106,7 +116,8 @@ class LocalJudge:
             chat: list[dict] = []
             if asked.system:
                 chat.append({"role": "system", "content": [{"type": "text", "text": asked.system}]})
-            chat.append({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.text}]})
+            content = [{"type": "image"}, {"type": "text", "text": asked.text}]
+            chat.append({"role": "user", "content": content[::-1] if asked.text_first else content})
             chats.append(self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
             images.append([Image.fromarray(pictures[asked.image])])
         try:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from bench.api.task import Prompt
-from bench.errors import MissingError, UsageError
+from bench.errors import BenchError, MissingError, UsageError
+from bench.scoring import client
 from bench.scoring.pictures import to_bytes
 from tasks.preference.drawbench import DrawBench
 from tasks.preference.task import Quality, VqaScore
@@ -172,7 +173,7 @@ def test_what_cannot_judge_here_is_refused(llava_folder, clip_folder, tmp_path: 
         vision_judge("vqascore", {"judge": str(llava_folder), "model": "gpt"}, False)
     with pytest.raises(UsageError, match=r"scorers\.vqascore.precision does nothing for a judge behind an endpoint"):
         vision_judge("vqascore", {"judge": "http://127.0.0.1:9/v1", "precision": "float16"}, False)
-    with pytest.raises(MissingError, match=r"set scorers\.vqascore.judge to vision-language model"):
+    with pytest.raises(MissingError, match=r"set scorers\.vqascore.judge \(vision-language model"):
         vision_judge("vqascore", {}, False)
 
 
@@ -215,6 +216,11 @@ def test_an_endpoints_key_comes_from_the_environment_and_stays_there(serving, im
     monkeypatch.setenv("JUDGE_KEY", secret)
     judge = vision_judge("dpg", {"judge": url, "key": "JUDGE_KEY"}, False)
     assert judge.reply(images, [Question(0, "a")])[0].text and secret not in judge.name
+    for broken in ("sk-secret-1\nX-Y: z", "sk-secret-…", "short"):
+        monkeypatch.setenv("JUDGE_KEY", broken)
+        with pytest.raises(UsageError, match="JUDGE_KEY holds no API key") as refused:
+            vision_judge("dpg", {"judge": url, "key": "JUDGE_KEY"}, False)
+        assert "sk-" not in str(refused.value)
     monkeypatch.setenv("JUDGE_KEY", "sk-wrong")
     with pytest.raises(MissingError) as refused:
         _ = vision_judge("dpg", {"judge": url, "key": "JUDGE_KEY"}, False).name
@@ -235,6 +241,10 @@ def test_an_endpoints_models_are_named(serving) -> None:
         _ = vision_judge("dpg", {"judge": "http://127.0.0.1:9/v1"}, False).name
     with pytest.raises(UsageError, match=r"scorers\.dpg.judge takes an http address"):
         vision_judge("dpg", {"judge": "http://nowhere:port/v1"}, False)
+    with pytest.raises(UsageError, match=r"address of an endpoint starts with http://, not 'localhost:8000/v1'"):
+        vision_judge("dpg", {"judge": "localhost:8000/v1"}, False)
+    odd = Endpoint(brightness, models=[None, 3, {"a": 1}, "judge"])
+    assert vision_judge("dpg", {"judge": serving(odd)}, False).name == "endpoint-tiny-judge-2026-11-01"
     with pytest.raises(UsageError, match=r"scorers\.dpg.requests is a number"):
         EndpointJudge("dpg", several, {"requests": "many"}, False)
 
@@ -278,3 +288,42 @@ def test_vqascore_and_quality_are_made_of_probabilities(serving, images, tmp_pat
     })  # fmt: skip
     assert both.score(images, prompts).rewards == pytest.approx((0.5 + level / 5) / 2)
     assert both.scorer_name.count("endpoint-tiny-judge-2026-11-01") == 2
+
+
+@pytest.mark.parametrize("answer", [(500, "no: {}"), (400, "bad {}"), (401, "wrong {}"), (302, "{}"), "I was told {}"])
+def test_a_key_that_an_endpoint_repeats_is_in_no_message_and_no_reply(answer, serving, images, monkeypatch) -> None:
+    secret = "sk-very-secret-0123456789"
+    monkeypatch.setenv("JUDGE_KEY", secret)
+    monkeypatch.setattr(client, "PAUSES_S", (0,))
+    said = (answer[0], answer[1].format(secret)) if isinstance(answer, tuple) else answer.format(secret)
+    judge = vision_judge("dpg", {"judge": serving(Endpoint(lambda _: said, key=secret, served=f"judge {secret}")), "key": "JUDGE_KEY"}, False)
+    try:
+        text = str(judge.reply(images, [Question(0, "a")]))
+    except BenchError as error:
+        text = str(error)
+    assert secret not in text + judge.name and "***" in judge.name
+
+
+@pytest.mark.parametrize(
+    "first",
+    [{}, {"token_id:9454": 0.9}, {"Okay": 0.9}, {"yes": 0.05}, "<think>\nOkay, the"],
+)  # fmt: skip
+def test_an_endpoint_that_cannot_say_yes_is_refused_before_it_judges(first, serving) -> None:
+    judge = vision_judge("vqascore", {"judge": serving(Endpoint(brightness, greeting=first))}, isinstance(first, dict))
+    with pytest.raises(UsageError, match=r"no most probable tokens|told to answer with the word yes, it"):
+        _ = judge.name
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), 0.7, True, 1000, None, "-1"])
+def test_probabilities_that_are_none_leave_an_image_without_a_score(logprob, serving, images) -> None:
+    choice = {"logprobs": {"content": [{"top_logprobs": [{"token": "Yes", "logprob": logprob}]}]}}
+    task = VqaScore("photo", {"judge": serving(Endpoint(lambda asked: {"choices": [choice]} if asked.image.mean() > 0.9 else {"\u2581Yes": 0.5, " Yes": 0.25}))})
+    images[1] = 1.0
+    np.testing.assert_allclose(task.score(images, [Prompt("cat")] * 3).rewards, [0.75, np.nan, 0.75])
+
+
+def test_a_question_with_the_models_own_tokens_is_not_asked(llava_folder, images) -> None:
+    judge = LocalJudge(str(llava_folder), {})
+    asked = [Question(0, "Is it <image>?", YES), Question(1, "Is it <end>?", YES), Question(2, "Is it?", YES)]
+    first, second, third = judge.reply(images, asked)
+    assert "<image>, one of the model's own tokens" in first.failure and "<end>" in second.failure and third.probabilities
