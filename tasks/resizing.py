@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from bench.lazy import torch
+from bench.lazy import torch, without_gradients
 from bench.scoring.pictures import to_bytes
 
 if TYPE_CHECKING:
@@ -37,3 +38,20 @@ def straight_through(images_BCHW: Tensor, size: Size) -> Tensor:
 def with_gradient_of(smooth: Tensor, exact: Tensor) -> Tensor:
     """The values of `exact`, up to rounding, with the gradients of `smooth`, of the same shape."""
     return smooth + (exact - smooth).detach()
+
+
+class ResizingScorer(ABC):
+    """A score of images that are resized by PIL, with the gradients of the same resizing of tensors."""
+
+    @abstractmethod
+    def _scores(self, images_BCHW: Tensor, texts: list[str], resize: Resize) -> Tensor:
+        """Scores [B] of images resized by `resize`."""
+
+    @without_gradients
+    def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
+        """Scores, float64 [B]."""
+        return self._scores(images_BCHW, texts, through_pil).double().cpu().numpy()
+
+    def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
+        """The same with gradients to the images."""
+        return self._scores(images_BCHW, texts, straight_through)

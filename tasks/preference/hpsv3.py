@@ -10,17 +10,15 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bench.errors import MissingError, UsageError
 from bench.hashing import sampled_hash, text_hash
-from bench.lazy import torch, without_gradients
+from bench.lazy import torch
 from bench.weights.checkpoints import require_weights
 from bench.weights.frozen import load_tokenizer
 from tasks.clip import devices, normalise, placed
 from tasks.official_scripts import literal
 from tasks.preference.hpsv3_model import FILE, WHAT, HpsV3Model, checkpoint_file
-from tasks.resizing import Resize, straight_through, through_pil
+from tasks.resizing import Resize, ResizingScorer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +50,7 @@ REWARD, IMAGE = "<|Reward|>", "<|image_pad|>"
 """The token at which the score is read, which is added to the tokenizer, and the one that an image's tokens replace."""
 
 
-class HpsV3Judge:
+class HpsV3Judge(ResizingScorer):
     """Human preference score, version 3: about 0 to 15, and below 0 for some bad images."""
 
     metric = "hpsv3"
@@ -101,15 +99,6 @@ class HpsV3Judge:
                 f"use {BASE}"
             )
         return tokenizer
-
-    @without_gradients
-    def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
-        """Means of the scores, float64 [B]."""
-        return self._scores(images_BCHW, texts, through_pil).double().cpu().numpy()
-
-    def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
-        """The same with gradients to the images."""
-        return self._scores(images_BCHW, texts, straight_through)
 
     def _scores(self, images_BCHW: Tensor, texts: list[str], resize: Resize) -> Tensor:
         for text in texts:

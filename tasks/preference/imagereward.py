@@ -9,13 +9,11 @@ from __future__ import annotations
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bench.errors import MissingError
-from bench.lazy import torch, without_gradients
+from bench.lazy import torch
 from bench.weights.frozen import load_frozen, load_tokenizer, weights_name
 from tasks.clip import BATCH, central_square, normalise, placed
-from tasks.resizing import Resize, straight_through, through_pil
+from tasks.resizing import Resize, ResizingScorer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +60,7 @@ def model_class():
     return ImageReward
 
 
-class ImageRewardJudge:
+class ImageRewardJudge(ResizingScorer):
     """ImageReward, about normally distributed over the images of its training prompts."""
 
     metric = "imagereward"
@@ -102,15 +100,6 @@ class ImageRewardJudge:
                 f"not {wanted}; use {TOKENIZER}"
             )
         return tokenizer
-
-    @without_gradients
-    def __call__(self, images_BCHW: Tensor, texts: list[str]) -> np.ndarray:
-        """Scores, float64 [B]."""
-        return self._scores(images_BCHW, texts, through_pil).double().cpu().numpy()
-
-    def differentiable(self, images_BCHW: Tensor, texts: list[str]) -> Tensor:
-        """The same with gradients to the images."""
-        return self._scores(images_BCHW, texts, straight_through)
 
     def _scores(self, images_BCHW: Tensor, texts: list[str], resize: Resize) -> Tensor:
         side, found = self.model.config.vision_config.image_size, []

@@ -3,15 +3,16 @@
 python -m tasks.preference.imagereward_weights CHECKPOINT.pt FOLDER
 """
 
-import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from bench.errors import DamagedError, exit_on_error
-from bench.weights.checkpoints import cause_of, state_dict
-from bench.weights.frozen import NEVER_SAVED, require_numbers, save_folder
+from bench.errors import exit_on_error
+from bench.weights.checkpoints import state_dict
+from bench.weights.frozen import NEVER_SAVED, require_numbers
+from tasks.preference.conversion import run_conversion, save_converted
 from tasks.preference.imagereward import ADDED, model_class
 
 HEAD = 64
@@ -80,24 +81,18 @@ def convert(checkpoint: Path, folder: Path) -> None:
     state = state_dict(checkpoint, what)
     state = {key: value for key, value in state.items() if key.startswith(USED) and not NEVER_SAVED.search(key)}
     require_numbers(state, checkpoint)
-    try:
+
+    def build() -> Any:
         model = model_class()(architecture(state))
         model.load_state_dict(converted(state))
-    except KeyError as error:
-        raise DamagedError(f"{checkpoint} is not a valid {what}: it lacks {error.args[0]!r}") from error
-    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise DamagedError(f"{checkpoint} is not a valid {what}: {cause_of(error)}") from error
-    save_folder(model, folder)
+        return model
+
+    save_converted(build, checkpoint, what, folder)
 
 
 def main() -> None:
     """Parse the command line and convert the checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="released checkpoint file, ImageReward.pt")
-    parser.add_argument("folder", type=Path, help="folder for the converted model")
-    arguments = parser.parse_args()
-    convert(arguments.checkpoint, arguments.folder)
-    print(f"converted: {arguments.folder}")
+    run_conversion(convert, __doc__.splitlines()[0], "released checkpoint file, ImageReward.pt")
 
 
 if __name__ == "__main__":

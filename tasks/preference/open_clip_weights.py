@@ -3,15 +3,15 @@
 python -m tasks.preference.open_clip_weights CHECKPOINT.pt FOLDER
 """
 
-import argparse
 import re
 from pathlib import Path
 
 from torch import Tensor
 
-from bench.errors import DamagedError, exit_on_error
-from bench.weights.checkpoints import cause_of, state_dict
-from bench.weights.frozen import require_numbers, save_folder
+from bench.errors import exit_on_error
+from bench.weights.checkpoints import state_dict
+from bench.weights.frozen import require_numbers
+from tasks.preference.conversion import run_conversion, save_converted
 
 VISION_HEAD, TEXT_HEAD = 80, 64
 """Width of an attention head in ViT-H/14, which cannot be read from the weights."""
@@ -88,24 +88,18 @@ def convert(checkpoint: Path, folder: Path) -> None:
     state = {key.removeprefix("module."): value for key, value in state_dict(checkpoint, what).items()}
     state.pop("attn_mask", None)  # a constant in some files; its infinities would be refused below
     require_numbers(state, checkpoint)
-    try:
+
+    def build() -> CLIPModel:
         model = CLIPModel(architecture(state))
         model.load_state_dict(converted(state))
-    except KeyError as error:
-        raise DamagedError(f"{checkpoint} is not a valid {what}: it lacks {error.args[0]!r}") from error
-    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise DamagedError(f"{checkpoint} is not a valid {what}: {cause_of(error)}") from error
-    save_folder(model, folder)
+        return model
+
+    save_converted(build, checkpoint, what, folder)
 
 
 def main() -> None:
     """Parse the command line and convert the checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="open_clip checkpoint file, HPS_v2.1_compressed.pt")
-    parser.add_argument("folder", type=Path, help="folder for the converted model")
-    arguments = parser.parse_args()
-    convert(arguments.checkpoint, arguments.folder)
-    print(f"converted: {arguments.folder}")
+    run_conversion(convert, __doc__.splitlines()[0], "open_clip checkpoint file, HPS_v2.1_compressed.pt")
 
 
 if __name__ == "__main__":
