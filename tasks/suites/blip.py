@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.lazy import torch, without_gradients
-from bench.scoring.pictures import to_bytes
 from bench.weights.frozen import load_frozen, load_processor, weights_name
-from tasks.clip import placed
+from tasks.clip import normalise, placed
+from tasks.resizing import through_pil
 from tasks.vision.judge import Question, Reply
 
 if TYPE_CHECKING:
@@ -81,17 +81,8 @@ class BlipJudge:
         return [replies[place] for place in range(len(questions))]
 
     def _pixels(self, images_BCHW: Tensor) -> Tensor:
-        from PIL import Image
-        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
         side = self.model.config.vision_config.image_size
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-        found = []
-        for image in to_bytes(images_BCHW):
-            resized = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
-            levels_CHW = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(side, side, 3)
-            found.append((levels_CHW.permute(2, 0, 1).float() / 255 - mean) / std)
-        return torch.stack(found).to(self.device, self.model.dtype)
+        return normalise(through_pil(images_BCHW, (side, side))).to(self.device, self.model.dtype)
 
     @without_gradients
     def _probabilities(self, pixels_BCHW: Tensor, ids_BS: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bench.api.task import Prompt
+from tasks.vision.judge import Question
+
 Parents = Mapping[int, Sequence[int]]
 """Question -> the questions that it depends on; 0 stands for none."""
 
@@ -42,3 +45,10 @@ def as_questions(given: Mapping) -> dict[int, str]:
 def as_parents(given: Mapping) -> dict[int, list[int]]:
     """Number -> numbers, from JSON, whose keys are text."""
     return {int(number): [int(parent) for parent in needed] for number, needed in given.items()}
+
+
+def asked_of(prompt: Prompt, image: int, form: str) -> list[Question]:
+    """The prompt's questions about image `image` in their order, each put into `form`. Raises as `check_parents`."""
+    questions = as_questions(prompt.metadata["questions"])
+    check_parents(questions, as_parents(prompt.metadata["parents"]))
+    return [Question(image, form.format(question=text)) for text in questions.values()]

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from bench.api.task import Prompt
-from tasks.suites.dependent import as_parents, as_questions, check_parents, granted
+from tasks.suites.dependent import as_parents, as_questions, asked_of, granted
 from tasks.suites.records import CategorisedRecord
 from tasks.suites.suite import Suite, pooled, sources_of, table_of, yes
 from tasks.vision.judge import Question, Reply
@@ -62,11 +62,10 @@ class DpgBench(Suite):
 
     def questions(self, prompt: Prompt, image: int, attempt: int) -> list[Question]:
         """The prompt's questions in their order."""
-        asked = as_questions(prompt.metadata["questions"])
-        check_parents(asked, as_parents(prompt.metadata["parents"]))
+        asked = asked_of(prompt, image, ASKED)
         if set(prompt.metadata["categories"]) != set(prompt.metadata["questions"]):
             raise ValueError("not every question has a category")
-        return [Question(image, ASKED.format(question=text)) for text in asked.values()]
+        return asked
 
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
         """`dpg`, and each category's share of questions with a yes (NaN without any), whatever these depend on."""

@@ -16,7 +16,7 @@ from bench.api.task import Prompt
 from bench.errors import DamagedError
 from bench.system import files
 from tasks.official_scripts import literal
-from tasks.suites.dependent import as_parents, as_questions, check_parents, granted
+from tasks.suites.dependent import as_parents, as_questions, asked_of, granted
 from tasks.suites.reading import CHINESE, distance, matched, prepared, units, without
 from tasks.suites.records import ClassedRecord, OneTextRecord
 from tasks.suites.suite import Suite, pooled, sources_of, table_of
@@ -84,9 +84,7 @@ class OneIgAlignment(Suite):
 
     def questions(self, prompt: Prompt, image: int, attempt: int) -> list[Question]:
         """The prompt's questions in their order."""
-        asked = as_questions(prompt.metadata["questions"])
-        check_parents(asked, as_parents(prompt.metadata["parents"]))
-        return [Question(image, ASKED.format(question=text)) for text in asked.values()]
+        return asked_of(prompt, image, ASKED)
 
     def mark(self, prompt: Prompt, replies: list[Reply]) -> dict[str, float]:
         """`alignment`, and the same for images of each category alone (NaN for the others)."""
