@@ -14,9 +14,9 @@ from bench.errors import MissingError, UsageError
 from bench.hashing import sampled_hash, text_hash
 from bench.lazy import torch
 from bench.weights.checkpoints import require_weights
-from bench.weights.frozen import load_tokenizer
 from tasks.clip import devices, normalise, placed
 from tasks.official_scripts import literal
+from tasks.preference.added_tokens import extended_tokenizer
 from tasks.preference.hpsv3_model import FILE, WHAT, HpsV3Model, checkpoint_file
 from tasks.resizing import Resize, ResizingScorer
 
@@ -89,15 +89,9 @@ class HpsV3Judge(ResizingScorer):
     @cached_property
     def tokenizer(self):
         """Qwen2-VL's tokenizer with the token for the reward. Raises MissingError for another model's."""
-        tokenizer = load_tokenizer(self.base)
-        tokenizer.add_tokens([REWARD], special_tokens=True)
+        vocabulary = self.model.config.text_config.vocab_size
+        tokenizer = extended_tokenizer(self.base, [REWARD], vocabulary, "HPSv3", BASE)
         tokenizer.padding_side = "right"
-        known, wanted = len(tokenizer), self.model.config.text_config.vocab_size
-        if known != wanted:
-            raise MissingError(
-                f"the tokenizer {self.base!r} is not HPSv3's: with {REWARD} it has {known} tokens, not {wanted}; "
-                f"use {BASE}"
-            )
         return tokenizer
 
     def _scores(self, images_BCHW: Tensor, texts: list[str], resize: Resize) -> Tensor:

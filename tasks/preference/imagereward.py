@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from bench.errors import MissingError
 from bench.lazy import torch
-from bench.weights.frozen import load_frozen, load_tokenizer, weights_name
+from bench.weights.frozen import load_frozen, weights_name
 from tasks.clip import BATCH, central_square, normalise, placed
+from tasks.preference.added_tokens import extended_tokenizer
 from tasks.resizing import Resize, ResizingScorer
 
 if TYPE_CHECKING:
@@ -91,15 +92,8 @@ class ImageRewardJudge(ResizingScorer):
     @cached_property
     def tokenizer(self):
         """BERT's tokenizer with BLIP's tokens. Raises MissingError for another model's."""
-        tokenizer = load_tokenizer(self.words)
-        tokenizer.add_tokens(list(ADDED), special_tokens=True)
-        known, wanted = len(tokenizer), self.model.config.text_config.vocab_size
-        if known != wanted:
-            raise MissingError(
-                f"the tokenizer {self.words!r} is not ImageReward's: with {' and '.join(ADDED)} it has {known} tokens, "
-                f"not {wanted}; use {TOKENIZER}"
-            )
-        return tokenizer
+        vocabulary = self.model.config.text_config.vocab_size
+        return extended_tokenizer(self.words, ADDED, vocabulary, "ImageReward", TOKENIZER)
 
     def _scores(self, images_BCHW: Tensor, texts: list[str], resize: Resize) -> Tensor:
         side, found = self.model.config.vision_config.image_size, []
