@@ -8,6 +8,7 @@ from typing import NamedTuple
 from bench.analysis.forgetting import Forgetting, forgetting
 from bench.analysis.names import readable
 from bench.analysis.records import STOPS, Record, line_settings
+from bench.backbones.micro.worlds import DRAWN
 from bench.config.settings import flattened
 from bench.config.spec import measuring
 from bench.hashing import text_hash
@@ -30,10 +31,13 @@ class Conditions(NamedTuple):
     split: str
     steps: int
     guidance: float
+    """Scale of the scores along training and, without a grid, of the final ones."""
     prompts: str
     """Hash of the headline and strata of every task."""
     scorers: str = ""
     """The settings of the scorers that decide what they measure."""
+    grid: tuple[float, ...] = ()
+    """Scales from which every model's final scores have its own best."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +152,19 @@ class Pool:
 
 
 def _words(worlds: list[Conditions]) -> dict[Conditions, str]:
-    """All conditions in words, with hashes only where nothing else distinguishes two of them. The drawn world `micro`
-    is always labelled as one, so that nobody takes its scores for those of real images."""
+    """All conditions in words, with hashes only where nothing else distinguishes two of them. A drawn world is always
+    labelled as one, so that nobody takes its scores for those of real images."""
     plain = {}
     for world in worlds:
-        drawn = "micro, a drawn world (not GenEval, OCR or PickScore on real images)"
-        name = drawn if world.backbone == "micro" else world.backbone
+        name = world.backbone
+        if name in DRAWN:
+            name += ", a drawn world (not GenEval, OCR or PickScore on real images)"
         where = f"{name}; {', '.join(world.tasks)}; {world.split} prompts, {world.steps} steps"
-        plain[world] = printable(f"{where}, guidance {world.guidance:g}")
+        guided = f"guidance {world.guidance:g}"
+        if world.grid:
+            scales = ", ".join(f"{scale:g}" for scale in world.grid)
+            guided = f"each model and task at its own best guidance of {scales}; along training at {world.guidance:g}"
+        plain[world] = printable(f"{where}, {guided}")
     for world, text in list(plain.items()):
         twins = [other for other in worlds if other is not world and plain[other].startswith(text)]
         if any(other.weights != world.weights for other in twins):
@@ -199,6 +208,7 @@ def _conditions_of(run: FoundRun) -> Conditions:
         guidance=held_out["guidance"],
         prompts=prompts,
         scorers=_scorers(run.spec),
+        grid=tuple(held_out.get("guidance_grid", ())),
     )
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.api.task import Prompt, Scores, Task
+from bench.backbones.micro.worlds import DRAWN
 from bench.errors import UsageError
 from bench.lazy import torch
 from tasks.ocr.task import Ocr
@@ -39,8 +40,8 @@ class Hue(Task):
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
-        if world == "micro" and "prompts" in self.given:
-            raise UsageError(f"scorers.{self.name}.prompts does nothing in the world 'micro': leave it out")
+        if world in DRAWN and "prompts" in self.given:
+            raise UsageError(f"scorers.{self.name}.prompts does nothing in the world {world!r}: leave it out")
 
     @property
     def direction(self) -> float:
@@ -57,8 +58,8 @@ class Hue(Task):
         return as_prompts(read_prompts(self.name, self.given))
 
     def prompts(self, split: str) -> list[Prompt]:
-        """On micro the captions of the task ocr, which name no colour; elsewhere the prompts of the user's files."""
-        if self.world == "micro":
+        """In drawn worlds the captions of the task ocr, which name no colour; elsewhere those of the user's files."""
+        if self.world in DRAWN:
             return [Prompt(prompt.text) for prompt in Ocr(self.world).prompts(split)]
         return self._splits[split]
 

@@ -1,16 +1,16 @@
-"""Features and attributes of micro's images: the codec's latents, and what captions leave open."""
+"""Features and attributes of the drawn worlds' images: the codec's latents, and what captions leave open."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from bench.api.features import FeatureSpace
-from bench.backbones.micro.files import WEIGHTS
 from bench.backbones.micro.reader import grounds_of, views
 from bench.backbones.micro.world import COLOURS
+from bench.backbones.micro.worlds import DRAWN, DrawnWorld
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,12 @@ class MicroFeatures(FeatureSpace):
     """Latents of the world's own codec (PCA of patches, partly whitened), whose mean square is 1 over its images."""
 
     cosine = False
-    name = "micro-codec-1"
+    world: ClassVar[DrawnWorld] = DRAWN["micro"]
+
+    @property
+    def name(self) -> str:
+        """The world's codec and the version of the measures."""
+        return f"{self.world.name}-codec-1"
 
     @cached_property
     def codec(self) -> PatchCodec:
@@ -36,7 +41,7 @@ class MicroFeatures(FeatureSpace):
         from bench.backbones.micro.codec import PatchCodec
 
         codec = PatchCodec()
-        codec.load_state_dict(load_file(WEIGHTS / "base" / "codec.safetensors"))
+        codec.load_state_dict(load_file(self.world.require(self.world.base / "codec.safetensors")))
         return codec.requires_grad_(False)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
@@ -52,7 +57,8 @@ class MicroFeatures(FeatureSpace):
         - colour: of the first shape in reading order, where the caption names no colour.
         """
         labels: dict[str, list[str]] = {name: [] for name in ("ground", "distance", "placement", "colour")}
-        for prompt, ground, (view, marks) in zip(prompts, grounds_of(images_BCHW), views(images_BCHW), strict=True):
+        found = views(images_BCHW, self.world.shapes)
+        for prompt, ground, (view, marks) in zip(prompts, grounds_of(images_BCHW), found, strict=True):
             seen = sorted((mark.top, mark.left, mark.colour) for mark in marks)
             labels["ground"].append(ground)
             if '"' in prompt.text:  # a sign has no shapes, and its characters have their places
@@ -64,3 +70,21 @@ class MicroFeatures(FeatureSpace):
             told = any(word in COLOURS for word in prompt.text.split())
             labels["colour"].append("" if told else seen[0][2] if seen else NOTHING)
         return {name: np.array(given) for name, given in labels.items()}
+
+
+class Study1Features(MicroFeatures):
+    """The same in the study's first world, with its codec and shapes."""
+
+    world = DRAWN["study-1"]
+
+
+class Study2Features(MicroFeatures):
+    """The same in the study's second world, with its codec and shapes."""
+
+    world = DRAWN["study-2"]
+
+
+class Study3Features(MicroFeatures):
+    """The same in the study's third world, with its codec and shapes."""
+
+    world = DRAWN["study-3"]

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from bench.api.task import Prompt, Scores, Task
-from bench.backbones.micro.reader import find_shapes
-from bench.backbones.micro.world import COLOURS, SHAPES
+from bench.backbones.micro.worlds import DRAWN, DrawnWorld
+from tasks.geneval.drawn import drawn_reader, drawn_splits, drawn_vocabulary
 from tasks.geneval.photo import SOURCES, photo_reader
 from tasks.geneval.prompt_records import check_record
 from tasks.geneval.prompts import COCO, Vocabulary, generate
-from tasks.geneval.rules import MAX_OBJECTS, DetectedObject, Objects, official, partial, select, strict
+from tasks.geneval.rules import MAX_OBJECTS, Objects, official, partial, select, strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PICTURES_PER_TAG = {"validation": 24, "test": 48}
-"""Images per tag in the held-out splits of micro."""
 PICTURES_PER_PROMPT = 4
 """Images per official test prompt, as in the official evaluator."""
 TRAINING_SEED, TRAINING_DRAWS = 1043, 3000
@@ -30,49 +28,15 @@ HELD_OUT_PER_TAG = 16
 """Validation prompts per tag on photographs."""
 
 
-def _micro_reader(images_BCHW: Tensor, _: list[dict]) -> list[Objects]:
-    pictures = []
-    for marks in find_shapes(images_BCHW):
-        objects: Objects = {}
-        for mark in marks:
-            found = DetectedObject(mark.box, mark.score, mark.colour)
-            objects.setdefault(mark.shape, []).append(found)
-        pictures.append(objects)
-    return pictures
-
-
-def _micro_splits(vocabulary: Vocabulary) -> dict[str, list[dict]]:
-    """Generated records by split: of each tag a third is for test, a sixth for validation and the rest for training.
-
-    Test and validation cycle through their records up to a fixed number of images per tag.
-    """
-    by_tag: dict[str, list[dict]] = {}
-    for record in generate(vocabulary, draws=400):
-        by_tag.setdefault(record["tag"], []).append(record)
-    splits: dict[str, list[dict]] = {}
-    for records in by_tag.values():
-        test, validation = len(records) // 3, max(1, len(records) // 6)
-        parts = {
-            "test": records[:test],
-            "validation": records[test : test + validation],
-            "train": records[test + validation :],
-        }
-        for split, part in parts.items():
-            count = PICTURES_PER_TAG.get(split, len(part))
-            cycled = [part[i % len(part)] for i in range(count)]
-            splits.setdefault(split, []).extend(cycled)
-    return splits
-
-
-def _photo_splits(vocabulary: Vocabulary) -> dict[str, list[dict]]:
+def _photo_splits() -> dict[str, list[dict]]:
     """Test: the official 553 prompts with four images each. Training and validation: other prompts of the generator.
 
     There are only 80 single-object prompts, all of them in test, so training has none, as in the published mix.
     """
-    test = generate(vocabulary)
+    test = generate(COCO)
     used = {record["prompt"] for record in test}
     by_tag: dict[str, list[dict]] = {}
-    for record in generate(vocabulary, seed=TRAINING_SEED, draws=TRAINING_DRAWS):
+    for record in generate(COCO, seed=TRAINING_SEED, draws=TRAINING_DRAWS):
         if record["prompt"] not in used:
             used.add(record["prompt"])
             by_tag.setdefault(record["tag"], []).append(record)
@@ -92,13 +56,14 @@ class GenEvalWorld:
     """The parts of GenEval that depend on the backbone's world."""
 
     vocabulary: Vocabulary
-    splits: Callable[[Vocabulary], dict[str, list[dict]]]
+    splits: Callable[[], dict[str, list[dict]]]
     reader: Callable[[dict[str, str]], Reader]
     reward: Callable[[np.ndarray, np.ndarray], np.ndarray]
     """Partial scores and official verdicts [B] -> training rewards [B]."""
     lowest_reward: float
     version: str
     """Version of the scores in this world."""
+    headline: str = "official"
 
 
 def _half_official(partials: np.ndarray, officials: np.ndarray) -> np.ndarray:
@@ -114,17 +79,25 @@ def _published(partials: np.ndarray, _: np.ndarray) -> np.ndarray:
     return partials
 
 
-WORLDS = {
-    "micro": GenEvalWorld(
-        Vocabulary(SHAPES, tuple(COLOURS)), _micro_splits, lambda _: _micro_reader, _half_official, 0.0, "2"
-    ),
-    "photo": GenEvalWorld(COCO, _photo_splits, photo_reader, _published, 2.0 - MAX_OBJECTS, "3"),
+def _drawn(world: DrawnWorld) -> GenEvalWorld:
+    def splits() -> dict[str, list[dict]]:
+        return drawn_splits(world)
+
+    def reader(_: dict[str, str]) -> Reader:
+        return lambda images_BCHW, records: drawn_reader(world, images_BCHW, records)
+
+    headline = world.headlines.get("geneval", GenEvalWorld.headline)
+    return GenEvalWorld(drawn_vocabulary(world), splits, reader, _half_official, 0.0, "2", headline)
+
+
+WORLDS = {name: _drawn(world) for name, world in DRAWN.items()} | {
+    "photo": GenEvalWorld(COCO, _photo_splits, photo_reader, _published, 2.0 - MAX_OBJECTS, "3")
 }
 """The lowest reward on photographs is that of 16 objects where one is asked for: 1 - 15 / 1 = 2 - 16."""
 
 
 class GenEval(Task):
-    """Reward: Flow-GRPO's partial score; on micro clipped to [0, 1] and averaged with the official verdict."""
+    """Reward: Flow-GRPO's partial score; in drawn worlds clipped to [0, 1] and averaged with the official verdict."""
 
     name = "geneval"
     version = "3"
@@ -142,6 +115,7 @@ class GenEval(Task):
         super().__init__(world, sources)
         self.entry: GenEvalWorld = self.world_entry(WORLDS)
         self.version, self.lowest_reward = self.entry.version, self.entry.lowest_reward
+        self.headline = self.entry.headline
 
     @cached_property
     def reader(self) -> Reader:
@@ -155,7 +129,7 @@ class GenEval(Task):
 
     @cached_property
     def _splits(self) -> dict[str, list[Prompt]]:
-        made = self.entry.splits(self.entry.vocabulary)
+        made = self.entry.splits()
         return {split: [_prompt(record) for record in records] for split, records in made.items()}
 
     def prompts(self, split: str) -> list[Prompt]:

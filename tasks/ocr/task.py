@@ -12,6 +12,7 @@ from bench.api.task import Prompt, Scores, Task
 from bench.backbones.micro.captions import SIGN_LENGTHS, Brief, caption
 from bench.backbones.micro.glyphs import ALPHABET
 from bench.backbones.micro.reader import read_text
+from bench.backbones.micro.worlds import DRAWN, DrawnWorld
 from bench.errors import UsageError
 from tasks.ocr.engine import ENGINE, read_with_rapidocr
 from tasks.ocr.formula import ocr_reward, plain, target_text
@@ -22,18 +23,21 @@ if TYPE_CHECKING:
 
 SIZES = {"test": 192, "validation": 96, "train": 2000}
 """Prompts per split on micro."""
+SEED = 7
+"""Seed of micro's signs. Another world adds 1,000 times its own seed."""
 
 
-def _micro_signs(_: dict[str, str]) -> dict[str, list[str]]:
+def _drawn_signs(world: DrawnWorld) -> dict[str, list[str]]:
     """Captions of distinct random signs in a fixed order, with all lengths equally often."""
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(SEED + 1000 * world.seed)
+    sizes = {split: size * world.larger.get(split, 1) for split, size in SIZES.items()}
     signs: dict[str, None] = {}
     # A dict keeps the order and drops repeated signs.
-    while len(signs) < sum(SIZES.values()):
+    while len(signs) < sum(sizes.values()):
         length = SIGN_LENGTHS[len(signs) % len(SIGN_LENGTHS)]
         signs["".join(rng.choice(list(ALPHABET), length))] = None
     texts = iter([caption(Brief("sign", sign=sign)) for sign in signs])
-    return {split: [next(texts) for _ in range(size)] for split, size in SIZES.items()}
+    return {split: [next(texts) for _ in range(size)] for split, size in sizes.items()}
 
 
 def _photo_prompts(sources: dict[str, str]) -> dict[str, list[str]]:
@@ -43,12 +47,11 @@ def _photo_prompts(sources: dict[str, str]) -> dict[str, list[str]]:
 Reader = Callable[["Tensor"], list[str]]
 # World -> (function that gives prompts by split, reader whose text is rewarded).
 WORLDS: dict[str, tuple[Callable[[dict[str, str]], dict[str, list[str]]], Reader]] = {
-    "micro": (_micro_signs, read_text),
-    "photo": (_photo_prompts, read_with_rapidocr),
-}
-VERSIONS = {"micro": "1"}
+    world.name: (lambda _, world=world: _drawn_signs(world), read_text) for world in DRAWN.values()
+} | {"photo": (_photo_prompts, read_with_rapidocr)}
+VERSIONS = dict.fromkeys(DRAWN, "1")
 """World -> version of its scores, if not the task's. Version 2 changed how accents and spaces are compared, which does
-not affect micro, whose signs have capitals and digits only."""
+not affect the drawn worlds, whose signs have capitals and digits only."""
 
 
 class Ocr(Task):

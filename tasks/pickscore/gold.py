@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.backbones.micro.reader import CONFIDENT, Mark, find_shapes, grounds_of
-from bench.backbones.micro.world import BLOCK, CANVAS, COLOURS, GROUNDS, shape_masks
+from bench.backbones.micro.world import BLOCK, CANVAS, COLOURS, GROUNDS, SHAPES, STUDY_SHAPES, shape_masks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def _redraw(ground: np.ndarray, marks: list[Mark]) -> np.ndarray:
     for mark in marks:
         block = image[mark.top : mark.top + BLOCK, mark.left : mark.left + BLOCK]
         paint = np.array(COLOURS[mark.colour]) / 255
-        block += shape_masks()[mark.shape][..., None] * (paint - block)
+        block += shape_masks(shapes=STUDY_SHAPES)[mark.shape][..., None] * (paint - block)
     return image
 
 
@@ -57,13 +57,15 @@ def _match(marks: list[Mark], wanted: list[tuple[str, str]]) -> float:
     return hits / (len(wanted) + len(left))
 
 
-def gold_parts(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> dict[str, np.ndarray]:
+def gold_parts(
+    images_BCHW: Tensor, wanted: list[list[tuple[str, str]]], shapes: tuple[str, ...] = SHAPES
+) -> dict[str, np.ndarray]:
     """Parts of the utility, each float64 [B], for images [B, 3, 32, 32].
 
-    `wanted` lists the (shape, colour) pairs of each prompt.
+    `wanted` lists the (shape, colour) pairs of each prompt, and `shapes` are those of the world.
     """
     rows = []
-    found, grounds = find_shapes(images_BCHW), grounds_of(images_BCHW)
+    found, grounds = find_shapes(images_BCHW, shapes=shapes), grounds_of(images_BCHW)
     pixels = images_BCHW.float().cpu().permute(0, 2, 3, 1)
     for image, marks, ground, pairs in zip(pixels.numpy(), found, grounds, wanted, strict=True):
         marks = [m for m in marks if m.score > CONFIDENT]
@@ -85,9 +87,9 @@ def gold_parts(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> dict
     return dict(zip(PARTS, columns, strict=True))
 
 
-def gold(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]]) -> np.ndarray:
+def gold(images_BCHW: Tensor, wanted: list[list[tuple[str, str]]], shapes: tuple[str, ...] = SHAPES) -> np.ndarray:
     """The utility, float64 [B] in [0, 1]: the mean of its parts (see gold_parts)."""
-    return utility(gold_parts(images_BCHW, wanted))
+    return utility(gold_parts(images_BCHW, wanted, shapes))
 
 
 def utility(parts: dict[str, np.ndarray]) -> np.ndarray:

@@ -1,16 +1,16 @@
-"""Preference prompts and text tokens of the micro world."""
+"""Preference prompts and text tokens of a drawn world."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.backbones.micro.captions import Brief, caption, draw_brief
-from bench.backbones.micro.files import WEIGHTS
 from bench.backbones.micro.tokens import MAX_TOKENS, PAD, Tokenizer
-from bench.backbones.micro.world import COLOURS, SHAPES
+from bench.backbones.micro.world import COLOURS
+from bench.backbones.micro.worlds import DrawnWorld
 from bench.errors import UsageError, unknown
 from bench.lazy import torch
 
@@ -19,33 +19,40 @@ if TYPE_CHECKING:
 
     from bench.api.task import Prompt
 
-FOLDER: Path = WEIGHTS / "preference"
-_TOKENIZER = Tokenizer()
-END = _TOKENIZER.size
+SEED = 11
+"""Seed of micro's prompts. Another world adds 1,000 times its own seed."""
 
 
-def tokenise(texts: list[str]) -> dict[str, Tensor]:
+@cache
+def tokenizer(shapes: tuple[str, ...]) -> Tokenizer:
+    """The tokenizer of a world with these shapes. Its size is the id of the end token that CLIP needs."""
+    return Tokenizer(shapes)
+
+
+def tokenise(shapes: tuple[str, ...], texts: list[str]) -> dict[str, Tensor]:
     """Text inputs of a CLIPModel, each [B, MAX_TOKENS + 1]: word ids, an end token, padding."""
-    ids = torch.nn.functional.pad(_TOKENIZER(texts), (0, 1), value=PAD)
+    words = tokenizer(shapes)
+    ids = torch.nn.functional.pad(words(texts), (0, 1), value=PAD)
     lengths = (ids != PAD).sum(1)
     # The end token, from which CLIP pools, comes right after the last word and is attended to.
     mask = torch.arange(MAX_TOKENS + 1) <= lengths[:, None]
-    ids[torch.arange(len(ids)), lengths] = END
+    ids[torch.arange(len(ids)), lengths] = words.size
     return {"input_ids": ids, "attention_mask": mask.long()}
 
 
-def briefs(sizes: dict[str, int]) -> dict[str, list[Brief]]:
-    """Briefs of two or three objects for each split, all with different captions.
+def briefs(world: DrawnWorld, sizes: dict[str, int]) -> dict[str, list[Brief]]:
+    """Briefs of two or three objects for each split, all with different captions or, by the world, meanings.
 
-    Briefs of one object are excluded. They have only 48 captions, which would all be in one split, so that the test
-    prompts would not resemble the training prompts.
+    Briefs of one object are excluded. They have only 48 captions on micro, which would all be in one split, so that the
+    test prompts would not resemble the training prompts.
     """
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(SEED + 1000 * world.seed)
+    sizes = {split: size * world.larger.get(split, 1) for split, size in sizes.items()}
     unique: dict[str, Brief] = {}
     while len(unique) < sum(sizes.values()):
-        brief = draw_brief(rng, "illustration")
+        brief = draw_brief(rng, "illustration", world.shapes)
         if len(brief.shapes) > 1:
-            unique.setdefault(caption(brief), brief)
+            unique.setdefault(repr(sorted(pairs(brief))) if world.by_meaning else caption(brief), brief)
     rest = iter(unique.values())
     return {split: [next(rest) for _ in range(size)] for split, size in sizes.items()}
 
@@ -55,9 +62,9 @@ def pairs(brief: Brief) -> list[tuple[str, str]]:
     return list(zip(brief.shapes, brief.colours, strict=True))
 
 
-def check_prompt(prompt: Prompt) -> None:
+def check_prompt(prompt: Prompt, shapes: tuple[str, ...]) -> None:
     """Raise UsageError for words outside the world's vocabulary, and for a record without valid `wanted` pairs."""
-    _TOKENIZER([prompt.text])
+    tokenizer(shapes)([prompt.text])
     form = "a list of [shape, colour], one for each object in the prompt"
     if "wanted" not in prompt.metadata:
         raise UsageError(f"the record has no 'wanted': {form}")
@@ -68,6 +75,6 @@ def check_prompt(prompt: Prompt) -> None:
         two = isinstance(pair, list | tuple) and len(pair) == 2
         if not two or not all(isinstance(word, str) for word in pair):
             raise UsageError(f"wanted[{place}] should be [shape, colour], not {pair!r:.60}")
-        for kind, word, known in zip(("shape", "colour"), pair, (SHAPES, COLOURS), strict=True):
+        for kind, word, known in zip(("shape", "colour"), pair, (shapes, COLOURS), strict=True):
             if word not in known:
                 raise unknown(f"{kind} in wanted[{place}]:", word, known)

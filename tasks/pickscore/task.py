@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from bench.api.task import Prompt, Scores, Task
 from bench.backbones.micro.captions import caption
+from bench.backbones.micro.worlds import DRAWN, DrawnWorld
 from tasks.clip import Clip, standardise
 from tasks.pickscore import micro
 from tasks.pickscore.gold import gold_parts, utility
@@ -24,16 +26,17 @@ SIZES = {"test": 192, "validation": 96, "train": 2000}
 """Prompts per split on micro."""
 
 
-def _micro_prompts(_: dict[str, str]) -> dict[str, list[Prompt]]:
+def _drawn_prompts(world: DrawnWorld) -> dict[str, list[Prompt]]:
     return {
         split: [Prompt(caption(b), "illustration", {"wanted": micro.pairs(b)}) for b in briefs]
-        for split, briefs in micro.briefs(SIZES).items()
+        for split, briefs in micro.briefs(world, SIZES).items()
     }
 
 
-def _micro_scorer(_: dict[str, str]) -> ClipScorer:
-    calibration = json.loads((micro.FOLDER / "calibration.json").read_text())
-    clip = Clip(str(micro.FOLDER), micro.tokenise, partial(standardise, mode="bicubic"))
+def drawn_scorer(world: DrawnWorld) -> ClipScorer:
+    """The world's preference model. Raises MissingError if it has none."""
+    calibration = json.loads(world.require(world.preference / "calibration.json").read_text())
+    clip = Clip(str(world.preference), partial(micro.tokenise, world.shapes), partial(standardise, mode="bicubic"))
     return ClipScorer(clip, (calibration["low"], calibration["high"]))
 
 
@@ -41,15 +44,18 @@ def _photo_prompts(sources: dict[str, str]) -> dict[str, list[Prompt]]:
     return as_prompts(read_prompts("pickscore", sources))
 
 
-# World -> (function that gives prompts by split, function that builds the scorer, the true utility's parts if known).
-WORLDS = {
-    "micro": (_micro_prompts, _micro_scorer, gold_parts),
-    "photo": (_photo_prompts, photo_scorer, None),
-}
+def _drawn(world: DrawnWorld) -> tuple[Callable, Callable, tuple[str, ...]]:
+    return lambda _: _drawn_prompts(world), lambda _: drawn_scorer(world), world.shapes
+
+
+# World -> (function that gives prompts by split, function that builds the scorer, shapes where the utility is known).
+WORLDS: dict[str, tuple[Callable, Callable, tuple[str, ...] | None]] = {
+    name: _drawn(world) for name, world in DRAWN.items()
+} | {"photo": (_photo_prompts, photo_scorer, None)}
 
 
 class PickScore(Task):
-    """Reward: the learned score mapped to [0, 1]. Where the true utility is known (micro), it is reported as 'gold'."""
+    """Reward: the learned score mapped to [0, 1]. Where the true utility is known, 'gold' reports it."""
 
     name = "pickscore"
     version = "1"
@@ -60,8 +66,10 @@ class PickScore(Task):
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
-        self._prompts, scorer, self.utility_parts = self.world_entry(WORLDS)
+        self._prompts, scorer, self.shapes = self.world_entry(WORLDS)
         self.scorer: ClipScorer = scorer(self.given)
+        if world in DRAWN:
+            self.headline = DRAWN[world].headlines.get(self.name, self.headline)
 
     @cached_property
     def _splits(self) -> dict[str, list[Prompt]]:
@@ -78,17 +86,17 @@ class PickScore(Task):
 
     def check(self, prompt: Prompt) -> None:
         """On micro, raise UsageError for unknown words or missing pairs (see micro.check_prompt)."""
-        if self.utility_parts:
-            micro.check_prompt(prompt)
+        if self.shapes:
+            micro.check_prompt(prompt, self.shapes)
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
         """The reward, the raw score as "pickscore" and, on micro, the utility as "gold" with its parts "gold.PART"."""
         raw = self.scorer.raw(images_BCHW, [p.text for p in prompts])
         metrics: dict[str, np.ndarray] = {"pickscore": raw}
-        if self.utility_parts:
+        if self.shapes:
             # JSON has no tuples: pairs from files or over HTTP are lists.
             wanted = [[tuple(pair) for pair in p.metadata["wanted"]] for p in prompts]
-            parts = self.utility_parts(images_BCHW, wanted)
+            parts = gold_parts(images_BCHW, wanted, self.shapes)
             metrics["gold"] = utility(parts)
             metrics |= {f"gold.{name}": values for name, values in parts.items()}
         return Scores(self.scorer.reward(raw), metrics)

@@ -1,4 +1,4 @@
-"""Train the micro preference model: python -m tasks.pickscore.train_micro --out FOLDER [--seed S]
+"""Train a drawn world's preference model: python -m tasks.pickscore.train_micro --out FOLDER [--world W] [--seed S]
 
 A small CLIPModel is trained with PickScore's loss (arXiv 2305.01569, Eq. 3) on pairs of images of the same prompt. The
 preferred image is drawn at random, with odds that follow the true utility. Half of the images are rendered, some with
@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.backbones.micro import descriptor
 from bench.backbones.micro.captions import Brief, caption, draw_brief, draw_scene, garble
-from bench.backbones.micro.pretrain import STAGES
 from bench.backbones.micro.world import CANVAS, draw
+from bench.backbones.micro.worlds import DRAWN, DrawnWorld
 from bench.config.compute import PLAIN
+from bench.config.resolve import describe
 from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.transitions import KERNELS
 from tasks.clip import standardise
 from tasks.pickscore.gold import gold
-from tasks.pickscore.micro import END, pairs, tokenise
+from tasks.pickscore.micro import pairs, tokenise, tokenizer
 
 PROMPTS = 3000
 """Prompts with images, the held-out ones included."""
@@ -39,22 +39,22 @@ HEADROOM = 1.1
 STEPS, BATCH, LEARNING_RATE = 2000, 96, 1e-3
 
 
-def new_model():
-    """A CLIPModel of 0.5 M parameters: 16 patches (one per lattice cell), 15 words."""
+def new_model(end: int):
+    """A CLIPModel of 0.5 M parameters: 16 patches (one per lattice cell), 15 words. `end` is the end token's id."""
     from transformers import CLIPConfig, CLIPModel
 
     tower = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
     text = tower | {
-        "vocab_size": END + 1, "max_position_embeddings": 16, "eos_token_id": END, "bos_token_id": 0, "pad_token_id": 0,
+        "vocab_size": end + 1, "max_position_embeddings": 16, "eos_token_id": end, "bos_token_id": 0, "pad_token_id": 0,
     }  # fmt: skip
     vision = tower | {"image_size": CANVAS, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
 
-def rendered(brief: Brief, rng: np.random.Generator) -> np.ndarray:
+def rendered(brief: Brief, rng: np.random.Generator, world: DrawnWorld) -> np.ndarray:
     """A rendered image, float32 [32, 32, 3] in [0, 1], that may have wrong objects, noise or blur."""
-    shown = garble(brief, rng) if rng.random() < 0.3 else brief
-    image = draw(draw_scene(shown, rng, STAGES[-1].distant))
+    shown = garble(brief, rng, world.shapes) if rng.random() < 0.3 else brief
+    image = draw(draw_scene(shown, rng, world.stages[-1].distant))
     if rng.random() < 0.2:
         image = image + rng.normal(0, rng.uniform(0, 0.1), image.shape)
     if rng.random() < 0.15:
@@ -62,10 +62,11 @@ def rendered(brief: Brief, rng: np.random.Generator) -> np.ndarray:
     return image.clip(0, 1).astype(np.float32)
 
 
-def sampled(prompts: list[str], seed: int) -> Tensor:
-    """One image per prompt from the micro base [B, 3, 32, 32]; batches alternate between guidance 1 and 2."""
-    backbone = descriptor().load("cpu")
-    sampler = Sampler(descriptor().levels_at(PLAIN).schedule(10), KERNELS["ode"])
+def sampled(prompts: list[str], seed: int, world: DrawnWorld) -> Tensor:
+    """One image per prompt from the world's base [B, 3, 32, 32]; batches alternate between guidance 1 and 2."""
+    described = describe(world.name)
+    backbone = described.load("cpu")
+    sampler = Sampler(described.levels_at(PLAIN).schedule(10), KERNELS["ode"])
     images = []
     for number, start in enumerate(range(0, len(prompts), 128)):
         conditioning = backbone.encode(prompts[start : start + 128])
@@ -85,25 +86,28 @@ def main() -> None:
     """Train the scorer, measure it on held-out pairs, and write its weights and calibration.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and calibration.json")
-    parser.add_argument("--seed", type=int, default=0, help="seed of images, labels and training")
+    parser.add_argument("--world", choices=DRAWN, default="micro", help="the drawn world (default micro)")
+    parser.add_argument("--seed", type=int, help="seed of images, labels and training (default: the world's)")
     arguments = parser.parse_args()
+    world = DRAWN[arguments.world]
+    seed = world.seed if arguments.seed is None else arguments.seed
     started = time.perf_counter()
-    rng = np.random.default_rng([arguments.seed, 2])
-    briefs = [draw_brief(rng, "illustration") for _ in range(PROMPTS)]
+    rng = np.random.default_rng([seed, 2])
+    briefs = [draw_brief(rng, "illustration", world.shapes) for _ in range(PROMPTS)]
     texts = [caption(b) for b in briefs]
-    drawn = np.stack([rendered(b, rng) for b in briefs for _ in range(VIEWS // 2)])
+    drawn = np.stack([rendered(b, rng, world) for b in briefs for _ in range(VIEWS // 2)])
     from_renderer = torch.from_numpy(drawn).permute(0, 3, 1, 2)
-    from_base = sampled([t for t in texts for _ in range(VIEWS // 2)], arguments.seed)
+    from_base = sampled([t for t in texts for _ in range(VIEWS // 2)], seed, world)
     by_prompt = [part.unflatten(0, (PROMPTS, -1)) for part in (from_renderer, from_base)]
     images = torch.cat(by_prompt, 1)
     wanted = [pairs(b) for b in briefs for _ in range(VIEWS)]
-    utilities = gold(images.flatten(0, 1), wanted)
+    utilities = gold(images.flatten(0, 1), wanted, world.shapes)
     utility = torch.from_numpy(utilities.reshape(PROMPTS, VIEWS)).float()
     pixels = standardise(images.flatten(0, 1), CANVAS, "bicubic").unflatten(0, (PROMPTS, VIEWS))
-    tokens = tokenise(texts)
+    tokens = tokenise(world.shapes, texts)
     print(f"images ready after {time.perf_counter() - started:.0f} s; utility {utility.mean():.3f}", flush=True)
-    torch.manual_seed(arguments.seed)
-    model = new_model()
+    torch.manual_seed(seed)
+    model = new_model(tokenizer(world.shapes).size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.05)
 
@@ -118,7 +122,7 @@ def main() -> None:
 
     # The first HELD_OUT prompts are never drawn. Images and labels of a step depend only on the seed and the step.
     for step in range(STEPS):
-        generator = torch.Generator().manual_seed(seed_of(arguments.seed, step))
+        generator = torch.Generator().manual_seed(seed_of(seed, step))
         prompt = torch.randint(HELD_OUT, PROMPTS, (BATCH,), generator=generator)
         views = torch.rand(BATCH, VIEWS, generator=generator).argsort(1)[:, :2]
         gap = utility[prompt, views[:, 0]] - utility[prompt, views[:, 1]]
@@ -154,7 +158,7 @@ def main() -> None:
         "held_out_pair_accuracy_gap_over_0.1": round(float(clear), 4),
         "correlation_with_gold": round(correlation, 4),
         "pairs": int((gap != 0).sum()),
-        "command": f"python -m tasks.pickscore.train_micro --out OUT --seed {arguments.seed}",
+        "command": f"python -m tasks.pickscore.train_micro --out OUT --world {world.name} --seed {seed}",
         "seconds": round(time.perf_counter() - started),
     }
     (arguments.out / "calibration.json").write_text(json.dumps(calibration, indent=1) + "\n")

@@ -140,10 +140,10 @@ def test_of_equally_confident_marks_the_first_read_counts(monkeypatch) -> None:
     """Stored runs on micro were scored so."""
     from types import SimpleNamespace
 
-    from tasks.geneval import task as module
+    from tasks.geneval import drawn as module
 
     marks = [SimpleNamespace(shape="circle", box=(0, 0, 9, 9), score=0.9995, colour=c) for c in ("red", "blue")]
-    monkeypatch.setattr(module, "find_shapes", lambda images: [marks])
+    monkeypatch.setattr(module, "find_shapes", lambda images, shapes: [marks])
     record = {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": "a red circle"}
     micro = GenEval("micro")
     assert (micro.scorer_name, micro.lowest_reward) == ("geneval-2+micro", 0)

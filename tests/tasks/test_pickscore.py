@@ -7,6 +7,7 @@ import torch
 from bench.api.task import Prompt
 from bench.backbones.micro.captions import caption, draw_brief, draw_scene
 from bench.backbones.micro.world import Scene, Thing, draw
+from bench.backbones.micro.worlds import DRAWN
 from bench.errors import UsageError
 from tasks.geneval.task import GenEval
 from tasks.ocr.task import Ocr
@@ -67,7 +68,7 @@ def test_rewards_are_in_the_unit_interval_and_deterministic() -> None:
 
 
 def test_calibration_records_held_out_accuracy() -> None:
-    calibration = json.loads((micro.FOLDER / "calibration.json").read_text())
+    calibration = json.loads((DRAWN["micro"].preference / "calibration.json").read_text())
     assert calibration["held_out_pair_accuracy"] > 0.7
 
 

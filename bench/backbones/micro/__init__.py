@@ -1,9 +1,11 @@
-"""The micro world: a procedurally drawn text-to-image world and a tiny flow model trained on it."""
+"""The drawn worlds: procedurally drawn text-to-image worlds with a tiny flow model trained on each."""
 
+from functools import partial
 from pathlib import Path
 
-from bench.backbones.micro.files import WEIGHTS, weight_files
+from bench.backbones.micro.files import weight_files
 from bench.backbones.micro.tokens import Tokenizer
+from bench.backbones.micro.worlds import DRAWN, DrawnWorld
 from bench.backbones.sd3 import SD3
 from bench.config.compute import PLAIN, Compute
 from bench.config.descriptor import Descriptor
@@ -13,39 +15,60 @@ from bench.sampler.levels import FlowLevels
 from bench.system.files import read_json
 
 
-def _load(device: str, compute: Compute = PLAIN, cache: Path | None = None):
-    """Load the micro backbone. `cache` is ignored, since encoding a prompt is faster than reading a file."""
+def _load(world: DrawnWorld, device: str, compute: Compute = PLAIN, cache: Path | None = None):
+    """Load a world's backbone. `cache` is ignored, since encoding a prompt is faster than reading a file."""
     from bench.backbones.micro.backbone import MicroBackbone
 
-    return MicroBackbone(WEIGHTS / "base", device, compute)
+    return MicroBackbone(world, device, compute)
 
 
-def _check(compute: Compute) -> None:
+def _check(world: DrawnWorld, compute: Compute) -> None:
     """Reject settings that have no effect here: the same run would get a different hash."""
     if compute.resolution is not None:
-        raise UsageError("the micro world has a fixed image size: leave out compute.resolution")
+        raise UsageError("the drawn worlds have a fixed image size: leave out compute.resolution")
     if compute.max_sequence_length is not None:
-        raise UsageError("the micro world has a fixed prompt length: leave out compute.max_sequence_length")
-    Tokenizer().ids_of(compute.negative_prompt)  # raises for words that the world does not have
+        raise UsageError("the drawn worlds have a fixed prompt length: leave out compute.max_sequence_length")
+    Tokenizer(world.shapes).ids_of(compute.negative_prompt)  # raises for words that the world does not have
 
 
-def _fingerprint() -> str:
-    return content_hash(weight_files(WEIGHTS / "base"))
+def _fingerprint(world: DrawnWorld) -> str:
+    world.require(world.base / "codec.safetensors")
+    return content_hash(weight_files(world.base))
+
+
+def describe_world(world: DrawnWorld) -> Descriptor:
+    """The descriptor of a drawn world, whose weights are part of the package."""
+    guidance = world.weights / "base_guidance.json"
+    return Descriptor(
+        name=world.name,
+        world=world.name,
+        levels=FlowLevels(3.0),
+        load=partial(_load, world),
+        check=partial(_check, world),
+        own=lambda: {"lora": {"targets": SD3.targets}},
+        fingerprint=partial(_fingerprint, world),
+        recipes=Path(__file__).parent / "recipes",
+        teachers=world.weights / "teachers",
+        evaluations=world.weights / "evaluations",
+        base_guidance=read_json(guidance) if guidance.is_file() else None,
+    )
 
 
 def descriptor() -> Descriptor:
-    """The descriptor of the micro backbone, whose weights are part of the package."""
-    guidance = WEIGHTS / "base_guidance.json"
-    return Descriptor(
-        name="micro",
-        world="micro",
-        levels=FlowLevels(3.0),
-        load=_load,
-        check=_check,
-        own=lambda: {"lora": {"targets": SD3.targets}},
-        fingerprint=_fingerprint,
-        recipes=Path(__file__).parent / "recipes",
-        teachers=WEIGHTS / "teachers",
-        evaluations=WEIGHTS / "evaluations",
-        base_guidance=read_json(guidance) if guidance.is_file() else None,
-    )
+    """The descriptor of `micro`."""
+    return describe_world(DRAWN["micro"])
+
+
+def study_1() -> Descriptor:
+    """The descriptor of the study's first world."""
+    return describe_world(DRAWN["study-1"])
+
+
+def study_2() -> Descriptor:
+    """The descriptor of the study's second world."""
+    return describe_world(DRAWN["study-2"])
+
+
+def study_3() -> Descriptor:
+    """The descriptor of the study's third world."""
+    return describe_world(DRAWN["study-3"])

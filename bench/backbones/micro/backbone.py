@@ -1,7 +1,6 @@
-"""The micro backbone, loaded from the weights in the package."""
+"""The backbone of a drawn world, loaded from the weights in the package."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,10 +11,11 @@ from bench.backbones.micro.files import weight_files
 from bench.backbones.micro.text import TextEncoder
 from bench.backbones.micro.tokens import Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL
+from bench.backbones.micro.worlds import DrawnWorld
 from bench.backbones.pipeline.called import FamilyBackbone
 from bench.backbones.sd3 import SD3, Sd3Fields
 from bench.config.compute import PLAIN, Compute
-from bench.errors import MissingError, UsageError
+from bench.errors import UsageError
 from bench.hashing import content_hash
 
 
@@ -24,13 +24,13 @@ class MicroBackbone(FamilyBackbone):
 
     latent_shape = (CHANNELS, CANVAS // CELL, CANVAS // CELL)
 
-    def __init__(self, folder: Path, device: str, compute: Compute = PLAIN):
+    def __init__(self, world: DrawnWorld, device: str, compute: Compute = PLAIN):
         from diffusers import SD3Transformer2DModel
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        if not (folder / "codec.safetensors").is_file():
-            raise MissingError(f"no micro weights in {folder}; reinstall the package or pretrain them (see its README)")
+        folder = world.base
+        world.require(folder / "codec.safetensors")
         try:
             transformer = SD3Transformer2DModel.from_pretrained(
                 folder / "transformer", dtype=getattr(torch, compute.precision)
@@ -40,8 +40,8 @@ class MicroBackbone(FamilyBackbone):
             raise UsageError(f"corrupt weights file in {folder}: {error}") from error
         self._of(SD3, Sd3Fields.model_validate(dict(transformer.config)), None, device)
         self._folder = folder
-        super().__init__("micro", transformer, content_hash(weight_files(folder)), device, compute)
-        self.tokenizer = Tokenizer()
+        super().__init__(world.name, transformer, content_hash(weight_files(folder)), device, compute)
+        self.tokenizer = Tokenizer(world.shapes)
         self.text = TextEncoder(self.tokenizer.size)
         self.text.load_state_dict({k: v.float() for k, v in text.items()})
         self.codec = PatchCodec()

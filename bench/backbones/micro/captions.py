@@ -70,32 +70,32 @@ def caption(brief: Brief) -> str:
     return f"{opening} {' and '.join(nouns)}"
 
 
-def vocabulary() -> list[str]:
-    """Every word and character token that captions can contain, in a fixed order."""
+def vocabulary(shapes: tuple[str, ...] = SHAPES) -> list[str]:
+    """Every word and character token that captions of a world with these shapes can contain, in a fixed order."""
     words = ["a", "an", "and", "photo", "illustration", "of", "sign", "that", "says", "left", "right", "above", "below"]
-    words += [*COUNT_WORDS.values(), *SHAPES, *(plural(s) for s in SHAPES), *COLOURS, '"']
+    words += [*COUNT_WORDS.values(), *shapes, *(plural(s) for s in shapes), *COLOURS, '"']
     return words + [f'"{char}' for char in ALPHABET]
 
 
-def draw_brief(rng: np.random.Generator, kind: str) -> Brief:
-    """A random brief of the given kind."""
+def draw_brief(rng: np.random.Generator, kind: str, shapes: tuple[str, ...] = SHAPES) -> Brief:
+    """A random brief of the given kind about some of these shapes."""
     if kind == "sign":
         length = int(rng.choice(SIGN_LENGTHS))
         return Brief(kind, sign="".join(rng.choice(list(ALPHABET), length)))
     if kind == "counting":
         count = int(rng.choice(COUNTS))
-        shape = str(rng.choice(SHAPES))
+        shape = str(rng.choice(shapes))
         return Brief(kind, (shape,) * count, ("",) * count)
     if kind == "illustration":
         size = int(rng.choice(ILLUSTRATION_SIZES))
-        return Brief(kind, _pick(rng, SHAPES, size), _pick(rng, COLOURS, size))
+        return Brief(kind, _pick(rng, shapes, size), _pick(rng, COLOURS, size))
     size = 1 if kind in ("single_object", "colors") else 2
-    shapes = tuple(str(s) for s in rng.choice(SHAPES, size, replace=False))
+    chosen = tuple(str(s) for s in rng.choice(shapes, size, replace=False))
     colours = ("",) * size
     if kind in ("colors", "color_attr"):
         colours = tuple(str(c) for c in rng.choice(list(COLOURS), size, replace=False))
     relation = str(rng.choice(RELATIONS)) if kind == "position" else ""
-    return Brief(kind, shapes, colours, relation)
+    return Brief(kind, chosen, colours, relation)
 
 
 def draw_scene(brief: Brief, rng: np.random.Generator, distant: float = 0.0) -> Scene:
@@ -135,7 +135,7 @@ def stands(a: tuple[int, int], b: tuple[int, int], relation: str) -> bool:
     return along > abs(across)
 
 
-def garble(brief: Brief, rng: np.random.Generator) -> Brief:
+def garble(brief: Brief, rng: np.random.Generator, shapes: tuple[str, ...] = SHAPES) -> Brief:
     """The brief with one fact wrong, as in web captions: the opposite side, a count off by one, colours swapped."""
 
     def other(options: Iterable[str], not_this: str) -> str:
@@ -156,7 +156,7 @@ def garble(brief: Brief, rng: np.random.Generator) -> Brief:
     at = int(rng.integers(len(brief.shapes)))
     field = "colours" if brief.colours[at] and rng.random() < 0.5 else "shapes"
     values = list(getattr(brief, field))
-    values[at] = other(COLOURS if field == "colours" else SHAPES, values[at])
+    values[at] = other(COLOURS if field == "colours" else shapes, values[at])
     changed = tuple(values)
     return replace(brief, colours=changed) if field == "colours" else replace(brief, shapes=changed)
 

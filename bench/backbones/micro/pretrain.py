@@ -1,4 +1,4 @@
-"""Pretrain the micro base: python -m bench.backbones.micro.pretrain --out FOLDER [--share F] [--seed S]
+"""Pretrain a drawn world's base: python -m bench.backbones.micro.pretrain --world WORLD --out FOLDER [--share F]
 
 Flow matching on rendered images. If the process is killed, the same command resumes from the last checkpoint; batch and
 noise are functions of seed and step, so a resumed run trains on the same data as an uninterrupted one. There are two
@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from bench.backbones.micro.captions import MISTAKES, caption, draw_brief, draw_scene, garble
 from bench.backbones.micro.codec import CHANNELS, PatchCodec
+from bench.backbones.micro.stages import Stage
 from bench.backbones.micro.text import WIDTH, TextEncoder
 from bench.backbones.micro.tokens import MAX_TOKENS, Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL, draw
+from bench.backbones.micro.worlds import DRAWN
 from bench.weights.checkpoints import load_checkpoint
 
 CAPTION_DROPOUT = 0.1
@@ -40,34 +42,6 @@ EMA_DECAY = 0.999
 CHECKPOINT_EVERY = 500
 CODEC_PICTURES = 20_000
 """Number of images that the codec is fitted to."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of pretraining."""
-
-    samples: int
-    """Samples to train on, with repetition."""
-    pictures: int
-    """Distinct images in the corpus."""
-    rate: float
-    """Peak learning rate."""
-    distant: float
-    """Fraction of the object images that are distant views."""
-    kinds: dict[str, float]
-    """Fraction of each kind of caption."""
-
-
-STAGES = (
-    Stage(1_000_000, 200_000, 2e-3, 0.35, {
-        "single_object": 0.06, "colors": 0.10, "two_object": 0.12, "counting": 0.12, "position": 0.20,
-        "color_attr": 0.20, "sign": 0.08, "illustration": 0.12,
-    }),
-    Stage(300_000, 100_000, 1e-3, 0.45, {
-        "single_object": 0.06, "colors": 0.08, "two_object": 0.08, "counting": 0.09, "position": 0.18,
-        "color_attr": 0.14, "sign": 0.25, "illustration": 0.12,
-    }),
-)  # fmt: skip
 
 
 def new_transformer():
@@ -89,16 +63,18 @@ def new_transformer():
     )
 
 
-def render_corpus(stage: Stage, count: int, seed: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
-    """`count` images, uint8 [N, 32, 32, 3], and their captions, some of which are wrong."""
+def render_corpus(
+    stage: Stage, count: int, seed: tuple[int, int], shapes: tuple[str, ...]
+) -> tuple[np.ndarray, list[str]]:
+    """`count` images of these shapes, uint8 [N, 32, 32, 3], and their captions, some of which are wrong."""
     rng = np.random.default_rng(seed)
     kinds, shares = list(stage.kinds), list(stage.kinds.values())
     pictures, captions = np.empty((count, CANVAS, CANVAS, 3), np.uint8), []
     for i in range(count):
-        brief = draw_brief(rng, str(rng.choice(kinds, p=shares)))
+        brief = draw_brief(rng, str(rng.choice(kinds, p=shares)), shapes)
         pictures[i] = np.round(draw(draw_scene(brief, rng, stage.distant)) * 255)
         if rng.random() < MISTAKES[brief.kind]:
-            brief = garble(brief, rng)
+            brief = garble(brief, rng, shapes)
         captions.append(caption(brief))
     return pictures, captions
 
@@ -113,10 +89,10 @@ def learning_rate(step: int, steps: int) -> float:
 class Trainer:
     """Model, optimisers and EMA of one pretraining process; `step` counts across stages."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, shapes: tuple[str, ...]):
         torch.manual_seed(seed)
-        self.seed, self.step = seed, 0
-        self.tokenizer = Tokenizer()
+        self.seed, self.step, self.shapes = seed, 0, shapes
+        self.tokenizer = Tokenizer(shapes)
         # Created in this order, since both draw their weights from the seeded generator.
         parts = {"transformer": new_transformer(), "text": TextEncoder(self.tokenizer.size)}
         self.model = nn.ModuleDict(parts)
@@ -199,7 +175,7 @@ class Trainer:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        exported = Trainer(self.seed).model
+        exported = Trainer(self.seed, self.shapes).model
         exported.load_state_dict(self.model.state_dict() | self.ema)
         transformer = exported["transformer"].half()
         assert isinstance(transformer, ModelMixin)  # as created by `new_transformer`
@@ -211,16 +187,16 @@ class Trainer:
         (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def prepare(stage: Stage, count: int, seed: tuple[int, int], codec: PatchCodec, tokenizer: Tokenizer):
+def prepare(stage: Stage, count: int, seed: tuple[int, int], codec: PatchCodec, trainer: Trainer):
     """The corpus of a stage: latents in half precision [N, C, h, w], and token ids [N, T]."""
-    pictures, captions = render_corpus(stage, count, seed)
+    pictures, captions = render_corpus(stage, count, seed, trainer.shapes)
     with torch.no_grad():
         # In chunks, because all images in float32 would take several times the memory of their latents.
         latents = []
         for chunk in np.array_split(pictures, 100):
             images = torch.from_numpy(chunk).permute(0, 3, 1, 2) / 255
             latents.append(codec.encode(images).half())
-        return torch.cat(latents), tokenizer(captions)
+        return torch.cat(latents), trainer.tokenizer(captions)
 
 
 def main() -> None:
@@ -230,19 +206,23 @@ def main() -> None:
     parser.add_argument(
         "--share", type=float, default=1.0, help="fraction of the samples and images of each stage (default 1)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the data and the weights (default 0)")
+    parser.add_argument("--world", choices=DRAWN, default="micro", help="the drawn world (default micro)")
+    parser.add_argument("--seed", type=int, help="random seed of the data and the weights (default: the world's)")
     arguments = parser.parse_args()
+    world = DRAWN[arguments.world]
+    seed = world.seed if arguments.seed is None else arguments.seed
+    stages = world.stages
     from bench.printing import progress_bar
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = arguments.out / "checkpoint.pt", arguments.out / "log.jsonl"
-    counts = [math.ceil(stage.pictures * arguments.share) for stage in STAGES]
-    steps = [math.ceil(stage.samples * arguments.share / BATCH) for stage in STAGES]
+    counts = [math.ceil(stage.pictures * arguments.share) for stage in stages]
+    steps = [math.ceil(stage.samples * arguments.share / BATCH) for stage in stages]
     ends = np.cumsum(steps).tolist()
     codec_count = min(CODEC_PICTURES, counts[0])
-    first, _ = render_corpus(STAGES[0], codec_count, (arguments.seed, 1))
+    first, _ = render_corpus(stages[0], codec_count, (seed, 1), world.shapes)
     codec = PatchCodec.fit(first.astype(np.float32) / 255)
-    trainer = Trainer(arguments.seed)
+    trainer = Trainer(seed, world.shapes)
     seconds = 0.0
     if checkpoint.exists():
         trainer.load(checkpoint)
@@ -250,11 +230,10 @@ def main() -> None:
     running = None
     with progress_bar() as progress, log.open("a") as lines:
         bar = progress.add_task("pretraining", total=ends[-1], completed=trainer.step)
-        for number, (stage, begin, end) in enumerate(zip(STAGES, [0, *ends], ends)):
+        for number, (stage, begin, end) in enumerate(zip(stages, [0, *ends], ends)):
             if trainer.step >= end:
                 continue
-            seed = (arguments.seed, number + 1)
-            latents, ids = prepare(stage, counts[number], seed, codec, trainer.tokenizer)
+            latents, ids = prepare(stage, counts[number], (seed, number + 1), codec, trainer)
             # Only at the stage's first step; a resumed process has loaded the optimisers instead.
             if number and trainer.step == begin:
                 trainer.restart()
@@ -275,15 +254,15 @@ def main() -> None:
                     (arguments.out / "clock.json").write_text(json.dumps({"seconds": seconds}))
                     trainer.save(checkpoint)
     record = {
-        "command": f"python -m bench.backbones.micro.pretrain --out OUT --share {arguments.share:g} "
-        f"--seed {arguments.seed}",
+        "command": f"python -m bench.backbones.micro.pretrain --out OUT --world {world.name} "
+        f"--share {arguments.share:g} --seed {seed}",
         "steps": ends[-1],
         "batch": BATCH,
         "samples": ends[-1] * BATCH,
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "final_loss": running,
-        "stages": [asdict(stage) for stage in STAGES],
+        "stages": [asdict(stage) for stage in stages],
         "mistakes": MISTAKES,
         "max_tokens": MAX_TOKENS,
         "torch": torch.__version__,

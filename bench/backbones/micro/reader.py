@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.backbones.micro.glyphs import GLYPHS
-from bench.backbones.micro.world import BLOCK, CANVAS, CELL, COLOURS, DISTANT_SIZE, GROUNDS, shape_masks
+from bench.backbones.micro.world import BLOCK, CANVAS, CELL, COLOURS, DISTANT_SIZE, GROUNDS, SHAPES, shape_masks
 from bench.errors import UsageError
 from bench.lazy import torch, without_gradients
 
@@ -74,8 +74,8 @@ class _Templates:
 
 
 @cache
-def _shapes(size: float = 1.0) -> _Templates:
-    return _Templates(shape_masks(size))
+def _shapes(size: float, shapes: tuple[str, ...]) -> _Templates:
+    return _Templates(shape_masks(size, shapes))
 
 
 @cache
@@ -88,9 +88,9 @@ def _glyphs() -> _Templates:
 
 
 @cache
-def _boxes(size: float = 1.0) -> dict[str, tuple[int, int, int, int]]:
+def _boxes(size: float, shapes: tuple[str, ...]) -> dict[str, tuple[int, int, int, int]]:
     boxes = {}
-    for name, mask in shape_masks(size).items():
+    for name, mask in shape_masks(size, shapes).items():
         ys, xs = np.nonzero(mask > 0.5)
         left, right = int(xs.min()), int(xs.max()) + 1
         top, bottom = int(ys.min()), int(ys.max()) + 1
@@ -132,13 +132,13 @@ def _best_fits(images_BCHW: Tensor, templates: _Templates, size: int) -> tuple[i
 
 
 @without_gradients
-def find_shapes(images_BCHW: Tensor, size: float = 1.0) -> list[list[Mark]]:
+def find_shapes(images_BCHW: Tensor, size: float = 1.0, shapes: tuple[str, ...] = SHAPES) -> list[list[Mark]]:
     """The shapes in each of B images [B, 3, 32, 32], best first; of overlapping blocks only the best is kept.
 
-    `size` is that of the shapes within their blocks; a detector sees the usual size only. Raises UsageError for images
-    of a different size.
+    `size` is that of the shapes within their blocks; a detector sees the usual size only. `shapes` are the world's.
+    Raises UsageError for images of a different size.
     """
-    places, best, which, ground, paint = _best_fits(images_BCHW, _shapes(size), BLOCK)
+    places, best, which, ground, paint = _best_fits(images_BCHW, _shapes(size, shapes), BLOCK)
     batch = len(images_BCHW)
     palette = torch.tensor(list(COLOURS.values())) / 255
     nearest = torch.cdist(paint, palette).argmin(1).view(batch, places).tolist()
@@ -149,7 +149,7 @@ def find_shapes(images_BCHW: Tensor, size: float = 1.0) -> list[list[Mark]]:
     scores = score.tolist()
     kinds = which.view(batch, places).tolist()
     per_row = (CANVAS - BLOCK) // CELL + 1
-    names, colour_names, boxes = _shapes(size).names, list(COLOURS), _boxes(size)
+    names, colour_names, boxes = _shapes(size, shapes).names, list(COLOURS), _boxes(size, shapes)
     pictures = []
     for i in range(batch):
         marks: list[Mark] = []
@@ -169,13 +169,14 @@ def find_shapes(images_BCHW: Tensor, size: float = 1.0) -> list[list[Mark]]:
     return pictures
 
 
-def views(images_BCHW: Tensor) -> list[tuple[str, list[Mark]]]:
+def views(images_BCHW: Tensor, shapes: tuple[str, ...] = SHAPES) -> list[tuple[str, list[Mark]]]:
     """Whether each of B images [B, 3, 32, 32] shows shapes that are NEAR or DISTANT, and these shapes, best first.
 
     ("", []) for an image without a shape of either size whose confidence exceeds CONFIDENT. Raises as `find_shapes`.
     """
     found = []
-    for near, distant in zip(find_shapes(images_BCHW), find_shapes(images_BCHW, DISTANT_SIZE), strict=True):
+    by_size = (find_shapes(images_BCHW, size, shapes) for size in (1.0, DISTANT_SIZE))
+    for near, distant in zip(*by_size, strict=True):
         by_view = {NEAR: near, DISTANT: distant}
         sure = {view: [mark for mark in marks if mark.score > CONFIDENT] for view, marks in by_view.items()}
         view = max(sure, key=lambda view: sure[view][0].score if sure[view] else 0.0)

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from bench.backbones.micro.captions import vocabulary
+from bench.backbones.micro.world import SHAPES
 from bench.errors import UsageError
 from bench.lazy import torch
 
@@ -18,10 +19,10 @@ PAD = 0
 
 
 class Tokenizer:
-    """Maps prompts to token ids and rejects words that are not in the micro world's vocabulary."""
+    """Maps prompts to token ids and rejects words that are not in the vocabulary of a world with these shapes."""
 
-    def __init__(self) -> None:
-        self.ids = {token: i + 1 for i, token in enumerate(vocabulary())}
+    def __init__(self, shapes: tuple[str, ...] = SHAPES) -> None:
+        self.ids = {token: i + 1 for i, token in enumerate(vocabulary(shapes))}
         self.size = len(self.ids) + 1
 
     def __call__(self, prompts: list[str]) -> Tensor:

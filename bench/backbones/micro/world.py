@@ -56,6 +56,11 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (px - corner[0]) * normal[0] + (py - corner[1]) * normal[1] <= 0
 
 
+def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    lobes = (abs(x) - 3.1) ** 2 + (y + 2.6) ** 2 <= 3.5**2
+    return lobes | ((y >= -1.2) & (abs(x) <= (6.4 - y) * 0.765))
+
+
 _INSIDE = {
     "circle": lambda x, y: x**2 + y**2 <= 6.3**2,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) <= 5.8,
@@ -63,19 +68,28 @@ _INSIDE = {
     "cross": lambda x, y: (np.minimum(abs(x), abs(y)) <= 1.9) & (np.maximum(abs(x), abs(y)) <= 6.5),
     "ring": lambda x, y: (x**2 + y**2 <= 6.5**2) & (x**2 + y**2 >= 3.6**2),
     "star": _star,
+    "diamond": lambda x, y: abs(x) / 4.6 + abs(y) / 6.8 <= 1,
+    "moon": lambda x, y: (x**2 + y**2 <= 6.5**2) & ((x - 3.4) ** 2 + (y + 1.5) ** 2 > 5.2**2),
+    "heart": _heart,
+    "arrow": lambda x, y: np.where(x < -0.2, (x >= -6.6) & (abs(y) <= 1.7), abs(y) <= (6.6 - x) * 0.95),
+    "bridge": lambda x, y: (abs(x) <= 6.5) & (abs(y) <= 5.5) & ~((abs(x) <= 3.2) & (y >= -1.2)),
+    "bowtie": lambda x, y: (abs(y) <= abs(x) * 0.95 + 0.5) & (abs(x) <= 6.5),
 }
-SHAPES: tuple[str, ...] = tuple(_INSIDE)
+STUDY_SHAPES: tuple[str, ...] = tuple(_INSIDE)
+"""The shapes of the study's worlds. No two of them are more alike than circle and square are."""
+SHAPES = STUDY_SHAPES[:6]
+"""The shapes of the world `micro`."""
 
 
 @cache
-def shape_masks(size: float = 1.0) -> dict[str, np.ndarray]:
-    """Anti-aliased coverage of each shape, float32 [16, 16] in [0, 1]; `size` scales the shape within its block."""
+def shape_masks(size: float = 1.0, shapes: tuple[str, ...] = SHAPES) -> dict[str, np.ndarray]:
+    """Anti-aliased coverage of `shapes`, float32 [16, 16] in [0, 1]; `size` scales each within its block."""
     # 8 x 8 samples per pixel, averaged below.
     fine = ((np.arange(BLOCK * 8) + 0.5) / 8 - BLOCK / 2) / size
     x, y = np.meshgrid(fine, fine)
     masks = {}
-    for name, inside in _INSIDE.items():
-        samples = inside(x, y).reshape(BLOCK, 8, BLOCK, 8)
+    for name in shapes:
+        samples = _INSIDE[name](x, y).reshape(BLOCK, 8, BLOCK, 8)
         masks[name] = samples.mean((1, 3)).astype(np.float32)
     return masks
 
@@ -123,7 +137,7 @@ def draw(scene: Scene) -> np.ndarray:
     for column, row in scene.specks:
         x, y = column * CELL + 3, row * CELL + 3
         image[y : y + 3, x : x + 3] += -0.3 if light else 0.3
-    masks = shape_masks(DISTANT_SIZE if scene.distant else 1.0)
+    masks = shape_masks(DISTANT_SIZE if scene.distant else 1.0, STUDY_SHAPES)
     for thing in scene.things:
         alpha = masks[thing.shape][..., None]
         block = image[thing.top : thing.top + BLOCK, thing.left : thing.left + BLOCK]
