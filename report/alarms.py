@@ -24,7 +24,8 @@ def alarms_table(pool: Pool, prefix: str) -> Table | None:
         ],
     )
     for line in pool.lines:
-        base = line.records[0].summary["models"].get("base", {})
+        summary = line.records[0].summary
+        base = summary.get("along", summary["models"]).get("base", {})
         for alarm in joint_alarms([record.evaluations for record in line.records], base):
             row: Row = {"line": line.label, "task": alarm.task, "measure": alarm.measure, "since": alarm.since}
             table.rows.append({**row, "rise": alarm.rise, "fall": alarm.fall, "p": alarm.fall.p})

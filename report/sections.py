@@ -145,7 +145,9 @@ def _curves(report: Report, made: Made) -> Section:
             drawn = [line for line in pool.lines if points.get(line.label, 0) > 1 or not line.training_nfe]
             if any(line.training_nfe for line in drawn):
                 look = looks_of(pool, tables, drawn)
-                beside = levels(tables.scores, pool.tasks)
+                # With a grid, final scores have other guidance scales than points along training.
+                gridded = any("along" in record.summary for line in drawn for record in line.records)
+                beside = {} if gridded else levels(tables.scores, pool.tasks)
                 figure = curves_figure(frame, list(pool.tasks), look, beside, tables.curves.name)
                 report.show(section, figure)
             report.show(section, tables.curves, folded=True)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from bench.analysis.comparison import TARGET, goals, taught
+from bench.analysis.comparison import TARGET, targets, taught
 from bench.analysis.profiles import costs, profiles
 from bench.analysis.transfer import transfer
 from report.figures import Figure, draw_curve, legend, room
@@ -46,9 +46,9 @@ def profiles_table(pool: Pool, prefix: str) -> Table | None:
     lines = [line for line in pool.lines if (line.total_nfe if pool.whole else line.training_nfe) > 0]
     if len(lines) < 2 or not shown:
         return None
-    targets = {task: goal.target for task, goal in goals(shown, pool.tasks).items()}
+    reached = targets(shown, pool.tasks)
     solved = {
-        line.label: costs(line.records, pool.tasks, targets, line.teacher_nfe if pool.whole else 0.0)
+        line.label: costs(line.records, pool.tasks, reached, line.teacher_nfe if pool.whole else 0.0)
         for line in lines
     }
     rows: list[Row] = [

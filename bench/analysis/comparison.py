@@ -98,18 +98,32 @@ class Standing:
     """NFE for training its teachers; 0 for methods without teachers."""
 
 
-def goals(shown: list[dict], tasks: tuple[str, ...]) -> dict[str, Goal]:
-    """The Goal of each task, from summaries that include every teacher; NaN without summaries."""
+def goals(shown: list[dict], tasks: tuple[str, ...], among: str = "models") -> dict[str, Goal]:
+    """The Goal of each task, from summaries that include every teacher; NaN without summaries.
+
+    `among` is the part of the summaries that has the models: "models" with final scores, or "along" with those that
+    points along training are compared with.
+    """
     if not shown:
         return {task: Goal(*[float("nan")] * 3) for task in tasks}
     result = {}
     for task in tasks:
         mean = {}
-        for model in shown[0]["models"]:
-            mean[model] = float(np.mean([score(summary["models"][model][task]) for summary in shown]))
+        for model in shown[0][among]:
+            mean[model] = float(np.mean([score(summary[among][model][task]) for summary in shown]))
         teachers = [mean[f"teacher {other}"] for other in tasks]
         result[task] = Goal(mean["base"], mean[f"teacher {task}"], max(teachers))
     return result
+
+
+def targets(shown: list[dict], tasks: tuple[str, ...]) -> dict[str, float]:
+    """task -> the score along training that counts as reaching the best teacher; NaN without summaries.
+
+    Where every model's final score is at its own best guidance scale, points along training are not: they are compared
+    with the teachers at the scale that both have there.
+    """
+    among = "along" if shown and all("along" in summary for summary in shown) else "models"
+    return {task: goal.target for task, goal in goals(shown, tasks, among).items()}
 
 
 def standings(
@@ -172,7 +186,7 @@ def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> S
     by_task = {task: share for task, share in gains.items() if task != "mean" and not np.isnan(share.value)}
     worst_task = min(by_task, key=lambda task: by_task[task].value, default="")
     margin = MARGIN * float(np.mean([goal.teacher - goal.base for goal in scale.values()]))
-    when, reaching = _to_target(records, tasks, scale)
+    when, reaching = _to_target(records, tasks, targets(shown, tasks))
     return Standing(
         label=label,
         seeds=len(records),
@@ -242,9 +256,9 @@ def _gaps(records: list[Record], reference: list[Record], tasks: tuple[str, ...]
     return *joined(gaps), len(seeds)
 
 
-def _to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[str, Goal]) -> tuple[float, int]:
+def _to_target(records: list[Record], tasks: tuple[str, ...], wanted: dict[str, float]) -> tuple[float, int]:
     """Training NFE until the mean over seeds reaches every target, and how many seeds reach them at any point."""
-    if any(np.isnan(goal.best) for goal in scale.values()):
+    if any(map(np.isnan, wanted.values())):
         return float("nan"), 0
     curves = [score_matrix(r.evaluations, tasks) for r in records]
     shares = sorted(set.intersection(*(set(points) for points, _ in curves)))
@@ -254,7 +268,7 @@ def _to_target(records: list[Record], tasks: tuple[str, ...], scale: dict[str, G
     for points, matrix in curves:
         at_shares.append(matrix[[points.index(share) for share in shares]])
     scores_SKT = np.stack(at_shares)
-    targets_T = np.array([scale[task].target for task in tasks])
+    targets_T = np.array([wanted[task] for task in tasks])
     reaching = int((scores_SKT >= targets_T).all(-1).any(-1).sum())
     reached_K = (scores_SKT.mean(0) >= targets_T).all(-1)
     if not reached_K.any():

@@ -79,7 +79,10 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     first = summaries[0]
     tasks = list(first["models"]["student"])
     seeds = ", ".join(str(s["seed"]) for s in summaries)
-    table = Table(title=f"{first['method']}: {first['split']} prompts, mean [95% interval], seeds {seeds}")
+    title = f"{first['method']}: {first['split']} prompts, mean [95% interval], seeds {seeds}"
+    if "guidance" in first:
+        title += ", every model at its own best guidance on validation prompts"
+    table = Table(title=title)
     table.add_column("model")
     for task in tasks:
         table.add_column(f"{task}: {first['models']['student'][task]['headline']}")
@@ -92,6 +95,9 @@ def print_table(summaries: list[dict], sheet: Path | None = None) -> None:
     for point in first.get("points", {}):
         scores = [estimate(*model_rows(summaries, point, task, among="points")) for task in tasks]
         table.add_row(f"student at {point}", *map(str, scores))
+    for model, by_task in first.get("guidance", {}).items():
+        scales = [sorted({s["guidance"][model][task] for s in summaries}) for task in by_task]
+        table.add_row(f"guidance scales of {model}", *(", ".join(f"{scale:g}" for scale in own) for own in scales))
     shares = recovered(summaries)
     if shares:
         table.add_section()

@@ -141,7 +141,9 @@ class EmaSpec(Settings):
     """Number of optimiser steps between updates of the average."""
 
 
-LATER_IN_EVALUATION = ("pictures", "shift", "table", "resolution", "stop_on_alarm")
+CHOICE = "validation"
+"""The split on which guidance scales are chosen, whatever the scores are on (evaluation.guidance_grid)."""
+LATER_IN_EVALUATION = ("pictures", "shift", "table", "resolution", "stop_on_alarm", "guidance_grid")
 """Settings of evaluations that the first records do not have."""
 
 
@@ -168,6 +170,10 @@ class EvaluationSpec(Settings):
     pictures: bool = False
     """Whether to keep the images of the final evaluation in GenEval's official layout under pictures/<task>, and those
     of the base and the teachers in the cache of the results folder."""
+    guidance_grid: Annotated[tuple[Guidance, ...], Field(max_length=100)] = ()
+    """Guidance scales from which the final scores of every model (student, base, teachers) on every task take their own
+    best one, chosen on validation prompts. Empty: the student is scored at `guidance`, the base at its best known scale
+    and teachers at theirs. Scores along training stay at `guidance`."""
     stop_on_alarm: bool = False
     """Whether to end the run at the first evaluation point at which the reward of a task has risen since an earlier
     point while its stricter score, known utility or diversity fell (bench/analysis/alarms.py). Needs validation
@@ -180,6 +186,15 @@ class EvaluationSpec(Settings):
                 "evaluation.stop_on_alarm would choose the end of training by the test prompts: set "
                 "evaluation.split=validation too, and score the student on test prompts with bench eval"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ascends(self) -> "EvaluationSpec":
+        if list(self.guidance_grid) != sorted(set(self.guidance_grid)):
+            shown = ", ".join(f"{scale:g}" for scale in self.guidance_grid)
+            raise ValueError(f"evaluation.guidance_grid lists each scale once, in ascending order, not {shown}")
+        if len(self.guidance_grid) == 1:
+            raise ValueError("evaluation.guidance_grid needs two scales or more; set evaluation.guidance to fix one")
         return self
 
     @property

@@ -17,7 +17,7 @@ from bench.backbones.size import Size
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import TRAINED_HERE, describe, teacher_spec
-from bench.config.spec import Spec
+from bench.config.spec import CHOICE, Spec
 from bench.errors import BenchError, one_line
 from bench.registry import find
 from bench.sampler.rollout import Sampler
@@ -142,13 +142,16 @@ def run_nfe(spec: Spec) -> int | None:
     return None if count is None else per_update * count
 
 
-def held_out(spec: Spec, world: str) -> dict[str, int | str]:
-    """Task -> number of images per held-out evaluation, or the reason why it is not known."""
+def held_out(spec: Spec, world: str, split: str | None = None) -> dict[str, int | str]:
+    """Task -> number of images per held-out evaluation, or the reason why it is not known.
+
+    `split`: of the prompts, if not the one that the run is evaluated on.
+    """
     found: dict[str, int | str] = {}
     for task in spec.tasks:
         try:
             loaded = load_task(task, world, spec.scorers.get(task))
-            found[task] = len(loaded.prompts(spec.evaluation.split))
+            found[task] = len(loaded.prompts(split or spec.evaluation.split))
         except BenchError as error:
             found[task] = one_line(error)
     return found
@@ -183,6 +186,23 @@ def of_evaluation(
         of_passes(Passes(forward=passes), size, student_shape(spec), spec.compute),
         of_pictures(decoded, size, spec.compute),
     )
+
+
+def of_grid(spec: Spec, world: str, size: Size, sampler: Sampler, pictures: dict[str, int]) -> Cost:
+    """Cost of one model's final scores at its best guidance scale (evaluation.guidance_grid); nothing without a grid.
+
+    Every scale on the prompts that the choice is made on, and on the run's own the largest, which no other exceeds.
+    """
+    grid = spec.evaluation.guidance_grid
+    if not grid:
+        return Cost()
+    chosen_on = {
+        task: n for task, n in held_out(spec, world, CHOICE).items() if task in pictures and isinstance(n, int)
+    }
+    total = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, grid[-1]))
+    for scale in grid:
+        total += of_evaluation(spec, size, sampler, chosen_on, dict.fromkeys(chosen_on, scale))
+    return total
 
 
 def lines(spec: Spec, descriptor: Descriptor, size: Size, sampler: Sampler) -> Iterator[str]:
@@ -295,7 +315,8 @@ def evaluation_time(spec: Spec, size: Size) -> GpuTime | None:
     method, sampler = find("method", spec.method), descriptor.sampler(spec)
     count = updates(spec, method.predict(spec, sampler)) if method.trains else 0
     each = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, spec.evaluation.scale))
-    return gpu_time(each * held_out_evaluations(spec, count), spec.compute)
+    final = of_grid(spec, descriptor.world, size, sampler, pictures)
+    return gpu_time(each * held_out_evaluations(spec, count) + final, spec.compute)
 
 
 def unknown_images(found: dict[str, int | str]) -> Iterator[str]:
@@ -327,6 +348,13 @@ def evaluation_lines(
         for teacher in spec.teachers:
             scale = spec.teacher_guidance[teacher]
             references += of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, scale))
+        final = of_grid(spec, descriptor.world, size, sampler, pictures)
+        if evaluation.guidance_grid:
+            # Scores along training are compared with base and teachers at the student's scale.
+            usual = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, evaluation.scale))
+            references = (usual + final) * (1 + len(spec.teachers))
+            listed = ", ".join(f"{scale:g}" for scale in evaluation.guidance_grid)
+            yield f"final scores at the best guidance scale of {listed}: {hours(final, spec.compute)}"
         whom = ", ".join(["the base", *(f"teacher {task}" for task in spec.teachers)])
         yield f"evaluation of {whom}, once per results folder: {hours(references, spec.compute)}"
     yield from unknown_images(found)

@@ -67,9 +67,12 @@ def _scores(run: Result) -> list[str]:
     frame = run.scores
     shown = frame[frame["headline"] | frame["metric"].isin(STRICTER) | frame["metric"].map(is_measure)]
     models = list(dict.fromkeys(shown["model"]))
+    guided = f"guidance scale {spec['guidance']:g}; the base at its best guidance scale"
+    if grid := spec.get("guidance_grid"):
+        scales = ", ".join(f"{scale:g}" for scale in grid)
+        guided = f"every model and task at its best guidance scale of {scales} on validation prompts"
     lines = [
-        f"Means over {spec['split']} prompts with 95% intervals, {spec['steps']} sampling steps, guidance scale "
-        f"{spec['guidance']:g}; the base at its best guidance scale.",
+        f"Means over {spec['split']} prompts with 95% intervals, {spec['steps']} sampling steps, {guided}.",
         "",
         f"| task | metric | {' | '.join(models)} |",
         f"|---|---|{'---|' * len(models)}",

@@ -22,7 +22,8 @@ def check_summary(path: Path, summary: dict[str, Any], tasks: Collection[str]) -
         if set(student) != set(tasks):
             raise ValueError("its tasks are not those of the run")
         points = summary.get("points", {})
-        for rows in (*summary["models"].values(), *points.values()):
+        along = summary.get("along", {})
+        for rows in (*summary["models"].values(), *points.values(), *along.values()):
             for task in tasks:
                 _check_row(rows[task], task, student[task]["strata"])
 

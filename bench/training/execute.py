@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ from bench.system.background import finish
 from bench.system.devices import check_device
 from bench.system.interrupts import stopping
 from bench.system.workers import ALONE, Workers
+from bench.training.guidance import at_best_guidance, at_the_edge
 from bench.training.loop import Loop, Progress
 from bench.training.out_of_memory import memory
 from bench.training.points import evaluate_points
@@ -241,21 +243,23 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
     costs = {task: cost for task, cost in training_nfe(teachers).items() if not math.isnan(cost)}
     rows = loop.workers.agreed(run.rows("evaluations.jsonl"))
     student = {row["task"]: _strip(row) for row in rows if row["step"] == loop.step}
-    models: dict[str, dict[str, dict]] = {"student": student}
     references = References(loop, session.root / "cache", descriptor.evaluations, session.say)
-    base_guidance = descriptor.base_guidance or {}
-    models["base"] = {}
-    for task in spec.tasks:
-        guidance = base_guidance.get(task, spec.evaluation.scale)
-        models["base"][task] = references.of("base", None, task, "base", guidance)
-    for name, teacher in teachers.items():
-        scale, model = spec.teacher_guidance[name], f"teacher {name}"
-        models[model] = {}
-        for task in spec.tasks:
-            models[model][task] = references.of(model, teacher.model, task, teacher.hash, scale)
-    if spec.evaluation.pictures:
-        folder = f"{run.folder.name}/{PICTURES}"
-        references.pictures["student"] = {task: f"{folder}/{task}" for task in spec.tasks}
+    rivals = {f"teacher {name}": (teacher.model, teacher.hash) for name, teacher in teachers.items()}
+    compared: dict[str, tuple[str | None, str]] = {"base": (None, "base"), **rivals}
+    grid: dict[str, Any] = {}
+    if spec.evaluation.guidance_grid:
+        weights = loop.workers.agreed(adapter_hash(run.weights) if loop.workers.main else "")
+        grid = at_best_guidance({"student": (EMA, weights)} | compared, references, spec, student)
+        models = grid.pop("models")
+    else:
+        models = {"student": student} | {model: {} for model in compared}
+        for model, (adapter, weights) in compared.items():
+            for task in spec.tasks:
+                scale = _usual_guidance(model, task, spec, descriptor)
+                models[model][task] = references.of(model, adapter, task, weights, scale)
+        if spec.evaluation.pictures:
+            folder = f"{run.folder.name}/{PICTURES}"
+            references.pictures["student"] = {task: f"{folder}/{task}" for task in spec.tasks}
     points = {
         point: {task: _strip(row) for task, row in rows.items()}
         for point, rows in evaluate_points(loop, session.say).items()
@@ -277,19 +281,28 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
             for task, teacher in teachers.items()
         },
         "models": models,
-    }
+    } | grid
     if points:
         summary["points"] = points
     if references.pictures:
         summary["pictures"] = references.pictures
     # A run that an alarm may end has its own start among the rows, at its own guidance scale.
-    raised = alarms(rows, None if spec.evaluation.stop_on_alarm else models["base"])
+    raised = alarms(rows, None if spec.evaluation.stop_on_alarm else grid.get("along", models)["base"])
     remarks = [*loop.method.remarks(run.rows("metrics.jsonl")), *map(str, raised)]
+    if spec.evaluation.guidance_grid:
+        remarks += at_the_edge(summary["guidance"], spec)
     if spec.evaluation.stop_on_alarm and loop.fraction < 1:
         remarks.append(f"evaluation.stop_on_alarm ended the run at {loop.fraction:.0%} of its budget")
     if remarks:
         summary["remarks"] = remarks
     return summary
+
+
+def _usual_guidance(model: str, task: str, spec: Spec, descriptor: Descriptor) -> float:
+    """The scale at which a model is scored without a grid: the base's best known one, a teacher's own."""
+    if model == "base":
+        return (descriptor.base_guidance or {}).get(task, spec.evaluation.scale)
+    return spec.teacher_guidance[model.removeprefix("teacher ")]
 
 
 def _strip(row: dict) -> dict:

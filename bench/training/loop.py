@@ -330,12 +330,17 @@ class Loop:
         return scores
 
     def evaluate(
-        self, adapter: str | None, task: str, guidance: float | None = None, folder: Path | None = None
+        self,
+        adapter: str | None,
+        task: str,
+        guidance: float | None = None,
+        folder: Path | None = None,
+        split: str | None = None,
     ) -> Evaluation:
         """Score an adapter on the run's held-out split with the evaluation sampler; images go to `folder` if given.
 
-        `guidance` replaces the evaluation's guidance scale. Raises BenchError if an image could not be scored: a gap
-        would break the comparisons, which are paired by prompt.
+        `guidance` replaces the evaluation's guidance scale, and `split` its split. Raises BenchError if an image could
+        not be scored: a gap would break the comparisons, which are paired by prompt.
         """
         o = self.spec.evaluation
         scale = o.scale if guidance is None else guidance
@@ -354,7 +359,7 @@ class Loop:
                 adapter,
                 sampler,
                 scale,
-                o.split,
+                split or o.split,
                 o.batch,
                 folder=folder,
                 workers=self.workers,

@@ -29,22 +29,27 @@ class References:
     def __init__(self, loop: Loop, folder: Path, shipped: Path | None, say: Callable[[str], None]):
         """`folder` is the cache; `shipped` holds evaluations that came with the backbone's weights, if any."""
         self.loop, self.folder, self.shipped, self.say = loop, folder, shipped, say
-        self._hashes: dict[str, str] = {}
+        self._hashes: dict[tuple[str, str], str] = {}
         self.pictures: dict[str, dict[str, str]] = {}
         """model -> task -> the folder with its images, relative to the results folder."""
 
-    def of(self, model: str, adapter: str | None, task: str, weights: str, guidance: float) -> dict:
+    def of(
+        self, model: str, adapter: str | None, task: str, weights: str, guidance: float, split: str | None = None
+    ) -> dict:
         """The evaluation record of an adapter, from the cache if possible.
 
-        `adapter`: its name on the backbone, None for the base. `weights`: the hash of its weights.
+        `adapter`: its name on the backbone, None for the base. `weights`: the hash of its weights. `split`: of the
+        prompts, if not the one that the run is evaluated on. Images are kept of the latter only.
         """
         spec, workers = self.loop.spec, self.loop.workers
         settings = spec.evaluation
+        split = split or settings.split
+        pictures = settings.pictures and split == settings.split
         scorer = self.loop.lab.tasks[task].scorer_name
         backbone = self.loop.run.backbone_hash
-        prompts = self._prompts_hash(task)
+        prompts = self._prompts_hash(task, split)
         space = self.loop.features
-        parts: list[object] = [backbone, weights, task, scorer, prompts, guidance, settings.steps, settings.split]
+        parts: list[object] = [backbone, weights, task, scorer, prompts, guidance, settings.steps, split]
         parts.append(f"{MEASURES} {VERSION} {space.name if space else ''}")
         # Only values that are not the default enter the key, so that new settings leave it as it was.
         shaping = set(Compute.RESULT)
@@ -57,20 +62,20 @@ class References:
         key = text_hash(parts)
         path = self.folder / f"evaluation-{key}.json"
         kept = self.folder / f"{PICTURES}-{key}"
-        if settings.pictures:
+        if pictures:
             self.pictures.setdefault(model, {})[task] = f"{self.folder.name}/{kept.name}"
         known = None
-        if workers.main and (os.path.exists(kept) or not settings.pictures):
-            known = self._kept(path, task)
+        if workers.main and (os.path.exists(kept) or not pictures):
+            known = self._kept(path, task, split)
         # Shipped evaluations have no images.
-        if workers.main and known is None and self.shipped and not settings.pictures:
-            known = self._kept(self.shipped / path.name, task)
+        if workers.main and known is None and self.shipped and not pictures:
+            known = self._kept(self.shipped / path.name, task, split)
         if known := workers.agreed(known):
             return known
         # Images are written under a name of this run until complete: another run may be evaluating the same model.
-        half = kept.with_name(f".{kept.name}.{self.loop.run.folder.name}") if settings.pictures else None
+        half = kept.with_name(f".{kept.name}.{self.loop.run.folder.name}") if pictures else None
         with self.loop.lab.backbone.meter.purpose("references", whole=True):
-            result: Evaluation = self.loop.evaluate(adapter, task, guidance, half)
+            result: Evaluation = self.loop.evaluate(adapter, task, guidance, half, split)
         if workers.main:
             try:
                 self._keep(path, result.record(), half, kept)
@@ -81,12 +86,12 @@ class References:
                     del self.pictures[model][task]
         return result.record()
 
-    def _prompts_hash(self, task: str) -> str:
+    def _prompts_hash(self, task: str, split: str) -> str:
         """Hash of the prompts of the split, in order: those of files may change under the same task and scorer."""
-        if task not in self._hashes:
-            prompts = self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)
-            self._hashes[task] = text_hash([identity(p.stratum, p.text, p.metadata) for p in prompts])
-        return self._hashes[task]
+        if (task, split) not in self._hashes:
+            prompts = self.loop.lab.tasks[task].prompts(split)
+            self._hashes[task, split] = text_hash([identity(p.stratum, p.text, p.metadata) for p in prompts])
+        return self._hashes[task, split]
 
     def _keep(self, path: Path, record: dict, half: Path | None, kept: Path) -> None:
         """Store a record and its images; those of another run that was faster are kept."""
@@ -97,9 +102,9 @@ class References:
             half.rename(kept)
         write_atomic(path, json.dumps(record).encode())
 
-    def _kept(self, path: Path, task: str) -> dict | None:
+    def _kept(self, path: Path, task: str, split: str) -> dict | None:
         """A cached evaluation; None, so that the model is evaluated again, if it is missing or damaged."""
-        prompts = self.loop.lab.tasks[task].prompts(self.loop.spec.evaluation.split)
+        prompts = self.loop.lab.tasks[task].prompts(split)
         try:
             if not is_there(path):
                 return None
