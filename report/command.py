@@ -23,6 +23,10 @@ def report(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder that the report is written to.")
     ] = Path("results/report"),
+    hypotheses: Annotated[
+        Path | None,
+        typer.Option("--hypotheses", help="YAML file of hypotheses stated in advance, answered on the first page."),
+    ] = None,
     diff: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--diff", help="Compare two results folders, BEFORE and AFTER: which differences exceed noise."),
@@ -32,11 +36,13 @@ def report(
     from bench.errors import UsageError
     from bench.terminal import legible
     from report.evidence import collect
+    from report.hypotheses import read_hypotheses
     from report.page import write
     from report.sections import make
 
-    if diff and (paths or str(diff[1]).startswith("-")):
-        raise UsageError("--diff takes exactly two results folders: --diff BEFORE AFTER")
+    if diff and (paths or hypotheses or str(diff[1]).startswith("-")):
+        raise UsageError("--diff takes exactly two results folders and nothing else: --diff BEFORE AFTER")
+    stated = read_hypotheses(hypotheses) if hypotheses else None
     if diff:
         from report.diff import difference
 
@@ -52,7 +58,7 @@ def report(
     with without_collector():
         evidence = collect(paths or ([usual] if usual.exists() else []))
         _tell_of_nothing(evidence, paths or [usual])
-        print(legible(str(write(make(evidence), output))))
+        print(legible(str(write(make(evidence, stated), output))))
 
 
 @contextmanager

@@ -58,8 +58,11 @@ def _shown(rows: list[Row]) -> list[Row]:
     return sorted(sorted(rows, key=rank)[:FEW], key=lambda row: -cell(row, "against", Difference).value)
 
 
-def forest_figure(found: list[Group], name: str) -> Figure:
-    """Differences of mean scores by group; points left of the line at 0 are below the reference."""
+def forest_figure(found: list[Group], name: str, title: str = "") -> Figure:
+    """Differences of mean scores by group; points left of the line at 0 are below the reference.
+
+    `title` replaces the one about lines of equal cost.
+    """
 
     def draw(width: float):
         import matplotlib.pyplot as plt
@@ -77,9 +80,9 @@ def forest_figure(found: list[Group], name: str) -> Figure:
         places, texts, y = [], [], 0.0
         for group, own, tall in zip(found, labels, heights):
             y += 0.26
-            title = broken(group.title, 38 if narrow else 110, ",")
-            y += 0.11 * title.count("\n")
-            axes.text(0, y - 0.1, title, fontweight="bold", fontsize=size, va="center", transform=beside)
+            head = broken(group.title, 38 if narrow else 110, ",")
+            y += 0.11 * head.count("\n")
+            axes.text(0, y - 0.1, head, fontweight="bold", fontsize=size, va="center", transform=beside)
             for (line, gap), label, height in zip(group.lines.items(), own, tall):
                 y += height / 2
                 look = group.looks.get(line, PLAIN)
@@ -100,7 +103,7 @@ def forest_figure(found: list[Group], name: str) -> Figure:
     count = sum(len(group.lines) for group in found)
     more = sum(group.left_out for group in found)
     rest = f" {more} more lines are in the tables of scores." if more else ""
-    title = (
+    title = title or (
         "Difference of the mean score to the reference line, paired by seed and prompt, with 95% interval (not "
         f"corrected for several comparisons), at equal cost.{rest}"
     )

@@ -14,9 +14,11 @@ from report.first import Beside, first_screen, key_results
 from report.fronts import front_parts, titled_front
 from report.gradients import excess_parts, noise_parts, pulls_table
 from report.highlights import highlight, looks_of
+from report.hypotheses import Stated
 from report.lines import Pool, apart, pools, titled
 from report.measures import drift_figure, drift_table, measures_table
 from report.page import Report, Section
+from report.stated import stated_section
 from report.studies import study_parts
 from report.style import MOST, looks
 from report.table import Column, Table, slugs
@@ -24,8 +26,8 @@ from report.tables import PoolTables, levels, pool_tables, references
 from report.transfer import profiles_figure, profiles_table, transfer_table
 
 
-def make(evidence: Evidence) -> Report:
-    """Build the whole report from the evidence."""
+def make(evidence: Evidence, stated: Stated | None = None) -> Report:
+    """Build the whole report from the evidence; it begins with what it says about hypotheses stated in advance."""
     report = Report()
     made = []
     for index, pool in enumerate(map(titled, pools(evidence))):
@@ -42,6 +44,7 @@ def make(evidence: Evidence) -> Report:
             alarms[pool.title] = alarms_table(pool, _prefix(index))
     beside = Beside(transfers, alarms, claimed)
     report.sections = [
+        *([stated_section(report, stated, [pool for pool, _ in made])] if stated else []),
         _answers(report, made, evidence, beside),
         _scores(report, made),
         _fronts(report, made),

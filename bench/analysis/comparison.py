@@ -225,7 +225,7 @@ def against(records: list[Record], reference: list[Record], tasks: tuple[str, ..
 
     p is NaN for a single seed, which says nothing about the methods' variation between runs.
     """
-    values, pictures, seeds = _gaps(records, reference, tasks)
+    values, pictures, seeds = paired_by_seed(records, reference, tasks)
     if not seeds:
         return Difference.unknown()
     difference = paired_difference(values, np.zeros(values.shape[1]), pictures)
@@ -235,14 +235,16 @@ def against(records: list[Record], reference: list[Record], tasks: tuple[str, ..
 
 def _equivalence(records: list[Record], reference: list[Record], tasks: tuple[str, ...], margin: float) -> float:
     """p-value of two one-sided tests; NaN without a margin, and whenever `against` gives no p-value."""
-    values, pictures, seeds = _gaps(records, reference, tasks)
+    values, pictures, seeds = paired_by_seed(records, reference, tasks)
     if not (margin > 0 and seeds > 1 and values.any()):
         return float("nan")
     return equivalence(values, np.zeros(values.shape[1]), pictures, margin)
 
 
-def _gaps(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> tuple[np.ndarray, Design, int]:
-    """Differences [S, N] of all tasks' rows for the S common seeds, their design, and S."""
+def paired_by_seed(
+    records: list[Record], reference: list[Record], tasks: tuple[str, ...]
+) -> tuple[np.ndarray, Design, int]:
+    """Differences [S, N] of the students' rows on all tasks for the S common seeds, their design, and S."""
     mine = {r.summary["seed"]: r.summary for r in records}
     theirs = {r.summary["seed"]: r.summary for r in reference}
     seeds = sorted(mine.keys() & theirs.keys())

@@ -327,6 +327,15 @@ def equivalence(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, margin: float,
     return float("nan") if gap is None else max(gap.below(-margin), gap.above(margin))
 
 
+def exceeds(values_SN: np.ndarray, design: Rows, line: float, seed: int = 0) -> float:
+    """One-sided p-value that the mean of the values (of a difference, say) is not above `line`; NaN without values.
+
+    A p-value below the level means that it is above the line: with minus a margin as the line, that it is not inferior.
+    """
+    gap = _gap(values_SN, np.zeros(np.shape(values_SN)[-1]), design, seed)
+    return float("nan") if gap is None else gap.below(line)
+
+
 @dataclass(frozen=True)
 class _Gap:
     """A difference with its sampling distribution, for one-sided tests."""

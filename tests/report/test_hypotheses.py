@@ -1,0 +1,202 @@
+"""Hypotheses stated in advance are answered as their file says, and not before all of their seeds have finished."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from bench.analysis.stats import Design, exceeds, paired_difference
+from bench.errors import UsageError
+from report.evidence import collect
+from report.hypotheses import Finding, Stated, examine, read_hypotheses
+from report.lines import pools
+from report.page import write
+from report.sections import make
+from tests.commands import bench
+from tests.report.synthetic import make_run
+
+SEEDS = 5
+POINTS = (0.25, 0.5, 1.0)
+REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "study" / "hypotheses.yaml"
+OPD, RL = {"method": "opd_analytic", "nfe": 1000}, {"method": "multi_reward", "nfe": 1000}
+
+
+def world(root: Path, name: str, opd: float, rl: float, seeds: int = SEEDS) -> None:
+    for seed in range(seeds):
+        for method, level in (("opd_analytic", opd), ("multi_reward", rl)):
+            folder = make_run(root, method, seed, level, points=POINTS, name=f"{name}-{method}-s{seed}")
+            path = folder / "spec.json"
+            path.write_text(path.read_text().replace('"backbone": "micro"', f'"backbone": "{name}"'))
+
+
+def stated(*hypotheses: dict, worlds: dict | None = None) -> Stated:
+    return Stated.model_validate(
+        {"title": "Which?", "decided_in": "one", "worlds": worlds or {"one": "0-4", "two": "0-4"}, "hypotheses": hypotheses}
+    )
+
+
+def asked(name: str = "H", **more) -> dict:
+    return {"name": name, "claim": "it is so", "line": OPD, "minus": RL, "is": "above"} | more
+
+
+def found(root: Path, given: Stated) -> list[Finding]:
+    return examine(given, pools(collect([root])))
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("apart") / "results"
+    world(root, "one", 0.9, 0.2)
+    world(root, "two", 0.9, 0.3)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "is_", "verdict"),
+    [
+        ((0.9, 0.2), (0.9, 0.3), "above", "holds"),
+        ((0.9, 0.2), (0.9, 0.3), "below", "fails"),
+        ((0.9, 0.2), (0.2, 0.9), "above", "undecided"),  # the other world disagrees
+        ((0.5, 0.5), (0.9, 0.3), "above", "undecided"),
+    ],
+)
+def test_verdicts(tmp_path: Path, one: tuple, two: tuple, is_: str, verdict: str) -> None:
+    world(tmp_path / "results", "one", *one)
+    world(tmp_path / "results", "two", *two)
+    (finding,) = found(tmp_path / "results", stated(asked(**{"is": is_})))
+    assert finding.verdict == verdict
+    assert finding.effects.keys() == {"one", "two"}
+
+
+def test_effects_are_the_paired_differences_of_the_records(apart: Path) -> None:
+    (finding,) = found(apart, stated(asked(tasks=["ocr"])))
+    rows = {}
+    for path in sorted(apart.glob("one-*/summary.json")):
+        summary = json.loads(path.read_text())
+        rows[summary["method"], summary["seed"]] = summary["models"]["student"]["ocr"]["rows"]["exact"]
+    values = np.array([rows["opd_analytic", s] for s in range(SEEDS)]) - [rows["multi_reward", s] for s in range(SEEDS)]
+    design = Design(np.array([""] * 8), np.arange(8) // 2)
+    expected = paired_difference(values, np.zeros(8), design)
+    assert finding.effects["one"] == expected
+    assert expected.value == pytest.approx(values.mean())
+    assert finding.p == expected.p  # the only test of its family
+
+
+def test_nothing_is_decided_before_every_seed_has_finished(apart: Path) -> None:
+    given = stated(asked("A"), asked("B", family="f"), asked("C", family="f", line={"method": "cascade", "nfe": 1000}))
+    first, second, third = found(apart, given)
+    assert first.verdict == "holds"
+    assert third.verdict == second.verdict == "open"
+    assert third.lacking[0] == "one: cascade of 1,000 NFE lacks seeds 0, 1, 2, 3, 4"
+    assert second.lacking == ["another test of its family is not complete"]
+    (more,) = found(apart, stated(asked(), worlds={"one": "0-5"}))
+    assert more.verdict == "open" and more.lacking[0].endswith("lacks seed 5")
+
+
+def test_a_family_is_corrected_together(apart: Path) -> None:
+    alone, *both = found(apart, stated(asked("A"), asked("B", family="f"), asked("C", family="f", **{"is": "below"})))
+    assert both[0].p == pytest.approx(min(1, 2 * alone.p))
+
+
+def test_non_inferiority_is_one_sided_at_its_margin(apart: Path) -> None:
+    close, far = (found(apart, stated(asked(minus="teacher", margin=margin, tasks=["ocr"])))[0] for margin in (0.9, 0.01))
+    assert close.verdict == "holds"
+    assert far.verdict != "holds"
+    assert close.effects == far.effects  # of the student minus its teacher, whatever the margin
+    assert close.p < far.p
+
+
+def test_exceeds_is_the_test_of_a_shifted_mean() -> None:
+    rng = np.random.default_rng(0)
+    values = 0.05 + 0.1 * rng.standard_normal((6, 40))
+    design = Design(np.array(["a"] * 40), np.arange(40))
+    assert exceeds(values, design, -0.1) < 0.01 < exceeds(values, design, 0.04) < 0.5 < exceeds(values, design, 0.06)
+    two_sided = paired_difference(values, np.zeros(40), design).p
+    assert exceeds(values, design, 0.0) == pytest.approx(two_sided / 2)
+
+
+def test_two_points_of_one_line_are_compared(apart: Path) -> None:
+    given = stated(asked(minus=None, at=0.5, minus_at=0.25, tasks=["geneval"]), worlds={"one": "0-4"})
+    (finding,) = found(apart, given)
+    gaps = []
+    for path in sorted(apart.glob("one-opd_analytic*/evaluations.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        at = {row["share"]: row["rows"]["official"] for row in rows if row["task"] == "geneval"}
+        gaps.append(np.array(at[0.5]) - at[0.25])
+    strata = np.array(gaps)[:, :6].mean(), np.array(gaps)[:, 6:].mean()
+    assert finding.effects["one"].value == pytest.approx(np.mean(strata))
+    (lost,) = found(apart, stated(asked(minus=None, at=0.9, minus_at=0.25), worlds={"one": "0-4"}))
+    assert lost.lacking == ["one: opd_analytic of 1,000 NFE was not evaluated at 25% and 90%"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"decided_in": "three"}, "decided_in: 'three' is not among worlds (one, two)"),
+        ({"hypotheses": [asked(), asked()]}, "two hypotheses are called 'H'"),
+        ({"hypotheses": [asked(at=0.5)]}, "H: give either minus, or both at and minus_at"),
+        ({"hypotheses": [asked(minus=None)]}, "H: give either minus, or both at and minus_at"),
+        ({"hypotheses": [asked(**{"is": "over"})]}, "is"),
+        ({"worlds": {"one": "4-1"}}, "4-1"),
+        ({"marign": 1}, "marign"),
+    ],
+)
+def test_files_that_cannot_be_meant_are_refused(tmp_path: Path, change: dict, said: str) -> None:
+    content = {"title": "Which?", "decided_in": "one", "worlds": {"one": 0, "two": 0}, "hypotheses": [asked()]} | change
+    path = tmp_path / "h.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError) as caught:
+        read_hypotheses(path)
+    assert said in str(caught.value) and str(path) in str(caught.value) or said == "4-1"
+
+
+def test_unknown_tasks_and_ambiguous_lines_are_refused(apart: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown task of H: 'orc'.*ocr"):
+        found(apart, stated(asked(tasks=["orc"])))
+    world(tmp_path / "results", "one", 0.9, 0.2)
+    for seed in range(SEEDS):
+        folder = make_run(tmp_path / "results", "opd_analytic", seed, 0.4, settings={"size": 1}, points=POINTS)
+        path = folder / "spec.json"
+        path.write_text(path.read_text().replace('"backbone": "micro"', '"backbone": "one"'))
+    with pytest.raises(UsageError, match="H: several lines are opd_analytic of 1,000 NFE: .* and .*; tell them apart by params"):
+        found(tmp_path / "results", stated(asked(), worlds={"one": "0-4"}))
+    sized = asked(line=OPD | {"params": {"size": 1}})
+    assert found(tmp_path / "results", stated(sized, worlds={"one": "0-4"}))[0].effects["one"].value < 0.5
+
+
+def test_the_first_section_says_a_sentence_each_with_a_picture_and_a_table(apart: Path, tmp_path: Path) -> None:
+    path = tmp_path / "h.yaml"
+    content = {"title": "Which <b>?", "decided_in": "one", "worlds": {"one": "0-4", "two": "0-4"}}
+    path.write_text(yaml.safe_dump(content | {"hypotheses": [asked("A"), asked("B<i>", minus="teacher", margin=0.9)]}))
+    page = write(make(collect([apart]), read_hypotheses(path)), tmp_path / "report")
+    text = page.with_name("report.md").read_text()
+    assert text.index("Hypotheses stated in advance") < text.index("Key results")
+    assert "A holds (it is so): " in text and " in two; p " in text
+    html = page.read_text()
+    assert "Which &lt;b&gt;?" in html and "<b>?" not in html and "<i>" not in html
+    assert (page.parent / "tables" / "hypotheses.csv").is_file()
+    assert list((page.parent / "figures").glob("hypotheses*"))
+
+
+def test_the_command_takes_a_file_and_refuses_one_for_a_difference(tmp_path: Path) -> None:
+    world(tmp_path / "results", "one", 0.9, 0.2, 2)
+    path = tmp_path / "h.yaml"
+    path.write_text(yaml.safe_dump({"title": "?", "decided_in": "one", "worlds": {"one": "0-1"}, "hypotheses": [asked()]}))
+    done = bench(["report", "results", "--hypotheses", "h.yaml", "-o", "out"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "it is so" in (tmp_path / "out" / "report.md").read_text()
+    refused = bench(["report", "--diff", "results", "results", "--hypotheses", "h.yaml"], tmp_path)
+    assert refused.returncode == 2
+    missing = bench(["report", "results", "--hypotheses", "none.yaml"], tmp_path)
+    assert missing.returncode == 2 and "none.yaml" in missing.stderr
+
+
+def test_the_studys_file_is_valid_and_says_what_its_protocol_says() -> None:
+    given = read_hypotheses(REFERENCE)
+    protocol = (REFERENCE.parent / "PROTOCOL.md").read_text()
+    for name in {hypothesis.name.split()[0] for hypothesis in given.hypotheses}:
+        assert f"{name}:" in protocol
+    assert {h.margin for h in given.hypotheses} == {0.0, 0.02}
+    assert [len(given.seeds(name)) for name in given.worlds] == [10, 3, 3]
