@@ -32,8 +32,9 @@ class Descriptor:
     """(device, compute=Compute(), cache=None) -> FlowBackbone; `cache` is the folder for encoded prompts."""
     fingerprint: Callable[[], str]
     """() -> content hash of its weights."""
-    recipes: Path | None = None
-    """Folder of <method>.yaml files with settings tuned for this backbone; they override the method's defaults."""
+    recipes: tuple[Path, ...] = ()
+    """Folders of <method>.yaml files with settings tuned for this backbone; they override the method's defaults. Of
+    several files for a method, the one in the first folder counts."""
     teachers: Path | None = None
     """Folder of shipped teacher adapters, with one subfolder per task."""
     size: Callable[..., Any] | None = None

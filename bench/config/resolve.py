@@ -352,9 +352,7 @@ def _defaults(descriptor: Descriptor, method: str, tasks: list[str], asked: dict
 
 def _recipe_file(descriptor: Descriptor, method: str) -> Path | None:
     """The backbone's recipe for a method, or else its recipe for all other methods; None without recipes."""
-    if not descriptor.recipes:
-        return None
-    files = [descriptor.recipes / f"{name}.yaml" for name in (method, "default")]
+    files = [folder / f"{name}.yaml" for name in (method, "default") for folder in descriptor.recipes]
     return next((path for path in files if path.is_file()), None)
 
 

@@ -141,7 +141,7 @@ def test_micros_prompts_are_those_of_its_stored_records(task: type) -> None:
 
 
 def test_a_world_without_its_weights_says_how_to_get_them(tmp_path: Path) -> None:
-    lacking = DrawnWorld("study-9", STUDY_SHAPES, 9, STUDY[0].stages, {}, True, tmp_path)
+    lacking = DrawnWorld("study-9", STUDY_SHAPES, 9, STUDY[0].stages, {}, True, tmp_path, ())
     described = describe_world(lacking)
     for use in (described.fingerprint, lambda: described.load("cpu"), lambda: drawn_scorer(lacking)):
         with pytest.raises(MissingError, match=r"the world 'study-9' has no .*(codec|calibration).*; reinstall") as caught:

@@ -57,4 +57,4 @@ def test_they_are_sampled_as_their_pipelines_sample(address: str, table: str, gu
 def test_sd35_has_recipes_and_can_be_measured_by_its_shape() -> None:
     for name in ("medium", "large"):
         descriptor = describe(f"hub:stabilityai/stable-diffusion-3.5-{name}")
-        assert descriptor.recipes is not None and descriptor.shape_only is not None
+        assert descriptor.recipes and descriptor.shape_only is not None

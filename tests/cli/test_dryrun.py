@@ -29,7 +29,7 @@ def short_teachers(folder: Path) -> None:
     from bench.backbones import micro
 
     honest = micro.descriptor
-    micro.descriptor = lambda: replace(honest(), recipes=folder)
+    micro.descriptor = lambda: replace(honest(), recipes=(folder,))
 
 
 def on_a_terminal() -> None:

@@ -149,7 +149,7 @@ def test_files_that_cannot_be_meant_are_refused(tmp_path: Path, change: dict, sa
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UsageError) as caught:
         read_hypotheses(path)
-    assert said in str(caught.value) and str(path) in str(caught.value) or said == "4-1"
+    assert said in str(caught.value)
 
 
 def test_unknown_tasks_and_ambiguous_lines_are_refused(apart: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_unknown_tasks_and_ambiguous_lines_are_refused(apart: Path, tmp_path: Pa
         folder = make_run(tmp_path / "results", "opd_analytic", seed, 0.4, settings={"size": 1}, points=POINTS)
         path = folder / "spec.json"
         path.write_text(path.read_text().replace('"backbone": "micro"', '"backbone": "one"'))
-    with pytest.raises(UsageError, match="H: several lines are opd_analytic of 1,000 NFE: .* and .*; tell them apart by params"):
+    with pytest.raises(UsageError, match=r"H: several lines are opd_analytic of 1,000 NFE: .* and .*; tell them apart by params"):
         found(tmp_path / "results", stated(asked(), worlds={"one": "0-4"}))
     sized = asked(line=OPD | {"params": {"size": 1}})
     assert found(tmp_path / "results", stated(sized, worlds={"one": "0-4"}))[0].effects["one"].value < 0.5

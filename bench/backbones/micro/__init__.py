@@ -47,7 +47,7 @@ def describe_world(world: DrawnWorld) -> Descriptor:
         check=partial(_check, world),
         own=lambda: {"lora": {"targets": SD3.targets}},
         fingerprint=partial(_fingerprint, world),
-        recipes=Path(__file__).parent / "recipes",
+        recipes=world.recipes,
         teachers=world.weights / "teachers",
         evaluations=world.weights / "evaluations",
         base_guidance=read_json(guidance) if guidance.is_file() else None,

@@ -1,8 +1,10 @@
-"""Location of the micro world's weights in the package."""
+"""Location of the drawn worlds' weights and recipes in the package."""
 
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
+RECIPES = Path(__file__).parent / "recipes"
+"""Settings of methods: those of `micro`, and in a subfolder those that the study chose for its worlds."""
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ everything that is drawn (base, codec, preference model, prompts), and in how pr
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.backbones.micro.files import WEIGHTS
+from bench.backbones.micro.files import RECIPES, WEIGHTS
 from bench.backbones.micro.stages import MICRO_STAGES, STUDY_STAGES, Stage
 from bench.backbones.micro.world import SHAPES, STUDY_SHAPES
 from bench.errors import MissingError
@@ -30,6 +30,8 @@ class DrawnWorld:
     """Whether splits have no meaning in common. Otherwise they only have no text in common, and "a circle and a square"
     can be in one and "a square and a circle" in another."""
     weights: Path
+    recipes: tuple[Path, ...]
+    """Folders of recipes, the first of which counts (Descriptor.recipes)."""
     headlines: dict[str, str] = field(default_factory=dict)
     """Task -> its headline metric in this world, where it is a stricter one than the trained reward's."""
 
@@ -52,7 +54,7 @@ class DrawnWorld:
         )
 
 
-MICRO = DrawnWorld("micro", SHAPES, 0, MICRO_STAGES, {"validation": 1, "test": 1}, False, WEIGHTS)
+MICRO = DrawnWorld("micro", SHAPES, 0, MICRO_STAGES, {"validation": 1, "test": 1}, False, WEIGHTS, (RECIPES,))
 STUDY = tuple(
     DrawnWorld(
         f"study-{seed}",
@@ -62,6 +64,7 @@ STUDY = tuple(
         {"validation": 2, "test": 4},
         True,
         WEIGHTS / f"study-{seed}",
+        (RECIPES / "study", RECIPES),
         {"geneval": "strict", "pickscore": "gold"},
     )
     for seed in (1, 2, 3)

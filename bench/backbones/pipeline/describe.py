@@ -63,7 +63,7 @@ def describe_source(family: PipelineFamily, source: str) -> Descriptor:
         size=partial(_size, family, source, told),
         check=partial(_check, family, source, told),
         defaults=partial(_defaults, family, source, told),
-        recipes=family.recipes if _is_large(family, source) else None,
+        recipes=(family.recipes,) if family.recipes and _is_large(family, source) else (),
         shape_only=partial(_shape_only, family, told) if source in family.published else None,
         embedded_guidance=family.embedded_guidance(told.fields),
     )
