@@ -115,6 +115,7 @@ def _scores(report: Report, made: Made) -> Section:
         report.show(section, tables.scores, figure)
         report.show(section, tables.aggregates, folded=True)
         report.show(section, tables.cost)
+        report.show(section, tables.until_target, folded=True)
     return section
 
 

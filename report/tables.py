@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bench.analysis.beside import metrics_beside
-from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY, TARGET, Standing, against, standings
+from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY, Standing, against, standings
 from bench.analysis.forgetting import by_share
 from bench.analysis.overoptimisation import over_optimisation
 from bench.analysis.records import Record, model_rows, score
 from bench.analysis.stats import Difference, Estimate, estimate, estimates, holm, joined, stratified_mean
-from bench.system.peak import gigabytes
 from report.claims import ALPHA
+from report.cost_table import cost, seconds, until_target
 from report.evidence import FoundRun
 from report.lines import EQUAL, Line, Pool
 from report.table import Column, Row, Table, cell
@@ -32,6 +32,7 @@ class PoolTables:
     scores: Table
     aggregates: Table
     cost: Table
+    until_target: Table | None
     curves: Table
     forgetting: Table
     course: Table
@@ -61,6 +62,7 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
         scores(pool, found, label, prefix),
         aggregates(pool, found, label, prefix),
         cost(pool, found, prefix),
+        until_target(along, prefix),
         curves(along, prefix),
         falls(along, prefix),
         course(along, prefix),
@@ -301,63 +303,6 @@ def levels(scores: Table, keys: tuple[str, ...]) -> dict[str, dict[str, float]]:
     for key in keys:
         found[key] = {name: cell(row, key, Estimate).value for name, row in rows.items()}
     return found
-
-
-def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
-    """The cost of every line with and without its teachers, and when it reached the target."""
-    table = Table(
-        f"{prefix}cost",
-        f"Cost: {pool.title}",
-        "NFE per run: a forward pass counts 1, a backward pass 2, and guidance doubles both. The 2 is a convention of "
-        "this budget, not a measurement: a backward pass that trains only adapters costs less. With teachers: the full "
-        "cost of the teachers is added, as if they were trained for this student only; a dash means that their cost is "
-        f"unknown. To target: training NFE until the mean over seeds reaches {TARGET:.0%} of the best teacher in every "
-        "task at a recorded point, including the teachers' cost where the budget does. Seeds at target: seeds of the "
-        "line that reach it individually. A dash means that there are no teachers in these runs. Seconds depend on the "
-        "machine and its load. Peak memory is that of the GPU, or without one of the whole process.",
-        [
-            Column("line", "method"),
-            Column("training", "training", "count", "NFE"),
-            Column("with_teachers", "with teachers", "count", "NFE"),
-            Column("to_target", "to target", "count", "NFE"),
-            Column("reaching", "seeds at target", "count"),
-            Column("seeds", "of seeds", "count"),
-            Column("seconds", "training and scoring", "count", "s"),
-        ],
-    )
-    if any(peak_gb(line.records) for line in pool.lines):
-        table.columns.append(Column("peak", "peak memory of an update", "ratio", "GB"))
-    for line in pool.lines:
-        taught = line.teacher_nfe if pool.whole else 0.0
-        when = found[line.label].time_to_target
-        # NaN means that there is no target, infinity that it was not reached.
-        reaching = None if math.isnan(when) else found[line.label].seeds_at_target
-        table.rows.append(
-            {
-                "line": line.label,
-                "training": line.training_nfe,
-                "with_teachers": line.total_nfe,
-                "to_target": when + taught,
-                "reaching": reaching,
-                "seeds": len(line.records),
-                "seconds": seconds(line.records),
-                "peak": peak_gb(line.records),
-            }
-        )
-    return table
-
-
-def peak_gb(records: list[Record]) -> float | None:
-    """The most memory that an update of any run used, of the GPU or else of the process; None in older records."""
-    known = [peak for record in records if (peak := record.summary["cost"].get("peak_bytes"))]
-    return max(map(gigabytes, known), default=None)
-
-
-def seconds(records: list[Record]) -> float:
-    """Seconds of training and scoring, averaged over runs."""
-    clocks = [r.summary["cost"]["seconds"] for r in records]
-    spent = [clock.get("training", 0) + clock.get("scoring", 0) for clock in clocks]
-    return float(np.mean(spent))
 
 
 def curves(pool: Pool, prefix: str) -> Table:

@@ -258,6 +258,21 @@ def paired_by_seed(
     return *joined(gaps), len(seeds)
 
 
+def reached_between(record: Record, tasks: tuple[str, ...], wanted: dict[str, float]) -> tuple[float, float]:
+    """Training NFE between which a run first reaches every target: the last recorded point before, the first with it.
+
+    The run reached them somewhere in between (interval-censored). The first is 0 where the first point has them, and
+    the second is infinity where no point has.
+    """
+    shares, scores_KT = score_matrix(record.evaluations, tasks)
+    spent = float(_mean_training_nfe([record]))
+    reached_K = (scores_KT >= np.array([wanted[task] for task in tasks])).all(-1)
+    if not reached_K.any():
+        return spent * max(shares, default=0.0), float("inf")
+    first = int(reached_K.argmax())
+    return spent * (shares[first - 1] if first else 0.0), spent * shares[first]
+
+
 def _to_target(records: list[Record], tasks: tuple[str, ...], wanted: dict[str, float]) -> tuple[float, int]:
     """Training NFE until the mean over seeds reaches every target, and how many seeds reach them at any point."""
     if any(map(np.isnan, wanted.values())):

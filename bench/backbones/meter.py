@@ -44,6 +44,8 @@ class Meter:
 
     def __init__(self) -> None:
         self.nfe: Counter[str] = Counter()
+        self.backward: Counter[str] = Counter()
+        """Backward passes, which `nfe` counts as BACKWARD each, so that another weight can be given to them."""
         self.seconds: dict[str, float] = {}
         self.passes = Passes()
         """All passes of this process, for any purpose; not stored in any record."""
@@ -54,6 +56,8 @@ class Meter:
     def count(self, batch: int, backward: bool) -> None:
         """Record one network call on `batch` latents."""
         self.nfe[self._purpose] += batch * (1 + BACKWARD * backward)
+        if backward:
+            self.backward[self._purpose] += batch
         self.passes += Passes(trained=batch) if backward else Passes(forward=batch)
 
     @contextmanager
@@ -87,16 +91,25 @@ class Meter:
     def state(self) -> dict:
         """The counts and seconds so far, for a checkpoint or a record."""
         self.settle()
-        return {"evaluations": dict(self.nfe), "seconds": dict(self.seconds)}
+        return {"evaluations": dict(self.nfe), "seconds": dict(self.seconds), "backward": dict(self.backward)}
 
     def whole(self, workers: Workers) -> dict:
         """The NFE of all processes and the seconds of the main one."""
         states = workers.gather(self.state())
-        counts = sum((Counter(state["evaluations"]) for state in states), Counter())
-        return {"evaluations": dict(counts), "seconds": states[0]["seconds"]}
+        nfe, backward = (
+            dict(sum((Counter(state[part]) for state in states), Counter())) for part in ("evaluations", "backward")
+        )
+        return {"evaluations": nfe, "seconds": states[0]["seconds"], "backward": backward}
+
+    def spent(self, workers: Workers) -> dict:
+        """`whole` as rows of metrics have it: NFE and seconds."""
+        found = self.whole(workers)
+        del found["backward"]
+        return found
 
     def load(self, state: dict) -> None:
         """Restore a `state` and restart the clock now."""
         self.nfe = Counter(state["evaluations"])
+        self.backward = Counter(state.get("backward", {}))  # older checkpoints have none
         self.seconds = dict(state["seconds"])
         self._since = perf_counter()

@@ -35,6 +35,8 @@ class Descriptor:
     recipes: tuple[Path, ...] = ()
     """Folders of <method>.yaml files with settings tuned for this backbone; they override the method's defaults. Of
     several files for a method, the one in the first folder counts."""
+    backward_cost: float | None = None
+    """Forward passes that a backward pass to a LoRA adapter takes, as measured; None if that is not known."""
     teachers: Path | None = None
     """Folder of shipped teacher adapters, with one subfolder per task."""
     size: Callable[..., Any] | None = None

@@ -77,7 +77,8 @@ def _check_row(row: dict[str, Any], task: str, strata: list[str]) -> None:
 
 
 def _check_meter(meter: dict[str, Any]) -> None:
-    for part in ("evaluations", "seconds"):
+    # Records and checkpoints of before have no backward passes.
+    for part in ("evaluations", "seconds", *({"backward"} & meter.keys())):
         _kind(meter[part], dict, part)
         _numbers([*meter[part].values()], part)
 

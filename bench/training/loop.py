@@ -156,7 +156,7 @@ class Loop:
         state_of(self.method)  # what no checkpoint could hold is an error before the first update, not after it
         check_equal(self.lab, self.method, "before the first update")
         if self.lab.notes:
-            cost = self.lab.backbone.meter.whole(self.workers)
+            cost = self.lab.backbone.meter.spent(self.workers)
             self.run.append("metrics.jsonl", {"step": 0} | self.lab.notes | cost)
         adapters = self.lab.backbone.adapters
         # The EMA and the method's own adapters start at the student that the method has just set up.
@@ -207,7 +207,7 @@ class Loop:
         self.last_fraction = fraction
         rate = {"lr": spec.optimizer.lr * decayed}
         means, notes = self._pooled(row), self._pooled(lab.notes)
-        return {"step": self.step} | means | rate | notes | meter.whole(self.workers)
+        return {"step": self.step} | means | rate | notes | meter.spent(self.workers)
 
     def _pooled(self, numbers: dict[str, float]) -> dict[str, float]:
         """Means over the processes. Keys that concern one task end in /TASK or /TASK.SCORER: its shards weight them."""

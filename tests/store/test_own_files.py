@@ -236,7 +236,7 @@ def test_a_pipe_is_written_to_only_where_a_user_names_it(tmp_path: Path) -> None
 def test_a_cache_that_cannot_be_kept_costs_no_result(tmp_path: Path, kind: str, pictures: bool, monkeypatch) -> None:
     record, said = {"task": "ocr"}, []
 
-    def evaluate(adapter, task, guidance, folder):
+    def evaluate(adapter, task, guidance, folder, split):
         if folder:
             folder.mkdir(parents=True)
         return SimpleNamespace(record=lambda: record)

@@ -50,6 +50,7 @@ def describe_world(world: DrawnWorld) -> Descriptor:
         recipes=world.recipes,
         teachers=world.weights / "teachers",
         evaluations=world.weights / "evaluations",
+        backward_cost=1.25,
         base_guidance=read_json(guidance) if guidance.is_file() else None,
     )
 
