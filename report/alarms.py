@@ -12,7 +12,8 @@ def alarms_table(pool: Pool, prefix: str) -> Table | None:
         f"Alarms: {pool.title}",
         "The trained reward rose (its 95% interval is above 0) from the named point to the end, while a stricter score "
         "or the known utility fell, or a diversity lost a quarter (p below 0.01, divided by the number of earlier "
-        "points). Both are paired by seed and prompt. 0% of the budget is the base at its best guidance.",
+        "points). Both are paired by seed and prompt. 0% of the budget is the base, at its best guidance unless every "
+        "model's final scores are at its own best one.",
         [
             Column("line", "method"),
             Column("task", "task"),

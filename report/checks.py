@@ -79,6 +79,7 @@ class CostRecord(Part):
 
     evaluations: dict[str, Count]
     seconds: dict[str, Count]
+    backward: dict[str, Count] = Field(default={})
     peak_bytes: dict[Literal["host", "device"], Annotated[int, Field(gt=0, le=LARGEST)]] = Field(default={})
 
 
@@ -96,6 +97,8 @@ class Summary(Part):
     cost: CostRecord
     teachers: dict[str, TeacherRecord]
     models: dict[str, dict[str, ScoreRecord]]
+    along: dict[str, dict[str, ScoreRecord]] = {}
+    """Where `models` are at chosen guidance scales: the scores with which those along training are compared."""
     pictures: dict[str, dict[str, Text]] = {}
     remarks: list[Text] = []
     """What its method warned about."""
@@ -105,7 +108,9 @@ class Summary(Part):
         student = self.models.get("student")
         if not student:
             raise ValueError("models has no student")
-        for name, rows in self.models.items():
+        if self.along and self.along.keys() != self.models.keys():
+            raise ValueError("along does not have the same models as models")
+        for name, rows in [*self.models.items(), *self.along.items()]:
             if rows.keys() != student.keys():
                 raise ValueError(f"models.{name} does not have the same tasks as the student")
             for task, row in rows.items():

@@ -5,14 +5,15 @@ from functools import cache
 
 import numpy as np
 
-from bench.analysis.comparison import TARGET, Standing, reached_between, targets, taught
+from bench.analysis.comparison import TARGET, Standing, reached_between, targets
+from bench.analysis.comparison import taught as with_teachers
 from bench.analysis.records import Record
 from bench.backbones.meter import BACKWARD
 from bench.config.resolve import describe
 from bench.registry import registered
 from bench.system.peak import gigabytes
 from report.lines import Pool
-from report.table import Column, Table
+from report.table import Column, Row, Table
 
 
 def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
@@ -68,6 +69,8 @@ def weighted(records: list[Record]) -> float | None:
 
     None where that cost is not known, or the records do not count backward passes.
     """
+    if records[0].spec.get("full_finetuning"):
+        return None
     cost = _backward_cost(records[0].spec["backbone"])
     known = [record.summary["cost"] for record in records if "backward" in record.summary["cost"]]
     if cost is None or len(known) < len(records):
@@ -85,14 +88,15 @@ def _backward_cost(backbone: str) -> float | None:
 
 def until_target(pool: Pool, prefix: str) -> Table | None:
     """For every run, the recorded points between which it first reaches the target; None without teachers."""
-    shown = taught(line.records for line in pool.lines)
+    shown = with_teachers(line.records for line in pool.lines)
     if not shown:
         return None
     table = Table(
         f"{prefix}until-target",
         f"Time to target by seed: {pool.title}",
         f"A run reaches {TARGET:.0%} of the best teacher in every task somewhere between two recorded points: after "
-        "the first column and by the second, in training NFE without the teachers'. Never: at no recorded point.",
+        "the first column and by the second, in training NFE, with the teachers' where the budget counts them. Never: "
+        "at no recorded point.",
         [
             Column("line", "method"),
             Column("seed", "seed", "text"),
@@ -104,7 +108,9 @@ def until_target(pool: Pool, prefix: str) -> Table | None:
     for line in pool.lines:
         for record in line.records:
             after, by = reached_between(record, pool.tasks, wanted)
-            table.rows.append({"line": line.label, "seed": str(record.summary["seed"]), "after": after, "by": by})
+            taught = line.teacher_nfe if pool.whole else 0.0
+            row: Row = {"line": line.label, "seed": str(record.summary["seed"])}
+            table.rows.append(row | {"after": after + taught, "by": by + taught})
     return table
 
 

@@ -283,7 +283,7 @@ class _Reader:
         # Before the rows are reduced to arrays, which cannot be compared with a plain !=.
         if not all(_agrees(row, shown) for row in points):
             raise ValueError("its evaluations have other tasks, prompts or headlines than its summary")
-        for name, models in summary["models"].items():
+        for name, models in [*summary["models"].items(), *summary.get("along", {}).items()]:
             # Alarms compare the student's rewards with the base's.
             used = (lambda metric: is_beside(metric) or metric == REWARD) if name == "base" else is_beside
             for task, row in models.items():

@@ -13,6 +13,7 @@ SAID = {
     "holds": "holds",
     "fails": "does not hold: the opposite does",
     "undecided": "is undecided",
+    "uninformative": "says nothing, because the teachers gained too little",
     "open": "is open",
 }
 
@@ -27,12 +28,12 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
     for finding in found:
         lines = {world: effect for world, effect in finding.effects.items() if effect.value == effect.value}
         asked = finding.hypothesis
-        side = f"above -{asked.margin:g}" if asked.margin else f"{asked.direction} 0"
+        side = f"{asked.direction} {-asked.sign * asked.margin or 0:g}"
         title = f"{asked.name}: {asked.line} minus {_subtracted(finding)}, claimed {side}"
         if lines:
             groups.append(Group(title, _subtracted(finding), lines, look, 0))
     others = [world for world in stated.worlds if world != stated.decided_in]
-    agreeing = f" {' and '.join(others)} have to agree in sign." if others else ""
+    agreeing = f" The differences of {' and '.join(others)} have to be on the same side." if others else ""
     note = f"Differences with 95% intervals, paired by seed and prompt. {stated.decided_in} decides.{agreeing}"
     report.show(section, forest_figure(groups, "hypotheses", note) if groups else None)
     report.show(section, _table(found, stated, agreeing), folded=True)
@@ -49,8 +50,9 @@ def _sentence(finding: Finding, stated: Stated) -> Markup:
     ]
     if effects:
         text += Markup(": ") + Markup(", ").join(effects)
-    if finding.p == finding.p and finding.verdict != "open":
-        text += Markup("; p {} in {}").format(number(finding.p, "p"), stated.decided_in)
+    p = finding.p_opposite if finding.verdict == "fails" else finding.p
+    if p == p:
+        text += Markup("; p {} in {}").format(number(p, "p"), stated.decided_in)
     if finding.lacking:
         text += Markup(". Not complete: {}").format("; ".join(finding.lacking))
     return text + "."
@@ -68,9 +70,10 @@ def _table(found: list[Finding], stated: Stated, agreeing: str) -> Table:
         "hypotheses",
         stated.title,
         f"A hypothesis holds if its p-value in {stated.decided_in}, after Holm's correction within its family, is "
-        f"below {stated.level:g} and the difference is on the claimed side there.{agreeing} It does not hold if the "
-        "whole 95% interval is on the other side, and is undecided otherwise. It is open until all named seeds of its "
-        "family have finished. Tests are two-sided, and one-sided where a margin is allowed for.",
+        f"below {stated.level:g} and the difference is on the claimed side.{agreeing} It does not hold if that is so "
+        "of the opposite side, and is undecided otherwise. It is open until all named seeds of its family have "
+        "finished; until then there is no p-value. Tests are two-sided, and one-sided where a margin is allowed for. A "
+        "claim about a teacher says nothing if the teacher's gain over the base may be below its gate.",
         [
             Column("name", "hypothesis"),
             Column("claim", "claim"),

@@ -62,7 +62,7 @@ def pool_tables(pool: Pool, prefix: str) -> PoolTables:
         scores(pool, found, label, prefix),
         aggregates(pool, found, label, prefix),
         cost(pool, found, prefix),
-        until_target(along, prefix),
+        until_target(pool, prefix),
         curves(along, prefix),
         falls(along, prefix),
         course(along, prefix),

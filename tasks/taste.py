@@ -26,8 +26,9 @@ from tasks.hue import PLANE
 if TYPE_CHECKING:
     from torch import Tensor
 
-SIZES = {"train": 400, "validation": 48, "test": 96}
-"""Prompts per split on micro; held-out splits of other worlds are as many times larger as their others."""
+SIZES = {"train": 280, "validation": 24, "test": 48}
+"""Prompts per split on micro; held-out splits of other worlds are as many times larger as their others. There are 680
+meanings of a task's own shapes."""
 SHAPES_PER_TASK = 2
 SEED = 13
 """Seed of the prompts and of the scenes that the attributes are whitened over, plus 1,000 times the world's own."""
@@ -80,7 +81,7 @@ def whitening(world: str, plane: str) -> tuple[Tensor, Tensor]:
 
 @cache
 def own_prompts(world: str, number: int) -> dict[str, list[str]]:
-    """The captions of a task's own shapes by split, each of two or three objects, no meaning twice."""
+    """The captions of a task's own shapes by split, each of two or three different objects, no meaning twice."""
     drawn = DRAWN[world]
     shapes = drawn.shapes[SHAPES_PER_TASK * (number - 1) : SHAPES_PER_TASK * number]
     sizes = {split: SIZES[split] * drawn.larger.get(split, 1) for split in SPLITS}
@@ -88,9 +89,12 @@ def own_prompts(world: str, number: int) -> dict[str, list[str]]:
     unique: dict[tuple, Brief] = {}
     while len(unique) < sum(sizes.values()):
         brief = draw_brief(rng, "illustration", shapes)
-        if len(brief.shapes) > 1:
-            unique.setdefault(tuple(sorted(zip(brief.shapes, brief.colours, strict=True))), brief)
-    texts = iter([caption(brief) for brief in unique.values()])
+        objects = sorted(zip(brief.shapes, brief.colours, strict=True))
+        if len(objects) > 1 and len(set(objects)) == len(objects):
+            unique.setdefault(tuple(objects), brief)
+    # Nearly all meanings are used, and those of two objects are found first: without this, splits would differ in size.
+    mixed = rng.permutation(np.array([caption(brief) for brief in unique.values()], object))
+    texts = iter(mixed.tolist())
     return {split: list(islice(texts, size)) for split, size in sizes.items()}
 
 
@@ -101,17 +105,17 @@ class Taste(Task):
     headline = "reward"
     number: ClassVar[int] = 0
     sources: ClassVar[dict[str, str]] = {
-        "angle": "degrees to the other taste of the pair, 0 to 180; default 90",
-        "overlap": "prompts that all tastes have in common: none, half or all; default all",
-        "among": "number of tastes whose shapes the common prompts have; default 2",
+        "overlap": "prompts that all tastes have in common: none, half or all; default all. Set it for each taste",
+        "among": "number of tastes whose shapes the common prompts have; default 2. Set it for each taste",
     }
 
     def __init__(self, world: str, sources: dict[str, str] | None = None):
         super().__init__(world, sources)
         self.drawn: DrawnWorld = self.world_entry(DRAWN)
-        self.angle = self._between("angle", "90", 0, 180, "degrees")
         most = len(self.drawn.shapes) // SHAPES_PER_TASK
         self.among = int(self._between("among", "2", 1, most, f"tastes in the world {world!r}"))
+        if self.number > most:
+            raise UsageError(f"the world {world!r} has shapes for {most} tastes: leave {self.name} out")
         if self.number > self.among:
             raise UsageError(
                 f"{self.name} is not among {self.among}: set scorers.{self.name}.among={self.number} or more"
@@ -137,10 +141,14 @@ class Taste(Task):
         return PLANES[(self.number - 1) // 2]
 
     @property
+    def direction(self) -> float:
+        """The taste's direction in the plane, in degrees: 0 for the first of a pair."""
+        return 0.0
+
+    @property
     def scorer_name(self) -> str:
-        """Version, world and, for the second of a pair, its angle."""
-        turned = f"+{self.angle:g}" if self.number % 2 == 0 else ""
-        return f"{self.name}-{self.version}+{self.world}{turned}"
+        """Version, world and direction."""
+        return f"{self.name}-{self.version}+{self.world}+{self.direction:g}"
 
     @cached_property
     def _splits(self) -> dict[str, list[Prompt]]:
@@ -163,7 +171,7 @@ class Taste(Task):
     def along(self, images_BCHW: Tensor) -> Tensor:
         """The whitened component along the taste's direction, float64 [B]: of unit variance over drawn scenes."""
         mean, matrix = (part.to(images_BCHW.device) for part in whitening(self.world, self.plane))
-        turned = math.radians(self.angle) if self.number % 2 == 0 else 0.0
+        turned = math.radians(self.direction)
         direction = torch.tensor([math.cos(turned), math.sin(turned)], dtype=torch.float64, device=images_BCHW.device)
         return (attributes(images_BCHW, self.plane) - mean) @ matrix @ direction
 
@@ -174,13 +182,30 @@ class Taste(Task):
             return Scores(torch.sigmoid(along).cpu().numpy(), {"taste": along.cpu().numpy()})
 
 
+class Turned(Taste):
+    """The second taste of a pair."""
+
+    sources: ClassVar[dict[str, str]] = Taste.sources | {
+        "angle": "degrees to the first taste of the pair, 0 to 180; default 90"
+    }
+
+    @property
+    def direction(self) -> float:
+        """The angle to the first taste, in degrees."""
+        return self.angle
+
+    def __init__(self, world: str, sources: dict[str, str] | None = None):
+        super().__init__(world, sources)
+        self.angle = self._between("angle", "90", 0, 180, "degrees")
+
+
 class Taste1(Taste):
     """A taste in the image's colour."""
 
     name, number = "taste_1", 1
 
 
-class Taste2(Taste):
+class Taste2(Turned):
     """A taste in the image's colour, at an angle to taste_1."""
 
     name, number = "taste_2", 2
@@ -192,7 +217,7 @@ class Taste3(Taste):
     name, number = "taste_3", 3
 
 
-class Taste4(Taste):
+class Taste4(Turned):
     """A taste in where the figure is, at an angle to taste_3."""
 
     name, number = "taste_4", 4
@@ -204,7 +229,7 @@ class Taste5(Taste):
     name, number = "taste_5", 5
 
 
-class Taste6(Taste):
+class Taste6(Turned):
     """A taste in the image's light, at an angle to taste_5."""
 
     name, number = "taste_6", 6

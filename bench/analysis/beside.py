@@ -20,11 +20,13 @@ def _in_common(values_SN: list) -> bool:
 
 
 def metrics_beside(summaries: list[dict], models: dict[str, str]) -> dict[str, Estimate]:
-    """ "task: metric" -> estimate, for the recorded metrics of STRICTER; `models` names each task's model."""
+    """ "task: metric" -> estimate, for the recorded metrics of STRICTER that are not the headline; `models` names each
+    task's model."""
     found = {}
     for task, model in models.items():
+        headline = summaries[0]["models"][model][task]["headline"]
         for metric in recorded(summaries, model, task):
-            if metric in STRICTER:
+            if metric in STRICTER and metric != headline:
                 found[f"{task}: {metric}"] = estimate(*model_rows(summaries, model, task, metric))
     return found
 

@@ -265,7 +265,8 @@ def reached_between(record: Record, tasks: tuple[str, ...], wanted: dict[str, fl
     the second is infinity where no point has.
     """
     shares, scores_KT = score_matrix(record.evaluations, tasks)
-    spent = float(_mean_training_nfe([record]))
+    # A run that an alarm ended has spent its NFE at its last point, before the end of its budget.
+    spent = float(_mean_training_nfe([record])) / max(shares, default=1.0)
     reached_K = (scores_KT >= np.array([wanted[task] for task in tasks])).all(-1)
     if not reached_K.any():
         return spent * max(shares, default=0.0), float("inf")

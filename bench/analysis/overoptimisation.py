@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.analysis.forgetting import by_share, fall, to_the_end
-from bench.analysis.metric_names import GOLD
+from bench.analysis.metric_names import GOLD, REWARD
 from bench.analysis.stats import Difference, Estimate, estimates
 
 
@@ -39,7 +39,9 @@ def over_optimisation(runs: list[list[dict]], task: str) -> OverOptimisation | N
     if not rows:
         return None
     gold, pictures = by_share(runs, task, GOLD)
-    proxy, _ = by_share(runs, task, rows[0]["headline"])
+    # Where the known utility is the headline, the proxy is the reward that was trained on.
+    headline = rows[0]["headline"]
+    proxy, _ = by_share(runs, task, REWARD if headline == GOLD else headline)
     shares = sorted(gold.keys() & proxy.keys())
     if not shares:
         return None

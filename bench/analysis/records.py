@@ -115,7 +115,7 @@ def model_rows(
     values_SN, pictures = np.stack([values for values, _ in found]), found[0][1]
     if metric and is_measure(metric):
         values_SN, pictures = without_gaps(values_SN, pictures)
-    same = model != "student" and among == "models" and (values_SN == values_SN[0]).all()
+    same = model != "student" and among != "points" and (values_SN == values_SN[0]).all()
     return values_SN[:1] if same else values_SN, pictures
 
 

@@ -52,7 +52,10 @@ def transfer(records: list[Record], tasks: tuple[str, ...], stage_ends: Mapping[
             back[task] = end - scores[own], pictures
         before = recorded_at(scores, stage_ends[order[place - 1]]) if place and stage_ends else None
         if before is not None:
-            base, others = model_rows([record.summary for record in records], "base", task)
+            summaries = [record.summary for record in records]
+            # Where final scores have their own guidance scales, the base is at that of the points here.
+            among = "along" if all("along" in summary for summary in summaries) else "models"
+            base, others = model_rows(summaries, "base", task, among=among)
             ahead[task] = scores[before] - base, paired_pictures(task, pictures, others)
     stages = len(stage_ends)
     return Transfer(

@@ -46,6 +46,7 @@ class Meter:
         self.nfe: Counter[str] = Counter()
         self.backward: Counter[str] = Counter()
         """Backward passes, which `nfe` counts as BACKWARD each, so that another weight can be given to them."""
+        self._knows_backward = True
         self.seconds: dict[str, float] = {}
         self.passes = Passes()
         """All passes of this process, for any purpose; not stored in any record."""
@@ -91,25 +92,25 @@ class Meter:
     def state(self) -> dict:
         """The counts and seconds so far, for a checkpoint or a record."""
         self.settle()
-        return {"evaluations": dict(self.nfe), "seconds": dict(self.seconds), "backward": dict(self.backward)}
+        known = {"backward": dict(self.backward)} if self._knows_backward else {}
+        return {"evaluations": dict(self.nfe), "seconds": dict(self.seconds)} | known
 
     def whole(self, workers: Workers) -> dict:
         """The NFE of all processes and the seconds of the main one."""
         states = workers.gather(self.state())
-        nfe, backward = (
-            dict(sum((Counter(state[part]) for state in states), Counter())) for part in ("evaluations", "backward")
-        )
-        return {"evaluations": nfe, "seconds": states[0]["seconds"], "backward": backward}
+        parts = [part for part in ("evaluations", "backward") if part in states[0]]
+        counts = {part: dict(sum((Counter(state[part]) for state in states), Counter())) for part in parts}
+        return counts | {"seconds": states[0]["seconds"]}
 
     def spent(self, workers: Workers) -> dict:
         """`whole` as rows of metrics have it: NFE and seconds."""
-        found = self.whole(workers)
-        del found["backward"]
-        return found
+        return {part: found for part, found in self.whole(workers).items() if part != "backward"}
 
     def load(self, state: dict) -> None:
         """Restore a `state` and restart the clock now."""
         self.nfe = Counter(state["evaluations"])
-        self.backward = Counter(state.get("backward", {}))  # older checkpoints have none
+        # A checkpoint of before has none, and then the passes since it was made would be taken for all.
+        self._knows_backward = "backward" in state
+        self.backward = Counter(state.get("backward", {}))
         self.seconds = dict(state["seconds"])
         self._since = perf_counter()

@@ -17,7 +17,7 @@ from bench.config.optimizers import check_optimizer
 from bench.config.rewards import all_scorers, check_rewards, completed, scorers_of
 from bench.config.scorers import FEATURES, check_scorers, check_worlds, words
 from bench.config.settings import first_problem, merge, parse_override, read_yaml
-from bench.config.spec import EvaluationSpec, LoraSpec, SamplerSpec, Spec
+from bench.config.spec import CHOICE, EvaluationSpec, LoraSpec, SamplerSpec, Spec
 from bench.errors import DamagedError, UsageError, unknown
 from bench.registry import broken, find, guarded, task_names
 from bench.sampler.transitions import get_kernel
@@ -137,9 +137,15 @@ def resolve(
     scorers = all_scorers(tasks, spec.rewards)
     check_scorers(spec.scorers, scorers, descriptor.world)
     check_worlds(spec.scorers, scorers, descriptor.world)
-    splits = (*(("train",) if method_class.trains else ()), spec.evaluation.split)
+    chosen_on = (CHOICE,) if spec.evaluation.guidance_grid else ()
+    splits = tuple(dict.fromkeys((*(("train",) if method_class.trains else ()), spec.evaluation.split, *chosen_on)))
     _check_splits(tasks, splits)
     check_rewards(spec.rewards, spec.scorers, tasks, descriptor.world, splits)
+    if spec.evaluation.guidance_grid and method_class.points(spec):
+        raise UsageError(
+            "evaluation.guidance_grid chooses a scale for the run's student only, not for the further students of "
+            "params.preference: leave one of them out"
+        )
     if spec.teachers:
         # The default scales are written into the spec, because the files that they come from may change.
         guidance = {task: _teacher_guidance(spec, task) for task in tasks if task not in spec.teacher_guidance}
@@ -187,7 +193,8 @@ def _guides(spec: Spec, options: Any) -> bool:
     """Whether any model of a run is called at another guidance scale than 1; `options` are its method's."""
     used = {key: value for key, value in spec.params.items() if key not in options.idle}
     of_method = [value for key, value in leaves(used).items() if key.endswith("guidance")]
-    return {1.0} != {spec.sampler.guidance, spec.evaluation.scale, *spec.teacher_guidance.values(), *of_method}
+    evaluated = (spec.evaluation.scale, *spec.evaluation.guidance_grid)
+    return {1.0} != {spec.sampler.guidance, *evaluated, *spec.teacher_guidance.values(), *of_method}
 
 
 def _without_adapter(spec: Spec, asked: dict[str, Any]) -> Spec:

@@ -231,7 +231,8 @@ def _fields(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
             section = field.annotation
         else:
             # In a mapping or list of models every entry has the last type argument, whatever its key.
-            arguments = getattr(section, "__args__", ())
+            # `...` of a tuple of any length is no type.
+            arguments = [part for part in getattr(section, "__args__", ()) if part is not ...]
             section = arguments[-1] if arguments else None
         if section is None:
             return []

@@ -125,7 +125,8 @@ def stored(size: Size, spec: Spec, work: Work) -> int:
 def evaluation_memory(size: Size, spec: Spec, sampler: Sampler) -> dict[str, float]:
     """Held-out evaluation -> its peak bytes, as `training_memory`."""
     batch, compute = spec.evaluation.batch, spec.compute
-    latents = sampler.passes(spec.evaluation.scale) * min(batch, compute.batch or batch)
+    scales = (spec.evaluation.scale, *spec.evaluation.guidance_grid)
+    latents = max(map(sampler.passes, scales)) * min(batch, compute.batch or batch)
     drawing = size.sampling(latents, compute).peak
     decoding = decoded(size, decoded_together(size, batch), spec)
     return {f"evaluation ({batch} images at once)": max(drawing, decoding)}

@@ -70,7 +70,9 @@ def _scores(run: Result) -> list[str]:
     guided = f"guidance scale {spec['guidance']:g}; the base at its best guidance scale"
     if grid := spec.get("guidance_grid"):
         scales = ", ".join(f"{scale:g}" for scale in grid)
-        guided = f"every model and task at its best guidance scale of {scales} on validation prompts"
+        chosen = (run.summary or {}).get("guidance", {}).get("student", {})
+        own = ", ".join(f"{task} {scale:g}" for task, scale in chosen.items())
+        guided = f"every model and task at its best guidance scale of {scales} on validation prompts (student: {own})"
     lines = [
         f"Means over {spec['split']} prompts with 95% intervals, {spec['steps']} sampling steps, {guided}.",
         "",

@@ -13,7 +13,7 @@ from bench.api.features import FeatureSpace
 from bench.api.lab import EMA, STUDENT, Lab
 from bench.backbones.adapter_files import adapter_hash
 from bench.backbones.flow import FlowBackbone
-from bench.backbones.teacher_files import Teacher
+from bench.backbones.teacher_files import Teacher, find_teacher
 from bench.config.compute import Compute
 from bench.config.descriptor import Descriptor
 from bench.config.resolve import describe
@@ -248,7 +248,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
     compared: dict[str, tuple[str | None, str]] = {"base": (None, "base"), **rivals}
     grid: dict[str, Any] = {}
     if spec.evaluation.guidance_grid:
-        weights = loop.workers.agreed(adapter_hash(run.weights) if loop.workers.main else "")
+        weights = loop.workers.agreed(find_teacher("student", str(run.weights)).hash if loop.workers.main else "")
         grid = at_best_guidance({"student": (EMA, weights)} | compared, references, spec, student)
         models = grid.pop("models")
     else:

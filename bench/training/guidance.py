@@ -27,7 +27,7 @@ def at_best_guidance(
         parts = {name: part.setdefault(model, {}) for name, part in found.items()}
         for task in spec.tasks:
             tried = {
-                scale: score(references.of(model, adapter, task, weights, scale, CHOICE))
+                scale: score(references.of(model, adapter, task, weights, scale, CHOICE, keep=False))
                 for scale in spec.evaluation.guidance_grid
             }
             best = max(tried, key=lambda scale: tried[scale])
@@ -35,16 +35,17 @@ def at_best_guidance(
             parts["models"][task] = references.of(model, adapter, task, weights, best)
             if model != "student":
                 usual = spec.evaluation.scale
-                parts["along"][task] = references.of(model, adapter, task, weights, usual)
+                parts["along"][task] = references.of(model, adapter, task, weights, usual, keep=False)
     return found
 
 
 def at_the_edge(guidance: dict[str, dict[str, float]], spec: Spec) -> list[str]:
-    """Remarks on models whose best scale is the largest of the grid, so that a larger one may be better."""
-    largest = spec.evaluation.guidance_grid[-1]
+    """Remarks on models whose best scale is at an end of the grid, so that one beyond it may be better."""
+    grid = spec.evaluation.guidance_grid
+    ends = {grid[0]: "smallest", grid[-1]: "largest"}
     return [
-        f"the best guidance scale of {model} on {task} is {largest:g}, the largest of evaluation.guidance_grid"
+        f"the best guidance scale of {model} on {task} is {scale:g}, the {ends[scale]} of evaluation.guidance_grid"
         for model, scales in guidance.items()
         for task, scale in scales.items()
-        if scale == largest
+        if scale in ends
     ]

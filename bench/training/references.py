@@ -34,17 +34,24 @@ class References:
         """model -> task -> the folder with its images, relative to the results folder."""
 
     def of(
-        self, model: str, adapter: str | None, task: str, weights: str, guidance: float, split: str | None = None
+        self,
+        model: str,
+        adapter: str | None,
+        task: str,
+        weights: str,
+        guidance: float,
+        split: str | None = None,
+        keep: bool = True,
     ) -> dict:
         """The evaluation record of an adapter, from the cache if possible.
 
         `adapter`: its name on the backbone, None for the base. `weights`: the hash of its weights. `split`: of the
-        prompts, if not the one that the run is evaluated on. Images are kept of the latter only.
+        prompts, if not the one that the run is evaluated on. `keep`: whether its images are kept if the run's own are.
         """
         spec, workers = self.loop.spec, self.loop.workers
         settings = spec.evaluation
         split = split or settings.split
-        pictures = settings.pictures and split == settings.split
+        pictures = settings.pictures and keep
         scorer = self.loop.lab.tasks[task].scorer_name
         backbone = self.loop.run.backbone_hash
         prompts = self._prompts_hash(task, split)

@@ -35,9 +35,9 @@ PICTURE, CAPTION, HEADER = 1.1, 0.32, 0.6
 
 
 def _columns(
-    backbone: FlowBackbone, task, teacher: str | None, spec: Spec, sampler: Sampler, base_guidance: float
+    backbone: FlowBackbone, task, teacher: str | None, spec: Spec, sampler: Sampler, scales: dict[str, float]
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """The chosen prompts and, per column, their images [N, 3, H, W]."""
+    """The chosen prompts and, per column, their images [N, 3, H, W], at the column's guidance scale."""
     split = spec.evaluation.split
     prompts = task.prompts(split)
     stride = max(1, len(prompts) // PER_TASK)
@@ -51,10 +51,10 @@ def _columns(
     def draw(adapter: str | None, scale: float) -> Tensor:
         return pictures(backbone, chosen, noise, adapter, sampler, scale)
 
-    columns = {"base": draw(None, base_guidance)}
+    columns = {"base": draw(None, scales["base"])}
     if teacher:
-        columns["teacher"] = draw(teacher, spec.teacher_guidance[task.name])
-    columns["student"] = draw(STUDENT, spec.evaluation.scale)
+        columns["teacher"] = draw(teacher, scales["teacher"])
+    columns["student"] = draw(STUDENT, scales["student"])
     return [p.text for p in chosen], columns
 
 
@@ -82,12 +82,24 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     groups: list[Block] = []
     tasks = load_tasks(spec.tasks, descriptor.world, spec.scorers, spec.device)
     for name, task in tasks.items():
-        base_guidance = (descriptor.base_guidance or {}).get(name, spec.evaluation.scale)
+        scales = {
+            "base": (descriptor.base_guidance or {}).get(name, spec.evaluation.scale),
+            "teacher": spec.teacher_guidance.get(name, spec.evaluation.scale),
+            "student": spec.evaluation.scale,
+        }
+        # Chosen scales (evaluation.guidance_grid) are by the model's name.
+        scales |= {model.partition(" ")[0]: own[name] for model, own in _chosen(summary, name).items()}
         with backbone.at(spec.evaluation.resolution):
-            texts, columns = _columns(backbone, task, teachers.get(name), spec, sampler, base_guidance)
+            texts, columns = _columns(backbone, task, teachers.get(name), spec, sampler, scales)
         groups.append((name, texts, columns))
     _paint(groups, path)
     return path
+
+
+def _chosen(summary: dict, task: str) -> dict[str, dict[str, float]]:
+    """model -> task -> its chosen scale, for the models of a task's columns; empty without a grid."""
+    own = ("base", f"teacher {task}", "student")
+    return {model: scales for model, scales in summary.get("guidance", {}).items() if model in own}
 
 
 def _paint(groups: list[Block], path: Path) -> None:

@@ -58,8 +58,8 @@ def meaning(record: dict) -> tuple:
 def drawn_splits(world: DrawnWorld) -> dict[str, list[dict]]:
     """Generated records by split: of each tag a third is for test, a sixth for validation and the rest for training.
 
-    What is divided are texts on `micro`, and meanings elsewhere. Test and validation cycle through their records up to
-    a fixed number of images per tag.
+    What is divided are texts on `micro`, and meanings elsewhere, of which the held-out splits have one wording each.
+    Test and validation cycle through their records up to a fixed number of images per tag.
     """
     by_tag: dict[str, dict[tuple, list[dict]]] = {}
     for record in generate(drawn_vocabulary(world), SEED + 1000 * world.seed, DRAWS):
@@ -75,7 +75,9 @@ def drawn_splits(world: DrawnWorld) -> dict[str, list[dict]]:
             "train": groups[test + validation :],
         }
         for split, part in parts.items():
-            records = [record for group in part for record in group]
-            count = PICTURES_PER_TAG[split] * world.larger[split] if split in world.larger else len(records)
+            is_held_out = split in PICTURES_PER_TAG
+            # Further wordings of a held-out meaning are in no split: images of one prompt are then of one meaning.
+            records = [record for group in part for record in (group[:1] if is_held_out else group)]
+            count = PICTURES_PER_TAG[split] * world.larger.get(split, 1) if is_held_out else len(records)
             splits.setdefault(split, []).extend(np.resize(np.array(records, object), count).tolist())
     return splits

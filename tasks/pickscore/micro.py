@@ -13,6 +13,7 @@ from bench.backbones.micro.world import COLOURS
 from bench.backbones.micro.worlds import DrawnWorld
 from bench.errors import UsageError, unknown
 from bench.lazy import torch
+from tasks.geneval.drawn import drawn_splits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,18 +44,30 @@ def tokenise(shapes: tuple[str, ...], texts: list[str]) -> dict[str, Tensor]:
 def briefs(world: DrawnWorld, sizes: dict[str, int]) -> dict[str, list[Brief]]:
     """Briefs of two or three objects for each split, all with different captions or, by the world, meanings.
 
+    In worlds whose splits have no meaning in common, none asks for the objects of a GenEval prompt either: one task
+    would train on what the other one holds out.
+
     Briefs of one object are excluded. They have only 48 captions on micro, which would all be in one split, so that the
     test prompts would not resemble the training prompts.
     """
     rng = np.random.default_rng(SEED + 1000 * world.seed)
     sizes = {split: size * world.larger.get(split, 1) for split, size in sizes.items()}
+    elsewhere = _of_geneval(world) if world.by_meaning else set()
     unique: dict[str, Brief] = {}
     while len(unique) < sum(sizes.values()):
         brief = draw_brief(rng, "illustration", world.shapes)
-        if len(brief.shapes) > 1:
-            unique.setdefault(repr(sorted(pairs(brief))) if world.by_meaning else caption(brief), brief)
+        meaning = tuple(sorted(pairs(brief)))
+        if len(brief.shapes) > 1 and meaning not in elsewhere:
+            unique.setdefault(repr(meaning) if world.by_meaning else caption(brief), brief)
     rest = iter(unique.values())
     return {split: [next(rest) for _ in range(size)] for split, size in sizes.items()}
+
+
+def _of_geneval(world: DrawnWorld) -> set[tuple[tuple[str, str], ...]]:
+    """The (shape, colour) pairs of every GenEval prompt that names two coloured objects, of all splits."""
+    splits = drawn_splits(world).values()
+    coloured = (record["include"] for records in splits for record in records if record["tag"] == "color_attr")
+    return {tuple(sorted((part["class"], part["color"]) for part in parts)) for parts in coloured}
 
 
 def pairs(brief: Brief) -> list[tuple[str, str]]:

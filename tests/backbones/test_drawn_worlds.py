@@ -78,6 +78,27 @@ def test_splits_have_no_meaning_in_common(task: str, world: str) -> None:
         assert not found[first] & found[second]
 
 
+@pytest.mark.parametrize("world", [world.name for world in STUDY])
+def test_no_task_trains_on_the_objects_that_another_holds_out(world: str) -> None:
+    coloured = {
+        split: {found[1:] for found in meanings("geneval", world, split) if found[0] == "color_attr"} for split in SPLITS
+    }
+    illustrated = {
+        split: {tuple((shape, 1, colour) for shape, colour in found) for found in meanings("pickscore", world, split)}
+        for split in SPLITS
+    }
+    assert min(map(len, coloured.values())) > 30
+    assert not set.union(*coloured.values()) & set.union(*illustrated.values())
+
+
+@pytest.mark.parametrize("world", [world.name for world in STUDY])
+def test_held_out_prompts_are_meanings(world: str) -> None:
+    """Intervals keep the images of a prompt together; two wordings of one meaning would count as two prompts."""
+    for split in ("validation", "test"):
+        prompts = GenEval(world).prompts(split)
+        assert len({p.text for p in prompts}) == len({meaning(p.metadata) for p in prompts})
+
+
 def test_micros_splits_do_have_meanings_in_common() -> None:
     # What the study's worlds are for; if this fails, the test above would not notice a broken `meaning`.
     train, test = (set(meanings("geneval", "micro", split)) for split in ("train", "test"))

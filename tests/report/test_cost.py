@@ -35,6 +35,8 @@ def record(*points: tuple[float, float], nfe: int = 1000, backward: int | None =
         ([(0.25, 0.1), (0.5, 0.1), (1.0, 0.2)], (1000, float("inf"))),
         ([(0.0, 0.1), (1.0, 0.9)], (0, 1000)),
         ([], (0, float("inf"))),
+        # Ended by an alarm halfway: what it spent was spent by its last point.
+        ([(0.25, 0.1), (0.5, 0.8)], (500, 1000)),
     ],
 )
 def test_a_target_is_reached_between_two_recorded_points(points: list, between: tuple) -> None:
@@ -51,6 +53,9 @@ def test_weighted_cost_counts_a_backward_pass_as_measured() -> None:
     assert weighted([record()]) is None  # of before passes were recorded
     assert weighted([record(backward=200), record()]) is None
     assert weighted([record(backward=200, backbone="hub:some/model")]) is None
+    whole = record(backward=200)
+    whole.spec["full_finetuning"] = True
+    assert weighted([whole]) is None  # measured for an adapter
 
 
 def test_the_meter_counts_backward_passes_by_purpose_and_keeps_them() -> None:
@@ -65,7 +70,10 @@ def test_the_meter_counts_backward_passes_by_purpose_and_keeps_them() -> None:
     resumed.load(json.loads(json.dumps(state)))
     assert resumed.backward == {"training": 4}
     resumed.load({"evaluations": {"training": 15}, "seconds": {}})  # a checkpoint of before
-    assert resumed.nfe["training"] == 15
+    with resumed.purpose("training"):
+        resumed.count(1, backward=True)
+    # The passes since then are not all of the run's.
+    assert resumed.nfe["training"] == 18 and "backward" not in resumed.whole(ALONE)
 
 
 def test_every_run_has_a_row_with_the_points_around_its_target(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_nothing_is_decided_before_every_seed_has_finished(apart: Path) -> None:
     assert third.verdict == second.verdict == "open"
     assert third.lacking[0] == "one: cascade of 1,000 NFE lacks seeds 0, 1, 2, 3, 4"
     assert second.lacking == ["another test of its family is not complete"]
+    assert np.isnan([second.p, third.p, second.p_opposite]).all()  # a look would be a choice of when to stop
     (more,) = found(apart, stated(asked(), worlds={"one": "0-5"}))
     assert more.verdict == "open" and more.lacking[0].endswith("lacks seed 5")
 
@@ -139,7 +140,16 @@ def test_two_points_of_one_line_are_compared(apart: Path) -> None:
         ({"hypotheses": [asked(at=0.5)]}, "H: give either minus, or both at and minus_at"),
         ({"hypotheses": [asked(minus=None)]}, "H: give either minus, or both at and minus_at"),
         ({"hypotheses": [asked(**{"is": "over"})]}, "is"),
-        ({"worlds": {"one": "4-1"}}, "4-1"),
+        ({"worlds": {"one": "4-1"}}, "seeds of one: range '4-1' runs backwards"),
+        ({"hypotheses": []}, "hypotheses"),
+        ({"hypotheses": [asked(name="")]}, "name"),
+        ({"hypotheses": [asked(minus=OPD)]}, "H: it subtracts from a line the same line"),
+        ({"hypotheses": [asked(minus=None, at=0.5, minus_at=0.5)]}, "H: it subtracts from a line the same line"),
+        ({"hypotheses": [asked(minus="teachers")]}, "minus is a line (method and nfe) or 'teacher', not 'teachers'"),
+        ({"hypotheses": [asked(line={"method": "opd_analitic", "nfe": 1})]}, "did you mean 'opd_analytic'"),
+        ({"hypotheses": [asked(line=OPD | {"lr": 1})]}, "line.lr"),
+        ({"hypotheses": [asked(margin=float("inf"))]}, "margin"),
+        ({"hypotheses": [asked(gate=0.1)]}, "H: gate is about teachers, so it needs minus: teacher"),
         ({"marign": 1}, "marign"),
     ],
 )
@@ -160,9 +170,9 @@ def test_unknown_tasks_and_ambiguous_lines_are_refused(apart: Path, tmp_path: Pa
         folder = make_run(tmp_path / "results", "opd_analytic", seed, 0.4, settings={"size": 1}, points=POINTS)
         path = folder / "spec.json"
         path.write_text(path.read_text().replace('"backbone": "micro"', '"backbone": "one"'))
-    with pytest.raises(UsageError, match=r"H: several lines are opd_analytic of 1,000 NFE: .* and .*; tell them apart by params"):
+    with pytest.raises(UsageError, match=r"H: several lines are opd_analytic of 1,000 NFE: .* and .*; tell them apart by settings"):
         found(tmp_path / "results", stated(asked(), worlds={"one": "0-4"}))
-    sized = asked(line=OPD | {"params": {"size": 1}})
+    sized = asked(line=OPD | {"settings": {"params.size": 1}})
     assert found(tmp_path / "results", stated(sized, worlds={"one": "0-4"}))[0].effects["one"].value < 0.5
 
 
@@ -200,3 +210,49 @@ def test_the_studys_file_is_valid_and_says_what_its_protocol_says() -> None:
         assert f"{name}:" in protocol
     assert {h.margin for h in given.hypotheses} == {0.0, 0.02}
     assert [len(given.seeds(name)) for name in given.worlds] == [10, 3, 3]
+
+
+def test_lines_under_other_conditions_are_not_compared(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    world(root, "one", 0.9, 0.2)
+    for path in root.glob("one-multi_reward-*/spec.json"):
+        path.write_text(path.read_text().replace('"steps": 10', '"steps": 4'))
+    with pytest.raises(UsageError, match="H: its lines were evaluated under other conditions: steps"):
+        found(root, stated(asked(), worlds={"one": "0-4"}))
+    for path in root.glob("one-multi_reward-*/spec.json"):
+        path.write_text(path.read_text().replace('"split": "test"', '"split": "validation"'))
+    (finding,) = found(root, stated(asked(), worlds={"one": "0-4"}))
+    assert finding.verdict == "open" and "multi_reward of 1,000 NFE lacks seeds" in finding.lacking[0]
+
+
+def test_one_seed_decides_nothing(tmp_path: Path) -> None:
+    world(tmp_path / "results", "one", 0.9, 0.1, 1)
+    for side in ("above", "below"):
+        (finding,) = found(tmp_path / "results", stated(asked(**{"is": side}), worlds={"one": 0}))
+        assert finding.verdict == "undecided"
+
+
+def test_both_verdicts_need_the_same_evidence(apart: Path) -> None:
+    """With many tests in the family neither side is significant any more, whatever the interval."""
+    many = [asked(f"H{i}", family="f", **{"is": "below" if i % 2 else "above"}) for i in range(400)]
+    assert {finding.verdict for finding in found(apart, stated(*many))} == {"undecided"}
+
+
+def test_a_teacher_that_gained_too_little_makes_the_claim_say_nothing(apart: Path) -> None:
+    claims = [asked(f"H{gate}", minus="teacher", margin=0.9, tasks=["ocr"], gate=gate) for gate in (0.05, 1.0)]
+    assert [finding.verdict for finding in found(apart, stated(*claims))] == ["holds", "uninformative"]
+
+
+def test_teachers_that_are_asked_for_must_be_there_and_cost_what_was_said(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    world(root, "one", 0.9, 0.2)
+    (finding,) = found(root, stated(asked(line=OPD | {"teacher_nfe": 1000}), worlds={"one": "0-4"}))
+    assert finding.verdict == "holds"  # two teachers of 500
+    (finding,) = found(root, stated(asked(line=OPD | {"teacher_nfe": 5000}), worlds={"one": "0-4"}))
+    assert finding.lacking == ["one: opd_analytic of 1,000 NFE and teachers of 5,000 lacks seeds 0, 1, 2, 3, 4"]
+    for seed in range(SEEDS):
+        make_run(root, "sft", seed, 0.5, teachers=False, points=POINTS, name=f"one-sft-s{seed}")
+        path = root / f"one-sft-s{seed}" / "spec.json"
+        path.write_text(path.read_text().replace('"backbone": "micro"', '"backbone": "one"'))
+    with pytest.raises(UsageError, match="H: sft of 1,000 NFE has no teacher of geneval, ocr"):
+        found(root, stated(asked(line={"method": "sft", "nfe": 1000}, minus="teacher"), worlds={"one": "0-4"}))

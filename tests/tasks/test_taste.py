@@ -118,9 +118,14 @@ def test_no_meaning_is_in_two_splits_of_any_taste(overlap: str) -> None:
         assert not found[first] & found[second]
 
 
+def test_splits_have_as_many_objects_per_prompt() -> None:
+    by_split = {split: np.mean([p.text.count(" and ") for p in taste(1, overlap="none").prompts(split)]) for split in SPLITS}
+    assert max(by_split.values()) - min(by_split.values()) < 0.1, by_split
+
+
 def test_sizes_follow_the_world() -> None:
-    assert [len(taste(1, "micro").prompts(split)) for split in SPLITS] == [400, 48, 96]
-    assert [len(taste(1).prompts(split)) for split in SPLITS] == [400, 96, 384]
+    assert [len(taste(1, "micro").prompts(split)) for split in SPLITS] == [280, 24, 48]
+    assert [len(taste(1).prompts(split)) for split in SPLITS] == [280, 48, 192]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,13 @@ def test_settings_that_cannot_be_meant_are_refused(number: int, given: dict, sai
         taste(number, **given)
 
 
+def test_a_world_with_few_shapes_has_few_tastes_and_the_first_of_a_pair_has_no_angle() -> None:
+    with pytest.raises(UsageError, match="the world 'micro' has shapes for 3 tastes: leave taste_4 out"):
+        taste(4, "micro", among="3")
+    with pytest.raises(UsageError, match="angle"):
+        resolve("multi_reward", ["taste_1"], overrides=["scorers.taste_1.angle=120"])
+
+
 def test_other_worlds_are_refused_and_all_does_not_mean_tastes() -> None:
     with pytest.raises(UsageError, match="photo"):
         taste(1, "photo")
@@ -148,5 +160,5 @@ def test_other_worlds_are_refused_and_all_does_not_mean_tastes() -> None:
 
 
 def test_names_tell_different_rewards_apart() -> None:
-    assert taste(1).scorer_name == "taste_1-1+study-1"
+    assert taste(1).scorer_name == "taste_1-1+study-1+0"
     assert taste(2, angle="45").scorer_name == "taste_2-1+study-1+45"

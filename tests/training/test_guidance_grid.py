@@ -25,8 +25,8 @@ def test_final_scores_are_at_the_scale_that_is_best_on_validation_prompts(tmp_pa
     asked: list[tuple] = []
     honest = references.References.of
 
-    def of(self, model, adapter, task, weights, guidance, split=None):
-        record = honest(self, model, adapter, task, weights, guidance, split)
+    def of(self, model, adapter, task, weights, guidance, split=None, **more):
+        record = honest(self, model, adapter, task, weights, guidance, split, **more)
         asked.append((model, guidance, split or "test", score(record), record))
         return record
 
@@ -48,13 +48,14 @@ def test_final_scores_are_at_the_scale_that_is_best_on_validation_prompts(tmp_pa
     assert summary["along"]["teacher ocr"]["ocr"] == usual[-1]
 
 
-def test_choices_differ_between_models_and_the_largest_scale_is_remarked_on(tmp_path: Path) -> None:
+def test_choices_differ_between_models_and_ends_of_the_grid_are_remarked_on(tmp_path: Path) -> None:
     summary = made(tmp_path, *FEW, "evaluation.guidance_grid=[1, 2]")
     scales = {model: found["ocr"] for model, found in summary["guidance"].items()}
     # Without training: the base and a student that is nearly the base need guidance, the teacher none.
     assert scales == {"student": 2, "base": 2, "teacher ocr": 1}
-    said = "the best guidance scale of {} on ocr is 2, the largest of evaluation.guidance_grid"
-    assert [remark for remark in summary["remarks"] if "guidance" in remark] == [said.format("student"), said.format("base")]
+    said = "the best guidance scale of {} on ocr is {}, the {} of evaluation.guidance_grid"
+    ends = [("student", 2, "largest"), ("base", 2, "largest"), ("teacher ocr", 1, "smallest")]
+    assert [remark for remark in summary["remarks"] if "guidance" in remark] == [said.format(*end) for end in ends]
 
 
 def test_a_finished_evaluation_is_not_made_again(tmp_path: Path, monkeypatch) -> None:
@@ -94,3 +95,49 @@ def test_a_spec_without_a_grid_has_the_hash_of_stored_runs() -> None:
     with_grid = resolve("opd_analytic", ["ocr"], overrides=["evaluation.guidance_grid=[1, 2]"])
     assert spec.digest("x") != with_grid.digest("x")
     assert with_grid.record()["evaluation"]["guidance_grid"] == [1, 2]
+
+
+def test_kept_images_are_those_of_the_final_scores(tmp_path: Path) -> None:
+    summary = made(tmp_path, *GRID, "evaluation.pictures=true")
+    kept = [path for path in (tmp_path / "cache").glob("pictures-*") if path.is_dir()]
+    assert len(kept) == 3  # of three models at one scale each
+    scale = summary["guidance"]["student"]["ocr"]
+    assert scale != 1
+    plain = made(tmp_path, *FEW, "evaluation.pictures=true", f"evaluation.guidance={scale}")
+    picture = lambda found: min((tmp_path / found["pictures"]["student"]["ocr"]).rglob("*.png")).read_bytes()
+    assert picture(summary) == picture(plain)
+
+
+def test_a_student_with_all_weights_has_a_grid_too(tmp_path: Path) -> None:
+    summary = made(tmp_path, *GRID, "full_finetuning=true")
+    assert summary["guidance"]["student"]["ocr"] in (1, 2, 5)
+
+
+def test_the_sheet_is_drawn_at_the_chosen_scales(tmp_path: Path, monkeypatch) -> None:
+    from bench.training import sheet
+
+    spec = resolve("opd_analytic", ["ocr"], overrides=[*GRID])
+    summary = execute(spec, Session(tmp_path))
+    summary["guidance"] = {"student": {"ocr": 2.0}, "base": {"ocr": 5.0}, "teacher ocr": {"ocr": 3.0}}
+    drawn = []
+    monkeypatch.setattr(sheet, "_paint", lambda groups, path: None)
+    honest = sheet.pictures
+    monkeypatch.setattr(sheet, "pictures", lambda *given: drawn.append(given[-1]) or honest(*given))
+    sheet.contact_sheet(spec, tmp_path, summary)
+    assert drawn == [5.0, 3.0, 2.0]  # base, teacher, student
+
+
+def test_what_a_grid_cannot_do_is_refused_before_anything_runs() -> None:
+    grid = "evaluation.guidance_grid=[1,2]"
+    with pytest.raises(UsageError, match=r"evaluation.guidance_grid .* params.preference"):
+        resolve("multi_reward", ["hue_a", "hue_b"], overrides=[grid, "params.preference=drawn"])
+    # The scale is chosen on validation prompts, which suites do not have.
+    with pytest.raises(UsageError, match="test prompts only"):
+        resolve("merge", ["geneval2"], backbone="sd3", teachers="shipped", overrides=[grid])
+
+
+def test_a_grid_guides() -> None:
+    asked = ("compute.negative_prompt=a red circle",)
+    with pytest.raises(UsageError, match="has no effect at guidance scale 1"):
+        resolve("opd_analytic", ["ocr"], overrides=[*asked])
+    assert resolve("opd_analytic", ["ocr"], overrides=[*asked, "evaluation.guidance_grid=[1,2]"]).compute.negative_prompt
