@@ -1,4 +1,4 @@
-"""The drawn worlds: `micro`, on which this project was developed, and those of the study, on which nothing was tuned.
+"""The drawn worlds: `micro`, on which this project was developed, and those of the study (results/reference/study).
 
 They share how pictures are drawn and captions are worded, and the architecture. They differ in shapes, in the seed of
 everything that is drawn (base, codec, preference model, prompts), and in how prompts are divided into splits.

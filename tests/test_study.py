@@ -1,0 +1,74 @@
+"""The study's protocol, its files and the recipes of its worlds say the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.config.resolve import describe, resolve, teacher_spec
+from report.hypotheses import Selection, read_hypotheses
+from sweeps.study import read_study
+
+FOLDER = Path(__file__).parents[1] / "results" / "reference" / "study"
+PROTOCOL = (FOLDER / "PROTOCOL.md").read_text()
+D = 153_600
+TASKS = ["geneval", "ocr", "pickscore"]
+SWEEPS = sorted((FOLDER / "sweeps").glob("*.yaml"))
+
+
+def test_the_protocol_states_the_budget() -> None:
+    assert f"D is\n{D:,}." in PROTOCOL
+
+
+@pytest.mark.parametrize("world", ["study-1", "study-2", "study-3"])
+def test_every_teacher_costs_what_the_hypotheses_count(world: str) -> None:
+    spec = resolve("opd_analytic", TASKS, backbone=world, teachers="train")
+    budgets = [teacher_spec(spec, task).budget.nfe for task in TASKS]
+    assert budgets == [D] * 3
+    # Teachers read no test prompt before the runs that decide.
+    assert {teacher_spec(spec, task).evaluation.split for task in TASKS} == {"validation"}
+    stated = read_hypotheses(FOLDER / "hypotheses.yaml")
+    named = [h for h in stated.hypotheses if h.line.method == "opd_analytic"]
+    assert len(named) == 7 and {h.line.teacher_nfe for h in named} == {sum(budgets)}
+
+
+def test_hypotheses_are_those_of_the_protocol() -> None:
+    stated = read_hypotheses(FOLDER / "hypotheses.yaml")
+    assert {h.name.split()[0] for h in stated.hypotheses} == set(re.findall(r"\bH\d[a-b]?(?=:)", PROTOCOL))
+    assert {h.margin for h in stated.hypotheses} == {0.0, 0.02} and stated.level == 0.05
+    assert {world: len(stated.seeds(world)) for world in stated.worlds} == {"study-2": 10, "study-1": 3, "study-3": 3}
+    selections = [s for h in stated.hypotheses for s in (h.line, h.minus) if isinstance(s, Selection)]
+    assert {s.nfe for s in selections} == {D, 4 * D}
+    tuned = {read_study(path).backbone for path in SWEEPS}
+    assert tuned == {"study-1"} and stated.decided_in not in tuned
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_method_is_tuned_by_the_same_rules(path: Path) -> None:
+    study, first = read_study(path), read_study(SWEEPS[0])
+    assert (study.budget, study.trials, study.seed_list, study.sampler, study.pruner) == (D, 20, [100], "tpe", "none")
+    assert study.settings["evaluation.guidance_grid"] == first.settings["evaluation.guidance_grid"]
+    for name in ("optimizer.lr", "optimizer.lr_end", "sampler.steps", "lora.rank", "lora.alpha"):
+        ours, theirs = study.space[name], first.space[name]
+        assert (ours.low, ours.high, ours.log, ours.choices) == (theirs.low, theirs.high, theirs.log, theirs.choices)
+    (penalty,) = (axis for name, axis in study.space.items() if name in ("params.nft.kl", "params.anchor"))
+    assert (penalty.low, penalty.high, penalty.log) == (1e-4, 1.0, True)
+    # A rank of 16 has the scale of 64.
+    chosen = dict(study.enqueue[0]) | {"lora.rank": 16, "lora.alpha": 32}
+    small, large = study.run(chosen, 100).lora, study.run(dict(study.enqueue[0]), 100).lora
+    assert small.alpha / small.rank == large.alpha / large.rank == 2
+    assert study.run(chosen, 100).evaluation.split == "validation"
+
+
+def test_the_cells_of_part_2_are_the_design_s() -> None:
+    rows = [line.split(",") for line in (FOLDER / "part2" / "cells.csv").read_text().splitlines()]
+    assert rows[0] == ["cell", "overlap", "angle", "tasks", "rank", "budget", "teachers", "world"]
+    assert len(rows) == 37 and len({tuple(row[1:]) for row in rows}) == 37
+    for column in range(1, 8):
+        levels = [row[column] for row in rows[1:]]
+        assert max(map(levels.count, levels)) - min(map(levels.count, levels)) <= 3
+
+
+def test_worlds_of_the_study_fall_back_to_micro_s_recipes() -> None:
+    assert [folder.name for folder in describe("study-1").recipes] == ["study", "recipes"]
+    assert resolve("sft", TASKS, backbone="study-1").params == resolve("sft", TASKS).params
