@@ -58,10 +58,10 @@ def _shown(rows: list[Row]) -> list[Row]:
     return sorted(sorted(rows, key=rank)[:FEW], key=lambda row: -cell(row, "against", Difference).value)
 
 
-def forest_figure(found: list[Group], name: str, title: str = "") -> Figure:
+def forest_figure(found: list[Group], name: str, own_title: str = "") -> Figure:
     """Differences of mean scores by group; points left of the line at 0 are below the reference.
 
-    `title` replaces the one about lines of equal cost.
+    `own_title` replaces the one about lines of equal cost.
     """
 
     def draw(width: float):
@@ -103,12 +103,14 @@ def forest_figure(found: list[Group], name: str, title: str = "") -> Figure:
     count = sum(len(group.lines) for group in found)
     more = sum(group.left_out for group in found)
     rest = f" {more} more lines are in the tables of scores." if more else ""
-    title = title or (
+    title = own_title or (
         "Difference of the mean score to the reference line, paired by seed and prompt, with 95% interval (not "
         f"corrected for several comparisons), at equal cost.{rest}"
     )
     budgets = "one budget" if len(found) == 1 else f"{len(found)} budgets"
     alt = f"Differences with intervals of {count} lines at {budgets}; the tables of scores have the numbers."
+    if own_title:
+        alt = f"{count} differences with intervals in {len(found)} groups; the table below has the numbers."
     rows = [
         {"group": group.title, "line": line, "value": gap.value, "low": gap.low, "high": gap.high}
         for group in found
