@@ -23,13 +23,13 @@ def report(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder that the report is written to.")
     ] = Path("results/report"),
-    hypotheses: Annotated[
-        Path | None,
-        typer.Option("--hypotheses", help="YAML file of hypotheses stated in advance, answered on the first page."),
-    ] = None,
     diff: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--diff", help="Compare two results folders, BEFORE and AFTER: which differences exceed noise."),
+    ] = None,
+    hypotheses: Annotated[
+        Path | None,
+        typer.Option("--hypotheses", help="YAML file of hypotheses stated in advance, answered on the first page."),
     ] = None,
 ) -> None:
     """Turn run records into one page with tables and figures for papers."""

@@ -248,7 +248,7 @@ def _chances(asked: Hypothesis, values_SN: np.ndarray, pictures: Design) -> Chan
 
 
 @dataclass
-class Chosen:
+class Matched:
     """The runs of one world that a hypothesis is about, by the seeds that all its lines have."""
 
     first: list[Record] = field(default_factory=list)
@@ -257,7 +257,7 @@ class Chosen:
     lacking: list[str] = field(default_factory=list)
 
 
-def _chosen(asked: Hypothesis, lines: list[tuple[Line, Pool]], seeds: list[int]) -> Chosen:
+def _chosen(asked: Hypothesis, lines: list[tuple[Line, Pool]], seeds: list[int]) -> Matched:
     """Raises UsageError for several lines that fit, other conditions, and tasks or teachers that runs do not have."""
     found: list[dict[int, Record]] = []
     worlds: list[Conditions] = []
@@ -281,7 +281,7 @@ def _chosen(asked: Hypothesis, lines: list[tuple[Line, Pool]], seeds: list[int])
             raise UsageError(f"{asked.name}: its lines were evaluated under other conditions: {', '.join(differ)}")
     common = [seed for seed in seeds if all(seed in records for records in found)]
     first, *second = ([records[seed] for seed in common] for records in found)
-    chosen = Chosen(first, second[0] if second else [], lacking)
+    chosen = Matched(first, second[0] if second else [], lacking)
     for record in chosen.first:
         models = record.summary["models"]
         for task in asked.tasks:
@@ -293,7 +293,7 @@ def _chosen(asked: Hypothesis, lines: list[tuple[Line, Pool]], seeds: list[int])
     return chosen
 
 
-def _values(asked: Hypothesis, chosen: Chosen) -> Values | None:
+def _values(asked: Hypothesis, chosen: Matched) -> Values | None:
     """The differences by seed and prompt; None without any."""
     if not chosen.first:
         return None
@@ -305,11 +305,11 @@ def _values(asked: Hypothesis, chosen: Chosen) -> Values | None:
     return values, pictures
 
 
-def _tasks(asked: Hypothesis, chosen: Chosen) -> tuple[str, ...]:
+def _tasks(asked: Hypothesis, chosen: Matched) -> tuple[str, ...]:
     return asked.tasks or tuple(chosen.first[0].summary["models"]["student"])
 
 
-def _over_tasks(asked: Hypothesis, chosen: Chosen, model: str, minus: str) -> Values:
+def _over_tasks(asked: Hypothesis, chosen: Matched, model: str, minus: str) -> Values:
     """Differences of two models of the same runs; "teacher" is each task's own."""
     summaries = [record.summary for record in chosen.first]
     rows = {}
@@ -320,7 +320,7 @@ def _over_tasks(asked: Hypothesis, chosen: Chosen, model: str, minus: str) -> Va
     return joined(rows)
 
 
-def _between_points(asked: Hypothesis, chosen: Chosen) -> Values | None:
+def _between_points(asked: Hypothesis, chosen: Matched) -> Values | None:
     """Differences of two points of training; None if one was not evaluated, which is then noted as lacking."""
     rows = {}
     for task in _tasks(asked, chosen):

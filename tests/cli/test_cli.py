@@ -87,7 +87,7 @@ FLAGS = {
     "logs": ["--follow", "--help", "--results"],
     "doctor": ["--help"],
     "sweep": ["--dry-run", "--help", "--results", "--storage", "--workers"],
-    "report": ["--diff", "--help", "--output"],
+    "report": ["--diff", "--help", "--hypotheses", "--output"],
 }
 
 

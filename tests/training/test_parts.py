@@ -85,7 +85,8 @@ def test_an_evaluation_is_scored_and_drawn_in_parts(micro, monkeypatch, tmp_path
     parts = evaluate(micro, task, None, euler(FlowLevels(3.0), 1), 1.0, folder=tmp_path / "parts", batch=4, listener=listener)
     assert task.together == [5, 2, 2, 1]
     assert told == [(2, 5), (4, 5), (5, 5)]
-    np.testing.assert_array_equal(parts.rows["reward"], whole.rows["reward"])
+    # Not to the bit: some processors add up a batch of four in another order than one of five.
+    np.testing.assert_allclose(parts.rows["reward"], whole.rows["reward"], rtol=0, atol=1e-6)
     drawn = [[sample.path.read_bytes() for sample in read(tmp_path / name)] for name in ("whole", "parts")]
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 5

@@ -25,9 +25,9 @@ def _load(world: DrawnWorld, device: str, compute: Compute = PLAIN, cache: Path 
 def _check(world: DrawnWorld, compute: Compute) -> None:
     """Reject settings that have no effect here: the same run would get a different hash."""
     if compute.resolution is not None:
-        raise UsageError("the drawn worlds have a fixed image size: leave out compute.resolution")
+        raise UsageError("a drawn world has a fixed image size: leave out compute.resolution")
     if compute.max_sequence_length is not None:
-        raise UsageError("the drawn worlds have a fixed prompt length: leave out compute.max_sequence_length")
+        raise UsageError("a drawn world has a fixed prompt length: leave out compute.max_sequence_length")
     Tokenizer(world.shapes).ids_of(compute.negative_prompt)  # raises for words that the world does not have
 
 
