@@ -51,7 +51,7 @@ def compare_methods(plan: Comparison, placement: Placement) -> None:
         identity = text_hash([plan.backbone, plan.fingerprint, tasks, seeds, plan.budget, labels, plan.overrides])
         path = root / f"comparison-{identity}.json"
         # Print before writing: if the file cannot be written, the table is not lost.
-        print_standings(table, reference, tuple(tasks), plan.budget, plan.split, path)
+        print_standings(table, reference, tuple(tasks), plan.budget, plan.split, path, plan.grid)
         print_fronts(found)
         write_atomic(path, json_bytes(as_json(table, found, reference, plan.budget, runs)))
         write_report(path, root / f"report-{identity}")
@@ -95,11 +95,17 @@ def print_standings(
     budget: int,
     split: str,
     path: Path,
+    grid: tuple[float, ...] = (),
 ) -> None:
-    """Print the comparison to stdout; `reference` is the label of the line that the others are compared with."""
+    """Print the comparison to stdout; `reference` is the label of the line that the others are compared with.
+
+    `grid`: the guidance scales from which every model has its own best, if any (evaluation.guidance_grid).
+    """
     from rich.table import Table
 
-    shown = Table(title=f"{_spent(table, budget)}; {split} prompts, mean [95% interval] over seeds")
+    scales = ", ".join(f"{scale:g}" for scale in grid)
+    guided = f", every model and task at its own best guidance scale of {scales}" if grid else ""
+    shown = Table(title=f"{_spent(table, budget)}; {split} prompts{guided}, mean [95% interval] over seeds")
     heads = (
         "line (seeds)",
         *tasks,

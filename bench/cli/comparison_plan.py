@@ -53,6 +53,11 @@ class Comparison:
         """The prompts that every line is evaluated on."""
         return next(iter(self.runs.values())).spec.evaluation.split
 
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The guidance scales of the final scores, if every model has its own."""
+        return next(iter(self.runs.values())).spec.evaluation.guidance_grid
+
 
 def plan_comparison(
     methods: list[str],
@@ -83,6 +88,7 @@ def plan_comparison(
     specs = list(members.values())
     by_label = {label: spec for (label, _), spec in members.items()}
     _refuse_splits({label: spec.evaluation.split for label, spec in by_label.items()})
+    _refuse_grids({label: spec.evaluation.guidance_grid for label, spec in by_label.items()})
     check_teachers(specs)
     check_trackers(specs[0].trackers)
     notes = [*taught_otherwise(specs, root), *_overshoot(by_label, budget)]
@@ -146,6 +152,16 @@ def _refuse_splits(splits: dict[str, str]) -> None:
             raise UsageError(
                 f"{first!r} is evaluated on the {split} prompts and {label!r} on the {other} prompts: compare lines "
                 "with the same evaluation.split"
+            )
+
+
+def _refuse_grids(grids: dict[str, tuple[float, ...]]) -> None:
+    """Raise UsageError unless all lines choose their guidance from the same scales; `grids` maps a label to them."""
+    (first, grid), *others = grids.items()
+    for label, other in others:
+        if other != grid:
+            raise UsageError(
+                f"{first!r} and {label!r} have different scales in evaluation.guidance_grid: give all lines the same"
             )
 
 

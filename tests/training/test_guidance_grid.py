@@ -141,3 +141,18 @@ def test_a_grid_guides() -> None:
     with pytest.raises(UsageError, match="has no effect at guidance scale 1"):
         resolve("opd_analytic", ["ocr"], overrides=[*asked])
     assert resolve("opd_analytic", ["ocr"], overrides=[*asked, "evaluation.guidance_grid=[1,2]"]).compute.negative_prompt
+
+
+def test_compared_lines_choose_from_the_same_scales(tmp_path: Path, monkeypatch) -> None:
+    from bench.cli.comparison_plan import plan_comparison
+
+    monkeypatch.chdir(tmp_path)
+    plan = lambda: plan_comparison(
+        ["opd_analytic"], ["ocr"], "micro", [0], 1000, [], ["evaluation.guidance_grid=[1,2]"], Path("results/x")
+    )
+    assert plan().grid == (1, 2)
+    with pytest.raises(UsageError, match=r"different scales in evaluation.guidance_grid"):
+        plan_comparison(
+            ["opd_analytic", "multi_reward"], ["ocr"], "micro", [0], 1000, [],
+            ["multi_reward.evaluation.guidance_grid=[1,2]"], Path("results/x"),
+        )  # fmt: skip
