@@ -1,6 +1,7 @@
 """Alarms of a pool: on which tasks a line's reward rose while a stricter measure or the diversity fell."""
 
 from bench.analysis.alarms import joint_alarms
+from bench.analysis.records import part_along
 from report.lines import Pool
 from report.table import Column, Row, Table
 
@@ -26,7 +27,7 @@ def alarms_table(pool: Pool, prefix: str) -> Table | None:
     )
     for line in pool.lines:
         summary = line.records[0].summary
-        base = summary.get("along", summary["models"]).get("base", {})
+        base = summary[part_along([summary])].get("base", {})
         for alarm in joint_alarms([record.evaluations for record in line.records], base):
             row: Row = {"line": line.label, "task": alarm.task, "measure": alarm.measure, "since": alarm.since}
             table.rows.append({**row, "rise": alarm.rise, "fall": alarm.fall, "p": alarm.fall.p})

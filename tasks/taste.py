@@ -22,6 +22,7 @@ from bench.backbones.micro.worlds import DRAWN, DrawnWorld
 from bench.errors import UsageError, unknown
 from bench.lazy import torch
 from tasks.hue import PLANE
+from tasks.pickscore.micro import pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ SIZES = {"train": 280, "validation": 24, "test": 48}
 meanings of a task's own shapes."""
 SHAPES_PER_TASK = 2
 SEED = 13
-"""Seed of the prompts and of the scenes that the attributes are whitened over, plus 1,000 times the world's own."""
+"""Seed on micro of the prompts and of the scenes that the attributes are whitened over; see DrawnWorld.seed_of."""
 SCENES = 2000
 OVERLAPS = {"none": 0.0, "half": 0.5, "all": 1.0}
 """Setting -> the fraction of a task's prompts that all tasks have in common."""
@@ -71,7 +72,7 @@ def whitening(world: str, plane: str) -> tuple[Tensor, Tensor]:
     The matrix is the symmetric inverse root of the covariance, which turns the attributes' axes as little as possible.
     """
     drawn = DRAWN[world]
-    rng = np.random.default_rng([SEED + 1000 * drawn.seed, 1])
+    rng = np.random.default_rng([drawn.seed_of(SEED), 1])
     scenes = [draw_scene(draw_brief(rng, "illustration", drawn.shapes), rng) for _ in range(SCENES)]
     images = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2)
     found = attributes(images, plane)
@@ -84,12 +85,12 @@ def own_prompts(world: str, number: int) -> dict[str, list[str]]:
     """The captions of a task's own shapes by split, each of two or three different objects, no meaning twice."""
     drawn = DRAWN[world]
     shapes = drawn.shapes[SHAPES_PER_TASK * (number - 1) : SHAPES_PER_TASK * number]
-    sizes = {split: SIZES[split] * drawn.larger.get(split, 1) for split in SPLITS}
-    rng = np.random.default_rng([SEED + 1000 * drawn.seed, 2, number])
+    sizes = drawn.sizes(SIZES)
+    rng = np.random.default_rng([drawn.seed_of(SEED), 2, number])
     unique: dict[tuple, Brief] = {}
     while len(unique) < sum(sizes.values()):
         brief = draw_brief(rng, "illustration", shapes)
-        objects = sorted(zip(brief.shapes, brief.colours, strict=True))
+        objects = sorted(pairs(brief))
         if len(objects) > 1 and len(set(objects)) == len(objects):
             unique.setdefault(tuple(objects), brief)
     # Nearly all meanings are used, and those of two objects are found first: without this, splits would differ in size.

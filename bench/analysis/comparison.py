@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.analysis.beside import measures, metrics_beside
 from bench.analysis.forgetting import score_matrix
-from bench.analysis.records import Record, model_rows, paired_pictures, recovered, score, shows_teachers
+from bench.analysis.records import Record, model_rows, paired_pictures, part_along, recovered, score, shows_teachers
 from bench.analysis.stats import (
     Design,
     Difference,
@@ -122,8 +122,7 @@ def targets(shown: list[dict], tasks: tuple[str, ...]) -> dict[str, float]:
     Where every model's final score is at its own best guidance scale, points along training are not: they are compared
     with the teachers at the scale that both have there.
     """
-    among = "along" if shown and all("along" in summary for summary in shown) else "models"
-    return {task: goal.target for task, goal in goals(shown, tasks, among).items()}
+    return {task: goal.target for task, goal in goals(shown, tasks, part_along(shown)).items()}
 
 
 def standings(

@@ -119,6 +119,14 @@ def model_rows(
     return values_SN[:1] if same else values_SN, pictures
 
 
+def part_along(summaries: list[dict]) -> str:
+    """The part of summaries whose models points along training are compared with, at the guidance scale of both.
+
+    "along" where every model's final score is at its own best scale, and "models" otherwise.
+    """
+    return "along" if summaries and all("along" in summary for summary in summaries) else "models"
+
+
 def paired_pictures(task: str, first: Design, *others: Design) -> Design:
     """The design that all evaluations of a task share. Raises UsageError if their rows are not of the same prompts."""
     for other in others:

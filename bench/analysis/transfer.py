@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.analysis.forgetting import by_share, recorded_at, to_the_end
-from bench.analysis.records import Record, model_rows, paired_pictures
+from bench.analysis.records import Record, model_rows, paired_pictures, part_along
 from bench.analysis.stats import Design, Difference, joined, paired_difference, stratified_means
 
 Rows = dict[str, tuple[np.ndarray, Design]]
@@ -53,9 +53,7 @@ def transfer(records: list[Record], tasks: tuple[str, ...], stage_ends: Mapping[
         before = recorded_at(scores, stage_ends[order[place - 1]]) if place and stage_ends else None
         if before is not None:
             summaries = [record.summary for record in records]
-            # Where final scores have their own guidance scales, the base is at that of the points here.
-            among = "along" if all("along" in summary for summary in summaries) else "models"
-            base, others = model_rows(summaries, "base", task, among=among)
+            base, others = model_rows(summaries, "base", task, among=part_along(summaries))
             ahead[task] = scores[before] - base, paired_pictures(task, pictures, others)
     stages = len(stage_ends)
     return Transfer(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PICTURES_PER_TAG = {"validation": 24, "test": 48}
 """Images per tag in the held-out splits of micro."""
 SEED, DRAWS = 43, 400
-"""Seed and draws per tag of micro's prompts. Another world adds 1,000 times its own seed."""
+"""Seed and draws per tag of micro's prompts; see DrawnWorld.seed_of."""
 OPPOSITE = {"left of": "right of", "above": "below"}
 """Relation -> the one that means the same with the objects exchanged."""
 
@@ -62,9 +62,10 @@ def drawn_splits(world: DrawnWorld) -> dict[str, list[dict]]:
     Test and validation cycle through their records up to a fixed number of images per tag.
     """
     by_tag: dict[str, dict[tuple, list[dict]]] = {}
-    for record in generate(drawn_vocabulary(world), SEED + 1000 * world.seed, DRAWS):
+    for record in generate(drawn_vocabulary(world), world.seed_of(SEED), DRAWS):
         same = meaning(record) if world.by_meaning else (record["prompt"],)
         by_tag.setdefault(record["tag"], {}).setdefault(same, []).append(record)
+    sizes = world.sizes(PICTURES_PER_TAG)
     splits: dict[str, list[dict]] = {}
     for meanings in by_tag.values():
         groups = list(meanings.values())
@@ -78,6 +79,6 @@ def drawn_splits(world: DrawnWorld) -> dict[str, list[dict]]:
             is_held_out = split in PICTURES_PER_TAG
             # Further wordings of a held-out meaning are in no split: images of one prompt are then of one meaning.
             records = [record for group in part for record in (group[:1] if is_held_out else group)]
-            count = PICTURES_PER_TAG[split] * world.larger.get(split, 1) if is_held_out else len(records)
+            count = sizes[split] if is_held_out else len(records)
             splits.setdefault(split, []).extend(np.resize(np.array(records, object), count).tolist())
     return splits

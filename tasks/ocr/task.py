@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 SIZES = {"test": 192, "validation": 96, "train": 2000}
 """Prompts per split on micro."""
 SEED = 7
-"""Seed of micro's signs. Another world adds 1,000 times its own seed."""
+"""Seed of micro's signs; see DrawnWorld.seed_of."""
 
 
 def _drawn_signs(world: DrawnWorld) -> dict[str, list[str]]:
     """Captions of distinct random signs in a fixed order, with all lengths equally often."""
-    rng = np.random.default_rng(SEED + 1000 * world.seed)
-    sizes = {split: size * world.larger.get(split, 1) for split, size in SIZES.items()}
+    rng = np.random.default_rng(world.seed_of(SEED))
+    sizes = world.sizes(SIZES)
     signs: dict[str, None] = {}
     # A dict keeps the order and drops repeated signs.
     while len(signs) < sum(sizes.values()):

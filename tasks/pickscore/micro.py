@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bench.api.task import Prompt
 
 SEED = 11
-"""Seed of micro's prompts. Another world adds 1,000 times its own seed."""
+"""Seed of micro's prompts; see DrawnWorld.seed_of."""
 
 
 @cache
@@ -50,8 +50,8 @@ def briefs(world: DrawnWorld, sizes: dict[str, int]) -> dict[str, list[Brief]]:
     Briefs of one object are excluded. They have only 48 captions on micro, which would all be in one split, so that the
     test prompts would not resemble the training prompts.
     """
-    rng = np.random.default_rng(SEED + 1000 * world.seed)
-    sizes = {split: size * world.larger.get(split, 1) for split, size in sizes.items()}
+    rng = np.random.default_rng(world.seed_of(SEED))
+    sizes = world.sizes(sizes)
     elsewhere = _of_geneval(world) if world.by_meaning else set()
     unique: dict[str, Brief] = {}
     while len(unique) < sum(sizes.values()):

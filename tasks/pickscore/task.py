@@ -85,7 +85,7 @@ class PickScore(Task):
         return f"pickscore-{self.version}+{self.scorer.name}"
 
     def check(self, prompt: Prompt) -> None:
-        """On micro, raise UsageError for unknown words or missing pairs (see micro.check_prompt)."""
+        """In drawn worlds, raise UsageError for unknown words or missing pairs (see micro.check_prompt)."""
         if self.shapes:
             micro.check_prompt(prompt, self.shapes)
 

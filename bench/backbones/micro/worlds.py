@@ -45,6 +45,14 @@ class DrawnWorld:
         """Folder of the preference model."""
         return self.weights / "preference"
 
+    def seed_of(self, own: int) -> int:
+        """The world's seed of something that has the seed `own` on `micro`."""
+        return own + 1000 * self.seed
+
+    def sizes(self, of_micro: dict[str, int]) -> dict[str, int]:
+        """Split -> its size, from the sizes on `micro`."""
+        return {split: size * self.larger.get(split, 1) for split, size in of_micro.items()}
+
     def require(self, file: Path) -> Path:
         """A file of the world's weights. Raises MissingError if it is not there."""
         if file.is_file():
