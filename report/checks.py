@@ -266,6 +266,14 @@ class Chosen(Part):
     trial: int
 
 
+class Again(Trial):
+    """A trial's settings with further seeds."""
+
+    values: list[Number] = []
+    value: Number | None
+    scores: dict[str, list[Number]]
+
+
 class Study(Part):
     """summary.json of a study."""
 
@@ -276,6 +284,7 @@ class Study(Part):
     trials: dict[str, int]
     complete: list[Trial]
     best: list[Chosen]
+    confirmed: list[Again] = []
     settings: dict[str, Text]
     importances: dict[str, Number]
     command: Text = ""

@@ -267,7 +267,8 @@ def _sweeps(report: Report, evidence: Evidence) -> Section:
         report.show(section, *study_parts(study, f"study-{name}"))
         command = study.get("command")
         if command:
-            section.say(Markup("To repeat the best trial: <code>{}</code>").format(command), "note")
+            trial = "chosen" if study.get("confirmed") else "best"
+            section.say(Markup("To repeat the {} trial: <code>{}</code>").format(trial, command), "note")
     return section
 
 

@@ -62,13 +62,14 @@ def sweep(
     from sweeps.summary import show, store, summarise
     from sweeps.worker import Claims, complete
 
-    def close(found) -> None:
+    def close(found) -> dict:
         summary = summarise(spec, found, place)
         try:
             show(spec, summary, place)
         finally:  # stored even if printing fails, for example because the terminal was closed
             store(summary, place)
         write_report(place.folder, place.folder / "report")
+        return summary
 
     if where.executor == "inline":
         close(_work_here(spec, place))
@@ -88,9 +89,10 @@ def sweep(
         print(f"{label}: {error or 'done'}")
 
     failures = dispatch(jobs, take_trials, place.folder, where, device, report)
-    close(found)
+    summary = close(found)
     # A worker that died does not matter if the others finished its trials.
-    if failures and not complete(spec, found, place):
+    lacks = any(row["value"] is None for row in summary.get("confirmed", []))
+    if failures and (lacks or not complete(spec, found, place)):
         raise PartialError("; ".join(f"{label}: {error}" for label, error in failures.items()))
 
 
@@ -108,9 +110,16 @@ def take_trials(work: dict[str, Any], folder: Path) -> None:
 
 
 def _work_here(spec: "StudySpec", place: "Place") -> "optuna.Study":
-    """Carry out trials in this process, with messages on stderr."""
+    """Carry out trials in this process, then their confirmation, with messages on stderr."""
     from bench.printing import terminal
+    from sweeps.confirm import confirm
     from sweeps.worker import work
 
     console = terminal(stderr=True)
-    return work(spec, place, lambda text: console.print(text, soft_wrap=True))
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    study = work(spec, place, say)
+    confirm(spec, study, place, say)
+    return study

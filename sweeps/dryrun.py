@@ -12,7 +12,7 @@ from bench.jobs.runs import teacher_jobs
 from bench.printing import terminal
 from bench.store.run import Run
 from sweeps.storage import Place
-from sweeps.study import MEAN, Axis, StudySpec, find_study, shown, trials_left
+from sweeps.study import MEAN, Axis, StudySpec, candidates, find_study, shown, trials_left
 
 
 def explain_study(spec: StudySpec, place: Place, placement: Placement, workers: int) -> None:
@@ -36,7 +36,14 @@ def explain_study(spec: StudySpec, place: Place, placement: Placement, workers: 
     out = terminal(110)
     out.print(table)
     known = [f"{count} {state.name.lower()}" for state, count in states.items() if state != TrialState.WAITING]
-    runs = (left + running) * len(specs)
+    backbone_hash = describe(spec.backbone).fingerprint()
+    further = spec.confirm.seed_list if spec.confirm else []
+    again = spec.confirm.best * len(further) if spec.confirm else 0
+    if not left and not running:
+        runs_left = (run for trial in candidates(spec, trials) for run in spec.confirming(trial))
+        again = sum(Run(place.runs, run, backbone_hash).summary is None for run in runs_left)
+    specs += [spec.run(spec.example(), seed) for seed in further]
+    runs = (left + running) * len(spec.seed_list) + again
     goals = "the mean over tasks" if spec.objective == MEAN else ", ".join(spec.objective)
     pruner = "none" if spec.pruner == "none" else f"{spec.pruner}, at {spec.points} points of the budget"
     shares = [*known, f"{left} to start"]
@@ -46,10 +53,10 @@ def explain_study(spec: StudySpec, place: Place, placement: Placement, workers: 
         f"{counted(spec.trials, 'trial')} of {seeds_text(spec.seed_list)}: {', '.join(shares)}",
         f"objective: {goals}, on validation prompts; sampler: {spec.sampler}; pruner: {pruner}",
         *(f"tried first: {', '.join(shown(dict(tried)))}" for tried in spec.enqueue),
+        *([f"then the best {spec.confirm.best} with {seeds_text(further)}"] if spec.confirm else []),
         f"training NFE: at most {counted(runs, 'run')} x {spec.budget:,} = {runs * spec.budget:,}, plus less than one "
         "update per run, because runs end on whole updates; pruned trials cost less",
     ]
-    backbone_hash = describe(spec.backbone).fingerprint()
     first, _ = teacher_jobs([Run(place.runs, run, backbone_hash) for run in specs], place.runs)
     if runs:
         lines += teacher_lines(specs, first, place.runs)

@@ -97,6 +97,20 @@ class Axis(Settings):
         return trial.suggest_float(name, low, high, log=self.log)
 
 
+class Confirmation(Settings):
+    """What a study runs after its trials: the best settings with further seeds (sweeps/confirm.py)."""
+
+    best: Annotated[int, Field(ge=1, le=1000)]
+    """Number of settings, those with the best values."""
+    seeds: Annotated[int, Field(ge=0)] | str
+    """Further seeds, as 101 or 101-102; none that the trials have."""
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The further seeds. Raises UsageError if `seeds` cannot be parsed."""
+        return parse_seeds(str(self.seeds))
+
+
 class StudySpec(Settings):
     """All settings of a study.
 
@@ -133,11 +147,15 @@ class StudySpec(Settings):
     """Seed of the study's sampler."""
     enqueue: tuple[dict[str, Scalar], ...] = ()
     """Settings to try first, such as published ones or the current defaults."""
+    confirm: Confirmation | None = None
+    """The best settings to run with further seeds, and the seeds; needs the single objective mean."""
 
     @model_validator(mode="after")
     def _fits(self) -> "StudySpec":
         if self.pruner != "none" and self.objective != MEAN:
             raise ValueError("a pruner needs the single objective mean")
+        if self.confirm and self.objective != MEAN:
+            raise ValueError("confirm needs the single objective mean; a Pareto front has no best settings")
         if self.sampler == "nsga2" and self.objective == MEAN:
             raise ValueError("nsga2 is for several objectives")
         if self.objective != MEAN and len(set(self.objective)) < len(self.objective):
@@ -166,8 +184,8 @@ class StudySpec(Settings):
 
     @property
     def identity(self) -> str:
-        """A hash of what makes trials comparable; the number of trials and `enqueue` may change during a study."""
-        return text_hash(self.model_dump(mode="json", exclude={"trials", "enqueue"}))
+        """A hash of what makes trials comparable; their number, `enqueue` and `confirm` may change during a study."""
+        return text_hash(self.model_dump(mode="json", exclude={"trials", "enqueue", "confirm"}))
 
     def overrides(self, chosen: dict[str, Scalar]) -> list[str]:
         """The `--set` values of a run with these settings."""
@@ -186,6 +204,11 @@ class StudySpec(Settings):
         """The run of a trial with these settings. Raises UsageError if they are not valid for the method."""
         overrides = self.overrides(chosen)
         return resolve(self.method, self.task_list, seed, self.backbone, overrides=overrides)
+
+    def confirming(self, trial: FrozenTrial) -> list[Spec]:
+        """The runs that confirm a finished trial, one per seed of `confirm`."""
+        seeds = self.confirm.seed_list if self.confirm else []
+        return [self.run(trial.user_attrs["settings"], seed) for seed in seeds]
 
     def values(self, scores: dict[str, list[float]]) -> list[float]:
         """A trial's values, one per objective, from its scores (task -> one per seed)."""
@@ -230,8 +253,11 @@ def read_study(path: Path) -> StudySpec:
         raise UsageError(f"study {path}: {first_problem(error, StudySpec)}") from error
     try:
         seeds = study.seed_list
+        further = study.confirm.seed_list if study.confirm else []
     except UsageError as error:
         raise UsageError(f"study {path}: {error}") from error
+    if both := sorted({*seeds} & {*further}):
+        raise UsageError(f"study {path}: confirm.seeds has seed {both[0]}, which the trials have too")
     names = list(study.space)
     for index, (name, axis) in enumerate(study.space.items()):
         later = [key for key in axis.when if key not in names[:index]]
@@ -289,6 +315,19 @@ def trials_left(spec: StudySpec, trials: list[FrozenTrial]) -> int:
     """Number of trials that are still to be started; enqueued settings are WAITING trials, which have not started."""
     started = [trial for trial in trials if trial.state != TrialState.WAITING]
     return max(0, spec.trials - len(started))
+
+
+def candidates(spec: StudySpec, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials to be confirmed: the best with different settings, best first, the earlier one of equals."""
+    if spec.confirm is None:
+        return []
+    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    chosen: list[FrozenTrial] = []
+    for trial in sorted(finished, key=lambda trial: -trial.values[0]):
+        known = [other.user_attrs["settings"] for other in chosen]
+        if trial.user_attrs["settings"] not in known:
+            chosen.append(trial)
+    return chosen[: spec.confirm.best]
 
 
 def check_trials(spec: StudySpec, study: optuna.Study, place: Place) -> None:

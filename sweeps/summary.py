@@ -16,8 +16,9 @@ from bench.errors import BenchError, DamagedError, explained, one_line
 from bench.printing import terminal
 from bench.store.shapes import check_summary
 from bench.system.files import json_bytes, read_record, write_atomic
+from sweeps.confirm import confirmed
 from sweeps.storage import Place, storage_errors
-from sweeps.study import MEAN, StudySpec, check_trials, shown
+from sweeps.study import MEAN, Scalar, StudySpec, check_trials, shown
 from sweeps.worker import brief
 
 SHOWN = 5
@@ -67,7 +68,12 @@ def _summary(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
     if complete:
         leader = best(spec, study, complete)[0]
         summary["best_minus_first"] = _difference(spec, place, leader, complete[0])
-        summary["command"] = command(spec, leader)
+        summary["confirmed"] = _confirmed(spec, study, place)
+        again = [row for row in summary["confirmed"] if row["value"] is not None]
+        further = spec.confirm.seed_list if spec.confirm and again else []
+        chosen = again[0] if again else summary["best"][0]
+        summary["chosen"] = {"trial": chosen["trial"], "settings": chosen["settings"]}
+        summary["command"] = command(spec, chosen["settings"], [*spec.seed_list, *further])
     return summary
 
 
@@ -129,6 +135,15 @@ def _difference(spec: StudySpec, place: Place, leader: FrozenTrial, first: Froze
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
+def _confirmed(spec: StudySpec, study: optuna.Study, place: Place) -> list[dict]:
+    """The confirmed settings; empty if a run is damaged, in which case a message is printed."""
+    try:
+        return confirmed(spec, study, place)
+    except (DamagedError, OSError) as error:
+        print(f"no confirmation: {one_line(error)}", file=sys.stderr)
+        return []
+
+
 def _record(spec: StudySpec, path: Path) -> Record:
     """A run's summary. Raises DamagedError if it is not valid."""
     summary = read_record(path)
@@ -136,12 +151,12 @@ def _record(spec: StudySpec, path: Path) -> Record:
     return Record(summary, [], {})
 
 
-def command(spec: StudySpec, trial: FrozenTrial) -> str:
-    """The `bench run` command that repeats a trial's runs."""
-    tasks, seeds = ",".join(spec.task_list), ",".join(map(str, spec.seed_list))
+def command(spec: StudySpec, settings: dict[str, Scalar], seeds: list[int]) -> str:
+    """The `bench run` command that repeats the runs with these settings and seeds."""
+    tasks = ",".join(spec.task_list)
     words = ["bench", "run", "--method", spec.method, "--tasks", tasks]
-    words += ["--backbone", spec.backbone, "--seeds", seeds]
-    for text in spec.overrides(trial.user_attrs["settings"]):
+    words += ["--backbone", spec.backbone, "--seeds", ",".join(map(str, seeds))]
+    for text in spec.overrides(settings):
         words += ["--set", text]
     return shlex.join(words)
 
@@ -167,11 +182,28 @@ def show(spec: StudySpec, summary: dict, place: Place) -> None:
             f"best minus trial {summary['first']['trial']}: {interval}, "
             "paired by prompt; the best of many is optimistically biased: confirm it on other seeds and test prompts"
         )
+    if rows := summary.get("confirmed"):
+        assert spec.confirm is not None, "only a study with a confirmation has confirmed settings"
+        seeds = ", ".join(map(str, [*spec.seed_list, *spec.confirm.seed_list]))
+        console.print(f"the best {len(rows)} with seeds {seeds}; the first is chosen:")
+        console.print(_again(rows))
     if summary["importances"]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["importances"].items())
         console.print(f"importance: {shares}")
     if "command" in summary:
-        console.print(f"to repeat the best trial:\n{summary['command']}", soft_wrap=True)
-        settings = " ".join(shown(summary["best"][0]["settings"]))
+        word = "chosen" if summary["confirmed"] else "best"
+        console.print(f"to repeat the {word} trial:\n{summary['command']}", soft_wrap=True)
+        settings = " ".join(shown(summary["chosen"]["settings"]))
         console.print(f"as --set values: {settings}", soft_wrap=True)
     console.print(f"study folder: {place.folder}", soft_wrap=True)
+
+
+def _again(rows: list[dict]) -> Table:
+    """The confirmed settings, the chosen one first."""
+    table = Table()
+    for head in ("trial", "mean of all seeds", "settings"):
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        value = "a run is missing" if row["value"] is None else f"{row['value']:.4f}"
+        table.add_row(str(row["trial"]), value, brief(row["settings"]))
+    return table

@@ -192,10 +192,10 @@ def _carry_out(
         if _is_memory(error):
             with suppress(StorageError), storage_errors(place):
                 trial.set_user_attr("error", one_line(error))
-            _end(error)
-        if any(isinstance(cause, ELSEWHERE) for cause in _causes(error)):
+            end(error)
+        if not settings_may_cause(error):
             _hand_back(trial, place)
-            _end(error)
+            end(error)
         with storage_errors(place):
             trial.set_user_attr("error", one_line(error))
             study.tell(trial, state=TrialState.FAIL)
@@ -226,6 +226,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def settings_may_cause(error: Exception) -> bool:
+    """Whether a run's settings may be what it failed by. Memory may lack for another process's sake, so it is not."""
+    return not (_is_memory(error) or any(isinstance(cause, ELSEWHERE) for cause in _causes(error)))
+
+
 def _is_memory(error: Exception) -> bool:
     """Whether memory ran out, or the GPU is in an error state."""
     for cause in _causes(error):
@@ -236,7 +241,7 @@ def _is_memory(error: Exception) -> bool:
     return False
 
 
-def _end(error: Exception) -> NoReturn:
+def end(error: Exception) -> NoReturn:
     """Raise the error in a form that the command line reports in one line."""
     if isinstance(error, BenchError | OSError):
         raise error
