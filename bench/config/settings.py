@@ -228,7 +228,10 @@ def _fields(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     for part in path:
         field = section.model_fields.get(part) if _is_model(section) else None
         if field:
-            section = field.annotation
+            # Of a section that may be left out (Section | None), the model.
+            models = [kind for kind in getattr(field.annotation, "__args__", ()) if _is_model(kind)]
+            optional = type(None) in getattr(field.annotation, "__args__", ())
+            section = models[0] if optional and models else field.annotation
         else:
             # In a mapping or list of models every entry has the last type argument, whatever its key.
             # `...` of a tuple of any length is no type.
