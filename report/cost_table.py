@@ -39,10 +39,6 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
             Column("seconds", "training and scoring", "count", "s"),
         ],
     )
-    if any(weighted(line.records) for line in pool.lines):
-        table.columns.insert(2, Column("weighted", "training, weighted", "count", "forward passes"))
-    if any(peak_gb(line.records) for line in pool.lines):
-        table.columns.append(Column("peak", "peak memory of an update", "ratio", "GB"))
     for line in pool.lines:
         taught = line.teacher_nfe if pool.whole else 0.0
         when = found[line.label].time_to_target
@@ -61,6 +57,10 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
                 "peak": peak_gb(line.records),
             }
         )
+    if any(row["weighted"] for row in table.rows):
+        table.columns.insert(2, Column("weighted", "training, weighted", "count", "forward passes"))
+    if any(row["peak"] for row in table.rows):
+        table.columns.append(Column("peak", "peak memory of an update", "ratio", "GB"))
     return table
 
 

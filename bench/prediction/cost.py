@@ -342,19 +342,20 @@ def evaluation_lines(
         time = hours(student * times, spec.compute)
         drawn = f"{times} x ({listed}) images of {evaluation.steps} steps{guided}"
         yield f"held-out evaluation: {drawn}, and measures: {time}"
-        base_guidance = descriptor.base_guidance or {}
-        scales = {task: base_guidance.get(task, evaluation.scale) for task in pictures}
-        references = of_evaluation(spec, size, sampler, pictures, scales)
-        for teacher in spec.teachers:
-            scale = spec.teacher_guidance[teacher]
-            references += of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, scale))
-        final = of_grid(spec, descriptor.world, size, sampler, pictures)
         if evaluation.guidance_grid:
+            final = of_grid(spec, descriptor.world, size, sampler, pictures)
             # Scores along training are compared with base and teachers at the student's scale.
             usual = of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, evaluation.scale))
             references = (usual + final) * (1 + len(spec.teachers))
             listed = ", ".join(f"{scale:g}" for scale in evaluation.guidance_grid)
             yield f"final scores at the best guidance scale of {listed}: {hours(final, spec.compute)}"
+        else:
+            base_guidance = descriptor.base_guidance or {}
+            scales = {task: base_guidance.get(task, evaluation.scale) for task in pictures}
+            references = of_evaluation(spec, size, sampler, pictures, scales)
+            for teacher in spec.teachers:
+                scale = spec.teacher_guidance[teacher]
+                references += of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, scale))
         whom = ", ".join(["the base", *(f"teacher {task}" for task in spec.teachers)])
         yield f"evaluation of {whom}, once per results folder: {hours(references, spec.compute)}"
     yield from unknown_images(found)

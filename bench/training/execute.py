@@ -30,7 +30,7 @@ from bench.system.background import finish
 from bench.system.devices import check_device
 from bench.system.interrupts import stopping
 from bench.system.workers import ALONE, Workers
-from bench.training.guidance import at_best_guidance, at_the_edge
+from bench.training.guidance import at_best_guidance, at_the_edge, usual_guidance
 from bench.training.loop import Loop, Progress
 from bench.training.out_of_memory import memory
 from bench.training.points import evaluate_points
@@ -255,7 +255,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
         models = {"student": student} | {model: {} for model in compared}
         for model, (adapter, weights) in compared.items():
             for task in spec.tasks:
-                scale = _usual_guidance(model, task, spec, descriptor)
+                scale = usual_guidance(model, task, spec, descriptor)
                 models[model][task] = references.of(model, adapter, task, weights, scale)
         if spec.evaluation.pictures:
             folder = f"{run.folder.name}/{PICTURES}"
@@ -296,13 +296,6 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
     if remarks:
         summary["remarks"] = remarks
     return summary
-
-
-def _usual_guidance(model: str, task: str, spec: Spec, descriptor: Descriptor) -> float:
-    """The scale at which a model is scored without a grid: the base's best known one, a teacher's own."""
-    if model == "base":
-        return (descriptor.base_guidance or {}).get(task, spec.evaluation.scale)
-    return spec.teacher_guidance[model.removeprefix("teacher ")]
 
 
 def _strip(row: dict) -> dict:

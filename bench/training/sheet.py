@@ -23,6 +23,7 @@ from bench.system.drawing import own_settings
 from bench.system.files import write_atomic
 from bench.training.evaluate import initial_noise, pictures
 from bench.training.execute import load_backbone
+from bench.training.guidance import usual_guidance
 from bench.training.measures import Entry
 from bench.training.teachers import locate, mount
 
@@ -81,25 +82,17 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     sampler = descriptor.evaluation_sampler(spec)
     groups: list[Block] = []
     tasks = load_tasks(spec.tasks, descriptor.world, spec.scorers, spec.device)
+    chosen = summary.get("guidance", {})  # there with evaluation.guidance_grid
     for name, task in tasks.items():
         scales = {
-            "base": (descriptor.base_guidance or {}).get(name, spec.evaluation.scale),
-            "teacher": spec.teacher_guidance.get(name, spec.evaluation.scale),
-            "student": spec.evaluation.scale,
+            model.partition(" ")[0]: chosen.get(model, {}).get(name, usual_guidance(model, name, spec, descriptor))
+            for model in ("base", f"teacher {name}", "student")
         }
-        # Chosen scales (evaluation.guidance_grid) are by the model's name.
-        scales |= {model.partition(" ")[0]: own[name] for model, own in _chosen(summary, name).items()}
         with backbone.at(spec.evaluation.resolution):
             texts, columns = _columns(backbone, task, teachers.get(name), spec, sampler, scales)
         groups.append((name, texts, columns))
     _paint(groups, path)
     return path
-
-
-def _chosen(summary: dict, task: str) -> dict[str, dict[str, float]]:
-    """model -> task -> its chosen scale, for the models of a task's columns; empty without a grid."""
-    own = ("base", f"teacher {task}", "student")
-    return {model: scales for model, scales in summary.get("guidance", {}).items() if model in own}
 
 
 def _paint(groups: list[Block], path: Path) -> None:
