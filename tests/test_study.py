@@ -1,6 +1,8 @@
 """The study's protocol, its files and the recipes of its worlds say the same."""
 
+import json
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,8 @@ def test_hypotheses_are_those_of_the_protocol() -> None:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_method_is_tuned_by_the_same_rules(path: Path) -> None:
-    study, first = read_study(path), read_study(SWEEPS[0])
+    # A method is tuned before it has a recipe for the study's worlds, from its recipe on micro.
+    study, first = (read_study(file).model_copy(update={"backbone": "micro"}) for file in (path, SWEEPS[0]))
     assert (study.budget, study.trials, study.seed_list, study.sampler, study.pruner) == (D, 20, [100], "tpe", "none")
     assert study.settings["evaluation.guidance_grid"] == first.settings["evaluation.guidance_grid"]
     for name in ("optimizer.lr", "optimizer.lr_end", "sampler.steps", "lora.rank", "lora.alpha"):
@@ -67,6 +70,29 @@ def test_the_cells_of_part_2_are_the_design_s() -> None:
     for column in range(1, 8):
         levels = [row[column] for row in rows[1:]]
         assert max(map(levels.count, levels)) - min(map(levels.count, levels)) <= 3
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("tuning/*.tar.xz")), ids=lambda path: path.name.partition(".")[0])
+def test_a_recipe_has_what_its_method_s_tuning_chose(path: Path) -> None:
+    with tarfile.open(path) as archive:
+        (name,) = (name for name in archive.getnames() if name.count("/") == 1 and name.endswith("summary.json"))
+        summary = json.load(archive.extractfile(name))
+    if not summary.get("confirmed"):
+        pytest.skip("not finished when it was packed")
+    assert summary["trials"]["complete"] + summary["trials"]["fail"] == 20
+    first, *others = summary["confirmed"]
+    assert [len(row["runs"]) for row in summary["confirmed"]] == [3] * 4
+    assert first["value"] >= max(row["value"] for row in others)
+    method = path.name.partition(".")[0]
+    spec = resolve(method, TASKS, 100, "study-2", overrides=["evaluation.points=[]"])
+    tuned = resolve(method, TASKS, 100, "study-2", overrides=[
+        "evaluation.points=[]", *(f"{key}={value}" for key, value in first["settings"].items())])  # fmt: skip
+    assert spec == tuned
+    if method == "multi_reward":
+        teacher = resolve("single_task", ["ocr"], 100, "study-2")
+        assert (teacher.optimizer, teacher.lora, teacher.sampler) == (spec.optimizer, spec.lora, spec.sampler)
+        assert teacher.params | {"groups": None} == {key: spec.params[key] for key in teacher.params} | {"groups": None}
+        assert teacher.params["groups"] == 3 * spec.params["groups"]
 
 
 def test_worlds_of_the_study_fall_back_to_micro_s_recipes() -> None:

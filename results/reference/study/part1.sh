@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The runs of part 1 (PROTOCOL.md): bash results/reference/study/part1.sh WORLD SEED... trains the teachers and all lines of each
+# seed, in results/study/WORLD, two runs at a time. Started again, it resumes.
+set -euo pipefail
+world=$1
+shift
+D=153600
+export OMP_NUM_THREADS=1
+common=(
+  --tasks geneval,ocr,pickscore --backbone "$world" --results "results/study/$world"
+  --set "evaluation.guidance_grid=[0.5,1,2,4,8,16]"
+)
+for seed in "$@"; do
+  bench compare --methods opd_analytic,multi_reward,cascade --budget $D --seeds "$seed" "${common[@]}" \
+    --set "teachers={geneval: train, ocr: train, pickscore: train}"
+  bench compare --methods multi_reward,cascade --budget $((4 * D)) --seeds "$seed" "${common[@]}" \
+    --set "evaluation.points=[0.125,0.25,0.3333,0.5,0.6667,1.0]"
+done
