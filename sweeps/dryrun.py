@@ -37,12 +37,11 @@ def explain_study(spec: StudySpec, place: Place, placement: Placement, workers: 
     out.print(table)
     known = [f"{count} {state.name.lower()}" for state, count in states.items() if state != TrialState.WAITING]
     backbone_hash = describe(spec.backbone).fingerprint()
-    further = spec.confirm.seed_list if spec.confirm else []
-    again = spec.confirm.best * len(further) if spec.confirm else 0
+    again = spec.confirm.best * len(spec.further_seeds) if spec.confirm else 0
     if not left and not running:
         runs_left = (run for trial in candidates(spec, trials) for run in spec.confirming(trial))
         again = sum(Run(place.runs, run, backbone_hash).summary is None for run in runs_left)
-    specs += [spec.run(spec.example(), seed) for seed in further]
+    specs += [spec.run(spec.example(), seed) for seed in spec.further_seeds]
     runs = (left + running) * len(spec.seed_list) + again
     goals = "the mean over tasks" if spec.objective == MEAN else ", ".join(spec.objective)
     pruner = "none" if spec.pruner == "none" else f"{spec.pruner}, at {spec.points} points of the budget"
@@ -53,7 +52,7 @@ def explain_study(spec: StudySpec, place: Place, placement: Placement, workers: 
         f"{counted(spec.trials, 'trial')} of {seeds_text(spec.seed_list)}: {', '.join(shares)}",
         f"objective: {goals}, on validation prompts; sampler: {spec.sampler}; pruner: {pruner}",
         *(f"tried first: {', '.join(shown(dict(tried)))}" for tried in spec.enqueue),
-        *([f"then the best {spec.confirm.best} with {seeds_text(further)}"] if spec.confirm else []),
+        *([f"then the best {spec.confirm.best} with {seeds_text(spec.further_seeds)}"] if spec.confirm else []),
         f"training NFE: at most {counted(runs, 'run')} x {spec.budget:,} = {runs * spec.budget:,}, plus less than one "
         "update per run, because runs end on whole updates; pruned trials cost less",
     ]

@@ -105,11 +105,6 @@ class Confirmation(Settings):
     seeds: Annotated[int, Field(ge=0)] | str
     """Further seeds, as 101 or 101-102; none that the trials have."""
 
-    @property
-    def seed_list(self) -> list[int]:
-        """The further seeds. Raises UsageError if `seeds` cannot be parsed."""
-        return parse_seeds(str(self.seeds))
-
 
 class StudySpec(Settings):
     """All settings of a study.
@@ -183,6 +178,11 @@ class StudySpec(Settings):
         return parse_seeds(str(self.seeds))
 
     @property
+    def further_seeds(self) -> list[int]:
+        """The seeds of the confirmation; none without one. Raises UsageError if they cannot be parsed."""
+        return parse_seeds(str(self.confirm.seeds)) if self.confirm else []
+
+    @property
     def identity(self) -> str:
         """A hash of what makes trials comparable; their number, `enqueue` and `confirm` may change during a study."""
         return text_hash(self.model_dump(mode="json", exclude={"trials", "enqueue", "confirm"}))
@@ -207,8 +207,7 @@ class StudySpec(Settings):
 
     def confirming(self, trial: FrozenTrial) -> list[Spec]:
         """The runs that confirm a finished trial, one per seed of `confirm`."""
-        seeds = self.confirm.seed_list if self.confirm else []
-        return [self.run(trial.user_attrs["settings"], seed) for seed in seeds]
+        return [self.run(trial.user_attrs["settings"], seed) for seed in self.further_seeds]
 
     def values(self, scores: dict[str, list[float]]) -> list[float]:
         """A trial's values, one per objective, from its scores (task -> one per seed)."""
@@ -253,7 +252,7 @@ def read_study(path: Path) -> StudySpec:
         raise UsageError(f"study {path}: {first_problem(error, StudySpec)}") from error
     try:
         seeds = study.seed_list
-        further = study.confirm.seed_list if study.confirm else []
+        further = study.further_seeds
     except UsageError as error:
         raise UsageError(f"study {path}: {error}") from error
     if both := sorted({*seeds} & {*further}):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bench.analysis.comparison import against
 from bench.analysis.records import Record
+from bench.cli.forecast import seeds_text
 from bench.errors import BenchError, DamagedError, explained, one_line
 from bench.printing import terminal
 from bench.store.shapes import check_summary
@@ -70,7 +71,7 @@ def _summary(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
         summary["best_minus_first"] = _difference(spec, place, leader, complete[0])
         summary["confirmed"] = _confirmed(spec, study, place)
         again = [row for row in summary["confirmed"] if row["value"] is not None]
-        further = spec.confirm.seed_list if spec.confirm and again else []
+        further = spec.further_seeds if again else []
         chosen = again[0] if again else summary["best"][0]
         summary["chosen"] = {"trial": chosen["trial"], "settings": chosen["settings"]}
         summary["command"] = command(spec, chosen["settings"], [*spec.seed_list, *further])
@@ -183,9 +184,8 @@ def show(spec: StudySpec, summary: dict, place: Place) -> None:
             "paired by prompt; the best of many is optimistically biased: confirm it on other seeds and test prompts"
         )
     if rows := summary.get("confirmed"):
-        assert spec.confirm is not None, "only a study with a confirmation has confirmed settings"
-        seeds = ", ".join(map(str, [*spec.seed_list, *spec.confirm.seed_list]))
-        console.print(f"the best {len(rows)} with seeds {seeds}; the first is chosen:")
+        seeds = seeds_text([*spec.seed_list, *spec.further_seeds])
+        console.print(f"the best {len(rows)} with {seeds}; the first is chosen:")
         console.print(_again(rows))
     if summary["importances"]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["importances"].items())

@@ -71,3 +71,12 @@ class Descriptor:
     def evaluation_sampler(self, spec: "Spec") -> "Sampler":
         """The sampler of a spec's held-out evaluations."""
         return spec.evaluation.build(self.levels_at(spec.evaluation_compute), self.embedded_guidance)
+
+    def usual_guidance(self, model: str, task: str, spec: "Spec") -> float:
+        """The scale at which a run scores "base", "teacher TASK" or "student" where it does not choose one.
+
+        The base has its best known scale, a teacher its own, a student that of the run.
+        """
+        if model == "base":
+            return (self.base_guidance or {}).get(task, spec.evaluation.scale)
+        return spec.teacher_guidance.get(model.removeprefix("teacher "), spec.evaluation.scale)

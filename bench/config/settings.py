@@ -3,7 +3,8 @@
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
@@ -229,9 +230,9 @@ def _fields(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
         field = section.model_fields.get(part) if _is_model(section) else None
         if field:
             # Of a section that may be left out (Section | None), the model.
-            models = [kind for kind in getattr(field.annotation, "__args__", ()) if _is_model(kind)]
-            optional = type(None) in getattr(field.annotation, "__args__", ())
-            section = models[0] if optional and models else field.annotation
+            kinds = get_args(field.annotation)
+            models = [kind for kind in kinds if _is_model(kind)]
+            section = models[0] if models and NoneType in kinds else field.annotation
         else:
             # In a mapping or list of models every entry has the last type argument, whatever its key.
             # `...` of a tuple of any length is no type.

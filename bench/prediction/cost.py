@@ -350,12 +350,10 @@ def evaluation_lines(
             listed = ", ".join(f"{scale:g}" for scale in evaluation.guidance_grid)
             yield f"final scores at the best guidance scale of {listed}: {hours(final, spec.compute)}"
         else:
-            base_guidance = descriptor.base_guidance or {}
-            scales = {task: base_guidance.get(task, evaluation.scale) for task in pictures}
-            references = of_evaluation(spec, size, sampler, pictures, scales)
-            for teacher in spec.teachers:
-                scale = spec.teacher_guidance[teacher]
-                references += of_evaluation(spec, size, sampler, pictures, dict.fromkeys(pictures, scale))
+            references = Cost()
+            for model in ("base", *(f"teacher {task}" for task in spec.teachers)):
+                scales = {task: descriptor.usual_guidance(model, task, spec) for task in pictures}
+                references += of_evaluation(spec, size, sampler, pictures, scales)
         whom = ", ".join(["the base", *(f"teacher {task}" for task in spec.teachers)])
         yield f"evaluation of {whom}, once per results folder: {hours(references, spec.compute)}"
     yield from unknown_images(found)

@@ -30,7 +30,7 @@ from bench.system.background import finish
 from bench.system.devices import check_device
 from bench.system.interrupts import stopping
 from bench.system.workers import ALONE, Workers
-from bench.training.guidance import at_best_guidance, at_the_edge, usual_guidance
+from bench.training.guidance import at_best_guidance, at_the_edge
 from bench.training.loop import Loop, Progress
 from bench.training.out_of_memory import memory
 from bench.training.points import evaluate_points
@@ -255,7 +255,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
         models = {"student": student} | {model: {} for model in compared}
         for model, (adapter, weights) in compared.items():
             for task in spec.tasks:
-                scale = usual_guidance(model, task, spec, descriptor)
+                scale = descriptor.usual_guidance(model, task, spec)
                 models[model][task] = references.of(model, adapter, task, weights, scale)
         if spec.evaluation.pictures:
             folder = f"{run.folder.name}/{PICTURES}"

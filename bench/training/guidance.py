@@ -6,7 +6,6 @@ A model that was trained without guidance may gain from it, and another may not:
 from typing import Any
 
 from bench.analysis.records import score
-from bench.config.descriptor import Descriptor
 from bench.config.spec import CHOICE, Spec
 from bench.training.references import References
 
@@ -38,13 +37,6 @@ def at_best_guidance(
                 usual = spec.evaluation.scale
                 parts["along"][task] = references.of(model, adapter, task, weights, usual, keep=False)
     return found
-
-
-def usual_guidance(model: str, task: str, spec: Spec, descriptor: Descriptor) -> float:
-    """The scale at which a model is scored without a grid: the base's best known one, a teacher's own, or the run's."""
-    if model == "base":
-        return (descriptor.base_guidance or {}).get(task, spec.evaluation.scale)
-    return spec.teacher_guidance.get(model.removeprefix("teacher "), spec.evaluation.scale)
 
 
 def at_the_edge(guidance: dict[str, dict[str, float]], spec: Spec) -> list[str]:

@@ -23,7 +23,6 @@ from bench.system.drawing import own_settings
 from bench.system.files import write_atomic
 from bench.training.evaluate import initial_noise, pictures
 from bench.training.execute import load_backbone
-from bench.training.guidance import usual_guidance
 from bench.training.measures import Entry
 from bench.training.teachers import locate, mount
 
@@ -85,7 +84,7 @@ def contact_sheet(spec: Spec, root: Path, summary: dict) -> Path:
     chosen = summary.get("guidance", {})  # there with evaluation.guidance_grid
     for name, task in tasks.items():
         scales = {
-            model.partition(" ")[0]: chosen.get(model, {}).get(name, usual_guidance(model, name, spec, descriptor))
+            model.partition(" ")[0]: chosen.get(model, {}).get(name, descriptor.usual_guidance(model, name, spec))
             for model in ("base", f"teacher {name}", "student")
         }
         with backbone.at(spec.evaluation.resolution):

@@ -4,7 +4,6 @@ A linear mixed model with a random intercept per cell. Tests of the protocol's t
 contrasts, with as many degrees of freedom as there are more cells than fixed effects.
 """
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +34,18 @@ def coded() -> pd.DataFrame:
     overlap 0 to 1; conflict (1 - cos angle) / 2, 0 to 1; tasks -1, 0, 1; rank -1 (4) and 1 (64); budget -1 (a quarter)
     and 1; teachers, the logarithm to base 2 of the share of updates, plus 1: -1, 0, 1.
     """
-    with (HERE / "cells.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    cells = pd.read_csv(HERE / "cells.csv", dtype={"world": str})
     return pd.DataFrame(
         {
-            "cell": int(row["cell"]),
-            "overlap": OVERLAP[row["overlap"]],
-            "conflict": (1 - np.cos(np.radians(float(row["angle"])))) / 2,
-            "tasks": (int(row["tasks"]) - 4) / 2,
-            "rank": 1.0 if row["rank"] == "64" else -1.0,
-            "budget": 1.0 if float(row["budget"]) == 1 else -1.0,
-            "teachers": np.log2(float(row["teachers"])) + 1,
-            "world": row["world"],
+            "cell": cells["cell"],
+            "overlap": cells["overlap"].map(OVERLAP),
+            "conflict": (1 - np.cos(np.radians(cells["angle"]))) / 2,
+            "tasks": (cells["tasks"] - 4) / 2,
+            "rank": cells["rank"].map({4: -1.0, 64: 1.0}),
+            "budget": cells["budget"].map({0.25: -1.0, 1.0: 1.0}),
+            "teachers": np.log2(cells["teachers"]) + 1,
+            "world": cells["world"],
         }
-        for row in rows
     )
 
 

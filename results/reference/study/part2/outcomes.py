@@ -32,11 +32,12 @@ def outcomes(root: Path) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for folder in sorted(root.glob("cell-*")):
         cell = int(folder.name.removeprefix("cell-"))
-        runs = [run for run in results(folder) if run.summary and line_of(run)]
-        for run in runs:
-            summary = run.summary or {}
+        for run in results(folder):
+            summary, own = run.summary, line_of(run)
+            if summary is None or own is None:
+                continue
             found = scores([run])
-            models = {line_of(run): "student"} | ({BASE: BASE} if line_of(run) == "joint" else {})
+            models = {own: "student"} | ({BASE: BASE} if own == "joint" else {})
             for line, model in models.items():
                 of_model = found[found["model"] == model]
                 tasks = of_model[of_model["headline"]].groupby("task")["value"].mean()
@@ -56,9 +57,8 @@ def outcomes(root: Path) -> pd.DataFrame:
                 )
     table = pd.DataFrame(rows).drop_duplicates(["cell", "seed", "line", "nfe"])
     joint = table[table["line"] == "joint"]
-    longest = joint.groupby(["cell", "seed"])["nfe"].transform("max")
     shortest = joint.groupby(["cell", "seed"])["nfe"].transform("min")
-    table.loc[joint.index[(joint["nfe"] == longest) & (longest > shortest)], "line"] = "joint_long"
+    table.loc[joint.index[joint["nfe"] > shortest], "line"] = "joint_long"
     return table.sort_values(["cell", "seed", "line"], ignore_index=True)
 
 
