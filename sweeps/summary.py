@@ -70,7 +70,7 @@ def _summary(spec: StudySpec, study: optuna.Study, place: Place) -> dict:
         leader = best(spec, study, complete)[0]
         summary["best_minus_first"] = _difference(spec, place, leader, complete[0])
         summary["confirmed"] = _confirmed(spec, study, place)
-        again = [row for row in summary["confirmed"] if row["value"] is not None]
+        again = _whole(summary["confirmed"])
         further = spec.further_seeds if again else []
         chosen = again[0] if again else summary["best"][0]
         summary["chosen"] = {"trial": chosen["trial"], "settings": chosen["settings"]}
@@ -183,19 +183,25 @@ def show(spec: StudySpec, summary: dict, place: Place) -> None:
             f"best minus trial {summary['first']['trial']}: {interval}, "
             "paired by prompt; the best of many is optimistically biased: confirm it on other seeds and test prompts"
         )
-    if rows := summary.get("confirmed"):
+    if rows := summary.get("confirmed", []):
         seeds = seeds_text([*spec.seed_list, *spec.further_seeds])
-        console.print(f"the best {len(rows)} with {seeds}; the first is chosen:")
+        verdict = "the first is chosen" if _whole(rows) else "a run of each is missing, so none is confirmed"
+        console.print(f"the best {len(rows)} with {seeds}; {verdict}:")
         console.print(_again(rows))
     if summary["importances"]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["importances"].items())
         console.print(f"importance: {shares}")
     if "command" in summary:
-        word = "chosen" if summary["confirmed"] else "best"
+        word = "chosen" if _whole(rows) else "best"
         console.print(f"to repeat the {word} trial:\n{summary['command']}", soft_wrap=True)
         settings = " ".join(shown(summary["chosen"]["settings"]))
         console.print(f"as --set values: {settings}", soft_wrap=True)
     console.print(f"study folder: {place.folder}", soft_wrap=True)
+
+
+def _whole(rows: list[dict]) -> list[dict]:
+    """The confirmed settings of which no run is missing."""
+    return [row for row in rows if row["value"] is not None]
 
 
 def _again(rows: list[dict]) -> Table:

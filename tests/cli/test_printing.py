@@ -130,7 +130,7 @@ def test_a_study_prints_the_command_as_it_is(text: str, capsys) -> None:
     row = {"trial": 0, "values": [0.5], "settings": {"params.order": text}}
     summary = {
         "trials": {"complete": 1}, "objectives": ["mean"], "best": [row], "first": row,
-        "importances": {text: 1.0}, "command": f"bench run --set {text}",
+        "importances": {text: 1.0}, "confirmed": [], "chosen": row, "command": f"bench run --set {text}",
     }  # fmt: skip
     show(spec, summary, Place(Path(text)))
     out = capsys.readouterr().out

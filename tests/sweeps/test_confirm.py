@@ -16,7 +16,7 @@ from sweeps.confirm import confirm, confirmed
 from sweeps.measure import Measured
 from sweeps.storage import Place
 from sweeps.study import StudySpec, candidates, read_study
-from sweeps.summary import summarise
+from sweeps.summary import show, summarise
 from sweeps.worker import work
 from tests.commands import bench
 
@@ -131,7 +131,7 @@ def test_runs_of_other_workers_are_left_to_them(place: Place, monkeypatch) -> No
     assert made.asked == [(0.002, 101), (0.002, 102), (0.003, 101), (0.003, 102), (0.002, 101), (0.002, 101)]
 
 
-def test_a_setting_that_fails_with_a_further_seed_is_not_chosen(place: Place, monkeypatch) -> None:
+def test_a_setting_that_fails_with_a_further_seed_is_not_chosen(place: Place, monkeypatch, capsys) -> None:
     said: list[str] = []
     made = Made(monkeypatch, {(0.003, 102): [BenchError("the loss is\nnot finite")]})
     done = tried(study(), place)
@@ -140,7 +140,11 @@ def test_a_setting_that_fails_with_a_further_seed_is_not_chosen(place: Place, mo
     assert [(row["trial"], row["value"] is None) for row in confirmed(study(), done, place)] == [(1, False), (2, True)]
     assert summarise(study(), done, place)["chosen"]["trial"] == 1
     made.done.clear()
-    assert summarise(study(), done, place)["chosen"]["trial"] == 1  # of the trials alone
+    summary = summarise(study(), done, place)
+    assert summary["chosen"]["trial"] == 1  # of the trials alone
+    show(study(), summary, place)
+    out = capsys.readouterr().out
+    assert "a run of each is missing, so none is confirmed" in out and "to repeat the best trial" in out
 
 
 @pytest.mark.parametrize("error", [MissingError("no scorer answers"), MemoryError("not enough"), OSError("disk")])
