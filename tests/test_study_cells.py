@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from bench.config.resolve import resolve
+from report.style import drawing
 
 FOLDER = Path(__file__).parents[1] / "results" / "reference" / "study" / "part2"
 
@@ -28,6 +29,9 @@ def script(name: str):
 
 
 cell, model, outcomes = script("cell"), script("model"), script("outcomes")
+sys.modules["model"] = model
+picture = script("picture")
+del sys.modules["model"]
 TUNED = {
     rank: {
         "multi_reward": {"lora.rank": rank, "lora.alpha": 2 * rank, "params.engine": "nft"},
@@ -90,7 +94,7 @@ def test_a_dry_run_prints_the_commands(capsys, monkeypatch) -> None:
 
 
 class Noise:
-    """Made-up outcomes with known effects."""
+    """Made-up outcomes with known effects, all in the worst task's score of distillation."""
 
     EFFECTS: ClassVar = {"overlap": -0.05, "conflict": -0.01, "tasks": 0.01, "rank": -0.008, "teachers": 0.01, "budget": 0.005}
     TRUTH = (0.03 - 0.005, 0.01, 0.008, 0.03 - 0.05 - 0.01 - 0.04, 0.01)
@@ -103,8 +107,9 @@ class Noise:
         rows = []
         for seed in range(2):
             for index, value in enumerate(worth + rng.normal(0, noise, len(cells))):
-                rows += [(index, seed, "opd", 0.5 + value), (index, seed, "joint_long", 0.5)]
-        self.data = model.responses(pd.DataFrame(rows, columns=["cell", "seed", "line", "worst"]), "joint_long")
+                rows += [(index, seed, "opd", 0.5 + value), (index, seed, "joint_long", 0.5), (index, seed, "joint", 0.4)]
+        self.outcomes = pd.DataFrame(rows, columns=["cell", "seed", "line", "worst"])
+        self.data = model.responses(self.outcomes, "joint_long")
 
 
 def examined(data: pd.DataFrame) -> pd.DataFrame:
@@ -168,3 +173,20 @@ def test_outcomes_tell_lines_apart(tmp_path: Path, monkeypatch) -> None:
     assert set(found["diversity"]) == {0.02} and set(found["cell"]) == {7}
     assert json.loads(found["nfe"].to_json()) == {
         "opd": 20, "soup": 0, "joint": 20, "joint_long": 60, "rule": 20, "base": 0}  # fmt: skip
+
+
+def test_the_picture_shows_the_model_and_its_cells() -> None:
+    made = Noise(0, 1e-5)
+    value, half = picture.surface(made.data, 1.0)
+    at = {(0, 0): 0.03 + 0.01, (-1, -1): 0.03 + 0.01 - 0.04 - 0.05 - 0.01, (0, -1): 0.03 + 0.01 - 0.05}
+    for (conflict, overlap), truth in at.items():
+        assert value[conflict, overlap] == pytest.approx(truth, abs=1e-4)
+    assert 0 < half.max() < 1e-3
+    for row in picture.adjusted(made.data).itertuples():
+        truth = 0.03 + 0.01 * row.tasks - 0.04 * row.overlap * row.conflict - 0.05 * row.overlap - 0.01 * row.conflict
+        assert row.response == pytest.approx(truth, abs=1e-4)
+    with drawing():
+        figure = picture.phase(made.outcomes)
+    titles = [panel.get_title() for panel in figure.axes[:6]]
+    assert titles[0] == "2 tasks, teachers counted" and titles[5] == "6 tasks, teachers not counted"
+    assert sum(len(panel.collections[-1].get_offsets()) for panel in figure.axes[:6]) == 2 * 36

@@ -4,6 +4,8 @@ A linear mixed model with a random intercept per cell. Tests of the protocol's t
 contrasts, with as many degrees of freedom as there are more cells than fixed effects.
 """
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pandas as pd
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
+from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 HERE = Path(__file__).parent
 FACTORS = ("overlap", "conflict", "tasks", "rank", "teachers", "budget")
@@ -25,6 +28,7 @@ PRODUCTS = (
 OVERLAP = {"none": 0.0, "half": 0.5, "all": 1.0}
 CENTRE = {"overlap": 0.5, "conflict": 0.5, "tasks": 0.0, "rank": 0.0, "teachers": 0.0, "budget": 0.0}
 """Where a statement does not name a factor."""
+WORLDS = ("1", "2", "3")
 RESPONSES = {"teachers counted": "joint_long", "teachers not counted": "joint"}
 
 
@@ -58,22 +62,37 @@ def responses(outcomes: pd.DataFrame, against: str, value: str = "worst") -> pd.
 
 def fit(data: pd.DataFrame) -> Any:
     """The mixed model, by restricted maximum likelihood."""
-    return MixedLM(data["response"], terms(data), groups=data["cell"]).fit(reml=True)
+    with warnings.catch_warnings():
+        # A variance between cells that is estimated as 0 is at the edge of its range, and as good as any other.
+        warnings.filterwarnings("ignore", "The MLE may be on the boundary", ConvergenceWarning)
+        return MixedLM(data["response"], terms(data), groups=data["cell"]).fit(reml=True)
 
 
 def terms(data: pd.DataFrame) -> pd.DataFrame:
     """The fixed effects' columns: factors, products, and two contrasts of worlds, which are 0 averaged over all."""
     columns = {"constant": pd.Series(1.0, data.index)} | {name: data[name].astype(float) for name in FACTORS}
     columns |= {f"{one} x {other}": data[one] * data[other] for one, other in PRODUCTS}
-    for world in ("1", "2"):
-        columns[f"world {world}"] = (data["world"] == world).astype(float) - (data["world"] == "3").astype(float)
+    *others, last = WORLDS
+    for world in others:
+        columns[f"world {world}"] = (data["world"] == world).astype(float) - (data["world"] == last).astype(float)
     return pd.DataFrame(columns)
 
 
-def prediction(**at: float) -> np.ndarray:
-    """The weights of the fixed effects in the prediction at a point, averaged over the worlds."""
-    points = pd.DataFrame([CENTRE | at | {"world": world} for world in ("1", "2", "3")])
+def prediction(worlds: Sequence[str] = WORLDS, **at: float) -> np.ndarray:
+    """The weights of the fixed effects in the prediction at a point, averaged over worlds."""
+    points = pd.DataFrame([CENTRE | at | {"world": world} for world in worlds])
     return terms(points).mean().to_numpy()
+
+
+def predicted(data: pd.DataFrame, weights_CF: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(value, half the width of its 95% interval, two-sided p-value), each [C], of contrasts of the fixed effects."""
+    model = fit(data)
+    names = model.fe_params.index
+    covariance = model.cov_params().loc[names, names].to_numpy()
+    freedom = data["cell"].nunique() - len(names)
+    value_C = weights_CF @ model.fe_params.to_numpy()
+    error_C = np.sqrt(np.einsum("cf,fg,cg->c", weights_CF, covariance, weights_CF))
+    return value_C, stats.t.ppf(0.975, freedom) * error_C, 2 * stats.t.sf(np.abs(value_C) / error_C, freedom)
 
 
 def change(name: str, by: float, **at: float) -> np.ndarray:
@@ -95,20 +114,13 @@ def statements() -> dict[str, tuple[np.ndarray, int]]:
 
 def tests(data: pd.DataFrame) -> pd.DataFrame:
     """Estimates of the statements' contrasts, 95% intervals, two-sided p-values and Holm's correction over the five."""
-    model = fit(data)
-    names = model.fe_params.index
-    covariance = model.cov_params().loc[names, names].to_numpy()
-    freedom = data["cell"].nunique() - len(names)
-    rows = []
-    for name, (weights, sign) in statements().items():
-        value = float(weights @ model.fe_params.to_numpy())
-        error = float(np.sqrt(weights @ covariance @ weights))
-        reach = stats.t.ppf(0.975, freedom) * error
-        p = 2 * stats.t.sf(abs(value) / error, freedom)
-        rows.append((name, value, value - reach, value + reach, p, sign))
-    table = pd.DataFrame(rows, columns=["statement", "value", "low", "high", "p", "sign"])
+    weights, signs = zip(*statements().values())
+    value, half, p = predicted(data, np.stack(weights))
+    table = pd.DataFrame(
+        {"statement": list(statements()), "value": value, "low": value - half, "high": value + half, "p": p}
+    )
     table["p (Holm)"] = multipletests(table["p"], method="holm")[1]
-    claimed = np.sign(table["value"]) == table.pop("sign")
+    claimed = np.sign(table["value"]) == signs
     sure = table["p (Holm)"] < 0.05
     table["verdict"] = np.select([sure & claimed, sure & ~claimed], ["holds", "fails"], "undecided")
     return table

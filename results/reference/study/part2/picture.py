@@ -1,0 +1,98 @@
+"""The picture of part 2: python results/reference/study/part2/picture.py draws phase.svg and phase.png.
+
+Where distillation beats joint RL in the worst task, over the prompts that tasks have in common and the conflict of
+their rewards, for each number of tasks, with teachers counted and not. Other factors are at their middle.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from model import CENTRE, HERE, OVERLAP, RESPONSES, coded, fit, predicted, prediction, responses
+
+from bench.system.drawing import imported
+from report.style import INK, WIDTHS, drawing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TASKS = {2: -1.0, 4: 0.0, 6: 1.0}
+"""Number of tasks -> its code."""
+ANGLES = {"0°": 0.0, "90°": 0.5, "180°": 1.0}
+"""Angle between the two rewards of a pair -> conflict."""
+NOTE = (
+    "line: no difference; hatched: the 95% interval includes 0; circles: cells, adjusted to the middle of other factors"
+)
+FINE = np.linspace(0, 1, 41)
+
+
+def surface(data: pd.DataFrame, tasks: float) -> tuple[np.ndarray, np.ndarray]:
+    """(predicted response, half the width of its 95% interval), each [conflict, overlap], at a code of tasks."""
+    points = [prediction(overlap=overlap, conflict=conflict, tasks=tasks) for conflict in FINE for overlap in FINE]
+    value, half, _ = predicted(data, np.stack(points))
+    return value.reshape(len(FINE), -1), half.reshape(len(FINE), -1)
+
+
+def adjusted(data: pd.DataFrame) -> pd.DataFrame:
+    """Each cell's mean response, minus what the model ascribes to the factors that the picture does not show."""
+    effects = fit(data).fe_params.to_numpy()
+    cells = data.groupby("cell", as_index=False)["response"].mean().merge(coded(), on="cell")
+    shown = ["overlap", "conflict", "tasks"]
+    for row in cells.itertuples():
+        here = {name: float(getattr(row, name)) for name in CENTRE}
+        own = prediction(worlds=[str(row.world)], **here)
+        middle = prediction(**{name: here[name] for name in shown})
+        cells.loc[row.Index, "response"] -= (own - middle) @ effects
+    return cells
+
+
+def phase(outcomes: pd.DataFrame) -> "Figure":
+    """A panel for each number of tasks (columns) and each of the two responses (rows)."""
+    plt = imported().pyplot
+    found: dict[tuple[str, int], Any] = {}
+    dots = {}
+    for name, line in RESPONSES.items():
+        data = responses(outcomes, line)
+        dots[name] = adjusted(data)
+        found |= {(name, number): surface(data, code) for number, code in TASKS.items()}
+    reach = max(np.abs(value).max() for value, _ in found.values())
+    figure, axes = plt.subplots(
+        len(RESPONSES), len(TASKS), sharex=True, sharey=True, squeeze=False, figsize=(WIDTHS["page"], 4.4)
+    )
+    scale = {"cmap": "RdBu", "vmin": -reach, "vmax": reach}
+    for (name, number), (value, half) in found.items():
+        panel = axes[list(RESPONSES).index(name), list(TASKS).index(number)]
+        shade = panel.pcolormesh(FINE, FINE, value, shading="gouraud", rasterized=True, **scale)
+        sure = (np.abs(value) > half).astype(float)
+        panel.contourf(FINE, FINE, sure, levels=[-0.5, 0.5], colors="none", hatches=["////"], zorder=2)
+        if value.min() < 0 < value.max():
+            panel.contour(FINE, FINE, value, levels=[0], colors=[INK], linewidths=1.2, zorder=3)
+        cells = dots[name][dots[name]["tasks"] == TASKS[number]]
+        # Cells with the same place stand side by side.
+        nth = cells.groupby(["overlap", "conflict"]).cumcount() * 0.07
+        panel.scatter(
+            cells["overlap"] + np.where(cells["overlap"] > 0.75, -nth, nth), cells["conflict"], c=cells["response"],
+            edgecolors=INK, linewidths=0.7, s=26, zorder=4, clip_on=False, **scale,
+        )  # fmt: skip
+        panel.grid(visible=False)
+        panel.set(xticks=list(OVERLAP.values()), xticklabels=list(OVERLAP))
+        panel.set(yticks=list(ANGLES.values()), yticklabels=list(ANGLES))
+        panel.set_title(f"{number} tasks, {name}")
+    figure.supxlabel(f"prompts that all tasks have in common\n{NOTE}", fontsize=8)
+    figure.supylabel("angle between two rewards", fontsize=8)
+    bar = figure.colorbar(shade, ax=axes, shrink=0.9, pad=0.01)
+    bar.set_label("score of the worst task: distillation minus joint RL")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def main() -> None:
+    """Draw the picture beside the outcomes."""
+    with drawing():
+        figure = phase(pd.read_csv(HERE / "outcomes.csv"))
+        for kind, dated in (("svg", {"Date": None}), ("png", {})):
+            figure.savefig(HERE / f"phase.{kind}", dpi=200, metadata=dated)
+
+
+if __name__ == "__main__":
+    main()
