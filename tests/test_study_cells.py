@@ -16,6 +16,7 @@ import yaml
 
 from bench.config.resolve import resolve
 from report.style import drawing
+from tests.commands import bench
 
 FOLDER = Path(__file__).parents[1] / "results" / "reference" / "study" / "part2"
 
@@ -79,7 +80,7 @@ def test_every_cell_s_commands_are_what_its_row_says(number: int) -> None:
     words = cell.teach(row, 1, Path("results/x"))
     taught = words[words.index("--set") + 1]
     share = float(row["teachers"])
-    assert nfe["opd"] == nfe["joint"] == nfe["rule"] == 76_800 * float(row["budget"])
+    assert nfe["opd"] == nfe["joint"] == nfe["rule"] == 73_728 * float(row["budget"])
     assert taught == f"budget.nfe={nfe['opd'] * share:.0f}"
     assert nfe["joint_long"] == nfe["opd"] * (1 + int(row["tasks"]) * share)
     assert spec_of(made["rule"]).params["combine"] == "pcgrad"
@@ -91,6 +92,14 @@ def test_a_dry_run_prints_the_commands(capsys, monkeypatch) -> None:
     printed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert [words[:2] for words in printed] == [["bench", "teach"], *[["bench", "run"]] * 5]
     assert {words[words.index("--results") + 1] for words in printed} == {"results/study/part2/cell-03"}
+
+
+def test_a_cell_s_teachers_can_be_taught(tmp_path: Path) -> None:
+    words = cell.teach(cell.cells()[3], 0, Path("results/x"))
+    done = bench([*words[1:], "--dry-run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    # Budgets are whole updates of a teacher, so that long joint RL is given what teachers cost.
+    assert f"training NFE: {6 * 3 * 1_536:,} in total" in done.stdout
 
 
 class Noise:

@@ -97,7 +97,7 @@ def plan_comparison(
 
 def default_budget(tasks: list[str], backbone: str) -> int:
     """Training NFE of analytic OPD's recipe: the budget per run without --budget."""
-    spec = resolve("opd_analytic", tasks, backbone=backbone)
+    spec = resolve("opd_analytic", tasks, backbone=backbone, checked=False)
     sampler = describe(backbone).sampler(spec)
     per_update = find("method", "opd_analytic").predict(spec, sampler)
     return per_update * (spec.budget.updates or 100)

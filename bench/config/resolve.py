@@ -63,7 +63,9 @@ def resolve(
     `tasks` may be ["all"]. `preset` is a file, a run's spec.json, or the name of one of bench/config/presets. If
     method, tasks or backbone is None, the preset's is used; without one, tasks are all and the backbone is micro. Of
     a preset's teachers only those of the run's tasks are used. `overrides` are "dotted.key=value" with YAML values.
-    `teachers` is 'shipped', 'train' or a folder with one adapter folder per task, and overrides the preset's.
+    `teachers` is 'shipped', 'train' or a folder with one adapter folder per task, and overrides the preset's. With
+    `checked` false, settings are looked up without the user's own: whether the method can run, and whether the tasks
+    have all the settings that they need, is then not asked.
     """
     asked = _read_preset(preset) if preset else {}
     method, tasks = _named(asked, "method", method), _tasks(asked, tasks)
@@ -136,11 +138,12 @@ def resolve(
     spec = spec.model_copy(update={"rewards": completed(spec.rewards, tasks)})
     scorers = all_scorers(tasks, spec.rewards)
     check_scorers(spec.scorers, scorers, descriptor.world)
-    check_worlds(spec.scorers, scorers, descriptor.world)
-    chosen_on = (CHOICE,) if spec.evaluation.guidance_grid else ()
-    splits = tuple(dict.fromkeys((*(("train",) if method_class.trains else ()), spec.evaluation.split, *chosen_on)))
-    _check_splits(tasks, splits)
-    check_rewards(spec.rewards, spec.scorers, tasks, descriptor.world, splits)
+    if checked:
+        check_worlds(spec.scorers, scorers, descriptor.world)
+        chosen_on = (CHOICE,) if spec.evaluation.guidance_grid else ()
+        splits = tuple(dict.fromkeys((*(("train",) if method_class.trains else ()), spec.evaluation.split, *chosen_on)))
+        _check_splits(tasks, splits)
+        check_rewards(spec.rewards, spec.scorers, tasks, descriptor.world, splits)
     if spec.evaluation.guidance_grid and method_class.points(spec):
         raise UsageError(
             "evaluation.guidance_grid chooses a scale for the run's student only, not for the further students of "

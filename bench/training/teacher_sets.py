@@ -193,7 +193,7 @@ def _keep(run: Run, folder: Path) -> None:
 
 def _by_recipe(spec: Spec) -> bool:
     """Whether this spec is the teacher that --teachers train would train."""
-    recipe = resolve(TEACHER_METHOD, list(spec.tasks), spec.seed, spec.backbone)
+    recipe = resolve(TEACHER_METHOD, list(spec.tasks), spec.seed, spec.backbone, checked=False)
     machine = {"scorers": spec.scorers, "compute": spec.compute, "device": spec.device, "trackers": spec.trackers}
     same = recipe.model_copy(update=machine | {"rewards": spec.rewards})
     fingerprint = describe(spec.backbone).fingerprint()

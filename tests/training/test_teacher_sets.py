@@ -98,6 +98,24 @@ def test_a_command_has_the_settings_that_its_student_needs(sd3_folder: Path, tmp
     assert "prompts: my prompts" in again.stdout
 
 
+def test_tasks_that_need_settings_are_taught_and_compared(tmp_path: Path) -> None:
+    """taste_3 cannot be resolved without its settings: they are in the commands that teaching ends with."""
+    needed = ["scorers.taste_3.among=3", "scorers.taste_2.among=3"]
+    done = bench(["teach", "--tasks", "taste_2,taste_3", *sets(needed), "--dry-run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("bench ")]
+    assert [words[1] for words in told] == ["run", "compare"]
+    for words in told:
+        assert set(needed) < {word.replace(chr(34), "") for word in words}
+    assert "trained by the recipe" in done.stdout
+    for further in ((), ("--grid", "lr=0.001,0.01")):
+        words = ["compare", "--methods", "multi_reward,self_opd", "--tasks", "taste_2,taste_3", *sets(needed), *further]
+        done = bench([*words, "--dry-run"], tmp_path)
+        assert done.returncode == 0, done.stderr
+    done = bench(["compare", "--methods", "multi_reward", "--tasks", "taste_3", "--dry-run"], tmp_path)
+    assert done.returncode == 2 and "set scorers.taste_3.among=3" in done.stderr
+
+
 def _adapter(pipeline: Path, place: Path) -> Path:
     """The folder of a student's adapter on a pipeline."""
     backbone = describe(str(pipeline)).load("cpu")
