@@ -1,12 +1,16 @@
 """The study's protocol, its files and the recipes of its worlds say the same."""
 
 import json
+import os
 import re
+import subprocess
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from bench.cli.comparison_plan import plan_comparison
 from bench.config.resolve import describe, resolve, teacher_spec
 from report.hypotheses import Selection, read_hypotheses
 from sweeps.study import read_study
@@ -84,7 +88,10 @@ def test_a_recipe_has_what_its_method_s_tuning_chose(path: Path) -> None:
     assert [len(row["runs"]) for row in summary["confirmed"]] == [3] * 4
     assert first["value"] >= max(row["value"] for row in others)
     method = path.name.partition(".")[0]
-    spec = resolve(method, TASKS, 100, "study-2", overrides=["evaluation.points=[]"])
+    # A recipe is for any tasks, so the cascade's order is in the command.
+    ordered = re.findall(rf"{method}\.(params\.order=[^\"]*)", (FOLDER / "part1.sh").read_text())
+    assert len(ordered) == (method == "cascade")
+    spec = resolve(method, TASKS, 100, "study-2", overrides=["evaluation.points=[]", *ordered])
     tuned = resolve(method, TASKS, 100, "study-2", overrides=[
         "evaluation.points=[]", *(f"{key}={value}" for key, value in first["settings"].items())])  # fmt: skip
     assert spec == tuned
@@ -93,6 +100,36 @@ def test_a_recipe_has_what_its_method_s_tuning_chose(path: Path) -> None:
         assert (teacher.optimizer, teacher.lora, teacher.sampler) == (spec.optimizer, spec.lora, spec.sampler)
         assert teacher.params | {"groups": None} == {key: spec.params[key] for key in teacher.params} | {"groups": None}
         assert teacher.params["groups"] == 3 * spec.params["groups"]
+
+
+def test_part_1_runs_the_protocol_s_lines(tmp_path: Path) -> None:
+    """The commands of part1.sh, planned as the lines, budgets, points and seeds of the protocol's table."""
+    (tmp_path / "bench").write_text('#!/bin/sh\nprintf "%s\\0" "$@" >> "$ASKED"; printf "\\n" >> "$ASKED"\n')
+    (tmp_path / "bench").chmod(0o755)
+    found = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ASKED": str(tmp_path / "asked")}
+    subprocess.run(["bash", FOLDER / "part1.sh", "study-2", "0", "1"], env=found, check=True, cwd=tmp_path)
+    planned = {}
+    for line in (tmp_path / "asked").read_text().splitlines():
+        words = line.split("\0")[:-1]
+        given = dict(zip(words[1::2], words[2::2]))
+        made = plan_comparison(
+            given["--methods"].split(","), given["--tasks"].split(","), given["--backbone"], [int(given["--seeds"])],
+            int(given["--budget"]), [], [value for word, value in pairwise(words) if word == "--set"],
+            tmp_path / given["--results"],
+        )  # fmt: skip
+        assert words[0] == "compare" and made.split == "test" and made.grid == (0.5, 1, 2, 4, 8, 16)
+        planned |= {(method, seed, made.budget): run.spec for (method, seed), run in made.runs.items()}
+    thirds = (0.25, 0.3333, 0.5, 0.6667, 1.0)
+    short = {"opd_analytic": (0.25, 0.5, 1.0), "multi_reward": (0.25, 0.5, 1.0), "cascade": thirds}
+    points = {(method, D): at for method, at in short.items()}
+    points |= {(method, 4 * D): (0.125, *thirds) for method in ("multi_reward", "cascade")}
+    assert {(method, nfe, seed): spec.evaluation.points for (method, seed, nfe), spec in planned.items()} == {
+        (*line, seed): at for line, at in points.items() for seed in (0, 1)
+    }
+    for (method, seed, nfe), spec in planned.items():
+        assert (spec.method, spec.seed, spec.budget.nfe, list(spec.tasks)) == (method, seed, nfe, TASKS)
+    assert set(planned["opd_analytic", 0, D].teachers.values()) == {"train"}
+    assert list(planned["cascade", 0, D].params["order"]) == ["ocr", "pickscore", "geneval"]
 
 
 def test_worlds_of_the_study_fall_back_to_micro_s_recipes() -> None:
