@@ -102,8 +102,8 @@ def own_prompts(world: str, number: int) -> dict[str, list[str]]:
 class Taste(Task):
     """What the six tastes share; a subclass has a number."""
 
-    version = "1"
-    headline = "reward"
+    version = "2"
+    headline = "taste"
     number: ClassVar[int] = 0
     sources: ClassVar[dict[str, str]] = {
         "overlap": "prompts that all tastes have in common: none, half or all; default all. Set it for each taste",
@@ -177,10 +177,10 @@ class Taste(Task):
         return (attributes(images_BCHW, self.plane) - mean) @ matrix @ direction
 
     def score(self, images_BCHW: Tensor, prompts: list[Prompt]) -> Scores:
-        """The logistic function of `along`, which is the metric "taste"."""
+        """The logistic function of `along`, also as the metric "taste": as a reward it may be one of several."""
         with torch.no_grad():
-            along = self.along(images_BCHW)
-            return Scores(torch.sigmoid(along).cpu().numpy(), {"taste": along.cpu().numpy()})
+            liked = torch.sigmoid(self.along(images_BCHW)).cpu().numpy()
+            return Scores(liked, {"taste": liked})
 
 
 class Turned(Taste):

@@ -1,10 +1,8 @@
 """Part 2 of the study: every cell's commands are valid, its outcomes are read as what they are, and its model finds effects."""
 
 import importlib.util
-import json
 import shlex
 import sys
-import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -13,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from statsmodels.regression.mixed_linear_model import MixedLM
 
 from bench.config.resolve import resolve
+from bench.errors import UsageError
 from report.style import drawing
 from tests.commands import bench
 
@@ -22,25 +22,28 @@ FOLDER = Path(__file__).parents[1] / "results" / "reference" / "study" / "part2"
 
 
 def script(name: str):
-    spec = importlib.util.spec_from_file_location(f"part2_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    """A script of part 2, which imports others by their file's name."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-cell, model, outcomes = script("cell"), script("model"), script("outcomes")
-sys.modules["model"] = model
-picture = script("picture")
-del sys.modules["model"]
+SCRIPTS = ("cell", "design", "model", "outcomes", "picture")
+cell, design, model, outcomes, picture = (script(name) for name in SCRIPTS)
+for name in SCRIPTS:
+    del sys.modules[name]
+RULE = {"params.combine": "pcgrad"}
 TUNED = {
     rank: {
-        "multi_reward": {"lora.rank": rank, "lora.alpha": 2 * rank, "params.engine": "nft"},
-        "rule": {"lora.rank": rank, "lora.alpha": 2 * rank, "params.engine": "nft", "params.combine": "pcgrad"},
-        "opd_analytic": {"lora.rank": rank, "lora.alpha": 2 * rank},
+        line: {"lora.rank": rank, "lora.alpha": 2 * rank} | ({} if line == "opd" else {"params.engine": "nft", "params.groups": 4})
+        for line in ("joint", "joint_long", "rule", "opd")
     }
     for rank in (4, 64)
 }
+for of_rank in TUNED.values():
+    of_rank["rule"] |= RULE
+PAIRS = {"colour": ["taste_1", "taste_2"], "place": ["taste_3", "taste_4"], "light": ["taste_5", "taste_6"]}
 
 
 @pytest.fixture(autouse=True)
@@ -63,27 +66,56 @@ def test_every_cell_s_commands_are_what_its_row_says(number: int) -> None:
     row = cell.cells()[number]
     assert int(row["cell"]) == number
     made = cell.lines(row, 1, Path("results/x"), "TEACHERS")
-    assert list(made) == ["joint_long", "rule", "joint", "opd", "soup"]
-    for line, words in made.items():
-        spec = spec_of(words)
-        assert (spec.seed, spec.backbone, len(spec.tasks)) == (1, f"study-{row['world']}", int(row["tasks"]))
+    shared = ["shared"] if row["overlap"] == "all" else []
+    assert list(made) == ["joint_long", "rule", "joint", "opd", "soup", *shared] and set(made) == outcomes.lines_of(row)
+    tasks = [task for plane in row["planes"].split("+") for task in PAIRS[plane]]
+    assert len(tasks) == int(row["tasks"])
+    specs = {line: spec_of(words) for line, words in made.items()}
+    for line, spec in specs.items():
+        assert (spec.seed, spec.backbone, list(spec.tasks)) == (1, f"study-{row['world']}", tasks)
         assert spec.evaluation.split == "test" and not spec.evaluation.guidance_grid
+        assert spec.evaluation.scale == spec.sampler.guidance == 1
         sources = [spec.scorers[task] for task in spec.tasks]
         assert {source["overlap"] for source in sources} == {row["overlap"]}
-        assert {source["among"] for source in sources} == {row["tasks"]}
+        assert {source["among"] for source in sources} == {"6"}
         assert [source.get("angle") for source in sources] == [None, row["angle"]] * (int(row["tasks"]) // 2)
         if line != "soup":
             assert spec.lora.rank == int(row["rank"])
         if line in ("opd", "soup"):
             assert spec.teachers == {task: f"TEACHERS/{task}" for task in spec.tasks}
-    nfe = {line: spec_of(words).budget.nfe for line, words in made.items() if line != "soup"}
+        if spec.method == "multi_reward":
+            # As many images per update as with four tasks.
+            assert spec.params["groups"] == {2: 8, 4: 4, 6: 3}[len(tasks)]
+    nfe = {line: spec.budget.nfe for line, spec in specs.items() if line != "soup"}
     words = cell.teach(row, 1, Path("results/x"))
     taught = words[words.index("--set") + 1]
     share = float(row["teachers"])
-    assert nfe["opd"] == nfe["joint"] == nfe["rule"] == 73_728 * float(row["budget"])
-    assert taught == f"budget.nfe={nfe['opd'] * share:.0f}"
-    assert nfe["joint_long"] == nfe["opd"] * (1 + int(row["tasks"]) * share)
-    assert spec_of(made["rule"]).params["combine"] == "pcgrad"
+    assert {nfe.pop(line) for line in ("opd", "joint", "rule", *shared)} == {73_728 * float(row["budget"])}
+    assert taught == f"budget.nfe={specs['opd'].budget.nfe * share:.0f}"
+    assert nfe == {"joint_long": specs["opd"].budget.nfe * (1 + int(row["tasks"]) * share)}
+    assert specs["rule"].params["combine"] == "pcgrad"
+    for line in shared:
+        assert specs[line].rewards == {task: dict.fromkeys(tasks, 1.0) for task in tasks}
+    # Records say which line they are.
+    told = {line: outcomes.line_of(Recorded(spec), row) for line, spec in specs.items()}
+    assert told == {line: line for line in specs}
+
+
+class Recorded:
+    """What outcomes.py reads of a run: its settings as they are recorded."""
+
+    def __init__(self, spec):
+        self.spec = spec.record()
+
+
+def test_planes_do_not_go_with_the_number_of_tasks() -> None:
+    rows = cell.cells()
+    for tasks, least in ((2, 3), (4, 4)):
+        planes = [row["planes"] for row in rows if int(row["tasks"]) == tasks]
+        assert len(set(planes)) == 3 and min(map(planes.count, planes)) >= least
+    terms = model.terms(model.coded().assign(response=0.0))
+    assert np.linalg.matrix_rank(terms) == terms.shape[1] == 17
+    assert np.linalg.cond(terms) < 30
 
 
 def test_a_dry_run_prints_the_commands(capsys, monkeypatch) -> None:
@@ -103,95 +135,171 @@ def test_a_cell_s_teachers_can_be_taught(tmp_path: Path) -> None:
 
 
 class Noise:
-    """Made-up outcomes with known effects, all in the worst task's score of distillation."""
+    """Made-up outcomes with known effects, all in the scores of distillation."""
 
-    EFFECTS: ClassVar = {"overlap": -0.05, "conflict": -0.01, "tasks": 0.01, "rank": -0.008, "teachers": 0.01, "budget": 0.005}
+    EFFECTS: ClassVar = {
+        "overlap": -0.05, "conflict": -0.01, "tasks": 0.01, "rank": -0.008, "teachers": 0.01, "budget": 0.005,
+        "colour": 0.02, "place": -0.01, "world 1": 0.01, "world 2": 0.0,
+    }  # fmt: skip
     TRUTH = (0.03 - 0.005, 0.01, 0.008, 0.03 - 0.05 - 0.01 - 0.04, 0.01)
 
     def __init__(self, seed: int, noise: float):
         rng, cells = np.random.default_rng(seed), model.coded()
         worth = 0.03 - 0.04 * cells["overlap"] * cells["conflict"]
         worth += sum(effect * cells[name] for name, effect in self.EFFECTS.items())
-        worth += cells["world"].map({"1": 0.01, "2": 0.0, "3": -0.01}) + rng.normal(0, noise, len(cells))
+        worth += rng.normal(0, noise, len(cells))
         rows = []
         for seed in range(2):
             for index, value in enumerate(worth + rng.normal(0, noise, len(cells))):
-                rows += [(index, seed, "opd", 0.5 + value), (index, seed, "joint_long", 0.5), (index, seed, "joint", 0.4)]
-        self.outcomes = pd.DataFrame(rows, columns=["cell", "seed", "line", "worst"])
-        self.data = model.responses(self.outcomes, "joint_long")
-
-
-def examined(data: pd.DataFrame) -> pd.DataFrame:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a variance of cells near 0 is at the edge of its range
-        return model.tests(data)
+                rows += [(index, seed, "opd", 0.5 + value), (index, seed, "joint_long", 0.5), (index, seed, "joint", 0.5)]
+        self.outcomes = pd.DataFrame(rows, columns=["cell", "seed", "line", "pair"])
 
 
 def test_the_model_finds_effects_that_are_there() -> None:
-    found = examined(Noise(0, 1e-5).data)
+    found = model.tests(Noise(0, 1e-5).outcomes)
     np.testing.assert_allclose(found["value"], Noise.TRUTH, atol=1e-4)
     assert set(found["verdict"]) == {"holds"}
-    opposite = Noise(0, 1e-5).data.assign(response=lambda data: -data["response"])
-    assert set(examined(opposite)["verdict"]) == {"fails"}
+    turned = Noise(0, 1e-5).outcomes.replace({"line": {"opd": "joint", "joint": "opd"}})
+    assert model.tests(turned)["verdict"].tolist()[-1] == "fails"  # the only one that is about joint RL of the same budget
+
+
+def test_the_model_is_the_mixed_model() -> None:
+    """With as many seeds in every cell, least squares on cells' means has the mixed model's estimates and errors."""
+    made = Noise(3, 0.02).outcomes
+    made["pair"] *= 100  # statsmodels warns of variances below .01
+    wide = made.pivot(index=["cell", "seed"], columns="line", values="pair")
+    rows = (wide["opd"] - wide["joint"]).rename("response").reset_index().merge(model.coded(), on="cell")
+    mixed = MixedLM(rows["response"], model.terms(rows), groups=rows["cell"]).fit(reml=True)
+    means = model.fit(model.responses(made, "joint"))
+    np.testing.assert_allclose(means.params, mixed.fe_params, atol=1e-6)
+    np.testing.assert_allclose(means.bse, mixed.bse_fe, rtol=1e-4)
 
 
 def test_the_model_s_intervals_cover_the_truth() -> None:
     covered = []
-    for seed in range(30):
-        found = examined(Noise(seed, 0.01).data)
+    for seed in range(40):
+        found = model.tests(Noise(seed, 0.01).outcomes)
         covered.append((found["low"] <= Noise.TRUTH) & (found["high"] >= Noise.TRUTH))
-    assert 0.9 <= np.mean(covered) <= 0.99  # 150 intervals of 95%; .9 is nearly three standard errors below
+    assert 0.9 <= np.mean(covered) <= 0.99  # 200 intervals of 95%; .9 is more than three standard errors below
 
 
 def test_where_nothing_is_nothing_is_found() -> None:
-    rng = np.random.default_rng(1)
     false = 0
-    for _ in range(20):
-        data = Noise(0, 0.0).data.assign(response=rng.normal(0, 0.01, 72))
-        false += set(examined(data)["verdict"]) != {"undecided"}
-    assert false <= 4  # of a family-wise rate of 5%
+    for seed in range(40):
+        rng, nothing = np.random.default_rng(seed), Noise(0, 0.0).outcomes
+        nothing["pair"] = rng.normal(0, 0.01, len(nothing))
+        false += set(model.tests(nothing)["verdict"]) != {"undecided"}
+    assert false <= 6  # of a family-wise rate of 5%
 
 
-def test_outcomes_tell_lines_apart(tmp_path: Path, monkeypatch) -> None:
-    class Run:
-        def __init__(self, method: str, nfe: int, worst: float, combine: str = "sum"):
-            self.spec = {"method": method, "seed": 0, "params": {"combine": combine}}
-            self.summary = {"cost": {"evaluations": {"training": nfe}}}
-            self.worst = worst
+def test_a_corner_whose_cells_disagree_is_undecided(monkeypatch) -> None:
+    """The prediction there borrows from other cells, so that its own have a veto."""
+    made, cells = Noise(0, 1e-5), model.coded()
+    there = (cells["overlap"] == 1) & (cells["conflict"] > 0.9)
+    assert there.sum() == 4
+    data = model.responses(made.outcomes, "joint")
+    assert model.corner(data) == pytest.approx(data.loc[there, "response"].mean())
+    monkeypatch.setattr(model, "corner", lambda _: 0.001)
+    assert model.tests(made.outcomes)["verdict"].tolist() == ["holds", "holds", "holds", "undecided", "holds"]
 
-    runs = [
-        Run("single_task", 10, 0.9), Run("opd_analytic", 20, 0.7), Run("merge", 0, 0.4), Run("multi_reward", 20, 0.6),
-        Run("multi_reward", 60, 0.8), Run("multi_reward", 20, 0.5, "pcgrad"),
-    ]  # fmt: skip
 
-    def scores(runs: list[Run]) -> pd.DataFrame:
-        made = [("student", runs[0].worst, runs[0].worst + 0.1), ("base", 0.2, 0.3)]
-        rows = [(name, task, "reward", True, value) for name, low, high in made for task, value in (("a", low), ("b", high))]
-        rows += [(name, task, "drift", False, 0.01) for name, *_ in made[:1] for task in "ab"]
-        rows += [(name, task, "diversity@x", False, 0.02) for name, *_ in made for task in "ab"]
-        return pd.DataFrame(rows, columns=["model", "task", "metric", "headline", "value"])
+def test_nothing_is_computed_from_half_a_cell() -> None:
+    made = Noise(0, 0.01).outcomes
+    with pytest.raises(ValueError, match="number of seeds"):
+        model.responses(made.drop(made.index[(made["cell"] == 5) & (made["seed"] == 1)]), "joint")
+    with pytest.raises(ValueError, match="is missing"):
+        model.responses(made.drop(made.index[(made["cell"] == 5) & (made["line"] == "joint")][:1]), "joint")
 
-    (tmp_path / "cell-07").mkdir()
-    monkeypatch.setattr(outcomes, "results", lambda _: runs)
-    monkeypatch.setattr(outcomes, "scores", scores)
-    found = outcomes.outcomes(tmp_path).set_index("line")
-    worst = {"opd": 0.7, "soup": 0.4, "joint": 0.6, "joint_long": 0.8, "rule": 0.5, "base": 0.2}
-    assert found["worst"].to_dict() == pytest.approx(worst)
-    assert found["mean"].to_dict() == pytest.approx({line: value + 0.05 for line, value in worst.items()})
+
+class Run:
+    """A run's record, and the scores that it gives (value of the first task of a pair, and .1 more of the second)."""
+
+    def __init__(self, method: str, nfe: int, low: float, seed: int = 0, **settings):
+        params = {"combine": settings.pop("combine")} if "combine" in settings else {}
+        self.spec = {"method": method, "seed": seed, "params": params, "budget": {"nfe": nfe}} | settings
+        self.summary = {"cost": {"evaluations": {"training": nfe}}}
+        self.folder = Path(f"{method}-x-s{seed}")
+        self.low = low
+
+
+ROW = cell.cells()[7]
+
+
+def scores_of(runs: list[Run]) -> pd.DataFrame:
+    made = [("student", runs[0].low), ("base", 0.2), *(("teacher " + task, 0.9) for task in cell.tasks(ROW))]
+    rows = []
+    for name, low in made:
+        for nth, task in enumerate(cell.tasks(ROW)):
+            rows += [(name, task, "taste", True, low + 0.1 * nth), (name, task, "reward", False, 5.0)]
+            rows += [(name, task, "drift", False, 0.01), (name, task, "diversity@x", False, 0.02)]
+    return pd.DataFrame(rows, columns=["model", "task", "metric", "headline", "value"])
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch) -> list[Run]:
+    """The runs of cell 7."""
+    short, long = cell.student_nfe(ROW), cell.long_nfe(ROW)
+    runs = [Run("single_task", 10, 0.9)]
+    for seed in (0, 1):
+        runs += [
+            Run("opd_analytic", short, 0.7, seed), Run("merge", 0, 0.4, seed), Run("multi_reward", short, 0.6, seed),
+            Run("multi_reward", long, 0.8, seed), Run("multi_reward", short, 0.5, seed, combine="pcgrad"),
+        ]  # fmt: skip
+        if ROW["overlap"] == "all":
+            runs.append(Run("multi_reward", short, 0.3, seed, rewards={"taste_1": {}}))
+    monkeypatch.setattr(outcomes, "results", lambda folder: runs if folder.name == "cell-07" else [])
+    monkeypatch.setattr(outcomes, "scores", scores_of)
+    return runs
+
+
+def test_outcomes_tell_lines_apart(made: list[Run], tmp_path: Path) -> None:
+    table, lacking = outcomes.outcomes(tmp_path)
+    assert len(lacking) == 70 and not [text for text in lacking if text.startswith("cell 7,")]
+    assert set(table["cell"]) == {7} and table.groupby("seed").size().tolist() == [len(table) // 2] * 2
+    found = table[table["seed"] == 1].set_index("line")
+    lowest = {"opd": 0.7, "soup": 0.4, "joint": 0.6, "joint_long": 0.8, "rule": 0.5, "base": 0.2, "teachers": 0.9}
+    lowest |= {"shared": 0.3} if ROW["overlap"] == "all" else {}
+    assert found["lowest"].to_dict() == pytest.approx(lowest)
+    count = int(ROW["tasks"])
+    # The first of each pair is the lower one, and later pairs are higher.
+    shift = np.mean([0.2 * nth for nth in range(count // 2)])
+    assert found["pair"].to_dict() == pytest.approx({line: value + shift for line, value in lowest.items()})
+    mean = 0.1 * (count - 1) / 2
+    assert found["mean"].to_dict() == pytest.approx({line: value + mean for line, value in lowest.items()})
     assert found.loc["base", "drift"] == 0 and found.loc["opd", "drift"] == pytest.approx(0.01)
-    assert set(found["diversity"]) == {0.02} and set(found["cell"]) == {7}
-    assert json.loads(found["nfe"].to_json()) == {
-        "opd": 20, "soup": 0, "joint": 20, "joint_long": 60, "rule": 20, "base": 0}  # fmt: skip
+    assert set(found["diversity"]) == {0.02}
+    short, long = cell.student_nfe(ROW), cell.long_nfe(ROW)
+    assert found.loc[["opd", "joint", "joint_long", "soup", "base", "teachers"], "nfe"].tolist() == [short, short, long, 0, 0, 0]
+
+
+def test_outcomes_of_half_a_cell_are_left_out_unless_a_line_failed(made: list[Run], tmp_path: Path) -> None:
+    (gone,) = [run for run in made if run.spec["method"] == "opd_analytic" and run.spec["seed"] == 1]
+    gone.summary = None
+    table, lacking = outcomes.outcomes(tmp_path)
+    assert "cell 7, seed 1: no opd" in lacking and set(table["seed"]) == {0}
+    table, lacking = outcomes.outcomes(tmp_path, [(7, 1, "opd")])
+    found = table[table["seed"] == 1].set_index("line")
+    assert found.loc["opd", "pair"] == found.loc["base", "pair"] and len(lacking) == 70
+
+
+def test_outcomes_refuse_what_is_no_line_or_there_twice(made: list[Run], tmp_path: Path) -> None:
+    made.append(Run("multi_reward", cell.student_nfe(ROW), 0.6, 1))
+    with pytest.raises(UsageError, match="two runs of joint with seed 1"):
+        outcomes.outcomes(tmp_path)
+    made[-1] = Run("multi_reward", 123, 0.6, 1)
+    with pytest.raises(UsageError, match="budget of 123 NFE"):
+        outcomes.outcomes(tmp_path)
 
 
 def test_the_picture_shows_the_model_and_its_cells() -> None:
     made = Noise(0, 1e-5)
-    value, half = picture.surface(made.data, 1.0)
+    data = model.responses(made.outcomes, "joint")
+    value, sure = picture.surface(data, 1.0)
     at = {(0, 0): 0.03 + 0.01, (-1, -1): 0.03 + 0.01 - 0.04 - 0.05 - 0.01, (0, -1): 0.03 + 0.01 - 0.05}
     for (conflict, overlap), truth in at.items():
         assert value[conflict, overlap] == pytest.approx(truth, abs=1e-4)
-    assert 0 < half.max() < 1e-3
-    for row in picture.adjusted(made.data).itertuples():
+    assert sure[0, 0] and sure[-1, -1] and not sure.all()
+    for row in picture.adjusted(data).itertuples():
         truth = 0.03 + 0.01 * row.tasks - 0.04 * row.overlap * row.conflict - 0.05 * row.overlap - 0.01 * row.conflict
         assert row.response == pytest.approx(truth, abs=1e-4)
     with drawing():

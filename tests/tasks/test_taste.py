@@ -160,5 +160,5 @@ def test_other_worlds_are_refused_and_all_does_not_mean_tastes() -> None:
 
 
 def test_names_tell_different_rewards_apart() -> None:
-    assert taste(1).scorer_name == "taste_1-1+study-1+0"
-    assert taste(2, angle="45").scorer_name == "taste_2-1+study-1+45"
+    assert taste(1).scorer_name == "taste_1-2+study-1+0"
+    assert taste(2, angle="45").scorer_name == "taste_2-2+study-1+45"

@@ -6,21 +6,29 @@ them. Started again, it resumes. Two runs are made at a time, with one thread ea
 
 import argparse
 import csv
+import json
 import os
 import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+from tasks.taste import PLANES
 
 HERE = Path(__file__).parent
 BUDGET = 73_728
 """Training NFE of a student with the full budget: 48 updates of a teacher, and every budget of the design a whole
 number of them."""
 TUNED = HERE / "tuned.yaml"
-"""LoRA rank -> multi_reward, rule or opd_analytic -> the settings that were chosen for it."""
+"""LoRA rank -> line -> the settings that were chosen for it in the central cell."""
+CENTRAL_TASKS = 4
+"""Number of tasks of the central cell."""
+SCORED = 6
+"""Number of tastes whose shapes the common prompts have in every cell, whatever its tasks."""
 WORKERS = 2
 
 
@@ -49,25 +57,52 @@ def teach(cell: dict[str, str], seed: int, results: Path) -> list[str]:
 def lines(cell: dict[str, str], seed: int, results: Path, teachers: str) -> dict[str, list[str]]:
     """Line -> the command that trains its student, the longest first."""
     tuned = yaml.safe_load(TUNED.read_text())[int(cell["rank"])]
-    nfe = student_nfe(cell)
-    with_teachers = nfe + int(cell["tasks"]) * teacher_nfe(cell)
+    nfe, long = {"budget.nfe": student_nfe(cell)}, {"budget.nfe": long_nfe(cell)}
     taught = {f"teachers.{task}": f"{teachers}/{task}" for task in tasks(cell)}
+    joint = {line: _for_tasks(tuned[line], cell) for line in ("joint", "joint_long", "rule")}
     made = {
-        "joint_long": ("multi_reward", {"budget.nfe": with_teachers, **tuned["multi_reward"]}),
-        "rule": ("multi_reward", {"budget.nfe": nfe, **tuned["rule"]}),
-        "joint": ("multi_reward", {"budget.nfe": nfe, **tuned["multi_reward"]}),
-        "opd": ("opd_analytic", {"budget.nfe": nfe, **tuned["opd_analytic"], **taught}),
+        "joint_long": ("multi_reward", joint["joint_long"] | long),
+        "rule": ("multi_reward", joint["rule"] | nfe),
+        "joint": ("multi_reward", joint["joint"] | nfe),
+        "opd": ("opd_analytic", tuned["opd"] | nfe | taught),
         "soup": ("merge", taught),
     }
+    if cell["overlap"] == "all":
+        made["shared"] = ("multi_reward", joint["joint"] | nfe | _shared(cell))
     return {
         line: ["bench", "run", "--method", method, *_place(cell, seed, results), *_set(settings), *_set(_tastes(cell))]
         for line, (method, settings) in made.items()
     }
 
 
+def long_nfe(cell: dict[str, str]) -> int:
+    """Training NFE of a student and its teachers."""
+    return student_nfe(cell) + int(cell["tasks"]) * teacher_nfe(cell)
+
+
+def pairs(cell: dict[str, str]) -> list[tuple[str, str]]:
+    """The cell's pairs of tasks, each in a plane of two attributes."""
+    numbers = [2 * PLANES.index(plane) + 1 for plane in cell["planes"].split("+")]
+    return [(f"taste_{number}", f"taste_{number + 1}") for number in numbers]
+
+
 def tasks(cell: dict[str, str]) -> list[str]:
     """The cell's tasks."""
-    return [f"taste_{number}" for number in range(1, int(cell["tasks"]) + 1)]
+    return [task for pair in pairs(cell) for task in pair]
+
+
+def _for_tasks(tuned: dict[str, Any], cell: dict[str, str]) -> dict[str, Any]:
+    """Joint RL's settings with as many images per update as in the central cell: groups are counted for each task.
+
+    Otherwise the number of updates would fall with the number of tasks, which distillation's does not.
+    """
+    return tuned | {"params.groups": max(1, round(tuned["params.groups"] * CENTRAL_TASKS / int(cell["tasks"])))}
+
+
+def _shared(cell: dict[str, str]) -> dict[str, str]:
+    """Settings by which every image is scored by all tasks, where they have all prompts in common."""
+    others = {task: {other: 1.0 for other in tasks(cell) if other != task} for task in tasks(cell)}
+    return {"rewards": json.dumps(others)}
 
 
 def _place(cell: dict[str, str], seed: int, results: Path) -> list[str]:
@@ -78,10 +113,10 @@ def _place(cell: dict[str, str], seed: int, results: Path) -> list[str]:
 def _tastes(cell: dict[str, str]) -> dict[str, str]:
     """The settings of the cell's tasks: their prompts in common, and the angle within each pair."""
     found = {"evaluation.points": "[1.0]"}
-    for number, task in enumerate(tasks(cell), 1):
-        found |= {f"scorers.{task}.overlap": cell["overlap"], f"scorers.{task}.among": cell["tasks"]}
-        if number % 2 == 0:
-            found[f"scorers.{task}.angle"] = cell["angle"]
+    for task in tasks(cell):
+        found |= {f"scorers.{task}.overlap": cell["overlap"], f"scorers.{task}.among": str(SCORED)}
+    for _, turned in pairs(cell):
+        found[f"scorers.{turned}.angle"] = cell["angle"]
     return found
 
 

@@ -1,14 +1,17 @@
 """The design of part 2: python results/reference/study/part2/design.py writes cells.csv beside it.
 
 A D-optimal fraction of the full factorial of 972 cells, for a model with all main effects and the interactions that the
-protocol's statements are about, found by coordinate exchange (Meyer and Nachtsheim 1995) from 20 random starts.
+protocol's statements are about, found by coordinate exchange (Meyer and Nachtsheim 1995) from 20 random starts. Which
+planes of attributes a cell's pairs of tasks have is then shared out, so that no number of tasks goes with an attribute.
 """
 
 import csv
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
+
+from tasks.taste import PLANES
 
 FACTORS = {
     "overlap": ("none", "half", "all"),
@@ -21,6 +24,8 @@ FACTORS = {
 }
 INTERACTIONS = (("overlap", "angle"), ("overlap", "tasks"), ("tasks", "rank"), ("angle", "teachers"))
 CELLS, STARTS, SEED = 36, 20, 20261128
+DRAWS = 5_000
+"""Ways of sharing out the planes, of which the best for the model is taken."""
 
 
 def contrasts(levels: int) -> np.ndarray:
@@ -63,6 +68,30 @@ def exchanged(cells: list[dict[str, int]]) -> tuple[float, list[dict[str, int]]]
     return best, cells
 
 
+def shares(planes: tuple[str, ...]) -> list[float]:
+    """How much a cell has of the first two planes, less what it has of the third."""
+    *first, last = (float(plane in planes) / len(planes) for plane in PLANES)
+    return [share - last for share in first]
+
+
+def with_planes(cells: list[dict[str, int]], rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """The planes of every cell: choices for a number of tasks equally often, with the least aliasing of all draws."""
+    fixed = np.stack([row(cell) for cell in cells])
+    best, chosen = -np.inf, []
+    for _ in range(DRAWS):
+        drawn: list[tuple[str, ...]] = [()] * len(cells)
+        for index, tasks in enumerate(FACTORS["tasks"]):
+            choices = [*combinations(PLANES, int(tasks) // 2)]
+            rng.shuffle(choices)
+            for nth, place in enumerate(rng.permutation([i for i, c in enumerate(cells) if c["tasks"] == index])):
+                drawn[place] = tuple(choices[nth % len(choices)])
+        x = np.column_stack([fixed, [shares(planes) for planes in drawn]])
+        value = np.linalg.slogdet(x.T @ x)[1]
+        if value > best:
+            best, chosen = value, drawn
+    return chosen
+
+
 def main() -> None:
     """Find the design and write it, in random order."""
     rng = np.random.default_rng(SEED)
@@ -75,9 +104,10 @@ def main() -> None:
     print(f"{CELLS} cells, {terms} terms, D-efficiency {np.exp(best / terms):.3f}")
     with (Path(__file__).parent / "cells.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["cell", *FACTORS])
-        for number, cell in enumerate(rng.permutation(np.array(cells, object)).tolist()):
-            writer.writerow([number, *(FACTORS[name][index] for name, index in cell.items())])
+        writer.writerow(["cell", *FACTORS, "planes"])
+        shuffled = rng.permutation(np.array(cells, object)).tolist()
+        for number, (cell, planes) in enumerate(zip(shuffled, with_planes(shuffled, rng))):
+            writer.writerow([number, *(FACTORS[name][index] for name, index in cell.items()), "+".join(planes)])
 
 
 if __name__ == "__main__":

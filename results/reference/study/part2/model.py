@@ -1,26 +1,30 @@
 """The model of part 2's response: python results/reference/study/part2/model.py prints the tests on outcomes.csv.
 
-A linear mixed model with a random intercept per cell. Tests of the protocol's three statements are t-tests of
-contrasts, with as many degrees of freedom as there are more cells than fixed effects.
+A linear mixed model with a random intercept per cell. As every cell has the same number of seeds, its estimates and
+their errors are those of least squares on the cells' means, which is how they are computed. Tests of the protocol's
+statements are t-tests of contrasts, with as many degrees of freedom as there are more cells than fixed effects.
 """
 
-import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from design import shares
 from scipy import stats
-from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
-from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 HERE = Path(__file__).parent
 FACTORS = ("overlap", "conflict", "tasks", "rank", "teachers", "budget")
+NUISANCES = ("colour", "place", "world 1", "world 2")
+"""Contrasts of planes and of worlds, which are 0 averaged over all."""
 PRODUCTS = (
     ("overlap", "conflict"),
     ("overlap", "tasks"),
+    ("overlap", "rank"),
     ("tasks", "rank"),
     ("conflict", "teachers"),
     ("conflict", "conflict"),
@@ -28,8 +32,10 @@ PRODUCTS = (
 OVERLAP = {"none": 0.0, "half": 0.5, "all": 1.0}
 CENTRE = {"overlap": 0.5, "conflict": 0.5, "tasks": 0.0, "rank": 0.0, "teachers": 0.0, "budget": 0.0}
 """Where a statement does not name a factor."""
-WORLDS = ("1", "2", "3")
-RESPONSES = {"teachers counted": "joint_long", "teachers not counted": "joint"}
+COUNTED, NOT_COUNTED = "teachers counted", "teachers not counted"
+RESPONSES = {COUNTED: "joint_long", NOT_COUNTED: "joint"}
+CORNER = {"overlap": 1.0, "conflict": 1.0}
+"""Where statement 2 is about."""
 
 
 def coded() -> pd.DataFrame:
@@ -39,6 +45,8 @@ def coded() -> pd.DataFrame:
     and 1; teachers, the logarithm to base 2 of the share of updates, plus 1: -1, 0, 1.
     """
     cells = pd.read_csv(HERE / "cells.csv", dtype={"world": str})
+    planes = [shares(tuple(text.split("+"))) for text in cells["planes"]]
+    worlds = {f"world {one}": (cells["world"] == one) * 1.0 - (cells["world"] == "3") for one in ("1", "2")}
     return pd.DataFrame(
         {
             "cell": cells["cell"],
@@ -48,51 +56,40 @@ def coded() -> pd.DataFrame:
             "rank": cells["rank"].map({4: -1.0, 64: 1.0}),
             "budget": cells["budget"].map({0.25: -1.0, 1.0: 1.0}),
             "teachers": np.log2(cells["teachers"]) + 1,
-            "world": cells["world"],
+            "colour": [colour for colour, _ in planes],
+            "place": [place for _, place in planes],
+            **worlds,
         }
     )
 
 
-def responses(outcomes: pd.DataFrame, against: str, value: str = "worst") -> pd.DataFrame:
-    """Distillation minus the line `against`, by cell and seed, with the cell's factors."""
+def responses(outcomes: pd.DataFrame, against: str, value: str = "pair") -> pd.DataFrame:
+    """Distillation minus the line `against`: one row per cell, the mean over its seeds, with the cell's factors.
+
+    Raises ValueError if cells have different numbers of seeds, or if an outcome is not finite.
+    """
     wide = outcomes.pivot(index=["cell", "seed"], columns="line", values=value)
-    gap = (wide["opd"] - wide[against]).rename("response").reset_index()
-    return gap.merge(coded(), on="cell")
+    gap = wide["opd"] - wide[against]
+    if not np.isfinite(gap).all() or gap.groupby("cell").size().nunique() != 1:
+        raise ValueError(f"{value} of opd or {against} is missing, or cells differ in their number of seeds")
+    return gap.groupby("cell").mean().rename("response").reset_index().merge(coded(), on="cell")
 
 
 def fit(data: pd.DataFrame) -> Any:
-    """The mixed model, by restricted maximum likelihood."""
-    with warnings.catch_warnings():
-        # A variance between cells that is estimated as 0 is at the edge of its range, and as good as any other.
-        warnings.filterwarnings("ignore", "The MLE may be on the boundary", ConvergenceWarning)
-        return MixedLM(data["response"], terms(data), groups=data["cell"]).fit(reml=True)
+    """Least squares on the cells' means."""
+    return OLS(data["response"], terms(data)).fit()
 
 
 def terms(data: pd.DataFrame) -> pd.DataFrame:
-    """The fixed effects' columns: factors, products, and two contrasts of worlds, which are 0 averaged over all."""
-    columns = {"constant": pd.Series(1.0, data.index)} | {name: data[name].astype(float) for name in FACTORS}
-    columns |= {f"{one} x {other}": data[one] * data[other] for one, other in PRODUCTS}
-    *others, last = WORLDS
-    for world in others:
-        columns[f"world {world}"] = (data["world"] == world).astype(float) - (data["world"] == last).astype(float)
-    return pd.DataFrame(columns)
+    """The fixed effects' columns: constant, factors, nuisances, products."""
+    columns = {"constant": pd.Series(1.0, data.index)}
+    columns |= {name: data[name].astype(float) for name in (*FACTORS, *NUISANCES)}
+    return pd.DataFrame(columns | {f"{one} x {other}": data[one] * data[other] for one, other in PRODUCTS})
 
 
-def prediction(worlds: Sequence[str] = WORLDS, **at: float) -> np.ndarray:
-    """The weights of the fixed effects in the prediction at a point, averaged over worlds."""
-    points = pd.DataFrame([CENTRE | at | {"world": world} for world in worlds])
-    return terms(points).mean().to_numpy()
-
-
-def predicted(data: pd.DataFrame, weights_CF: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(value, half the width of its 95% interval, two-sided p-value), each [C], of contrasts of the fixed effects."""
-    model = fit(data)
-    names = model.fe_params.index
-    covariance = model.cov_params().loc[names, names].to_numpy()
-    freedom = data["cell"].nunique() - len(names)
-    value_C = weights_CF @ model.fe_params.to_numpy()
-    error_C = np.sqrt(np.einsum("cf,fg,cg->c", weights_CF, covariance, weights_CF))
-    return value_C, stats.t.ppf(0.975, freedom) * error_C, 2 * stats.t.sf(np.abs(value_C) / error_C, freedom)
+def prediction(**at: float) -> np.ndarray:
+    """The weights of the fixed effects in the prediction at a point, averaged over planes and worlds."""
+    return terms(pd.DataFrame([dict.fromkeys(NUISANCES, 0.0) | CENTRE | at])).to_numpy()[0]
 
 
 def change(name: str, by: float, **at: float) -> np.ndarray:
@@ -101,37 +98,91 @@ def change(name: str, by: float, **at: float) -> np.ndarray:
     return prediction(**at | {name: start + by}) - prediction(**at)
 
 
-def statements() -> dict[str, tuple[np.ndarray, int]]:
-    """The protocol's statements as contrasts: name -> (weights, claimed sign)."""
-    return {
-        "1 without overlap distillation wins": (prediction(overlap=0.0), 1),
-        "1 more so with more tasks": (change("tasks", 1.0, overlap=0.0), 1),
-        "1 more so with a lower rank": (change("rank", -1.0, overlap=0.0), 1),
-        "2 with opposed rewards on the same prompts it loses": (prediction(overlap=1.0, conflict=1.0), -1),
-        "3 with better teachers it gains": (change("teachers", 1.0), 1),
-    }
+@dataclass(frozen=True)
+class Statement:
+    """A claim of the protocol: a contrast of one response that is above 0 (sign 1) or below (-1)."""
+
+    name: str
+    response: str
+    weights: np.ndarray
+    sign: int
 
 
-def tests(data: pd.DataFrame) -> pd.DataFrame:
-    """Estimates of the statements' contrasts, 95% intervals, two-sided p-values and Holm's correction over the five."""
-    weights, signs = zip(*statements().values())
-    value, half, p = predicted(data, np.stack(weights))
-    table = pd.DataFrame(
-        {"statement": list(statements()), "value": value, "low": value - half, "high": value + half, "p": p}
-    )
+def statements() -> list[Statement]:
+    """The protocol's statements."""
+    return [
+        Statement("1a without overlap distillation wins", COUNTED, prediction(overlap=0.0), 1),
+        Statement("1b more so with more tasks", COUNTED, change("tasks", 1.0, overlap=0.0), 1),
+        Statement("1c more so with a lower rank", COUNTED, change("rank", -1.0, overlap=0.0), 1),
+        Statement("2 with opposed rewards on the same prompts it loses", COUNTED, prediction(**CORNER), -1),
+        Statement("3 with better teachers it gains", NOT_COUNTED, change("teachers", 1.0), 1),
+    ]
+
+
+def estimates(data: pd.DataFrame, weights_CF: Sequence[np.ndarray]) -> pd.DataFrame:
+    """value, 95% interval (low, high) and two-sided p of contrasts of the fixed effects."""
+    found = fit(data).t_test(np.stack(weights_CF))
+    low, high = found.conf_int(0.05).T
+    return pd.DataFrame({"value": found.effect, "low": low, "high": high, "p": found.pvalue})
+
+
+def corner(data: pd.DataFrame) -> float:
+    """Mean response of the cells with all prompts in common and opposed rewards."""
+    there = np.logical_and.reduce([np.isclose(data[name], value) for name, value in CORNER.items()])
+    return float(data.loc[there, "response"].mean())
+
+
+def tests(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """The statements with estimates, 95% intervals, two-sided p-values, Holm's correction over all, and verdicts.
+
+    A statement about the corner is undecided if the mean of the corner's own cells has the other sign.
+    """
+    data = {name: responses(outcomes, line) for name, line in RESPONSES.items()}
+    asked = statements()
+    table = pd.concat([estimates(data[one.response], [one.weights]) for one in asked], ignore_index=True)
+    table.insert(0, "statement", [one.name for one in asked])
+    table.insert(1, "response", [one.response for one in asked])
     table["p (Holm)"] = multipletests(table["p"], method="holm")[1]
-    claimed = np.sign(table["value"]) == signs
+    sign = np.sign(table["value"])
     sure = table["p (Holm)"] < 0.05
+    for place, one in enumerate(asked):
+        if np.array_equal(one.weights, prediction(**CORNER)):
+            sure[place] &= np.sign(corner(data[one.response])) == sign[place]
+    claimed = sign == [one.sign for one in asked]
     table["verdict"] = np.select([sure & claimed, sure & ~claimed], ["holds", "fails"], "undecided")
     return table
 
 
-def main() -> None:
-    """Print the tests for both responses."""
-    outcomes = pd.read_csv(HERE / "outcomes.csv")
+def beside(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """What is reported beside the verdicts, without tests: contrasts of other responses, and measures by line.
+
+    `drift` and `diversity` are distillation minus the other line, over cells, with the interval of a paired t-test.
+    """
+    rows = []
     for name, line in RESPONSES.items():
-        print(f"worst task, distillation minus joint RL, {name}")
-        print(tests(responses(outcomes, line)).round(4).to_string(index=False), end="\n\n")
+        for value in ("pair", "lowest", "mean"):
+            data = responses(outcomes, line, value)
+            found = estimates(data, [one.weights for one in statements()])
+            rows += [
+                (f"{one.name}, {value}", name, *row)
+                for one, row in zip(statements(), found[["value", "low", "high"]].itertuples(index=False))
+            ]
+            rows.append((f"the corner's own cells, {value}", name, corner(data), np.nan, np.nan))
+        for value in ("diversity", "drift"):
+            gap = responses(outcomes, line, value)["response"]
+            reach = stats.t.ppf(0.975, len(gap) - 1) * gap.std() / np.sqrt(len(gap))
+            rows.append((value, name, gap.mean(), gap.mean() - reach, gap.mean() + reach))
+    return pd.DataFrame(rows, columns=["quantity", "response", "value", "low", "high"])
+
+
+def main() -> None:
+    """Print the tests, and what is reported beside them."""
+    outcomes = pd.read_csv(HERE / "outcomes.csv")
+    count, cells = outcomes["cell"].nunique(), len(coded())
+    if count < cells:
+        print(f"{count} of {cells} cells have finished: nothing is decided before all have")
+    print(tests(outcomes).round(4).to_string(index=False), end="\n\n")
+    print(beside(outcomes).round(4).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -1,66 +1,109 @@
 """Outcomes of part 2's runs: python results/reference/study/part2/outcomes.py results/study/part2 writes outcomes.csv.
 
-One row per cell, seed and line, and one for the base: the lowest and the mean score of the cell's tasks, and of
-the measures (bench/training/measures.py) the means over tasks.
+One row per cell, seed and line, one for the base, and one for the cell's teachers, each on its own task. Of scores: the
+response `pair` (the lower score of each pair of tasks, averaged over pairs), the lowest and the mean; of measures
+(bench/training/measures.py) the means over tasks. Cells of which a line has not finished are left out and named.
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from cell import cells, long_nfe, pairs, student_nfe, tasks
 
 from bench.analysis.metric_names import DIVERSITY, DRIFT
+from bench.errors import UsageError
 from bench.results import Result, results, scores
 
 HERE = Path(__file__).parent
-BASE = "base"
+SEEDS = (0, 1)
+BASE, TEACHERS = "base", "teachers"
+COLUMNS = ["cell", "seed", "line", "nfe", "pair", "lowest", "mean", "diversity", "drift"]
+LINES = ("joint_long", "rule", "joint", "opd", "soup")
+SHARED = "shared"
+FAILED = HERE / "failed.csv"
+"""Lines that ended in an error that their settings cause (cell, seed, line, error): they get the base's row."""
 
 
-def line_of(run: Result) -> str | None:
-    """The line of a run, by its settings; None for a teacher."""
+def line_of(run: Result, cell: dict[str, str]) -> str | None:
+    """The line of a run of a cell, by its settings; None for a teacher. Raises UsageError for a run of no line."""
     spec = run.spec
-    if spec["method"] == "single_task":
-        return None
-    if spec["method"] != "multi_reward":
-        return {"opd_analytic": "opd", "merge": "soup"}[spec["method"]]
-    return "joint" if spec["params"]["combine"] == "sum" else "rule"
+    if spec["method"] in ("single_task", "opd_analytic", "merge"):
+        return {"single_task": None, "opd_analytic": "opd", "merge": "soup"}[spec["method"]]
+    if spec.get("rewards"):
+        return SHARED
+    if spec["params"].get("combine", "sum") != "sum":
+        return "rule"
+    nfe = spec["budget"]["nfe"]
+    for line, budget in (("joint", student_nfe(cell)), ("joint_long", long_nfe(cell))):
+        if nfe == budget:
+            return line
+    raise UsageError(
+        f"{run.folder.name} of cell {cell['cell']} has a budget of {nfe} NFE, which no line of the cell has"
+    )
 
 
-def outcomes(root: Path) -> pd.DataFrame:
-    """The table. Of two joint lines of a cell and seed the one with the larger budget is `joint_long`."""
+def lines_of(cell: dict[str, str]) -> set[str]:
+    """The lines that the cell has."""
+    return {*LINES, *([SHARED] if cell["overlap"] == "all" else [])}
+
+
+def outcomes(root: Path, failed: Iterable[tuple[int, int, str]] = ()) -> tuple[pd.DataFrame, list[str]]:
+    """(the table, a message for every cell and seed that is left out). Raises UsageError for two runs of one line."""
     rows: list[dict[str, Any]] = []
-    for folder in sorted(root.glob("cell-*")):
-        cell = int(folder.name.removeprefix("cell-"))
-        for run in results(folder):
-            summary, own = run.summary, line_of(run)
-            if summary is None or own is None:
+    lacking = []
+    for cell in cells():
+        number = int(cell["cell"])
+        made: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in SEEDS}
+        for run in results(root / f"cell-{number:02}"):
+            line, of_seed = line_of(run, cell), made[run.spec["seed"]]
+            if run.summary is None or line is None:
                 continue
-            found = scores([run])
-            models = {own: "student"} | ({BASE: BASE} if own == "joint" else {})
-            for line, model in models.items():
-                of_model = found[found["model"] == model]
-                tasks = of_model[of_model["headline"]].groupby("task")["value"].mean()
-                means = of_model.groupby("metric")["value"].mean()
-                diversity = means[[name.startswith(f"{DIVERSITY}@") for name in means.index]]
-                rows.append(
-                    {
-                        "cell": cell,
-                        "seed": run.spec["seed"],
-                        "line": line,
-                        "nfe": summary["cost"]["evaluations"].get("training", 0) if line != BASE else 0,
-                        "worst": tasks.min(),
-                        "mean": tasks.mean(),
-                        "diversity": diversity.mean(),
-                        "drift": means.get(DRIFT, 0.0 if line == BASE else float("nan")),
-                    }
-                )
-    table = pd.DataFrame(rows).drop_duplicates(["cell", "seed", "line", "nfe"])
-    joint = table[table["line"] == "joint"]
-    shortest = joint.groupby(["cell", "seed"])["nfe"].transform("min")
-    table.loc[joint.index[joint["nfe"] > shortest], "line"] = "joint_long"
-    return table.sort_values(["cell", "seed", "line"], ignore_index=True)
+            if line in of_seed:
+                raise UsageError(f"cell {number} has two runs of {line} with seed {run.spec['seed']}: move one away")
+            of_seed |= {**_rows(run, line, cell), **of_seed}
+        for seed, of_seed in made.items():
+            for *at, line in failed:
+                if at == [number, seed] and BASE in of_seed:
+                    of_seed[line] = of_seed[BASE] | {"line": line}
+            absent = sorted({*lines_of(cell), BASE} - of_seed.keys())
+            if absent:
+                lacking.append(f"cell {number}, seed {seed}: no {', '.join(absent)}")
+            else:
+                rows += of_seed.values()
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["cell", "seed", "line"], ignore_index=True), lacking
+
+
+def _rows(run: Result, line: str, cell: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Line -> row, of what one run gives: its student, the base, and from distillation the teachers."""
+    found = scores([run])
+    own = {line: found[found["model"] == "student"], BASE: found[found["model"] == BASE]}
+    if line == "opd":
+        own[TEACHERS] = found[found["model"] == "teacher " + found["task"]]
+    rows = {}
+    for name, of_model in own.items():
+        score = of_model[of_model["headline"]].set_index("task")["value"][tasks(cell)]
+        means = of_model.groupby("metric")["value"].mean()
+        diversity = means[[metric.startswith(f"{DIVERSITY}@") for metric in means.index]].mean()
+        drift = 0.0 if name == BASE else means.get(DRIFT, float("nan"))
+        spent = run.summary["cost"]["evaluations"].get("training", 0) if name == line else 0
+        pair = sum(min(score[one], score[other]) for one, other in pairs(cell)) / len(pairs(cell))
+        row = (int(cell["cell"]), run.spec["seed"], name, spent, pair, score.min(), score.mean(), diversity, drift)
+        rows[name] = dict(zip(COLUMNS, row))
+    return rows
+
+
+def main() -> None:
+    """Write the table, and name what is left out."""
+    failed = (
+        pd.read_csv(FAILED)[["cell", "seed", "line"]].itertuples(index=False, name=None) if FAILED.is_file() else ()
+    )
+    table, lacking = outcomes(Path(sys.argv[1]), list(failed))
+    table.round(6).to_csv(HERE / "outcomes.csv", index=False)
+    print("\n".join(lacking))
 
 
 if __name__ == "__main__":
-    outcomes(Path(sys.argv[1])).round(6).to_csv(HERE / "outcomes.csv", index=False)
+    main()

@@ -1,14 +1,14 @@
 """The picture of part 2: python results/reference/study/part2/picture.py draws phase.svg and phase.png.
 
-Where distillation beats joint RL in the worst task, over the prompts that tasks have in common and the conflict of
-their rewards, for each number of tasks, with teachers counted and not. Other factors are at their middle.
+Where distillation beats joint RL in the worse task of a pair, over the prompts that tasks have in common and the
+conflict of their rewards, for each number of tasks, with teachers counted and not. Other factors are at their middle.
 """
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from model import CENTRE, HERE, OVERLAP, RESPONSES, coded, fit, predicted, prediction, responses
+from model import HERE, OVERLAP, RESPONSES, estimates, fit, prediction, responses
 
 from bench.system.drawing import imported
 from report.style import INK, WIDTHS, drawing
@@ -27,23 +27,18 @@ FINE = np.linspace(0, 1, 41)
 
 
 def surface(data: pd.DataFrame, tasks: float) -> tuple[np.ndarray, np.ndarray]:
-    """(predicted response, half the width of its 95% interval), each [conflict, overlap], at a code of tasks."""
+    """(predicted response, whether its 95% interval excludes 0), each [conflict, overlap], at a code of tasks."""
     points = [prediction(overlap=overlap, conflict=conflict, tasks=tasks) for conflict in FINE for overlap in FINE]
-    value, half, _ = predicted(data, np.stack(points))
-    return value.reshape(len(FINE), -1), half.reshape(len(FINE), -1)
+    found = estimates(data, points)
+    value, sure = (found[name].to_numpy().reshape(len(FINE), -1) for name in ("value", "p"))
+    return value, sure < 0.05
 
 
 def adjusted(data: pd.DataFrame) -> pd.DataFrame:
-    """Each cell's mean response, minus what the model ascribes to the factors that the picture does not show."""
-    effects = fit(data).fe_params.to_numpy()
-    cells = data.groupby("cell", as_index=False)["response"].mean().merge(coded(), on="cell")
-    shown = ["overlap", "conflict", "tasks"]
-    for row in cells.itertuples():
-        here = {name: float(getattr(row, name)) for name in CENTRE}
-        own = prediction(worlds=[str(row.world)], **here)
-        middle = prediction(**{name: here[name] for name in shown})
-        cells.loc[row.Index, "response"] -= (own - middle) @ effects
-    return cells
+    """Each cell's response, minus what the model ascribes to all that the picture does not show."""
+    model = fit(data)
+    shown = [prediction(**row) for row in data[["overlap", "conflict", "tasks"]].to_dict("records")]
+    return data.assign(response=np.stack(shown) @ model.params.to_numpy() + model.resid)
 
 
 def phase(outcomes: pd.DataFrame) -> "Figure":
@@ -60,11 +55,10 @@ def phase(outcomes: pd.DataFrame) -> "Figure":
         len(RESPONSES), len(TASKS), sharex=True, sharey=True, squeeze=False, figsize=(WIDTHS["page"], 4.4)
     )
     scale = {"cmap": "RdBu", "vmin": -reach, "vmax": reach}
-    for (name, number), (value, half) in found.items():
+    for (name, number), (value, sure) in found.items():
         panel = axes[list(RESPONSES).index(name), list(TASKS).index(number)]
         shade = panel.pcolormesh(FINE, FINE, value, shading="gouraud", rasterized=True, **scale)
-        sure = (np.abs(value) > half).astype(float)
-        panel.contourf(FINE, FINE, sure, levels=[-0.5, 0.5], colors="none", hatches=["////"], zorder=2)
+        panel.contourf(FINE, FINE, sure.astype(float), levels=[-0.5, 0.5], colors="none", hatches=["////"], zorder=2)
         if value.min() < 0 < value.max():
             panel.contour(FINE, FINE, value, levels=[0], colors=[INK], linewidths=1.2, zorder=3)
         cells = dots[name][dots[name]["tasks"] == TASKS[number]]
@@ -81,7 +75,7 @@ def phase(outcomes: pd.DataFrame) -> "Figure":
     figure.supxlabel(f"prompts that all tasks have in common\n{NOTE}", fontsize=8)
     figure.supylabel("angle between two rewards", fontsize=8)
     bar = figure.colorbar(shade, ax=axes, shrink=0.9, pad=0.01)
-    bar.set_label("score of the worst task: distillation minus joint RL")
+    bar.set_label("score of the worse task of a pair: distillation minus joint RL")
     bar.outline.set_visible(False)
     return figure
 
