@@ -192,6 +192,26 @@ def test_where_nothing_is_nothing_is_found() -> None:
     assert false <= 6  # of a family-wise rate of 5%
 
 
+def test_what_is_reported_beside_the_verdicts() -> None:
+    """On outcomes in which distillation has .1 more of everything than each other line, and half of the teachers' gain."""
+    rows, rng = [], np.random.default_rng(0)
+    for row in cell.cells():
+        for seed in (0, 1):
+            gain = rng.uniform(0.2, 0.4)
+            values = {"base": 0.5, "teachers": 0.5 + gain, "opd": 0.6, "joint": 0.6 - 0.5 * gain, "joint_long": 0.5}
+            values |= {"rule": 0.5, "soup": 0.4} | ({"shared": 0.3} if row["overlap"] == "all" else {})
+            rows += [(int(row["cell"]), seed, line, *[value] * 5) for line, value in values.items()]
+    made = pd.DataFrame(rows, columns=["cell", "seed", "line", "pair", "lowest", "mean", "diversity", "drift"])
+    found = model.beside(made).set_index(["quantity", "response"])["value"]
+    assert found["slope on what the teachers gained", "teachers not counted"] == pytest.approx(0.5)
+    assert found["diversity, all cells", "teachers counted"] == pytest.approx(0.1)
+    assert found["pair, 36 cells", "soup in the place of joint"] == pytest.approx(0.2)
+    count = sum(row["overlap"] == "all" for row in cell.cells())
+    assert found[f"pair, {count} cells", "shared in the place of joint"] == pytest.approx(0.3)
+    assert found["1a without overlap distillation wins, lowest", "teachers counted"] == pytest.approx(0.1)
+    assert found["the corner's own cells, mean", "teachers counted"] == pytest.approx(0.1)
+
+
 def test_a_corner_whose_cells_disagree_is_undecided(monkeypatch) -> None:
     """The prediction there borrows from other cells, so that its own have a veto."""
     made, cells = Noise(0, 1e-5), model.coded()

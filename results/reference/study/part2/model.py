@@ -16,6 +16,7 @@ from design import shares
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
+from statsmodels.tools import add_constant
 
 HERE = Path(__file__).parent
 FACTORS = ("overlap", "conflict", "tasks", "rank", "teachers", "budget")
@@ -154,9 +155,10 @@ def tests(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """What is reported beside the verdicts, without tests: contrasts of other responses, and measures by line.
+    """What is reported beside the verdicts, without tests.
 
-    `drift` and `diversity` are distillation minus the other line, over cells, with the interval of a paired t-test.
+    Contrasts of other responses; distillation minus the other line in diversity and drift, and minus further lines in
+    score, over cells, with the interval of a paired t-test; the slope of the response on the teachers' gain.
     """
     rows = []
     for name, line in RESPONSES.items():
@@ -168,11 +170,27 @@ def beside(outcomes: pd.DataFrame) -> pd.DataFrame:
                 for one, row in zip(statements(), found[["value", "low", "high"]].itertuples(index=False))
             ]
             rows.append((f"the corner's own cells, {value}", name, corner(data), np.nan, np.nan))
-        for value in ("diversity", "drift"):
-            gap = responses(outcomes, line, value)["response"]
-            reach = stats.t.ppf(0.975, len(gap) - 1) * gap.std() / np.sqrt(len(gap))
-            rows.append((value, name, gap.mean(), gap.mean() - reach, gap.mean() + reach))
+        rows += [
+            (f"{value}, all cells", name, *_mean(responses(outcomes, line, value))) for value in ("diversity", "drift")
+        ]
+    for line in ("rule", "soup", "shared"):
+        has = outcomes[outcomes["line"] == line]["cell"]
+        data = responses(outcomes[outcomes["cell"].isin(has)], line)
+        rows.append((f"pair, {len(data)} cells", f"{line} in the place of joint", *_mean(data)))
+    gain = outcomes.pivot(index=["cell", "seed"], columns="line", values="pair").groupby("cell").mean()
+    data = responses(outcomes, RESPONSES[NOT_COUNTED])
+    taught = OLS(
+        data["response"], add_constant((gain["teachers"] - gain["base"]).rename("gain")[data["cell"]].to_numpy())
+    ).fit()
+    rows.append(("slope on what the teachers gained", NOT_COUNTED, taught.params.iloc[1], *taught.conf_int().iloc[1]))
     return pd.DataFrame(rows, columns=["quantity", "response", "value", "low", "high"])
+
+
+def _mean(data: pd.DataFrame) -> tuple[float, float, float]:
+    """Mean response over cells with the 95% interval of a t-test."""
+    gap = data["response"]
+    reach = stats.t.ppf(0.975, len(gap) - 1) * gap.std() / np.sqrt(len(gap))
+    return gap.mean(), gap.mean() - reach, gap.mean() + reach
 
 
 def main() -> None:
