@@ -76,18 +76,20 @@ def test_the_cells_of_part_2_are_the_design_s() -> None:
         assert max(map(levels.count, levels)) - min(map(levels.count, levels)) <= 3
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("tuning/*.tar.xz")), ids=lambda path: path.name.partition(".")[0])
-def test_a_recipe_has_what_its_method_s_tuning_chose(path: Path) -> None:
-    with tarfile.open(path) as archive:
-        found = [name for name in archive.getnames() if name.count("/") == 1 and name.endswith("summary.json")]
-        summary = json.load(archive.extractfile(found[0])) if found else {}
-    if not summary.get("confirmed"):
-        pytest.skip("a long line, or not finished when it was packed")
+def tuning(name: str) -> dict:
+    """What a study that tunes ended with, from its archive."""
+    with tarfile.open(FOLDER / "tuning" / f"{name}.tar.xz") as archive:
+        (member,) = (found for found in archive.getnames() if re.fullmatch(r"[^/]+/summary\.json", found))
+        return json.load(archive.extractfile(member))
+
+
+@pytest.mark.parametrize("method", ["multi_reward", "opd_analytic", "cascade"])
+def test_a_recipe_has_what_its_method_s_tuning_chose(method: str) -> None:
+    summary = tuning(method)
     assert summary["trials"]["complete"] + summary["trials"]["fail"] == 20
     first, *others = summary["confirmed"]
     assert [len(row["runs"]) for row in summary["confirmed"]] == [3] * 4
     assert first["value"] >= max(row["value"] for row in others)
-    method = path.name.partition(".")[0]
     # A recipe is for any tasks, so the cascade's order is in the command.
     ordered = re.findall(rf"{method}\.(params\.order=[^\"]*)", (FOLDER / "part1.sh").read_text())
     assert len(ordered) == (method == "cascade")
@@ -100,6 +102,16 @@ def test_a_recipe_has_what_its_method_s_tuning_chose(path: Path) -> None:
         assert (teacher.optimizer, teacher.lora, teacher.sampler) == (spec.optimizer, spec.lora, spec.sampler)
         assert teacher.params | {"groups": None} == {key: spec.params[key] for key in teacher.params} | {"groups": None}
         assert teacher.params["groups"] == 3 * spec.params["groups"]
+
+
+@pytest.mark.parametrize("method", ["multi_reward", "cascade"])
+def test_a_long_line_has_the_best_of_its_five_trials(method: str) -> None:
+    """The best setting of D, of both methods, so that part1.sh sets nothing but their budget."""
+    summary = tuning(f"{method}_long")
+    assert summary["trials"]["complete"] == 5
+    best = max(summary["complete"], key=lambda trial: trial["values"])
+    settings = [f"{key}={value}" for key, value in best["settings"].items() if key != "params.order"]
+    assert resolve(method, TASKS, 100, "study-2") == resolve(method, TASKS, 100, "study-2", overrides=settings)
 
 
 def test_part_1_runs_the_protocol_s_lines(tmp_path: Path) -> None:
