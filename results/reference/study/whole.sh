@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The whole study with the chosen settings: bash results/reference/study/whole.sh. Started again, it resumes.
+set -euo pipefail
+here=$(dirname "$0")
+bash "$here/part1.sh" study-2 0 1 2 3 4 5 6 7 8 9
+bash "$here/part1.sh" study-1 0 1 2
+bash "$here/part1.sh" study-3 0 1 2
+bench report results/study/study-1 results/study/study-2 results/study/study-3 --hypotheses "$here/hypotheses.yaml" \
+  -o results/study/report
+for seed in 0 1; do
+  for cell in {0..35}; do
+    python "$here/part2/cell.py" "$cell" --seed "$seed"
+  done
+done
+python "$here/part2/outcomes.py" results/study/part2
+python "$here/part2/model.py"
+python "$here/part2/picture.py"
