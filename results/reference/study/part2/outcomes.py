@@ -6,7 +6,7 @@ response `pair` (the lower score of each pair of tasks, averaged over pairs), th
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,15 @@ def lines_of(cell: dict[str, str]) -> set[str]:
     return {*LINES, *([SHARED] if cell["overlap"] == "all" else [])}
 
 
-def outcomes(root: Path, failed: Iterable[tuple[int, int, str]] = ()) -> tuple[pd.DataFrame, list[str]]:
+def outcomes(root: Path, failed: Sequence[tuple[int, int, str]] = ()) -> tuple[pd.DataFrame, list[str]]:
     """(the table, a message for every cell and seed that is left out). Raises UsageError for two runs of one line."""
     rows: list[dict[str, Any]] = []
     lacking = []
     for cell in cells():
         number = int(cell["cell"])
         made: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in SEEDS}
-        for run in results(root / f"cell-{number:02}"):
+        folder = root / f"cell-{number:02}"
+        for run in results(folder) if folder.is_dir() else []:
             line, of_seed = line_of(run, cell), made[run.spec["seed"]]
             if run.summary is None or line is None:
                 continue
