@@ -11,7 +11,7 @@ from bench.config.spec import Spec
 from bench.config.trackers import check_trackers
 from bench.errors import UsageError
 from bench.prediction.cost import run_nfe
-from bench.registry import find, task_names
+from bench.registry import task_names
 from bench.store.run import Run
 from bench.training.teacher_sets import check_teachers, taught_otherwise
 
@@ -96,11 +96,15 @@ def plan_comparison(
 
 
 def default_budget(tasks: list[str], backbone: str) -> int:
-    """Training NFE of analytic OPD's recipe: the budget per run without --budget."""
+    """Training NFE of analytic OPD's recipe: the budget per run without --budget.
+
+    Raises UsageError for a recipe with a budget in seconds.
+    """
     spec = resolve("opd_analytic", tasks, backbone=backbone, checked=False)
-    sampler = describe(backbone).sampler(spec)
-    per_update = find("method", "opd_analytic").predict(spec, sampler)
-    return per_update * (spec.budget.updates or 100)
+    nfe = spec.budget.nfe or run_nfe(spec)
+    if nfe is None:
+        raise UsageError(f"the recipe of opd_analytic on {backbone} has a budget in seconds: give --budget in NFE")
+    return nfe
 
 
 def settle(

@@ -12,11 +12,12 @@ from bench.analysis.comparison import Goal, standings
 from bench.analysis.fronts import fronts
 from bench.analysis.records import Record
 from bench.cli.compare import as_json, print_fronts, target_text
-from bench.cli.comparison_plan import EQUAL, beyond_budget, settle
+from bench.cli.comparison_plan import EQUAL, beyond_budget, default_budget, settle
 from bench.cli.probe_plan import probe_specs
 from bench.config.grid import method_names, overrides_of, parse_axis, recipes, variants
 from bench.config.resolve import resolve
 from bench.errors import UsageError
+from bench.prediction.cost import run_nfe
 from report import lines as report_lines
 from report.tables import cosines
 from tests.commands import bench
@@ -197,6 +198,15 @@ def test_budgets_are_equal_as_in_the_report() -> None:
     spent = {"at": 1000.0, "near": 1050.0, "beyond": 1051.0, "idle": 0.0}
     assert beyond_budget(1000, spent) == {"beyond": 1051.0}
     assert [report_lines.near(count, 1000) for count in (1049.0, 1051.0)] == [True, False]
+
+
+def test_the_default_budget_is_that_of_the_recipe_of_distillation() -> None:
+    """Recipes count updates, as on micro, or NFE, as in the study's worlds (PROTOCOL.md)."""
+    tasks = ["geneval", "ocr", "pickscore"]
+    recipe = resolve("opd_analytic", tasks, backbone="micro")
+    assert recipe.budget.updates
+    assert default_budget(tasks, "micro") == run_nfe(recipe)
+    assert default_budget(tasks, "study-2") == 153_600
 
 
 def test_what_is_spent_beyond_the_budget_is_said_before_and_after(tmp_path: Path) -> None:
