@@ -9,6 +9,8 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPMessage
 from time import sleep
 from typing import IO
@@ -22,6 +24,8 @@ TIMEOUT_S, FIRST_S = 600, 30
 """Timeouts of an answer and of the first one: scoring may load weights, but a server says immediately that it runs."""
 PAUSES_S = (1, 5, 20, 60)
 """Pauses before asking a server again that is busy or restarting."""
+LONGEST_S = 600
+"""Longest pause that a busy server's Retry-After is granted."""
 BUSY = (429, 502, 503, 504)
 """HTTP statuses after which a request is repeated."""
 REDIRECTED = (301, 302, 303, 307, 308)
@@ -78,9 +82,10 @@ class JsonClient:
         """
         body = None if content is None else json.dumps(content).encode()
         request = urllib.request.Request(self.url + path, body, self.headers)
-        cause = ""
+        cause, asked_for = "", 0.0
         for pause in (0, *PAUSES_S):
-            sleep(pause)
+            sleep(max(pause, min(asked_for, LONGEST_S)))
+            asked_for = 0.0
             timeout = timeout_s or (TIMEOUT_S if self.met else FIRST_S)
             try:
                 with self.opener.open(request, timeout=timeout) as answer:
@@ -95,6 +100,7 @@ class JsonClient:
                 if error.code not in self.busy or (page and not self.met):
                     raise RefusedError(f"{self.url}{path} answered {cause}{self._way}", error.code) from error
                 self.met = True
+                asked_for = _retry_after(error)
             except (OSError, http.client.HTTPException, UnicodeError) as error:
                 # urllib wraps the socket's error in URLError.
                 inner = getattr(error, "reason", error) if isinstance(error, OSError) else error
@@ -173,6 +179,19 @@ def _beginning(error: urllib.error.HTTPError) -> str:
         return error.read(500).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return error.reason
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    """Seconds until the server wants to be asked again (RFC 9110, 10.2.3: seconds or a date); 0 if it does not say."""
+    said = error.headers.get("Retry-After", "").strip()
+    if said.isdecimal():
+        return float(said)
+    try:
+        then = parsedate_to_datetime(said)
+    except ValueError:
+        return 0.0
+    # A date without a zone is in GMT, as HTTP dates are.
+    return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _page(text: str) -> str | None:

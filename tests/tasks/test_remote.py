@@ -236,10 +236,10 @@ def test_monstrous_and_broken_pictures_are_no_pictures(tmp_path: Path, monkeypat
 
 @pytest.fixture
 def page() -> Iterator:
-    """page(status, body) -> address of a server that answers everything so, and what it was asked."""
+    """page(status, body, **headers) -> address of a server that answers everything so, and what it was asked."""
     servers = []
 
-    def serve(status: int, body: bytes) -> tuple[str, list[str]]:
+    def serve(status: int, body: bytes, **headers: str) -> tuple[str, list[str]]:
         asked: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
@@ -247,6 +247,8 @@ def page() -> Iterator:
                 asked.append(self.path)
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 self.send_response(status)
+                for name, text in headers.items():
+                    self.send_header(name.replace("_", "-"), text)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -315,6 +317,27 @@ def test_what_has_never_answered_is_given_up_at_once(page, serving, monkeypatch)
     with pytest.raises(MissingError, match="no scorer answers"):
         away.score(pictures(), PROMPTS)
     assert waited == [0, *client.PAUSES_S]
+
+
+@pytest.mark.parametrize(
+    ("said", "pauses"),
+    [
+        ("30", (0, 30, 30, 30, 60)),
+        ("2", (0, 2, 5, 20, 60)),
+        ("86400", (0, 600, 600, 600, 600)),
+        ("Thu, 01 Jan 2015 00:00:00 GMT", (0, 1, 5, 20, 60)),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", (0, 600, 600, 600, 600)),
+        ("Fri, 31 Dec 9999 23:59:59", (0, 600, 600, 600, 600)),
+        ("soon", (0, 1, 5, 20, 60)),
+    ],
+)
+def test_a_busy_server_is_asked_again_when_it_says(said: str, pauses: tuple[int, ...], page, monkeypatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(client, "sleep", waited.append)
+    url, _ = page(429, b'{"error": "too many"}', Retry_After=said)
+    with pytest.raises(MissingError, match="429"):
+        _ = remote.RemoteTask(Moody(), url).scorer_name
+    assert tuple(waited) == pauses
 
 
 @pytest.mark.parametrize(
