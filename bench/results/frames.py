@@ -45,15 +45,19 @@ def scores(runs: Iterable[Recorded]) -> pd.DataFrame:
     """Final held-out scores of finished runs.
 
     Columns: run, method, backbone, seed, model ("student", "base", "teacher TASK"), task, metric, headline (whether it
-    is the task's headline), value (mean over strata), low and high (95% interval over prompts), images.
+    is the task's headline), value (mean over strata), low and high (95% interval over prompts), images, guidance (the
+    scale of the model and task that was chosen from evaluation.guidance_grid; NaN without a grid).
     """
     rows: list[dict[str, Any]] = []
     for run in runs:
         with described(run.folder / "summary.json"):
-            for model, tasks in (run.summary or {}).get("models", {}).items():
-                for row in tasks.values():
-                    rows += [_of(run) | {"model": model} | found for found in _metrics_of(row)]
-    return pd.DataFrame(rows, columns=[*OF_RUN, "model", *OF_METRIC])
+            summary = run.summary or {}
+            for model, tasks in summary.get("models", {}).items():
+                chosen = summary.get("guidance", {}).get(model, {})
+                for task, row in tasks.items():
+                    place = {"model": model, "guidance": float(chosen.get(task, "nan"))}
+                    rows += [_of(run) | place | found for found in _metrics_of(row)]
+    return pd.DataFrame(rows, columns=[*OF_RUN, "model", *OF_METRIC, "guidance"])
 
 
 def evaluations(runs: Iterable[Recorded]) -> pd.DataFrame:

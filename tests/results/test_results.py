@@ -114,6 +114,12 @@ def test_frames_have_what_the_records_have(tmp_path: Path) -> None:
     (own,) = frame.query("model == 'student' and task == 'ocr' and headline").to_dict("records")
     assert own["value"] == pytest.approx(np.mean(row["rows"]["exact"])) and own["images"] == 8
     assert own["low"] <= own["value"] <= own["high"]
+    assert frame["guidance"].isna().all()
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["guidance"] = {model: dict.fromkeys(TASKS, 2) for model in summary["models"]} | {"base": dict.fromkeys(TASKS, 8.0)}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    frame = scores([Result(folder)])
+    assert set(frame.query("model == 'base'")["guidance"]) == {8} and set(frame.query("model != 'base'")["guidance"]) == {2}
     along = evaluations([run])
     assert sorted(set(along["share"])) == [0.5, 1.0] and len(along.query("headline")) == 4
     assert metrics([run]).to_dict("records") == [
