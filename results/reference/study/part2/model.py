@@ -15,8 +15,9 @@ import pandas as pd
 from design import shares
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
-from statsmodels.stats.multitest import multipletests
 from statsmodels.tools import add_constant
+
+from bench.analysis.stats import holm
 
 HERE = Path(__file__).parent
 FACTORS = ("overlap", "conflict", "tasks", "rank", "teachers", "budget")
@@ -88,9 +89,18 @@ def terms(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns | {f"{one} x {other}": data[one] * data[other] for one, other in PRODUCTS})
 
 
+def predictions(points: pd.DataFrame) -> np.ndarray:
+    """The weights of the fixed effects in the predictions at points, [point, effect], averaged over planes and worlds.
+
+    Factors that `points` lacks are in their middle.
+    """
+    middle = dict.fromkeys(NUISANCES, 0.0) | CENTRE
+    return terms(points.assign(**{name: middle[name] for name in middle if name not in points})).to_numpy()
+
+
 def prediction(**at: float) -> np.ndarray:
-    """The weights of the fixed effects in the prediction at a point, averaged over planes and worlds."""
-    return terms(pd.DataFrame([dict.fromkeys(NUISANCES, 0.0) | CENTRE | at])).to_numpy()[0]
+    """`predictions` at one point."""
+    return predictions(pd.DataFrame([at]))[0]
 
 
 def change(name: str, by: float, **at: float) -> np.ndarray:
@@ -120,9 +130,9 @@ def statements() -> list[Statement]:
     ]
 
 
-def estimates(data: pd.DataFrame, weights_CF: Sequence[np.ndarray]) -> pd.DataFrame:
+def estimates(data: pd.DataFrame, weights_CF: Sequence[np.ndarray] | np.ndarray) -> pd.DataFrame:
     """value, 95% interval (low, high) and two-sided p of contrasts of the fixed effects."""
-    found = fit(data).t_test(np.stack(weights_CF))
+    found = fit(data).t_test(np.asarray(weights_CF))
     low, high = found.conf_int(0.05).T
     return pd.DataFrame({"value": found.effect, "low": low, "high": high, "p": found.pvalue})
 
@@ -143,7 +153,7 @@ def tests(outcomes: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat([estimates(data[one.response], [one.weights]) for one in asked], ignore_index=True)
     table.insert(0, "statement", [one.name for one in asked])
     table.insert(1, "response", [one.response for one in asked])
-    table["p (Holm)"] = multipletests(table["p"], method="holm")[1]
+    table["p (Holm)"] = holm(table["p"].tolist())
     sign = np.sign(table["value"])
     sure = table["p (Holm)"] < 0.05
     for place, one in enumerate(asked):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from model import HERE, OVERLAP, RESPONSES, estimates, fit, prediction, responses
+from model import HERE, OVERLAP, RESPONSES, estimates, fit, predictions, responses
 
 from bench.system.drawing import imported
 from report.style import INK, WIDTHS, drawing
@@ -28,8 +28,8 @@ FINE = np.linspace(0, 1, 41)
 
 def surface(data: pd.DataFrame, tasks: float) -> tuple[np.ndarray, np.ndarray]:
     """(predicted response, whether its 95% interval excludes 0), each [conflict, overlap], at a code of tasks."""
-    points = [prediction(overlap=overlap, conflict=conflict, tasks=tasks) for conflict in FINE for overlap in FINE]
-    found = estimates(data, points)
+    conflict, overlap = (grid.ravel() for grid in np.meshgrid(FINE, FINE, indexing="ij"))
+    found = estimates(data, predictions(pd.DataFrame({"overlap": overlap, "conflict": conflict, "tasks": tasks})))
     value, sure = (found[name].to_numpy().reshape(len(FINE), -1) for name in ("value", "p"))
     return value, sure < 0.05
 
@@ -37,8 +37,8 @@ def surface(data: pd.DataFrame, tasks: float) -> tuple[np.ndarray, np.ndarray]:
 def adjusted(data: pd.DataFrame) -> pd.DataFrame:
     """Each cell's response, minus what the model ascribes to all that the picture does not show."""
     model = fit(data)
-    shown = [prediction(**row) for row in data[["overlap", "conflict", "tasks"]].to_dict("records")]
-    return data.assign(response=np.stack(shown) @ model.params.to_numpy() + model.resid)
+    shown = predictions(data[["overlap", "conflict", "tasks"]])
+    return data.assign(response=shown @ model.params.to_numpy() + model.resid)
 
 
 def phase(outcomes: pd.DataFrame) -> "Figure":
