@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -44,6 +44,15 @@ def fast(monkeypatch) -> None:
     monkeypatch.setattr(ceilings, "MATRIX_SIDE", {"cpu": 64})
     monkeypatch.setattr(kernels, "BATCHES", {"cpu": (2,)})
     monkeypatch.setattr("bench.perf.overhead.UPDATES", 4)
+
+
+PASSED = cache(gate.gate)
+
+
+@pytest.fixture
+def passed(fast, monkeypatch) -> None:
+    """The gate is passed once for all tests that are about something else."""
+    monkeypatch.setattr(measured, "gate", PASSED)
 
 
 def gradient(variant: updates.UpdateVariant, guidance: float) -> tuple[torch.Tensor, Passes]:
@@ -165,7 +174,7 @@ def test_nothing_is_timed_after_a_wrong_result(fast, monkeypatch) -> None:
         Measurement(torch.device("cpu")).measure((), lambda found: None, lambda line: None)
 
 
-def test_an_interrupted_measurement_goes_on_row_by_row(fast, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_measurement_goes_on_row_by_row(passed, tmp_path: Path, monkeypatch) -> None:
     """Cut off at any row, the file holds all rows before it, and the next call measures only the others."""
     path = tmp_path / "machine.json"
     real = kernels.measure
@@ -209,7 +218,7 @@ gate.gate(torch.device("cpu"))
 """
 
 
-def test_a_measurement_that_was_cut_before_its_first_row_goes_on(fast, tmp_path: Path, monkeypatch) -> None:
+def test_a_measurement_that_was_cut_before_its_first_row_goes_on(passed, tmp_path: Path, monkeypatch) -> None:
     output = tmp_path / "cut.json"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(measured, "copy_bandwidth", _interrupted)
@@ -242,7 +251,7 @@ def test_options_without_effect_are_refused(given: dict, told: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"overhead": 5}, {"presets": [1]}, {"kernels": [{"bytes": 1}]}, {"updates": [{"update": "x"}]}])
-def test_an_edited_file_is_no_measurement(fast, tmp_path: Path, change: dict) -> None:
+def test_an_edited_file_is_no_measurement(passed, tmp_path: Path, change: dict) -> None:
     output = tmp_path / "edited.json"
     command.perf(output, only=("ceilings",))
     output.write_text(json.dumps(json.loads(output.read_text()) | change))
