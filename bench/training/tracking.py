@@ -7,6 +7,7 @@ had not yet written itself when it was killed too is missing there.
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 PROJECT = "multireward-bench"
 """Name of the project or experiment of all runs, for trackers that have such groups."""
+REFUSED = re.compile(r"[^A-Za-z0-9_\-. :/]")
+"""What mlflow refuses in the name of a metric."""
 SHOWN = 8
 """Number of images of a task that are sent after an evaluation."""
 
@@ -153,7 +156,7 @@ class Mirror:
                     stacked = {key: np.stack(images) for key, images in values.items()}
                     tracker.log_images(stacked, step=step, dataformats="NHWC")
                 else:
-                    getattr(tracker, what)(values, step=step)
+                    getattr(tracker, what)(_named(name, values), step=step)
             except Exception as error:
                 self._leave_out(name, error)
 
@@ -168,6 +171,11 @@ class Mirror:
     def _leave_out(self, name: Tracker, error: Exception) -> None:
         del self.trackers[name]
         self.say(f"note: the tracker {name!r} failed and gets nothing more: {one_line(error)}")
+
+
+def _named(tracker: Tracker, values: dict[str, Any]) -> dict[str, Any]:
+    """The values by names that a tracker takes: mlflow refuses the "@" in names of measures (diversity@encoder)."""
+    return {REFUSED.sub("_", key): value for key, value in values.items()} if tracker == "mlflow" else values
 
 
 def _scores(row: dict) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from safetensors.torch import load_file
 
 from bench.config.resolve import resolve
@@ -151,8 +154,8 @@ def test_a_run_that_is_asked_to_stop_leaves_complete_curves(tmp_path: Path) -> N
         check_points(points, run)
 
 
-def a_run(tmp_path: Path) -> Run:
-    spec = resolve("sft", ["ocr"], overrides=["trackers=tensorboard"])
+def a_run(tmp_path: Path, tracker: str = "tensorboard") -> Run:
+    spec = resolve("sft", ["ocr"], overrides=[f"trackers={tracker}"])
     run = Run(tmp_path / "results", spec, "f")
     run.folder.mkdir(parents=True)
     return run
@@ -172,6 +175,38 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
     mirror.send()
     mirror.close()
     assert said == ["note: the tracker 'tensorboard' failed and gets nothing more: no network"]
+
+
+class Strict:
+    """An mlflow that refuses names as the real one does (mlflow 3.17, `log_metrics`)."""
+
+    active_run = SimpleNamespace(info=SimpleNamespace(run_id="7"))
+
+    def __init__(self, **_) -> None:
+        self.points: dict[str, float] = {}
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for name in values:
+            if not re.fullmatch(r"[/\w.\- :]*", name, re.ASCII):
+                raise ValueError(f"Invalid value {name!r}")
+        self.points |= values
+
+    def start(self) -> None: ...
+    def finish(self) -> None: ...
+    def store_init_configuration(self, values: dict) -> None: ...
+
+
+def test_mlflow_gets_names_that_it_takes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", Strict)
+    run, said = a_run(tmp_path, "mlflow"), []
+    mirror = Mirror(run, said.append)
+    row = {"task": "ocr", "headline": "exact", "strata": ["", ""], "rows": {"exact": [1, 0], "diversity@micro-codec-1": [2, 4]}}
+    run.append("evaluations.jsonl", {"step": 1, "share": 0.5} | row)
+    mirror.send()
+    points = mirror.trackers["mlflow"].points
+    assert points["evaluation/diversity_micro-codec-1/ocr"] == 3 and points["evaluation/score/ocr"] == 0.5
+    mirror.close()
+    assert not said
 
 
 def test_a_tracker_that_comes_later_gets_the_earlier_rows_too(tmp_path: Path) -> None:
