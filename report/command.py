@@ -36,7 +36,7 @@ def report(
     from bench.errors import UsageError
     from bench.terminal import legible
     from report.evidence import collect
-    from report.hypotheses import read_hypotheses
+    from report.hypotheses_file import read_hypotheses
     from report.page import write
     from report.sections import make
 

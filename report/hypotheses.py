@@ -1,135 +1,21 @@
-"""Hypotheses that were stated in advance: a YAML file, and what the records say about each.
+"""Hypotheses that were stated in advance (report/hypotheses_file.py), and what the records say about each.
 
-A file names lines by method and budget, so that it can be written and committed before any run exists. Each hypothesis
-is decided in one world (backbone), and further worlds have to agree. Nothing is decided before every seed that the file
-names has finished, because a look at the first seeds would be a choice of when to stop.
+Each hypothesis is decided in one world (backbone), and further worlds have to agree. Nothing is decided before every
+seed that the file names has finished, because a look at the first seeds would be a choice of when to stop.
 """
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from bench.analysis.comparison import paired_by_seed
 from bench.analysis.forgetting import by_share, recorded_at
-from bench.analysis.records import Record, model_rows
-from bench.analysis.stats import Design, Difference, exceeds, holm_within, joined, paired_difference
-from bench.config.settings import Settings, first_problem, flattened, parse_seeds, read_yaml
+from bench.analysis.records import Record, model_rows, paired_pictures, recovered, shows_teachers
+from bench.analysis.stats import Design, Difference, equivalence, exceeds, holm_within, joined, paired_difference
 from bench.errors import UsageError, unknown
-from bench.registry import registered
-from report.lines import Conditions, Line, Pool, apart, near
-
-TEACHER = "teacher"
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-def _known_minus(given: Any) -> Any:
-    if isinstance(given, str) and given != TEACHER:
-        raise ValueError(f"minus is a line (method and nfe) or {TEACHER!r}, not {given!r}")
-    return given
-
-
-class Selection(Settings):
-    """Which line is meant."""
-
-    method: str
-    nfe: Annotated[int, Field(ge=0)]
-    """Training NFE per run, without teachers."""
-    teacher_nfe: Annotated[int, Field(ge=0)] | None = None
-    """NFE of training its teachers, all together; None: whatever it is."""
-    settings: dict[str, Any] = Field(default={})
-    """Settings such as params.engine or optimizer.lr that tell it from other lines of the same budget."""
-
-    def holds(self, line: Line) -> bool:
-        """Whether this is the line; budgets that end on whole updates count as equal."""
-        known = flattened(line.records[0].spec)
-        same = all(known.get(key) == value for key, value in self.settings.items())
-        taught = self.teacher_nfe is None or _equal(line.teacher_nfe, self.teacher_nfe)
-        return line.method == self.method and _equal(line.training_nfe, self.nfe) and taught and same
-
-    def __str__(self) -> str:
-        options = "".join(f", {key}={value}" for key, value in self.settings.items())
-        taught = "" if self.teacher_nfe is None else f" and teachers of {self.teacher_nfe:,}"
-        return f"{self.method}{options} of {self.nfe:,} NFE{taught}"
-
-
-def _equal(a: float, b: float) -> bool:
-    """Whether two costs count as equal; nothing has only nothing as its equal."""
-    return a == b or near(a, b)
-
-
-class Hypothesis(Settings):
-    """One claim about a difference of headline scores."""
-
-    name: Annotated[str, Field(min_length=1)]
-    claim: Annotated[str, Field(min_length=1)]
-    """The claim in words, as it is printed with the verdict."""
-    family: str = ""
-    """Hypotheses of one family share Holm's correction; empty for one that is tested by itself."""
-    line: Selection
-    minus: Annotated[Selection | Literal["teacher"] | None, BeforeValidator(_known_minus)] = None
-    """The line that is subtracted, or "teacher" for each task's own teacher of the same seed."""
-    at: Share | None = None
-    """With `minus_at`: two points of training of the one line, as fractions of its budget."""
-    minus_at: Share | None = None
-    tasks: tuple[str, ...] = ()
-    """Tasks over which the difference is averaged; empty: all."""
-    direction: Literal["above", "below"] = Field(validation_alias=AliasChoices("is", "direction"))
-    """On which side of the margin the difference is claimed to be."""
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Non-inferiority: the difference is claimed to be above -margin (or below margin), tested one-sided."""
-    gate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """With minus: teacher: the hypothesis says something only if the 95% interval of the teacher minus the base is
-    above this, since a teacher that has learned nothing is matched by any student."""
-
-    @model_validator(mode="after")
-    def _one_difference(self) -> "Hypothesis":
-        between_points = self.at is not None and self.minus_at is not None
-        if (self.minus is None) != between_points or (self.at is None) != (self.minus_at is None):
-            raise ValueError(f"{self.name}: give either minus, or both at and minus_at")
-        if self.minus == self.line or (between_points and self.at == self.minus_at):
-            raise ValueError(f"{self.name}: it subtracts from a line the same line")
-        if self.gate is not None and self.minus != TEACHER:
-            raise ValueError(f"{self.name}: gate is about teachers, so it needs minus: teacher")
-        for selection in (self.line, self.minus):
-            if isinstance(selection, Selection) and selection.method not in registered("method"):
-                raise ValueError(f"{self.name}: {unknown('method', selection.method, registered('method'))}")
-        return self
-
-    @property
-    def sign(self) -> int:
-        """1 if the difference is claimed to be above, -1 if below."""
-        return 1 if self.direction == "above" else -1
-
-
-class Stated(Settings):
-    """The hypotheses of one file."""
-
-    title: str
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    decided_in: str
-    """The backbone whose records decide."""
-    worlds: Annotated[dict[str, int | str], Field(min_length=1)]
-    """Backbone -> its seeds, as 0 or 0-9: those that decide, and the worlds that have to agree."""
-    split: Literal["test", "validation"] = "test"
-    """Prompts of the scores. All other conditions of a world's lines have to be equal (report/lines.py, Conditions)."""
-    hypotheses: Annotated[tuple[Hypothesis, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _names(self) -> "Stated":
-        if self.decided_in not in self.worlds:
-            raise ValueError(f"decided_in: {self.decided_in!r} is not among worlds ({', '.join(self.worlds)})")
-        names = [hypothesis.name for hypothesis in self.hypotheses]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two hypotheses are called {min(twice)!r}")
-        return self
-
-    def seeds(self, world: str) -> list[int]:
-        """The seeds of a world."""
-        return parse_seeds(str(self.worlds[world]))
+from report.hypotheses_file import TEACHER, Against, Hypothesis, Selection, Stated
+from report.lines import Conditions, Line, Pool, apart
 
 
 @dataclass(frozen=True)
@@ -145,22 +31,28 @@ class Finding:
     """Of the claim in the deciding world, after Holm's correction within the family; one-sided with a margin."""
     p_opposite: float = float("nan")
     """The same of the opposite claim: that the difference is on the other side of the boundary."""
+    p_equal: float = float("nan")
+    """Of two one-sided tests in the deciding world that the difference is within `equal_within`, without correction;
+    below .05 where the 90% interval is within it."""
+    gains: dict[str, float] = field(default_factory=dict)
+    """World -> the difference in the mean over tasks of the gain recovered, for two lines on several tasks."""
     lacking: list[str] = field(default_factory=list)
     """Why it is open."""
 
+    @property
+    def weighted(self) -> list[str]:
+        """Worlds in which the mean gain recovered differs in the other direction than the mean score."""
+        return [world for world, gain in self.gains.items() if gain * self.effects[world].value < 0]
 
-def read_hypotheses(path: Path) -> Stated:
-    """Read and check a file. Raises UsageError if it is not valid."""
-    try:
-        stated = Stated.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise UsageError(f"{path}: {first_problem(error, Stated)}") from error
-    for world in stated.worlds:
-        try:
-            stated.seeds(world)
-        except UsageError as error:
-            raise UsageError(f"{path}: seeds of {world}: {str(error).removeprefix('--seeds ')}") from error
-    return stated
+
+Lines = dict[str, list[tuple[Line, Pool]]]
+"""World -> its lines."""
+
+
+def lines_of(stated: Stated, pools: list[Pool]) -> Lines:
+    """The lines of the worlds of a file."""
+    here = [p for p in pools if p.world.split == stated.split and not p.whole]
+    return {world: apart([p for p in here if p.world.backbone == world]) for world in stated.worlds}
 
 
 def examine(stated: Stated, pools: list[Pool]) -> list[Finding]:
@@ -169,10 +61,7 @@ def examine(stated: Stated, pools: list[Pool]) -> list[Finding]:
     Raises UsageError for a task or teachers that the lines do not have, if several lines fit a selection, and if lines
     that are compared were not evaluated under the same conditions.
     """
-    lines: dict[str, list[tuple[Line, Pool]]] = {}
-    for world in stated.worlds:
-        here = [p for p in pools if p.world.backbone == world and p.world.split == stated.split and not p.whole]
-        lines[world] = apart(here)
+    lines = lines_of(stated, pools)
     measured = [_measure(stated, hypothesis, lines) for hypothesis in stated.hypotheses]
     families = [h.family or f"{h.name} alone" for h in stated.hypotheses]
     # A family is corrected for all its tests, so it is complete only when all of them can be made.
@@ -208,22 +97,28 @@ Chances = tuple[float, float]
 """p-values of the claim and of its opposite."""
 
 
-def _measure(
-    stated: Stated, asked: Hypothesis, lines: dict[str, list[tuple[Line, Pool]]]
-) -> tuple[Finding, Chances, bool]:
+def _measure(stated: Stated, asked: Hypothesis, lines: Lines) -> tuple[Finding, Chances, bool]:
     """The effects of a hypothesis in every world, the p-values in the deciding one, and whether its gate is passed."""
     effects: dict[str, Difference] = {}
     lacking: list[str] = []
-    chances, passed = (float("nan"), float("nan")), True
+    gains: dict[str, float] = {}
+    chances, passed, p_equal = (float("nan"), float("nan")), True, float("nan")
     for world in stated.worlds:
-        chosen = _chosen(asked, lines[world], stated.seeds(world))
+        chosen = matched(asked, lines[world], stated.seeds(world))
         values = _values(asked, chosen)
         lacking += [f"{world}: {text}" for text in chosen.lacking]
         effects[world] = Difference.unknown() if values is None else _effect(*values)
+        if gained := task_gains(asked, chosen):
+            first, second = (np.mean(list(by_task.values())) for by_task in gained)
+            gains[world] = float(first - second)
         if world == stated.decided_in and values is not None:
+            if len(stated.seeds(world)) == 1:
+                lacking.append(f"{world}: a single seed says nothing about a method")
             chances = _chances(asked, *values)
+            if stated.equal_within and isinstance(asked.minus, Selection) and len(values[0]) > 1:
+                p_equal = equivalence(values[0], np.zeros(values[0].shape[1]), values[1], stated.equal_within)
             passed = asked.gate is None or _effect(*_over_tasks(asked, chosen, TEACHER, "base")).low > asked.gate
-    return Finding(asked, effects, "open", lacking=lacking), chances, passed
+    return Finding(asked, effects, "open", p_equal=p_equal, gains=gains, lacking=lacking), chances, passed
 
 
 Values = tuple[np.ndarray, Design]
@@ -249,7 +144,7 @@ def _chances(asked: Hypothesis, values_SN: np.ndarray, pictures: Design) -> Chan
 
 @dataclass
 class Matched:
-    """The runs of one world that a hypothesis is about, by the seeds that all its lines have."""
+    """The runs of one world that an entry of the file is about, by the seeds that all its lines have."""
 
     first: list[Record] = field(default_factory=list)
     second: list[Record] = field(default_factory=list)
@@ -257,8 +152,11 @@ class Matched:
     lacking: list[str] = field(default_factory=list)
 
 
-def _chosen(asked: Hypothesis, lines: list[tuple[Line, Pool]], seeds: list[int]) -> Matched:
-    """Raises UsageError for several lines that fit, other conditions, and tasks or teachers that runs do not have."""
+def matched(asked: Hypothesis | Against, lines: list[tuple[Line, Pool]], seeds: list[int]) -> Matched:
+    """The runs of an entry's lines, paired by seed.
+
+    Raises UsageError for several lines that fit, other conditions, and tasks or teachers that runs do not have.
+    """
     found: list[dict[int, Record]] = []
     worlds: list[Conditions] = []
     lacking: list[str] = []
@@ -301,33 +199,53 @@ def _values(asked: Hypothesis, chosen: Matched) -> Values | None:
         return _between_points(asked, chosen)
     if asked.minus == TEACHER:
         return _over_tasks(asked, chosen, "student", TEACHER)
-    values, pictures, _ = paired_by_seed(chosen.first, chosen.second, _tasks(asked, chosen))
+    values, pictures, _ = paired_by_seed(chosen.first, chosen.second, tasks_of(asked, chosen))
     return values, pictures
 
 
-def _tasks(asked: Hypothesis, chosen: Matched) -> tuple[str, ...]:
+def tasks_of(asked: Hypothesis | Against, chosen: Matched) -> tuple[str, ...]:
+    """The tasks that an entry is about. There has to be a run."""
     return asked.tasks or tuple(chosen.first[0].summary["models"]["student"])
+
+
+def task_gains(asked: Hypothesis | Against, chosen: Matched) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Task -> gain recovered, of both lines: their gain over the base divided by that of the task's own teacher.
+
+    The teachers are those of the line that has them, averaged over seeds. None without teachers or a second line, and
+    for a single task, whose gains differ as its scores do.
+    """
+    lines = [[record.summary for record in records] for records in (chosen.first, chosen.second)]
+    shown = next((line for line in lines if line and all(map(shows_teachers, line))), None)
+    if not all(lines) or shown is None or len(tasks_of(asked, chosen)) == 1:
+        return None
+    first, second = (recovered(line, shown) for line in lines)
+    tasks = tasks_of(asked, chosen)
+    return {task: first[task].value for task in tasks}, {task: second[task].value for task in tasks}
 
 
 def _over_tasks(asked: Hypothesis, chosen: Matched, model: str, minus: str) -> Values:
     """Differences of two models of the same runs; "teacher" is each task's own."""
     summaries = [record.summary for record in chosen.first]
     rows = {}
-    for task in _tasks(asked, chosen):
+    for task in tasks_of(asked, chosen):
         own = [f"{TEACHER} {task}" if name == TEACHER else name for name in (model, minus)]
         values, pictures = model_rows(summaries, own[0], task)
-        rows[task] = values - model_rows(summaries, own[1], task)[0], pictures
+        others, theirs = model_rows(summaries, own[1], task)
+        rows[task] = values - others, paired_pictures(task, pictures, theirs)
     return joined(rows)
 
 
 def _between_points(asked: Hypothesis, chosen: Matched) -> Values | None:
     """Differences of two points of training; None if one was not evaluated, which is then noted as lacking."""
     rows = {}
-    for task in _tasks(asked, chosen):
+    for task in tasks_of(asked, chosen):
         complete, pictures = by_share([record.evaluations for record in chosen.first], task)
         late, early = (recorded_at(complete, share) if complete else None for share in (asked.at, asked.minus_at))
         if late is None or early is None:
             chosen.lacking.append(f"{asked.line} was not evaluated at {asked.minus_at:.0%} and {asked.at:.0%}")
+            return None
+        if late == early:
+            chosen.lacking.append(f"{asked.line} has one evaluation for both {asked.minus_at:.0%} and {asked.at:.0%}")
             return None
         rows[task] = complete[late] - complete[early], pictures
     return joined(rows)

@@ -334,14 +334,17 @@ def _pool(
 
 
 def _teachers(members: list[FoundRun], evidence: Evidence) -> float:
-    teachers = members[0].result.summary["teachers"]
-    if not teachers:
-        return 0.0
-    known = [evidence.teacher_costs[run.name] for run in members if run.name in evidence.teacher_costs]
-    if known:
-        return known[0]
+    """NFE of training a run's teachers, the mean over those runs of which it is known; NaN if it is known of none."""
+    costs = [cost for run in members if (cost := _teachers_of(run, evidence)) is not None]
+    return sum(costs) / len(costs) if costs else float("nan")
+
+
+def _teachers_of(run: FoundRun, evidence: Evidence) -> float | None:
+    teachers = run.result.summary["teachers"]
+    if teachers and run.name in evidence.teacher_costs:
+        return evidence.teacher_costs[run.name]
     costs = [teacher.get("evaluations") for teacher in teachers.values()]
-    return float("nan") if None in costs else float(sum(costs))
+    return None if None in costs else float(sum(costs))
 
 
 def _whole(made: list[Pool]) -> list[Pool]:

@@ -14,7 +14,7 @@ from report.first import Beside, first_screen, key_results
 from report.fronts import front_parts, titled_front
 from report.gradients import excess_parts, noise_parts, pulls_table
 from report.highlights import highlight, looks_of
-from report.hypotheses import Stated
+from report.hypotheses_file import Stated
 from report.lines import Pool, apart, pools, titled
 from report.measures import drift_figure, drift_table, measures_table
 from report.page import Report, Section

@@ -2,8 +2,10 @@
 
 from markupsafe import Markup
 
+from report.against import Weighed, weigh
 from report.forest import Group, forest_figure
-from report.hypotheses import Finding, Stated, examine
+from report.hypotheses import Finding, examine
+from report.hypotheses_file import Stated
 from report.lines import Pool
 from report.page import Report, Section
 from report.style import looks
@@ -37,12 +39,20 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
     note = f"Differences with 95% intervals, paired by seed and prompt. {stated.decided_in} decides.{agreeing}"
     report.show(section, forest_figure(groups, "hypotheses", note) if groups else None)
     report.show(section, _table(found, stated, agreeing), folded=True)
+    if stated.against:
+        weighed = weigh(stated, pools)
+        section.points(Markup("What would count against it"), [_weighed_sentence(one, stated) for one in weighed])
+        report.show(section, _weighed_table(weighed, stated), folded=True)
     return section
 
 
 def _sentence(finding: Finding, stated: Stated) -> Markup:
     asked = finding.hypothesis
-    text = Markup("<strong>{}</strong> {} ({})").format(asked.name, SAID[finding.verdict], asked.claim)
+    said = SAID[finding.verdict]
+    if finding.verdict == "undecided" and finding.p_equal == finding.p_equal:
+        equal = f"the two lines are equal within {stated.equal_within:g} (90% interval)"
+        said += f", and {equal}" if finding.p_equal < 0.05 else ", which is not evidence of equality"
+    text = Markup("<strong>{}</strong> {} ({})").format(asked.name, said, asked.claim)
     effects = [
         Markup("{} in {}").format(number(effect, "change"), world)
         for world, effect in finding.effects.items()
@@ -53,9 +63,52 @@ def _sentence(finding: Finding, stated: Stated) -> Markup:
     p = finding.p_opposite if finding.verdict == "fails" else finding.p
     if p == p:
         text += Markup("; p {} in {}").format(number(p, "p"), stated.decided_in)
+    if finding.weighted:
+        worlds = " and ".join(finding.weighted)
+        said = "; it depends on the weighting of tasks: the mean gain recovered differs in the other direction in {}"
+        text += Markup(said).format(worlds)
     if finding.lacking:
         text += Markup(". Not complete: {}").format("; ".join(finding.lacking))
     return text + "."
+
+
+WEIGHED = {"counts": "counts against it", "no": "does not count against it", "open": "is open"}
+
+
+def _weighed_sentence(one: Weighed, stated: Stated) -> Markup:
+    text = Markup("<strong>{}</strong> {} ({})").format(one.entry.name, WEIGHED[one.verdict], one.entry.claim)
+    effects = [
+        Markup("{} in {}").format(number(effect, "change"), world)
+        for world, effect in one.effects.items()
+        if effect.value == effect.value
+    ]
+    if effects:
+        text += Markup(": ") + Markup(", ").join(effects)
+    if one.lacking:
+        text += Markup(". Not complete: {}").format("; ".join(one.lacking))
+    return text + "."
+
+
+def _weighed_table(weighed: list[Weighed], stated: Stated) -> Table:
+    table = Table(
+        "against",
+        "What would count against it",
+        f"Differences between two lines that are no scores, with 95% intervals, paired by seed and prompt; "
+        f"{stated.decided_in} decides. A measure counts against the line if its interval is wholly on the named side "
+        "of 0. Diversity within a prompt and drift from the base are means over tasks at the guidance scale of points "
+        "along training. The lowest gain is that of the task with the lowest gain recovered, a fraction of the "
+        "teachers' mean gain; it has no interval and counts by its sign.",
+        [
+            Column("name", "name"),
+            Column("claim", "what counts"),
+            *(Column(world, world, "change") for world in stated.worlds),
+            Column("verdict", "verdict"),
+        ],
+    )
+    for one in weighed:
+        row: Row = {"name": one.entry.name, "claim": one.entry.claim, "verdict": WEIGHED[one.verdict]}
+        table.rows.append(row | {world: effect for world, effect in one.effects.items()})
+    return table
 
 
 def _subtracted(finding: Finding) -> str:
@@ -66,26 +119,38 @@ def _subtracted(finding: Finding) -> str:
 
 
 def _table(found: list[Finding], stated: Stated, agreeing: str) -> Table:
+    equal = ""
+    if stated.equal_within:
+        equal = f" Undecided lines are equal if the 90% interval is within {stated.equal_within:g} (two tests)."
     table = Table(
         "hypotheses",
         stated.title,
         f"A hypothesis holds if its p-value in {stated.decided_in}, after Holm's correction within its family, is "
         f"below {stated.level:g} and the difference is on the claimed side.{agreeing} It does not hold if that is so "
-        "of the opposite side, and is undecided otherwise. It is open until all named seeds of its family have "
-        "finished; until then there is no p-value. Tests are two-sided, and one-sided where a margin is allowed for. A "
-        "claim about a teacher says nothing if the teacher's gain over the base may be below its gate.",
+        "of the opposite side, whose p-value is then given, and is undecided otherwise. It is open until all named "
+        "seeds of its family have finished; until then there is no p-value. Tests are two-sided, and one-sided where a "
+        "margin is allowed for. A claim about a teacher says nothing if the teacher's gain over the base may be below "
+        "its gate. The mean gain recovered is the mean over tasks of each task's, so it weighs tasks by what their "
+        "teachers gain; where its difference has the other sign than the mean score's, the result depends on the "
+        f"weighting.{equal}",
         [
             Column("name", "hypothesis"),
             Column("claim", "claim"),
             *(Column(world, world, "change") for world in stated.worlds),
             Column("p", "p (Holm)", "p"),
             Column("verdict", "verdict"),
+            Column("gain", f"mean gain recovered, {stated.decided_in}", "change"),
+            *([Column("equal", f"p of equality within {stated.equal_within:g}", "p")] if stated.equal_within else []),
             Column("family", "family"),
         ],
     )
     for finding in found:
         asked = finding.hypothesis
-        row: Row = {"name": asked.name, "claim": asked.claim, "p": finding.p, "verdict": finding.verdict}
+        p = finding.p_opposite if finding.verdict == "fails" else finding.p
+        row: Row = {"name": asked.name, "claim": asked.claim, "p": p, "verdict": finding.verdict}
+        row["gain"] = finding.gains.get(stated.decided_in)
+        if stated.equal_within:
+            row["equal"] = finding.p_equal
         row["family"] = asked.family or None
         table.rows.append(row | {world: effect for world, effect in finding.effects.items()})
     return table

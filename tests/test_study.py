@@ -12,7 +12,7 @@ import pytest
 
 from bench.cli.comparison_plan import plan_comparison
 from bench.config.resolve import describe, resolve, teacher_spec
-from report.hypotheses import Selection, read_hypotheses
+from report.hypotheses_file import Selection, read_hypotheses
 from sweeps.study import read_study
 
 FOLDER = Path(__file__).parents[1] / "results" / "reference" / "study"

@@ -10,7 +10,8 @@ import yaml
 from bench.analysis.stats import Design, exceeds, paired_difference
 from bench.errors import UsageError
 from report.evidence import collect
-from report.hypotheses import Finding, Stated, examine, read_hypotheses
+from report.hypotheses import Finding, examine
+from report.hypotheses_file import Stated, read_hypotheses
 from report.lines import pools
 from report.page import write
 from report.sections import make
@@ -135,7 +136,7 @@ def test_two_points_of_one_line_are_compared(apart: Path) -> None:
     ("change", "said"),
     [
         ({"decided_in": "three"}, "decided_in: 'three' is not among worlds (one, two)"),
-        ({"hypotheses": [asked(), asked()]}, "two hypotheses are called 'H'"),
+        ({"hypotheses": [asked(), asked()]}, "two entries are called 'H'"),
         ({"hypotheses": [asked(at=0.5)]}, "H: give either minus, or both at and minus_at"),
         ({"hypotheses": [asked(minus=None)]}, "H: give either minus, or both at and minus_at"),
         ({"hypotheses": [asked(**{"is": "over"})]}, "is"),
@@ -219,7 +220,7 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
     world(tmp_path / "results", "one", 0.9, 0.1, 1)
     for side in ("above", "below"):
         (finding,) = found(tmp_path / "results", stated(asked(**{"is": side}), worlds={"one": 0}))
-        assert finding.verdict == "undecided"
+        assert finding.verdict == "open" and finding.lacking == ["one: a single seed says nothing about a method"]
 
 
 def test_both_verdicts_need_the_same_evidence(apart: Path) -> None:
