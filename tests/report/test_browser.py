@@ -48,6 +48,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    # On a busy machine the accessibility checker needs more than the default of 30 s.
+    driver.set_script_timeout(180)
     yield driver
     driver.quit()
 
