@@ -72,9 +72,11 @@ def examine(stated: Stated, pools: list[Pool]) -> list[Finding]:
     for (finding, _, passed), p, p_opposite, family in zip(measured, claimed, opposite, families):
         others = [] if finding.lacking or family not in waiting else ["another test of its family is not complete"]
         lacking = finding.lacking + others
-        if not lacking:
+        # No p-value of any kind before the end.
+        if lacking:
+            finding = replace(finding, p_equal=float("nan"), lacking=lacking)
+        else:
             finding = replace(finding, p=p, p_opposite=p_opposite)
-        finding = replace(finding, lacking=lacking)
         found.append(replace(finding, verdict=_verdict(finding, stated, passed)))
     return found
 

@@ -2,6 +2,7 @@
 
 from markupsafe import Markup
 
+from bench.analysis.stats import Difference
 from report.against import Weighed, weigh
 from report.forest import Group, forest_figure
 from report.hypotheses import Finding, examine
@@ -53,13 +54,7 @@ def _sentence(finding: Finding, stated: Stated) -> Markup:
         equal = f"the two lines are equal within {stated.equal_within:g} (90% interval)"
         said += f", and {equal}" if finding.p_equal < 0.05 else ", which is not evidence of equality"
     text = Markup("<strong>{}</strong> {} ({})").format(asked.name, said, asked.claim)
-    effects = [
-        Markup("{} in {}").format(number(effect, "change"), world)
-        for world, effect in finding.effects.items()
-        if effect.value == effect.value
-    ]
-    if effects:
-        text += Markup(": ") + Markup(", ").join(effects)
+    text += _known(finding.effects)
     p = finding.p_opposite if finding.verdict == "fails" else finding.p
     if p == p:
         text += Markup("; p {} in {}").format(number(p, "p"), stated.decided_in)
@@ -72,18 +67,22 @@ def _sentence(finding: Finding, stated: Stated) -> Markup:
     return text + "."
 
 
+def _known(effects: dict[str, Difference]) -> Markup:
+    """The differences of the worlds that have one, after a colon; empty without any."""
+    known = [
+        Markup("{} in {}").format(number(effect, "change"), world)
+        for world, effect in effects.items()
+        if effect.value == effect.value
+    ]
+    return Markup(": ") + Markup(", ").join(known) if known else Markup("")
+
+
 WEIGHED = {"counts": "counts against it", "no": "does not count against it", "open": "is open"}
 
 
 def _weighed_sentence(one: Weighed, stated: Stated) -> Markup:
     text = Markup("<strong>{}</strong> {} ({})").format(one.entry.name, WEIGHED[one.verdict], one.entry.claim)
-    effects = [
-        Markup("{} in {}").format(number(effect, "change"), world)
-        for world, effect in one.effects.items()
-        if effect.value == effect.value
-    ]
-    if effects:
-        text += Markup(": ") + Markup(", ").join(effects)
+    text += _known(one.effects)
     if one.lacking:
         text += Markup(". Not complete: {}").format("; ".join(one.lacking))
     return text + "."

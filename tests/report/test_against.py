@@ -156,6 +156,8 @@ def test_the_lowest_gain_is_of_each_lines_own_worst_task(root: Path, is_: str, v
 
 def test_nothing_counts_before_every_seed_has_finished(root: Path, tmp_path: Path) -> None:
     given = stated(worlds={"one": f"0-{SEEDS}"}, against=[entry("lowest gain", "above")])
+    (finding,) = found(root, given.model_copy(update={"equal_within": 0.9}))
+    assert np.isnan([finding.p, finding.p_equal]).all() and not np.isnan(finding.gains["one"])
     (weighed,) = weigh(given, pools(collect([root])))
     assert weighed.verdict == "open" and f"lacks seed {SEEDS}" in weighed.lacking[0]
     page = write(make(collect([root]), given), tmp_path / "report")
