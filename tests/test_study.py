@@ -1,5 +1,6 @@
 """The study's protocol, its files and the recipes of its worlds say the same."""
 
+import importlib.util
 import json
 import os
 import re
@@ -8,12 +9,15 @@ import tarfile
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.cli.comparison_plan import plan_comparison
 from bench.config.resolve import describe, resolve, teacher_spec
+from bench.results import results
 from report.hypotheses_file import Selection, read_hypotheses
 from sweeps.study import read_study
+from tests.report.synthetic import make_run
 
 FOLDER = Path(__file__).parents[1] / "results" / "reference" / "study"
 PROTOCOL = (FOLDER / "PROTOCOL.md").read_text()
@@ -147,3 +151,40 @@ def test_part_1_runs_the_protocol_s_lines(tmp_path: Path) -> None:
 def test_worlds_of_the_study_fall_back_to_micro_s_recipes() -> None:
     assert [folder.name for folder in describe("study-1").recipes] == ["study", "recipes"]
     assert resolve("sft", TASKS, backbone="study-1").params == resolve("sft", TASKS).params
+
+
+def test_signs_are_read_again_on_the_images_of_the_run(tmp_path: Path, monkeypatch) -> None:
+    spec = importlib.util.spec_from_file_location("read_signs", FOLDER / "read_signs.py")
+    signs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(signs)
+    asked = []
+
+    def run(command: list[str], **_) -> None:
+        asked.append(command[3:])
+        folder = Path(command[command.index("--adapter") + 1]).parent
+        model = "base" if "base" in command else "student"
+        of_run = json.loads(((tmp_path / "study-2" / "a") if model == "base" else folder).joinpath("summary.json").read_text())
+        row = of_run["models"][model]["ocr"]
+        row["rows"]["rapidocr_exact"] = [1.0, 1.0, 0.0, 0.0] * 2
+        Path(command[-1]).write_text(json.dumps([row]))
+
+    monkeypatch.setattr(signs.subprocess, "run", run)
+    for name, level in (("a", 0.9), ("b", 0.4)):
+        path = make_run(tmp_path / "study-2", "opd_analytic", 0, level, name=name) / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["guidance"] = {"base": {"ocr": 4.0}, "student": {"ocr": 2.0}}
+        path.write_text(json.dumps(summary))
+        spec = json.loads((path.parent / "spec.json").read_text())
+        spec["spec"]["budget"]["nfe"] = 1000
+        (path.parent / "spec.json").write_text(json.dumps(spec))
+    runs = results(tmp_path / "study-2")
+    found = signs.table(runs, tmp_path)
+    assert found["model"].tolist() == ["base", "student", "student"]
+    for row, run_ in zip(found.to_dict("records"), [runs[0], *runs]):
+        assert row["exact"] == pytest.approx(np.mean(run_.summary["models"][row["model"]]["ocr"]["rows"]["exact"]))
+        assert row["rapidocr_exact"] == 0.5 and row["rapidocr_exact_low"] < 0.5 < row["rapidocr_exact_high"]
+    assert [words[words.index("--guidance") + 1] for words in asked] == ["4", "2", "2"]
+    assert signs.table(runs, tmp_path).equals(found) and len(asked) == 3  # made once
+    (tmp_path / "b.json").write_text((tmp_path / "a.json").read_text())
+    with pytest.raises(ValueError, match="student of b: these are not the images of the run"):
+        signs.table(runs, tmp_path)

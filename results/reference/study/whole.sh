@@ -3,6 +3,7 @@
 set -euo pipefail
 here=$(dirname "$0")
 bash "$here/part1.sh" study-2 0 1 2 3 4 5 6 7 8 9
+python "$here/read_signs.py" study-2 0 1 2
 bash "$here/part1.sh" study-1 0 1 2
 bash "$here/part1.sh" study-3 0 1 2
 bench report results/study/study-1 results/study/study-2 results/study/study-3 --hypotheses "$here/hypotheses.yaml" \

@@ -1,0 +1,68 @@
+"""RapidOCR's reading of the signs of final students: python results/reference/study/read_signs.py WORLD SEED...
+
+Draws the test images of ocr again for every line of part 1 (PROTOCOL.md), at the guidance scale that its run has
+chosen, and writes a row per model to part1/rapidocr.csv: the fraction of signs that RapidOCR reads exactly, beside that
+of the world's own reader, whose answers have to be those of the run. Needs the finished runs with their adapters, in
+results/study/WORLD.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.records import design
+from bench.analysis.stats import estimate
+from bench.results import Result, results
+
+LINES = ("opd_analytic", "multi_reward", "cascade")
+METRICS = ("exact", "rapidocr_exact")
+OUTPUT = Path(__file__).parent / "part1" / "rapidocr.csv"
+
+
+def drawn(run: Result, model: str, folder: Path) -> dict:
+    """The record of `bench eval` for the base or the student of a run, made once and kept in `folder`."""
+    adapter = "base" if model == "base" else str(run.folder / "adapter")
+    output = folder / f"{'base' if model == 'base' else run.folder.name}.json"
+    if not output.exists():
+        scale = f"{run.summary['guidance'][model]['ocr']:g}"
+        words = ["--adapter", adapter, "--backbone", run.spec["backbone"], "--tasks", "ocr", "--guidance", scale]
+        command = [sys.executable, "-m", "bench", "eval", *words, "--output", str(output)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (record,) = json.loads(output.read_text())
+    return record
+
+
+def told(run: Result, model: str, record: dict) -> dict:
+    """A model's row of the table. Raises ValueError if the world's reader answers otherwise than in the run."""
+    if record["rows"]["exact"] != run.summary["models"][model]["ocr"]["rows"]["exact"]:
+        raise ValueError(f"{model} of {run.folder.name}: these are not the images of the run")
+    row = {"model": model, "method": run.spec["method"], "seed": run.spec["seed"], "nfe": run.spec["budget"]["nfe"]}
+    if model == "base":
+        row |= {"method": "", "seed": "", "nfe": 0}
+    for metric in METRICS:
+        found = estimate(np.array(record["rows"][metric], float), design(record))
+        row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
+    return row
+
+
+def table(runs: list[Result], folder: Path) -> pd.DataFrame:
+    """The base and the students of all runs."""
+    models = [(runs[0], "base"), *((run, "student") for run in runs)]
+    return pd.DataFrame([told(run, model, drawn(run, model, folder)) for run, model in models])
+
+
+if __name__ == "__main__":
+    world, *seeds = sys.argv[1:]
+    root = Path("results/study")
+    kept = root / "rapidocr" / world
+    kept.mkdir(parents=True, exist_ok=True)
+    chosen = [
+        run
+        for run in results(root / world)
+        if run.summary and run.spec["method"] in LINES and str(run.spec["seed"]) in seeds
+    ]
+    table(chosen, kept).to_csv(OUTPUT, index=False, float_format="%.6g")
