@@ -6,12 +6,13 @@ seed that the file names has finished, because a look at the first seeds would b
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from bench.analysis.comparison import paired_by_seed
 from bench.analysis.forgetting import by_share, recorded_at
-from bench.analysis.records import Record, model_rows, paired_pictures, recovered, shows_teachers
+from bench.analysis.records import Record, gains_recovered, model_rows, paired_pictures, shows_teachers
 from bench.analysis.stats import Design, Difference, equivalence, exceeds, holm_within, joined, paired_difference
 from bench.errors import UsageError, unknown
 from report.hypotheses_file import TEACHER, Against, Hypothesis, Selection, Stated
@@ -66,17 +67,15 @@ def examine(stated: Stated, pools: list[Pool]) -> list[Finding]:
     families = [h.family or f"{h.name} alone" for h in stated.hypotheses]
     # A family is corrected for all its tests, so it is complete only when all of them can be made.
     waiting = {family for family, (finding, *_) in zip(families, measured) if finding.lacking}
-    claimed = holm_within([chances[0] for _, chances, _ in measured], families)
-    opposite = holm_within([chances[1] for _, chances, _ in measured], families)
+    claimed = holm_within([chances.claim for _, chances, _ in measured], families)
+    opposite = holm_within([chances.opposite for _, chances, _ in measured], families)
     found = []
-    for (finding, _, passed), p, p_opposite, family in zip(measured, claimed, opposite, families):
+    for (finding, chances, passed), p, p_opposite, family in zip(measured, claimed, opposite, families):
         others = [] if finding.lacking or family not in waiting else ["another test of its family is not complete"]
         lacking = finding.lacking + others
-        # No p-value of any kind before the end.
-        if lacking:
-            finding = replace(finding, p_equal=float("nan"), lacking=lacking)
-        else:
-            finding = replace(finding, p=p, p_opposite=p_opposite)
+        if not lacking:
+            finding = replace(finding, p=p, p_opposite=p_opposite, p_equal=chances.equal)
+        finding = replace(finding, lacking=lacking)
         found.append(replace(finding, verdict=_verdict(finding, stated, passed)))
     return found
 
@@ -89,14 +88,18 @@ def _verdict(finding: Finding, stated: Stated, passed: bool) -> str:
         return "uninformative"
     asked = finding.hypothesis
     above = {asked.sign * effect.value > -asked.margin for effect in finding.effects.values()}
-    # NaN, of a single seed, is not below the level.
+    # NaN, of differences without any spread, is not below the level.
     if finding.p < stated.level and above == {True}:
         return "holds"
     return "fails" if finding.p_opposite < stated.level and above == {False} else "undecided"
 
 
-Chances = tuple[float, float]
-"""p-values of the claim and of its opposite."""
+class Chances(NamedTuple):
+    """p-values, not corrected."""
+
+    claim: float = float("nan")
+    opposite: float = float("nan")
+    equal: float = float("nan")
 
 
 def _measure(stated: Stated, asked: Hypothesis, lines: Lines) -> tuple[Finding, Chances, bool]:
@@ -104,7 +107,7 @@ def _measure(stated: Stated, asked: Hypothesis, lines: Lines) -> tuple[Finding, 
     effects: dict[str, Difference] = {}
     lacking: list[str] = []
     gains: dict[str, float] = {}
-    chances, passed, p_equal = (float("nan"), float("nan")), True, float("nan")
+    chances, passed = Chances(), True
     for world in stated.worlds:
         chosen = matched(asked, lines[world], stated.seeds(world))
         values = _values(asked, chosen)
@@ -116,11 +119,9 @@ def _measure(stated: Stated, asked: Hypothesis, lines: Lines) -> tuple[Finding, 
         if world == stated.decided_in and values is not None:
             if len(stated.seeds(world)) == 1:
                 lacking.append(f"{world}: a single seed says nothing about a method")
-            chances = _chances(asked, *values)
-            if stated.equal_within and isinstance(asked.minus, Selection) and len(values[0]) > 1:
-                p_equal = equivalence(values[0], np.zeros(values[0].shape[1]), values[1], stated.equal_within)
+            chances = _chances(stated, asked, *values)
             passed = asked.gate is None or _effect(*_over_tasks(asked, chosen, TEACHER, "base")).low > asked.gate
-    return Finding(asked, effects, "open", p_equal=p_equal, gains=gains, lacking=lacking), chances, passed
+    return Finding(asked, effects, "open", gains=gains, lacking=lacking), chances, passed
 
 
 Values = tuple[np.ndarray, Design]
@@ -131,17 +132,19 @@ def _effect(values_SN: np.ndarray, pictures: Design) -> Difference:
     return paired_difference(values_SN, np.zeros(values_SN.shape[1]), pictures)
 
 
-def _chances(asked: Hypothesis, values_SN: np.ndarray, pictures: Design) -> Chances:
-    """p-values of the claim and its opposite; NaN for a single seed, which says nothing about the method.
+def _chances(stated: Stated, asked: Hypothesis, values_SN: np.ndarray, pictures: Design) -> Chances:
+    """p-values of the claim, of its opposite, and, for two lines, of equality.
 
-    Without a margin both are two-sided, and the side is told by the difference. With one both are one-sided.
+    Without a margin the first two are two-sided, and the side is told by the difference. With one they are one-sided.
     """
-    if len(values_SN) < 2:
-        return float("nan"), float("nan")
+    equal = float("nan")
+    if stated.equal_within and isinstance(asked.minus, Selection):
+        equal = equivalence(values_SN, np.zeros(values_SN.shape[1]), pictures, stated.equal_within)
     if asked.margin:
         claimed = exceeds(asked.sign * values_SN, pictures, -asked.margin)
-        return claimed, exceeds(-asked.sign * values_SN, pictures, asked.margin)
-    return (_effect(values_SN, pictures).p,) * 2
+        return Chances(claimed, exceeds(-asked.sign * values_SN, pictures, asked.margin), equal)
+    p = _effect(values_SN, pictures).p
+    return Chances(p, p, equal)
 
 
 @dataclass
@@ -220,9 +223,9 @@ def task_gains(asked: Hypothesis | Against, chosen: Matched) -> tuple[dict[str, 
     shown = next((line for line in lines if line and all(map(shows_teachers, line))), None)
     if not all(lines) or shown is None or len(tasks_of(asked, chosen)) == 1:
         return None
-    first, second = (recovered(line, shown) for line in lines)
+    first, second = (gains_recovered(line, shown) for line in lines)
     tasks = tasks_of(asked, chosen)
-    return {task: first[task].value for task in tasks}, {task: second[task].value for task in tasks}
+    return {task: first[task] for task in tasks}, {task: second[task] for task in tasks}
 
 
 def _over_tasks(asked: Hypothesis, chosen: Matched, model: str, minus: str) -> Values:

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from bench.analysis.metric_names import is_measure
-from bench.analysis.stats import Design, Estimate, codes, joined, ratio, stratified_mean
+from bench.analysis.stats import Design, Estimate, codes, joined, ratio, stratified_mean, stratified_means
 from bench.errors import UsageError
 from bench.registry import find
 
@@ -151,13 +151,35 @@ def recovered(summaries: list[dict], shown: list[dict] | None = None) -> dict[st
     own. Student and teacher are paired if both have the same seeds, otherwise the scale is the teachers' mean over
     seeds. Empty without teachers; NaN where the teacher gains nothing.
     """
-    tasks = list(summaries[0]["models"]["student"])
     shown = shown or summaries
     if not all(map(shows_teachers, shown)):
         return {}
+    student, teacher = _gained(summaries, shown)
+    shares = {}
+    for task, (gained, pictures) in student.items():
+        shares[task] = ratio(gained, teacher[task][0], pictures)
+    (all_student, pictures), (all_teacher, _) = joined(student), joined(teacher)
+    return shares | {"mean": ratio(all_student, all_teacher, pictures)}
+
+
+def gains_recovered(summaries: list[dict], shown: list[dict]) -> dict[str, float]:
+    """Task -> the gain recovered, as in `recovered`, without an interval. `shown` have to show teachers."""
+    student, teacher = _gained(summaries, shown)
+    gained, taught = (
+        {task: float(stratified_means(*rows).mean()) for task, rows in gains.items()} for gains in (student, teacher)
+    )
+    return {task: gained[task] / taught[task] if taught[task] > 0 else float("nan") for task in gained}
+
+
+Gained = dict[str, tuple[np.ndarray, Design]]
+"""Task -> gains over the base by seed and image, [S, N], and their design."""
+
+
+def _gained(summaries: list[dict], shown: list[dict]) -> tuple[Gained, Gained]:
+    """The gains of the students of `summaries`, and those of each task's own teacher in `shown`."""
     paired = [s["seed"] for s in summaries] == [s["seed"] for s in shown]
     student, teacher = {}, {}
-    for task in tasks:
+    for task in summaries[0]["models"]["student"]:
         values, pictures = model_rows(summaries, "student", task)
         base, scale = model_rows(shown, "base", task)
         taught, _ = model_rows(shown, f"teacher {task}", task)
@@ -166,9 +188,4 @@ def recovered(summaries: list[dict], shown: list[dict] | None = None) -> dict[st
         if not paired:
             taught = taught.mean(0, keepdims=True)
         teacher[task] = taught - base, pictures
-    shares = {}
-    for task in tasks:
-        gained, pictures = student[task]
-        shares[task] = ratio(gained, teacher[task][0], pictures)
-    (all_student, pictures), (all_teacher, _) = joined(student), joined(teacher)
-    return shares | {"mean": ratio(all_student, all_teacher, pictures)}
+    return student, teacher

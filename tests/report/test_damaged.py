@@ -77,14 +77,14 @@ def test_a_changed_run_is_read_or_named(tmp_path: Path, name: str) -> None:
     put(run / "probes.jsonl", [{"share": 0.5, "interference": {"geneval | ocr": {"all": 0.25}}}])
     good = read(run / name)
     named = 0
-    for content in mutations(good, 60, seed=1):
+    for content in mutations(good, 150, seed=1):
         put(run / name, content)
         evidence = collect([tmp_path])
         named += any(run.name in problem for problem in evidence.problems)
         assert len(evidence.runs) + len(evidence.problems) == 4
         report = make(evidence)  # raises nothing
         assert next(table for table in report.tables if table.name == "runs").rows
-    assert named > 8
+    assert named > 20
 
 
 @pytest.mark.parametrize(
