@@ -1,4 +1,4 @@
-"""The stored comparison's tables follow from its stored runs, and the README shows the same figures."""
+"""The tables of `micro`'s stored comparison follow from its stored runs, and their README shows the same figures."""
 
 import json
 import re
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "reference" / "micro"
 
 
-# stored tables, where their runs are unpacked, comparisons in the order of results/reference/README.md
+# stored tables, where their runs are unpacked, comparisons in the order of the README beside them
 ABLATIONS = [
     (
         "ablations/tables.txt",
@@ -112,7 +112,7 @@ def test_tables_of_ablations_follow_from_the_runs(unpacked: Path, capsys, name, 
 
 def test_the_stored_report_follows_from_the_records(unpacked: Path, monkeypatch) -> None:
     """The command beside it makes every table again."""
-    readme = (ROOT / "results" / "reference" / "README.md").read_text()
+    readme = (STORED / "README.md").read_text()
     (command,) = re.findall(r"^bench report (.*) -o results/reference/micro/report$", readme, re.M)
     monkeypatch.chdir(unpacked.parent)
     (unpacked / "reference").symlink_to(ROOT / "results" / "reference")
@@ -148,8 +148,8 @@ def test_the_stored_page_names_no_place_of_a_machine() -> None:
         assert "opd_ppo" in text
 
 
-def test_readme_shows_the_stored_comparison(compared: Compared, table: list[Standing]) -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_its_readme_shows_the_stored_comparison(compared: Compared, table: list[Standing]) -> None:
+    readme = (STORED / "README.md").read_text()
     for line in table:
         own = line.label == "opd_analytic"
         gap = ["", ""] if own else [str(line.against_reference), plain(line.against_reference.p, "p")]
@@ -169,33 +169,30 @@ def told(value: Estimate | Difference, turned: bool = False) -> str:
 
 
 def test_sentences_say_what_the_records_do(unpacked: Path, compared: Compared, table: list[Standing]) -> None:
-    """The numbers in running text of both READMEs, that tables do not hold."""
-    texts = {name: " ".join((ROOT / name / "README.md").read_text().split()) for name in (".", "results/reference")}
+    """The numbers in running text, that tables do not hold."""
+    text = " ".join((STORED / "README.md").read_text().split())
     long = read(unpacked / "long" / "comparison-29b0b8b9ad.json")
     lines = {line.label: line for line in compared.lines}
     for found, p in ((lines["cascade"], ".008"), (next(x for x in long.lines if x.method == "cascade"), ".005")):
         change = found.forgetting("geneval")
-        assert f"{told(change.change_in_next_stage, turned=True)} (p = {p})" in texts["."]
-        assert f"{told(change.change_in_next_stage)} (p = {p}" in texts["results/reference"]
-        for text in texts.values():
-            assert told(change.change_after_own_stage) in text
+        assert f"{told(change.change_in_next_stage, turned=True)} (p = {p}" in text
+        assert told(change.change_after_own_stage) in text
     claims = {v.claim: v for v in score_claims([*compared.lines, *long.lines], compared.tasks)}
-    assert (
-        told(against(lines["multi_reward engine=nft"].records, lines["cascade"].records, compared.tasks)).replace(
-            "+", ""
-        )
-        in texts["."]
-    )
+    nft = against(lines["multi_reward engine=nft"].records, lines["cascade"].records, compared.tasks)
+    assert told(nft).replace("+", "") in text
     for claim, p in (("multi_reward engine=nft", ".049"), ("cascade", ".049")):
         name = f"analytic OPD beats {claim} at equal compute (teachers' cost not counted)"
-        assert f"Holm-adjusted p 0{p}" in claims[name].quantity and f"p = {p} for both" in texts["."]
+        assert f"Holm-adjusted p 0{p}" in claims[name].quantity and f"p = {p} for both" in text
     raw = [against(x.records, lines["opd_analytic"].records, compared.tasks).p for x in compared.lines]
     together = dict(zip([x.label for x in compared.lines], holm(raw)))
     assert {plain(together[x], "p") for x in ("cascade", "multi_reward engine=nft")} == {"0.073"}
-    assert all("would be .073" in text for text in texts.values())
+    assert "would be .073" in text
     by_label = {line.label: line for line in table}
-    assert f"{by_label['off_policy'].p_equivalent:.3f}" == "0.012" and "p = .012" in texts["."]
-    assert f"{by_label['off_policy'].margin:.3f}" == "0.027" and ".027" in texts["."]
+    assert f"{by_label['off_policy'].p_equivalent:.3f}" == "0.012" and "p = .012" in text
+    assert f"{by_label['off_policy'].margin:.3f}" == "0.027" and ".027" in text
+    short = " ".join((ROOT / "README.md").read_text().split())
+    gaps = {name: f"{-by_label[name].against_reference.value:.3f}".lstrip("0") for name in lines}
+    assert f"is {gaps['multi_reward engine=nft']} below it and the cascade {gaps['cascade']}" in short
 
 
 def test_stored_probes_name_what_they_measured() -> None:
