@@ -19,7 +19,8 @@ from report.hypotheses_file import Selection, read_hypotheses
 from sweeps.study import read_study
 from tests.report.synthetic import make_run
 
-FOLDER = Path(__file__).parents[1] / "results" / "reference" / "study"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "results" / "reference" / "study"
 PROTOCOL = (FOLDER / "PROTOCOL.md").read_text()
 D = 153_600
 TASKS = ["geneval", "ocr", "pickscore"]
@@ -146,6 +147,23 @@ def test_part_1_runs_the_protocol_s_lines(tmp_path: Path) -> None:
         assert (spec.method, spec.seed, spec.budget.nfe, list(spec.tasks)) == (method, seed, nfe, TASKS)
     assert set(planned["opd_analytic", 0, D].teachers.values()) == {"train"}
     assert list(planned["cascade", 0, D].params["order"]) == ["ocr", "pickscore", "geneval"]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.tar.xz")), ids=lambda path: path.name.partition(".")[0])
+def test_runs_were_made_from_commits_that_have_the_protocol(path: Path) -> None:
+    """Its text before the amendments has not changed since; nor had a run's code been edited."""
+    found = []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if Path(member.name).name == "provenance.jsonl":
+                found += map(json.loads, archive.extractfile(member).read().decode().splitlines())
+    assert found and not any(entry["uncommitted_diff"] for entry in found)
+    for commit in {entry["commit"] for entry in found}:
+        named = f"{commit}:{(FOLDER / 'PROTOCOL.md').relative_to(ROOT).as_posix()}"
+        if subprocess.run(["git", "cat-file", "-e", commit], cwd=ROOT, capture_output=True).returncode:
+            pytest.skip("needs the repository's history (git fetch --unshallow)")
+        then = subprocess.run(["git", "show", named], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert then.split("## Amendments")[0] == PROTOCOL.split("## Amendments")[0]
 
 
 def test_worlds_of_the_study_fall_back_to_micro_s_recipes() -> None:
