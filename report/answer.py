@@ -7,6 +7,7 @@ from markupsafe import Markup
 from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY
 from bench.analysis.records import prompts_known, score
 from bench.analysis.stats import Estimate
+from bench.config.settings import ranges
 from bench.registry import find
 from report.claims import ALPHA
 from report.evidence import Evidence
@@ -239,7 +240,7 @@ def _missing(pool: Pool, where: Markup | str) -> list[Markup]:
     absent, texts = pool.missing_seeds, []
     for seeds in dict.fromkeys(map(tuple, absent.values())):
         labels = [label for label, own in absent.items() if tuple(own) == seeds]
-        without, numbers = _some(labels), ", ".join(map(str, seeds))
+        without, numbers = _some(labels), ranges(seeds)
         said = "{}No finished run for seeds {}: {}. Differences use only the seeds that both lines have."
         texts.append(Markup(said).format(where, numbers, without))
     return texts

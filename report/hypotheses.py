@@ -14,6 +14,7 @@ from bench.analysis.comparison import paired_by_seed
 from bench.analysis.forgetting import by_share, recorded_at
 from bench.analysis.records import Record, gains_recovered, model_rows, paired_pictures, shows_teachers
 from bench.analysis.stats import Design, Difference, equivalence, exceeds, holm_within, joined, paired_difference
+from bench.config.settings import ranges
 from bench.errors import UsageError, unknown
 from report.hypotheses_file import TEACHER, Against, Hypothesis, Selection, Stated
 from report.lines import Conditions, Line, Pool, apart
@@ -164,7 +165,7 @@ def matched(asked: Hypothesis | Against, lines: list[tuple[Line, Pool]], seeds: 
     """
     found: list[dict[int, Record]] = []
     worlds: list[Conditions] = []
-    lacking: list[str] = []
+    absent: dict[str, list[str]] = {}
     for selection in (asked.line, asked.minus):
         if not isinstance(selection, Selection):
             continue
@@ -174,10 +175,12 @@ def matched(asked: Hypothesis | Against, lines: list[tuple[Line, Pool]], seeds: 
             raise UsageError(f"{asked.name}: several lines are {selection}: {names}; tell them apart by settings")
         worlds += [pool.world for _, pool in fitting]
         records = {r.summary["seed"]: r for line, _ in fitting for r in line.records if r.summary["seed"] in seeds}
-        missing = [str(seed) for seed in seeds if seed not in records]
+        missing = [seed for seed in seeds if seed not in records]
         if missing:
-            lacking.append(f"{selection} lacks {'seed' if len(missing) == 1 else 'seeds'} {', '.join(missing)}")
+            text = f"{'seed' if len(missing) == 1 else 'seeds'} {ranges(missing)}"
+            absent.setdefault(text, []).append(str(selection))
         found.append(records)
+    lacking = [f"{' and '.join(names)} {'lack' if names[1:] else 'lacks'} {text}" for text, names in absent.items()]
     for one, other in pairwise(worlds):
         differ = [name for name in one._fields if getattr(one, name) != getattr(other, name)]
         if differ:

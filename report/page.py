@@ -59,6 +59,13 @@ class Section:
         self.parts.append(Markup("<h3>{}</h3>").format(text))
         self.markdown.append(f"### {unmarked(text)}\n")
 
+    def under(self, text: str, inner: "Section") -> None:
+        """Add the parts of `inner` under a subheading; nothing if it has none."""
+        if inner.parts:
+            self.head(text)
+            self.parts += inner.parts
+            self.markdown += inner.markdown
+
 
 @dataclass
 class Report:

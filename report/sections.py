@@ -80,9 +80,9 @@ def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside) -> 
     key = key_results([(pool, tables) for pool, tables in made if pool.lines])
     words = Section("In words, with intervals and p-values")
     for index, place in enumerate(dict.fromkeys(pool.place for pool, _ in made if pool.lines)):
-        section.head(f"On {place}")
-        own = [(pool, tables) for pool, tables in made if pool.place == place]
-        first_screen(report, section, own, key, beside, _prefix(index))
+        own, screen = [(pool, tables) for pool, tables in made if pool.place == place], Section("")
+        first_screen(report, screen, own, key, beside, _prefix(index))
+        section.under(f"On {place}", screen)
         words.head(f"On {place}")
         for pool, tables in own:
             if pool.lines:

@@ -175,6 +175,17 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def ranges(seeds: Sequence[int]) -> str:
+    """Ascending seeds as `parse_seeds` reads them: 0, 1, 2 and 5 are '0-2,5'."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 def _is_seed(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < 2**63
 

@@ -7,7 +7,7 @@ import time
 import typer
 
 from bench.cli.app import whole
-from bench.config.settings import parse_seeds
+from bench.config.settings import parse_seeds, ranges
 
 PLACED = ["--executor", "--profile", "--slurm"]
 FLAGS = {
@@ -103,6 +103,7 @@ def test_flags_are_frozen() -> None:
 
 def test_seeds() -> None:
     assert parse_seeds("0-2") == [0, 1, 2]
+    assert [ranges(parse_seeds(text)) for text in ("0", "0-2", "0,2-4,7")] == ["0", "0-2", "0,2-4,7"]
     assert parse_seeds("5,1-2") == [5, 1, 2]
 
 

@@ -159,7 +159,7 @@ def test_nothing_counts_before_every_seed_has_finished(root: Path, tmp_path: Pat
     (finding,) = found(root, given.model_copy(update={"equal_within": 0.9}))
     assert np.isnan([finding.p, finding.p_equal]).all() and not np.isnan(finding.gains["one"])
     (weighed,) = weigh(given, pools(collect([root])))
-    assert weighed.verdict == "open" and f"lacks seed {SEEDS}" in weighed.lacking[0]
+    assert weighed.verdict == "open" and f"lack seed {SEEDS}" in weighed.lacking[0]
     page = write(make(collect([root]), given), tmp_path / "report")
     assert "lowest gain is open (it is so): " in page.with_name("report.md").read_text()
     assert (page.parent / "tables" / "against.csv").is_file()

@@ -118,6 +118,19 @@ def test_without_lines_to_compare_there_is_no_picture(tmp_path: Path) -> None:
     assert "differences" not in names and "cost-front" not in names
 
 
+def test_a_place_without_anything_to_say_has_no_heading(tmp_path: Path) -> None:
+    """A teacher's run, scored on other prompts than the students'."""
+    for method in ("opd_analytic", "multi_reward"):
+        for seed in range(2):
+            make_run(tmp_path, method, seed, 0.5)
+    path = make_run(tmp_path, "single_task", 0, 0.5, teachers=False, points=(1.0,)) / "spec.json"
+    path.write_text(path.read_text().replace('"split": "test"', '"split": "validation"'))
+    text = first(tmp_path)
+    assert text.count("### On micro") == 1 and "validation prompts" not in text
+    words = "\n".join(make(collect([tmp_path])).sections[0].markdown).split("### In words")[1]
+    assert words.count("### On micro") == 2 and "validation prompts" in words
+
+
 def test_what_is_forgotten_is_said_with_its_budget_and_not_otherwise(tmp_path: Path) -> None:
     def level(run: Path, early: float, late: float) -> None:
         rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
