@@ -1,8 +1,12 @@
 """Part 2 of the study: every cell's commands are valid, its outcomes are read as what they are, and its model finds effects."""
 
 import importlib.util
+import io
+import json
 import shlex
+import subprocess
 import sys
+import tarfile
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +20,7 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 from bench.config.resolve import resolve
 from bench.errors import UsageError
 from report.style import drawing
+from sweeps.study import read_study
 from tests.commands import bench
 
 FOLDER = Path(__file__).parents[1] / "results" / "reference" / "study" / "part2"
@@ -29,20 +34,26 @@ def script(name: str):
     return module
 
 
-SCRIPTS = ("cell", "design", "model", "outcomes", "picture")
-cell, design, model, outcomes, picture = (script(name) for name in SCRIPTS)
+SCRIPTS = ("cell", "design", "model", "outcomes", "picture", "studies")
+cell, design, model, outcomes, picture, studies = (script(name) for name in SCRIPTS)
 for name in SCRIPTS:
     del sys.modules[name]
 RULE = {"params.combine": "pcgrad"}
+
+
+def settings(line: str, rank: int, share: float) -> dict:
+    """Settings whose learning rate tells what they were chosen for."""
+    found = {"lora.rank": rank, "lora.alpha": 2 * rank, "optimizer.lr": rank * share * 1e-5}
+    if line == "opd":
+        return found
+    return found | {"params.engine": "nft", "params.groups": 3} | (RULE if line == "rule" else {})
+
+
+LINES = {0.25: ("joint", "rule", "opd"), 1.0: ("joint", "rule", "opd"), 5.0: ("joint",)}
 TUNED = {
-    rank: {
-        line: {"lora.rank": rank, "lora.alpha": 2 * rank} | ({} if line == "opd" else {"params.engine": "nft", "params.groups": 4})
-        for line in ("joint", "joint_long", "rule", "opd")
-    }
+    rank: {share: {line: settings(line, rank, share) for line in lines} for share, lines in LINES.items()}
     for rank in (4, 64)
 }
-for of_rank in TUNED.values():
-    of_rank["rule"] |= RULE
 PAIRS = {"colour": ["taste_1", "taste_2"], "place": ["taste_3", "taste_4"], "light": ["taste_5", "taste_6"]}
 
 
@@ -65,14 +76,16 @@ def spec_of(words: list[str]):
 def test_every_cell_s_commands_are_what_its_row_says(number: int) -> None:
     row = cell.cells()[number]
     assert int(row["cell"]) == number
-    made = cell.lines(row, 1, Path("results/x"), "TEACHERS")
+    seed = 2 * number + 1
+    assert seed in cell.seeds(row)
+    made = cell.lines(row, seed, Path("results/x"), "TEACHERS")
     shared = ["shared"] if row["overlap"] == "all" else []
     assert list(made) == ["joint_long", "rule", "joint", "opd", "soup", *shared] and set(made) == outcomes.lines_of(row)
     tasks = [task for plane in row["planes"].split("+") for task in PAIRS[plane]]
     assert len(tasks) == int(row["tasks"])
     specs = {line: spec_of(words) for line, words in made.items()}
     for line, spec in specs.items():
-        assert (spec.seed, spec.backbone, list(spec.tasks)) == (1, f"study-{row['world']}", tasks)
+        assert (spec.seed, spec.backbone, list(spec.tasks)) == (seed, f"study-{row['world']}", tasks)
         assert spec.evaluation.split == "test" and not spec.evaluation.guidance_grid
         assert spec.evaluation.scale == spec.sampler.guidance == 1
         sources = [spec.scorers[task] for task in spec.tasks]
@@ -85,9 +98,14 @@ def test_every_cell_s_commands_are_what_its_row_says(number: int) -> None:
             assert spec.teachers == {task: f"TEACHERS/{task}" for task in spec.tasks}
         if spec.method == "multi_reward":
             # As many images per update as with four tasks.
-            assert spec.params["groups"] == {2: 8, 4: 4, 6: 3}[len(tasks)]
+            assert spec.params["groups"] * len(tasks) == 12
+        if line != "soup":
+            # Chosen for the budget that is nearest as a ratio: a quarter, all, or that of the central long line.
+            spent, long = spec.budget.nfe / 73_728, line == "joint_long"
+            share = 0.25 if spent <= 0.5 else 5 if long and spent > 5**0.5 else 1
+            assert spec.optimizer.lr == pytest.approx(int(row["rank"]) * share * 1e-5)
     nfe = {line: spec.budget.nfe for line, spec in specs.items() if line != "soup"}
-    words = cell.teach(row, 1, Path("results/x"))
+    words = cell.teach(row, seed, Path("results/x"))
     taught = words[words.index("--set") + 1]
     share = float(row["teachers"])
     assert {nfe.pop(line) for line in ("opd", "joint", "rule", *shared)} == {73_728 * float(row["budget"])}
@@ -118,12 +136,57 @@ def test_planes_do_not_go_with_the_number_of_tasks() -> None:
     assert np.linalg.cond(terms) < 30
 
 
+def test_no_two_cells_share_a_seed() -> None:
+    """Runs of one seed begin with the same adapter, prompts and noise, so that cells would not be independent."""
+    seeds = [seed for row in cell.cells() for seed in cell.seeds(row)]
+    assert len(set(seeds)) == len(seeds) == 72 and max(seeds) < 100
+
+
+def test_groups_that_cannot_be_shared_out_are_refused(tmp_path: Path) -> None:
+    """Otherwise the images per update would go with the number of tasks."""
+    for share in LINES:
+        TUNED[64][share]["joint"]["params.groups"] = 2
+    try:
+        (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(TUNED))
+    finally:
+        for share in LINES:
+            TUNED[64][share]["joint"]["params.groups"] = 3
+    row = next(row for row in cell.cells() if row["tasks"] == "6" and row["rank"] == "64")
+    with pytest.raises(ValueError, match="2 groups for each of 4 tasks"):
+        cell.lines(row, 0, Path("results/x"), "TEACHERS")
+
+
 def test_a_dry_run_prints_the_commands(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["cell.py", "3", "--seed", "1", "--dry-run"])
-    assert cell.main() == 0
-    printed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert [words[:2] for words in printed] == [["bench", "teach"], *[["bench", "run"]] * 5]
-    assert {words[words.index("--results") + 1] for words in printed} == {"results/study/part2/cell-03"}
+    def printed(*words: str) -> list[list[str]]:
+        monkeypatch.setattr(sys, "argv", ["cell.py", "3", "--dry-run", *words])
+        assert cell.main() == 0
+        return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+    both = printed()
+    assert [words[:2] for words in both] == [["bench", "teach"], *[["bench", "run"]] * 5] * 2
+    assert {words[words.index("--results") + 1] for words in both} == {"results/study/part2/cell-03"}
+    assert [words[words.index("--seeds") + 1] for words in both] == ["6"] * 6 + ["7"] * 6
+    assert printed("--seed", "7") == both[6:]
+    with pytest.raises(SystemExit):
+        printed("--seed", "1")
+    assert "cell 3 has the seeds 6 and 7, not 1" in capsys.readouterr().err
+
+
+def test_lines_without_teachers_are_run_where_a_teacher_fails(tmp_path: Path, monkeypatch, capsys) -> None:
+    """And nothing goes on after an interruption."""
+    asked = []
+
+    def run(words: list[str], code: int):
+        asked.append(words)
+        return subprocess.CompletedProcess(words, code if words[1] == "teach" else 0)
+
+    for code, lines in ((1, 3), (130, 0)):
+        asked.clear()
+        monkeypatch.setattr(cell.subprocess, "run", lambda words, code=code, **_: run(words, code))
+        monkeypatch.setattr(sys, "argv", ["cell.py", "3", "--seed", "6", "--results", str(tmp_path)])
+        assert cell.main() == code
+        assert [words[3] for words in asked[1:]] == ["multi_reward"] * lines
+    assert "opd and soup are left out" in capsys.readouterr().err
 
 
 def test_a_cell_s_teachers_can_be_taught(tmp_path: Path) -> None:
@@ -132,6 +195,72 @@ def test_a_cell_s_teachers_can_be_taught(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     # Budgets are whole updates of a teacher, so that long joint RL is given what teachers cost.
     assert f"training NFE: {6 * 3 * 1_536:,} in total" in done.stdout
+
+
+@pytest.mark.parametrize(("line", "rank", "share"), studies.STUDIES, ids=lambda value: str(value))
+def test_a_study_s_file_is_what_its_script_writes(line: str, rank: int, share: str) -> None:
+    path, content = studies.SWEEPS / f"{studies.named(line, rank, share)}.yaml", studies.study(line, rank, share)
+    assert path.is_file() == (content is not None)
+    if content:
+        assert path.read_text() == studies.written(content)
+        study = read_study(path)
+        first = study.run(dict(study.enqueue[0]), 100)
+        assert (first.lora.rank, first.lora.alpha, first.evaluation.split) == (rank, 2 * rank, "validation")
+        assert first.budget.nfe == 73_728 * {"quarter": 0.25, "full": 1, "long": 5}[share]
+
+
+def packed(folder: Path, name: str, found: dict) -> None:
+    """The archive of a study that ended with this."""
+    with tarfile.open(folder / f"{name}.tar.xz", "w:xz") as archive:
+        text = json.dumps(found).encode()
+        member = tarfile.TarInfo(f"study-{name}/summary.json")
+        member.size = len(text)
+        archive.addfile(member, io.BytesIO(text))
+
+
+def test_later_studies_and_the_cells_start_from_what_was_chosen(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(studies, "TUNING", tmp_path)
+    assert studies.study("rule", 4, "full") is None and studies.study("joint", 4, "long") is None
+    assert studies.tuned() is None
+    trials = [
+        {"settings": {"optimizer.lr": lr, "optimizer.lr_end": 0.1, "sampler.steps": 5, "params.nft.kl": 0.2, "params.group_size": 4}}
+        for lr in (3e-3, 1e-3)
+    ]
+    for line, rank, share in studies.STUDIES:
+        best = {"params.combine": "mgda", "optimizer.lr": 1e-3} if line == "rule" else {"optimizer.lr": 2e-3}
+        best = trials[0]["settings"] if (line, share) == ("joint", "full") else best
+        packed(tmp_path, studies.named(line, rank, share), {"chosen": {"settings": best}, "confirmed": trials})
+    rule = studies.study("rule", 4, "full")
+    assert [tried["params.combine"] for tried in rule["enqueue"]] == rule["space"]["params.combine"]["choices"]
+    assert len(rule["enqueue"]) == 7 and {tried["optimizer.lr"] for tried in rule["enqueue"]} == {3e-3}
+    assert rule["space"]["optimizer.lr"] == {"low": 1e-3, "high": pytest.approx(9e-3), "log": True}
+    assert (rule["settings"]["params.group_size"], rule["settings"]["params.nft.kl"]) == (4, 0.2)
+    long = studies.study("joint", 64, "long")
+    assert [tried["optimizer.lr"] for tried in long["enqueue"]] == [3e-3, 1e-3, pytest.approx(1e-3)]
+    assert long["trials"] == 3 and long["budget"] == 5 * 73_728 and "confirm" not in long
+    for content in (rule, long):
+        path = tmp_path / "study.yaml"
+        path.write_text(studies.written(content))
+        study = read_study(path)
+        for tried in study.enqueue:
+            assert study.run(dict(tried), 100).params["group_size"] == 4
+    found = studies.tuned()
+    assert found[4][1.0]["rule"] == {
+        "lora.rank": 4, "lora.alpha": 8, "params.engine": "nft", "params.groups": 3, "params.combine": "mgda",
+        "optimizer.lr": 1e-3, "optimizer.lr_end": 0.1, "sampler.steps": 5, "params.nft.kl": 0.2, "params.group_size": 4,
+    }  # fmt: skip
+    assert found[64][5.0]["joint"]["optimizer.lr"] == 2e-3 and found[64][0.25]["opd"]["lora.alpha"] == 128
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(found))
+    for row in cell.cells():
+        for words in cell.lines(row, 0, Path("results/x"), "TEACHERS").values():
+            spec_of(words)
+
+
+def test_the_cells_settings_are_what_the_studies_chose() -> None:
+    path, found = FOLDER / "tuned.yaml", studies.tuned()
+    assert path.is_file() == (found is not None)
+    if found:
+        assert yaml.safe_load(path.read_text()) == found
 
 
 class Noise:
@@ -149,8 +278,9 @@ class Noise:
         worth += sum(effect * cells[name] for name, effect in self.EFFECTS.items())
         worth += rng.normal(0, noise, len(cells))
         rows = []
-        for seed in range(2):
+        for nth in range(2):
             for index, value in enumerate(worth + rng.normal(0, noise, len(cells))):
+                seed = 2 * index + nth
                 rows += [(index, seed, "opd", 0.5 + value), (index, seed, "joint_long", 0.5), (index, seed, "joint", 0.5)]
         self.outcomes = pd.DataFrame(rows, columns=["cell", "seed", "line", "pair"])
 
@@ -196,20 +326,61 @@ def test_what_is_reported_beside_the_verdicts() -> None:
     """On outcomes in which distillation has .1 more of everything than each other line, and half of the teachers' gain."""
     rows, rng = [], np.random.default_rng(0)
     for row in cell.cells():
-        for seed in (0, 1):
+        # In the corner the teachers' gain says nothing.
+        cornered = row["overlap"] == "all" and row["angle"] == "180"
+        for seed in cell.seeds(row):
             gain = rng.uniform(0.2, 0.4)
-            values = {"base": 0.5, "teachers": 0.5 + gain, "opd": 0.6, "joint": 0.6 - 0.5 * gain, "joint_long": 0.5}
-            values |= {"rule": 0.5, "soup": 0.4} | ({"shared": 0.3} if row["overlap"] == "all" else {})
-            rows += [(int(row["cell"]), seed, line, *[value] * 5) for line, value in values.items()]
-    made = pd.DataFrame(rows, columns=["cell", "seed", "line", "pair", "lowest", "mean", "diversity", "drift"])
+            opd = 0.55 + (0 if cornered else 0.75 * gain)
+            values = {"base": 0.5, "teachers": 0.5 + gain, "opd": opd, "joint": opd - 0.2, "joint_long": opd - 0.1}
+            values |= {"rule": opd - 0.1, "soup": opd - 0.2} | ({"shared": opd - 0.3} if row["overlap"] == "all" else {})
+            rows += [(int(row["cell"]), seed, line, *[value] * 6) for line, value in values.items()]
+    names = ["pair", "lowest", "mean", "extremity", "diversity", "drift"]
+    made = pd.DataFrame(rows, columns=["cell", "seed", "line", *names])
     found = model.beside(made).set_index(["quantity", "response"])["value"]
-    assert found["slope on what the teachers gained", "teachers not counted"] == pytest.approx(0.5)
+    minus_base = "distillation minus the base"
+    assert found["slope on the teachers' gain, cells outside the corner", minus_base] == pytest.approx(0.75)
+    assert found["gain without a gain of the teachers, cells outside the corner", minus_base] == pytest.approx(0.05)
+    for value in ("extremity", "diversity", "drift"):
+        assert found[f"opposed rewards on the same prompts, {value}", "teachers not counted"] == pytest.approx(0.2)
+    for value in ("pair", "mean"):
+        assert found[f"at a right angle on the same prompts, {value}", "teachers counted"] == pytest.approx(0.1)
+    assert found["1a without overlap distillation wins, with products of the budget", "teachers counted"] == pytest.approx(0.1)
     assert found["diversity, all cells", "teachers counted"] == pytest.approx(0.1)
     assert found["pair, 36 cells", "soup in the place of joint"] == pytest.approx(0.2)
     count = sum(row["overlap"] == "all" for row in cell.cells())
     assert found[f"pair, {count} cells", "shared in the place of joint"] == pytest.approx(0.3)
     assert found["1a without overlap distillation wins, lowest", "teachers counted"] == pytest.approx(0.1)
     assert found["the corner's own cells, mean", "teachers counted"] == pytest.approx(0.1)
+
+
+def test_products_of_the_budget_are_told_from_what_they_bias() -> None:
+    """An effect of the teachers that is larger with a larger budget: the middle budget's is found."""
+    cells = model.coded()
+    data = cells.assign(response=0.1 * cells["teachers"] * (1 + cells["budget"]))
+    three = model.statements()[-1]
+    assert model.estimates(data, [three.weights])["value"][0] != pytest.approx(0.1, abs=1e-3)
+    for further in model.SENSITIVITY.values():
+        terms = model.terms(data, further)
+        assert np.linalg.matrix_rank(terms) == terms.shape[1]
+    further = model.SENSITIVITY["with products of the budget"]
+    assert model.estimates(data, [three.weights], further)["value"][0] == pytest.approx(0.1)
+
+
+def test_statement_1_is_its_three_contrasts() -> None:
+    table = model.tests(Noise(0, 1e-5).outcomes)
+    assert model.first_statement(table) == "holds"
+    for verdict, whole in (("undecided", "undecided"), ("fails", "fails")):
+        assert model.first_statement(table.assign(verdict=table["verdict"].where(table.index != 1, verdict))) == whole
+    assert model.first_statement(table.assign(verdict=table["verdict"].where(table.index != 4, "fails"))) == "holds"
+
+
+def test_nothing_is_printed_before_every_seed_has_finished(tmp_path: Path, monkeypatch) -> None:
+    made = Noise(0, 0.01).outcomes
+    made.to_csv(tmp_path / "outcomes.csv")
+    assert len(model.complete(tmp_path / "outcomes.csv")) == len(made)
+    made[made["seed"] != 11].to_csv(tmp_path / "outcomes.csv")
+    with pytest.raises(UsageError, match="71 of 72 runs of a cell's seed"):
+        model.complete(tmp_path / "outcomes.csv")
 
 
 def test_a_corner_whose_cells_disagree_is_undecided(monkeypatch) -> None:
@@ -226,7 +397,7 @@ def test_a_corner_whose_cells_disagree_is_undecided(monkeypatch) -> None:
 def test_nothing_is_computed_from_half_a_cell() -> None:
     made = Noise(0, 0.01).outcomes
     with pytest.raises(ValueError, match="number of seeds"):
-        model.responses(made.drop(made.index[(made["cell"] == 5) & (made["seed"] == 1)]), "joint")
+        model.responses(made.drop(made.index[(made["cell"] == 5) & (made["seed"] == 11)]), "joint")
     with pytest.raises(ValueError, match="is missing"):
         model.responses(made.drop(made.index[(made["cell"] == 5) & (made["line"] == "joint")][:1]), "joint")
 
@@ -237,12 +408,20 @@ class Run:
     def __init__(self, method: str, nfe: int, low: float, seed: int = 0, **settings):
         params = {"combine": settings.pop("combine")} if "combine" in settings else {}
         self.spec = {"method": method, "seed": seed, "params": params, "budget": {"nfe": nfe}} | settings
-        self.summary = {"cost": {"evaluations": {"training": nfe}}}
+        self.summary = {"cost": {"evaluations": {"training": nfe}}, "models": models(low)}
         self.folder = Path(f"{method}-x-s{seed}")
         self.low = low
 
 
+def models(low: float) -> dict:
+    """Two images of a task, as far apart as is said of the model."""
+    levels = {"student": low, "base": 0.2} | {f"teacher {task}": 0.9 for task in cell.tasks(ROW)}
+    rows = {name: {"headline": "taste", "rows": {"taste": [level, 1.0], "reward": [5.0, 5.0]}} for name, level in levels.items()}
+    return {name: dict.fromkeys(cell.tasks(ROW), row) for name, row in rows.items()}
+
+
 ROW = cell.cells()[7]
+SEEDS = cell.seeds(ROW)
 
 
 def scores_of(runs: list[Run]) -> pd.DataFrame:
@@ -259,8 +438,8 @@ def scores_of(runs: list[Run]) -> pd.DataFrame:
 def made(tmp_path: Path, monkeypatch) -> list[Run]:
     """The runs of cell 7."""
     short, long = cell.student_nfe(ROW), cell.long_nfe(ROW)
-    runs = [Run("single_task", 10, 0.9)]
-    for seed in (0, 1):
+    runs = [Run("single_task", 10, 0.9, SEEDS[0])]
+    for seed in SEEDS:
         runs += [
             Run("opd_analytic", short, 0.7, seed), Run("merge", 0, 0.4, seed), Run("multi_reward", short, 0.6, seed),
             Run("multi_reward", long, 0.8, seed), Run("multi_reward", short, 0.5, seed, combine="pcgrad"),
@@ -277,7 +456,7 @@ def test_outcomes_tell_lines_apart(made: list[Run], tmp_path: Path) -> None:
     table, lacking = outcomes.outcomes(tmp_path)
     assert len(lacking) == 70 and not [text for text in lacking if text.startswith("cell 7,")]
     assert set(table["cell"]) == {7} and table.groupby("seed").size().tolist() == [len(table) // 2] * 2
-    found = table[table["seed"] == 1].set_index("line")
+    found = table[table["seed"] == SEEDS[1]].set_index("line")
     lowest = {"opd": 0.7, "soup": 0.4, "joint": 0.6, "joint_long": 0.8, "rule": 0.5, "base": 0.2, "teachers": 0.9}
     lowest |= {"shared": 0.3} if ROW["overlap"] == "all" else {}
     assert found["lowest"].to_dict() == pytest.approx(lowest)
@@ -289,25 +468,40 @@ def test_outcomes_tell_lines_apart(made: list[Run], tmp_path: Path) -> None:
     assert found["mean"].to_dict() == pytest.approx({line: value + mean for line, value in lowest.items()})
     assert found.loc["base", "drift"] == 0 and found.loc["opd", "drift"] == pytest.approx(0.01)
     assert set(found["diversity"]) == {0.02}
+    extremity = {line: (abs(value - 0.5) + 0.5) / 2 for line, value in lowest.items()}
+    assert found["extremity"].to_dict() == pytest.approx(extremity)
     short, long = cell.student_nfe(ROW), cell.long_nfe(ROW)
     assert found.loc[["opd", "joint", "joint_long", "soup", "base", "teachers"], "nfe"].tolist() == [short, short, long, 0, 0, 0]
 
 
 def test_outcomes_of_half_a_cell_are_left_out_unless_a_line_failed(made: list[Run], tmp_path: Path) -> None:
-    (gone,) = [run for run in made if run.spec["method"] == "opd_analytic" and run.spec["seed"] == 1]
+    (gone,) = [run for run in made if run.spec["method"] == "opd_analytic" and run.spec["seed"] == SEEDS[1]]
     gone.summary = None
     table, lacking = outcomes.outcomes(tmp_path)
-    assert "cell 7, seed 1: no opd" in lacking and set(table["seed"]) == {0}
-    table, lacking = outcomes.outcomes(tmp_path, [(7, 1, "opd")])
-    found = table[table["seed"] == 1].set_index("line")
+    assert f"cell 7, seed {SEEDS[1]}: no opd" in lacking and set(table["seed"]) == {SEEDS[0]}
+    table, lacking = outcomes.outcomes(tmp_path, [(7, SEEDS[1], "opd")])
+    found = table[table["seed"] == SEEDS[1]].set_index("line")
     assert found.loc["opd", "pair"] == found.loc["base", "pair"] and len(lacking) == 70
+    # The soup has the teachers' scores too.
+    assert found.loc["teachers", "pair"] > found.loc["base", "pair"]
+
+
+def test_a_teacher_that_failed_counts_as_the_base(made: list[Run], tmp_path: Path) -> None:
+    for run in made:
+        if run.spec["method"] in ("opd_analytic", "merge") and run.spec["seed"] == SEEDS[0]:
+            run.summary = None
+    _, lacking = outcomes.outcomes(tmp_path)
+    assert f"cell 7, seed {SEEDS[0]}: no opd, soup, teachers" in lacking
+    table, lacking = outcomes.outcomes(tmp_path, [(7, SEEDS[0], "opd"), (7, SEEDS[0], "soup")])
+    found = table[table["seed"] == SEEDS[0]].set_index("line")
+    assert set(found.loc[["opd", "soup", "teachers"], "pair"]) == {found.loc["base", "pair"]} and len(lacking) == 70
 
 
 def test_outcomes_refuse_what_is_no_line_or_there_twice(made: list[Run], tmp_path: Path) -> None:
-    made.append(Run("multi_reward", cell.student_nfe(ROW), 0.6, 1))
-    with pytest.raises(UsageError, match="two runs of joint with seed 1"):
+    made.append(Run("multi_reward", cell.student_nfe(ROW), 0.6, SEEDS[1]))
+    with pytest.raises(UsageError, match=f"two runs of joint with seed {SEEDS[1]}"):
         outcomes.outcomes(tmp_path)
-    made[-1] = Run("multi_reward", 123, 0.6, 1)
+    made[-1] = Run("multi_reward", 123, 0.6, SEEDS[1])
     with pytest.raises(UsageError, match="budget of 123 NFE"):
         outcomes.outcomes(tmp_path)
 

@@ -8,10 +8,9 @@ bash "$here/part1.sh" study-1 0 1 2
 bash "$here/part1.sh" study-3 0 1 2
 bench report results/study/study-1 results/study/study-2 results/study/study-3 --hypotheses "$here/hypotheses.yaml" \
   -o results/study/report
-for seed in 0 1; do
-  for cell in {0..35}; do
-    python "$here/part2/cell.py" "$cell" --seed "$seed"
-  done
+for cell in {0..35}; do
+  # A line that fails stops no other; part2/outcomes.py names what is missing.
+  python "$here/part2/cell.py" "$cell" || echo "cell $cell is not complete" >&2
 done
 python "$here/part2/outcomes.py" results/study/part2
 python "$here/part2/model.py"

@@ -1,12 +1,14 @@
-"""One cell of part 2: python results/reference/study/part2/cell.py CELL --seed SEED trains its teachers and its lines.
+"""One cell of part 2: python results/reference/study/part2/cell.py CELL trains its teachers and its lines.
 
-Prints the `bench` commands that it runs, in results/study/part2/cell-CELL by default; with --dry-run it only prints
-them. Started again, it resumes. Two runs are made at a time, with one thread each.
+A cell has two seeds that no other cell has; --seed is for one of them. Prints the `bench` commands that it runs, in
+results/study/part2/cell-CELL by default; with --dry-run it only prints them. Started again, it resumes. Two runs are
+made at a time, with one thread each.
 """
 
 import argparse
 import csv
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -24,18 +26,26 @@ BUDGET = 73_728
 """Training NFE of a student with the full budget: 48 updates of a teacher, and every budget of the design a whole
 number of them."""
 TUNED = HERE / "tuned.yaml"
-"""LoRA rank -> line -> the settings that were chosen for it in the central cell."""
+"""LoRA rank -> budget, as a share of BUDGET -> line -> the settings that were chosen for it in the central cell."""
 CENTRAL_TASKS = 4
 """Number of tasks of the central cell."""
 SCORED = 6
 """Number of tastes whose shapes the common prompts have in every cell, whatever its tasks."""
 WORKERS = 2
+NEEDS_TEACHERS = ("opd", "soup")
+INTERRUPTED = 130
 
 
 def cells() -> list[dict[str, str]]:
     """The design's cells, by their number."""
     with (HERE / "cells.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def seeds(cell: dict[str, str]) -> tuple[int, int]:
+    """The cell's own seeds: runs of one seed start from the same adapter and prompts, whatever their cell."""
+    first = 2 * int(cell["cell"])
+    return first, first + 1
 
 
 def student_nfe(cell: dict[str, str]) -> int:
@@ -56,19 +66,17 @@ def teach(cell: dict[str, str], seed: int, results: Path) -> list[str]:
 
 def lines(cell: dict[str, str], seed: int, results: Path, teachers: str) -> dict[str, list[str]]:
     """Line -> the command that trains its student, the longest first."""
-    tuned = yaml.safe_load(TUNED.read_text())[int(cell["rank"])]
-    nfe, long = {"budget.nfe": student_nfe(cell)}, {"budget.nfe": long_nfe(cell)}
+    nfe, long = student_nfe(cell), long_nfe(cell)
     taught = {f"teachers.{task}": f"{teachers}/{task}" for task in tasks(cell)}
-    joint = {line: _for_tasks(tuned[line], cell) for line in ("joint", "joint_long", "rule")}
     made = {
-        "joint_long": ("multi_reward", joint["joint_long"] | long),
-        "rule": ("multi_reward", joint["rule"] | nfe),
-        "joint": ("multi_reward", joint["joint"] | nfe),
-        "opd": ("opd_analytic", tuned["opd"] | nfe | taught),
+        "joint_long": ("multi_reward", _joint("joint", cell, long)),
+        "rule": ("multi_reward", _joint("rule", cell, nfe)),
+        "joint": ("multi_reward", _joint("joint", cell, nfe)),
+        "opd": ("opd_analytic", chosen("opd", cell, nfe) | {"budget.nfe": nfe} | taught),
         "soup": ("merge", taught),
     }
     if cell["overlap"] == "all":
-        made["shared"] = ("multi_reward", joint["joint"] | nfe | _shared(cell))
+        made["shared"] = ("multi_reward", _joint("joint", cell, nfe) | _shared(cell))
     return {
         line: ["bench", "run", "--method", method, *_place(cell, seed, results), *_set(settings), *_set(_tastes(cell))]
         for line, (method, settings) in made.items()
@@ -91,12 +99,26 @@ def tasks(cell: dict[str, str]) -> list[str]:
     return [task for pair in pairs(cell) for task in pair]
 
 
-def _for_tasks(tuned: dict[str, Any], cell: dict[str, str]) -> dict[str, Any]:
-    """Joint RL's settings with as many images per update as in the central cell: groups are counted for each task.
+def chosen(line: str, cell: dict[str, str], nfe: int) -> dict[str, Any]:
+    """The settings of a line for the cell's rank and the budget nearest to `nfe`, as a ratio, that was tuned for.
+
+    Half way between two, which is half of S, the smaller one counts.
+    """
+    of_rank = yaml.safe_load(TUNED.read_text())[int(cell["rank"])]
+    tuned = [share for share, lines in of_rank.items() if line in lines]
+    return of_rank[min(tuned, key=lambda share: abs(math.log(nfe / BUDGET / share)))][line]
+
+
+def _joint(line: str, cell: dict[str, str], nfe: int) -> dict[str, Any]:
+    """A line of joint RL with as many images per update as in the central cell: groups are counted for each task.
 
     Otherwise the number of updates would fall with the number of tasks, which distillation's does not.
     """
-    return tuned | {"params.groups": max(1, round(tuned["params.groups"] * CENTRAL_TASKS / int(cell["tasks"])))}
+    tuned = chosen(line, cell, nfe)
+    groups, rest = divmod(tuned["params.groups"] * CENTRAL_TASKS, int(cell["tasks"]))
+    if rest:
+        raise ValueError(f"{tuned['params.groups']} groups for each of {CENTRAL_TASKS} tasks cannot be shared out")
+    return tuned | {"params.groups": groups, "budget.nfe": nfe}
 
 
 def _shared(cell: dict[str, str]) -> dict[str, str]:
@@ -125,14 +147,16 @@ def _set(settings: dict[str, object]) -> list[str]:
 
 
 def main() -> int:
-    """Run the cell's commands; returns the number of those that failed."""
+    """Run the cell's commands; returns the number of those that failed, or 130 if one was interrupted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cell", type=int)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--results", type=Path, default=Path("results/study/part2"))
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
     cell, root = cells()[given.cell], given.results / f"cell-{given.cell:02}"
+    if given.seed not in (None, *seeds(cell)):
+        parser.error(f"cell {given.cell} has the seeds {seeds(cell)[0]} and {seeds(cell)[1]}, not {given.seed}")
 
     def call(words: list[str]) -> int:
         print(shlex.join(words), flush=True)
@@ -140,14 +164,22 @@ def main() -> int:
             return 0
         return subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL).returncode
 
-    if call(teach(cell, given.seed, root)):
-        return 1
-    sets = sorted(map(str, root.glob(f"teachers-*-s{given.seed}"))) or ["TEACHERS"]
-    if len(sets) > 1:
-        print(f"{root} has several sets of teachers of seed {given.seed}: move all but the cell's own", file=sys.stderr)
-        return 1
-    with ThreadPoolExecutor(WORKERS) as pool:
-        return sum(code != 0 for code in pool.map(call, lines(cell, given.seed, root, sets[0]).values()))
+    codes = []
+    for seed in [given.seed] if given.seed is not None else seeds(cell):
+        codes.append(call(teach(cell, seed, root)))
+        if codes[-1] == INTERRUPTED:
+            return INTERRUPTED
+        sets = sorted(map(str, root.glob(f"teachers-*-s{seed}"))) or ["TEACHERS"]
+        if len(sets) > 1:
+            print(f"{root} has several sets of teachers of seed {seed}: move all but the cell's own", file=sys.stderr)
+            return 1
+        made = lines(cell, seed, root, sets[0])
+        if codes[-1]:
+            print(f"without teachers of seed {seed}, {' and '.join(NEEDS_TEACHERS)} are left out", file=sys.stderr)
+            made = {line: words for line, words in made.items() if line not in NEEDS_TEACHERS}
+        with ThreadPoolExecutor(WORKERS) as pool:
+            codes += pool.map(call, made.values())
+    return INTERRUPTED if INTERRUPTED in codes else sum(code != 0 for code in codes)
 
 
 if __name__ == "__main__":

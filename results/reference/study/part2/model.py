@@ -7,17 +7,20 @@ statements are t-tests of contrasts, with as many degrees of freedom as there ar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from cell import cells, seeds
 from design import shares
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
 from statsmodels.tools import add_constant
 
 from bench.analysis.stats import holm
+from bench.errors import UsageError
 
 HERE = Path(__file__).parent
 FACTORS = ("overlap", "conflict", "tasks", "rank", "teachers", "budget")
@@ -31,6 +34,11 @@ PRODUCTS = (
     ("conflict", "teachers"),
     ("conflict", "conflict"),
 )
+SENSITIVITY = {
+    "with products of the budget": tuple(("budget", name) for name in FACTORS if name != "budget"),
+    "with rank x teachers": (("rank", "teachers"),),
+}
+"""Products that the model leaves out, with which the contrasts are estimated again."""
 OVERLAP = {"none": 0.0, "half": 0.5, "all": 1.0}
 CENTRE = {"overlap": 0.5, "conflict": 0.5, "tasks": 0.0, "rank": 0.0, "teachers": 0.0, "budget": 0.0}
 """Where a statement does not name a factor."""
@@ -38,6 +46,8 @@ COUNTED, NOT_COUNTED = "teachers counted", "teachers not counted"
 RESPONSES = {COUNTED: "joint_long", NOT_COUNTED: "joint"}
 CORNER = {"overlap": 1.0, "conflict": 1.0}
 """Where statement 2 is about."""
+RIGHT_ANGLE = {"overlap": 1.0, "conflict": 0.5}
+"""Where rewards are independent on the same prompts, so that images can leave the Pareto front."""
 
 
 def coded() -> pd.DataFrame:
@@ -65,6 +75,18 @@ def coded() -> pd.DataFrame:
     )
 
 
+def complete(path: Path = HERE / "outcomes.csv") -> pd.DataFrame:
+    """The outcomes. Raises UsageError if one of a cell's two seeds is missing: before, a look would be a choice."""
+    outcomes = pd.read_csv(path)
+    found = set(outcomes[["cell", "seed"]].itertuples(index=False, name=None))
+    wanted = {(int(cell["cell"]), seed) for cell in cells() for seed in seeds(cell)}
+    if found != wanted:
+        raise UsageError(
+            f"{len(found & wanted)} of {len(wanted)} runs of a cell's seed are there: nothing is decided before"
+        )
+    return outcomes
+
+
 def responses(outcomes: pd.DataFrame, against: str, value: str = "pair") -> pd.DataFrame:
     """Distillation minus the line `against`: one row per cell, the mean over its seeds, with the cell's factors.
 
@@ -77,16 +99,20 @@ def responses(outcomes: pd.DataFrame, against: str, value: str = "pair") -> pd.D
     return gap.groupby("cell").mean().rename("response").reset_index().merge(coded(), on="cell")
 
 
-def fit(data: pd.DataFrame) -> Any:
-    """Least squares on the cells' means."""
-    return OLS(data["response"], terms(data)).fit()
+Products = tuple[tuple[str, str], ...]
 
 
-def terms(data: pd.DataFrame) -> pd.DataFrame:
+def fit(data: pd.DataFrame, further: Products = ()) -> Any:
+    """Least squares on the cells' means, with `further` products."""
+    return OLS(data["response"], terms(data, further)).fit()
+
+
+def terms(data: pd.DataFrame, further: Products = ()) -> pd.DataFrame:
     """The fixed effects' columns: constant, factors, nuisances, products."""
     columns = {"constant": pd.Series(1.0, data.index)}
     columns |= {name: data[name].astype(float) for name in (*FACTORS, *NUISANCES)}
-    return pd.DataFrame(columns | {f"{one} x {other}": data[one] * data[other] for one, other in PRODUCTS})
+    products = (*PRODUCTS, *further)
+    return pd.DataFrame(columns | {f"{one} x {other}": data[one] * data[other] for one, other in products})
 
 
 def predictions(points: pd.DataFrame) -> np.ndarray:
@@ -130,17 +156,25 @@ def statements() -> list[Statement]:
     ]
 
 
-def estimates(data: pd.DataFrame, weights_CF: Sequence[np.ndarray] | np.ndarray) -> pd.DataFrame:
-    """value, 95% interval (low, high) and two-sided p of contrasts of the fixed effects."""
-    found = fit(data).t_test(np.asarray(weights_CF))
+def estimates(
+    data: pd.DataFrame, weights_CF: Sequence[np.ndarray] | np.ndarray, further: Products = ()
+) -> pd.DataFrame:
+    """value, 95% interval (low, high) and two-sided p of contrasts of the fixed effects.
+
+    `further` products are 0 where a contrast is taken: in the middle of the budget and of the share of updates.
+    """
+    found = fit(data, further).t_test(np.pad(np.asarray(weights_CF), ((0, 0), (0, len(further)))))
     low, high = found.conf_int(0.05).T
     return pd.DataFrame({"value": found.effect, "low": low, "high": high, "p": found.pvalue})
 
 
 def corner(data: pd.DataFrame) -> float:
     """Mean response of the cells with all prompts in common and opposed rewards."""
-    there = np.logical_and.reduce([np.isclose(data[name], value) for name, value in CORNER.items()])
-    return float(data.loc[there, "response"].mean())
+    return float(data.loc[_in_corner(data), "response"].mean())
+
+
+def _in_corner(data: pd.DataFrame) -> np.ndarray:
+    return np.logical_and.reduce([np.isclose(data[name], value) for name, value in CORNER.items()])
 
 
 def tests(outcomes: pd.DataFrame) -> pd.DataFrame:
@@ -164,36 +198,60 @@ def tests(outcomes: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def first_statement(table: pd.DataFrame) -> str:
+    """The verdict on statement 1: it holds if all three of its contrasts do, and fails if one fails."""
+    verdicts = table.loc[table["statement"].str.startswith("1"), "verdict"]
+    return "holds" if (verdicts == "holds").all() else "fails" if (verdicts == "fails").any() else "undecided"
+
+
 def beside(outcomes: pd.DataFrame) -> pd.DataFrame:
     """What is reported beside the verdicts, without tests.
 
-    Contrasts of other responses; distillation minus the other line in diversity and drift, and minus further lines in
-    score, over cells, with the interval of a paired t-test; the slope of the response on the teachers' gain.
+    Contrasts of other responses and with further products; what opposed rewards, and rewards at a right angle, do to
+    images; distillation minus the other line in diversity and drift, and minus further lines in score, over cells, with
+    the interval of a paired t-test; and what distillation gains where its teachers gain more.
     """
-    rows = []
+    rows: list[tuple[str, str, Any, Any, Any]] = []
+
+    def add(quantity: str, response: str, found: pd.DataFrame) -> None:
+        rows.extend((quantity, response, *row) for row in found[["value", "low", "high"]].itertuples(index=False))
+
     for name, line in RESPONSES.items():
         for value in ("pair", "lowest", "mean"):
             data = responses(outcomes, line, value)
-            found = estimates(data, [one.weights for one in statements()])
-            rows += [
-                (f"{one.name}, {value}", name, *row)
-                for one, row in zip(statements(), found[["value", "low", "high"]].itertuples(index=False))
-            ]
+            for one in statements():
+                add(f"{one.name}, {value}", name, estimates(data, [one.weights]))
             rows.append((f"the corner's own cells, {value}", name, corner(data), np.nan, np.nan))
-        rows += [
-            (f"{value}, all cells", name, *_mean(responses(outcomes, line, value))) for value in ("diversity", "drift")
-        ]
+            add(f"at a right angle on the same prompts, {value}", name, estimates(data, [prediction(**RIGHT_ANGLE)]))
+        data = responses(outcomes, line)
+        for one, (more, further) in product(statements(), SENSITIVITY.items()):
+            if one.response == name:
+                add(f"{one.name}, {more}", name, estimates(data, [one.weights], further))
+        for value in ("extremity", "diversity", "drift"):
+            data = responses(outcomes, line, value)
+            add(f"opposed rewards on the same prompts, {value}", name, estimates(data, [prediction(**CORNER)]))
+            rows.append((f"{value}, all cells", name, *_mean(data)))
     for line in ("rule", "soup", "shared"):
         has = outcomes[outcomes["line"] == line]["cell"]
         data = responses(outcomes[outcomes["cell"].isin(has)], line)
         rows.append((f"pair, {len(data)} cells", f"{line} in the place of joint", *_mean(data)))
-    gain = outcomes.pivot(index=["cell", "seed"], columns="line", values="pair").groupby("cell").mean()
-    data = responses(outcomes, RESPONSES[NOT_COUNTED])
-    taught = OLS(
-        data["response"], add_constant((gain["teachers"] - gain["base"]).rename("gain")[data["cell"]].to_numpy())
-    ).fit()
-    rows.append(("slope on what the teachers gained", NOT_COUNTED, taught.params.iloc[1], *taught.conf_int().iloc[1]))
+    for quantity, row in zip(("gain without a gain of the teachers", "slope on the teachers' gain"), kept(outcomes)):
+        rows.append((f"{quantity}, cells outside the corner", "distillation minus the base", *row))
     return pd.DataFrame(rows, columns=["quantity", "response", "value", "low", "high"])
+
+
+def kept(outcomes: pd.DataFrame) -> list[tuple[float, float, float]]:
+    """Intercept and slope of distillation's gain over the base on its teachers' gain, with 95% intervals.
+
+    In the corner no student can have what both teachers of a pair have, so that its cells are left out. A student that
+    keeps a constant share of what its teachers gained has an intercept of 0.
+    """
+    gained = responses(outcomes, "base")
+    taught = outcomes.pivot(index=["cell", "seed"], columns="line", values="pair").groupby("cell").mean()
+    gained = gained[~_in_corner(gained)]
+    gain = (taught["teachers"] - taught["base"])[gained["cell"]].to_numpy()
+    found = OLS(gained["response"].to_numpy(), add_constant(gain)).fit()
+    return [(value, *ends) for value, ends in zip(found.params, found.conf_int())]
 
 
 def _mean(data: pd.DataFrame) -> tuple[float, float, float]:
@@ -205,11 +263,9 @@ def _mean(data: pd.DataFrame) -> tuple[float, float, float]:
 
 def main() -> None:
     """Print the tests, and what is reported beside them."""
-    outcomes = pd.read_csv(HERE / "outcomes.csv")
-    count, cells = outcomes["cell"].nunique(), len(coded())
-    if count < cells:
-        print(f"{count} of {cells} cells have finished: nothing is decided before all have")
-    print(tests(outcomes).round(4).to_string(index=False), end="\n\n")
+    outcomes = complete()
+    table = tests(outcomes)
+    print(table.round(4).to_string(index=False), end=f"\nstatement 1 {first_statement(table)}\n\n")
     print(beside(outcomes).round(4).to_string(index=False))
 
 

@@ -1,8 +1,10 @@
 """Outcomes of part 2's runs: python results/reference/study/part2/outcomes.py results/study/part2 writes outcomes.csv.
 
 One row per cell, seed and line, one for the base, and one for the cell's teachers, each on its own task. Of scores: the
-response `pair` (the lower score of each pair of tasks, averaged over pairs), the lowest and the mean; of measures
-(bench/training/measures.py) the means over tasks. Cells of which a line has not finished are left out and named.
+response `pair` (the lower score of each pair of tasks, averaged over pairs), the lowest and the mean; `extremity`, the
+mean distance of an image's score from 1/2, which is small where opposed rewards are met by a compromise and large where
+they are met by images of either kind; of measures (bench/training/measures.py) the means over tasks. Cells of which a
+line has not finished are left out and named.
 """
 
 import sys
@@ -10,17 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from cell import cells, long_nfe, pairs, student_nfe, tasks
+from cell import NEEDS_TEACHERS, cells, long_nfe, pairs, seeds, student_nfe, tasks
 
 from bench.analysis.metric_names import DIVERSITY, DRIFT
 from bench.errors import UsageError
 from bench.results import Result, results, scores
 
 HERE = Path(__file__).parent
-SEEDS = (0, 1)
 BASE, TEACHERS = "base", "teachers"
-COLUMNS = ["cell", "seed", "line", "nfe", "pair", "lowest", "mean", "diversity", "drift"]
+COLUMNS = ["cell", "seed", "line", "nfe", "pair", "lowest", "mean", "extremity", "diversity", "drift"]
 LINES = ("joint_long", "rule", "joint", "opd", "soup")
 SHARED = "shared"
 FAILED = HERE / "failed.csv"
@@ -56,7 +58,7 @@ def outcomes(root: Path, failed: Sequence[tuple[int, int, str]] = ()) -> tuple[p
     lacking = []
     for cell in cells():
         number = int(cell["cell"])
-        made: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in SEEDS}
+        made: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in seeds(cell)}
         folder = root / f"cell-{number:02}"
         for run in results(folder) if folder.is_dir() else []:
             line, of_seed = line_of(run, cell), made[run.spec["seed"]]
@@ -66,10 +68,12 @@ def outcomes(root: Path, failed: Sequence[tuple[int, int, str]] = ()) -> tuple[p
                 raise UsageError(f"cell {number} has two runs of {line} with seed {run.spec['seed']}: move one away")
             of_seed |= {**_rows(run, line, cell), **of_seed}
         for seed, of_seed in made.items():
-            for *at, line in failed:
-                if at == [number, seed] and BASE in of_seed:
-                    of_seed[line] = of_seed[BASE] | {"line": line}
-            absent = sorted({*lines_of(cell), BASE} - of_seed.keys())
+            lost = {line for *at, line in failed if at == [number, seed]}
+            # Both lines that need teachers fail only with a teacher.
+            lost |= {TEACHERS} if lost.issuperset(NEEDS_TEACHERS) else set()
+            for line in lost if BASE in of_seed else ():
+                of_seed[line] = of_seed[BASE] | {"line": line}
+            absent = sorted({*lines_of(cell), BASE, TEACHERS} - of_seed.keys())
             if absent:
                 lacking.append(f"cell {number}, seed {seed}: no {', '.join(absent)}")
             else:
@@ -78,10 +82,10 @@ def outcomes(root: Path, failed: Sequence[tuple[int, int, str]] = ()) -> tuple[p
 
 
 def _rows(run: Result, line: str, cell: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Line -> row, of what one run gives: its student, the base, and from distillation the teachers."""
+    """Line -> row, of what one run gives: its student, the base, and the teachers of a line that has them."""
     found = scores([run])
     own = {line: found[found["model"] == "student"], BASE: found[found["model"] == BASE]}
-    if line == "opd":
+    if line in NEEDS_TEACHERS:
         own[TEACHERS] = found[found["model"] == "teacher " + found["task"]]
     rows = {}
     for name, of_model in own.items():
@@ -91,9 +95,18 @@ def _rows(run: Result, line: str, cell: dict[str, str]) -> dict[str, dict[str, A
         drift = 0.0 if name == BASE else means.get(DRIFT, float("nan"))
         spent = run.summary["cost"]["evaluations"].get("training", 0) if name == line else 0
         pair = sum(min(score[one], score[other]) for one, other in pairs(cell)) / len(pairs(cell))
-        row = (int(cell["cell"]), run.spec["seed"], name, spent, pair, score.min(), score.mean(), diversity, drift)
-        rows[name] = dict(zip(COLUMNS, row))
+        model = {line: "student", BASE: BASE}.get(name)
+        extremity = np.mean(
+            [_extremity(run.summary["models"][model or f"teacher {task}"][task]) for task in tasks(cell)]
+        )
+        where = (int(cell["cell"]), run.spec["seed"], name, spent)
+        rows[name] = dict(zip(COLUMNS, (*where, pair, score.min(), score.mean(), extremity, diversity, drift)))
     return rows
+
+
+def _extremity(found: dict[str, Any]) -> float:
+    """Mean distance from 1/2 of the scores of a model's images on a task."""
+    return float(np.abs(np.array(found["rows"][found["headline"]]) - 0.5).mean())
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from model import HERE, OVERLAP, RESPONSES, estimates, fit, predictions, responses
+from model import HERE, OVERLAP, RESPONSES, complete, estimates, fit, predictions, responses
 
 from bench.system.drawing import imported
 from report.style import INK, WIDTHS, drawing
@@ -83,7 +83,7 @@ def phase(outcomes: pd.DataFrame) -> "Figure":
 def main() -> None:
     """Draw the picture beside the outcomes."""
     with drawing():
-        figure = phase(pd.read_csv(HERE / "outcomes.csv"))
+        figure = phase(complete())
         for kind, dated in (("svg", {"Date": None}), ("png", {})):
             figure.savefig(HERE / f"phase.{kind}", dpi=200, metadata=dated)
 
