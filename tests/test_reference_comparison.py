@@ -190,9 +190,12 @@ def test_sentences_say_what_the_records_do(unpacked: Path, compared: Compared, t
     by_label = {line.label: line for line in table}
     assert f"{by_label['off_policy'].p_equivalent:.3f}" == "0.012" and "p = .012" in text
     assert f"{by_label['off_policy'].margin:.3f}" == "0.027" and ".027" in text
-    short = " ".join((ROOT / "README.md").read_text().split())
-    gaps = {name: f"{-by_label[name].against_reference.value:.3f}".lstrip("0") for name in lines}
-    assert f"is {gaps['multi_reward engine=nft']} below it and the cascade {gaps['cascade']}" in short
+    protocol = " ".join((ROOT / "results" / "reference" / "study" / "PROTOCOL.md").read_text().split())
+    margins = []
+    for rival in ("multi_reward engine=nft", "cascade"):
+        pairs = [(by_label[name].tasks["geneval"], by_label[name].beside["geneval: strict"]) for name in ("opd_analytic", rival)]
+        margins.append(" and ".join(f"{a.value - b.value:.3f}".lstrip("0") for a, b in zip(*pairs)))
+    assert f"over joint RL {margins[0]}, over the cascade {margins[1]}." in protocol
 
 
 def test_stored_probes_name_what_they_measured() -> None:

@@ -165,8 +165,8 @@ class EvaluationSpec(Settings):
     batch: Annotated[int, Field(gt=0)] = 96
     """Number of images drawn together."""
     split: Literal["validation", "test"] = "test"
-    """Choose settings on validation prompts, and report results on test prompts. (The shipped teachers and analytic
-    OPD's recipe on micro predate the validation split and were chosen without it.)"""
+    """Choose settings on validation prompts, and report results on test prompts. (The shipped teachers on micro predate
+    the validation split and were chosen without it.)"""
     pictures: bool = False
     """Whether to keep the images of the final evaluation in GenEval's official layout under pictures/<task>, and those
     of the base and the teachers in the cache of the results folder."""

@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# The finished runs of one world and seed, without weights and contact sheets, as an archive in the folder TO:
-# bash results/reference/study/pack.sh WORLD SEED TO
+# The runs of one world and seed, without weights and contact sheets, as an archive in the folder TO:
+# bash results/reference/study/pack.sh WORLD SEED TO. All eight have to be finished: three teachers and five lines.
 set -euo pipefail
 to=$(realpath "$3")/$1-s$2.tar.xz
 cd results/study
-find "$1" -path "*-s$2/summary.json" -printf '%h\n' | sort | tar cJf "$to" --exclude '*.safetensors' --exclude lock --exclude sheet.png -T -
+mapfile -t runs < <(find "$1" -path "*-s$2/summary.json" -printf '%h\n' | sort)
+if [ "${#runs[@]}" != 8 ]; then
+  echo "${#runs[@]} of 8 runs of $1, seed $2, have finished" >&2
+  exit 1
+fi
+tar cJf "$to" --exclude '*.safetensors' --exclude lock --exclude sheet.png "${runs[@]}"
