@@ -4,12 +4,14 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import tarfile
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench.cli.comparison_plan import plan_comparison
@@ -166,15 +168,45 @@ def test_runs_were_made_from_commits_that_have_the_protocol(path: Path) -> None:
         assert then.split("## Amendments")[0] == PROTOCOL.split("## Amendments")[0]
 
 
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_scores_are_those_of_the_archives() -> None:
+    stored = pd.read_csv(FOLDER / "part1" / "scores.csv")
+    made = script("scores").table(FOLDER / "part1")
+    pd.testing.assert_frame_equal(stored, made, rtol=0, atol=1e-9)
+    assert set(stored.groupby(["world", "seed"]).size()) == {7}
+    archives = {path.name.partition(".")[0] for path in (FOLDER / "part1").glob("*.tar.xz")}
+    assert archives == {f"{world}-s{seed}" for world, seed in stored[["world", "seed"]].itertuples(index=False)}
+
+
+def test_a_command_of_the_readme_repeats_a_stored_run() -> None:
+    """Its settings are those of a run in the archive, so that its folder has the same name."""
+    text = (FOLDER / "README.md").read_text()
+    with tarfile.open(FOLDER / "part1" / "study-2-s0.tar.xz") as archive:
+        stored = {Path(name).parent.name for name in archive.getnames() if name.endswith("/spec.json")}
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("bench run ")]
+    assert [words[3] for words in commands] == ["multi_reward", "opd_analytic"]
+    for words in commands:
+        given = dict(zip(words[2::2], words[3::2]))
+        spec = resolve(
+            given["--method"], given["--tasks"].split(","), int(given["--seeds"]), given["--backbone"],
+            overrides=[given["--set"]], teachers=given.get("--teachers"),
+        )  # fmt: skip
+        assert f"{spec.method}-{spec.digest(describe(spec.backbone).fingerprint())}-s0" in stored
+
+
 def test_worlds_of_the_study_fall_back_to_micro_s_recipes() -> None:
     assert [folder.name for folder in describe("study-1").recipes] == ["study", "recipes"]
     assert resolve("sft", TASKS, backbone="study-1").params == resolve("sft", TASKS).params
 
 
 def test_signs_are_read_again_on_the_images_of_the_run(tmp_path: Path, monkeypatch) -> None:
-    spec = importlib.util.spec_from_file_location("read_signs", FOLDER / "read_signs.py")
-    signs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(signs)
+    signs = script("read_signs")
     asked = []
 
     def run(command: list[str], **_) -> None:

@@ -6,6 +6,12 @@ bash "$here/part1.sh" study-2 0 1 2 3 4 5 6 7 8 9
 python "$here/read_signs.py" study-2 0 1 2
 bash "$here/part1.sh" study-1 0 1 2
 bash "$here/part1.sh" study-3 0 1 2
+for world in study-1 study-2 study-3; do
+  for seed in 0 1 2 $([ "$world" = study-2 ] && echo 3 4 5 6 7 8 9); do
+    bash "$here/pack.sh" "$world" "$seed" "$here/part1"
+  done
+done
+python "$here/scores.py"
 bench report results/study/study-1 results/study/study-2 results/study/study-3 --hypotheses "$here/hypotheses.yaml" \
   -o results/study/report
 for cell in {0..35}; do

@@ -1,0 +1,63 @@
+"""Final scores of part 1: python results/reference/study/scores.py writes part1/scores.csv from the archives beside it.
+
+One row for every student, and for each world and seed one for the base and one for the teachers, each on its own task:
+the headline of every task at the model's own best guidance scale, which is given beside it, and their mean; training
+NFE with and without the teachers'; and seconds of training and peak memory, which depend on what else the machine did.
+"""
+
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.records import score
+from bench.results import results
+
+HERE = Path(__file__).parent
+BASE, STUDENT, TEACHERS = "base", "student", "teachers"
+
+
+def rows(summary: dict[str, Any], world: str) -> Iterator[dict[str, Any]]:
+    """The rows of one run: its student, and the base and the teachers from a run that has teachers."""
+    cost, tasks = summary["cost"], list(summary["models"][STUDENT])
+    taught = sum(teacher["evaluations"] for teacher in summary["teachers"].values())
+    spent = {
+        "training_nfe": cost["evaluations"]["training"],
+        "nfe_with_teachers": cost["evaluations"]["training"] + taught,
+        "training_seconds": round(cost["seconds"]["training"]),
+        "peak_gb": max(cost["peak_bytes"].values()) / 1e9,
+    }
+    for line in (summary["method"], *((BASE, TEACHERS) if taught else ())):
+        row: dict[str, Any] = {"world": world, "seed": summary["seed"], "line": line}
+        row |= spent if line == summary["method"] else {}
+        for task in tasks:
+            model = {BASE: BASE, TEACHERS: f"teacher {task}"}.get(line, STUDENT)
+            row |= {task: score(summary["models"][model][task]), f"{task}_guidance": summary["guidance"][model][task]}
+        yield row | {"mean": np.mean([row[task] for task in tasks])}
+
+
+def table(folder: Path) -> pd.DataFrame:
+    """The rows of all archives in a folder, by world, seed and line."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.tar.xz")):
+        with tempfile.TemporaryDirectory() as unpacked:
+            with tarfile.open(path) as archive:
+                archive.extractall(unpacked, filter="data")
+            for run in results(unpacked):
+                if run.spec["method"] != "single_task":
+                    found += rows(run.summary, run.spec["backbone"])
+    order = ["world", "seed", "line", "training_nfe"]
+    return pd.DataFrame(found).round(6).sort_values(order, ignore_index=True)
+
+
+def main() -> None:
+    """Write the table."""
+    table(HERE / "part1").to_csv(HERE / "part1" / "scores.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()
