@@ -1,6 +1,5 @@
 """The study's protocol, its files and the recipes of its worlds say the same."""
 
-import importlib.util
 import json
 import os
 import re
@@ -20,9 +19,10 @@ from bench.results import results
 from report.hypotheses_file import Selection, read_hypotheses
 from sweeps.study import read_study
 from tests.report.synthetic import make_run
+from tests.study_scripts import STUDY, scripts
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "results" / "reference" / "study"
+FOLDER = STUDY
 PROTOCOL = (FOLDER / "PROTOCOL.md").read_text()
 D = 153_600
 TASKS = ["geneval", "ocr", "pickscore"]
@@ -168,16 +168,10 @@ def test_runs_were_made_from_commits_that_have_the_protocol(path: Path) -> None:
         assert then.split("## Amendments")[0] == PROTOCOL.split("## Amendments")[0]
 
 
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_scores_are_those_of_the_archives() -> None:
     stored = pd.read_csv(FOLDER / "part1" / "scores.csv")
-    made = script("scores").table(FOLDER / "part1")
+    (scores,) = scripts(FOLDER, "scores")
+    made = scores.table(FOLDER / "part1")
     pd.testing.assert_frame_equal(stored, made, rtol=0, atol=1e-9)
     assert set(stored.groupby(["world", "seed"]).size()) == {7}
     archives = {path.name.partition(".")[0] for path in (FOLDER / "part1").glob("*.tar.xz")}
@@ -206,7 +200,7 @@ def test_worlds_of_the_study_fall_back_to_micro_s_recipes() -> None:
 
 
 def test_signs_are_read_again_on_the_images_of_the_run(tmp_path: Path, monkeypatch) -> None:
-    signs = script("read_signs")
+    (signs,) = scripts(FOLDER, "read_signs")
     asked = []
 
     def run(command: list[str], **_) -> None:

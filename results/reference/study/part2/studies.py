@@ -18,14 +18,13 @@ from methods.combining import RuleName
 
 SWEEPS, TUNING = HERE.parent / "sweeps" / "part2", HERE.parent / "tuning"
 RANKS = (4, 64)
-SHARES = {"quarter": 0.25, "full": 1.0}
-"""Name of a student's budget -> its share of S."""
-LONG = 5
-"""Budget of the central cell's long line, in S: a student and its four teachers."""
+SHARES = {"quarter": 0.25, "full": 1.0, "long": 5.0}
+"""Name of a budget -> its share of S; the long line has what a student and its four teachers cost."""
+STUDENTS = ("quarter", "full")
+"""Budgets of a student."""
 TASKS = ("taste_1", "taste_2", "taste_3", "taste_4")
 TEACHERS = {"quarter": "teachers-5d33a37737-s100", "full": "teachers-07fb1b23e2-s100"}
 """The central teachers (tune.sh), by the budget of each."""
-THIRD = 1 / 3
 LR = {"low": 3.0e-4, "high": 1.0e-2, "log": True}
 COMMON = {"optimizer.lr": LR, "optimizer.lr_end": {"choices": [0.1, 1.0]}, "sampler.steps": {"low": 3, "high": 10}}
 PENALTY = {"low": 1.0e-4, "high": 1.0, "log": True}
@@ -71,7 +70,7 @@ def study(line: str, rank: int, share: str) -> dict[str, Any] | None:
         "method": method,
         "tasks": list(TASKS),
         "backbone": "study-1",
-        "budget": round(BUDGET * SHARES.get(share, LONG)),
+        "budget": round(BUDGET * SHARES[share]),
         "settings": {"lora.rank": rank, "lora.alpha": 2 * rank} | _central(),
         "sampler": "tpe", "points": 1, "trials": 10, "seeds": 100, "confirm": {"best": 2, "seeds": 101},
     }  # fmt: skip
@@ -101,8 +100,8 @@ def _of_rules(content: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
 
 def _of_long(content: dict[str, Any], best: list[dict[str, Any]]) -> dict[str, Any]:
     """Joint RL's best two settings, and the best with a third of the learning rate; the best of these is taken."""
-    slow = best[0] | {"optimizer.lr": best[0]["optimizer.lr"] * THIRD}
-    space = JOINT | {"optimizer.lr": LR | {"low": LR["low"] * THIRD}}
+    slow = best[0] | {"optimizer.lr": best[0]["optimizer.lr"] / 3}
+    space = JOINT | {"optimizer.lr": LR | {"low": LR["low"] / 3}}
     del content["confirm"]
     return content | {"space": space, "trials": 3, "enqueue": [*best, slow]}
 
@@ -121,7 +120,7 @@ def named(line: str, rank: int, share: str) -> str:
     return f"part2-{line}-rank{rank}-{share}"
 
 
-STUDIES = [(line, rank, share) for line in ("joint", "opd", "rule") for rank in RANKS for share in SHARES]
+STUDIES = [(line, rank, share) for line in ("joint", "opd", "rule") for rank in RANKS for share in STUDENTS]
 STUDIES += [("joint", rank, "long") for rank in RANKS]
 
 
@@ -136,7 +135,7 @@ def tuned() -> dict[int, dict[float, dict[str, Any]]] | None:
         fixed = {
             key: value for key, value in content["settings"].items() if not key.startswith(("scorers.", "teachers."))
         }
-        found.setdefault(rank, {}).setdefault(SHARES.get(share, float(LONG)), {})[line] = fixed | settings
+        found.setdefault(rank, {}).setdefault(SHARES[share], {})[line] = fixed | settings
     return found
 
 
