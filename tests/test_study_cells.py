@@ -25,8 +25,8 @@ from tests.commands import bench
 from tests.study_scripts import STUDY, scripts
 
 FOLDER = STUDY / "part2"
-cell, design, model, outcomes, picture, studies = scripts(
-    FOLDER, "cell", "design", "model", "outcomes", "picture", "studies"
+cell, central, design, model, outcomes, picture, studies = scripts(
+    FOLDER, "cell", "central", "design", "model", "outcomes", "picture", "studies"
 )
 RULE = {"params.combine": "pcgrad"}
 
@@ -182,6 +182,23 @@ def test_a_cell_s_teachers_can_be_taught(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     # Budgets are whole updates of a teacher, so that long joint RL is given what teachers cost.
     assert f"training NFE: {6 * 3 * 1_536:,} in total" in done.stdout
+
+
+def test_the_studies_have_the_teachers_that_the_central_cell_trains(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["central.py", "--dry-run"])
+    assert central.main() == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    for words, budget, nfe in zip(commands, ("quarter", "full"), (18_432, 73_728), strict=True):
+        done = bench([*words[1:], "--dry-run"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"training NFE: {4 * nfe:,} in total" in done.stdout
+        assert central.TEACHERS[budget] in done.stdout
+        settings = studies.study("opd", 64, budget)["settings"]
+        for number, angle in ((1, None), (2, "90"), (3, None), (4, "90")):
+            folder = f"results/study/part2/central/{central.TEACHERS[budget]}/taste_{number}"
+            assert settings[f"teachers.taste_{number}"] == folder
+            turned = {"angle": angle} if angle else {}
+            assert settings[f"scorers.taste_{number}"] == {"overlap": "half", "among": "6"} | turned
 
 
 @pytest.mark.parametrize(("line", "rank", "share"), studies.STUDIES, ids=lambda value: str(value))
@@ -366,7 +383,7 @@ def test_nothing_is_printed_before_every_seed_has_finished(tmp_path: Path) -> No
     made.to_csv(tmp_path / "outcomes.csv")
     assert len(model.complete(tmp_path / "outcomes.csv")) == len(made)
     made[made["seed"] != 11].to_csv(tmp_path / "outcomes.csv")
-    with pytest.raises(UsageError, match="71 of 72 runs of a cell's seed"):
+    with pytest.raises(UsageError, match="71 of 72 pairs of cell and seed"):
         model.complete(tmp_path / "outcomes.csv")
 
 

@@ -31,6 +31,7 @@ CENTRAL_TASKS = 4
 """Number of tasks of the central cell."""
 SCORED = 6
 """Number of tastes whose shapes the common prompts have in every cell, whatever its tasks."""
+ONE_POINT = {"evaluation.points": "[1.0]"}
 WORKERS = 2
 NEEDS_TEACHERS = ("opd", "soup")
 INTERRUPTED = 130
@@ -61,7 +62,7 @@ def teacher_nfe(cell: dict[str, str]) -> int:
 def teach(cell: dict[str, str], seed: int, results: Path) -> list[str]:
     """The command that trains the cell's teachers."""
     words = ["bench", "teach", "--executor", "local", *_place(cell, seed, results)]
-    return [*words, *_set({"budget.nfe": teacher_nfe(cell)}), *_set(_tastes(cell))]
+    return [*words, *_set({"budget.nfe": teacher_nfe(cell)} | ONE_POINT | tastes(cell))]
 
 
 def lines(cell: dict[str, str], seed: int, results: Path, teachers: str) -> dict[str, list[str]]:
@@ -78,7 +79,14 @@ def lines(cell: dict[str, str], seed: int, results: Path, teachers: str) -> dict
     if cell["overlap"] == "all":
         made["shared"] = ("multi_reward", _joint("joint", cell, nfe) | _shared(cell))
     return {
-        line: ["bench", "run", "--method", method, *_place(cell, seed, results), *_set(settings), *_set(_tastes(cell))]
+        line: [
+            "bench",
+            "run",
+            "--method",
+            method,
+            *_place(cell, seed, results),
+            *_set(settings | ONE_POINT | tastes(cell)),
+        ]
         for line, (method, settings) in made.items()
     }
 
@@ -109,6 +117,13 @@ def chosen(line: str, cell: dict[str, str], nfe: int) -> dict[str, Any]:
     return of_rank[min(tuned, key=lambda share: abs(math.log(nfe / BUDGET / share)))][line]
 
 
+def tastes(cell: dict[str, str]) -> dict[str, str]:
+    """The settings of the cell's tasks: their prompts in common, and the angle within each pair."""
+    found = {f"scorers.{task}.overlap": cell["overlap"] for task in tasks(cell)}
+    found |= {f"scorers.{task}.among": str(SCORED) for task in tasks(cell)}
+    return found | {f"scorers.{turned}.angle": cell["angle"] for _, turned in pairs(cell)}
+
+
 def _joint(line: str, cell: dict[str, str], nfe: int) -> dict[str, Any]:
     """A line of joint RL with as many images per update as in the central cell: groups are counted for each task.
 
@@ -130,16 +145,6 @@ def _shared(cell: dict[str, str]) -> dict[str, str]:
 def _place(cell: dict[str, str], seed: int, results: Path) -> list[str]:
     where = ["--backbone", f"study-{cell['world']}", "--seeds", str(seed), "--results", str(results)]
     return ["--tasks", ",".join(tasks(cell)), *where]
-
-
-def _tastes(cell: dict[str, str]) -> dict[str, str]:
-    """The settings of the cell's tasks: their prompts in common, and the angle within each pair."""
-    found = {"evaluation.points": "[1.0]"}
-    for task in tasks(cell):
-        found |= {f"scorers.{task}.overlap": cell["overlap"], f"scorers.{task}.among": str(SCORED)}
-    for _, turned in pairs(cell):
-        found[f"scorers.{turned}.angle"] = cell["angle"]
-    return found
 
 
 def _set(settings: dict[str, object]) -> list[str]:

@@ -82,7 +82,7 @@ def complete(path: Path = HERE / "outcomes.csv") -> pd.DataFrame:
     wanted = {(int(cell["cell"]), seed) for cell in cells() for seed in seeds(cell)}
     if found != wanted:
         raise UsageError(
-            f"{len(found & wanted)} of {len(wanted)} runs of a cell's seed are there: nothing is decided before"
+            f"{len(found & wanted)} of {len(wanted)} pairs of cell and seed are there: nothing is decided before all"
         )
     return outcomes
 

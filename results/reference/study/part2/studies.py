@@ -10,7 +10,8 @@ import tarfile
 from typing import Any, get_args
 
 import yaml
-from cell import BUDGET, HERE, SCORED, TUNED
+from cell import BUDGET, HERE, TUNED
+from central import BUDGETS, SEED, TASKS, settings, taught
 
 from bench.config.resolve import resolve
 from bench.system.files import write_atomic
@@ -18,13 +19,8 @@ from methods.combining import RuleName
 
 SWEEPS, TUNING = HERE.parent / "sweeps" / "part2", HERE.parent / "tuning"
 RANKS = (4, 64)
-SHARES = {"quarter": 0.25, "full": 1.0, "long": 5.0}
+SHARES = {name: float(share) for name, share in BUDGETS.items()} | {"long": 5.0}
 """Name of a budget -> its share of S; the long line has what a student and its four teachers cost."""
-STUDENTS = ("quarter", "full")
-"""Budgets of a student."""
-TASKS = ("taste_1", "taste_2", "taste_3", "taste_4")
-TEACHERS = {"quarter": "teachers-5d33a37737-s100", "full": "teachers-07fb1b23e2-s100"}
-"""The central teachers (tune.sh), by the budget of each."""
 LR = {"low": 3.0e-4, "high": 1.0e-2, "log": True}
 COMMON = {"optimizer.lr": LR, "optimizer.lr_end": {"choices": [0.1, 1.0]}, "sampler.steps": {"low": 3, "high": 10}}
 PENALTY = {"low": 1.0e-4, "high": 1.0, "log": True}
@@ -71,12 +67,11 @@ def study(line: str, rank: int, share: str) -> dict[str, Any] | None:
         "tasks": list(TASKS),
         "backbone": "study-1",
         "budget": round(BUDGET * SHARES[share]),
-        "settings": {"lora.rank": rank, "lora.alpha": 2 * rank} | _central(),
-        "sampler": "tpe", "points": 1, "trials": 10, "seeds": 100, "confirm": {"best": 2, "seeds": 101},
+        "settings": {"lora.rank": rank, "lora.alpha": 2 * rank} | settings(),
+        "sampler": "tpe", "points": 1, "trials": 10, "seeds": SEED, "confirm": {"best": 2, "seeds": SEED + 1},
     }  # fmt: skip
     if line == "opd":
-        of_teachers = {f"teachers.{task}": f"results/study/part2/central/{TEACHERS[share]}/{task}" for task in TASKS}
-        content["settings"] |= of_teachers
+        content["settings"] |= taught(share)
         space = COMMON | {"params.anchor": PENALTY, "params.trajectories": {"choices": _trajectories(share)}}
         return content | {"space": space, "enqueue": [first(method, share)]}
     content["settings"] |= GROUPS
@@ -106,21 +101,12 @@ def _of_long(content: dict[str, Any], best: list[dict[str, Any]]) -> dict[str, A
     return content | {"space": space, "trials": 3, "enqueue": [*best, slow]}
 
 
-def _central() -> dict[str, Any]:
-    """The central cell's tasks: half of the prompts in common, 90 degrees within a pair."""
-    found: dict[str, Any] = {}
-    for task in TASKS:
-        turned = {"angle": 90} if task in TASKS[1::2] else {}
-        found[f"scorers.{task}"] = {"overlap": "half", "among": SCORED} | turned
-    return found
-
-
 def named(line: str, rank: int, share: str) -> str:
     """The name of a study's file and archive."""
     return f"part2-{line}-rank{rank}-{share}"
 
 
-STUDIES = [(line, rank, share) for line in ("joint", "opd", "rule") for rank in RANKS for share in STUDENTS]
+STUDIES = [(line, rank, share) for line in ("joint", "opd", "rule") for rank in RANKS for share in BUDGETS]
 STUDIES += [("joint", rank, "long") for rank in RANKS]
 
 
@@ -128,14 +114,14 @@ def tuned() -> dict[int, dict[float, dict[str, Any]]] | None:
     """Rank -> budget as a share of S -> line -> chosen settings, as cell.py reads them; None before all are chosen."""
     found: dict[int, dict[float, dict[str, Any]]] = {}
     for line, rank, share in STUDIES:
-        content, settings = study(line, rank, share), chosen(named(line, rank, share))
-        if content is None or settings is None:
+        content, best = study(line, rank, share), chosen(named(line, rank, share))
+        if content is None or best is None:
             return None
         # A cell has tasks and teachers of its own.
         fixed = {
             key: value for key, value in content["settings"].items() if not key.startswith(("scorers.", "teachers."))
         }
-        found.setdefault(rank, {}).setdefault(SHARES[share], {})[line] = fixed | settings
+        found.setdefault(rank, {}).setdefault(SHARES[share], {})[line] = fixed | best
     return found
 
 

@@ -5,15 +5,7 @@
 set -euo pipefail
 export OMP_NUM_THREADS=1
 sweeps=results/reference/study/sweeps/part2
-tastes=()
-for taste in taste_1 taste_2 taste_3 taste_4; do
-  tastes+=(--set "scorers.$taste.overlap=half" --set "scorers.$taste.among=6")
-done
-for budget in 18432 73728; do
-  bench teach --executor local --tasks taste_1,taste_2,taste_3,taste_4 --backbone study-1 --seeds 100 \
-    --results results/study/part2/central --set "budget.nfe=$budget" --set "evaluation.points=[1.0]" \
-    "${tastes[@]}" --set scorers.taste_2.angle=90 --set scorers.taste_4.angle=90
-done
+python results/reference/study/part2/central.py
 names=("$@")
 [ $# -gt 0 ] || for file in "$sweeps"/*.yaml; do names+=("$(basename "$file" .yaml)"); done
 for name in "${names[@]}"; do
