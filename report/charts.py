@@ -28,23 +28,38 @@ class Library:
         return {"vega.js": javascript_bundle("window.vegaEmbed = vegaEmbed").replace("</script", "<\\/script").encode()}
 
 
-def forest_chart(rows: list[dict], look: dict[str, Look]) -> "FacetChart":
-    """Differences with intervals, one panel per budget; rows have group, line, value, low and high."""
+def forest_chart(
+    rows: list[dict],
+    look: dict[str, Look],
+    axis: str,
+    ends: tuple[float, float],
+    sides: dict[str, tuple[float, float]],
+) -> "FacetChart":
+    """Differences with intervals, one panel per group; rows have group, line, value, low and high.
+
+    `axis` and `ends` are the axis's title and ends; `sides` has the shaded part of the axis by group.
+    """
     import altair as alt
 
     hints = ["line:N", "group:N", *_numbers("value", "low", "high")]
     # The order of the rows; without one of its own every panel keeps the lines of its group only.
     lines = alt.Y("line:N", sort=alt.SortField("order"), title=None, axis=alt.Axis(labelLimit=320))
     start = alt.Chart().encode(y=lines, color=_colour(look, legend=None), tooltip=hints)
-    gap = alt.X("low:Q", title="difference of mean scores, 95% interval")
+    gap = alt.X("low:Q", title=axis, scale=alt.Scale(domain=list(ends), nice=False))
     bars = start.mark_rule(strokeWidth=2).encode(x=gap, x2="high:Q")
     points = start.mark_point(filled=True, size=60).encode(x="value:Q")
     zero = alt.Chart().mark_rule(color="gray", aria=False).encode(x=alt.datum(0))
     groups = list(dict.fromkeys(row["group"] for row in rows))
-    data = pd.DataFrame([row | {"order": place} for place, row in enumerate(rows)])
+    data = pd.DataFrame(
+        [
+            row | {"order": place} | dict(zip(("from", "to"), sides.get(row["group"], (float("nan"), float("nan")))))
+            for place, row in enumerate(rows)
+        ]
+    )
+    shade = alt.Chart().mark_rect(color="#ededed", aria=False).encode(x="from:Q", x2="to:Q")
     header = alt.Header(labelAngle=0, labelOrient="top", labelAnchor="start", labelFontWeight="bold")
     row = alt.Row("group:N", sort=groups, title=None, header=header)
-    panel = alt.layer(zero, bars, points, data=data).properties(width=WIDTH - 330)
+    panel = alt.layer(*([shade] if sides else []), zero, bars, points, data=data).properties(width=WIDTH - 330)
     return panel.facet(row=row).resolve_scale(y="independent")
 
 

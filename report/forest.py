@@ -26,8 +26,10 @@ class Group:
     reference: str
     lines: dict[str, Difference]
     looks: dict[str, Look]
-    left_out: int
+    left_out: int = 0
     """Number of lines that only the table has."""
+    claimed: tuple[float, float] | None = None
+    """Between which differences a claim is true; None where nothing is claimed."""
 
 
 def groups(made: list[tuple[Pool, PoolTables]]) -> list[Group]:
@@ -58,11 +60,16 @@ def _shown(rows: list[Row]) -> list[Row]:
     return sorted(sorted(rows, key=rank)[:FEW], key=lambda row: -cell(row, "against", Difference).value)
 
 
-def forest_figure(found: list[Group], name: str, own_title: str = "") -> Figure:
-    """Differences of mean scores by group; points left of the line at 0 are below the reference.
+def forest_figure(
+    found: list[Group], name: str, own_title: str = "", measure: str = "difference of mean scores"
+) -> Figure:
+    """Differences by group; points left of the line at 0 are below the reference.
 
-    `own_title` replaces the one about lines of equal cost.
+    `own_title` replaces the one about lines of equal cost. `measure` is what the axis shows. Where a group has a claim,
+    the side on which it is true is shaded.
     """
+    ends = _ends(found)
+    axis = f"{measure}, 95% interval"
 
     def draw(width: float):
         import matplotlib.pyplot as plt
@@ -72,17 +79,20 @@ def forest_figure(found: list[Group], name: str, own_title: str = "") -> Figure:
         # A title takes the place of a line.
         labels = [[broken(line, letters, ",=") for line in group.lines] for group in found]
         heights = [[0.08 + 0.12 * (label.count("\n") + 1) for label in own] for own in labels]
-        total = sum(sum(own) + 0.34 for own in heights) + 0.35
+        heads = [broken(group.title, 38 if narrow else 110, ",") for group in found]
+        above = [0.26 + 0.11 * head.count("\n") for head in heads]
+        total = sum(sum(own) + 0.08 for own in heights) + sum(above) + 0.35
         figure, axes = plt.subplots(figsize=(width, total))
         axes.axvline(0, color="0.4", linewidth=0.8)
         # Its x is 0 at the left edge of the axes, its y that of the data.
         beside = axes.get_yaxis_transform()
         places, texts, y = [], [], 0.0
-        for group, own, tall in zip(found, labels, heights):
-            y += 0.26
-            head = broken(group.title, 38 if narrow else 110, ",")
-            y += 0.11 * head.count("\n")
-            axes.text(0, y - 0.1, head, fontweight="bold", fontsize=size, va="center", transform=beside)
+        axes.set_xlim(*ends)
+        for group, own, tall, head, gap_above in zip(found, labels, heights, heads, above):
+            y += gap_above
+            axes.text(0, y - 0.05, head, fontweight="bold", fontsize=size, va="bottom", transform=beside)
+            if (side := _within(group.claimed, ends)) is not None:
+                axes.fill_betweenx([y, y + sum(tall)], *side, color="0.93", linewidth=0, zorder=0)
             for (line, gap), label, height in zip(group.lines.items(), own, tall):
                 y += height / 2
                 look = group.looks.get(line, PLAIN)
@@ -93,7 +103,7 @@ def forest_figure(found: list[Group], name: str, own_title: str = "") -> Figure:
                 texts.append(label)
                 y += height / 2
             y += 0.08
-        axes.set(yticks=places, ylim=(y + 0.02, 0), xlabel="difference of mean scores, 95% interval")
+        axes.set(yticks=places, ylim=(y + 0.02, 0), xlabel=axis)
         axes.set_yticklabels(texts, fontsize=size)
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
@@ -116,7 +126,22 @@ def forest_figure(found: list[Group], name: str, own_title: str = "") -> Figure:
         for group in found
         for line, gap in group.lines.items()
     ]
+    sides = {group.title: side for group in found if (side := _within(group.claimed, ends)) is not None}
     look = {line: group.looks.get(line, PLAIN) for group in found for line in group.lines}
-    return Figure(name, title, alt, draw, responsive=True, chart=lambda: forest_chart(rows, look))
+    return Figure(name, title, alt, draw, responsive=True, chart=lambda: forest_chart(rows, look, axis, ends, sides))
+
+
+def _ends(found: list[Group]) -> tuple[float, float]:
+    """The ends of the axis: all intervals and 0, and a little more."""
+    gaps = [gap for group in found for gap in group.lines.values()]
+    low, high = min(0.0, *(gap.low for gap in gaps)), max(0.0, *(gap.high for gap in gaps))
+    margin = 0.05 * (high - low) or 0.05
+    return low - margin, high + margin
+
+
+def _within(side: tuple[float, float] | None, ends: tuple[float, float]) -> tuple[float, float] | None:
+    """The part of a side that the axis shows; None if it shows nothing of it."""
+    low, high = (max(side[0], ends[0]), min(side[1], ends[1])) if side else (0.0, 0.0)
+    return (low, high) if low < high else None
 
 

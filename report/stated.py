@@ -1,5 +1,7 @@
 """The report's first section where hypotheses were stated in advance: a sentence each, a picture and a table."""
 
+import math
+
 from markupsafe import Markup
 
 from bench.analysis.stats import Difference
@@ -31,14 +33,17 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
     for finding in found:
         lines = {world: effect for world, effect in finding.effects.items() if effect.value == effect.value}
         asked = finding.hypothesis
-        side = f"{asked.direction} {-asked.sign * asked.margin or 0:g}"
-        title = f"{asked.name}: {asked.line} minus {_subtracted(finding)}, claimed {side}"
+        bound = -asked.sign * asked.margin
+        claimed = (bound, math.inf) if asked.sign > 0 else (-math.inf, bound)
         if lines:
-            groups.append(Group(title, _subtracted(finding), lines, look, 0))
+            groups.append(Group(f"{asked.name}: {asked.claim}", _subtracted(finding), lines, look, claimed=claimed))
     others = [world for world in stated.worlds if world != stated.decided_in]
     agreeing = f" The differences of {' and '.join(others)} have to be on the same side." if others else ""
-    note = f"Differences with 95% intervals, paired by seed and prompt. {stated.decided_in} decides.{agreeing}"
-    report.show(section, forest_figure(groups, "hypotheses", note) if groups else None)
+    note = (
+        "Differences with 95% intervals, paired by seed and prompt. Shaded: where the claim is true. "
+        f"{stated.decided_in} decides.{agreeing}"
+    )
+    report.show(section, forest_figure(groups, "hypotheses", note, "difference of scores") if groups else None)
     report.show(section, _table(found, stated, agreeing), folded=True)
     if stated.against:
         weighed = weigh(stated, pools)
@@ -135,6 +140,7 @@ def _table(found: list[Finding], stated: Stated, agreeing: str) -> Table:
         [
             Column("name", "hypothesis"),
             Column("claim", "claim"),
+            Column("difference", "difference"),
             *(Column(world, world, "change") for world in stated.worlds),
             Column("p", "p (Holm)", "p"),
             Column("verdict", "verdict"),
@@ -147,6 +153,7 @@ def _table(found: list[Finding], stated: Stated, agreeing: str) -> Table:
         asked = finding.hypothesis
         p = finding.p_opposite if finding.verdict == "fails" else finding.p
         row: Row = {"name": asked.name, "claim": asked.claim, "p": p, "verdict": finding.verdict}
+        row["difference"] = f"{asked.line} minus {_subtracted(finding)}"
         row["gain"] = finding.gains.get(stated.decided_in)
         if stated.equal_within:
             row["equal"] = finding.p_equal

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import yaml
 
-from bench.analysis.stats import Design, exceeds, paired_difference
+from bench.analysis.stats import Design, Difference, exceeds, paired_difference
 from bench.errors import UsageError
 from report.evidence import collect
+from report.forest import Group, forest_figure
 from report.hypotheses import Finding, examine
 from report.hypotheses_file import Stated, read_hypotheses
 from report.lines import pools
 from report.page import write
 from report.sections import make
+from report.style import WIDTHS, drawing, looks
 from tests.commands import bench
 from tests.report.synthetic import make_run
 
@@ -187,8 +189,50 @@ def test_the_first_section_says_a_sentence_each_with_a_picture_and_a_table(apart
     assert "A holds (it is so): " in text and " in two; p " in text
     html = page.read_text()
     assert "Which &lt;b&gt;?" in html and "<b>?" not in html and "<i>" not in html
-    assert (page.parent / "tables" / "hypotheses.csv").is_file()
+    table = (page.parent / "tables" / "hypotheses.csv").read_text()
+    assert "opd_analytic of 1,000 NFE minus multi_reward of 1,000 NFE" in table
+    assert "opd_analytic of 1,000 NFE minus its teacher" in table
     assert list((page.parent / "figures").glob("hypotheses*"))
+
+
+@pytest.mark.parametrize("size", ["column", "page"])
+def test_the_picture_shades_where_each_claim_is_true(size: str) -> None:
+    look = looks([("one", "one")])
+
+    def group(title: str, value: float, claimed: tuple[float, float] | None) -> Group:
+        return Group(title, "another", {"one": Difference(value, value - 0.1, value + 0.1, 0.5)}, look, claimed=claimed)
+
+    long = "A: at equal cost with teachers, the mean score of one line is above that of another line"
+    made = [
+        group(long, 0.2, (0, np.inf)),
+        group("B: it is not above", 0.0, (-np.inf, 0.05)),
+        group("C: no claim", 0.1, None),
+        group("D: it is far away", 0.1, (5, np.inf)),
+    ]
+    shown = forest_figure(made, "x", "note", "difference of scores")
+    with drawing():
+        drawn = shown.draw(WIDTHS[size])
+        drawn.canvas.draw()
+        (axes,) = drawn.axes
+        ends = axes.get_xlim()
+        assert ends[0] < -0.1 and ends[1] > 0.3
+        places = axes.get_yticks()
+        shaded = {}
+        for band in axes.collections:
+            (path,) = band.get_paths()
+            (left, top), (right, bottom) = path.vertices.min(0), path.vertices.max(0)
+            (row,) = [nth for nth, place in enumerate(places) if top < place < bottom]
+            shaded[row] = (left, right)
+        assert shaded == {0: pytest.approx((0, ends[1])), 1: pytest.approx((ends[0], 0.05))}
+        # No title touches the row above or the line below it.
+        boxes = [text.get_window_extent().transformed(axes.transData.inverted()) for text in axes.texts]
+        for nth, box in enumerate(boxes):
+            assert max(box.y0, box.y1) < places[nth] - 0.03
+            assert nth == 0 or min(box.y0, box.y1) > places[nth - 1] + 0.03
+    chart = shown.chart().to_dict()
+    rows = next(iter(chart["datasets"].values()))
+    bounds = {row["group"][0]: (row.get("from"), row.get("to")) for row in rows}
+    assert bounds == {"A": pytest.approx((0, ends[1])), "B": pytest.approx((ends[0], 0.05)), "C": (None, None), "D": (None, None)}
 
 
 def test_the_command_takes_a_file_and_refuses_one_for_a_difference(tmp_path: Path) -> None:
