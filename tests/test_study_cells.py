@@ -3,7 +3,9 @@
 import copy
 import io
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -157,6 +159,31 @@ def test_a_dry_run_prints_the_commands(capsys, monkeypatch) -> None:
     with pytest.raises(SystemExit):
         printed("--seed", "1")
     assert "cell 3 has the seeds 6 and 7, not 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "code", "said"),
+    [
+        ("part2/cell.py", ["36"], 2, "there is no cell 36: they have the numbers 0 to 35"),
+        ("part2/cell.py", ["-1"], 2, "there is no cell -1"),
+        ("part2/cell.py", ["3", "--dry-run"], 3, "tuned.yaml is missing: part2/studies.py writes it"),
+        ("part2/outcomes.py", [], 2, "root"),
+        ("part2/model.py", [], 3, "outcomes.csv is missing: part2/outcomes.py writes it"),
+        ("part2/picture.py", [], 3, "outcomes.csv is missing: part2/outcomes.py writes it"),
+        ("read_signs.py", ["study-2"], 2, "seeds"),
+        ("read_signs.py", ["study-2", "0"], 2, "results/study/study-2 is not a folder"),
+        ("read_signs.py", ["empty", "0"], 3, "no finished run of these seeds is in results/study/empty"),
+    ],
+)
+def test_a_script_says_what_is_missing_in_a_line(tmp_path: Path, script: str, words: list[str], code: int, said: str) -> None:
+    # A copy without what the tuning and the cells have left.
+    shutil.copytree(STUDY, tmp_path / "study", ignore=lambda *_: ["tuning", "part1", "tuned.yaml", "outcomes.csv"])
+    (tmp_path / "results" / "study" / "empty").mkdir(parents=True)
+    command = [sys.executable, str(tmp_path / "study" / script), *words]
+    environment = os.environ | {"PYTHONPATH": str(STUDY.parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_lines_without_teachers_are_run_where_a_teacher_fails(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from bench.backbones.adapters import Shape
 from bench.config.resolve import describe
+from bench.errors import exit_on_error
 
 BATCH, RANK, REPETITIONS = 96, 64, 8
 NAME = "measured"
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

@@ -19,6 +19,7 @@ from bench.backbones.micro.world import CANVAS, draw
 from bench.backbones.micro.worlds import DRAWN, DrawnWorld
 from bench.config.compute import PLAIN
 from bench.config.resolve import describe
+from bench.errors import exit_on_error
 from bench.hashing import seed_of
 from bench.sampler.rollout import Sampler, rollout
 from bench.sampler.transitions import KERNELS
@@ -166,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

@@ -24,6 +24,7 @@ from bench.backbones.micro.text import WIDTH, TextEncoder
 from bench.backbones.micro.tokens import MAX_TOKENS, Tokenizer
 from bench.backbones.micro.world import CANVAS, CELL, draw
 from bench.backbones.micro.worlds import DRAWN
+from bench.errors import exit_on_error
 from bench.weights.checkpoints import load_checkpoint
 
 CAPTION_DROPOUT = 0.1
@@ -271,4 +272,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

@@ -6,6 +6,7 @@ of the world's own reader, whose answers have to be those of the run. Needs the 
 results/study/WORLD.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pandas as pd
 
 from bench.analysis.records import design
 from bench.analysis.stats import estimate
+from bench.errors import MissingError, exit_on_error
 from bench.results import Result, results
+from bench.system.files import write_atomic
 
 LINES = ("opd_analytic", "multi_reward", "cascade")
 METRICS = ("exact", "rapidocr_exact")
@@ -55,14 +58,24 @@ def table(runs: list[Result], folder: Path) -> pd.DataFrame:
     return pd.DataFrame([told(run, model, drawn(run, model, folder)) for run, model in models])
 
 
-if __name__ == "__main__":
-    world, *seeds = sys.argv[1:]
+def main() -> None:
+    """Read what is not read yet, and write the table. Raises MissingError without finished runs of these seeds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("world", help="backbone of the runs")
+    parser.add_argument("seeds", type=int, nargs="+")
+    given = parser.parse_args()
     root = Path("results/study")
-    kept = root / "rapidocr" / world
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = root / "rapidocr" / given.world
     chosen = [
         run
-        for run in results(root / world)
-        if run.summary and run.spec["method"] in LINES and str(run.spec["seed"]) in seeds
+        for run in results(root / given.world)
+        if run.summary and run.spec["method"] in LINES and run.spec["seed"] in given.seeds
     ]
-    table(chosen, kept).to_csv(OUTPUT, index=False, float_format="%.6g")
+    if not chosen:
+        raise MissingError(f"no finished run of these seeds is in {root / given.world}: run part1.sh first")
+    kept.mkdir(parents=True, exist_ok=True)
+    write_atomic(OUTPUT, table(chosen, kept).to_csv(index=False, float_format="%.6g").encode())
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis.records import score
+from bench.errors import exit_on_error
 from bench.results import results
+from bench.system.files import write_atomic
 
 HERE = Path(__file__).parent
 BASE, STUDENT, TEACHERS = "base", "student", "teachers"
@@ -56,8 +58,8 @@ def table(folder: Path) -> pd.DataFrame:
 
 def main() -> None:
     """Write the table."""
-    table(HERE / "part1").to_csv(HERE / "part1" / "scores.csv", index=False)
+    write_atomic(HERE / "part1" / "scores.csv", table(HERE / "part1").to_csv(index=False).encode())
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

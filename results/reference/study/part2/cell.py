@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from bench.errors import MissingError, exit_on_error
 from tasks.taste import PLANES
 
 HERE = Path(__file__).parent
@@ -110,8 +111,10 @@ def tasks(cell: dict[str, str]) -> list[str]:
 def chosen(line: str, cell: dict[str, str], nfe: int) -> dict[str, Any]:
     """The settings of a line for the cell's rank and the budget nearest to `nfe`, as a ratio, that was tuned for.
 
-    Half way between two, which is half of S, the smaller one counts.
+    Half way between two, which is half of S, the smaller one counts. Raises MissingError before the tuning.
     """
+    if not TUNED.is_file():
+        raise MissingError(f"{TUNED} is missing: part2/studies.py writes it when all studies are in tuning/")
     of_rank = yaml.safe_load(TUNED.read_text())[int(cell["rank"])]
     tuned = [share for share, lines in of_rank.items() if line in lines]
     return of_rank[min(tuned, key=lambda share: abs(math.log(nfe / BUDGET / share)))][line]
@@ -159,6 +162,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results/study/part2"))
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
+    if given.cell not in range(len(cells())):
+        parser.error(f"there is no cell {given.cell}: they have the numbers 0 to {len(cells()) - 1}")
     cell, root = cells()[given.cell], given.results / f"cell-{given.cell:02}"
     if given.seed not in (None, *seeds(cell)):
         parser.error(f"cell {given.cell} has the seeds {seeds(cell)[0]} and {seeds(cell)[1]}, not {given.seed}")
@@ -188,4 +193,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_error(main)

@@ -8,10 +8,11 @@ import argparse
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 from cell import tasks, tastes, teach
+
+from bench.errors import exit_on_error
 
 ROOT = Path("results/study/part2/central")
 SEED = 100
@@ -60,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_error(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.errors import exit_on_error
 from tasks.taste import PLANES
 
 FACTORS = {
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

@@ -20,7 +20,7 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.tools import add_constant
 
 from bench.analysis.stats import holm
-from bench.errors import UsageError
+from bench.errors import MissingError, UsageError, exit_on_error
 
 HERE = Path(__file__).parent
 FACTORS = ("overlap", "conflict", "tasks", "rank", "teachers", "budget")
@@ -76,7 +76,12 @@ def coded() -> pd.DataFrame:
 
 
 def complete(path: Path = HERE / "outcomes.csv") -> pd.DataFrame:
-    """The outcomes. Raises UsageError if one of a cell's two seeds is missing: before, a look would be a choice."""
+    """The outcomes. Raises UsageError if one of a cell's two seeds is missing: before, a look would be a choice.
+
+    Raises MissingError without any.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path} is missing: part2/outcomes.py writes it from the cells' runs")
     outcomes = pd.read_csv(path)
     found = set(outcomes[["cell", "seed"]].itertuples(index=False, name=None))
     wanted = {(int(cell["cell"]), seed) for cell in cells() for seed in seeds(cell)}
@@ -270,4 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

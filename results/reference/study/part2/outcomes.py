@@ -7,7 +7,7 @@ they are met by images of either kind; of measures (bench/training/measures.py) 
 line has not finished are left out and named.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import pandas as pd
 from cell import NEEDS_TEACHERS, cells, long_nfe, pairs, seeds, student_nfe, tasks
 
 from bench.analysis.metric_names import DIVERSITY, DRIFT
-from bench.errors import UsageError
+from bench.errors import UsageError, exit_on_error
 from bench.results import Result, results, scores
+from bench.system.files import write_atomic
 
 HERE = Path(__file__).parent
 BASE, TEACHERS = "base", "teachers"
@@ -111,13 +112,16 @@ def _extremity(found: dict[str, Any]) -> float:
 
 def main() -> None:
     """Write the table, and name what is left out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path, help="the folder with a folder for each cell")
+    given = parser.parse_args()
     failed = (
         pd.read_csv(FAILED)[["cell", "seed", "line"]].itertuples(index=False, name=None) if FAILED.is_file() else ()
     )
-    table, lacking = outcomes(Path(sys.argv[1]), list(failed))
-    table.round(6).to_csv(HERE / "outcomes.csv", index=False)
+    table, lacking = outcomes(given.root, list(failed))
+    write_atomic(HERE / "outcomes.csv", table.round(6).to_csv(index=False).encode())
     print("\n".join(lacking))
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from model import HERE, OVERLAP, RESPONSES, complete, estimates, fit, predictions, responses
 
+from bench.errors import exit_on_error
 from bench.system.drawing import imported
 from report.style import INK, WIDTHS, drawing
 
@@ -89,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

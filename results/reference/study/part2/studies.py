@@ -14,6 +14,7 @@ from cell import BUDGET, HERE, TUNED
 from central import BUDGETS, SEED, TASKS, settings, taught
 
 from bench.config.resolve import resolve
+from bench.errors import exit_on_error
 from bench.system.files import write_atomic
 from methods.combining import RuleName
 
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)
