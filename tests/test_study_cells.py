@@ -27,8 +27,8 @@ from tests.commands import bench
 from tests.study_scripts import STUDY, scripts
 
 FOLDER = STUDY / "part2"
-cell, central, design, model, outcomes, picture, studies = scripts(
-    FOLDER, "cell", "central", "design", "model", "outcomes", "picture", "studies"
+cell, central, design, model, outcomes, pack, picture, studies = scripts(
+    FOLDER, "cell", "central", "design", "model", "outcomes", "pack", "picture", "studies"
 )
 RULE = {"params.combine": "pcgrad"}
 
@@ -168,6 +168,8 @@ def test_a_dry_run_prints_the_commands(capsys, monkeypatch) -> None:
         ("part2/cell.py", ["-1"], 2, "there is no cell -1"),
         ("part2/cell.py", ["3", "--dry-run"], 3, "tuned.yaml is missing: part2/studies.py writes it"),
         ("part2/outcomes.py", [], 2, "root"),
+        ("part2/pack.py", ["3", "."], 2, "cell 3, seed 6: no base, joint"),
+        ("part2/pack.py", ["99", "."], 2, "there is no cell 99"),
         ("part2/model.py", [], 3, "outcomes.csv is missing: part2/outcomes.py writes it"),
         ("part2/picture.py", [], 3, "outcomes.csv is missing: part2/outcomes.py writes it"),
         ("read_signs.py", ["study-2"], 2, "seeds"),
@@ -503,6 +505,43 @@ def test_outcomes_tell_lines_apart(made: list[Run], tmp_path: Path) -> None:
     assert found["extremity"].to_dict() == pytest.approx(extremity)
     short, long = cell.student_nfe(ROW), cell.long_nfe(ROW)
     assert found.loc[["opd", "joint", "joint_long", "soup", "base", "teachers"], "nfe"].tolist() == [short, short, long, 0, 0, 0]
+
+
+def test_the_outcomes_are_those_of_the_archives(tmp_path: Path) -> None:
+    """Cells without an archive have no outcomes."""
+    archives = sorted(FOLDER.glob("cell-*.tar.xz"))
+    for path in archives:
+        with tarfile.open(path) as archive:
+            archive.extractall(tmp_path, filter="data")
+    table, lacking = outcomes.outcomes(tmp_path, outcomes.failures())
+    assert len(lacking) == 72 - 2 * len(archives)
+    stored = FOLDER / "outcomes.csv"
+    assert stored.is_file() == bool(archives)
+    if archives:
+        pd.testing.assert_frame_equal(pd.read_csv(stored), table.round(6), rtol=0, atol=1e-9, check_dtype=False)
+
+
+def test_an_archive_of_a_cell_has_its_runs_without_weights(made: list[Run], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pack, "results", lambda folder: made)
+    monkeypatch.setattr(outcomes, "FAILED", tmp_path / "failed.csv")
+    for nth, run in enumerate(made):
+        run.folder = tmp_path / "cell-07" / f"{nth}-s{run.spec['seed']}"
+        (run.folder / "adapter").mkdir(parents=True)
+        for name in ("summary.json", "lock", "sheet.png", "checkpoint.safetensors", "adapter/a.safetensors", "adapter/a.json"):
+            (run.folder / name).write_text(name)
+    (tmp_path / "cell-07" / "cache").mkdir()
+    path = pack.pack(7, tmp_path, tmp_path)
+    with tarfile.open(path) as archive:
+        names = {member.name for member in archive if member.isfile()}
+    runs = {f"cell-07/{run.folder.name}" for run in made}
+    assert names == {f"{run}/{name}" for run in runs for name in ("summary.json", "adapter/a.json")}
+    path.unlink()
+    next(run for run in made if run.spec["method"] == "merge").summary = None
+    with pytest.raises(UsageError, match=f"cell 7, seed {SEEDS[0]}: no soup"):
+        pack.pack(7, tmp_path, tmp_path)
+    assert not path.exists()
+    (tmp_path / "failed.csv").write_text(f"cell,seed,line,error\n7,{SEEDS[0]},soup,why\n")
+    assert pack.pack(7, tmp_path, tmp_path) == path
 
 
 def test_outcomes_of_half_a_cell_are_left_out_unless_a_line_failed(made: list[Run], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from bench.errors import MissingError, exit_on_error
+from bench.errors import MissingError, UsageError, exit_on_error
 from tasks.taste import PLANES
 
 HERE = Path(__file__).parent
@@ -44,6 +44,19 @@ def cells() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def numbered(number: int) -> dict[str, str]:
+    """One cell. Raises UsageError if there is none of this number."""
+    found = {int(cell["cell"]): cell for cell in cells()}
+    if number not in found:
+        raise UsageError(f"there is no cell {number}: they have the numbers {min(found)} to {max(found)}")
+    return found[number]
+
+
+def place(results: Path, cell: dict[str, str]) -> Path:
+    """The folder of the cell's runs, in that of all cells'."""
+    return results / f"cell-{int(cell['cell']):02}"
+
+
 def seeds(cell: dict[str, str]) -> tuple[int, int]:
     """The cell's own seeds: runs of one seed start from the same adapter and prompts, whatever their cell."""
     first = 2 * int(cell["cell"])
@@ -62,7 +75,7 @@ def teacher_nfe(cell: dict[str, str]) -> int:
 
 def teach(cell: dict[str, str], seed: int, results: Path) -> list[str]:
     """The command that trains the cell's teachers."""
-    words = ["bench", "teach", "--executor", "local", *_place(cell, seed, results)]
+    words = ["bench", "teach", "--executor", "local", *_where(cell, seed, results)]
     return [*words, *_set({"budget.nfe": teacher_nfe(cell)} | ONE_POINT | tastes(cell))]
 
 
@@ -85,7 +98,7 @@ def lines(cell: dict[str, str], seed: int, results: Path, teachers: str) -> dict
             "run",
             "--method",
             method,
-            *_place(cell, seed, results),
+            *_where(cell, seed, results),
             *_set(settings | ONE_POINT | tastes(cell)),
         ]
         for line, (method, settings) in made.items()
@@ -145,7 +158,7 @@ def _shared(cell: dict[str, str]) -> dict[str, str]:
     return {"rewards": json.dumps(others)}
 
 
-def _place(cell: dict[str, str], seed: int, results: Path) -> list[str]:
+def _where(cell: dict[str, str], seed: int, results: Path) -> list[str]:
     where = ["--backbone", f"study-{cell['world']}", "--seeds", str(seed), "--results", str(results)]
     return ["--tasks", ",".join(tasks(cell)), *where]
 
@@ -162,9 +175,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results/study/part2"))
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
-    if given.cell not in range(len(cells())):
-        parser.error(f"there is no cell {given.cell}: they have the numbers 0 to {len(cells()) - 1}")
-    cell, root = cells()[given.cell], given.results / f"cell-{given.cell:02}"
+    cell = numbered(given.cell)
+    root = place(given.results, cell)
     if given.seed not in (None, *seeds(cell)):
         parser.error(f"cell {given.cell} has the seeds {seeds(cell)[0]} and {seeds(cell)[1]}, not {given.seed}")
 

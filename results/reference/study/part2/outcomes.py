@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from cell import NEEDS_TEACHERS, cells, long_nfe, pairs, seeds, student_nfe, tasks
+from cell import NEEDS_TEACHERS, cells, long_nfe, pairs, place, seeds, student_nfe, tasks
 
 from bench.analysis.metric_names import DIVERSITY, DRIFT
 from bench.errors import UsageError, exit_on_error
@@ -56,30 +56,48 @@ def lines_of(cell: dict[str, str]) -> set[str]:
 def outcomes(root: Path, failed: Sequence[tuple[int, int, str]] = ()) -> tuple[pd.DataFrame, list[str]]:
     """(the table, a message for every cell and seed that is left out). Raises UsageError for two runs of one line."""
     rows: list[dict[str, Any]] = []
-    lacking = []
+    lacking: list[str] = []
     for cell in cells():
-        number = int(cell["cell"])
-        made: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in seeds(cell)}
-        folder = root / f"cell-{number:02}"
-        for run in results(folder) if folder.is_dir() else []:
-            line, of_seed = line_of(run, cell), made[run.spec["seed"]]
-            if run.summary is None or line is None:
-                continue
-            if line in of_seed:
-                raise UsageError(f"cell {number} has two runs of {line} with seed {run.spec['seed']}: move one away")
-            of_seed |= {**_rows(run, line, cell), **of_seed}
-        for seed, of_seed in made.items():
-            lost = {line for *at, line in failed if at == [number, seed]}
-            # Both lines that need teachers fail only with a teacher.
-            lost |= {TEACHERS} if lost.issuperset(NEEDS_TEACHERS) else set()
-            for line in lost if BASE in of_seed else ():
-                of_seed[line] = of_seed[BASE] | {"line": line}
-            absent = sorted({*lines_of(cell), BASE, TEACHERS} - of_seed.keys())
-            if absent:
-                lacking.append(f"cell {number}, seed {seed}: no {', '.join(absent)}")
-            else:
-                rows += of_seed.values()
+        found, absent = of_cell(cell, place(root, cell), failed)
+        rows += found
+        lacking += absent
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["cell", "seed", "line"], ignore_index=True), lacking
+
+
+def of_cell(
+    cell: dict[str, str], folder: Path, failed: Sequence[tuple[int, int, str]] = ()
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of one cell, whose runs are in `folder`, and a message for each of its seeds that is left out."""
+    number = int(cell["cell"])
+    made: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in seeds(cell)}
+    for run in results(folder) if folder.is_dir() else []:
+        line, of_seed = line_of(run, cell), made[run.spec["seed"]]
+        if run.summary is None or line is None:
+            continue
+        if line in of_seed:
+            raise UsageError(f"cell {number} has two runs of {line} with seed {run.spec['seed']}: move one away")
+        of_seed |= {**_rows(run, line, cell), **of_seed}
+    rows: list[dict[str, Any]] = []
+    lacking = []
+    for seed, of_seed in made.items():
+        lost = {line for *at, line in failed if at == [number, seed]}
+        # Both lines that need teachers fail only with a teacher.
+        lost |= {TEACHERS} if lost.issuperset(NEEDS_TEACHERS) else set()
+        for line in lost if BASE in of_seed else ():
+            of_seed[line] = of_seed[BASE] | {"line": line}
+        absent = sorted({*lines_of(cell), BASE, TEACHERS} - of_seed.keys())
+        if absent:
+            lacking.append(f"cell {number}, seed {seed}: no {', '.join(absent)}")
+        else:
+            rows += of_seed.values()
+    return rows, lacking
+
+
+def failures() -> list[tuple[int, int, str]]:
+    """Cell, seed and line of every line that ended in an error that its settings cause."""
+    if not FAILED.is_file():
+        return []
+    return list(pd.read_csv(FAILED)[["cell", "seed", "line"]].itertuples(index=False, name=None))
 
 
 def _rows(run: Result, line: str, cell: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -115,10 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="the folder with a folder for each cell")
     given = parser.parse_args()
-    failed = (
-        pd.read_csv(FAILED)[["cell", "seed", "line"]].itertuples(index=False, name=None) if FAILED.is_file() else ()
-    )
-    table, lacking = outcomes(given.root, list(failed))
+    table, lacking = outcomes(given.root, failures())
     write_atomic(HERE / "outcomes.csv", table.round(6).to_csv(index=False).encode())
     print("\n".join(lacking))
 
