@@ -14,9 +14,11 @@ from report.page import Report, Section
 from report.style import looks
 from report.table import Column, Row, Table, number
 
+PICTURED = {"fails": "does not hold", "uninformative": "says nothing"}
+"""Verdicts that are shorter in the picture."""
 SAID = {
     "holds": "holds",
-    "fails": "does not hold: the opposite does",
+    "fails": "does not hold, the opposite does",
     "undecided": "is undecided",
     "uninformative": "says nothing, because the teachers gained too little",
     "open": "is open",
@@ -36,7 +38,8 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
         bound = -asked.sign * asked.margin
         claimed = (bound, math.inf) if asked.sign > 0 else (-math.inf, bound)
         if lines:
-            groups.append(Group(f"{asked.name}: {asked.claim}", _subtracted(finding), lines, look, claimed=claimed))
+            title = f"{asked.name} {PICTURED.get(finding.verdict, SAID[finding.verdict])}: {asked.claim}"
+            groups.append(Group(title, _subtracted(finding), lines, look, claimed=claimed))
     others = [world for world in stated.worlds if world != stated.decided_in]
     agreeing = f" The differences of {' and '.join(others)} have to be on the same side." if others else ""
     note = (
@@ -54,15 +57,14 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
 
 def _sentence(finding: Finding, stated: Stated) -> Markup:
     asked = finding.hypothesis
-    said = SAID[finding.verdict]
-    if finding.verdict == "undecided" and finding.p_equal == finding.p_equal:
-        equal = f"the two lines are equal within {stated.equal_within:g} (90% interval)"
-        said += f", and {equal}" if finding.p_equal < 0.05 else ", which is not evidence of equality"
-    text = Markup("<strong>{}</strong> {} ({})").format(asked.name, said, asked.claim)
+    text = Markup("<strong>{} {}</strong>: {}").format(asked.name, SAID[finding.verdict], asked.claim)
     text += _known(finding.effects)
     p = finding.p_opposite if finding.verdict == "fails" else finding.p
     if p == p:
         text += Markup("; p {} in {}").format(number(p, "p"), stated.decided_in)
+    if finding.verdict == "undecided" and finding.p_equal == finding.p_equal:
+        equal = f"; the two lines are equal within {stated.equal_within:g} (90% interval)"
+        text += equal if finding.p_equal < 0.05 else ", which is not evidence of equality"
     if finding.weighted:
         worlds = " and ".join(finding.weighted)
         said = "; it depends on the weighting of tasks: the mean gain recovered differs in the other direction in {}"
@@ -73,20 +75,20 @@ def _sentence(finding: Finding, stated: Stated) -> Markup:
 
 
 def _known(effects: dict[str, Difference]) -> Markup:
-    """The differences of the worlds that have one, after a colon; empty without any."""
+    """The differences of the worlds that have one, as a sentence of its own; empty without any."""
     known = [
         Markup("{} in {}").format(number(effect, "change"), world)
         for world, effect in effects.items()
         if effect.value == effect.value
     ]
-    return Markup(": ") + Markup(", ").join(known) if known else Markup("")
+    return Markup(". Difference: ") + Markup(", ").join(known) if known else Markup("")
 
 
 WEIGHED = {"counts": "counts against it", "no": "does not count against it", "open": "is open"}
 
 
 def _weighed_sentence(one: Weighed, stated: Stated) -> Markup:
-    text = Markup("<strong>{}</strong> {} ({})").format(one.entry.name, WEIGHED[one.verdict], one.entry.claim)
+    text = Markup("<strong>{} {}</strong>: {}").format(one.entry.name, WEIGHED[one.verdict], one.entry.claim)
     text += _known(one.effects)
     if one.lacking:
         text += Markup(". Not complete: {}").format("; ".join(one.lacking))
