@@ -178,6 +178,30 @@ def test_the_scores_are_those_of_the_archives() -> None:
     assert archives == {f"{world}-s{seed}" for world, seed in stored[["world", "seed"]].itertuples(index=False)}
 
 
+@pytest.mark.parametrize("path", sorted((FOLDER / "part1").glob("*.tar.xz")), ids=lambda path: path.name.partition(".")[0])
+def test_scales_are_the_best_on_validation_prompts_and_teachers_the_seed_s_own(path: Path) -> None:
+    world, seed = path.name.partition(".")[0].rsplit("-s", 1)
+    table = pd.read_csv(FOLDER / "part1" / "tried.csv", keep_default_na=False)
+    table = table[table["world"] == world]
+    with tarfile.open(path) as archive:
+        found = [json.load(archive.extractfile(name)) for name in archive.getnames() if name.endswith("/summary.json")]
+    compared = [summary for summary in found if "guidance" in summary]
+    assert len(compared) == 5
+    trained = table.drop_duplicates("run").set_index("run")["weights"]
+    for summary in compared:
+        hashes = {"student": trained[summary["folder"]], "base": "base"}
+        for task, teacher in summary["teachers"].items():
+            (own,) = [each["folder"] for each in found if each["method"] == "single_task" and list(each["models"]["student"]) == [task]]
+            assert own.endswith(f"-s{seed}") and trained[own] == teacher["hash"]
+            hashes[f"teacher {task}"] = teacher["hash"]
+        for model, scales in summary["guidance"].items():
+            for task, chosen in scales.items():
+                of_model = table[(table["weights"] == hashes[model]) & (table["task"] == task)].sort_values("scale")
+                assert of_model["scale"].tolist() == [0.5, 1, 2, 4, 8, 16]
+                # The first of equal ones, which is the smallest.
+                assert of_model.loc[of_model["score"].idxmax(), "scale"] == chosen, (summary["folder"], model, task)
+
+
 def test_a_command_of_the_readme_repeats_a_stored_run() -> None:
     """Its settings are those of a run in the archive, so that its folder has the same name."""
     text = (FOLDER / "README.md").read_text()

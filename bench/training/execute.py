@@ -247,9 +247,9 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
     rivals = {f"teacher {name}": (teacher.model, teacher.hash) for name, teacher in teachers.items()}
     compared: dict[str, tuple[str | None, str]] = {"base": (None, "base"), **rivals}
     grid: dict[str, Any] = {}
+    own = loop.workers.agreed(find_teacher("student", str(run.weights)).hash if loop.workers.main else "")
     if spec.evaluation.guidance_grid:
-        weights = loop.workers.agreed(find_teacher("student", str(run.weights)).hash if loop.workers.main else "")
-        grid = at_best_guidance({"student": (EMA, weights)} | compared, references, spec, student)
+        grid = at_best_guidance({"student": (EMA, own)} | compared, references, spec, student)
         models = grid.pop("models")
     else:
         models = {"student": student} | {model: {} for model in compared}
@@ -270,6 +270,7 @@ def _summarise(loop: Loop, teachers: dict[str, Teacher], session: Session, descr
         "folder": run.folder.name,
         "split": spec.evaluation.split,
         "updates": loop.step,
+        "weights": own,
         "cost": loop.lab.backbone.meter.whole(loop.workers) | {"peak_bytes": loop.peak_bytes()},
         "scorers": {task: loop.lab.tasks[task].scorer_name for task in spec.tasks},
         "teachers": {

@@ -17,12 +17,13 @@ def at_best_guidance(
 
     - models: model -> task -> the record of its final evaluation, at its best scale for the task.
     - guidance: model -> task -> that scale.
+    - tried: model -> task -> score on validation prompts of each scale, by which it was chosen.
     - along: model -> task -> the record at `evaluation.guidance`, with which scores along training are compared.
 
     `models`: model -> (its adapter's name on the backbone, hash of its weights). `student`: the last records of
     evaluations.jsonl. Of scales with equal scores the smallest is taken.
     """
-    found: dict[str, Any] = {"models": {}, "guidance": {}, "along": {"student": student}}
+    found: dict[str, Any] = {"models": {}, "guidance": {}, "tried": {}, "along": {"student": student}}
     for model, (adapter, weights) in models.items():
         parts = {name: part.setdefault(model, {}) for name, part in found.items()}
         for task in spec.tasks:
@@ -32,6 +33,7 @@ def at_best_guidance(
             }
             best = max(tried, key=lambda scale: tried[scale])
             parts["guidance"][task] = best
+            parts["tried"][task] = {f"{scale:g}": value for scale, value in tried.items()}
             parts["models"][task] = references.of(model, adapter, task, weights, best)
             if model != "student":
                 usual = spec.evaluation.scale

@@ -6,10 +6,13 @@ They are read from the cache of the results folder, or from what was shipped wit
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bench.api.features import FeatureSpace
+from bench.api.task import Task
 from bench.config.compute import PLAIN, Compute
+from bench.config.spec import Spec
 from bench.errors import DamagedError, explained, one_line
 from bench.hashing import text_hash
 from bench.scoring.folders import PICTURES, identity
@@ -18,6 +21,38 @@ from bench.system.files import is_there, read_record, write_atomic
 from bench.training.evaluate import Evaluation
 from bench.training.loop import Loop
 from bench.training.measures import MEASURES, VERSION
+
+
+class Keys:
+    """Names of evaluations in the cache: two evaluations have the same name if they give the same record."""
+
+    def __init__(self, spec: Spec, backbone: str, tasks: Mapping[str, Task], space: FeatureSpace | None):
+        """`backbone` is its hash; `space` is the one in which diversity is measured."""
+        self.spec, self.backbone, self.tasks, self.space = spec, backbone, tasks, space
+        self._hashes: dict[tuple[str, str], str] = {}
+
+    def of(self, task: str, weights: str, guidance: float, split: str) -> str:
+        """The name for a model whose weights have this hash ("base" for the base), on the prompts of a split."""
+        settings = self.spec.evaluation
+        scorer, prompts = self.tasks[task].scorer_name, self._prompts_hash(task, split)
+        parts: list[object] = [self.backbone, weights, task, scorer, prompts, guidance, settings.steps, split]
+        parts.append(f"{MEASURES} {VERSION} {self.space.name if self.space else ''}")
+        # Only values that are not the default enter the key, so that new settings leave it as it was.
+        shaping = set(Compute.RESULT)
+        if (chosen := self.spec.evaluation_compute.model_dump(include=shaping)) != PLAIN.model_dump(include=shaping):
+            if not chosen["negative_prompt"]:
+                del chosen["negative_prompt"]
+            parts.append(chosen)
+        if (settings.shift, settings.table) != (None, None):
+            parts += [settings.shift, settings.table]
+        return text_hash(parts)
+
+    def _prompts_hash(self, task: str, split: str) -> str:
+        """Hash of the prompts of the split, in order: those of files may change under the same task and scorer."""
+        if (task, split) not in self._hashes:
+            prompts = self.tasks[task].prompts(split)
+            self._hashes[task, split] = text_hash([identity(p.stratum, p.text, p.metadata) for p in prompts])
+        return self._hashes[task, split]
 
 
 class References:
@@ -29,7 +64,7 @@ class References:
     def __init__(self, loop: Loop, folder: Path, shipped: Path | None, say: Callable[[str], None]):
         """`folder` is the cache; `shipped` holds evaluations that came with the backbone's weights, if any."""
         self.loop, self.folder, self.shipped, self.say = loop, folder, shipped, say
-        self._hashes: dict[tuple[str, str], str] = {}
+        self.keys = Keys(loop.spec, loop.run.backbone_hash, loop.lab.tasks, loop.features)
         self.pictures: dict[str, dict[str, str]] = {}
         """model -> task -> the folder with its images, relative to the results folder."""
 
@@ -49,24 +84,9 @@ class References:
         prompts, if not the one that the run is evaluated on. `keep`: whether its images are kept if the run's own are.
         """
         spec, workers = self.loop.spec, self.loop.workers
-        settings = spec.evaluation
-        split = split or settings.split
-        pictures = settings.pictures and keep
-        scorer = self.loop.lab.tasks[task].scorer_name
-        backbone = self.loop.run.backbone_hash
-        prompts = self._prompts_hash(task, split)
-        space = self.loop.features
-        parts: list[object] = [backbone, weights, task, scorer, prompts, guidance, settings.steps, split]
-        parts.append(f"{MEASURES} {VERSION} {space.name if space else ''}")
-        # Only values that are not the default enter the key, so that new settings leave it as it was.
-        shaping = set(Compute.RESULT)
-        if (chosen := spec.evaluation_compute.model_dump(include=shaping)) != PLAIN.model_dump(include=shaping):
-            if not chosen["negative_prompt"]:
-                del chosen["negative_prompt"]
-            parts.append(chosen)
-        if (settings.shift, settings.table) != (None, None):
-            parts += [settings.shift, settings.table]
-        key = text_hash(parts)
+        split = split or spec.evaluation.split
+        pictures = spec.evaluation.pictures and keep
+        key = self.keys.of(task, weights, guidance, split)
         path = self.folder / f"evaluation-{key}.json"
         kept = self.folder / f"{PICTURES}-{key}"
         if pictures:
@@ -92,13 +112,6 @@ class References:
                     shutil.rmtree(half, ignore_errors=True)
                     del self.pictures[model][task]
         return result.record()
-
-    def _prompts_hash(self, task: str, split: str) -> str:
-        """Hash of the prompts of the split, in order: those of files may change under the same task and scorer."""
-        if (task, split) not in self._hashes:
-            prompts = self.loop.lab.tasks[task].prompts(split)
-            self._hashes[task, split] = text_hash([identity(p.stratum, p.text, p.metadata) for p in prompts])
-        return self._hashes[task, split]
 
     def _keep(self, path: Path, record: dict, half: Path | None, kept: Path) -> None:
         """Store a record and its images; those of another run that was faster are kept."""

@@ -36,6 +36,7 @@ def test_final_scores_are_at_the_scale_that_is_best_on_validation_prompts(tmp_pa
     for model in ("student", "base", "teacher ocr"):
         tried = {scale: value for who, scale, split, value, _ in asked if who == model and split == "validation"}
         assert [*tried] == [1, 2, 5]
+        assert summary["tried"][model]["ocr"] == {f"{scale:g}": value for scale, value in tried.items()}
         best = summary["guidance"][model]["ocr"]
         assert best == max(tried, key=tried.get)
         (final,) = [r for who, scale, split, _, r in asked if (who, scale, split) == (model, best, "test")][:1]

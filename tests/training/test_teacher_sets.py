@@ -50,8 +50,10 @@ def test_what_was_taught_is_a_folder_of_teachers(taught: tuple[Path, str]) -> No
     spec = json.loads((run / "spec.json").read_text())["spec"]
     assert spec["teacher_guidance"] == {"ocr": 2.5}
     (trained,) = (p for p in run.parent.glob("single_task-*/summary.json") if "ocr" in p.read_text())
-    cost = json.loads(trained.read_text())["cost"]["evaluations"]["training"]
-    assert json.loads((run / "summary.json").read_text())["teachers"]["ocr"]["evaluations"] == cost
+    teacher, own = json.loads(trained.read_text()), json.loads((run / "summary.json").read_text())
+    assert own["teachers"]["ocr"]["evaluations"] == teacher["cost"]["evaluations"]["training"]
+    # Without weights, records still say whose student a teacher is.
+    assert own["teachers"]["ocr"]["hash"] == teacher["weights"] != own["weights"]
     for option in re.findall(r"--set (teachers.ocr=\S+)", said):
         assert "teacher_guidance:\n  ocr: 2.5" in student(folder, "--set", option, "--dry-run")[0]
 

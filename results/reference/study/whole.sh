@@ -12,6 +12,7 @@ for seed in {0..2}; do
   bash "$here/pack.sh" study-3 "$seed" "$here/part1"
 done
 python "$here/scores.py"
+python "$here/tried.py" study-1 study-2 study-3
 bench report results/study/study-1 results/study/study-2 results/study/study-3 --hypotheses "$here/hypotheses.yaml" \
   -o results/study/report
 for cell in {0..35}; do
