@@ -1,8 +1,9 @@
 """Final scores of part 1: python results/reference/study/scores.py writes part1/scores.csv from the archives beside it.
 
 One row for every student, and for each world and seed one for the base and one for the teachers, each on its own task:
-the headline of every task at the model's own best guidance scale, which is given beside it, and their mean; training
-NFE with and without the teachers'; and seconds of training and peak memory, which depend on what else the machine did.
+the headline of every task at the model's own best guidance scale, which is given beside it, their mean, and the
+headline of each of geneval's tags; training NFE with and without the teachers'; and seconds of training and peak
+memory, which depend on what else the machine did.
 """
 
 import tarfile
@@ -35,11 +36,19 @@ def rows(summary: dict[str, Any], world: str) -> Iterator[dict[str, Any]]:
     }
     for line in (summary["method"], *((BASE, TEACHERS) if taught else ())):
         row: dict[str, Any] = {"world": world, "seed": summary["seed"], "line": line}
+        tags: dict[str, float] = {}
         row |= spent if line == summary["method"] else {}
         for task in tasks:
             model = {BASE: BASE, TEACHERS: f"teacher {task}"}.get(line, STUDENT)
             row |= {task: score(summary["models"][model][task]), f"{task}_guidance": summary["guidance"][model][task]}
-        yield row | {"mean": np.mean([row[task] for task in tasks])}
+            tags |= by_tag(summary["models"][model][task])
+        yield row | {"mean": np.mean([row[task] for task in tasks])} | tags
+
+
+def by_tag(record: dict[str, Any]) -> dict[str, float]:
+    """Mean headline of each tag of a task's prompts; empty where all have the same."""
+    values = pd.Series(record["rows"][record["headline"]]).groupby(record["strata"], sort=False).mean()
+    return {f"{record['task']} {tag}": value for tag, value in values.items()} if len(values) > 1 else {}
 
 
 def table(folder: Path) -> pd.DataFrame:
