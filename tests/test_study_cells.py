@@ -269,8 +269,9 @@ def test_later_studies_and_the_cells_start_from_what_was_chosen(tmp_path: Path, 
     assert rule["space"]["optimizer.lr"] == {"low": 1e-3, "high": pytest.approx(9e-3), "log": True}
     assert (rule["settings"]["params.group_size"], rule["settings"]["params.nft.kl"]) == (4, 0.2)
     long = studies.study("joint", 64, "long")
-    assert [tried["optimizer.lr"] for tried in long["enqueue"]] == [3e-3, 1e-3, pytest.approx(1e-3)]
-    assert long["trials"] == 3 and long["budget"] == 5 * 73_728 and "confirm" not in long
+    assert [tried["optimizer.lr"] for tried in long["enqueue"]] == [3e-3, 1e-3, pytest.approx(1e-3), 3e-3]
+    assert [tried["optimizer.lr_end"] for tried in long["enqueue"]] == [0.1, 0.1, 0.1, 1.0]
+    assert long["trials"] == 4 and long["budget"] == 5 * 73_728 and "confirm" not in long
     for content in (rule, long):
         path = tmp_path / "study.yaml"
         path.write_text(studies.written(content))

@@ -95,11 +95,16 @@ def _of_rules(content: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_long(content: dict[str, Any], best: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joint RL's best two settings, and the best with a third of the learning rate; the best of these is taken."""
+    """Joint RL's best two settings, the best with a third of the learning rate, and the best with the other decay.
+
+    The best of these is taken.
+    """
     slow = best[0] | {"optimizer.lr": best[0]["optimizer.lr"] / 3}
+    decays = COMMON["optimizer.lr_end"]["choices"]
+    (other,) = (end for end in decays if end != best[0]["optimizer.lr_end"])
     space = JOINT | {"optimizer.lr": LR | {"low": LR["low"] / 3}}
     del content["confirm"]
-    return content | {"space": space, "trials": 3, "enqueue": [*best, slow]}
+    return content | {"space": space, "trials": 4, "enqueue": [*best, slow, best[0] | {"optimizer.lr_end": other}]}
 
 
 def named(line: str, rank: int, share: str) -> str:
