@@ -26,6 +26,8 @@ class Beside:
     """Pool's title -> mean forgetting of its lines."""
     alarms: dict[str, Table | None]
     """Pool's title -> alarms of its lines."""
+    below: dict[str, Table | None]
+    """Pool's title -> tags on which its lines end below the base."""
     claims: Table
     """The paper's claims with verdicts."""
 
@@ -83,6 +85,7 @@ def first_screen(
     said = [_said(row) for row in key.rows if row["where"] == place]
     said += _forgotten([(pool, table) for pool, _ in shown if (table := beside.transfer.get(pool.title))])
     said += [_alarmed(pool, table) for pool, _ in shown if (table := beside.alarms.get(pool.title))]
+    said += [_fell(pool, table) for pool, _ in shown if (table := beside.below.get(pool.title))]
     if own := [row for row in beside.claims.rows if row["where"] == place]:
         said.append(_claimed(own))
     if said:
@@ -165,6 +168,17 @@ def _alarmed(pool: Pool, table: Table) -> Markup:
     tasks = ", ".join(dict.fromkeys(str(row["task"]) for row in table.rows))
     said = "At {} NFE the reward rose while a stricter score, the known utility or the diversity fell, on {}: {}."
     return Markup(said).format(number(pool.budget, "count"), tasks, names)
+
+
+def _fell(pool: Pool, table: Table) -> Markup:
+    """On which tags lines of a budget end below the base."""
+    tags: dict[str, list[str]] = {}
+    for row in table.rows:
+        tags.setdefault(str(row["line"]), []).append(f"{row['task']} {row['tag']}")
+    more = len(tags) - NAMED
+    lines = "; ".join(f"{line} on {', '.join(found)}" for line, found in list(tags.items())[:NAMED])
+    said = "At {} NFE lines end below the base on some tags: {}{}."
+    return Markup(said).format(number(pool.budget, "count"), lines, f" and {more} more lines" if more > 0 else "")
 
 
 def _claimed(rows: list[Row]) -> Markup:

@@ -132,9 +132,10 @@ def forest_figure(
 
 
 def _ends(found: list[Group]) -> tuple[float, float]:
-    """The ends of the axis: all intervals and 0, and a little more."""
+    """The ends of the axis: all differences and intervals, those that are known, and 0, and a little more."""
     gaps = [gap for group in found for gap in group.lines.values()]
-    low, high = min(0.0, *(gap.low for gap in gaps)), max(0.0, *(gap.high for gap in gaps))
+    known = [end for gap in gaps for end in (gap.value, gap.low, gap.high) if math.isfinite(end)]
+    low, high = min([0.0, *known]), max([0.0, *known])
     margin = 0.05 * (high - low) or 0.05
     return low - margin, high + margin
 

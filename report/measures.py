@@ -107,7 +107,8 @@ def drift_table(pool: Pool, prefix: str) -> Table | None:
 
 
 def drift_figure(frame: pd.DataFrame, tasks: list[str], look: dict[str, Look], levels: Levels, name: str) -> Figure:
-    """Score against distance from the base, one path over training per line and a panel per task."""
+    """Score against distance from the base, one path over training per line and a panel per task with drifts."""
+    tasks = [task for task in tasks if (frame["task"] == task).any()]
     lines = [line for line in look if (frame["line"] == line).any()]
 
     def draw(width: float):

@@ -23,6 +23,7 @@ from report.studies import study_parts
 from report.style import MOST, looks
 from report.table import Column, Table, slugs
 from report.tables import PoolTables, levels, pool_tables, references
+from report.tags import below_table, tags_table
 from report.transfer import profiles_figure, profiles_table, transfer_table
 
 
@@ -36,17 +37,18 @@ def make(evidence: Evidence, stated: Stated | None = None) -> Report:
     # Before the first section, which sums up what they find; pictures add unreadable files to the caveats there.
     pictures = _pictures(report, made, evidence)
     claims, claimed = _claims(report, made, evidence)
-    transfers, alarms = {}, {}
+    transfers, alarms, below = {}, {}, {}
     for index, (pool, tables) in enumerate(made):
         # Lines in a pool that counts the teachers are in another pool too.
         if pool.lines and not pool.whole:
             transfers[pool.title] = transfer_table(pool, _prefix(index)) if tables.forgetting.rows else None
             alarms[pool.title] = alarms_table(pool, _prefix(index))
-    beside = Beside(transfers, alarms, claimed)
+            below[pool.title] = below_table(pool, _prefix(index))
+    beside = Beside(transfers, alarms, below, claimed)
     report.sections = [
         *([stated_section(report, stated, [pool for pool, _ in made])] if stated else []),
         _answers(report, made, evidence, beside),
-        _scores(report, made),
+        _scores(report, made, beside),
         _fronts(report, made),
         _curves(report, made),
         _gradients(report, evidence),
@@ -98,21 +100,24 @@ def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside) -> 
     return section
 
 
-def _scores(report: Report, made: Made) -> Section:
+def _scores(report: Report, made: Made, beside: Beside) -> Section:
     section = Section("Scores and cost")
     if any(len(pool.lines) > MOST for pool, _ in made):
         section.say(
             f"Figures show {MOST} lines: the reference and the best by mean score. The tables list all lines.", "note"
         )
-    for pool, tables in made:
+    for index, (pool, tables) in enumerate(made):
         if not pool.lines:
             continue
         frame = tables.scores.frame()
         look = looks_of(pool, tables, pool.lines)
         heads = {c.key: c.head for c in tables.scores.columns}
-        beside = levels(tables.scores, (*pool.tasks, "mean"))
-        figure = scores_figure(frame, list(pool.tasks), heads, look, beside, tables.scores.name)
+        known = levels(tables.scores, (*pool.tasks, "mean"))
+        figure = scores_figure(frame, list(pool.tasks), heads, look, known, tables.scores.name)
         report.show(section, tables.scores, figure)
+        if not pool.whole:
+            report.show(section, tags_table(pool, _prefix(index)), folded=True)
+            report.show(section, beside.below.get(pool.title), folded=True)
         report.show(section, tables.aggregates, folded=True)
         report.show(section, tables.cost)
         report.show(section, tables.until_target, folded=True)
