@@ -1,7 +1,7 @@
 """Scores by which guidance scales were chosen: python results/reference/study/tried.py WORLD... writes part1/tried.csv.
 
 Archives have neither weights nor the cache of evaluations, so this is read while both are in results/study/WORLD: for
-every student of part 1 (PROTOCOL.md), the base and every teacher, its headline on validation prompts at each scale of
+every student of part 1 (PROTOCOL.md), its teachers and the base, the headline on validation prompts at each scale of
 the grid. `weights` is the hash of a model's adapter, by which a student's record names its teachers; `run` is the run
 that has trained it. Rows of other worlds are kept.
 """
@@ -60,11 +60,14 @@ def rows(root: Path) -> Iterator[dict[str, Any]]:
         raise MissingError(f"no finished run is in {root}: run part1.sh first")
     any_run = compared[0].folder
     models = [(BASE, "", BASE, any_run)]
+    # Teachers are evaluated with the grid only when their student is.
+    taught = {teacher["hash"] for run in compared for teacher in run.summary["teachers"].values()}
     for run in finished:
-        name, settings = "student", run.folder
-        if run not in compared:
-            name, settings = f"teacher {run.spec['tasks'][0]}", any_run
-        models.append((name, run.folder.name, own[run.folder.name], settings))
+        weights = own[run.folder.name]
+        if run in compared:
+            models.append(("student", run.folder.name, weights, run.folder))
+        elif weights in taught:
+            models.append((f"teacher {run.spec['tasks'][0]}", run.folder.name, weights, any_run))
     for name, trained, weights, settings in models:
         for row in tried(root, settings, weights):
             yield {"world": root.name, "model": name, "run": trained, "weights": weights} | row
