@@ -178,7 +178,7 @@ def _fell(pool: Pool, table: Table) -> Markup:
     more = len(tags) - NAMED
     lines = "; ".join(f"{line} on {', '.join(found)}" for line, found in list(tags.items())[:NAMED])
     said = "At {} NFE lines end below the base on some tags: {}{}."
-    return Markup(said).format(number(pool.budget, "count"), lines, f" and {more} more lines" if more > 0 else "")
+    return Markup(said).format(number(pool.budget, "count"), lines, f"; and {more} more" if more > 0 else "")
 
 
 def _claimed(rows: list[Row]) -> Markup:

@@ -48,7 +48,8 @@ def below_table(pool: Pool, prefix: str) -> Table | None:
     found: list[tuple[str, tuple[str, str], Difference]] = []
     for line in pool.lines if tagged else ():
         summaries = [record.summary for record in line.records]
-        if not all("base" in summary["models"] for summary in summaries):
+        # One seed says nothing about a method.
+        if len(summaries) < 2 or not all("base" in summary["models"] for summary in summaries):
             continue
         student = _parts(summaries, dict.fromkeys(tagged, "student"), tagged)
         base = _parts(summaries, dict.fromkeys(tagged, "base"), tagged)
@@ -64,7 +65,9 @@ def below_table(pool: Pool, prefix: str) -> Table | None:
         f"Tags on which a line ends below the base: {pool.title}",
         "Student minus base, each at the guidance scale of the table of scores, paired by seed and prompt, with "
         "95% intervals (not corrected) and two-sided p-values (Holm's correction over all lines and tags of the "
-        f"budget); only those with p below {ALPHA:g}. A mean over tags can rise while a tag falls.",
+        f"budget, in which a tag at or above the base counts as a test with p 1); only those with p below {ALPHA:g}. "
+        "Not tested: lines of one seed. Where a tag has fewer than ten prompts, intervals are too narrow. A mean over "
+        "tags can rise while a tag falls.",
         [
             Column("line", "method"),
             Column("task", "task"),

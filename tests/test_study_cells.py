@@ -168,6 +168,7 @@ def test_a_dry_run_prints_the_commands(capsys, monkeypatch) -> None:
         ("part2/cell.py", ["-1"], 2, "there is no cell -1"),
         ("part2/cell.py", ["3", "--dry-run"], 3, "tuned.yaml is missing: part2/studies.py writes it"),
         ("part2/outcomes.py", [], 2, "root"),
+        ("part2/outcomes.py", ["nowhere"], 3, "nowhere is not a folder"),
         ("part2/pack.py", ["3", "."], 2, "cell 3, seed 6: no base, joint"),
         ("part2/pack.py", ["99", "."], 2, "there is no cell 99"),
         ("part2/model.py", [], 3, "outcomes.csv is missing: part2/outcomes.py writes it"),

@@ -93,6 +93,9 @@ def test_nothing_is_said_without_tags_or_without_a_loss(root: Path, tmp_path: Pa
         (tmp_path / path.parent.name / "summary.json").write_text(json.dumps(summary))
     (pool,) = pools(collect([tmp_path]))
     assert tags_table(pool, "") is not None and below_table(pool, "") is None
+    (run, *_) = sorted(root.glob("multi_reward-*-s0"))
+    (alone,) = pools(collect([run]))
+    assert tags_table(alone, "") is not None and below_table(alone, "") is None  # one seed
     for path in tmp_path.glob("*/*.json*"):
         if path.name in ("summary.json", "evaluations.jsonl"):
             path.write_text(path.read_text().replace('"b"', '"a"'))

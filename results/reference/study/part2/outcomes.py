@@ -17,7 +17,7 @@ import pandas as pd
 from cell import NEEDS_TEACHERS, cells, long_nfe, pairs, place, seeds, student_nfe, tasks
 
 from bench.analysis.metric_names import DIVERSITY, DRIFT
-from bench.errors import UsageError, exit_on_error
+from bench.errors import MissingError, UsageError, exit_on_error
 from bench.results import Result, results, scores
 from bench.system.files import write_atomic
 
@@ -133,6 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="the folder with a folder for each cell")
     given = parser.parse_args()
+    if not given.root.is_dir():
+        raise MissingError(f"{given.root} is not a folder: part2/cell.py writes one for each cell in it")
     table, lacking = outcomes(given.root, failures())
     write_atomic(HERE / "outcomes.csv", table.round(6).to_csv(index=False).encode())
     print("\n".join(lacking))
