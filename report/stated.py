@@ -14,7 +14,7 @@ from report.page import Report, Section
 from report.style import looks
 from report.table import Column, Row, Table, number
 
-PICTURED = {"fails": "does not hold", "uninformative": "says nothing"}
+PICTURED = {"fails": "does not hold", "undecided": "undecided", "uninformative": "says nothing", "open": "open"}
 """Verdicts that are shorter in the picture."""
 SAID = {
     "holds": "holds",
@@ -38,7 +38,7 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
         bound = -asked.sign * asked.margin
         claimed = (bound, math.inf) if asked.sign > 0 else (-math.inf, bound)
         if lines:
-            title = f"{asked.name} {PICTURED.get(finding.verdict, SAID[finding.verdict])}: {asked.claim}"
+            title = f"{asked.name} ({PICTURED.get(finding.verdict, SAID[finding.verdict])}): {asked.claim}"
             groups.append(Group(title, _subtracted(finding), lines, look, claimed=claimed))
     others = [world for world in stated.worlds if world != stated.decided_in]
     agreeing = f" The differences of {' and '.join(others)} have to be on the same side." if others else ""
@@ -57,7 +57,7 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
 
 def _sentence(finding: Finding, stated: Stated) -> Markup:
     asked = finding.hypothesis
-    text = Markup("<strong>{} {}</strong>: {}").format(asked.name, SAID[finding.verdict], asked.claim)
+    text = Markup("<strong>{} {}</strong>. Claim: {}").format(asked.name, SAID[finding.verdict], asked.claim)
     text += _known(finding.effects)
     p = finding.p_opposite if finding.verdict == "fails" else finding.p
     if p == p:
@@ -88,7 +88,7 @@ WEIGHED = {"counts": "counts against it", "no": "does not count against it", "op
 
 
 def _weighed_sentence(one: Weighed, stated: Stated) -> Markup:
-    text = Markup("<strong>{} {}</strong>: {}").format(one.entry.name, WEIGHED[one.verdict], one.entry.claim)
+    text = Markup("<strong>{} {}</strong>. Claim: {}").format(one.entry.name, WEIGHED[one.verdict], one.entry.claim)
     text += _known(one.effects)
     if one.lacking:
         text += Markup(". Not complete: {}").format("; ".join(one.lacking))

@@ -105,7 +105,13 @@ def _parts(summaries: list[dict], models: dict[str, str], tagged: dict[str, list
 
 
 def _estimated(parts: list[tuple[np.ndarray, Design]]) -> Iterator[tuple[int, Estimate]]:
-    """Place and estimate of each set of values. Those of as many seeds share their resamples, most of the work."""
-    for seeds in {len(values) for values, _ in parts}:
-        places = [place for place, (values, _) in enumerate(parts) if len(values) == seeds]
+    """Place and estimate of each set of values.
+
+    Those of as many seeds and the same prompts share their resamples, which are most of the work.
+    """
+    alike: dict[tuple, list[int]] = {}
+    for place, (values, images) in enumerate(parts):
+        clusters = None if images.clusters is None else tuple(images.clusters.tolist())
+        alike.setdefault((len(values), clusters), []).append(place)
+    for places in alike.values():
         yield from zip(places, estimates([parts[place][0] for place in places], parts[places[0]][1]))

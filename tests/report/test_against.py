@@ -119,7 +119,7 @@ def test_undecided_lines_are_called_equal_only_within_the_stated_margin(tmp_path
     assert (lines.p_equal < 0.05) == (within == 0.9)
     assert np.isnan(teacher.p_equal)  # it is about two lines
     page = write(make(collect([tmp_path / "results"]), given), tmp_path / "report")
-    (line,) = [line for line in page.with_name("report.md").read_text().splitlines() if line.startswith("- H is undecided: it is so.")]
+    (line,) = [line for line in page.with_name("report.md").read_text().splitlines() if line.startswith("- H is undecided. Claim: it is so.")]
     assert line.endswith(said)
 
 
@@ -162,7 +162,7 @@ def test_nothing_counts_before_every_seed_has_finished(root: Path, tmp_path: Pat
     (weighed,) = weigh(given, pools(collect([root])))
     assert weighed.verdict == "open" and f"lack seed {SEEDS}" in weighed.lacking[0]
     page = write(make(collect([root]), given), tmp_path / "report")
-    assert "lowest gain is open: it is so. Difference: " in page.with_name("report.md").read_text()
+    assert "lowest gain is open. Claim: it is so. Difference: " in page.with_name("report.md").read_text()
     assert (page.parent / "tables" / "against.csv").is_file()
 
 
