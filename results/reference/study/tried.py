@@ -54,7 +54,6 @@ def tried(root: Path, run: Path, weights: str) -> Iterator[dict[str, Any]]:
 def rows(root: Path) -> Iterator[dict[str, Any]]:
     """The rows of one world. Raises MissingError for an evaluation that is not in the cache."""
     finished = [run for run in results(root) if run.summary]
-    own = {run.folder.name: find_teacher("student", str(run.weights)).hash for run in finished}
     compared = [run for run in finished if run.spec["method"] != "single_task"]
     if not compared:
         raise MissingError(f"no finished run is in {root}: run part1.sh first")
@@ -63,7 +62,7 @@ def rows(root: Path) -> Iterator[dict[str, Any]]:
     # Teachers are evaluated with the grid only when their student is.
     taught = {teacher["hash"] for run in compared for teacher in run.summary["teachers"].values()}
     for run in finished:
-        weights = own[run.folder.name]
+        weights = find_teacher("student", str(run.weights)).hash
         if run in compared:
             models.append(("student", run.folder.name, weights, run.folder))
         elif weights in taught:

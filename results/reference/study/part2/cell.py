@@ -82,7 +82,7 @@ def teach(cell: dict[str, str], seed: int, results: Path) -> list[str]:
 def lines(cell: dict[str, str], seed: int, results: Path, teachers: str) -> dict[str, list[str]]:
     """Line -> the command that trains its student, the longest first."""
     nfe, long = student_nfe(cell), long_nfe(cell)
-    taught = {f"teachers.{task}": f"{teachers}/{task}" for task in tasks(cell)}
+    taught = taught_by(teachers, cell)
     made = {
         "joint_long": ("multi_reward", _joint("joint", cell, long)),
         "rule": ("multi_reward", _joint("rule", cell, nfe)),
@@ -103,6 +103,11 @@ def lines(cell: dict[str, str], seed: int, results: Path, teachers: str) -> dict
         ]
         for line, (method, settings) in made.items()
     }
+
+
+def taught_by(teachers: str, cell: dict[str, str]) -> dict[str, str]:
+    """The settings that name the cell's teachers, whose folder is `teachers`."""
+    return {f"teachers.{task}": f"{teachers}/{task}" for task in tasks(cell)}
 
 
 def long_nfe(cell: dict[str, str]) -> int:

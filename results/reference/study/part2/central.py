@@ -10,7 +10,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from cell import tasks, tastes, teach
+from cell import tasks, tastes, taught_by, teach
 
 from bench.errors import exit_on_error
 
@@ -28,6 +28,7 @@ def row(budget: str) -> dict[str, str]:
     return middle | {"budget": BUDGETS[budget]}
 
 
+BACKBONE = f"study-{row('full')['world']}"
 TASKS = tuple(tasks(row("full")))
 """The central cell's tasks."""
 
@@ -43,7 +44,7 @@ def settings() -> dict[str, dict[str, str]]:
 
 def taught(budget: str) -> dict[str, str]:
     """Settings of a study of distillation: the central teachers of this budget."""
-    return {f"teachers.{task}": f"{ROOT}/{TEACHERS[budget]}/{task}" for task in TASKS}
+    return taught_by(f"{ROOT}/{TEACHERS[budget]}", row(budget))
 
 
 def main() -> int:

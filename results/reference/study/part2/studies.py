@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import yaml
 from cell import BUDGET, HERE, TUNED
-from central import BUDGETS, SEED, TASKS, settings, taught
+from central import BACKBONE, BUDGETS, SEED, TASKS, settings, taught
 
 from bench.config.resolve import resolve
 from bench.errors import exit_on_error
@@ -47,7 +47,7 @@ def chosen(name: str) -> dict[str, Any] | None:
 
 def first(method: str, share: str) -> dict[str, Any]:
     """The first trial: part 1's setting, with distillation's batch in proportion where it would leave few updates."""
-    spec = resolve(method, ["geneval"], backbone="study-1")
+    spec = resolve(method, ["geneval"], backbone=BACKBONE)
     found = {f"optimizer.{name}": getattr(spec.optimizer, name) for name in ("lr", "lr_end")}
     found |= {"sampler.steps": spec.sampler.steps}
     if method == "multi_reward":
@@ -66,7 +66,7 @@ def study(line: str, rank: int, share: str) -> dict[str, Any] | None:
         "name": f"study-{named(line, rank, share)}",
         "method": method,
         "tasks": list(TASKS),
-        "backbone": "study-1",
+        "backbone": BACKBONE,
         "budget": round(BUDGET * SHARES[share]),
         "settings": {"lora.rank": rank, "lora.alpha": 2 * rank} | settings(),
         "sampler": "tpe", "points": 1, "trials": 10, "seeds": SEED, "confirm": {"best": 2, "seeds": SEED + 1},
