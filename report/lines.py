@@ -384,6 +384,18 @@ def titled(pool: Pool) -> Pool:
     )
 
 
+def of_teachers(pool: Pool, others: list[Pool]) -> bool:
+    """Whether a pool only has the runs of a teacher whose students are in another pool.
+
+    There is nothing to compare then; such runs are shown in words, as over-optimised, and among the provenance.
+    """
+    if [line.method for line in pool.lines] != ["single_task"]:
+        return False
+    same = [other for other in others if other.world.weights == pool.world.weights]
+    taught = [record.summary["teachers"].keys() for other in same for line in other.lines for record in line.records]
+    return any(set(pool.tasks) <= tasks for tasks in taught)
+
+
 def apart(made: list[Pool]) -> list[tuple[Line, Pool]]:
     """All lines under the same conditions with their pools; lines outside the first budget carry it in their label."""
     found = []

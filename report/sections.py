@@ -15,7 +15,7 @@ from report.fronts import front_parts, titled_front
 from report.gradients import excess_parts, noise_parts, pulls_table
 from report.highlights import highlight, looks_of
 from report.hypotheses_file import Stated
-from report.lines import Pool, apart, pools, titled
+from report.lines import Pool, apart, of_teachers, pools, titled
 from report.measures import drift_figure, drift_table, measures_table
 from report.page import Report, Section
 from report.stated import stated_section
@@ -30,15 +30,18 @@ from report.transfer import profiles_figure, profiles_table, transfer_table
 def make(evidence: Evidence, stated: Stated | None = None) -> Report:
     """Build the whole report from the evidence; it begins with what it says about hypotheses stated in advance."""
     report = Report()
-    made = []
-    for index, pool in enumerate(map(titled, pools(evidence))):
-        made.append((pool, pool_tables(pool, _prefix(index))))
-    highlight(made)
+    found = list(map(titled, pools(evidence)))
+    found = sorted(found, key=lambda pool: of_teachers(pool, found))
+    every = []
+    for index, pool in enumerate(found):
+        every.append((pool, pool_tables(pool, _prefix(index))))
+    highlight(every)
+    made = [(pool, tables) for pool, tables in every if not of_teachers(pool, found)]
     # Before the first section, which sums up what they find; pictures add unreadable files to the caveats there.
-    pictures = _pictures(report, made, evidence)
+    pictures = _pictures(report, every, evidence)
     claims, claimed = _claims(report, made, evidence)
     transfers, alarms, below = {}, {}, {}
-    for index, (pool, tables) in enumerate(made):
+    for index, (pool, tables) in enumerate(every):
         # Lines in a pool that counts the teachers are in another pool too.
         if pool.lines and not pool.whole:
             transfers[pool.title] = transfer_table(pool, _prefix(index)) if tables.forgetting.rows else None
@@ -46,21 +49,21 @@ def make(evidence: Evidence, stated: Stated | None = None) -> Report:
             below[pool.title] = below_table(pool, _prefix(index))
     beside = Beside(transfers, alarms, below, claimed)
     report.sections = [
-        *([stated_section(report, stated, [pool for pool, _ in made])] if stated else []),
-        _answers(report, made, evidence, beside),
+        *([stated_section(report, stated, found)] if stated else []),
+        _answers(report, every, evidence, beside),
         _scores(report, made, beside),
         _fronts(report, made),
         _curves(report, made),
         _gradients(report, evidence),
         _forgetting(report, made, beside),
         _interference(report, made, evidence),
-        _gold(report, made, beside),
+        _gold(report, every, beside),
         _measures(report, made),
         _ablations(report, made),
         _sweeps(report, evidence),
         pictures,
         claims,
-        _provenance(report, made),
+        _provenance(report, every),
     ]
     report.sections = [section for section in report.sections if section.parts]
     return report
@@ -79,12 +82,14 @@ def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside) -> 
         section.say(
             "No finished run was found. Runs in progress, failed runs and unreadable files are listed below.", "answer"
         )
+    found = [pool for pool, _ in made]
     key = key_results([(pool, tables) for pool, tables in made if pool.lines])
     words = Section("In words, with intervals and p-values")
     for index, place in enumerate(dict.fromkeys(pool.place for pool, _ in made if pool.lines)):
         own, screen = [(pool, tables) for pool, tables in made if pool.place == place], Section("")
-        first_screen(report, screen, own, key, beside, _prefix(index))
-        section.under(f"On {place}", screen)
+        if not any(of_teachers(pool, found) for pool, _ in own):
+            first_screen(report, screen, own, key, beside, _prefix(index))
+            section.under(f"On {place}", screen)
         words.head(f"On {place}")
         for pool, tables in own:
             if pool.lines:
@@ -92,7 +97,7 @@ def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside) -> 
     if words.parts:
         section.fold(words)
     report.show(section, key, folded=True)
-    texts = warnings([pool for pool, _ in made], evidence)
+    texts = warnings(found, evidence)
     if texts:
         caveats = Section("Caveats")
         caveats.points(Markup(""), texts, "warn")

@@ -7,6 +7,7 @@ import pytest
 
 from report.evidence import collect
 from report.lines import pools
+from report.sections import make
 from report.tables import pool_tables
 from tests.report.synthetic import TASKS, make_run
 
@@ -94,6 +95,28 @@ def test_scores_of_other_scorers_are_not_compared(tmp_path: Path) -> None:
     _, other = found(*(tmp_path / name for name in "abc"))
     assert sum(len(line.records) for line in other.lines) == 1
     assert f"scorers {TASKS[0]}.model=other" in other.place
+
+
+def test_teachers_of_compared_students_are_no_comparison_of_their_own(tmp_path: Path) -> None:
+    def teach(seed: int, **settings: int) -> None:
+        path = make_run(tmp_path, "single_task", seed, teachers=False, settings=settings) / "spec.json"
+        content = json.loads(path.read_text())
+        content["spec"]["evaluation"]["split"] = "validation"
+        path.write_text(json.dumps(content))
+
+    def sections() -> set[str]:
+        page = make(collect([tmp_path]))
+        return {section.title for section in page.sections if "validation prompts" in "".join(section.markdown)}
+
+    everywhere = {"Key results", "Scores and cost", "Anytime curves", "Diversity and drift", "Provenance"}
+
+    teach(0), teach(1)
+    assert sections() >= everywhere  # nothing else is there
+    make_run(tmp_path, "opd_analytic", 0)
+    assert sections() == {"Key results", "Over-optimisation", "Provenance"}
+    # Two settings are compared with each other.
+    teach(0, lr=1)
+    assert sections() >= everywhere
 
 
 @pytest.mark.parametrize("part", ["split", "steps", "guidance"])
