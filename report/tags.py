@@ -54,6 +54,9 @@ def below_table(pool: Pool, prefix: str) -> Table | None:
         student = _parts(summaries, dict.fromkeys(tagged, "student"), tagged)
         base = _parts(summaries, dict.fromkeys(tagged, "base"), tagged)
         for key, (values, images) in student.items():
+            prompts = images.strata if images.clusters is None else np.unique(images.clusters)
+            if len(prompts) < 2:
+                continue
             paired_pictures(key[0], images, base[key][1])
             # Intervals take most of a report's time, and a line above the base is not below it whatever its p.
             gap = Difference(float("nan"), float("nan"), float("nan"), 1.0)
@@ -66,8 +69,8 @@ def below_table(pool: Pool, prefix: str) -> Table | None:
         "Student minus base, each at the guidance scale of the table of scores, paired by seed and prompt, with "
         "95% intervals (not corrected) and two-sided p-values (Holm's correction over all lines and tags of the "
         f"budget, in which a tag at or above the base counts as a test with p 1); only those with p below {ALPHA:g}. "
-        "Not tested: lines of one seed. Where a tag has fewer than ten prompts, intervals are too narrow. A mean over "
-        "tags can rise while a tag falls.",
+        "Not tested: lines of one seed, and tags of one prompt. Where a tag has fewer than ten prompts, intervals are "
+        "too narrow. A mean over tags can rise while a tag falls.",
         [
             Column("line", "method"),
             Column("task", "task"),

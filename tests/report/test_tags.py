@@ -1,6 +1,7 @@
 """Scores by tag are the means of its images, and a tag on which a line ends below the base is named on the first page."""
 
 import json
+import shutil
 from dataclasses import astuple
 from pathlib import Path
 
@@ -67,6 +68,19 @@ def test_scores_by_tag_are_those_of_its_images(root: Path) -> None:
     base, design = of_tag(root, "multi_reward", "base", "b")
     assert astuple(rows[BASE]["geneval b"]) == pytest.approx(astuple(estimate(base[:1], design)))  # the same in all runs
     assert rows[TEACHERS]["geneval a"].value == pytest.approx(of_tag(root, "multi_reward", "teacher geneval", "a")[0].mean())
+
+
+def test_a_tag_of_one_prompt_is_not_tested(root: Path, tmp_path: Path) -> None:
+    copy, one = shutil.copytree(root, tmp_path / "results"), [i // 2 for i in range(COUNT)] + [COUNT // 2] * COUNT
+    of_all = json.dumps([i // 2 for i in range(2 * COUNT)])
+    for path in (*copy.rglob("summary.json"), *copy.rglob("evaluations.jsonl")):
+        text = path.read_text()
+        assert of_all in text
+        path.write_text(text.replace(of_all, json.dumps(one)))
+    found = collect([copy])
+    assert not found.problems
+    (pool, *_) = map(titled, pools(found))
+    assert below_table(pool, "") is None  # the fall of tag b is that of one prompt
 
 
 def test_a_tag_below_the_base_is_named_and_corrected_for_all(root: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,14 @@ def _set(settings: dict[str, object]) -> list[str]:
     return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
 
 
+def call(words: list[str], dry: bool) -> int:
+    """Print a command and, unless dry, run it with one thread; returns its exit status."""
+    print(shlex.join(words), flush=True)
+    if dry:
+        return 0
+    return subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL).returncode
+
+
 def main() -> int:
     """Run the cell's commands; returns the number of those that failed, or 130 if one was interrupted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -185,15 +194,10 @@ def main() -> int:
     if given.seed not in (None, *seeds(cell)):
         parser.error(f"cell {given.cell} has the seeds {seeds(cell)[0]} and {seeds(cell)[1]}, not {given.seed}")
 
-    def call(words: list[str]) -> int:
-        print(shlex.join(words), flush=True)
-        if given.dry_run:
-            return 0
-        return subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL).returncode
-
+    run = partial(call, dry=given.dry_run)
     codes = []
     for seed in [given.seed] if given.seed is not None else seeds(cell):
-        codes.append(call(teach(cell, seed, root)))
+        codes.append(run(teach(cell, seed, root)))
         if codes[-1] == INTERRUPTED:
             return INTERRUPTED
         sets = sorted(map(str, root.glob(f"teachers-*-s{seed}"))) or ["TEACHERS"]
@@ -205,7 +209,7 @@ def main() -> int:
             print(f"without teachers of seed {seed}, {' and '.join(NEEDS_TEACHERS)} are left out", file=sys.stderr)
             made = {line: words for line, words in made.items() if line not in NEEDS_TEACHERS}
         with ThreadPoolExecutor(WORKERS) as pool:
-            codes += pool.map(call, made.values())
+            codes += pool.map(run, made.values())
     return INTERRUPTED if INTERRUPTED in codes else sum(code != 0 for code in codes)
 
 

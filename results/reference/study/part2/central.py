@@ -5,12 +5,9 @@ With --dry-run it prints the `bench` commands.
 """
 
 import argparse
-import os
-import shlex
-import subprocess
 from pathlib import Path
 
-from cell import tasks, tastes, taught_by, teach
+from cell import call, tasks, tastes, taught_by, teach
 
 from bench.errors import exit_on_error
 
@@ -53,10 +50,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
     for budget in BUDGETS:
-        words = teach(row(budget), SEED, ROOT)
-        print(shlex.join(words), flush=True)
-        code = 0 if given.dry_run else subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
-        if code:
+        if code := call(teach(row(budget), SEED, ROOT), given.dry_run):
             return code
     return 0
 
