@@ -1,9 +1,9 @@
 """Final scores of part 1: python results/reference/study/scores.py writes part1/scores.csv from the archives beside it.
 
 One row for every student, and for each world and seed one for the base and one for the teachers, each on its own task:
-the headline of every task at the model's own best guidance scale, which is given beside it, their mean, and the
-headline of each of geneval's tags; training NFE with and without the teachers'; and seconds of training and peak
-memory, which depend on what else the machine did.
+the headline of every task at the model's own best guidance scale, which is given beside it, their mean, the trained
+rewards and GenEval's official verdict, and the headline of each of geneval's tags; training NFE with and without the
+teachers'; and seconds of training and peak memory, which depend on what else the machine did.
 """
 
 import tarfile
@@ -22,6 +22,7 @@ from bench.system.files import write_atomic
 
 HERE = Path(__file__).parent
 BASE, STUDENT, TEACHERS = "base", "student", "teachers"
+BESIDE = ("official", "reward")
 
 
 def rows(summary: dict[str, Any], world: str) -> Iterator[dict[str, Any]]:
@@ -36,13 +37,18 @@ def rows(summary: dict[str, Any], world: str) -> Iterator[dict[str, Any]]:
     }
     for line in (summary["method"], *((BASE, TEACHERS) if taught else ())):
         row: dict[str, Any] = {"world": world, "seed": summary["seed"], "line": line}
+        beside: dict[str, float] = {}
         tags: dict[str, float] = {}
         row |= spent if line == summary["method"] else {}
         for task in tasks:
             model = {BASE: BASE, TEACHERS: f"teacher {task}"}.get(line, STUDENT)
             row |= {task: score(summary["models"][model][task]), f"{task}_guidance": summary["guidance"][model][task]}
-            tags |= by_tag(summary["models"][model][task])
-        yield row | {"mean": np.mean([row[task] for task in tasks])} | tags
+            record = summary["models"][model][task]
+            beside |= {
+                f"{task} {name}": score(record | {"headline": name}) for name in BESIDE if name in record["rows"]
+            }
+            tags |= by_tag(record)
+        yield row | {"mean": np.mean([row[task] for task in tasks])} | beside | tags
 
 
 def by_tag(record: dict[str, Any]) -> dict[str, float]:
