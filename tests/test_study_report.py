@@ -106,87 +106,128 @@ def test_the_readme_s_scores_are_those_of_the_report(readme: str) -> None:
         assert f"| {' | '.join([name, *spent, *cells])} |" in readme
 
 
-def of(world: str, text: str) -> str:
-    """The effect of the claim in a world whose words begin with a text, or are it if several do."""
+def effect(world: str, claim: str) -> str:
+    """The effect of the claim in a world whose words these are, or begin like this if only one claim's do."""
     claims = pd.read_csv(STORED / "tables" / "claims.csv")
-    own = claims[claims["where"].str.startswith(f"{world},") & claims["claim"].str.startswith(text)]
-    (row,) = (row for _, row in own.iterrows() if len(own) == 1 or row["claim"] == text)
+    own = claims[claims["where"].str.startswith(f"{world},") & claims["claim"].str.startswith(claim)]
+    (row,) = (row for _, row in own.iterrows() if len(own) == 1 or row["claim"] == claim)
     return told(row, "effect")
 
 
-def test_sentences_of_the_readme_say_what_the_records_do(readme: str) -> None:
+@pytest.fixture(scope="module")
+def scores() -> pd.DataFrame:
+    """Final scores, run by run; `long` are the lines that cost as much as a student and its teachers."""
+    found = pd.read_csv(STUDY / "part1" / "scores.csv")
+    return found.assign(long=found["training_nfe"] > 3e5)
+
+
+@pytest.fixture(scope="module")
+def means(scores: pd.DataFrame) -> pd.DataFrame:
+    return scores.groupby(["world", "line", "long"]).mean(numeric_only=True)
+
+
+def test_sentences_of_the_readme_say_what_the_records_do(readme: str, scores: pd.DataFrame, means: pd.DataFrame) -> None:
     text = readme[readme.index("## Which method works best?") : readme.index("## How do I run and compare")]
-    scores = pd.read_csv(STUDY / "part1" / "scores.csv")
-    means = scores.assign(long=scores["training_nfe"] > 3e5).groupby(["world", "line", "long"]).mean(numeric_only=True)
-    pairs = [(means.loc[w, "cascade", True]["mean"], means.loc[w, "opd_analytic", False]["mean"]) for w in ("study-1", "study-3")]
-    assert " and ".join(f"{short(ours)} against {short(other)}" for ours, other in pairs) in text
-    opd = table("scores").loc["Analytic OPD"]
-    recovered = [f"{opd[f'worst{end}']:.0%}" for end in ("", "_low", "_high")]
-    assert opd["worst_task"] == "geneval" and "recovers {} [{}, {}] of it".format(*recovered) in text
-    tag = table("tags")["geneval color_attr"]
-    assert f"ends at {short(tag['Analytic OPD'])} where the base has {short(tag['base at its best guidance'])}" in text
-    base, student, teachers = (means.loc["study-2", line, False]["geneval official"] for line in ("base", "opd_analytic", "teachers"))
-    assert f"it would be {(student - base) / (teachers - base):.0%} here" in text
-    assert (means.loc["study-2", "cascade", :]["geneval"] > opd["geneval"]).all()
+    mean = lambda world, line, column, long=False: short(means.loc[(world, line, long), column])
+    pairs = [(mean(w, "cascade", "mean", True), mean(w, "opd_analytic", "mean")) for w in ("study-1", "study-3")]
+    assert " and ".join(f"{rival} against {ours}" for rival, ours in pairs) in text and all(a > b for a, b in pairs)
+    reaching = [table("3-cost")["reaching"][line] for line in list(LINES)[:3]]
+    assert reaching == [3, 8, 0] and "with 8 of 10 seeds, distillation with 3, the long cascade with none" in text
+    assert (table("hypotheses").loc[["H1a", "H2a"], "equal"] > 0.05).all()
+    official = {
+        world: (mean(world, "opd_analytic", "geneval official"), *(mean(world, "multi_reward", "geneval official", long) for long in (False, True)))
+        for world in WORLDS
+    }
+    said = "{} against {} and, for the long line, {} in `study-2`, {} against {} and {} in `study-1`, {} against {} and {} in `study-3`"
+    assert said.format(*(value for world in WORLDS for value in official[world])) in text
+    recovered = {}
+    for column in ("geneval", "geneval official"):
+        for world in WORLDS:
+            base, student, teachers = (means.loc[(world, line, False), column] for line in ("base", "opd_analytic", "teachers"))
+            recovered[column, world] = f"{(student - base) / (teachers - base):.0%}"
+    strict, by_rule = ([recovered[column, world] for world in WORLDS] for column in ("geneval", "geneval official"))
+    assert "{} of it in `study-2`, {} in `study-1`, {} in `study-3`; by the official rule {}, {} and {}".format(*strict, *by_rule) in text
+    assert all(means.loc[(w, "cascade", True), "geneval"] > means.loc[(w, "opd_analytic", False), "geneval"] for w in WORLDS)
+    tag = {world: [means.loc[(world, line, False), "geneval color_attr"] for line in ("opd_analytic", "base")] for world in WORLDS}
+    assert f"in `study-2`, {short(tag['study-2'][0])} against {short(tag['study-2'][1])}, though in no other world" in text
+    assert [student < base for student, base in tag.values()] == [True, False, False]
     order = "the paper's order of rivals: Cascade RL (DiffusionNFT) "
-    rivals = [of("study-2", f"{order}above")] + [of(world, f"{order}at") for world in WORLDS]
-    said = "is {} and, for the long lines, {}; for those it is {} in `study-1` and {} in `study-3`"
-    assert said.format(*rivals) in text
-    losses = pd.read_csv(STORED / "tables" / "hypotheses.csv", index_col="name").loc["H3", "study-3"]
+    rivals = [effect(world, f"{order}{which}") for which in ("above", "at") for world in WORLDS]
+    assert "{} in `study-2`, {} in `study-1` and {} in `study-3`, and for the long lines {}, {} and {}.".format(*rivals) in text
+    forgets = "Cascade RL (DiffusionNFT){} forgets: {}"
+    lost = [effect("study-2", forgets.format(" at 614,688", f"{task}, trained in stage {n}")) for n, task in ((1, "ocr"), (2, "pickscore"))]
+    assert "has lost {} of ocr and {} of pickscore at its end".format(*lost) in text
+    assert f"has gained {effect('study-2', forgets.format('', 'ocr, trained in stage 1'))} of ocr" in text
     images = 3 * 768
-    assert losses * images == pytest.approx(-1) and f"one of {images:,} images" in text
-    assert f"its first stage, {of('study-2', 'Cascade RL (DiffusionNFT) forgets: ocr, trained in stage 1')} in `study-2`" in text
-    apart = table("diversity").query("task == 'ocr'")["diversity@study-2-codec-1"]
-    said = "the base's {:.2f} to {} with distillation, {} with joint RL and {} with the cascade at 153,600 NFE; the teachers themselves are at {}"
-    lines = ("Analytic OPD", "Joint RL (DiffusionNFT)", "Cascade RL (DiffusionNFT)", "teacher ocr")
-    drawn = [f"{apart[line]:.2f}".replace("0.", ".") for line in lines]
-    assert said.format(apart["base at its best guidance"], *drawn) in text
+    assert table("hypotheses").loc["H3", "study-3"] * images == pytest.approx(-1) and f"one of {images:,} images" in text
+    apart = pd.concat([table(name).query("task == 'ocr'") for name in ("diversity", "2-diversity")])["diversity@study-2-codec-1"]
+    joint, cascade = (apart[line] for line in ("Joint RL (DiffusionNFT)", "Cascade RL (DiffusionNFT)"))
+    values = [apart["Analytic OPD"], *joint, *cascade, apart["teacher ocr"]]
+    said = "the base's {:.2f} to {} with distillation, {} and {} with joint RL and the long line, {} and {} with the cascades; the teacher is at {}"
+    assert said.format(apart["base at its best guidance"].iloc[0], *(f"{value:.2f}".lstrip("0") for value in values)) in text
+    drift = table("diversity").query("task == 'mean'")["drift"]
+    lines = ("Analytic OPD", "Joint RL (DiffusionNFT)", "Cascade RL (DiffusionNFT)")
+    assert "{} against {} for joint RL and {} for the cascade (drift".format(*(short(drift[line]) for line in lines)) in text
     grid = scores[scores["line"] == "base"].groupby("world")["geneval_guidance"].agg(set)
     assert grid.to_dict() == {"study-1": {8.0}, "study-2": {16.0}, "study-3": {16.0}}
     against = table("against")
     assert set(against["verdict"]) == {"does not count against it"}
-    assert f"within a prompt, {told(against.loc['Diversity'], 'study-1')}." in text
+    assert f"differ a little less, {told(against.loc['Diversity'], 'study-1')}." in text
 
 
-def test_sentences_of_the_study_s_readme_say_what_the_records_do() -> None:
+def test_sentences_of_the_study_s_readme_say_what_the_records_do(scores: pd.DataFrame) -> None:
     text = " ".join((STUDY / "README.md").read_text().split())
-    scores = pd.read_csv(STUDY / "part1" / "scores.csv").query("world == 'study-2'")
-    long = scores["training_nfe"] > 3e5
-    opd = scores[scores["line"] == "opd_analytic"].set_index("seed")
-    joint, cascade = (scores[(scores["line"] == line) & long].set_index("seed") for line in ("multi_reward", "cascade"))
+    decisive = scores[scores["world"] == "study-2"]
+    runs = {(line, long): found.set_index("seed") for (line, long), found in decisive.groupby(["line", "long"])}
+    opd, joint, cascade = runs["opd_analytic", False], runs["multi_reward", True], runs["cascade", True]
     gaps = (opd["mean"] - cascade["mean"]).to_numpy()
     assert len(gaps) == 10
     drawn = gaps[np.random.default_rng(0).integers(10, size=(100_000, 10))].mean(1)
-    p = 2 * (drawn <= 0).mean()
-    assert 0.005 < p < 0.02 and "a percentile bootstrap over the same ten differences has about .01" in text
-    adjusted = table("hypotheses").loc["H2a", "p"]
+    assert 0.005 < 2 * (drawn <= 0).mean() < 0.02 and "over the same ten differences has about .01" in text
+    found = table("hypotheses").loc["H2a"]
     # Holm's correction doubles the second largest of four.
-    assert f"(p {short(adjusted / 2)}, {short(adjusted)} after correction)" in text
+    assert f"it is {short(found['p'] / 2)} by the report's interval" in text and f"; {short(found['p'])} after correction)" in text
     low = cascade["ocr"].nsmallest(2)
     assert low.index.tolist() == [3, 7] and f"(3 and 7, ocr {short(low[3])} and {short(low[7])})" in text
-    rewards = [short((opd[f"{task} reward"] - joint[f"{task} reward"]).mean(), signed=True) for task in TASKS]
-    headlines = [short((opd[task] - joint[task]).mean(), signed=True) for task in TASKS]
-    assert "{} on geneval, {} on ocr and {} on pickscore by the trained rewards, {}, {} and {} by the headlines".format(
-        *rewards, *headlines
-    ) in text
-    cost = table("cost")
-    assert set(cost["reaching"]) == {3} and set(cost["seeds"]) == {10} and len(cost) == 3
-    assert "three of ten seeds" in text
+    others = (opd["mean"] - cascade["mean"]).drop([3, 7]).mean()
+    assert f"the difference of {short(found['study-2'], True)} is {short(others, True)}." in text
+    rivals = [runs[line, long] for line in ("multi_reward", "cascade") for long in (False, True)]
+    for task in TASKS:
+        for rival in rivals:
+            assert (opd[task].mean() > rival[task].mean()) == (opd[f"{task} reward"].mean() > rival[f"{task} reward"].mean())
+    gains = [short((opd[f"{task}{which}"] - joint[f"{task}{which}"]).mean(), True) for which in (" reward", "") for task in TASKS]
+    assert "{} on geneval, {} on ocr and {} on pickscore by the trained rewards, {}, {} and {} by the headlines".format(*gains) in text
+    rewarded = [sum(run[f"{task} reward"].mean() for task in TASKS) / 3 for run in (cascade, joint)]
+    headlines = cascade["mean"].mean() - joint["mean"].mean()
+    assert f"in `study-2`, {short(rewarded[0] - rewarded[1], True)}, by the headlines {short(headlines, True)}." in text
+    cost = table("cost")["weighted"]
+    long = table("3-cost")["weighted"]
+    # Teachers have joint RL's settings.
+    paid = cost["Analytic OPD"] + 3 * cost["Joint RL (DiffusionNFT)"], *(long[line] for line in list(LINES)[1:3])
+    said = "costs {:,.0f} forward passes, long joint RL {:,.0f} and the long cascade {:,.0f}"
+    assert said.format(*paid) in text
+    fell = table("diversity").query("task == 'pickscore'")
+    pair = lambda line: (fell.loc[line, "entropy.ground"], fell.loc[line, "entropy.placement"])
+    (ground, place), (own, placed), (taught, other) = map(pair, ("base at its best guidance", "Analytic OPD", "teacher pickscore"))
+    said = f"from the base's {ground:.2f} bits to {own:.2f}, that of the placement from {place:.2f} to {placed:.2f}. Its teacher is at {taught:.2f} and {other:.2f}."
+    assert said.replace(" 0.", " .") in text
 
 
 def test_seconds_of_the_study_s_readme_are_those_of_the_records() -> None:
     """With the teachers', which the table of costs does not have."""
     text = " ".join((STUDY / "README.md").read_text().split())
-    spent: dict[tuple[str, float], list[float]] = {}
-    for path in (STUDY / "part1").glob("study-2-*.tar.xz"):
-        with tarfile.open(path) as archive:
-            for name in archive.getnames():
-                if name.endswith("/summary.json"):
-                    found = json.load(archive.extractfile(name))
-                    line = found["method"], round(found["cost"]["evaluations"]["training"], -4)
-                    spent.setdefault(line, []).append(found["cost"]["seconds"]["training"])
-    mean = {line: sum(seconds) / len(seconds) for line, seconds in spent.items()}
-    taught = mean["opd_analytic", 150_000] + 3 * mean["single_task", 150_000]
-    rivals = mean["multi_reward", 610_000], mean["cascade", 610_000]
-    said = "its three teachers take {:.0f} seconds of training in `study-2`, long joint RL {:.0f} and the long cascade {:.0f}"
-    assert said.format(taught, *rivals) in text
+    told_of = {}
+    for world in ("study-2", "study-3"):
+        spent: dict[tuple[str, float], list[float]] = {}
+        for path in (STUDY / "part1").glob(f"{world}-*.tar.xz"):
+            with tarfile.open(path) as archive:
+                for name in archive.getnames():
+                    if name.endswith("/summary.json"):
+                        found = json.load(archive.extractfile(name))
+                        line = found["method"], round(found["cost"]["evaluations"]["training"], -4)
+                        spent.setdefault(line, []).append(found["cost"]["seconds"]["training"])
+        mean = {line: sum(seconds) / len(seconds) for line, seconds in spent.items()}
+        taught = mean["opd_analytic", 150_000] + 3 * mean["single_task", 150_000]
+        told_of[world] = [f"{value:.0f}" for value in (taught, mean["multi_reward", 610_000], mean["cascade", 610_000])]
+    said = "take {} seconds of training in `study-2`, long joint RL {} and the long cascade {}; in `study-3` {}, {} and {},"
+    assert said.format(*told_of["study-2"], *told_of["study-3"]) in text
