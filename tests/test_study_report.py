@@ -156,8 +156,8 @@ def test_sentences_of_the_readme_say_what_the_records_do(readme: str, scores: pd
     assert "{} in `study-2`, {} in `study-1` and {} in `study-3`, and for the long lines {}, {} and {}.".format(*rivals) in text
     forgets = "Cascade RL (DiffusionNFT){} forgets: {}"
     lost = [effect("study-2", forgets.format(" at 614,688", f"{task}, trained in stage {n}")) for n, task in ((1, "ocr"), (2, "pickscore"))]
-    assert "has lost {} of ocr and {} of pickscore at its end".format(*lost) in text
-    assert f"has gained {effect('study-2', forgets.format('', 'ocr, trained in stage 1'))} of ocr" in text
+    assert "the long one's ocr changes by {} and its pickscore by {},".format(*lost) in text
+    assert f"the short one's ocr by {effect('study-2', forgets.format('', 'ocr, trained in stage 1'))}." in text
     images = 3 * 768
     assert table("hypotheses").loc["H3", "study-3"] * images == pytest.approx(-1) and f"one of {images:,} images" in text
     apart = pd.concat([table(name).query("task == 'ocr'") for name in ("diversity", "2-diversity")])["diversity@study-2-codec-1"]
@@ -186,7 +186,7 @@ def test_sentences_of_the_study_s_readme_say_what_the_records_do(scores: pd.Data
     assert 0.005 < 2 * (drawn <= 0).mean() < 0.02 and "over the same ten differences has about .01" in text
     found = table("hypotheses").loc["H2a"]
     # Holm's correction doubles the second largest of four.
-    assert f"it is {short(found['p'] / 2)} by the report's interval" in text and f"; {short(found['p'])} after correction)" in text
+    assert f"p is {short(found['p'] / 2)} by the report's method" in text and f"; {short(found['p'])} after correction)" in text
     low = cascade["ocr"].nsmallest(2)
     assert low.index.tolist() == [3, 7] and f"(3 and 7, ocr {short(low[3])} and {short(low[7])})" in text
     others = (opd["mean"] - cascade["mean"]).drop([3, 7]).mean()
