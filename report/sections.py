@@ -31,12 +31,13 @@ def make(evidence: Evidence, stated: Stated | None = None) -> Report:
     """Build the whole report from the evidence; it begins with what it says about hypotheses stated in advance."""
     report = Report()
     found = list(map(titled, pools(evidence)))
-    found = sorted(found, key=lambda pool: of_teachers(pool, found))
+    lone = {pool.title for pool in found if of_teachers(pool, found)}
+    found.sort(key=lambda pool: pool.title in lone)
     every = []
     for index, pool in enumerate(found):
         every.append((pool, pool_tables(pool, _prefix(index))))
     highlight(every)
-    made = [(pool, tables) for pool, tables in every if not of_teachers(pool, found)]
+    made = [(pool, tables) for pool, tables in every if pool.title not in lone]
     # Before the first section, which sums up what they find; pictures add unreadable files to the caveats there.
     pictures = _pictures(report, every, evidence)
     claims, claimed = _claims(report, made, evidence)
@@ -50,7 +51,7 @@ def make(evidence: Evidence, stated: Stated | None = None) -> Report:
     beside = Beside(transfers, alarms, below, claimed)
     report.sections = [
         *([stated_section(report, stated, found)] if stated else []),
-        _answers(report, every, evidence, beside),
+        _answers(report, every, evidence, beside, lone),
         _scores(report, made, beside),
         _fronts(report, made),
         _curves(report, made),
@@ -76,18 +77,17 @@ def _prefix(index: int) -> str:
 Made = list[tuple[Pool, PoolTables]]
 
 
-def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside) -> Section:
+def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside, lone: set[str]) -> Section:
     section = Section("Key results")
     if not any(pool.lines for pool, _ in made) and (evidence.runs or not evidence):
         section.say(
             "No finished run was found. Runs in progress, failed runs and unreadable files are listed below.", "answer"
         )
-    found = [pool for pool, _ in made]
     key = key_results([(pool, tables) for pool, tables in made if pool.lines])
     words = Section("In words, with intervals and p-values")
     for index, place in enumerate(dict.fromkeys(pool.place for pool, _ in made if pool.lines)):
         own, screen = [(pool, tables) for pool, tables in made if pool.place == place], Section("")
-        if not any(of_teachers(pool, found) for pool, _ in own):
+        if not any(pool.title in lone for pool, _ in own):
             first_screen(report, screen, own, key, beside, _prefix(index))
             section.under(f"On {place}", screen)
         words.head(f"On {place}")
@@ -97,7 +97,7 @@ def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside) -> 
     if words.parts:
         section.fold(words)
     report.show(section, key, folded=True)
-    texts = warnings(found, evidence)
+    texts = warnings([pool for pool, _ in made], evidence)
     if texts:
         caveats = Section("Caveats")
         caveats.points(Markup(""), texts, "warn")
