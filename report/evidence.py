@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.analysis.metric_names import REWARD, is_along, is_beside
+from bench.analysis.metric_names import is_along, is_measure, is_score
 from bench.analysis.records import Record
 from bench.errors import DamagedError, UsageError, one_line
 from bench.store.damage import check_checkpoint
@@ -283,11 +283,9 @@ class _Reader:
         # Before the rows are reduced to arrays, which cannot be compared with a plain !=.
         if not all(_agrees(row, shown) for row in points):
             raise ValueError("its evaluations have other tasks, prompts or headlines than its summary")
-        for name, models in [*summary["models"].items(), *summary.get("along", {}).items()]:
-            # Alarms compare the student's rewards with the base's.
-            used = (lambda metric: is_beside(metric) or metric == REWARD) if name == "base" else is_beside
+        for models in [*summary["models"].values(), *summary.get("along", {}).values()]:
             for task, row in models.items():
-                models[task] = self._compact(row, used)
+                models[task] = self._compact(row, lambda metric: is_score(metric) or is_measure(metric))
         evaluations = [self._compact(row, is_along) for row in points]
         pulls = _of(folder / "probes.jsonl", PULLS, _lines)
         record = Record(summary, evaluations, spec, pulls)

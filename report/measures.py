@@ -9,12 +9,13 @@ from bench.analysis.beside import measures, recorded
 from bench.analysis.comparison import Standing
 from bench.analysis.forgetting import by_share
 from bench.analysis.metric_names import DIVERSITY, DRIFT, ENTROPY, OVER_PROMPTS, is_measure
-from bench.analysis.records import model_rows
+from bench.analysis.records import model_rows, part_along
 from bench.analysis.stats import Estimate, estimate, estimates
 from report.figures import Figure, Levels, draw_curve, draw_levels, legend, room, with_levels
 from report.lines import Pool
 from report.style import Look, is_column
 from report.table import Column, Row, Table
+from report.tables import BASE, References
 
 MEAN = "mean"
 """In the column of tasks: the mean over them."""
@@ -25,9 +26,9 @@ SAID = (
     "Entropy is that of an attribute that the caption leaves open, in bits, over all images of a task; it is 0 if all "
     "images have the same. Drift is the mean over the sampling path of the squared difference between a model's "
     "velocity and the base's at the model's own states, per dimension, on the same sixteen prompts at the same "
-    "guidance scale. Guidance narrows what a model draws: the base and teachers are measured at their own scales. "
-    "Intervals are 95%, over seeds and prompts. A dash means decided by the captions, or not recorded in every run of "
-    "the line (runs of versions up to 0.2 have no measures)."
+    "guidance scale. Guidance narrows what a model draws: where no scale is named, the base and teachers are measured "
+    "at their own. Intervals are 95%, over seeds and prompts. A dash means decided by the captions, or not recorded in "
+    "every run of the line (runs of versions up to 0.2 have no measures)."
 )
 
 
@@ -45,23 +46,39 @@ def order(metric: str) -> tuple[int, str]:
     return next(place for place, start in enumerate(starts) if metric.startswith(start)), metric
 
 
-def measures_table(
-    pool: Pool, standings: dict[str, Standing], references: list[tuple[str, list[dict], dict[str, str]]], prefix: str
+def measures_tables(pool: Pool, standings: dict[str, Standing], references: References, prefix: str) -> list[Table]:
+    """Measures at the guidance scales of the final scores and, where it is another, at that of points along training.
+
+    `standings` are those of the lines.
+    """
+    known = {label: standing.measures for label, standing in standings.items()}
+    tables = [_measures_table(pool, references, "models", known, f"{prefix}diversity", "")]
+    summaries = [record.summary for line in pool.lines for record in line.records]
+    if (along := part_along(summaries)) != "models":
+        where = f" at guidance {pool.world.guidance:g}"
+        tables.append(_measures_table(pool, references, along, {}, f"{prefix}diversity-along", where))
+    return [table for table in tables if table]
+
+
+def _measures_table(
+    pool: Pool, references: References, among: str, known: dict[str, dict[str, Estimate]], name: str, where: str
 ) -> Table | None:
     """Measures of all lines, the base and the teachers by task and as a mean over tasks; None if none is recorded.
 
-    `standings` are those of the lines; `references`: label, summaries, and the model for each task.
+    `known` are means over tasks, by label.
     """
+    if among != "models":
+        references = [("base" if label == BASE else label, shown, of) for label, shown, of in references]
     students = dict.fromkeys(pool.tasks, "student")
     models = [(line.label, [record.summary for record in line.records], students) for line in pool.lines]
     rows: list[Row] = []
     for label, summaries, of in models + references:
-        means = standings[label].measures if label in standings else measures(summaries, of)
+        means = known[label] if label in known else measures(summaries, of, among)
         if not means:
             continue
         for task, model in of.items():
-            own = filter(is_measure, recorded(summaries, model, task))
-            found = {metric: estimate(*model_rows(summaries, model, task, metric)) for metric in own}
+            own = filter(is_measure, recorded(summaries, model, task, among))
+            found = {metric: estimate(*model_rows(summaries, model, task, metric, among)) for metric in own}
             rows.append({"line": label, "task": task, **found})
         rows.append({"line": label, "task": MEAN, **means})
     metrics = sorted({key for row in rows for key in row if key not in ("line", "task")}, key=order)
@@ -69,7 +86,7 @@ def measures_table(
         return None
     columns = [Column("line", "method"), Column("task", "task")]
     columns += [Column(metric, head_of(metric), "score") for metric in metrics]
-    return Table(f"{prefix}diversity", f"Diversity and drift: {pool.title}", SAID, columns, rows)
+    return Table(name, f"Diversity and drift{where}: {pool.title}", SAID, columns, rows)
 
 
 def drift_table(pool: Pool, prefix: str) -> Table | None:

@@ -16,7 +16,8 @@ from report.gradients import excess_parts, noise_parts, pulls_table
 from report.highlights import highlight, looks_of
 from report.hypotheses_file import Stated
 from report.lines import Pool, apart, of_teachers, pools, titled
-from report.measures import drift_figure, drift_table, measures_table
+from report.measures import drift_figure, drift_table, measures_tables
+from report.other_scores import other_scores_table
 from report.page import Report, Section
 from report.stated import stated_section
 from report.studies import study_parts
@@ -123,6 +124,7 @@ def _scores(report: Report, made: Made, beside: Beside) -> Section:
         if not pool.whole:
             report.show(section, tags_table(pool, _prefix(index)), folded=True)
             report.show(section, beside.below.get(pool.title), folded=True)
+        report.show(section, other_scores_table(pool, references(pool), _prefix(index)), folded=True)
         report.show(section, tables.aggregates, folded=True)
         report.show(section, tables.cost)
         report.show(section, tables.until_target, folded=True)
@@ -237,9 +239,9 @@ def _measures(report: Report, made: Made) -> Section:
             beside = levels(tables.scores, pool.tasks)
             report.show(section, drift_figure(drift.frame(), list(pool.tasks), look, beside, drift.name))
         measured = [line for line in pool.lines if tables.standings[line.label].measures]
-        found = measures_table(pool, tables.standings, references(replace(pool, lines=measured)), _prefix(index))
-        if found:
-            report.show(section, found)
+        shown = references(replace(pool, lines=measured))
+        for place, found in enumerate(measures_tables(pool, tables.standings, shown, _prefix(index))):
+            report.show(section, found, folded=place > 0)
         if drift:
             report.show(section, drift, folded=True)
     return section

@@ -243,8 +243,12 @@ def student_score(records: list[Record], task: str) -> float:
     return float(np.mean([score(student[task]) for student in students]))
 
 
-def references(pool: Pool) -> list[tuple[str, list[dict], dict[str, str]]]:
-    """(label, summaries, task -> model) of the base and the teachers, from the line that evaluated most of them."""
+References = list[tuple[str, list[dict], dict[str, str]]]
+"""(label, summaries, task -> model) of the base and the teachers."""
+
+
+def references(pool: Pool) -> References:
+    """The base and the teachers, from the line that evaluated most of them."""
     if not pool.lines:
         return []
 

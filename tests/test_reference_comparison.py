@@ -60,7 +60,7 @@ class Compared:
     lines: list[Line]
     tasks: tuple[str, ...]
 
-LATER = ("until-target", "tags", "below-base")
+LATER = ("until-target", "tags", "below-base", "other-scores")
 """Tables that came after the stored pages."""
 
 

@@ -211,6 +211,22 @@ def test_sentences_of_the_study_s_readme_say_what_the_records_do(scores: pd.Data
     (ground, place), (own, placed), (taught, other) = map(pair, ("base at its best guidance", "Analytic OPD", "teacher pickscore"))
     said = f"from the base's {ground:.2f} bits to {own:.2f}, that of the placement from {place:.2f} to {placed:.2f}. Its teacher is at {taught:.2f} and {other:.2f}."
     assert said.replace(" 0.", " .") in text
+    fell = table("diversity-along").query("task == 'pickscore'")["entropy.ground"]
+    lines = ("base", "Analytic OPD", "Joint RL (DiffusionNFT)", "Cascade RL (DiffusionNFT)", "teacher pickscore")
+    said = "the ground falls from {:.2f} to {:.2f} with distillation, to {:.2f} with joint RL and {:.2f} with the cascade; the teacher is at {:.2f}"
+    assert said.format(*(fell[line] for line in lines)) in text
+
+
+def test_rewards_of_the_study_s_readme_are_those_of_the_report_s_tables(scores: pd.DataFrame) -> None:
+    """Which the scores of the runs, read without the report, agree with."""
+    decisive = scores[scores["world"] == "study-2"]
+    for name, long in (("other-scores", False), ("3-other-scores", True)):
+        found = pd.read_csv(STORED / "tables" / f"{name}.csv")
+        own = decisive[(decisive["long"] == long) & (decisive["line"] == "multi_reward")]
+        stored = found[found["line"].str.startswith("Joint RL") & (found["metric"] == "reward")].set_index("task")["score"]
+        for task in TASKS:
+            assert stored[task] == pytest.approx(own[f"{task} reward"].mean())
+        assert stored["mean"] == pytest.approx(sum(own[f"{task} reward"].mean() for task in TASKS) / 3)
 
 
 def test_seconds_of_the_study_s_readme_are_those_of_the_records() -> None:

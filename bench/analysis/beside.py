@@ -7,9 +7,12 @@ from bench.analysis.records import model_rows
 from bench.analysis.stats import Estimate, estimate, joined
 
 
-def recorded(summaries: list[dict], model: str, task: str) -> list[str]:
-    """The metrics beside the headline that a model has in every summary, with values for some image in all of them."""
-    rows = [summary["models"][model][task]["rows"] for summary in summaries]
+def recorded(summaries: list[dict], model: str, task: str, among: str = "models") -> list[str]:
+    """The metrics beside the headline that a model has in every summary, with values for some image in all of them.
+
+    `among` is the part of the summaries that has the model, as for `model_rows`.
+    """
+    rows = [summary[among][model][task]["rows"] for summary in summaries]
     found = [metric for metric in rows[0] if is_beside(metric) and all(metric in row for row in rows)]
     return [metric for metric in found if _in_common([row[metric] for row in rows])]
 
@@ -31,10 +34,10 @@ def metrics_beside(summaries: list[dict], models: dict[str, str]) -> dict[str, E
     return found
 
 
-def measures(summaries: list[dict], models: dict[str, str]) -> dict[str, Estimate]:
+def measures(summaries: list[dict], models: dict[str, str], among: str = "models") -> dict[str, Estimate]:
     """measure -> its mean over the tasks in which it is recorded; `models` names each task's model."""
     rows: dict[str, dict] = {}
     for task, model in models.items():
-        for metric in filter(is_measure, recorded(summaries, model, task)):
-            rows.setdefault(metric, {})[task] = model_rows(summaries, model, task, metric)
+        for metric in filter(is_measure, recorded(summaries, model, task, among)):
+            rows.setdefault(metric, {})[task] = model_rows(summaries, model, task, metric, among)
     return {metric: estimate(*joined(by_task)) for metric, by_task in rows.items()}

@@ -241,9 +241,12 @@ def _equivalence(records: list[Record], reference: list[Record], tasks: tuple[st
 
 
 def paired_by_seed(
-    records: list[Record], reference: list[Record], tasks: tuple[str, ...]
+    records: list[Record], reference: list[Record], tasks: tuple[str, ...], metric: str | None = None
 ) -> tuple[np.ndarray, Design, int]:
-    """Differences [S, N] of the students' rows on all tasks for the S common seeds, their design, and S."""
+    """Differences [S, N] of the students' rows on all tasks for the S common seeds, their design, and S.
+
+    Of the headlines, or of another metric that all tasks have.
+    """
     mine = {r.summary["seed"]: r.summary for r in records}
     theirs = {r.summary["seed"]: r.summary for r in reference}
     seeds = sorted(mine.keys() & theirs.keys())
@@ -251,8 +254,8 @@ def paired_by_seed(
         return np.zeros((0, 0)), Design(np.array([])), 0
     gaps = {}
     for task in tasks:
-        a, pictures = model_rows([mine[s] for s in seeds], "student", task)
-        b, others = model_rows([theirs[s] for s in seeds], "student", task)
+        a, pictures = model_rows([mine[s] for s in seeds], "student", task, metric)
+        b, others = model_rows([theirs[s] for s in seeds], "student", task, metric)
         gaps[task] = (a - b, paired_pictures(task, pictures, others))
     return *joined(gaps), len(seeds)
 

@@ -24,6 +24,11 @@ def is_beside(metric: str) -> bool:
     return metric in STRICTER or is_measure(metric)
 
 
+def is_score(metric: str) -> bool:
+    """Whether a metric is a score of the task's images: neither a measure nor, like gold.match, a part of a score."""
+    return not is_measure(metric) and "." not in metric
+
+
 def is_alarming(metric: str) -> bool:
     """Whether alarms compare it with the reward (bench/analysis/alarms.py)."""
     return metric in STRICTER or metric.startswith(f"{DIVERSITY}@")
