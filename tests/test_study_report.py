@@ -168,6 +168,10 @@ def test_sentences_of_the_readme_say_what_the_records_do(readme: str, scores: pd
     drift = table("diversity").query("task == 'mean'")["drift"]
     lines = ("Analytic OPD", "Joint RL (DiffusionNFT)", "Cascade RL (DiffusionNFT)")
     assert "{} against {} for joint RL and {} for the cascade (drift".format(*(short(drift[line]) for line in lines)) in text
+    along, long = (table(f"{n}diversity-along").query("task == 'mean'")["drift"] for n in ("", "2-"))
+    assert "{} against {} and {} at guidance 1, with wide intervals. The long".format(*(short(along[line]) for line in lines)) in text
+    ours, long_ours = along["Analytic OPD"], table("2-diversity").query("task == 'mean'")["drift"]
+    assert min(long[line] for line in lines[1:]) > ours and min(long_ours[line] for line in lines[1:]) > drift["Analytic OPD"]
     grid = scores[scores["line"] == "base"].groupby("world")["geneval_guidance"].agg(set)
     assert grid.to_dict() == {"study-1": {8.0}, "study-2": {16.0}, "study-3": {16.0}}
     against = table("against")
