@@ -88,8 +88,8 @@ def _answers(report: Report, made: Made, evidence: Evidence, beside: Beside, lon
     words = Section("In words, with intervals and p-values")
     for index, place in enumerate(dict.fromkeys(pool.place for pool, _ in made if pool.lines)):
         own, screen = [(pool, tables) for pool, tables in made if pool.place == place], Section("")
-        if not any(pool.title in lone for pool, _ in own):
-            first_screen(report, screen, own, key, beside, _prefix(index))
+        if compared := [(pool, tables) for pool, tables in own if pool.lines and pool.title not in lone]:
+            first_screen(report, screen, compared, key, beside, _prefix(index))
             section.under(f"On {place}", screen)
         words.head(f"On {place}")
         for pool, tables in own:

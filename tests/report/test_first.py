@@ -182,3 +182,31 @@ def test_without_costs_there_is_no_cost_figure_and_ties_are_named(tmp_path: Path
     assert "cost-front" not in [figure.name for figure in report.figures]
     text = "\n".join(report.sections[0].markdown)
     assert "Without training (1 seed), Merged teachers, SFT on teachers' samples share the highest mean score" in text
+
+
+def only(folder: Path, task: str) -> None:
+    """Make a run one of a single task."""
+    for name, keys in (("spec.json", ["spec"]), ("summary.json", [])):
+        content = json.loads((folder / name).read_text())
+        if keys:
+            content["spec"]["tasks"] = [task]
+        else:
+            content["models"] = {model: {task: of[task]} for model, of in content["models"].items()}
+        (folder / name).write_text(json.dumps(content))
+    rows = [line for line in (folder / "evaluations.jsonl").read_text().splitlines() if json.loads(line)["task"] == task]
+    (folder / "evaluations.jsonl").write_text("".join(f"{row}\n" for row in rows))
+
+
+@pytest.mark.parametrize("rival", [True, False])
+def test_a_teacher_s_own_budget_does_not_hide_what_is_compared_at_another(tmp_path: Path, rival: bool) -> None:
+    """Teachers of ocr alone, beside longer runs of ocr that are compared, or beside nothing."""
+    for seed in range(2):
+        make_run(tmp_path, "opd_analytic", seed, 0.9)
+        only(make_run(tmp_path, "single_task", seed, 0.8, teachers=False), "ocr")
+        for method in ("single_task", "multi_reward") if rival else ():
+            only(make_run(tmp_path, method, seed, 0.7, budget=5000, teachers=False), "ocr")
+    said = first(tmp_path)
+    parts = said.split("### On micro")[1:]
+    alone = [part for part in parts if "; geneval, ocr; " not in part]
+    assert len(parts) == len(alone) + 1
+    assert ["; ocr; " in part and "At 5,000 NFE" in part and "At 1,000 NFE" not in part for part in alone] == [True] * rival
