@@ -121,6 +121,23 @@ def test_a_long_line_has_the_best_of_its_five_trials(method: str) -> None:
     assert resolve(method, TASKS, 100, "study-2") == resolve(method, TASKS, 100, "study-2", overrides=settings)
 
 
+def test_the_whole_study_has_every_seed_and_every_cell() -> None:
+    """The commands of whole.sh, said instead of run."""
+    said = "".join(f'{name}() {{ printf "%s " {name} "$@"; echo; }}; ' for name in ("bash", "python", "bench"))
+    words = ["bash", "-c", f"{said} source {FOLDER / 'whole.sh'}", FOLDER / "whole.sh"]
+    lines = [line.replace(f"{FOLDER}/", "").split() for line in subprocess.check_output(words, text=True).splitlines()]
+    stated = read_hypotheses(FOLDER / "hypotheses.yaml")
+    for script in ("part1.sh", "pack.sh"):
+        given = [line[2:] for line in lines if line[1] == script]
+        asked = [(world, int(seed)) for world, *seeds in given for seed in seeds if seed.isdigit()]
+        assert sorted(asked) == sorted((world, seed) for world in stated.worlds for seed in stated.seeds(world))
+    cells = [row.split(",")[0] for row in (FOLDER / "part2" / "cells.csv").read_text().splitlines()[1:]]
+    for script in ("cell.py", "pack.py"):
+        assert [line[2] for line in lines if line[1] == f"part2/{script}"] == cells
+    places = [place for place, line in enumerate(lines) if line[1] in ("part2/pack.py", "part2/outcomes.py", "part2/model.py")]
+    assert [lines[place][1] for place in places[-3:]] == ["part2/pack.py", "part2/outcomes.py", "part2/model.py"]
+
+
 def test_part_1_runs_the_protocol_s_lines(tmp_path: Path) -> None:
     """The commands of part1.sh, planned as the lines, budgets, points and seeds of the protocol's table."""
     (tmp_path / "bench").write_text('#!/bin/sh\nprintf "%s\\0" "$@" >> "$ASKED"; printf "\\n" >> "$ASKED"\n')

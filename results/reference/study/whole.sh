@@ -19,7 +19,6 @@ for cell in {0..35}; do
   # A line that fails stops no other; part2/outcomes.py names what is missing.
   python "$here/part2/cell.py" "$cell" || echo "cell $cell is not complete" >&2
   python "$here/part2/pack.py" "$cell" "$here/part2" || echo "cell $cell is not packed" >&2
-  python "$here/part2/outcomes.py" results/study/part2 > /dev/null
 done
 python "$here/part2/outcomes.py" results/study/part2
 python "$here/part2/model.py"
