@@ -594,3 +594,23 @@ def test_the_picture_shows_the_model_and_its_cells() -> None:
     titles = [panel.get_title() for panel in figure.axes[:6]]
     assert titles[0] == "2 tasks, teachers counted" and titles[5] == "6 tasks, teachers not counted"
     assert sum(len(panel.collections[-1].get_offsets()) for panel in figure.axes[:6]) == 2 * 36
+
+
+def test_what_the_protocol_says_was_seen_before_the_cells_is_what_the_studies_ended_with() -> None:
+    text = " ".join((STUDY / "PROTOCOL.md").read_text().split())
+    short = lambda value, digits=3: f"{value:.{digits}f}".lstrip("0")
+
+    def ended(line: str, rank: int, share: str) -> dict:
+        found = studies.summary(studies.named(line, rank, share))
+        assert found is not None
+        return found
+
+    told = lambda line, share: " and ".join(short(ended(line, rank, share)["confirmed"][0]["value"]) for rank in (4, 64))
+    for share, name in (("quarter", "S / 4"), ("full", "S")):
+        assert f"at {name} joint RL {told('joint', share)}, rules {told('rule', share)}, distillation {told('opd', share)}" in text
+    best = " and ".join(short(max(t["values"][0] for t in ended("joint", rank, "long")["complete"])) for rank in (4, 64))
+    assert f"; long joint RL {best}." in text
+    chosen = ended("joint", 4, "quarter")["confirmed"][0]
+    assert chosen["settings"] == ended("joint", 4, "quarter")["chosen"]["settings"]
+    of_task = [short(np.mean(chosen["scores"][f"taste_{number}"]), 2) for number in (1, 2, 3, 4)]
+    assert "raise one pair ({}, {}) and leave the other where the base is ({}, {})".format(*of_task) in text
