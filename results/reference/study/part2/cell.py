@@ -175,7 +175,8 @@ def _set(settings: dict[str, object]) -> list[str]:
 
 def call(words: list[str], dry: bool) -> int:
     """Print a command and, unless dry, run it with one thread; returns its exit status."""
-    print(shlex.join(words), flush=True)
+    # In one piece, because two threads print.
+    print(f"{shlex.join(words)}\n", end="", flush=True)
     if dry:
         return 0
     return subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL).returncode
