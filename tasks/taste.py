@@ -136,6 +136,16 @@ class Taste(Task):
             raise UsageError(f"scorers.{self.name}.{key} takes {low:g} to {high:g} {what}, got {given!r}")
         return value
 
+    def check_beside(self, other: Task) -> None:
+        """Raise UsageError if another taste has other common prompts."""
+        if not isinstance(other, Taste):
+            return
+        for key, own, its in (("overlap", self.common, other.common), ("among", self.among, other.among)):
+            # Without common prompts it does not matter whose shapes they would have.
+            if own != its and (key == "overlap" or self.common):
+                names = f"scorers.{self.name}.{key} and scorers.{other.name}.{key}"
+                raise UsageError(f"{names} differ, but tastes of one run have the same common prompts: set both alike")
+
     @property
     def plane(self) -> str:
         """The plane of its pair."""

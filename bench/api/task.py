@@ -120,6 +120,12 @@ class Task(ABC):
         Called for every prompt from a user's file, before any network is loaded. Default: every prompt is accepted.
         """
 
+    def check_beside(self, other: Task) -> None:  # noqa: B027 - most tasks have nothing in common
+        """Raise UsageError if a run cannot have this task and another: settings on which both depend differ.
+
+        Called for every two tasks of a run, before any network is loaded. Default: any two tasks.
+        """
+
     def audit(self, images_BCHW: Tensor, prompts: list[Prompt]) -> dict[str, np.ndarray]:
         """Metrics of an independent scorer that no reward uses, each float64 [B], for `bench eval`.
 

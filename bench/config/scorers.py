@@ -2,6 +2,7 @@
 
 import urllib.request
 from collections.abc import Mapping
+from itertools import combinations
 from types import MappingProxyType
 from typing import Any
 
@@ -122,13 +123,19 @@ def _check_features(sources: dict[str, str], world: str) -> None:
 
 
 def check_worlds(scorers: dict[str, dict[str, str]], tasks: list[str], world: str) -> None:
-    """Raise UsageError for a task that does not support a world. Constructs the tasks, which loads no weights."""
+    """Raise UsageError for a task that does not support a world, and for two that cannot be in one run.
+
+    Constructs the tasks, which loads no weights.
+    """
+    made = []
     for name in tasks:
         sources = {key: value for key, value in scorers.get(name, {}).items() if key != URL}
         try:
-            find("task", name)(world, sources)
+            made.append(find("task", name)(world, sources))
         except MissingError:
             continue  # reported by the code that needs the missing file
+    for one, other in combinations(made, 2):
+        one.check_beside(other)
 
 
 def check_url(url: str, setting: str) -> None:

@@ -162,3 +162,26 @@ def test_other_worlds_are_refused_and_all_does_not_mean_tastes() -> None:
 def test_names_tell_different_rewards_apart() -> None:
     assert taste(1).scorer_name == "taste_1-2+study-1+0"
     assert taste(2, angle="45").scorer_name == "taste_2-2+study-1+45"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["taste_1.overlap=half"], "scorers.taste_1.overlap and scorers.taste_2.overlap differ"),
+        (["taste_1.overlap=none", "taste_2.overlap=half"], "scorers.taste_1.overlap and scorers.taste_2.overlap differ"),
+        (["taste_2.among=6"], "scorers.taste_1.among and scorers.taste_2.among differ"),
+        # Nothing is common, so it does not matter whose shapes it would have.
+        (["taste_1.overlap=none", "taste_2.overlap=none", "taste_2.among=6"], None),
+        (["taste_1.overlap=half", "taste_2.overlap=half", "taste_1.among=4", "taste_2.among=4", "taste_2.angle=30"], None),
+    ],
+)
+def test_tastes_of_one_run_have_the_same_common_prompts(settings: list[str], said: str | None) -> None:
+    """Otherwise prompts said to be common would not be."""
+    build = lambda tasks: resolve("multi_reward", tasks, 0, WORLD, overrides=[f"scorers.{setting}" for setting in settings])
+    if said is None:
+        build(["taste_1", "taste_2"])
+        return
+    with pytest.raises(UsageError, match=said):
+        build(["taste_1", "taste_2"])
+    with pytest.raises(UsageError, match=said):
+        build(["taste_1", "geneval", "taste_2"])
