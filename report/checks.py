@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from bench.analysis.metric_names import is_along, is_measure, is_score
+from bench.analysis.metric_names import is_along, is_final, is_measure
 
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -36,7 +36,7 @@ class ScoreRecord(Part):
 
     def is_shown(self, metric: str) -> bool:
         """Whether the report uses a metric beside the headline; others are not read."""
-        return is_score(metric) or is_measure(metric)
+        return is_final(metric)
 
     @model_validator(mode="after")
     def _whole(self) -> "ScoreRecord":

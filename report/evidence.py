@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.analysis.metric_names import is_along, is_measure, is_score
+from bench.analysis.metric_names import is_along, is_final
 from bench.analysis.records import Record
 from bench.errors import DamagedError, UsageError, one_line
 from bench.store.damage import check_checkpoint
@@ -285,7 +285,7 @@ class _Reader:
             raise ValueError("its evaluations have other tasks, prompts or headlines than its summary")
         for models in [*summary["models"].values(), *summary.get("along", {}).values()]:
             for task, row in models.items():
-                models[task] = self._compact(row, lambda metric: is_score(metric) or is_measure(metric))
+                models[task] = self._compact(row, is_final)
         evaluations = [self._compact(row, is_along) for row in points]
         pulls = _of(folder / "probes.jsonl", PULLS, _lines)
         record = Record(summary, evaluations, spec, pulls)

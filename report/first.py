@@ -79,22 +79,24 @@ def key_results(pools: list[tuple[Pool, PoolTables]]) -> Table:
 def first_screen(
     report: Report, section: Section, made: list[tuple[Pool, PoolTables]], key: Table, beside: Beside, name: str
 ) -> None:
-    """Add the sentences and pictures of one place; `made` are its pools, the largest first, `key` is of all places."""
-    shown = [(pool, tables) for pool, tables in made if pool.lines]
-    place = shown[0][0].place
+    """Add the sentences and pictures of one place.
+
+    `made` are its pools that have lines, the largest first; `key` is of all places.
+    """
+    place = made[0][0].place
     said = [_said(row) for row in key.rows if row["where"] == place]
-    said += _forgotten([(pool, table) for pool, _ in shown if (table := beside.transfer.get(pool.title))])
-    said += [_alarmed(pool, table) for pool, _ in shown if (table := beside.alarms.get(pool.title))]
-    said += [_fell(pool, table) for pool, _ in shown if (table := beside.below.get(pool.title))]
+    said += _forgotten([(pool, table) for pool, _ in made if (table := beside.transfer.get(pool.title))])
+    said += [_alarmed(pool, table) for pool, _ in made if (table := beside.alarms.get(pool.title))]
+    said += [_fell(pool, table) for pool, _ in made if (table := beside.below.get(pool.title))]
     if own := [row for row in beside.claims.rows if row["where"] == place]:
         said.append(_claimed(own))
     if said:
         section.points(Markup(""), said)
-    found = groups(shown)
-    points = spent(shown)
+    found = groups(made)
+    points = spent(made)
     report.show(section, forest_figure(found, f"{name}differences") if found else None)
     if len(points) > 1:
-        beside_lines = levels(shown[0][1].scores, ("mean",))
+        beside_lines = levels(made[0][1].scores, ("mean",))
         report.show(section, cost_figure(points, beside_lines, f"{name}cost-front"))
 
 

@@ -56,6 +56,8 @@ def measures_tables(pool: Pool, standings: dict[str, Standing], references: Refe
     summaries = [record.summary for line in pool.lines for record in line.records]
     if (along := part_along(summaries)) != "models":
         where = f" at guidance {pool.world.guidance:g}"
+        # There the base is not at its best guidance.
+        references = [("base" if label == BASE else label, shown, of) for label, shown, of in references]
         tables.append(_measures_table(pool, references, along, {}, f"{prefix}diversity-along", where))
     return [table for table in tables if table]
 
@@ -67,8 +69,6 @@ def _measures_table(
 
     `known` are means over tasks, by label.
     """
-    if among != "models":
-        references = [("base" if label == BASE else label, shown, of) for label, shown, of in references]
     students = dict.fromkeys(pool.tasks, "student")
     models = [(line.label, [record.summary for record in line.records], students) for line in pool.lines]
     rows: list[Row] = []

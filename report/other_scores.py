@@ -4,12 +4,11 @@ import numpy as np
 
 from bench.analysis.comparison import paired_by_seed
 from bench.analysis.metric_names import REWARD, is_score
-from bench.analysis.records import model_rows
-from bench.analysis.stats import estimate, joined
+from bench.analysis.stats import estimate
 from report.lines import Pool
 from report.measures import MEAN
 from report.table import Column, Row, Table
-from report.tables import References
+from report.tables import References, mean_score
 
 SAID = (
     "Scores of the images whose headlines the table of scores has, by what else a task reports of them: the reward "
@@ -24,13 +23,15 @@ SAID = (
 def other_scores_table(pool: Pool, references: References, prefix: str) -> Table | None:
     """Scores other than the headline of all lines, the base and the teachers, by task; None if there are none."""
     reference = pool.reference()
+    if reference is None:
+        return None
     students = dict.fromkeys(pool.tasks, "student")
     columns = [
         Column("task", "task"),
         Column("metric", "metric"),
         Column("line", "method"),
         Column("score", "score", "score"),
-        Column("against", f"minus {reference.label if reference else 'the reference'}", "change"),
+        Column("against", f"minus {reference.label}", "change"),
     ]
     table = Table(f"{prefix}other-scores", f"Other scores than the headline: {pool.title}", SAID, columns)
     of_lines = [(line.label, [record.summary for record in line.records], students, line) for line in pool.lines]
@@ -45,10 +46,8 @@ def other_scores_table(pool: Pool, references: References, prefix: str) -> Table
     for tasks, name, metric in listed:
         for label, summaries, models, line in shown:
             row: Row = {"task": name, "metric": metric, "line": label}
-            row["score"] = estimate(
-                *joined({task: model_rows(summaries, models[task], task, metric) for task in tasks})
-            )
-            if line and reference and line is not reference:
+            row["score"] = mean_score(summaries, {task: models[task] for task in tasks}, metric)
+            if line and line is not reference:
                 gaps, pictures, seeds = paired_by_seed(line.records, reference.records, tasks, metric)
                 row["against"] = estimate(gaps, pictures) if seeds else None
             table.rows.append(row)
@@ -56,7 +55,7 @@ def other_scores_table(pool: Pool, references: References, prefix: str) -> Table
 
 
 def _others(summaries: list[dict], task: str) -> list[str]:
-    """The scores of a task that all students have, without the headline and without those that repeat another."""
+    """The scores of a task that all models have, without the headline and without those that repeat another."""
     first = summaries[0]["models"]["student"][task]
     kept = [first["headline"]]
     # The reward first: where a task's score is its reward, the reward's name says what it is used for.

@@ -208,9 +208,12 @@ def _headlines(pool: Pool) -> dict[str, str]:
     return {task: models["student"][task]["headline"] if models else "score" for task in pool.tasks}
 
 
-def mean_score(summaries: list[dict], models: dict[str, str]) -> Estimate:
-    """Unweighted mean over tasks of the model given for each, with its interval over seeds and prompts."""
-    by_task = {task: model_rows(summaries, model, task) for task, model in models.items()}
+def mean_score(summaries: list[dict], models: dict[str, str], metric: str | None = None) -> Estimate:
+    """Unweighted mean over tasks of the model given for each, with its interval over seeds and prompts.
+
+    Of the headlines, or of another metric that all tasks have.
+    """
+    by_task = {task: model_rows(summaries, model, task, metric) for task, model in models.items()}
     return estimate(*joined(by_task))
 
 

@@ -34,6 +34,11 @@ def is_alarming(metric: str) -> bool:
     return metric in STRICTER or metric.startswith(f"{DIVERSITY}@")
 
 
+def is_final(metric: str) -> bool:
+    """Whether a metric of final models is used, beside the headline."""
+    return is_score(metric) or is_measure(metric)
+
+
 def is_along(metric: str) -> bool:
     """Whether a metric is used along training, beside the headline."""
     return metric in (REWARD, DRIFT) or is_alarming(metric)
