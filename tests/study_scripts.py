@@ -1,4 +1,4 @@
-"""The scripts in results/reference/study, which are no package, as modules."""
+"""The scripts in results/reference/study, which are no package, as modules, and how its texts write a score."""
 
 import importlib.util
 import sys
@@ -6,6 +6,11 @@ from pathlib import Path
 from types import ModuleType
 
 STUDY = Path(__file__).parents[1] / "results" / "reference" / "study"
+
+
+def short(value: float, signed: bool = False, digits: int = 3) -> str:
+    """A score as texts write it: .704, or +.012 for a difference."""
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("0.", ".")
 
 
 def scripts(folder: Path, *names: str) -> list[ModuleType]:

@@ -24,7 +24,7 @@ from bench.errors import UsageError
 from report.style import drawing
 from sweeps.study import read_study
 from tests.commands import bench
-from tests.study_scripts import STUDY, scripts
+from tests.study_scripts import STUDY, scripts, short
 
 FOLDER = STUDY / "part2"
 cell, central, design, model, outcomes, pack, picture, studies = scripts(
@@ -598,7 +598,6 @@ def test_the_picture_shows_the_model_and_its_cells() -> None:
 
 def test_what_the_protocol_says_was_seen_before_the_cells_is_what_the_studies_ended_with() -> None:
     text = " ".join((STUDY / "PROTOCOL.md").read_text().split())
-    short = lambda value, digits=3: f"{value:.{digits}f}".lstrip("0")
 
     def ended(line: str, rank: int, share: str) -> dict:
         found = studies.summary(studies.named(line, rank, share))
@@ -612,5 +611,12 @@ def test_what_the_protocol_says_was_seen_before_the_cells_is_what_the_studies_en
     assert f"; long joint RL {best}." in text
     chosen = ended("joint", 4, "quarter")["confirmed"][0]
     assert chosen["settings"] == ended("joint", 4, "quarter")["chosen"]["settings"]
-    of_task = [short(np.mean(chosen["scores"][f"taste_{number}"]), 2) for number in (1, 2, 3, 4)]
+    of_task = [short(np.mean(chosen["scores"][f"taste_{number}"]), digits=2) for number in (1, 2, 3, 4)]
     assert "raise one pair ({}, {}) and leave the other where the base is ({}, {})".format(*of_task) in text
+
+
+def test_what_the_protocol_says_was_seen_of_a_cell_is_what_its_runs_ended_with() -> None:
+    text = " ".join((STUDY / "PROTOCOL.md").read_text().split())
+    found = pd.read_csv(FOLDER / "outcomes.csv").set_index(["cell", "seed", "line"])["pair"]
+    seen = [short(found[0, 0, line]) for line in ("base", "joint", "joint_long", "opd")]
+    assert "base {}, joint RL {}, long joint RL {}, distillation {}.".format(*seen) in text

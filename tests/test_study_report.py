@@ -15,7 +15,7 @@ from report.evidence import collect
 from report.hypotheses_file import read_hypotheses
 from report.page import Report
 from report.sections import make
-from tests.study_scripts import STUDY
+from tests.study_scripts import STUDY, short
 
 ROOT = STUDY.parents[2]
 STORED = STUDY / "part1" / "report"
@@ -70,11 +70,6 @@ def test_the_stored_page_answers_the_hypotheses_first_and_names_no_place_of_a_ma
 def table(name: str) -> pd.DataFrame:
     """A stored table, by its first column."""
     return pd.read_csv(STORED / "tables" / f"{name}.csv", index_col=0)
-
-
-def short(value: float, signed: bool = False) -> str:
-    """A score as the README writes it: .704, or +.012 for a difference."""
-    return f"{value:{'+' if signed else ''}.3f}".replace("0.", ".")
 
 
 def told(row: pd.Series, name: str, signed: bool = True) -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The runs of part 1 (PROTOCOL.md): bash results/reference/study/part1.sh WORLD SEED... trains the teachers and all lines of each
-# seed, in results/study/WORLD, two runs at a time. Started again, it resumes.
+# seed, in results/study/WORLD, a run for each core at a time. Started again, it resumes.
 set -euo pipefail
 world=$1
 shift

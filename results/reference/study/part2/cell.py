@@ -1,8 +1,8 @@
 """One cell of part 2: python results/reference/study/part2/cell.py CELL trains its teachers and its lines.
 
 A cell has two seeds that no other cell has; --seed is for one of them. Prints the `bench` commands that it runs, in
-results/study/part2/cell-CELL by default; with --dry-run it only prints them. Started again, it resumes. Two runs are
-made at a time, with one thread each.
+results/study/part2/cell-CELL by default; with --dry-run it only prints them. Started again, it resumes. As many runs
+are made at a time as there are cores, with one thread each.
 """
 
 import argparse
@@ -34,7 +34,6 @@ CENTRAL_TASKS = 4
 SCORED = 6
 """Number of tastes whose shapes the common prompts have in every cell, whatever its tasks."""
 ONE_POINT = {"evaluation.points": "[1.0]"}
-WORKERS = 2
 NEEDS_TEACHERS = ("opd", "soup")
 INTERRUPTED = 130
 
@@ -209,7 +208,7 @@ def main() -> int:
         if codes[-1]:
             print(f"without teachers of seed {seed}, {' and '.join(NEEDS_TEACHERS)} are left out", file=sys.stderr)
             made = {line: words for line, words in made.items() if line not in NEEDS_TEACHERS}
-        with ThreadPoolExecutor(WORKERS) as pool:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             codes += pool.map(run, made.values())
     return INTERRUPTED if INTERRUPTED in codes else sum(code != 0 for code in codes)
 
