@@ -15,8 +15,8 @@ SAID = (
     "that methods train on, and, where a task has them, GenEval's partial, official and strict score, exact reading "
     "and edit distance of a text, and the known utility behind a learned reward. Final models, each at the guidance "
     "scale of its headline. Differences are paired by seed and prompt; intervals are 95%, not corrected. An order of "
-    "lines that holds by the reward and not by the headline, or the other way round, says that one of them was gamed. "
-    "The mean is that of the rewards, over tasks."
+    "lines that holds by the reward and not by the headline, or the other way round, can mean that one of them was "
+    "gamed. The mean is that of the rewards, over tasks."
 )
 
 
