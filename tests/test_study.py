@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.backbones.teacher_files import find_teacher
 from bench.cli.comparison_plan import plan_comparison
 from bench.config.resolve import describe, resolve, teacher_spec
 from bench.results import results
@@ -225,14 +226,29 @@ def test_a_command_of_the_readme_repeats_a_stored_run() -> None:
     with tarfile.open(FOLDER / "part1" / "study-2-s0.tar.xz") as archive:
         stored = {Path(name).parent.name for name in archive.getnames() if name.endswith("/spec.json")}
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("bench run ")]
-    assert [words[3] for words in commands] == ["multi_reward", "opd_analytic"]
+    assert [words[3] for words in commands] == ["multi_reward", "opd_analytic", "opd_analytic"]
+    specs = []
     for words in commands:
         given = dict(zip(words[2::2], words[3::2]))
-        spec = resolve(
+        specs.append(resolve(
             given["--method"], given["--tasks"].split(","), int(given["--seeds"]), given["--backbone"],
             overrides=[given["--set"]], teachers=given.get("--teachers"),
-        )  # fmt: skip
+        ))  # fmt: skip
+    rl, taught, own = specs
+    for spec in (rl, own):
         assert f"{spec.method}-{spec.digest(describe(spec.backbone).fingerprint())}-s0" in stored
+    assert taught.model_copy(update={"teachers": own.teachers}) == own
+
+
+def test_the_stored_teachers_are_those_of_their_seed() -> None:
+    table = pd.read_csv(FOLDER / "part1" / "tried.csv", keep_default_na=False)
+    for folder in (FOLDER / "part1" / "teachers").iterdir():
+        world, seed = folder.name.rsplit("-s", 1)
+        own = table[(table["world"] == world) & table["run"].str.fullmatch(f"single_task-.*-s{seed}")]
+        hashes = own.groupby("model")["weights"].unique()
+        assert sorted(path.name for path in folder.iterdir()) == sorted(TASKS)
+        for task in TASKS:
+            assert hashes[f"teacher {task}"].tolist() == [find_teacher("student", str(folder / task)).hash]
 
 
 def test_worlds_of_the_study_fall_back_to_micro_s_recipes() -> None:
