@@ -27,8 +27,8 @@ from tests.commands import bench
 from tests.study_scripts import STUDY, scripts, short
 
 FOLDER = STUDY / "part2"
-cell, central, design, model, outcomes, pack, picture, studies = scripts(
-    FOLDER, "cell", "central", "design", "model", "outcomes", "pack", "picture", "studies"
+cell, central, design, model, outcomes, pack, page, picture, studies = scripts(
+    FOLDER, "cell", "central", "design", "model", "outcomes", "pack", "page", "picture", "studies"
 )
 RULE = {"params.combine": "pcgrad"}
 
@@ -171,7 +171,7 @@ def test_a_dry_run_prints_the_commands(capsys, monkeypatch) -> None:
         ("part2/outcomes.py", ["nowhere"], 3, "nowhere is not a folder"),
         ("part2/pack.py", ["3", "."], 2, "cell 3, seed 6: no base, joint"),
         ("part2/pack.py", ["99", "."], 2, "there is no cell 99"),
-        ("part2/model.py", [], 3, "outcomes.csv is missing: part2/outcomes.py writes it"),
+        ("part2/page.py", [], 3, "outcomes.csv is missing: part2/outcomes.py writes it"),
         ("part2/picture.py", [], 3, "outcomes.csv is missing: part2/outcomes.py writes it"),
         ("read_signs.py", ["study-2"], 2, "seeds"),
         ("read_signs.py", ["study-2", "0"], 2, "results/study/study-2 is not a folder"),
@@ -357,8 +357,8 @@ def test_where_nothing_is_nothing_is_found() -> None:
     assert false <= 6  # of a family-wise rate of 5%
 
 
-def test_what_is_reported_beside_the_verdicts() -> None:
-    """On outcomes in which distillation has .1 to .3 more of everything than other lines, and gains .05 and 3/4 of its teachers' gain."""
+def every_outcome() -> pd.DataFrame:
+    """Distillation has .1 to .3 more of everything than other lines, and gains .05 and 3/4 of its teachers' gain."""
     rows, rng = [], np.random.default_rng(0)
     for row in cell.cells():
         # In the corner the teachers' gain says nothing.
@@ -368,10 +368,13 @@ def test_what_is_reported_beside_the_verdicts() -> None:
             opd = 0.55 + (0 if cornered else 0.75 * gain)
             values = {"base": 0.5, "teachers": 0.5 + gain, "opd": opd, "joint": opd - 0.2, "joint_long": opd - 0.1}
             values |= {"rule": opd - 0.1, "soup": opd - 0.2} | ({"shared": opd - 0.3} if row["overlap"] == "all" else {})
-            rows += [(int(row["cell"]), seed, line, *[value] * 6) for line, value in values.items()]
-    names = ["pair", "lowest", "mean", "extremity", "diversity", "drift"]
-    made = pd.DataFrame(rows, columns=["cell", "seed", "line", *names])
-    found = model.beside(made).set_index(["quantity", "response"])["value"]
+            spent = {"opd": cell.student_nfe(row), "joint": cell.student_nfe(row), "joint_long": cell.long_nfe(row), "rule": 7}
+            rows += [(int(row["cell"]), seed, line, spent.get(line, 0), *[value] * 6) for line, value in values.items()]
+    return pd.DataFrame(rows, columns=outcomes.COLUMNS)
+
+
+def test_what_is_reported_beside_the_verdicts() -> None:
+    found = model.beside(every_outcome()).set_index(["quantity", "response"])["value"]
     minus_base = "distillation minus the base"
     assert found["slope on the teachers' gain, cells outside the corner", minus_base] == pytest.approx(0.75)
     assert found["gain without a gain of the teachers, cells outside the corner", minus_base] == pytest.approx(0.05)
@@ -386,6 +389,36 @@ def test_what_is_reported_beside_the_verdicts() -> None:
     assert found[f"pair, {count} cells", "shared in the place of joint"] == pytest.approx(0.3)
     assert found["1a without overlap distillation wins, lowest", "teachers counted"] == pytest.approx(0.1)
     assert found["the corner's own cells, mean", "teachers counted"] == pytest.approx(0.1)
+
+
+def test_the_page_has_the_tests_and_what_is_beside_and_names_the_cells_that_deviate() -> None:
+    made = every_outcome()
+    # Lines other than distillation, so that its own values stay what the slope is about.
+    noise = pd.Series(np.random.default_rng(1).normal(0, 0.01, 36))
+    noise[5] += 0.3
+    made.loc[made["line"] == "joint", "pair"] -= made["cell"].map(noise)
+    table, cells = model.tests(made), page.every_cell(made)
+    text = page.page(made)
+    for row, verdict in zip(table.itertuples(), table["verdict"]):
+        assert f"| {row.statement} | {row.response} | {row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}] |" in text
+        assert f" | {verdict} |\n" in text
+    assert f"Statement 1 as a whole: {model.first_statement(table)}." in text
+    assert "| soup in the place of joint | +0.200" in text and text.count("\n| pair, ") == 3
+    assert "teachers not counted: cells 5 deviate" in text
+    (row,) = (row for row in cells.rows if row["cell"] == 5)
+    assert row["teachers not counted"] == pytest.approx(0.2 + noise[5]) and 0.1 < row["teachers not counted left"] < 0.3
+    assert (row["nfe opd"], row["nfe joint_long"], row["nfe rule"]) == (73_728, cell.long_nfe(cell.numbered(5)), 7)
+    assert len(cells.rows) == 36
+
+
+def test_the_stored_page_follows_from_the_outcomes() -> None:
+    path = FOLDER / "results.md"
+    try:
+        found = page.page(model.complete())
+    except UsageError:
+        assert not path.exists() and not (FOLDER / "phase.png").exists()
+    else:
+        assert path.read_text() == found and (FOLDER / "phase.png").is_file()
 
 
 def test_products_of_the_budget_are_told_from_what_they_bias() -> None:

@@ -1,4 +1,4 @@
-"""The model of part 2's response: python results/reference/study/part2/model.py prints the tests on outcomes.csv.
+"""The model of part 2's response, its tests, and what is reported beside them.
 
 A linear mixed model with a random intercept per cell. As every cell has the same number of seeds, its estimates and
 their errors are those of least squares on the cells' means, which is how they are computed. Tests of the protocol's
@@ -20,7 +20,7 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.tools import add_constant
 
 from bench.analysis.stats import holm
-from bench.errors import MissingError, UsageError, exit_on_error
+from bench.errors import MissingError, UsageError
 
 HERE = Path(__file__).parent
 FACTORS = ("overlap", "conflict", "tasks", "rank", "teachers", "budget")
@@ -264,15 +264,3 @@ def _mean(data: pd.DataFrame) -> tuple[float, float, float]:
     gap = data["response"]
     reach = stats.t.ppf(0.975, len(gap) - 1) * gap.std() / np.sqrt(len(gap))
     return gap.mean(), gap.mean() - reach, gap.mean() + reach
-
-
-def main() -> None:
-    """Print the tests, and what is reported beside them."""
-    outcomes = complete()
-    table = tests(outcomes)
-    print(table.round(4).to_string(index=False), end=f"\nstatement 1 {first_statement(table)}\n\n")
-    print(beside(outcomes).round(4).to_string(index=False))
-
-
-if __name__ == "__main__":
-    exit_on_error(main)
