@@ -23,12 +23,13 @@ SAID = (
     "Measured on held-out prompts. Diversity is the mean distance between images in a feature space, which the "
     "heading names after the @: between images of one prompt (four images of about sixteen prompts), and over prompts "
     "(all pairs of images of different prompts). Its unit is that of the space, so only its changes mean something. "
-    "Entropy is that of an attribute that the caption leaves open, in bits, over all images of a task; it is 0 if all "
-    "images have the same. Drift is the mean over the sampling path of the squared difference between a model's "
-    "velocity and the base's at the model's own states, per dimension, on the same sixteen prompts at the same "
-    "guidance scale. Guidance narrows what a model draws: where no scale is named, the base and teachers are measured "
-    "at their own. Intervals are 95%, over seeds and prompts. A dash means decided by the captions, or not recorded in "
-    "every run of the line (runs of versions up to 0.2 have no measures)."
+    "Entropy is that of an attribute, in bits, over all images of a task whose caption leaves it open; it is 0 if all "
+    "of them have the same. Drift is the mean over the sampling path of the squared difference between a model's "
+    "velocity and the base's at the model's own states, per dimension, on the prompts of the diversity and at the same "
+    "guidance scale. Guidance narrows what a model draws: unless the title begins with a scale, the base and teachers "
+    "are measured at their own. The mean is over the tasks that have the measure. Intervals are 95%, over seeds and "
+    "prompts; with few seeds one may exceed a measure's range. A dash means decided by the captions, or not recorded "
+    "in every run of the line (runs of versions up to 0.2 have no measures)."
 )
 
 
@@ -55,7 +56,7 @@ def measures_tables(pool: Pool, standings: dict[str, Standing], references: Refe
     tables = [_measures_table(pool, references, "models", known, f"{prefix}diversity", "")]
     summaries = [record.summary for line in pool.lines for record in line.records]
     if (along := part_along(summaries)) != "models":
-        where = f" at guidance {pool.world.guidance:g}"
+        where = f" with every model at guidance {pool.world.guidance:g}"
         # There the base is not at its best guidance.
         references = [("base" if label == BASE else label, shown, of) for label, shown, of in references]
         tables.append(_measures_table(pool, references, along, {}, f"{prefix}diversity-along", where))

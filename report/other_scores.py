@@ -11,12 +11,14 @@ from report.table import Column, Row, Table
 from report.tables import References, mean_score
 
 SAID = (
-    "Scores of the images whose headlines the table of scores has, by what else a task reports of them: the reward "
-    "that methods train on, and, where a task has them, GenEval's partial, official and strict score, exact reading "
-    "and edit distance of a text, and the known utility behind a learned reward. Final models, each at the guidance "
-    "scale of its headline. Differences are paired by seed and prompt; intervals are 95%, not corrected. An order of "
-    "lines that holds by the reward and not by the headline, or the other way round, can mean that one of them was "
-    "gamed. The mean is that of the rewards, over tasks."
+    "Scores of the images whose headlines the table of scores has, by what else a task reports of them, such as the "
+    "reward that methods train on, GenEval's partial and official score, or a preference model's own output in its own "
+    "unit; the headline and what repeats another score are left out. A reward may be clipped to [0, 1] where what it "
+    "is made of is not (GenEval's partial score is below 0 for far too many objects). Final models, each at the "
+    "guidance scale of its headline. Differences are paired by seed and prompt; intervals are 95%, not corrected, and "
+    "with few seeds may exceed a score's range. An order of lines that holds by the reward and not by the headline, or "
+    "the other way round, can mean that one of them was gamed, or be noise where intervals include 0. The mean is that "
+    "of the rewards, over tasks."
 )
 
 

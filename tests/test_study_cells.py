@@ -27,8 +27,8 @@ from tests.commands import bench
 from tests.study_scripts import STUDY, scripts, short
 
 FOLDER = STUDY / "part2"
-cell, central, design, model, outcomes, pack, page, picture, studies = scripts(
-    FOLDER, "cell", "central", "design", "model", "outcomes", "pack", "page", "picture", "studies"
+cell, central, design, model, beside, outcomes, pack, page, picture, studies = scripts(
+    FOLDER, "cell", "central", "design", "model", "beside", "outcomes", "pack", "page", "picture", "studies"
 )
 RULE = {"params.combine": "pcgrad"}
 
@@ -368,13 +368,14 @@ def every_outcome() -> pd.DataFrame:
             opd = 0.55 + (0 if cornered else 0.75 * gain)
             values = {"base": 0.5, "teachers": 0.5 + gain, "opd": opd, "joint": opd - 0.2, "joint_long": opd - 0.1}
             values |= {"rule": opd - 0.1, "soup": opd - 0.2} | ({"shared": opd - 0.3} if row["overlap"] == "all" else {})
-            spent = {"opd": cell.student_nfe(row), "joint": cell.student_nfe(row), "joint_long": cell.long_nfe(row), "rule": 7}
+            nfe, long = cell.student_nfe(row), cell.long_nfe(row)
+            spent = {"opd": nfe, "joint": nfe, "joint_long": long, "rule": 7, "teachers": long - nfe}
             rows += [(int(row["cell"]), seed, line, spent.get(line, 0), *[value] * 6) for line, value in values.items()]
     return pd.DataFrame(rows, columns=outcomes.COLUMNS)
 
 
 def test_what_is_reported_beside_the_verdicts() -> None:
-    found = model.beside(every_outcome()).set_index(["quantity", "response"])["value"]
+    found = beside.beside(every_outcome()).set_index(["quantity", "response"])["value"]
     minus_base = "distillation minus the base"
     assert found["slope on the teachers' gain, cells outside the corner", minus_base] == pytest.approx(0.75)
     assert found["gain without a gain of the teachers, cells outside the corner", minus_base] == pytest.approx(0.05)
@@ -382,13 +383,41 @@ def test_what_is_reported_beside_the_verdicts() -> None:
         assert found[f"opposed rewards on the same prompts, {value}", "teachers not counted"] == pytest.approx(0.2)
     for value in ("pair", "mean"):
         assert found[f"at a right angle on the same prompts, {value}", "teachers counted"] == pytest.approx(0.1)
-    assert found["1a without overlap distillation wins, with products of the budget", "teachers counted"] == pytest.approx(0.1)
-    assert found["diversity, all cells", "teachers counted"] == pytest.approx(0.1)
-    assert found["pair, 36 cells", "soup in the place of joint"] == pytest.approx(0.2)
+    assert found["no overlap, pair, with products of the budget", "teachers counted"] == pytest.approx(0.1)
+    assert found["mean over all cells, diversity", "teachers counted"] == pytest.approx(0.1)
+    assert found["mean over 36 cells, pair", "soup in the place of joint"] == pytest.approx(0.2)
+    assert found["no overlap, pair", "soup in the place of joint"] == pytest.approx(0.2)
     count = sum(row["overlap"] == "all" for row in cell.cells())
-    assert found[f"pair, {count} cells", "shared in the place of joint"] == pytest.approx(0.3)
-    assert found["1a without overlap distillation wins, lowest", "teachers counted"] == pytest.approx(0.1)
-    assert found["the corner's own cells, mean", "teachers counted"] == pytest.approx(0.1)
+    assert found[f"mean over {count} cells, pair", "shared in the place of joint"] == pytest.approx(0.3)
+    assert found["no overlap, lowest", "teachers counted"] == pytest.approx(0.1)
+    own = "opposed rewards on the same prompts, mean of its own cells"
+    assert found[f"{own}, mean", "teachers counted"] == pytest.approx(0.1)
+    assert found[f"{own}, extremity", "of opd itself"] == pytest.approx(0.55)
+    assert found[f"{own}, extremity", "of joint_long itself"] == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"diversity": -1}, ["less diversity"]), ({"drift": 1}, ["more drift"]), ({"diversity": 1, "drift": -1}, []),
+    ({"diversity": -1, "drift": 1}, ["less diversity", "more drift"]),
+])  # fmt: skip
+def test_less_diversity_and_more_drift_are_the_price_of_a_win(changed: dict[str, int], said: list[str]) -> None:
+    made = every_outcome()
+    # Differences that are above 0 in every other cell, and below in the others.
+    noise = 0.01 * (-1.0) ** made["cell"] * (made["line"] == "opd")
+    made["diversity"] = made["drift"] = 1 + noise
+    assert beside.price(made) == []
+    # Against the long line, whatever the others are.
+    for value, sign in changed.items():
+        made.loc[made["line"] == "opd", value] += 0.1 * sign
+    found = beside.price(made)
+    assert [text.split(" than")[0] for text in found] == said
+    text = page.page(made)
+    for price in found:
+        assert f"{price}" in text
+    verdicts = text.split("## Beside")[0]
+    # 1a holds; the others' contrasts are 0, or not a win.
+    assert verdicts.count("| holds, at the price above |") == bool(said) and verdicts.count("| holds |") == (not said)
+    assert ("neither less diversity nor more drift is shown" in text) == (not said)
 
 
 def test_the_page_has_the_tests_and_what_is_beside_and_names_the_cells_that_deviate() -> None:
@@ -400,15 +429,22 @@ def test_the_page_has_the_tests_and_what_is_beside_and_names_the_cells_that_devi
     table, cells = model.tests(made), page.every_cell(made)
     text = page.page(made)
     for row, verdict in zip(table.itertuples(), table["verdict"]):
-        assert f"| {row.statement} | {row.response} | {row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}] |" in text
-        assert f" | {verdict} |\n" in text
+        assert f"| {row.contrast} | {row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}] |" in text
+        assert f" | {verdict}" in text
     assert f"Statement 1 as a whole: {model.first_statement(table)}." in text
-    assert "| soup in the place of joint | +0.200" in text and text.count("\n| pair, ") == 3
+    assert "| mean over 36 cells, pair | soup in the place of joint | +0.200" in text
     assert "teachers not counted: cells 5 deviate" in text
     (row,) = (row for row in cells.rows if row["cell"] == 5)
     assert row["teachers not counted"] == pytest.approx(0.2 + noise[5]) and 0.1 < row["teachers not counted left"] < 0.3
-    assert (row["nfe opd"], row["nfe joint_long"], row["nfe rule"]) == (73_728, cell.long_nfe(cell.numbered(5)), 7)
+    long = cell.long_nfe(cell.numbered(5))
+    assert (row["nfe opd"], row["nfe joint_long"], row["nfe rule"], row["nfe teachers"]) == (73_728, long, 7, long - 73_728)
     assert len(cells.rows) == 36
+
+
+def test_the_page_names_the_lines_that_failed(monkeypatch) -> None:
+    assert "failed" not in page.page(every_outcome())
+    monkeypatch.setattr(page, "failures", lambda: [(4, 8, "opd"), (4, 8, "soup")])
+    assert "no NFE: opd of cell 4, seed 8, soup of cell 4, seed 8." in page.page(every_outcome())
 
 
 def test_the_stored_page_follows_from_the_outcomes() -> None:
@@ -427,10 +463,10 @@ def test_products_of_the_budget_are_told_from_what_they_bias() -> None:
     data = cells.assign(response=0.1 * cells["teachers"] * (1 + cells["budget"]))
     three = model.statements()[-1]
     assert model.estimates(data, [three.weights])["value"][0] != pytest.approx(0.1, abs=1e-3)
-    for further in model.SENSITIVITY.values():
+    for further in beside.SENSITIVITY.values():
         terms = model.terms(data, further)
         assert np.linalg.matrix_rank(terms) == terms.shape[1]
-    further = model.SENSITIVITY["with products of the budget"]
+    further = beside.SENSITIVITY["with products of the budget"]
     assert model.estimates(data, [three.weights], further)["value"][0] == pytest.approx(0.1)
 
 
@@ -476,7 +512,8 @@ class Run:
     def __init__(self, method: str, nfe: int, low: float, seed: int = 0, **settings):
         params = {"combine": settings.pop("combine")} if "combine" in settings else {}
         self.spec = {"method": method, "seed": seed, "params": params, "budget": {"nfe": nfe}} | settings
-        self.summary = {"cost": {"evaluations": {"training": nfe}}, "models": models(low)}
+        taught = {task: {"evaluations": 100.0} for task in cell.tasks(ROW)} if method in ("opd_analytic", "merge") else {}
+        self.summary = {"cost": {"evaluations": {"training": nfe}}, "models": models(low), "teachers": taught}
         self.folder = Path(f"{method}-x-s{seed}")
         self.low = low
 
@@ -539,7 +576,7 @@ def test_outcomes_tell_lines_apart(made: list[Run], tmp_path: Path) -> None:
     extremity = {line: (abs(value - 0.5) + 0.5) / 2 for line, value in lowest.items()}
     assert found["extremity"].to_dict() == pytest.approx(extremity)
     short, long = cell.student_nfe(ROW), cell.long_nfe(ROW)
-    assert found.loc[["opd", "joint", "joint_long", "soup", "base", "teachers"], "nfe"].tolist() == [short, short, long, 0, 0, 0]
+    assert found.loc[["opd", "joint", "joint_long", "soup", "base", "teachers"], "nfe"].tolist() == [short, short, long, 0, 0, 600]
 
 
 def test_the_outcomes_are_those_of_the_archives(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The model of part 2's response, its tests, and what is reported beside them.
+"""The model of part 2's response, and the tests of what was stated in advance.
 
 A linear mixed model with a random intercept per cell. As every cell has the same number of seeds, its estimates and
 their errors are those of least squares on the cells' means, which is how they are computed. Tests of the protocol's
@@ -7,7 +7,6 @@ statements are t-tests of contrasts, with as many degrees of freedom as there ar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ import numpy as np
 import pandas as pd
 from cell import cells, seeds
 from design import shares
-from scipy import stats
 from statsmodels.regression.linear_model import OLS
-from statsmodels.tools import add_constant
 
 from bench.analysis.stats import holm
 from bench.errors import MissingError, UsageError
@@ -34,20 +31,14 @@ PRODUCTS = (
     ("conflict", "teachers"),
     ("conflict", "conflict"),
 )
-SENSITIVITY = {
-    "with products of the budget": tuple(("budget", name) for name in FACTORS if name != "budget"),
-    "with rank x teachers": (("rank", "teachers"),),
-}
-"""Products that the model leaves out, with which the contrasts are estimated again."""
 OVERLAP = {"none": 0.0, "half": 0.5, "all": 1.0}
 CENTRE = {"overlap": 0.5, "conflict": 0.5, "tasks": 0.0, "rank": 0.0, "teachers": 0.0, "budget": 0.0}
 """Where a statement does not name a factor."""
 COUNTED, NOT_COUNTED = "teachers counted", "teachers not counted"
 RESPONSES = {COUNTED: "joint_long", NOT_COUNTED: "joint"}
 CORNER = {"overlap": 1.0, "conflict": 1.0}
-"""Where statement 2 is about."""
-RIGHT_ANGLE = {"overlap": 1.0, "conflict": 0.5}
-"""Where rewards are independent on the same prompts, so that images can leave the Pareto front."""
+"""What statement 2 is about."""
+CORNERED = "opposed rewards on the same prompts"
 
 
 def coded() -> pd.DataFrame:
@@ -145,6 +136,8 @@ class Statement:
     """A claim of the protocol: a contrast of one response that is above 0 (sign 1) or below (-1)."""
 
     name: str
+    contrast: str
+    """What the estimate is, whatever its sign."""
     response: str
     weights: np.ndarray
     sign: int
@@ -152,12 +145,17 @@ class Statement:
 
 def statements() -> list[Statement]:
     """The protocol's statements."""
+    alone = {"overlap": 0.0}
+    tasks, rank, teachers = change("tasks", 1.0, **alone), change("rank", -1.0, **alone), change("teachers", 1.0)
+    opposed = prediction(**CORNER)
     return [
-        Statement("1a without overlap distillation wins", COUNTED, prediction(overlap=0.0), 1),
-        Statement("1b more so with more tasks", COUNTED, change("tasks", 1.0, overlap=0.0), 1),
-        Statement("1c more so with a lower rank", COUNTED, change("rank", -1.0, overlap=0.0), 1),
-        Statement("2 with opposed rewards on the same prompts it loses", COUNTED, prediction(**CORNER), -1),
-        Statement("3 with better teachers it gains", NOT_COUNTED, change("teachers", 1.0), 1),
+        Statement("1a without overlap distillation wins", "no overlap", COUNTED, prediction(**alone), 1),
+        Statement("1b more so with more tasks", "two more tasks, no overlap", COUNTED, tasks, 1),
+        Statement("1c more so with a lower rank", "a quarter of the rank, no overlap", COUNTED, rank, 1),
+        Statement("2 with opposed rewards on the same prompts it loses", CORNERED, COUNTED, opposed, -1),
+        Statement(
+            "3, its direction: with better teachers it gains", "twice the teachers' updates", NOT_COUNTED, teachers, 1
+        ),
     ]
 
 
@@ -175,10 +173,11 @@ def estimates(
 
 def corner(data: pd.DataFrame) -> float:
     """Mean response of the cells with all prompts in common and opposed rewards."""
-    return float(data.loc[_in_corner(data), "response"].mean())
+    return float(data.loc[in_corner(data), "response"].mean())
 
 
-def _in_corner(data: pd.DataFrame) -> np.ndarray:
+def in_corner(data: pd.DataFrame) -> np.ndarray:
+    """Whether each cell has all prompts in common and opposed rewards."""
     return np.logical_and.reduce([np.isclose(data[name], value) for name, value in CORNER.items()])
 
 
@@ -192,6 +191,7 @@ def tests(outcomes: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat([estimates(data[one.response], [one.weights]) for one in asked], ignore_index=True)
     table.insert(0, "statement", [one.name for one in asked])
     table.insert(1, "response", [one.response for one in asked])
+    table.insert(2, "contrast", [one.contrast for one in asked])
     table["p (Holm)"] = holm(table["p"].tolist())
     sign = np.sign(table["value"])
     sure = table["p (Holm)"] < 0.05
@@ -207,60 +207,3 @@ def first_statement(table: pd.DataFrame) -> str:
     """The verdict on statement 1: it holds if all three of its contrasts do, and fails if one fails."""
     verdicts = table.loc[table["statement"].str.startswith("1"), "verdict"]
     return "holds" if (verdicts == "holds").all() else "fails" if (verdicts == "fails").any() else "undecided"
-
-
-def beside(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """What is reported beside the verdicts, without tests.
-
-    Contrasts of other responses and with further products; what opposed rewards, and rewards at a right angle, do to
-    images; distillation minus the other line in diversity and drift, and minus further lines in score, over cells, with
-    the interval of a paired t-test; and what distillation gains where its teachers gain more.
-    """
-    rows: list[tuple[str, str, Any, Any, Any]] = []
-
-    def add(quantity: str, response: str, found: pd.DataFrame) -> None:
-        rows.extend((quantity, response, *row) for row in found[["value", "low", "high"]].itertuples(index=False))
-
-    for name, line in RESPONSES.items():
-        for value in ("pair", "lowest", "mean"):
-            data = responses(outcomes, line, value)
-            for one in statements():
-                add(f"{one.name}, {value}", name, estimates(data, [one.weights]))
-            rows.append((f"the corner's own cells, {value}", name, corner(data), np.nan, np.nan))
-            add(f"at a right angle on the same prompts, {value}", name, estimates(data, [prediction(**RIGHT_ANGLE)]))
-        data = responses(outcomes, line)
-        for one, (more, further) in product(statements(), SENSITIVITY.items()):
-            if one.response == name:
-                add(f"{one.name}, {more}", name, estimates(data, [one.weights], further))
-        for value in ("extremity", "diversity", "drift"):
-            data = responses(outcomes, line, value)
-            add(f"opposed rewards on the same prompts, {value}", name, estimates(data, [prediction(**CORNER)]))
-            rows.append((f"{value}, all cells", name, *_mean(data)))
-    for line in ("rule", "soup", "shared"):
-        has = outcomes[outcomes["line"] == line]["cell"]
-        data = responses(outcomes[outcomes["cell"].isin(has)], line)
-        rows.append((f"pair, {len(data)} cells", f"{line} in the place of joint", *_mean(data)))
-    for quantity, row in zip(("gain without a gain of the teachers", "slope on the teachers' gain"), kept(outcomes)):
-        rows.append((f"{quantity}, cells outside the corner", "distillation minus the base", *row))
-    return pd.DataFrame(rows, columns=["quantity", "response", "value", "low", "high"])
-
-
-def kept(outcomes: pd.DataFrame) -> list[tuple[float, float, float]]:
-    """Intercept and slope of distillation's gain over the base on its teachers' gain, with 95% intervals.
-
-    In the corner no student can have what both teachers of a pair have, so that its cells are left out. A student that
-    keeps a constant share of what its teachers gained has an intercept of 0.
-    """
-    gained = responses(outcomes, "base")
-    taught = outcomes.pivot(index=["cell", "seed"], columns="line", values="pair").groupby("cell").mean()
-    gained = gained[~_in_corner(gained)]
-    gain = (taught["teachers"] - taught["base"])[gained["cell"]].to_numpy()
-    found = OLS(gained["response"].to_numpy(), add_constant(gain)).fit()
-    return [(value, *ends) for value, ends in zip(found.params, found.conf_int())]
-
-
-def _mean(data: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean response over cells with the 95% interval of a t-test."""
-    gap = data["response"]
-    reach = stats.t.ppf(0.975, len(gap) - 1) * gap.std() / np.sqrt(len(gap))
-    return gap.mean(), gap.mean() - reach, gap.mean() + reach

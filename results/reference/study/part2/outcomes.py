@@ -1,10 +1,11 @@
 """Outcomes of part 2's runs: python results/reference/study/part2/outcomes.py results/study/part2 writes outcomes.csv.
 
-One row per cell, seed and line, one for the base, and one for the cell's teachers, each on its own task. Of scores: the
-response `pair` (the lower score of each pair of tasks, averaged over pairs), the lowest and the mean; `extremity`, the
-mean distance of an image's score from 1/2, which is small where opposed rewards are met by a compromise and large where
-they are met by images of either kind; of measures (bench/training/measures.py) the means over tasks. Cells of which a
-line has not finished are left out and named.
+One row per cell, seed and line, one for the base, and one for the cell's teachers, each on its own task. `nfe` is
+what was spent on training, by all teachers together in their row. Of scores: the response `pair` (the lower score of
+each pair of tasks, averaged over pairs), the lowest and the mean; `extremity`, the mean distance of an image's score
+from 1/2, which is small where opposed rewards are met by a compromise and large where they are met by images of
+either kind; of measures (bench/training/measures.py) the means over tasks. Cells of which a line has not finished are
+left out and named.
 """
 
 import argparse
@@ -112,7 +113,10 @@ def _rows(run: Result, line: str, cell: dict[str, str]) -> dict[str, dict[str, A
         means = of_model.groupby("metric")["value"].mean()
         diversity = means[[metric.startswith(f"{DIVERSITY}@") for metric in means.index]].mean()
         drift = 0.0 if name == BASE else means.get(DRIFT, float("nan"))
-        spent = run.summary["cost"]["evaluations"].get("training", 0) if name == line else 0
+        spent = {
+            line: run.summary["cost"]["evaluations"].get("training", 0),
+            TEACHERS: int(sum(teacher["evaluations"] for teacher in run.summary["teachers"].values())),
+        }.get(name, 0)
         pair = sum(min(score[one], score[other]) for one, other in pairs(cell)) / len(pairs(cell))
         model = {line: "student", BASE: BASE}.get(name)
         extremity = np.mean(

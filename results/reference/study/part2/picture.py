@@ -22,7 +22,8 @@ TASKS = {2: -1.0, 4: 0.0, 6: 1.0}
 ANGLES = {"0°": 0.0, "90°": 0.5, "180°": 1.0}
 """Angle between the two rewards of a pair -> conflict."""
 NOTE = (
-    "line: no difference; hatched: the 95% interval includes 0; circles: cells, adjusted to the middle of other factors"
+    "line: no difference; hatched: each point's 95% interval includes 0; circles: cells, adjusted to the middle of\n"
+    "other factors, beside each other where their place is the same; between places the model interpolates"
 )
 FINE = np.linspace(0, 1, 41)
 
@@ -51,7 +52,8 @@ def phase(outcomes: pd.DataFrame) -> "Figure":
         data = responses(outcomes, line)
         dots[name] = adjusted(data)
         found |= {(name, number): surface(data, code) for number, code in TASKS.items()}
-    reach = max(np.abs(value).max() for value, _ in found.values())
+    shown = [*(value for value, _ in found.values()), *(cells["response"] for cells in dots.values())]
+    reach = max(np.abs(values).max() for values in shown)
     figure, axes = plt.subplots(
         len(RESPONSES), len(TASKS), sharex=True, sharey=True, squeeze=False, figsize=(WIDTHS["page"], 4.4)
     )
