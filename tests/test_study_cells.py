@@ -413,7 +413,7 @@ def test_less_diversity_and_more_drift_are_the_price_of_a_win(changed: dict[str,
     assert [text.split(" than")[0] for text in found] == said
     text = page.page(made)
     for price in found:
-        assert f"{price}" in text
+        assert price in text
     verdicts = text.split("## Beside")[0]
     # 1a holds; the others' contrasts are 0, or not a win.
     assert verdicts.count("| holds, at the price above |") == bool(said) and verdicts.count("| holds |") == (not said)

@@ -82,9 +82,10 @@ def beside(outcomes: pd.DataFrame) -> pd.DataFrame:
         for one in statements() if line != "shared" else ():
             add(f"{one.contrast}, pair", response, estimates(data, [one.weights]))
         rows.append((f"mean over {len(data)} cells, pair", response, *_mean(data)))
-    cornered = coded().set_index("cell").index[in_corner(coded())]
+    design = coded()
+    cornered = outcomes[outcomes["cell"].isin(design.loc[in_corner(design), "cell"])]
     for line in ("opd", *RESPONSES.values(), "base"):
-        level = outcomes[(outcomes["line"] == line) & outcomes["cell"].isin(cornered)]["extremity"].mean()
+        level = cornered.loc[cornered["line"] == line, "extremity"].mean()
         rows.append((f"{OWN}, extremity", f"of {line} itself", level, np.nan, np.nan))
     for quantity, row in zip(("gain without a gain of the teachers", "slope on the teachers' gain"), kept(outcomes)):
         rows.append((f"{quantity}, cells outside the corner", "distillation minus the base", *row))

@@ -59,8 +59,8 @@ BESIDE = (
 )
 
 
-def tested(outcomes: pd.DataFrame) -> Table:
-    """The protocol's statements; a win of distillation that has a price is called one at this price."""
+def tested(found: pd.DataFrame, paid: list[str]) -> Table:
+    """The protocol's statements with their tests; a win of distillation is called one at the price that it has."""
     columns = [
         Column("statement", "statement"),
         Column("response", "response"),
@@ -69,8 +69,8 @@ def tested(outcomes: pd.DataFrame) -> Table:
         Column("p (Holm)", "p (Holm)", "p"),
         Column("verdict", "verdict"),
     ]
-    paid, rows = price(outcomes), []
-    for row in tests(outcomes).to_dict("records"):
+    rows: list[Row] = []
+    for row in found.to_dict("records"):
         won = row["response"] == COUNTED and row["value"] > 0
         rows.append(row | {"estimate": _estimate(row), "verdict": _priced(row["verdict"], paid if won else [])})
     return Table("tests", "Statements made in advance", TESTED, columns, rows)
@@ -112,16 +112,16 @@ def every_cell(outcomes: pd.DataFrame) -> Table:
 
 def page(outcomes: pd.DataFrame) -> str:
     """The page in Markdown."""
-    paid = price(outcomes)
+    paid, found = price(outcomes), tests(outcomes)
     said = [
         HEAD,
         f"Price of distillation: {' and '.join(paid) if paid else 'neither less diversity nor more drift is shown'}.",
-        f"Statement 1 as a whole: {_priced(first_statement(tests(outcomes)), paid)}.",
+        f"Statement 1 as a whole: {_priced(first_statement(found), paid)}.",
     ]
     if lost := failures():
         which = ", ".join(f"{line} of cell {cell}, seed {seed}" for cell, seed, line in lost)
         said.append(f"Lines that failed and have the base's scores, diversity and drift (0) and no NFE: {which}.")
-    for table in (tested(outcomes), further(outcomes), every_cell(outcomes)):
+    for table in (tested(found, paid), further(outcomes), every_cell(outcomes)):
         said.append(f"## {table.title}\n\n{table.markdown()}\n{table.note}")
     return "\n\n".join(said) + "\n"
 
