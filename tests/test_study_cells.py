@@ -390,6 +390,9 @@ def test_what_is_reported_beside_the_verdicts() -> None:
     count = sum(row["overlap"] == "all" for row in cell.cells())
     assert found[f"mean over {count} cells, pair", "shared in the place of joint"] == pytest.approx(0.3)
     assert found["no overlap, lowest", "teachers counted"] == pytest.approx(0.1)
+    # What is tested is not repeated.
+    assert not any((f"{one.contrast}, pair", one.response) in found.index for one in model.statements())
+    assert ("no overlap, pair", "teachers not counted") in found.index
     own = "opposed rewards on the same prompts, mean of its own cells"
     assert found[f"{own}, mean", "teachers counted"] == pytest.approx(0.1)
     assert found[f"{own}, extremity", "of opd itself"] == pytest.approx(0.55)
@@ -433,7 +436,7 @@ def test_the_page_has_the_tests_and_what_is_beside_and_names_the_cells_that_devi
         assert f" | {verdict}" in text
     assert f"Statement 1 as a whole: {model.first_statement(table)}." in text
     assert "| mean over 36 cells, pair | soup in the place of joint | +0.200" in text
-    assert "teachers not counted: cells 5 deviate" in text
+    assert "; teachers not counted: 5. NFE" in text
     (row,) = (row for row in cells.rows if row["cell"] == 5)
     assert row["teachers not counted"] == pytest.approx(0.2 + noise[5]) and 0.1 < row["teachers not counted left"] < 0.3
     long = cell.long_nfe(cell.numbered(5))

@@ -21,5 +21,5 @@ for cell in {0..35}; do
   python "$here/part2/pack.py" "$cell" "$here/part2" || echo "cell $cell is not packed" >&2
 done
 python "$here/part2/outcomes.py" results/study/part2
-python "$here/part2/page.py"
 python "$here/part2/picture.py"
+python "$here/part2/page.py"

@@ -98,14 +98,14 @@ def every_cell(outcomes: pd.DataFrame) -> Table:
         found[name], found[f"{name} left"] = data["response"], pd.Series(model.resid.to_numpy(), data.index)
         columns += [Column(name, name, "change"), Column(f"{name} left", "left by the model", "change")]
         far = data.index[np.abs(model.get_influence().resid_studentized_external) > DEVIATES]
-        which = f"cells {', '.join(map(str, far))} deviate" if len(far) else "no cell deviates"
-        remarks.append(f"{name}: {which} by more than {DEVIATES:g} standard errors from the model without it")
+        remarks.append(f"{name}: {', '.join(map(str, far)) or 'none'}")
     for line, title in SPENT.items():
         found[f"nfe {line}"] = outcomes[outcomes["line"] == line].groupby("cell")["nfe"].mean()
         columns.append(Column(f"nfe {line}", f"NFE of {title}", "count"))
     note = (
-        f"Means of two seeds. {'; '.join(remarks)} (by chance .3 of 36 cells would). NFE are those of training; a soup "
-        "costs what its teachers do."
+        f"Means of two seeds. Cells that deviate by more than {DEVIATES:g} standard errors from the model fitted "
+        f"without them (by chance .3 of 36 would), {'; '.join(remarks)}. NFE are those of training; a soup costs what "
+        "its teachers do."
     )
     return Table("cells", "Cells", note, columns, found.to_dict("records"))
 
