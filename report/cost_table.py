@@ -27,8 +27,7 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
         f"unknown. To target: training NFE until the mean over seeds reaches {TARGET:.0%} of the best teacher in every "
         "task at a recorded point, including the teachers' cost where the budget does. Seeds at target: seeds of the "
         "line that reach it individually. A dash means that there are no teachers in these runs. Seconds depend on the "
-        "machine and its load. Peak memory is that of the GPU, or without one of the whole process. Weighted: a "
-        "backward pass counts as what it takes through an adapter of this backbone, as measured, and not as 2.",
+        "machine and its load. Peak memory is that of the GPU, or without one of the whole process.",
         [
             Column("line", "method"),
             Column("training", "training", "count", "NFE"),
@@ -59,6 +58,11 @@ def cost(pool: Pool, found: dict[str, Standing], prefix: str) -> Table:
         )
     if any(row["weighted"] for row in table.rows):
         table.columns.insert(2, Column("weighted", "training, weighted", "count", "forward passes"))
+        counted = _backward_cost(pool.lines[0].records[0].spec["backbone"])
+        table.note += (
+            f" Weighted: a backward pass counts not as {BACKWARD:g} but as what was measured through an adapter of "
+            f"this backbone, {counted:g} forward passes."
+        )
     if any(row["peak"] for row in table.rows):
         table.columns.append(Column("peak", "peak memory of an update", "ratio", "GB"))
     return table

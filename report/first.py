@@ -70,6 +70,8 @@ def key_results(pools: list[tuple[Pool, PoolTables]]) -> Table:
         row: Row = {"where": pool.place, "budget": pool.budget, "best": ", ".join(str(r["line"]) for r in best)}
         row |= {"mean": best[0]["mean"], "other": _only(rows, tables.reference), "tied": len(best)}
         row |= {"counted": "training and teachers" if pool.whole else "training"}
+        spent = {line.total_nfe if pool.whole else line.training_nfe for line in pool.lines}
+        row["exact"] = spent - {0} <= {pool.budget}
         row |= {key: counts[key] for key in ("fewest_seeds", "most_seeds")}
         row |= {"reference": tables.reference, "others": len(rows) - 1}
         table.rows.append({**row, **{kind: len(found) for kind, found in verdicts(rows, tables.reference).items()}})
@@ -106,7 +108,9 @@ def _said(row: Row) -> Markup:
     if row["most_seeds"] != row["fewest_seeds"]:
         seeds = Markup("{} to {}").format(seeds, number(row["most_seeds"], "count"))
     counted = " including the teachers' training" if row["counted"] != "training" else " of training"
-    where = Markup("At {} NFE per run{}").format(number(row["budget"], "count"), counted)
+    # Budgets end on whole updates, so that lines that are compared may differ a little.
+    about = "" if row["exact"] else "about "
+    where = Markup("At {}{} NFE per run{}").format(about, number(row["budget"], "count"), counted)
     text = Markup("{} ({} {}), <strong>{}</strong> {} the highest mean score, {}. ").format(
         where if row["budget"] else "Without training",
         seeds,

@@ -313,8 +313,9 @@ def _claims(report: Report, made: Made, evidence: Evidence) -> tuple[Section, Ta
         "is undecided otherwise. Where a family is named, Holm's correction within it must agree. The primary family "
         "has the paper's comparisons (joint RL, cascade and PPO-style OPD, each with its recipe); the exploratory "
         "family has the other settings and methods that the paper reports to be below OPD. Comparisons with and "
-        "without the teachers' cost are separate families. Claims without a family are tested individually. Intervals "
-        "of effects are 95% and not corrected.",
+        "without the teachers' cost are separate families; hypotheses stated in advance have families of their own, so "
+        "that the same difference may have another p-value there. Claims without a family are tested individually. "
+        "Intervals of effects are 95% and not corrected.",
         [
             Column("where", "where"),
             Column("claim", "claim"),

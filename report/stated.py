@@ -15,7 +15,7 @@ from report.style import looks
 from report.table import Column, Row, Table, number
 
 PICTURED = {"fails": "does not hold", "undecided": "undecided", "uninformative": "says nothing", "open": "open"}
-"""Verdicts that are shorter in the picture."""
+"""Verdicts but "holds" in few words."""
 SAID = {
     "holds": "holds",
     "fails": "does not hold, the opposite does",
@@ -50,7 +50,8 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
     report.show(section, _table(found, stated, agreeing), folded=True)
     if stated.against:
         weighed = weigh(stated, pools)
-        section.points(Markup("What would count against it"), [_weighed_sentence(one, stated) for one in weighed])
+        said = [_not_shown(found), *(_weighed_sentence(one, stated) for one in weighed)]
+        section.points(Markup("What would count against it"), said)
         report.show(section, _weighed_table(weighed, stated), folded=True)
     return section
 
@@ -59,9 +60,9 @@ def _sentence(finding: Finding, stated: Stated) -> Markup:
     asked = finding.hypothesis
     text = Markup("<strong>{} {}</strong>. Claim: {}").format(asked.name, SAID[finding.verdict], asked.claim)
     text += _known(finding.effects)
-    p = finding.p_opposite if finding.verdict == "fails" else finding.p
+    p, of = (finding.p_opposite, "p of the opposite") if finding.verdict == "fails" else (finding.p, "p")
     if p == p:
-        text += Markup("; p {} in {}").format(number(p, "p"), stated.decided_in)
+        text += Markup("; {} {} in {}").format(of, number(p, "p"), stated.decided_in)
     if finding.verdict == "undecided" and finding.p_equal == finding.p_equal:
         equal = f"; the two lines are equal within {stated.equal_within:g} (90% interval)"
         text += equal if finding.p_equal < 0.05 else ", which is not evidence of equality"
@@ -82,6 +83,15 @@ def _known(effects: dict[str, Difference]) -> Markup:
         if effect.value == effect.value
     ]
     return Markup(". Difference: ") + Markup(", ").join(known) if known else Markup("")
+
+
+def _not_shown(found: list[Finding]) -> Markup:
+    """Which hypotheses are not shown to hold, which counts against what they claim."""
+    parts = []
+    for verdict, said in PICTURED.items():
+        names = [finding.hypothesis.name for finding in found if finding.verdict == verdict]
+        parts += [f"{' and '.join(names)} ({said})"] if names else []
+    return Markup("Hypotheses that are not shown to hold: {}.").format(", ".join(parts) or "none")
 
 
 WEIGHED = {"counts": "counts against it", "no": "does not count against it", "open": "is open"}

@@ -2,7 +2,8 @@
 
 In simulations, 95% intervals cover 93 to 96% if every stratum has ten prompts or more. With fewer they are too narrow:
 coverage is 84 to 92% if all strata have two prompts, and 92 to 95% for micro's GenEval tags (2 to 48 prompts). The ends
-of intervals vary by up to .005 with the seed of the bootstrap; p-values are integrated and do not vary.
+of a mean's interval vary by up to .005 with the seed of the bootstrap. Of a difference with several seeds, interval
+and p-value are integrated over one distribution: they do not vary, and the interval excludes 0 if and only if p < .05.
 
 Suffixes of arrays name their axes: N rows, H strata, C clusters, S seeds, K sets of values, R resamples.
 """
@@ -312,9 +313,8 @@ def paired_difference(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: in
         return Difference.unknown()
     if _without_spread(gap.seeds, design):
         return replace(Difference.unknown(), value=gap.value)
-    low, high = np.quantile(gap.draws_R, [0.025, 0.975])
     p = min(1.0, 2 * min(gap.below(0.0), gap.above(0.0)))
-    return Difference(gap.value, float(low), float(high), p)
+    return Difference(gap.value, *gap.interval(), p)
 
 
 def equivalence(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, margin: float, seed: int = 0) -> float:
@@ -360,6 +360,21 @@ class _Gap:
         """One-sided p-value of the hypothesis that the true difference is at least `line`."""
         return self._tail(line - self.value, (self.draws_R >= line).mean())
 
+    def interval(self) -> tuple[float, float]:
+        """Ends of the 95% interval: where the one-sided p-values are .025."""
+        from scipy.optimize import brentq
+
+        parts = ((self.clusters_error, self.freedom), (self.seeds_error, self.seeds - 1))
+        # Beyond the sum of two .9875 quantiles is at most .025 of the sum.
+        most = sum(error * float(_student(0.9875, freedom)) for error, freedom in parts)
+        if self.seeds_error == 0 or not np.isfinite(most):
+            low, high = np.quantile(self.draws_R, [0.025, 0.975])
+            return float(low), float(high)
+        rows = self._of_clusters()
+        # Logarithms of tails are nearly linear.
+        away = brentq(lambda x: np.log(self._integrated(x, rows) / 0.025), 0, most, xtol=1e-9 * most)
+        return self.value - away, self.value + away
+
     def _tail(self, distance: float, counted: float) -> float:
         """Fraction of the distribution that is further than `distance` from the value on one side.
 
@@ -368,14 +383,18 @@ class _Gap:
         If the seeds do not differ, `counted` is used, but never less than the draws can resolve.
         """
         if self.seeds_error > 0:
-            from scipy.special import stdtr
-
-            # Numerical integration over equally likely quantiles of the clusters' part.
-            middles = (np.arange(RESAMPLES) + 0.5) / RESAMPLES
-            rows = self.clusters_error * _student(middles, self.freedom)
-            tails = stdtr(self.seeds - 1, -(distance + rows) / self.seeds_error)
-            return float(tails.mean())
+            return self._integrated(distance, self._of_clusters())
         return float(np.clip(counted, 0.5 / len(self.draws_R), 1))
+
+    def _of_clusters(self) -> np.ndarray:
+        """Equally likely quantiles of the clusters' part, over which is integrated."""
+        return self.clusters_error * _student((np.arange(RESAMPLES) + 0.5) / RESAMPLES, self.freedom)
+
+    def _integrated(self, distance: float, rows: np.ndarray) -> float:
+        """`_tail` where the seeds differ, for quantiles `rows` of the clusters' part."""
+        from scipy.special import stdtr
+
+        return float(stdtr(self.seeds - 1, -(distance + rows) / self.seeds_error).mean())
 
 
 def _gap(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: int) -> _Gap | None:

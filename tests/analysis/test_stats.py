@@ -6,6 +6,7 @@ from scipy.stats import ttest_1samp
 
 from bench.analysis.records import design, prompts_known
 from bench.analysis.stats import (
+    RESAMPLES,
     Design,
     Estimate,
     codes,
@@ -145,10 +146,24 @@ def test_p_hangs_on_no_draw_and_has_no_floor() -> None:
     assert 0 < sure.p < 1e-4  # Student's t with two degrees of freedom
 
 
-def test_p_is_the_t_tests_where_rows_say_nothing() -> None:
+def test_intervals_of_differences_hang_on_no_draw_and_say_what_p_says() -> None:
+    rng = np.random.default_rng(0)
+    for seeds, of_seeds, of_rows in ((2, 0.01, 0.3), (3, 0.5, 0.01), (3, 1e-4, 1.0), (10, 0.03, 0.3)):
+        gaps = rng.normal(0.05, of_rows, 200) + rng.normal(0, of_seeds, (seeds, 1)) + rng.normal(0, 0.1, (seeds, 200))
+        first, second = (paired_difference(gaps, np.zeros(200), np.zeros(200), seed=seed) for seed in range(2))
+        assert first == second
+        for end in (first.low, first.high):
+            assert paired_difference(gaps, np.full(200, end), np.zeros(200)).p == pytest.approx(0.05, abs=2 / RESAMPLES)
+        drawn = np.quantile(resampled_means(gaps, np.zeros(200)), [0.025, 0.975])
+        assert [first.low, first.high] == pytest.approx(drawn, abs=0.08 * (first.high - first.low))
+
+
+def test_p_and_interval_are_the_t_tests_where_rows_say_nothing() -> None:
     seeds = np.array([0.3, 0.1, 0.25, 0.4])
     found = paired_difference(np.repeat(seeds[:, None], 5, 1), np.zeros(5), np.zeros(5))
-    assert found.p == pytest.approx(ttest_1samp(seeds, 0).pvalue, rel=1e-6)
+    wanted = ttest_1samp(seeds, 0)
+    assert found.p == pytest.approx(wanted.pvalue, rel=1e-6)
+    assert [found.low, found.high] == pytest.approx(list(wanted.confidence_interval()), rel=1e-6)
 
 
 def clustered(prompts: list[tuple[int, int]]) -> Design:
