@@ -106,6 +106,14 @@ def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def small(monkeypatch) -> None:
+    """Scorers of photographs look at small images, in this process (see tests/small_scorers.py)."""
+    from tests.small_scorers import small_scorers
+
+    small_scorers(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random-weight CLIPModel with a tokenizer of letters and an image processor."""

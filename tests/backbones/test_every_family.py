@@ -28,6 +28,7 @@ from bench.training.execute import Session, execute
 from bench.training.teacher_sets import check_teachers
 from tests.commands import together
 from tests.methods.conftest import shake
+from tests.small_scorers import small_scorers
 from tests.tiny_pipelines import PIPELINES, Tiny, save_teachers
 
 STEPS = 5
@@ -266,9 +267,8 @@ def run_of(folder: Path, tiny: Tiny, photo_scorers: dict, tmp_path_factory: pyte
 @one_each
 @pytest.mark.parametrize("method", ["opd_analytic", "multi_reward"])
 def test_a_run_from_end_to_end_and_again_after_a_kill(
-    folder: Path, run_of, tmp_path: Path, monkeypatch, method: str
+    folder: Path, run_of, small, tmp_path: Path, monkeypatch, method: str
 ) -> None:
-    monkeypatch.setattr("tasks.geneval.task.HELD_OUT_PER_TAG", 1)  # the detector sees 800 x 800 pixels of anything
     method_class = find("method", method)
     spec = resolve(method, list(TASKS), backbone=str(folder), overrides=run_of(method))
     whole = execute(spec, Session(tmp_path / "whole" / "results"))
@@ -308,7 +308,7 @@ def test_two_processes_do_what_one_does(folder: Path, run_of, tmp_path: Path) ->
     found = []
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
-        for done in together(words, tmp_path / str(count), processes=count):
+        for done in together(words, tmp_path / str(count), small_scorers, processes=count):
             assert done.returncode == 0, done.stderr
         (adapter,) = tmp_path.glob(f"{count}/results/runs/*/adapter")
         backbone = describe(str(folder)).load("cpu")

@@ -15,6 +15,7 @@ from bench.training.execute import Session, execute
 from methods.opd_analytic import OpdAnalytic
 from tasks.geneval.task import GenEval
 from tests.commands import bench
+from tests.small_scorers import small_scorers
 from tests.tiny_pipelines import save_teachers
 
 TASKS = ("geneval", "ocr", "pickscore")
@@ -34,8 +35,7 @@ def settings(sd3_folder: Path, photo_scorers: dict, tmp_path_factory) -> dict:
     return found | {"scorers": photo_scorers}
 
 
-def test_distillation_on_photographs_from_end_to_end(settings: dict, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tasks.geneval.task.HELD_OUT_PER_TAG", 1)  # the detector sees 800 x 800 pixels of anything
+def test_distillation_on_photographs_from_end_to_end(settings: dict, small, tmp_path: Path, monkeypatch) -> None:
     overrides = [*settings["overrides"], "budget.updates=2"]
     spec = resolve(
         "opd_analytic", list(TASKS), overrides=overrides, **{key: settings[key] for key in ("teachers", "backbone")}
@@ -59,7 +59,7 @@ def test_distillation_on_photographs_from_end_to_end(settings: dict, tmp_path: P
 
 @pytest.mark.parametrize("batches", ["mixed", "alternate"])
 def test_encoders_that_are_moved_encode_for_later_updates_too(
-    settings: dict, tmp_path: Path, monkeypatch, batches: str
+    settings: dict, small, tmp_path: Path, monkeypatch, batches: str
 ) -> None:
     """And for the next batches of an evaluation; to the same bits."""
     more = ["budget.updates=6", "compute.offload_text_encoders=true", "evaluation.batch=1", f"params.batches={batches}"]
@@ -102,13 +102,13 @@ def test_the_published_recipe_from_the_command_line(settings: dict, clip_folder:
         w if w != f"scorers={json.dumps(settings['scorers'])}" else f"scorers={json.dumps(no_geneval(settings))}"
         for w in words
     ]
-    done = bench(words, tmp_path)
+    done = bench(words, tmp_path, small_scorers)
     assert done.returncode == 0, done.stderr
     assert "student" in done.stdout
     (run,) = (tmp_path / "results" / "runs").glob("opd_analytic-*")
     spec = json.loads((run / "spec.json").read_text())["spec"]
     assert spec["teacher_guidance"] == {"ocr": 4.5, "pickscore": 4.5}
-    again = bench(words, tmp_path)
+    again = bench(words, tmp_path, small_scorers)
     assert "already finished" in again.stderr
     made = run / "pictures" / "ocr"
     assert len(list(made.glob("*/samples/*.png"))) == 3
@@ -128,7 +128,9 @@ def test_the_published_recipe_from_the_command_line(settings: dict, clip_folder:
         "hpsv2": ["model" + clip, "processor" + clip],
     }.items():
         done = bench(
-            ["score", task, str(made), *(w for s in sources for w in ("--set", f"scorers.{task}.{s}"))], tmp_path
+            ["score", task, str(made), *(w for s in sources for w in ("--set", f"scorers.{task}.{s}"))],
+            tmp_path,
+            small_scorers,
         )
         assert done.returncode == 0, (task, done.stderr)
         assert "3 images" in done.stdout
@@ -144,7 +146,7 @@ def test_the_published_recipe_from_the_command_line(settings: dict, clip_folder:
         torch.stack([load(p) for p in sorted(made.glob("*/samples/*.png"))[:2]]),
         [(0, 0), (1, 0)],
     )
-    done = bench(["score", "geneval", "made", *detector], tmp_path)
+    done = bench(["score", "geneval", "made", *detector], tmp_path, small_scorers)
     assert done.returncode == 0, done.stderr
     assert "hf-converted-" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "made" / "results.jsonl").read_text().splitlines()]
