@@ -1,9 +1,11 @@
 """The report of the study's first part follows from the archives, and texts say what it says."""
 
+import itertools
 import json
 import re
 import shlex
 import tarfile
+from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -296,19 +298,28 @@ def test_minutes_of_the_run_that_is_to_be_repeated_are_those_of_its_record() -> 
     assert f"took {whole:.1f} minutes, of which {references:.1f} went into" in text
 
 
+def summaries(paths: Iterable[Path]) -> Iterator[dict]:
+    """Of all finished runs in archives."""
+    for path in paths:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.name.endswith("/summary.json") and "cost" in (found := json.load(archive.extractfile(member))):
+                    yield found
+
+
 def test_seconds_of_the_study_s_readme_are_those_of_the_records() -> None:
     """With the teachers', which the table of costs does not have."""
     text = " ".join((STUDY / "README.md").read_text().split())
+    runs = {world: list(summaries((STUDY / "part1").glob(f"{world}-*.tar.xz"))) for world in WORLDS}
+    every = itertools.chain(*runs.values()), summaries((STUDY / "tuning").glob("*.tar.xz"))
+    hours = [sum(sum(run["cost"]["seconds"].values()) for run in some) / 3600 for some in every]
+    assert "of part 1 took {:.1f} hours of a core, those of the studies below, which tune, {:.1f}.".format(*hours) in text
     told_of = {}
     for world in ("study-2", "study-3"):
         spent: dict[tuple[str, float], list[float]] = {}
-        for path in (STUDY / "part1").glob(f"{world}-*.tar.xz"):
-            with tarfile.open(path) as archive:
-                for name in archive.getnames():
-                    if name.endswith("/summary.json"):
-                        found = json.load(archive.extractfile(name))
-                        line = found["method"], round(found["cost"]["evaluations"]["training"], -4)
-                        spent.setdefault(line, []).append(found["cost"]["seconds"]["training"])
+        for run in runs[world]:
+            line = run["method"], round(run["cost"]["evaluations"]["training"], -4)
+            spent.setdefault(line, []).append(run["cost"]["seconds"]["training"])
         mean = {line: sum(seconds) / len(seconds) for line, seconds in spent.items()}
         taught = mean["opd_analytic", 150_000] + 3 * mean["single_task", 150_000]
         told_of[world] = [f"{value:.0f}" for value in (taught, mean["multi_reward", 610_000], mean["cascade", 610_000])]
