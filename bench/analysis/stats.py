@@ -16,6 +16,8 @@ import numpy as np
 
 RESAMPLES = 4000
 """Number of bootstrap resamples."""
+ROUNDING = 1e-9
+"""Relative to a difference and its error, the largest error of seeds that counts as none."""
 EPSILON = 1e-9
 """Distance from a root's trivial solution at which root finding starts."""
 
@@ -407,8 +409,11 @@ def _gap(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: int) -> _Gap | 
     own_S = stratified_means(gaps_SN, design)
     seeds = len(own_S)
     seeds_error = float(own_S.std(ddof=1) / np.sqrt(seeds)) if seeds > 1 else 0.0
-    (error,), (freedom,) = found.clusters_error_K, found.freedom_K
-    return _Gap(float(own_S.mean()), found.draws_RK[:, 0], float(error), float(freedom), seeds_error, seeds)
+    (error,), (freedom,), value = found.clusters_error_K, found.freedom_K, float(own_S.mean())
+    # Seeds that are the same may have means that differ by rounding.
+    if seeds_error <= ROUNDING * (float(error) + abs(value)):
+        seeds_error = 0.0
+    return _Gap(value, found.draws_RK[:, 0], float(error), float(freedom), seeds_error, seeds)
 
 
 def p_text(p: float) -> str:

@@ -158,6 +158,13 @@ def test_intervals_of_differences_hang_on_no_draw_and_say_what_p_says() -> None:
         assert [first.low, first.high] == pytest.approx(drawn, abs=0.08 * (first.high - first.low))
 
 
+def test_seeds_that_differ_by_rounding_do_not_differ() -> None:
+    rows = np.random.default_rng(0).normal(0.1, 0.3, 60)
+    same = paired_difference(np.stack([rows] * 3), np.zeros(60), np.zeros(60))
+    rounded = paired_difference(np.stack([rows, rows * (1 + 1e-15), rows + 1e-17]), np.zeros(60), np.zeros(60))
+    assert (rounded.low, rounded.high, rounded.p) == pytest.approx((same.low, same.high, same.p))
+
+
 def test_p_and_interval_are_the_t_tests_where_rows_say_nothing() -> None:
     seeds = np.array([0.3, 0.1, 0.25, 0.4])
     found = paired_difference(np.repeat(seeds[:, None], 5, 1), np.zeros(5), np.zeros(5))
