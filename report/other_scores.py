@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from bench.analysis.comparison import paired_by_seed
+from bench.analysis.comparison import against
 from bench.analysis.metric_names import REWARD, is_score
-from bench.analysis.stats import paired_difference
 from report.lines import Pool
 from report.measures import MEAN
 from report.table import Column, Row, Table
@@ -50,8 +49,7 @@ def other_scores_table(pool: Pool, references: References, prefix: str) -> Table
             row: Row = {"task": name, "metric": metric, "line": label}
             row["score"] = mean_score(summaries, {task: models[task] for task in tasks}, metric)
             if line and line is not reference:
-                gaps, pictures, seeds = paired_by_seed(line.records, reference.records, tasks, metric)
-                row["against"] = paired_difference(gaps, np.zeros(gaps.shape[1]), pictures) if seeds else None
+                row["against"] = against(line.records, reference.records, tasks, metric)
             table.rows.append(row)
     return table if table.rows else None
 

@@ -219,12 +219,14 @@ def _mean_training_nfe(records: list[Record]) -> np.floating:
     return np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])
 
 
-def against(records: list[Record], reference: list[Record], tasks: tuple[str, ...]) -> Difference:
-    """Difference of the means over tasks for the common seeds.
+def against(
+    records: list[Record], reference: list[Record], tasks: tuple[str, ...], metric: str | None = None
+) -> Difference:
+    """Difference of the means over tasks for the common seeds, of the headlines or of another metric that all have.
 
     p is NaN for a single seed, which says nothing about the methods' variation between runs.
     """
-    values, pictures, seeds = paired_by_seed(records, reference, tasks)
+    values, pictures, seeds = paired_by_seed(records, reference, tasks, metric)
     if not seeds:
         return Difference.unknown()
     difference = paired_difference(values, np.zeros(values.shape[1]), pictures)

@@ -10,7 +10,7 @@ Suffixes of arrays name their axes: N rows, H strata, C clusters, S seeds, K set
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
@@ -372,9 +372,8 @@ class _Gap:
         if self.seeds_error == 0 or not np.isfinite(most):
             low, high = np.quantile(self.draws_R, [0.025, 0.975])
             return float(low), float(high)
-        rows = self._of_clusters()
         # Logarithms of tails are nearly linear.
-        away = brentq(lambda x: np.log(self._integrated(x, rows) / 0.025), 0, most, xtol=1e-9 * most)
+        away = brentq(lambda x: np.log(self._integrated(x) / 0.025), 0, most, xtol=1e-9 * most)
         return self.value - away, self.value + away
 
     def _tail(self, distance: float, counted: float) -> float:
@@ -385,18 +384,19 @@ class _Gap:
         If the seeds do not differ, `counted` is used, but never less than the draws can resolve.
         """
         if self.seeds_error > 0:
-            return self._integrated(distance, self._of_clusters())
+            return self._integrated(distance)
         return float(np.clip(counted, 0.5 / len(self.draws_R), 1))
 
+    @cached_property
     def _of_clusters(self) -> np.ndarray:
         """Equally likely quantiles of the clusters' part, over which is integrated."""
         return self.clusters_error * _student((np.arange(RESAMPLES) + 0.5) / RESAMPLES, self.freedom)
 
-    def _integrated(self, distance: float, rows: np.ndarray) -> float:
-        """`_tail` where the seeds differ, for quantiles `rows` of the clusters' part."""
+    def _integrated(self, distance: float) -> float:
+        """`_tail` where the seeds differ."""
         from scipy.special import stdtr
 
-        return float(stdtr(self.seeds - 1, -(distance + rows) / self.seeds_error).mean())
+        return float(stdtr(self.seeds - 1, -(distance + self._of_clusters) / self.seeds_error).mean())
 
 
 def _gap(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: int) -> _Gap | None:
