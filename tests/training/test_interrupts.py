@@ -17,15 +17,12 @@ from tests.training.test_resume import SETTINGS, records
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
 
-LONG = ["budget.updates=14", "checkpoint_every=1000", "evaluation.points=[]", "evaluation.steps=1", "lora.rank=4"]
+LONG = ["checkpoint_every=1000", "evaluation.points=[]", "evaluation.steps=1", "lora.rank=4"]
 PATIENCE_S = 240
 
 
-def command(method: str, root: Path, *extra: str, **others: int) -> list[str]:
-    """`others` are values in place of those of settings whose last word they name."""
-    settings = [*LONG, *SETTINGS[method], "evaluation.split=validation"]
-    for name, value in others.items():
-        settings = [f"{s.partition('=')[0]}={value}" if s.partition("=")[0].endswith(name) else s for s in settings]
+def command(method: str, root: Path, *extra: str, updates: int = 14) -> list[str]:
+    settings = [*LONG, f"budget.updates={updates}", *SETTINGS[method], "evaluation.split=validation"]
     sets = [part for setting in settings for part in ("--set", setting)]
     words = ["run", "--method", method, "--tasks", "ocr", "--results", str(root), *sets, *extra]
     return words
@@ -43,15 +40,27 @@ def wait_until(true, process: Command) -> None:
         time.sleep(0.02)
 
 
-def interrupted(words: list[str], root: Path, updates: int, *signals: int) -> tuple[int, str]:
-    """Exit code and stderr of a command that gets signals once it has made so many updates."""
-    process = Command(words)
-    wait_until(lambda: lines_of(root) >= updates, process)
-    for number in signals:
-        process.send_signal(number)
-        time.sleep(0.01)
-    _, said = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, said
+def gets(update: int, *signals: int) -> None:
+    """Let signals come to this process in the middle of an update.
+
+    It sends them itself: another process might be kept waiting until the update has ended, or both signals have become one.
+    """
+    from bench.training.loop import Loop
+
+    backward, due = Loop._backward, list(signals)
+
+    def amid(self: Loop, *given: object) -> dict[str, float]:
+        while due and self.step + 1 == update:
+            signal.raise_signal(due.pop(0))
+        return backward(self, *given)
+
+    Loop._backward = amid
+
+
+def interrupted(words: list[str], update: int, *signals: int) -> tuple[int, str]:
+    """Exit code and stderr of a command that gets signals during an update."""
+    done = bench(words, None, gets, (update, *signals))
+    return done.returncode, done.stderr
 
 
 @pytest.mark.slow
@@ -60,17 +69,16 @@ def test_an_interrupted_run_goes_on_bit_identically(tmp_path: Path, method: str)
     """At updates that no checkpoint was due at, by the keyboard's signal, a scheduler's, and a closed terminal's."""
     whole, stopped = tmp_path / "whole" / "results", tmp_path / "stopped" / "results"
     assert bench(command(method, whole)).returncode == 0
-    for updates, number in ((2, signal.SIGINT), (5, signal.SIGTERM), (8, signal.SIGHUP)):
-        code, said = interrupted(command(method, stopped), stopped, updates, number)
+    for update, number in ((3, signal.SIGINT), (6, signal.SIGTERM), (9, signal.SIGHUP)):
+        code, said = interrupted(command(method, stopped), update, number)
         assert code == 130, said
         assert "Traceback" not in said
         assert said.count("rerun the command to resume") == 1
         (line,) = survey(stopped)
         assert (line.state, line.note) == ("stopped", "rerun the command to resume")
         assert (stopped / line.name / "checkpoint.safetensors").exists()
-        made = lines_of(stopped)
-        assert f"stopped after update {made}" in said
-        assert updates <= made < 14
+        assert f"stopped after update {update}" in said
+        assert lines_of(stopped) == update
     assert bench(command(method, stopped)).returncode == 0
     assert records(stopped) == records(whole)
 
@@ -78,11 +86,11 @@ def test_an_interrupted_run_goes_on_bit_identically(tmp_path: Path, method: str)
 @pytest.mark.slow
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     root = tmp_path / "results"
-    # An update takes longer than the pause between the signals.
-    code, said = interrupted(command("opd_analytic", root, trajectories=64), root, 1, signal.SIGINT, signal.SIGINT)
+    code, said = interrupted(command("opd_analytic", root), 2, signal.SIGINT, signal.SIGINT)
     assert code == 130, said
     assert "Traceback" not in said
     assert said.count("rerun the command to resume from the last checkpoint") == 1
+    assert lines_of(root) == 1
     assert [line.state for line in survey(root)] == ["stopped"]
     assert not list(root.rglob("*.tmp"))
 
