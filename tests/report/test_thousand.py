@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import computed_s
 from tests.report import synthetic
 
 LIMIT_S = 20
@@ -42,12 +42,6 @@ def _memory(process: int) -> int:
     return total
 
 
-def _computed() -> float:
-    """Seconds that the processes which this one has waited for spent on all cores."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """100 lines of 10 seeds, with as many prompts and points as micro has."""
@@ -68,7 +62,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_thousand_runs_are_quick_and_small(runs: Path, tmp_path: Path) -> None:
     assert len(list(runs.glob("*/spec.json"))) == 1000
     words = [Path(sys.executable).with_name("bench"), "report", runs, "-o", tmp_path / "out"]
-    began, computed, peak = time.monotonic(), _computed(), 0
+    began, computed, peak = time.monotonic(), computed_s(), 0
     with (tmp_path / "said").open("w") as said, subprocess.Popen(words, stdout=said, stderr=said) as process:
         while process.poll() is None:
             peak = max(peak, _memory(process.pid))
@@ -77,7 +71,7 @@ def test_a_thousand_runs_are_quick_and_small(runs: Path, tmp_path: Path) -> None
     # Nothing but the page's path: no warning of matplotlib's either.
     assert (tmp_path / "said").read_text() == f"{tmp_path / 'out' / 'index.html'}\n"
     assert process.returncode == 0
-    assert _computed() - computed < (2 if ALONE else 3) * LIMIT_S  # shared cores also compute more slowly
+    assert computed_s() - computed < (2 if ALONE else 3) * LIMIT_S  # shared cores also compute more slowly
     assert seconds < LIMIT_S or not ALONE
     assert 1e5 < peak < 1e6  # kB
     scores = (tmp_path / "out" / "tables" / "scores.csv").read_text().splitlines()

@@ -180,10 +180,10 @@ def test_eight_bits_are_read_exactly() -> None:
 def test_a_small_file_of_many_pixels_is_refused_unread(tmp_path: Path, capfd) -> None:
     Image.new("1", (13_000, 13_000)).save(tmp_path / "large.png")
     assert (tmp_path / "large.png").stat().st_size < 100_000
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UsageError, match=r"large\.png is not a readable image: it has 169,000,000 pixels, more than the limit of 33,554,432"):
         load(tmp_path / "large.png")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert capfd.readouterr().err == ""
     with pytest.raises(TooLargeError):
         decode(base64.b64encode((tmp_path / "large.png").read_bytes()).decode())

@@ -26,9 +26,9 @@ def test_task_contract(name: str) -> None:
         torch.rand(94, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
     ])  # fmt: skip
     first = task.score(ugly, prompts)
-    started = time.perf_counter()
+    started = time.process_time()  # other tests may share the cores
     second = task.score(ugly, prompts)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     np.testing.assert_array_equal(first.rewards, second.rewards)
     assert ((first.rewards >= 0) & (first.rewards <= 1)).all()
     assert task.headline in {"reward", *first.metrics}
