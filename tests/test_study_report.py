@@ -210,7 +210,7 @@ def test_sentences_of_the_readme_say_what_the_records_do(readme: str, scores: pd
     told_of = [[counts[world].get(verdict, 0) for verdict in ("holds", "undecided", "does not hold")] for world in WORLDS]
     said = "tested in the report as {} comparisons of one line or task each. In `study-2` {} hold, {} are undecided and {} do not hold"
     assert said.format(sum(told_of[0]), *told_of[0]) in text and {sum(row) for row in told_of} == {16}
-    assert "in `study-1` it is {}, {} and {}, in `study-3` {}, {} and {}.".format(*told_of[1], *told_of[2]) in text
+    assert "in `study-1` these are {}, {} and {}, in `study-3` {}, {} and {}.".format(*told_of[1], *told_of[2]) in text
     matching = claims[claims["claim"].str.startswith("mean matching works")].iloc[0]
     assert matching["where"].startswith("study-2,") and matching["verdict"] == "does not hold"
     assert matching["quantity"] == "mean gain recovered, above 90%" and "mean matching recovers above 90%" in text
