@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from markupsafe import Markup
@@ -144,17 +145,13 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
     """Path relative to the report's folder -> content."""
     from jinja2 import Environment, PackageLoader
 
-    found: dict[str, bytes] = {}
-    for table in report.tables:
-        texts = {
-            "csv": table.frame().map(_no_formula).to_csv(index=False),
-            "md": _noted(table),
-            "tex": table.latex(),
-        }
-        found |= {f"tables/{table.name}.{kind}": _encoded(text) for kind, text in texts.items()}
-    # In parallel, before anything reads them: a figure that is not drawn yet is drawn on its own when it is read.
+    tables = list(map(_Written, report.tables))
+    # In parallel, before anything reads them: what is not made yet is made on its own when it is read.
     vega, charts = Library(), {figure.name: figure.chart for figure in report.figures if figure.chart}
-    draw_all([*([vega] if charts else []), *report.figures])
+    draw_all([*([vega] if charts else []), *report.figures, *tables])
+    found: dict[str, bytes] = {}
+    for table in tables:
+        found |= {f"tables/{name}": content for name, content in table.files.items()}
     for figure in report.figures:
         found |= {f"figures/{name}": content for name, content in figure.saved().items()}
     lines = [f"# {unmarked(title)}\n"]
@@ -170,6 +167,23 @@ def _files(report: Report, title: str) -> dict[str, bytes]:
         vega=Markup(vega.files["vega.js"].decode()) if charts else "",
     )
     return found | {"index.html": _encoded(page)}
+
+
+class _Written:
+    """A table as files for spreadsheets, papers and Markdown; made as figures are, in parallel with them."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """NAME.csv|md|tex -> content."""
+        texts = {
+            "csv": self.table.frame().map(_no_formula).to_csv(index=False),
+            "md": _noted(self.table),
+            "tex": self.table.latex(),
+        }
+        return {f"{self.table.name}.{kind}": _encoded(text) for kind, text in texts.items()}
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

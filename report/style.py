@@ -31,6 +31,8 @@ class Look:
     """Whether it is one of the few lines in colour."""
 
 
+FONT_TYPE = 42
+"""Kind of the fonts in PDF files: TrueType, because venues refuse Type 3."""
 GREY = (0.6, 0.6, 0.6)
 PLAIN = Look(GREY, "o", (), matters=False)
 """Look of a line that no figure singles out."""
@@ -95,8 +97,8 @@ def drawing():
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.grid": True,
         "grid.linewidth": 0.4, "grid.alpha": 0.35, "figure.constrained_layout.use": True, "svg.hashsalt": "report",
         "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "legend.handlelength": 2.8, "legend.columnspacing": 1.0, "savefig.facecolor": "white", "pdf.fonttype": 42,
-        "image.composite_image": False, "text.parse_math": False,
+        "legend.handlelength": 2.8, "legend.columnspacing": 1.0, "savefig.facecolor": "white",
+        "pdf.fonttype": FONT_TYPE, "image.composite_image": False, "text.parse_math": False,
     }  # fmt: skip
     with own_settings(settings), warnings.catch_warnings():
         # Characters missing from the font are drawn as boxes.

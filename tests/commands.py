@@ -1,6 +1,7 @@
 """`bench` in processes of their own, as a user starts it, without the seconds that every process needs to import torch: a
 server (Python's forkserver) imports it once and forks a process for each command."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -10,9 +11,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.few import few_prompts
@@ -22,6 +25,8 @@ SERVER.set_forkserver_preload(
     ["torch", "peft", "diffusers.models.transformers.transformer_sd3", "scipy.stats", "bench.training.execute", "bench.cli.app"]
 )
 TIMEOUT_S = 300
+IDLE_S = 0.12
+"""Processor time of the work of `slowness` on a quick core that nothing else uses, for which bounds are meant."""
 FEW = False
 """Whether commands see few held-out prompts per task; the fixture `few_prompts` of tests/conftest.py sets it."""
 
@@ -135,6 +140,18 @@ def computed_s() -> float:
     machine."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def slowness() -> float:
+    """How many times as much processor time a fixed piece of work takes here and now as on a quick, idle core; at least 1.
+
+    Cores that others use as well are slower, and not by as much every day: CI has had twice the time for the same work.
+    """
+    before = time.thread_time()
+    for _ in range(20):
+        json.loads(json.dumps([{"row": i, "value": i / 7, "text": str(i)} for i in range(5000)]))
+        np.sort(np.cos(np.arange(200_000.0)))
+    return max(1.0, (time.thread_time() - before) / IDLE_S)
 
 
 def _run_test(test: str) -> None:

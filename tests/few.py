@@ -11,6 +11,10 @@ FEW = {"validation": 13, "test": 15}
 """Odd, so that two processes have unequal shards, and unlike each other, so that splits are not confused."""
 
 
+BENCH = "from tests.few import few_prompts; few_prompts(); from bench.cli.app import main; main()"
+"""`python -m bench` with few prompts, for an interpreter that has this folder's parent on its path."""
+
+
 def few_prompts(patch: Callable[[Any, str, Any], None] = setattr) -> None:
     """Keep every so manieth prompt of the held-out splits, so that each stratum keeps some; training prompts stay."""
     for name in TASKS:

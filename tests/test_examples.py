@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from bench.backbones.micro.captions import caption, draw_brief, draw_scene
 from bench.backbones.micro.world import draw
 from bench.store.run import read_checkpoint
-from tests.commands import environments
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 NAMES = ("dpo", "draft", "epsilon", "pcgrad")
@@ -32,8 +31,20 @@ RUNS = {
 }  # fmt: skip
 
 
-def run(*words: object, cwd: Path) -> str:
-    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, timeout=300)
+STARTER = """
+import json, sys
+from pathlib import Path
+from tests import commands
+commands.FEW = True
+done = []
+for words, folder, processes in json.loads(sys.argv[1]):
+    done += commands.together(words, Path(folder), processes=processes) if processes > 1 else [commands.bench(words, Path(folder))]
+print(json.dumps([[process.returncode, process.stderr] for process in done]))
+"""
+
+
+def run(*words: object, cwd: Path, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -70,21 +81,14 @@ def write_pairs(folder: Path) -> None:
     save_file({"winner": pictures, "loser": (1 - pictures).contiguous()}, folder / "ocr.safetensors", {"prompts": prompts})
 
 
-def launch(python: Path, words: list[str], folder: Path, processes: int) -> None:
-    started = [
-        subprocess.Popen(
-            [python, "-m", "bench", *words],
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for environment in (environments(processes) if processes > 1 else [{}])
-    ]
-    for process in started:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said[-3000:]
+def launch(python: Path, words: list[str], folder: Path, *processes: int) -> list[tuple[int, str]]:
+    """Exit codes and standard errors of a command in `folder/N` for each number N of processes.
+
+    One process of that interpreter starts all of them, because each would otherwise import torch for itself.
+    """
+    asked = json.dumps([[words, str(folder / str(number)), number] for number in processes])
+    given = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parents[1])}
+    return [tuple(done) for done in json.loads(run(python, "-c", STARTER, asked, cwd=folder, env=given))]
 
 
 def student(folder: Path) -> torch.Tensor:
@@ -99,13 +103,15 @@ def student(folder: Path) -> torch.Tensor:
 def test_an_example_runs_and_two_processes_do_what_one_does(python: Path, tmp_path: Path, name: str) -> None:
     words, settings = RUNS[name]
     sets = [part for setting in (*COMMON, *settings) for part in ("--set", setting)]
-    trained = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for folder in folders:
         folder.mkdir()
         if name == "dpo":
             write_pairs(folder / "pairs")
-        launch(python, ["run", *words, *sets], folder, processes)
+    for code, said in launch(python, ["run", *words, *sets], tmp_path, 1, 2):
+        assert code == 0, said[-3000:]
+    trained = []
+    for folder in folders:
         (summary,) = folder.glob("results/runs/*/summary.json")
         assert json.loads(summary.read_text())["updates"] == 2
         trained.append(student(folder))
@@ -116,11 +122,11 @@ def test_an_example_runs_and_two_processes_do_what_one_does(python: Path, tmp_pa
 @pytest.mark.slow
 def test_a_draft_of_a_task_without_a_gradient_is_refused(python: Path, tmp_path: Path) -> None:
     sets = [part for setting in (*COMMON, *RUNS["draft"][1]) for part in ("--set", setting)]
-    words = [python, "-m", "bench", "run", "--method", "draft", "--tasks", "ocr", *sets]
-    done = subprocess.run([str(w) for w in words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "the reward of task 'ocr' has no gradient" in done.stderr
-    assert "Traceback" not in done.stderr
+    (tmp_path / "1").mkdir()
+    ((code, said),) = launch(python, ["run", "--method", "draft", "--tasks", "ocr", *sets], tmp_path, 1)
+    assert code == 2
+    assert "the reward of task 'ocr' has no gradient" in said
+    assert "Traceback" not in said
 
 
 def test_the_epsilon_model_s_ode_is_ddim(tmp_path: Path, monkeypatch) -> None:

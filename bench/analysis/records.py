@@ -44,7 +44,7 @@ def headline(row: dict) -> tuple[np.ndarray, Design]:
 
 def metric_rows(row: dict, metric: str) -> tuple[np.ndarray, Design]:
     """Values [N] of any metric of an evaluation, NaN for images without one, and their design."""
-    return np.array(row["rows"][metric], np.float64), design(row)
+    return np.asarray(row["rows"][metric], np.float64), design(row)
 
 
 def without_gaps(values_XSN: np.ndarray, pictures: Design) -> tuple[np.ndarray, Design]:

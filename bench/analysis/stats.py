@@ -8,7 +8,7 @@ and p-value are integrated over one distribution: they do not vary, and the inte
 Suffixes of arrays name their axes: N rows, H strata, C clusters, S seeds, K sets of values, R resamples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 
@@ -201,12 +201,17 @@ def resampled_means(values_SN: np.ndarray, design: Rows, seed: int = 0) -> np.nd
 class _Resampled:
     """Bootstrap distributions of K stratified means, and the standard error of the clusters."""
 
-    draws_RK: np.ndarray
-    """The resampled means."""
     clusters_error_K: np.ndarray
     """Standard error from the clusters alone."""
     freedom_K: np.ndarray
     """Degrees of freedom of that error (Satterthwaite's, over strata)."""
+    draw: Callable[[], np.ndarray]
+    """Makes `draws_RK`."""
+
+    @cached_property
+    def draws_RK(self) -> np.ndarray:
+        """The resampled means, made when asked for: they take the most time, and a test's error does not need them."""
+        return self.draw()
 
 
 def _resampled(values_KSN: np.ndarray, design: Rows, seed: int, freedom: float | None = None) -> _Resampled:
@@ -226,16 +231,19 @@ def _resampled(values_KSN: np.ndarray, design: Rows, seed: int, freedom: float |
     spread_K = square_KH.sum(1)
     freedom_K = _freedom(square_KH, plan.sizes_H) if freedom is None else np.full(len(mean_K), freedom)
     widening_K = _student(0.975, freedom_K) / _normal()
-    drawn_RK = clusters_RC @ common_KC.T * widening_K
+
+    def drawn() -> np.ndarray:
+        return clusters_RC @ common_KC.T * widening_K
+
     if seeds == 1:
-        return _Resampled(mean_K + drawn_RK, np.sqrt(spread_K), freedom_K)
+        return _Resampled(np.sqrt(spread_K), freedom_K, lambda: mean_K + drawn())
     # A seed's own effect on a cluster is part of the seeds' spread as well, and must not count twice.
     single_KC = ((own_KSC - common_KC[:, None]) ** 2).sum(1) / (seeds - 1) / seeds
     noise_K = (np.add.reduceat(single_KC, plan.firsts_H, axis=-1) * plan.unbiased_H).sum(1)
     left_K = np.maximum(0.0, spread_K - noise_K)
     kept_K = np.sqrt(np.divide(left_K, spread_K, out=np.zeros_like(left_K), where=spread_K > 0))
     moved_RK = seeds_RS @ (own_KS - mean_K[:, None]).T
-    return _Resampled(mean_K + kept_K * drawn_RK + moved_RK, np.sqrt(left_K), freedom_K)
+    return _Resampled(np.sqrt(left_K), freedom_K, lambda: mean_K + kept_K * drawn() + moved_RK)
 
 
 def _freedom(square_KH: np.ndarray, sizes_H: np.ndarray) -> np.ndarray:
@@ -315,8 +323,7 @@ def paired_difference(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: in
         return Difference.unknown()
     if _without_spread(gap.seeds, design):
         return replace(Difference.unknown(), value=gap.value)
-    p = min(1.0, 2 * min(gap.below(0.0), gap.above(0.0)))
-    return Difference(gap.value, *gap.interval(), p)
+    return Difference(gap.value, *gap.interval(), gap.apart())
 
 
 def equivalence(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, margin: float, seed: int = 0) -> float:
@@ -343,8 +350,8 @@ class _Gap:
     """A difference with its sampling distribution, for one-sided tests."""
 
     value: float
-    draws_R: np.ndarray
-    """Bootstrap distribution of the difference."""
+    resampled: _Resampled
+    """Bootstrap distribution of the difference, as the only one of a set."""
     clusters_error: float
     """Standard error from the clusters."""
     freedom: float
@@ -354,13 +361,28 @@ class _Gap:
     seeds: int
     """Number of seeds."""
 
+    @property
+    def draws_R(self) -> np.ndarray:
+        """The resampled differences."""
+        return self.resampled.draws_RK[:, 0]
+
     def below(self, line: float) -> float:
         """One-sided p-value of the hypothesis that the true difference is at most `line`."""
-        return self._tail(self.value - line, (self.draws_R <= line).mean())
+        if self.seeds_error > 0:
+            return self._integrated(self.value - line)
+        return self._counted(self.draws_R <= line)
 
     def above(self, line: float) -> float:
         """One-sided p-value of the hypothesis that the true difference is at least `line`."""
-        return self._tail(line - self.value, (self.draws_R >= line).mean())
+        if self.seeds_error > 0:
+            return self._integrated(line - self.value)
+        return self._counted(self.draws_R >= line)
+
+    def apart(self) -> float:
+        """Two-sided p-value of the hypothesis that the true difference is 0."""
+        # The integrated distribution is symmetric, so the smaller tail is the one beyond the value's own distance.
+        one = self._integrated(abs(self.value)) if self.seeds_error > 0 else min(self.below(0.0), self.above(0.0))
+        return min(1.0, 2 * one)
 
     def interval(self) -> tuple[float, float]:
         """Ends of the 95% interval: where the one-sided p-values are .025."""
@@ -376,16 +398,9 @@ class _Gap:
         away = brentq(lambda x: np.log(self._integrated(x) / 0.025), 0, most, xtol=1e-9 * most)
         return self.value - away, self.value + away
 
-    def _tail(self, distance: float, counted: float) -> float:
-        """Fraction of the distribution that is further than `distance` from the value on one side.
-
-        It is integrated instead of counted, because after Holm's correction a p-value would otherwise depend on a
-        handful of draws. Both parts follow Student's t, that of the clusters with Satterthwaite's degrees of freedom.
-        If the seeds do not differ, `counted` is used, but never less than the draws can resolve.
-        """
-        if self.seeds_error > 0:
-            return self._integrated(distance)
-        return float(np.clip(counted, 0.5 / len(self.draws_R), 1))
+    def _counted(self, beyond_R: np.ndarray) -> float:
+        """The fraction of draws beyond a line, for seeds that do not differ; not less than the draws can resolve."""
+        return float(np.clip(beyond_R.mean(), 0.5 / len(beyond_R), 1))
 
     @cached_property
     def _of_clusters(self) -> np.ndarray:
@@ -393,7 +408,11 @@ class _Gap:
         return self.clusters_error * _student((np.arange(RESAMPLES) + 0.5) / RESAMPLES, self.freedom)
 
     def _integrated(self, distance: float) -> float:
-        """`_tail` where the seeds differ."""
+        """Fraction of the distribution that is further than `distance` from the value on one side.
+
+        It is integrated where the seeds differ, because after Holm's correction a p-value would otherwise depend on a
+        handful of draws. Both parts follow Student's t, that of the clusters with Satterthwaite's degrees of freedom.
+        """
         from scipy.special import stdtr
 
         return float(stdtr(self.seeds - 1, -(distance + self._of_clusters) / self.seeds_error).mean())
@@ -413,7 +432,7 @@ def _gap(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: int) -> _Gap | 
     # Seeds that are the same may have means that differ by rounding.
     if seeds_error <= ROUNDING * (float(error) + abs(value)):
         seeds_error = 0.0
-    return _Gap(value, found.draws_RK[:, 0], float(error), float(freedom), seeds_error, seeds)
+    return _Gap(value, found, float(error), float(freedom), seeds_error, seeds)
 
 
 def p_text(p: float) -> str:

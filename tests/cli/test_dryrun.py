@@ -121,9 +121,10 @@ def test_what_exists_is_not_made_again(compared: tuple[Path, str, str]) -> None:
 
 PROBES = {
     "alternating tasks and a sampled method": (
-        ["opd_analytic", "opd_ppo"], ["sampler.kernel=cps", "params.trajectories=2"], ["sampler.eta=0.3,0.8"],
+        ["opd_analytic", "opd_ppo"], ["sampler.kernel=cps", "sampler.steps=4", "params.trajectories=2"],
+        ["sampler.eta=0.3,0.8"],
     ),
-    "rl": (["multi_reward"], ["params.groups=2", "params.group_size=2"], []),
+    "rl": (["multi_reward"], ["sampler.steps=4", "params.groups=2", "params.group_size=2"], []),
 }  # fmt: skip
 
 

@@ -105,6 +105,15 @@ def test_many_tasks_and_lines_can_be_read(width: float) -> None:
     assert [fault for figure in figures for fault in faults(figure, width)] == []
 
 
+def test_fonts_are_embedded_as_venues_take_them(figures: list[Figure]) -> None:
+    """TrueType: Type 3 is what submission systems refuse. Text of SVG files is in outlines."""
+    for name, content in figures[0].files.items():
+        if name.endswith("pdf"):
+            assert b"/FontFile2" in content and b"/Type3" not in content
+        elif name.endswith("svg"):
+            assert b"<text" not in content and b"<path" in content
+
+
 def test_no_two_lines_of_a_figure_look_the_same() -> None:
     for methods in (
         ["opd_analytic"] * MOST,

@@ -1,0 +1,34 @@
+"""Fixtures of the tests of reports."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from report.figures import SVG, WIDTHS, Figure
+
+
+@pytest.fixture(scope="module")
+def quick_reports() -> Iterator[None]:
+    """Fewer resamples, and PDF files with fonts of a kind that is quicker to embed, for modules that are about neither.
+
+    Of the time that a small report takes, half goes into embedding TrueType fonts and half of the rest into intervals.
+    """
+    from bench.analysis import stats
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("report.style.FONT_TYPE", 3)
+        patch.setattr(stats, "RESAMPLES", 200)
+        stats._chances.cache_clear()
+        yield
+    stats._chances.cache_clear()
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures have their files, with nothing in them, for tests of which files a report writes."""
+
+    def files(self: Figure) -> dict[str, bytes]:
+        empty = f'<svg xmlns="{SVG}"></svg>'.encode()
+        return {f"{self.name}-{size}.{kind}": empty for size in WIDTHS for kind in ("pdf", "svg", "png")}
+
+    monkeypatch.setattr(Figure, "files", property(files))
