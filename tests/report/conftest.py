@@ -7,16 +7,20 @@ import pytest
 from report.figures import SVG, WIDTHS, Figure
 
 
-@pytest.fixture(scope="module")
-def quick_reports() -> Iterator[None]:
-    """Fewer resamples, and PDF files with fonts of a kind that is quicker to embed, for modules that are about neither.
+@pytest.fixture(scope="session", autouse=True)
+def quick_fonts() -> Iterator[None]:
+    """PDF files have fonts of a kind that is quicker to embed: TrueType's take half of the time of a small report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("report.style.FONT_TYPE", 3)
+        yield
 
-    Of the time that a small report takes, half goes into embedding TrueType fonts and half of the rest into intervals.
-    """
+
+@pytest.fixture(scope="module")
+def quick_intervals() -> Iterator[None]:
+    """Fewer resamples, for modules that are not about numbers: of many small reports they take most of the rest."""
     from bench.analysis import stats
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("report.style.FONT_TYPE", 3)
         patch.setattr(stats, "RESAMPLES", 200)
         stats._chances.cache_clear()
         yield

@@ -14,7 +14,7 @@ from tests.report.test_numbers import UGLY
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures("quick_reports"),
+    pytest.mark.usefixtures("quick_intervals"),
     pytest.mark.skipif(
         not (shutil.which("chromium") and shutil.which("chromedriver")),
         reason="no browser: install Debian's chromium and chromium-driver",
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory, quick_reports: None) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory, quick_intervals: None) -> Path:
     def make_page(folder: Path) -> None:
         root, beside = folder / "results", folder / "beside"
         for seed in range(3):

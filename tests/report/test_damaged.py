@@ -17,7 +17,7 @@ from report.sections import make
 from report.table import Column, Table
 from tests.report.synthetic import make_probes, make_run, make_study
 
-pytestmark = pytest.mark.usefixtures("quick_reports")
+pytestmark = pytest.mark.usefixtures("quick_intervals")
 
 UGLY = [
     None, True, -1, 0, 3.5, 10**30, float("nan"), float("inf"), "", "x", "../../x", "<script>", "a\nb", "\x00\x1b", "\ud800",
