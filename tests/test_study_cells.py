@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 from bench.config.resolve import resolve
@@ -470,7 +471,43 @@ def test_products_of_the_budget_are_told_from_what_they_bias() -> None:
         terms = model.terms(data, further)
         assert np.linalg.matrix_rank(terms) == terms.shape[1]
     further = beside.SENSITIVITY["with products of the budget"]
-    assert model.estimates(data, [three.weights], further)["value"][0] == pytest.approx(0.1)
+    weights = model.statements(further)[-1].weights
+    assert model.estimates(data, [weights], further)["value"][0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("more", "place", "response", "truth"),
+    [
+        ("conflict x rank", 2, lambda at: 0.1 * (at["conflict"] - 0.3) * at["rank"], -0.02),
+        ("tasks x teachers", 1, lambda at: 0.1 * at["tasks"] * (at["teachers"] - 0.4), -0.04),
+        ("teachers x teachers", 3, lambda at: 0.1 * at["teachers"] ** 2, 0.0),
+        ("teachers x teachers", 4, lambda at: 0.1 * (at["teachers"] - 0.2) ** 2, -0.04),
+        ("overlap x conflict x conflict", 0, lambda at: 0.1 * at["overlap"] * at["conflict"] ** 2, 0.0),
+        ("overlap x conflict x conflict", 3, lambda at: 0.1 * at["overlap"] * at["conflict"] ** 2, 0.1),
+    ],
+)
+def test_a_product_that_the_model_leaves_out_biases_no_contrast_beside_it(more, place, response, truth) -> None:
+    """Effects of that kind alone, by hand at the statement's point."""
+    cells = model.coded()
+    data = cells.assign(response=response(cells))
+    without, further = model.statements()[place], beside.SENSITIVITY[f"with {more}"]
+    assert abs(model.estimates(data, [without.weights])["value"][0] - truth) > 1e-3
+    assert model.estimates(data, [model.statements(further)[place].weights], further)["value"][0] == pytest.approx(truth)
+
+
+def test_errors_of_cells_that_differ_in_variance() -> None:
+    """HC3 (MacKinnon and White, Journal of Econometrics 29, 1985): squared residuals over (1 - leverage) squared."""
+    cells = model.coded()
+    noise = np.random.default_rng(0).normal(size=len(cells)) * (1 + 5 * (cells["budget"] > 0))
+    data = cells.assign(response=noise)
+    x, weights = model.terms(data).to_numpy(), model.statements()[0].weights
+    inverse = np.linalg.inv(x.T @ x)
+    left = noise - x @ (inverse @ x.T @ noise)
+    meat = x.T @ (x * ((left / (1 - np.einsum("ij,jk,ik->i", x, inverse, x))) ** 2).to_numpy()[:, None])
+    error = np.sqrt(weights @ inverse @ meat @ inverse @ weights)
+    found = model.estimates(data, [weights], errors="HC3").iloc[0]
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(error * stats.t.ppf(0.975, 19))
+    assert found["value"] == pytest.approx(model.estimates(data, [weights])["value"][0])
 
 
 def test_statement_1_is_its_three_contrasts() -> None:
@@ -686,6 +723,22 @@ def test_what_the_protocol_says_was_seen_before_the_cells_is_what_the_studies_en
     assert chosen["settings"] == ended("joint", 4, "quarter")["chosen"]["settings"]
     of_task = [short(np.mean(chosen["scores"][f"taste_{number}"]), digits=2) for number in (1, 2, 3, 4)]
     assert "raise one pair ({}, {}) and leave the other where the base is ({}, {})".format(*of_task) in text
+
+
+def test_what_the_protocol_says_of_products_that_are_left_out() -> None:
+    """The bias of a contrast by an effect of size 1, with overlap and conflict from -1 to 1."""
+    text, cells = " ".join((STUDY / "PROTOCOL.md").read_text().split()), model.coded()
+    o, c = 2 * cells["overlap"] - 1, 2 * cells["conflict"] - 1
+
+    def bias(effect: pd.Series, place: int, own: float = 0.0) -> str:
+        found = model.estimates(cells.assign(response=effect), [model.statements()[place].weights])
+        return short(found["value"][0] - own, digits=2)
+
+    told = "overlap x conflict squared moves 1a by {} and 2 by {}, one of the squared teachers' share 2 by {} and 1a by {}, of " \
+           "conflict x rank 1b by {}."  # fmt: skip
+    squared, teachers = o * c**2, cells["teachers"] ** 2
+    values = bias(squared, 0), bias(squared, 3, own=1.0), bias(teachers, 3), bias(teachers, 0), bias(c * cells["rank"], 1)
+    assert told.format(*values) in text
 
 
 def test_what_the_protocol_says_was_seen_of_a_cell_is_what_its_runs_ended_with() -> None:

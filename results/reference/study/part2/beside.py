@@ -1,6 +1,5 @@
 """What is reported beside part 2's tests, without tests of its own, and the price at which distillation wins."""
 
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,10 @@ from statsmodels.tools import add_constant
 SENSITIVITY = {
     "with products of the budget": tuple(("budget", name) for name in FACTORS if name != "budget"),
     "with rank x teachers": (("rank", "teachers"),),
+    "with conflict x rank": (("conflict", "rank"),),
+    "with tasks x teachers": (("tasks", "teachers"),),
+    "with teachers x teachers": (("teachers", "teachers"),),
+    "with overlap x conflict x conflict": (("overlap", "conflict", "conflict"),),
 }
 """Products that the model leaves out, with which the contrasts are estimated again."""
 RIGHT_ANGLE = {"overlap": 1.0, "conflict": 0.5}
@@ -68,9 +71,13 @@ def beside(outcomes: pd.DataFrame) -> pd.DataFrame:
             rows.append((f"{OWN}, {value}", name, corner(data), np.nan, np.nan))
             add(f"at a right angle on the same prompts, {value}", name, estimates(data, [prediction(**RIGHT_ANGLE)]))
         data = responses(outcomes, line)
-        for one, (more, further) in product(statements(), SENSITIVITY.items()):
+        for more, further in SENSITIVITY.items():
+            for one in statements(further):
+                if one.response == name:
+                    add(f"{one.contrast}, pair, {more}", name, estimates(data, [one.weights], further))
+        for one in statements():
             if one.response == name:
-                add(f"{one.contrast}, pair, {more}", name, estimates(data, [one.weights], further))
+                add(f"{one.contrast}, pair, with HC3 errors", name, estimates(data, [one.weights], errors="HC3"))
         for value in ("extremity", "diversity", "drift"):
             data = responses(outcomes, line, value)
             add(f"{CORNERED}, {value}", name, estimates(data, [prediction(**CORNER)]))

@@ -95,12 +95,12 @@ def responses(outcomes: pd.DataFrame, against: str, value: str = "pair") -> pd.D
     return gap.groupby("cell").mean().rename("response").reset_index().merge(coded(), on="cell")
 
 
-Products = tuple[tuple[str, str], ...]
+Products = tuple[tuple[str, ...], ...]
 
 
-def fit(data: pd.DataFrame, further: Products = ()) -> Any:
-    """Least squares on the cells' means, with `further` products."""
-    return OLS(data["response"], terms(data, further)).fit()
+def fit(data: pd.DataFrame, further: Products = (), errors: str = "nonrobust") -> Any:
+    """Least squares on the cells' means, with `further` products; with `errors` "HC3", cells may differ in variance."""
+    return OLS(data["response"], terms(data, further)).fit(cov_type=errors, use_t=True)
 
 
 def terms(data: pd.DataFrame, further: Products = ()) -> pd.DataFrame:
@@ -108,27 +108,29 @@ def terms(data: pd.DataFrame, further: Products = ()) -> pd.DataFrame:
     columns = {"constant": pd.Series(1.0, data.index)}
     columns |= {name: data[name].astype(float) for name in (*FACTORS, *NUISANCES)}
     products = (*PRODUCTS, *further)
-    return pd.DataFrame(columns | {f"{one} x {other}": data[one] * data[other] for one, other in products})
+    return pd.DataFrame(columns | {" x ".join(names): data[list(names)].prod(axis=1) for names in products})
 
 
-def predictions(points: pd.DataFrame) -> np.ndarray:
+def predictions(points: pd.DataFrame, further: Products = ()) -> np.ndarray:
     """The weights of the fixed effects in the predictions at points, [point, effect], averaged over planes and worlds.
 
     Factors that `points` lacks are in their middle.
     """
     middle = dict.fromkeys(NUISANCES, 0.0) | CENTRE
-    return terms(points.assign(**{name: middle[name] for name in middle if name not in points})).to_numpy()
+    points = points.assign(**{name: middle[name] for name in middle if name not in points})
+    return terms(points.astype(float), further).to_numpy()
 
 
-def prediction(**at: float) -> np.ndarray:
+def prediction(further: Products = (), **at: float) -> np.ndarray:
     """`predictions` at one point."""
-    return predictions(pd.DataFrame([at]))[0]
+    return predictions(pd.DataFrame([at]), further)[0]
 
 
-def change(name: str, by: float, **at: float) -> np.ndarray:
-    """The weights in the change of the prediction if a factor, in which the model is linear, is larger by `by`."""
+def change(name: str, by: float, further: Products = (), **at: float) -> np.ndarray:
+    """The weights in the change of the prediction per step `by` of a factor, from a step below to a step above."""
     start = (CENTRE | at)[name]
-    return prediction(**at | {name: start + by}) - prediction(**at)
+    above, below = (prediction(further, **at | {name: start + step}) for step in (by, -by))
+    return (above - below) / 2
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,13 @@ class Statement:
     sign: int
 
 
-def statements() -> list[Statement]:
-    """The protocol's statements."""
+def statements(further: Products = ()) -> list[Statement]:
+    """The protocol's statements, with weights for a model with `further` products."""
     alone = {"overlap": 0.0}
-    tasks, rank, teachers = change("tasks", 1.0, **alone), change("rank", -1.0, **alone), change("teachers", 1.0)
-    opposed = prediction(**CORNER)
+    tasks, rank = change("tasks", 1.0, further, **alone), change("rank", -1.0, further, **alone)
+    teachers, opposed = change("teachers", 1.0, further), prediction(further, **CORNER)
     return [
-        Statement("1a without overlap distillation wins", "no overlap", COUNTED, prediction(**alone), 1),
+        Statement("1a without overlap distillation wins", "no overlap", COUNTED, prediction(further, **alone), 1),
         Statement("1b more so with more tasks", "two more tasks, no overlap", COUNTED, tasks, 1),
         Statement("1c more so with a lower rank", "a quarter of the rank, no overlap", COUNTED, rank, 1),
         Statement("2 with opposed rewards on the same prompts it loses", CORNERED, COUNTED, opposed, -1),
@@ -160,13 +162,13 @@ def statements() -> list[Statement]:
 
 
 def estimates(
-    data: pd.DataFrame, weights_CF: Sequence[np.ndarray] | np.ndarray, further: Products = ()
+    data: pd.DataFrame,
+    weights_CF: Sequence[np.ndarray] | np.ndarray,
+    further: Products = (),
+    errors: str = "nonrobust",
 ) -> pd.DataFrame:
-    """value, 95% interval (low, high) and two-sided p of contrasts of the fixed effects.
-
-    `further` products are 0 where a contrast is taken: in the middle of the budget and of the share of updates.
-    """
-    found = fit(data, further).t_test(np.pad(np.asarray(weights_CF), ((0, 0), (0, len(further)))))
+    """value, 95% interval (low, high) and two-sided p of contrasts of the fixed effects; arguments as in `fit`."""
+    found = fit(data, further, errors).t_test(np.asarray(weights_CF))
     low, high = found.conf_int(0.05).T
     return pd.DataFrame({"value": found.effect, "low": low, "high": high, "p": found.pvalue})
 

@@ -52,10 +52,11 @@ BESIDE = (
     "Nothing here was tested. `pair` is the response, `lowest` the lowest score of all tasks, `mean` their mean, "
     "`extremity` the mean distance of an image's score from 1/2; all but what is `of LINE itself` are distillation "
     "minus another line. Contrasts are the model's, with Student's t for 19 degrees of freedom (14 with products of "
-    "the budget, 18 with rank x teachers); means over cells have a paired t-test's interval, and the last two rows "
-    "are a regression over cells outside the corner of opposed rewards on the same prompts. Intervals are 95%, not "
-    "corrected. `rule` is joint RL with the best rule for combining gradients, `soup` the mean of the teachers' "
-    "adapters, and `shared`, only where all prompts are in common, joint RL whose images are scored by all tasks."
+    "the budget, 18 with any other), and with HC3 errors cells may differ in variance; means over cells have a paired "
+    "t-test's interval, and the last two rows are a regression over cells outside the corner of opposed rewards on "
+    "the same prompts. Intervals are 95%, not corrected. `rule` is joint RL with the best rule for combining "
+    "gradients, `soup` the mean of the teachers' adapters, and `shared`, only where all prompts are in common, joint "
+    "RL whose images are scored by all tasks."
 )
 
 
