@@ -99,7 +99,7 @@ _WAITING: list[Drawn] = []
 
 
 def draw_all(figures: Sequence[Drawn]) -> None:
-    """Draw the files of many figures in parallel. Figures left out here are drawn when they are needed."""
+    """Make the files of many figures, and of what else has files, in parallel. Those left out are made when needed."""
     cores = cores_for(len(figures))
     if cores < 2:
         return

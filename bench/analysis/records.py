@@ -43,7 +43,7 @@ def headline(row: dict) -> tuple[np.ndarray, Design]:
 
 
 def metric_rows(row: dict, metric: str) -> tuple[np.ndarray, Design]:
-    """Values [N] of any metric of an evaluation, NaN for images without one, and their design."""
+    """Values [N] of any metric of an evaluation, NaN for images without one, and their design. Not to be changed."""
     return np.asarray(row["rows"][metric], np.float64), design(row)
 
 

@@ -352,14 +352,20 @@ class _Gap:
     value: float
     resampled: _Resampled
     """Bootstrap distribution of the difference, as the only one of a set."""
-    clusters_error: float
-    """Standard error from the clusters."""
-    freedom: float
-    """Degrees of freedom of that error."""
     seeds_error: float
     """Standard error from the seeds; 0 if they do not differ."""
     seeds: int
     """Number of seeds."""
+
+    @property
+    def clusters_error(self) -> float:
+        """Standard error from the clusters."""
+        return float(self.resampled.clusters_error_K[0])
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of that error."""
+        return float(self.resampled.freedom_K[0])
 
     @property
     def draws_R(self) -> np.ndarray:
@@ -368,15 +374,11 @@ class _Gap:
 
     def below(self, line: float) -> float:
         """One-sided p-value of the hypothesis that the true difference is at most `line`."""
-        if self.seeds_error > 0:
-            return self._integrated(self.value - line)
-        return self._counted(self.draws_R <= line)
+        return self._tail(self.value - line, np.less_equal, line)
 
     def above(self, line: float) -> float:
         """One-sided p-value of the hypothesis that the true difference is at least `line`."""
-        if self.seeds_error > 0:
-            return self._integrated(line - self.value)
-        return self._counted(self.draws_R >= line)
+        return self._tail(line - self.value, np.greater_equal, line)
 
     def apart(self) -> float:
         """Two-sided p-value of the hypothesis that the true difference is 0."""
@@ -398,9 +400,16 @@ class _Gap:
         away = brentq(lambda x: np.log(self._integrated(x) / 0.025), 0, most, xtol=1e-9 * most)
         return self.value - away, self.value + away
 
-    def _counted(self, beyond_R: np.ndarray) -> float:
-        """The fraction of draws beyond a line, for seeds that do not differ; not less than the draws can resolve."""
-        return float(np.clip(beyond_R.mean(), 0.5 / len(beyond_R), 1))
+    def _tail(self, distance: float, beyond: np.ufunc, line: float) -> float:
+        """Fraction of the distribution that is further than `distance` from the value on one side.
+
+        It is integrated instead of counted, because after Holm's correction a p-value would otherwise depend on a
+        handful of draws. If the seeds do not differ, the draws `beyond` the line are counted, but never less than they
+        can resolve.
+        """
+        if self.seeds_error > 0:
+            return self._integrated(distance)
+        return float(np.clip(beyond(self.draws_R, line).mean(), 0.5 / len(self.draws_R), 1))
 
     @cached_property
     def _of_clusters(self) -> np.ndarray:
@@ -408,10 +417,9 @@ class _Gap:
         return self.clusters_error * _student((np.arange(RESAMPLES) + 0.5) / RESAMPLES, self.freedom)
 
     def _integrated(self, distance: float) -> float:
-        """Fraction of the distribution that is further than `distance` from the value on one side.
+        """`_tail` where the seeds differ.
 
-        It is integrated where the seeds differ, because after Holm's correction a p-value would otherwise depend on a
-        handful of draws. Both parts follow Student's t, that of the clusters with Satterthwaite's degrees of freedom.
+        Both parts follow Student's t, that of the clusters with Satterthwaite's degrees of freedom.
         """
         from scipy.special import stdtr
 
@@ -428,11 +436,11 @@ def _gap(a_SN: np.ndarray, b_SN: np.ndarray, design: Rows, seed: int) -> _Gap | 
     own_S = stratified_means(gaps_SN, design)
     seeds = len(own_S)
     seeds_error = float(own_S.std(ddof=1) / np.sqrt(seeds)) if seeds > 1 else 0.0
-    (error,), (freedom,), value = found.clusters_error_K, found.freedom_K, float(own_S.mean())
+    (error,), value = found.clusters_error_K, float(own_S.mean())
     # Seeds that are the same may have means that differ by rounding.
     if seeds_error <= ROUNDING * (float(error) + abs(value)):
         seeds_error = 0.0
-    return _Gap(value, found, float(error), float(freedom), seeds_error, seeds)
+    return _Gap(value, found, seeds_error, seeds)
 
 
 def p_text(p: float) -> str:

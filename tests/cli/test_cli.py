@@ -7,7 +7,7 @@ import typer
 
 from bench.cli.app import whole
 from bench.config.settings import parse_seeds, ranges
-from tests.commands import computed_s, slowness
+from tests.commands import computed_s
 
 PLACED = ["--executor", "--profile", "--slurm"]
 FLAGS = {
@@ -110,6 +110,6 @@ def test_seeds() -> None:
 def test_help_is_fast_and_imports_no_torch() -> None:
     code = "import sys; from bench.cli.app import whole; whole(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    slow, before = slowness(), computed_s()
+    before = computed_s()
     subprocess.run([sys.executable, "-m", "bench", "--help"], check=True, capture_output=True)
-    assert computed_s() - before < 1.5 * slow  # 0.25 s on an idle machine
+    assert computed_s() - before < 1.5  # 0.25 s on an idle machine; cores that are shared also compute more slowly

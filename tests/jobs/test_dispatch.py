@@ -25,7 +25,7 @@ from bench.store.provenance import code_hash
 from bench.store.run import Run
 from bench.system.processes import identity, lives
 from bench.terminal import legible
-from tests.commands import Command, bench, computed_s, slowness
+from tests.commands import Command, bench, computed_s
 from tests.folders import data, needs_data
 from tests.jobs.work import speak
 
@@ -358,10 +358,10 @@ def test_a_thousand_runs_are_listed_at_once(root: Path) -> None:
         (folder / "spec.json").write_text(spec)
         (folder / "summary.json").write_text("{}")
     words = [sys.executable, "-m", "bench", "status", "--results", str(root)]
-    slow, before = slowness(), computed_s()
+    before = computed_s()
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.stdout.count("done") == 1001
-    assert computed_s() - before < 6 * slow  # under 2 s on an idle machine
+    assert computed_s() - before < 6  # under 2 s on an idle machine; cores that are shared also compute more slowly
 
 
 def test_code_that_changed_since_submission_is_refused(root: Path) -> None:

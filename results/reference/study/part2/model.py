@@ -118,7 +118,7 @@ def predictions(points: pd.DataFrame, further: Products = ()) -> np.ndarray:
     """
     middle = dict.fromkeys(NUISANCES, 0.0) | CENTRE
     points = points.assign(**{name: middle[name] for name in middle if name not in points})
-    return terms(points.astype(float), further).to_numpy()
+    return terms(points, further).to_numpy()
 
 
 def prediction(further: Products = (), **at: float) -> np.ndarray:
