@@ -270,13 +270,13 @@ def test_signs_are_read_again_on_the_images_of_the_run(tmp_path: Path, monkeypat
         Path(command[-1]).write_text(json.dumps([row]))
 
     monkeypatch.setattr(signs.subprocess, "run", run)
-    for name, level in (("a", 0.9), ("b", 0.4)):
+    for name, level, nfe in (("a", 0.9, 1000), ("b", 0.4, 4000)):
         path = make_run(tmp_path / "study-2", "opd_analytic", 0, level, name=name) / "summary.json"
         summary = json.loads(path.read_text())
         summary["guidance"] = {"base": {"ocr": 4.0}, "student": {"ocr": 2.0}}
         path.write_text(json.dumps(summary))
         spec = json.loads((path.parent / "spec.json").read_text())
-        spec["spec"]["budget"]["nfe"] = 1000
+        spec["spec"]["budget"]["nfe"] = nfe
         (path.parent / "spec.json").write_text(json.dumps(spec))
     runs = results(tmp_path / "study-2")
     found = signs.table(runs, tmp_path)
@@ -286,6 +286,12 @@ def test_signs_are_read_again_on_the_images_of_the_run(tmp_path: Path, monkeypat
         assert row["rapidocr_exact"] == 0.5 and row["rapidocr_exact_low"] < 0.5 < row["rapidocr_exact_high"]
     assert [words[words.index("--guidance") + 1] for words in asked] == ["4", "2", "2"]
     assert signs.table(runs, tmp_path).equals(found) and len(asked) == 3  # made once
+    stored = tmp_path / "t.csv"
+    for seed, exact in (("0", 0.5), ("1", 0.25), ("0", 0.75)):  # a seed's rows replace its own alone, and the base's
+        made = signs.merged(found.assign(seed=["", seed, seed], exact=exact), stored)
+        made.to_csv(stored, index=False)
+    assert list(made["seed"]) == ["", "0", "1", "0", "1"] and list(made["nfe"]) == [0, 1000, 1000, 4000, 4000]
+    assert list(made["exact"]) == [0.75, 0.75, 0.25, 0.75, 0.25]
     (tmp_path / "b.json").write_text((tmp_path / "a.json").read_text())
     with pytest.raises(ValueError, match="student of b: these are not the images of the run"):
         signs.table(runs, tmp_path)

@@ -3,7 +3,7 @@
 Draws the test images of ocr again for every line of part 1 (PROTOCOL.md), at the guidance scale that its run has
 chosen, and writes a row per model to part1/rapidocr.csv: the fraction of signs that RapidOCR reads exactly, beside that
 of the world's own reader, whose answers have to be those of the run. Needs the finished runs with their adapters, in
-results/study/WORLD.
+results/study/WORLD. Rows of other worlds and seeds are kept.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from bench.system.files import write_atomic
 
 LINES = ("opd_analytic", "multi_reward", "cascade")
 METRICS = ("exact", "rapidocr_exact")
+IDENTITY = ["world", "model", "method", "nfe", "seed"]
 OUTPUT = Path(__file__).parent / "part1" / "rapidocr.csv"
 
 
@@ -43,9 +44,10 @@ def told(run: Result, model: str, record: dict) -> dict:
     """A model's row of the table. Raises ValueError if the world's reader answers otherwise than in the run."""
     if record["rows"]["exact"] != run.summary["models"][model]["ocr"]["rows"]["exact"]:
         raise ValueError(f"{model} of {run.folder.name}: these are not the images of the run")
-    row = {"model": model, "method": run.spec["method"], "seed": run.spec["seed"], "nfe": run.spec["budget"]["nfe"]}
-    if model == "base":
-        row |= {"method": "", "seed": "", "nfe": 0}
+    spec = run.spec
+    row = {"world": spec["backbone"], "model": model, "method": "", "seed": "", "nfe": 0}
+    if model != "base":
+        row |= {"method": spec["method"], "seed": str(spec["seed"]), "nfe": spec["budget"]["nfe"]}
     for metric in METRICS:
         found = estimate(np.array(record["rows"][metric], float), design(record))
         row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
@@ -56,6 +58,14 @@ def table(runs: list[Result], folder: Path) -> pd.DataFrame:
     """The base and the students of all runs."""
     models = [(runs[0], "base"), *((run, "student") for run in runs)]
     return pd.DataFrame([told(run, model, drawn(run, model, folder)) for run, model in models])
+
+
+def merged(made: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table with the rows that the file at `path`, if there is one, has of other models."""
+    if not path.is_file():
+        return made
+    before = pd.read_csv(path, keep_default_na=False, dtype={"seed": str})
+    return pd.concat([before, made]).drop_duplicates(IDENTITY, keep="last").sort_values(IDENTITY)
 
 
 def main() -> None:
@@ -74,7 +84,8 @@ def main() -> None:
     if not chosen:
         raise MissingError(f"no finished run of these seeds is in {root / given.world}: run part1.sh first")
     kept.mkdir(parents=True, exist_ok=True)
-    write_atomic(OUTPUT, table(chosen, kept).to_csv(index=False, float_format="%.6g").encode())
+    made = merged(table(chosen, kept), OUTPUT)
+    write_atomic(OUTPUT, made.to_csv(index=False, float_format="%.6g").encode())
 
 
 if __name__ == "__main__":
