@@ -28,8 +28,8 @@ from tests.commands import bench
 from tests.study_scripts import STUDY, scripts, short
 
 FOLDER = STUDY / "part2"
-cell, central, design, model, beside, outcomes, pack, page, picture, studies = scripts(
-    FOLDER, "cell", "central", "design", "model", "beside", "outcomes", "pack", "page", "picture", "studies"
+cell, central, design, model, beside, outcomes, pack, _, page, picture, studies = scripts(
+    FOLDER, "cell", "central", "design", "model", "beside", "outcomes", "pack", "after", "page", "picture", "studies"
 )
 RULE = {"params.combine": "pcgrad"}
 

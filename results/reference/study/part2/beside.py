@@ -43,7 +43,7 @@ def price(outcomes: pd.DataFrame) -> list[str]:
     """
     found = []
     for value, against in (("diversity", -1), ("drift", 1)):
-        mean, low, high = _mean(responses(outcomes, RESPONSES[COUNTED], value))
+        mean, low, high = mean_over_cells(responses(outcomes, RESPONSES[COUNTED], value)["response"])
         if min(low * against, high * against) > 0:
             word = "less" if against < 0 else "more"
             found.append(f"{word} {value} than long joint RL over all cells, {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
@@ -81,7 +81,7 @@ def beside(outcomes: pd.DataFrame) -> pd.DataFrame:
         for value in ("extremity", "diversity", "drift"):
             data = responses(outcomes, line, value)
             add(f"{CORNERED}, {value}", name, estimates(data, [prediction(**CORNER)]))
-            rows.append((f"mean over all cells, {value}", name, *_mean(data)))
+            rows.append((f"mean over all cells, {value}", name, *mean_over_cells(data["response"])))
     for line in ("rule", "soup", "shared"):
         has = outcomes[outcomes["line"] == line]["cell"]
         data = responses(outcomes[outcomes["cell"].isin(has)], line)
@@ -89,7 +89,7 @@ def beside(outcomes: pd.DataFrame) -> pd.DataFrame:
         # Too few cells have all prompts in common for the model.
         for one in statements() if line != "shared" else ():
             add(f"{one.contrast}, pair", response, estimates(data, [one.weights]))
-        rows.append((f"mean over {len(data)} cells, pair", response, *_mean(data)))
+        rows.append((f"mean over {len(data)} cells, pair", response, *mean_over_cells(data["response"])))
     design = coded()
     cornered = outcomes[outcomes["cell"].isin(design.loc[in_corner(design), "cell"])]
     for line in ("opd", *RESPONSES.values(), "base"):
@@ -114,8 +114,7 @@ def kept(outcomes: pd.DataFrame) -> list[tuple[float, float, float]]:
     return [(value, *ends) for value, ends in zip(found.params, found.conf_int())]
 
 
-def _mean(data: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean response over cells with the 95% interval of a t-test."""
-    gap = data["response"]
+def mean_over_cells(gap: pd.Series) -> tuple[float, float, float]:
+    """Mean of a difference over cells with the 95% interval of a t-test."""
     reach = stats.t.ppf(0.975, len(gap) - 1) * gap.std() / np.sqrt(len(gap))
     return gap.mean(), gap.mean() - reach, gap.mean() + reach

@@ -6,6 +6,7 @@ and what its lines spent.
 
 import numpy as np
 import pandas as pd
+from after import LEVELS, after, levels
 from beside import beside, price
 from model import COUNTED, HERE, RESPONSES, complete, first_statement, fit, responses, tests
 from outcomes import failures
@@ -58,6 +59,12 @@ BESIDE = (
     "gradients, `soup` the mean of the teachers' adapters, and `shared`, only where all prompts are in common, joint "
     "RL whose images are scored by all tasks."
 )
+AFTER = (
+    "Exploratory: none of this was announced. Means over cells, how many they are in brackets, with a paired t-test's "
+    "interval (95%, not corrected), of distillation minus joint RL or what `response` says; gains over the base have "
+    "none. The corner are the cells with opposed rewards and all prompts in common, where `shared` has no signal."
+)
+LEVEL = "Means over all cells, or those of the corner, and seeds, and the median of the cells' drift. Exploratory."
 
 
 def tested(found: pd.DataFrame, paid: list[str]) -> Table:
@@ -79,13 +86,30 @@ def tested(found: pd.DataFrame, paid: list[str]) -> Table:
 
 def further(outcomes: pd.DataFrame) -> Table:
     """What the protocol reports beside its statements."""
+    return _quantities("beside", "Beside the statements", BESIDE, beside(outcomes))
+
+
+def later(outcomes: pd.DataFrame) -> Table:
+    """What was thought of after the outcomes."""
+    return _quantities("after", "Thought of after the outcomes", AFTER, after(outcomes))
+
+
+def each_line(outcomes: pd.DataFrame) -> Table:
+    """Scores, diversity and drift of lines themselves."""
+    found = levels(outcomes)
+    columns = [Column("line", "line"), *(Column(name, name, "score") for name in found)]
+    rows: list[Row] = [{"line": LEVELS[line], **row} for line, row in found.to_dict("index").items()]
+    return Table("levels", "Levels", LEVEL, columns, rows)
+
+
+def _quantities(name: str, title: str, note: str, found: pd.DataFrame) -> Table:
     columns = [
         Column("quantity", "quantity"),
         Column("response", "response"),
         Column("estimate", "estimate", "change"),
     ]
-    rows: list[Row] = [row | {"estimate": _estimate(row)} for row in beside(outcomes).to_dict("records")]
-    return Table("beside", "Beside the statements", BESIDE, columns, rows)
+    rows: list[Row] = [row | {"estimate": _estimate(row)} for row in found.to_dict("records")]
+    return Table(name, title, note, columns, rows)
 
 
 def every_cell(outcomes: pd.DataFrame) -> Table:
@@ -122,7 +146,7 @@ def page(outcomes: pd.DataFrame) -> str:
     if lost := failures():
         which = ", ".join(f"{line} of cell {cell}, seed {seed}" for cell, seed, line in lost)
         said.append(f"Lines that failed and have the base's scores, diversity and drift (0) and no NFE: {which}.")
-    for table in (tested(found, paid), further(outcomes), every_cell(outcomes)):
+    for table in (tested(found, paid), further(outcomes), later(outcomes), each_line(outcomes), every_cell(outcomes)):
         said.append(f"## {table.title}\n\n{table.markdown()}\n{table.note}")
     return "\n\n".join(said) + "\n"
 

@@ -22,8 +22,9 @@ TASKS = {2: -1.0, 4: 0.0, 6: 1.0}
 ANGLES = {"0°": 0.0, "90°": 0.5, "180°": 1.0}
 """Angle between the two rewards of a pair -> conflict."""
 NOTE = (
-    "line: no difference; hatched: each point's 95% interval includes 0; circles: cells, adjusted to the middle of\n"
-    "other factors, beside each other where their place is the same; between places the model interpolates"
+    "blue: distillation ahead; line: no difference; hatched: a point's 95% interval, not corrected, includes 0\n"
+    "circles: cells, adjusted to the middle of other factors, beside each other where their place is the same\n"
+    "the axis of the angle is linear in its cosine; between the places of cells the model interpolates"
 )
 FINE = np.linspace(0, 1, 41)
 
@@ -55,7 +56,7 @@ def phase(outcomes: pd.DataFrame) -> "Figure":
     shown = [*(value for value, _ in found.values()), *(cells["response"] for cells in dots.values())]
     reach = max(np.abs(values).max() for values in shown)
     figure, axes = plt.subplots(
-        len(RESPONSES), len(TASKS), sharex=True, sharey=True, squeeze=False, figsize=(WIDTHS["page"], 4.4)
+        len(RESPONSES), len(TASKS), sharex=True, sharey=True, squeeze=False, figsize=(WIDTHS["page"], 4.6)
     )
     scale = {"cmap": "RdBu", "vmin": -reach, "vmax": reach}
     for (name, number), (value, sure) in found.items():
