@@ -20,7 +20,7 @@ from bench.results import results
 from report.hypotheses_file import Selection, read_hypotheses
 from sweeps.study import read_study
 from tests.report.synthetic import make_run
-from tests.study_scripts import STUDY, scripts
+from tests.study_scripts import STUDY, scripts, short
 
 ROOT = Path(__file__).parents[1]
 FOLDER = STUDY
@@ -295,3 +295,20 @@ def test_signs_are_read_again_on_the_images_of_the_run(tmp_path: Path, monkeypat
     (tmp_path / "b.json").write_text((tmp_path / "a.json").read_text())
     with pytest.raises(ValueError, match="student of b: these are not the images of the run"):
         signs.table(runs, tmp_path)
+
+
+def test_rapidocr_has_read_what_the_scores_are_of() -> None:
+    signs = pd.read_csv(FOLDER / "part1" / "rapidocr.csv", keep_default_na=False)
+    scores = pd.read_csv(FOLDER / "part1" / "scores.csv")
+    students = scores[scores["line"] != "base"].set_index(["world", "line", "seed", "training_nfe"])["ocr"].sort_index()
+    read = signs[signs["model"] == "student"]
+    assert len(read) and set(signs["model"]) == {"base", "student"}
+    for row in read.to_dict("records"):
+        spent = students[row["world"], row["method"], int(row["seed"])].sort_index()  # cascades end on whole updates
+        assert row["exact"] == pytest.approx(spent.loc[row["nfe"] : row["nfe"] * 1.01].item(), abs=1e-5)
+    text = " ".join((FOLDER / "README.md").read_text().split())
+    seed = signs[signs["seed"].isin(["", "0"]) & signs["nfe"].isin([0, 153_600])].set_index("method")
+    values = [short(seed.loc[line, name]) for name in ("rapidocr_exact", "exact") for line in ("", "multi_reward", "opd_analytic")]
+    assert "{} of the base's signs, {} of joint RL's and {} of distillation's, where the world's own reader reads {}, {} and {} ".format(*values) in text
+    ((world, base),) = signs.loc[signs["model"] == "base", ["world", "exact"]].to_numpy()
+    assert base == pytest.approx(scores.loc[(scores["world"] == world) & (scores["line"] == "base"), "ocr"].iloc[0], abs=1e-5)
