@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from beside import mean_over_cells
-from model import NOT_COUNTED, RESPONSES, coded, in_corner
+from model import CORNER, NOT_COUNTED, RESPONSES, coded, gaps, in_corner
 
 LEVELS = {
     "base": "the base",
@@ -31,43 +31,33 @@ def levels(outcomes: pd.DataFrame) -> pd.DataFrame:
 def after(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Differences over some of the cells, with the interval of a paired t-test, and gains of lines over the base."""
     cells = coded().set_index("cell")
-    opposed, shared = cells["conflict"] > 0.9, cells["overlap"] > 0.9
+    opposed = np.isclose(cells["conflict"], CORNER["conflict"])
+    common = np.isclose(cells["overlap"], CORNER["overlap"])
+    outside = ~in_corner(cells)
     rows: list[tuple[str, str, Any, Any, Any]] = []
 
-    def add(where: str, kept: pd.Series, response: str, gap: pd.Series) -> None:
-        gap = gap[kept]
-        said = f"{where} ({len(gap)}, distillation above in {(gap > 0).sum()})"
-        rows.append((said, response, *mean_over_cells(gap)))
+    def gap(kept: np.ndarray, line: str, against: str, value: str = "pair") -> pd.Series:
+        # Only then compared, because not all cells have all lines.
+        return gaps(outcomes[outcomes["cell"].isin(cells.index[kept])], line, against, value)
+
+    def add(where: str, kept: np.ndarray, response: str, against: str, value: str = "pair") -> None:
+        found = gap(kept, "opd", against, value)
+        said = f"{where}, {value} ({len(found)}, distillation above in {(found > 0).sum()})"
+        rows.append((said, response, *mean_over_cells(found)))
 
     for name, line in RESPONSES.items():
         for value in ("pair", "lowest", "mean"):
-            gap = _gap(outcomes, "opd", line, value)
-            add(f"all cells, {value}", cells["tasks"] < np.inf, name, gap)
-            add(f"opposed rewards, {value}", opposed, name, gap)
-            add(f"other angles, {value}", ~opposed, name, gap)
-        gap = _gap(outcomes, "opd", line)
-        add("a quarter of the budget, pair", cells["budget"] < 0, name, gap)
-        add("the whole budget, pair", cells["budget"] > 0, name, gap)
-    add("all of the teachers' updates, pair", cells["teachers"] > 0, NOT_COUNTED, _gap(outcomes, "opd", "joint"))
-    of_shared = "shared in the place of joint"
-    add("all prompts in common, not opposed, pair", shared & ~opposed, of_shared, _gap(outcomes, "opd", "shared"))
-    rows.append(
-        (
-            f"all prompts in common, pair ({shared.sum()})",
-            "shared minus long joint RL",
-            *mean_over_cells(_gap(outcomes, "shared", "joint_long")[shared]),
-        )
-    )
-    outside = ~pd.Series(in_corner(cells), cells.index)
+            add("all cells", np.full(len(cells), True), name, line, value)
+            add("opposed rewards", opposed, name, line, value)
+            add("other angles", ~opposed, name, line, value)
+        add("a quarter of the budget", cells["budget"].to_numpy() < 0, name, line)
+        add("the whole budget", cells["budget"].to_numpy() > 0, name, line)
+    add("all of the teachers' updates", cells["teachers"].to_numpy() > 0, NOT_COUNTED, RESPONSES[NOT_COUNTED])
+    add("all prompts in common, not opposed", common & ~opposed, "shared in the place of joint", "shared")
+    found = gap(common, "shared", "joint_long")
+    rows.append((f"all prompts in common, pair ({len(found)})", "shared minus long joint RL", *mean_over_cells(found)))
     for line in ("opd", "teachers", "joint", "joint_long"):
-        gain = _gap(outcomes, line, "base")[outside].mean()
-        rows.append(
-            (f"gain over the base outside the corner ({outside.sum()}), pair", LEVELS[line], gain, np.nan, np.nan)
-        )
+        gain = gap(outside, line, "base")
+        said = f"gain over the base outside the corner ({len(gain)}), pair"
+        rows.append((said, LEVELS[line], gain.mean(), np.nan, np.nan))
     return pd.DataFrame(rows, columns=["quantity", "response", "value", "low", "high"])
-
-
-def _gap(outcomes: pd.DataFrame, line: str, against: str, value: str = "pair") -> pd.Series:
-    """One line minus another, by cell, the mean over its seeds; without the cells that lack one of them."""
-    wide = outcomes.pivot(index=["cell", "seed"], columns="line", values=value)
-    return (wide[line] - wide[against]).groupby("cell").mean()

@@ -13,6 +13,7 @@ from model import (
     coded,
     corner,
     estimates,
+    gaps,
     in_corner,
     prediction,
     responses,
@@ -107,9 +108,8 @@ def kept(outcomes: pd.DataFrame) -> list[tuple[float, float, float]]:
     keeps a constant share of what its teachers gained has an intercept of 0.
     """
     gained = responses(outcomes, "base")
-    taught = outcomes.pivot(index=["cell", "seed"], columns="line", values="pair").groupby("cell").mean()
     gained = gained[~in_corner(gained)]
-    gain = (taught["teachers"] - taught["base"])[gained["cell"]].to_numpy()
+    gain = gaps(outcomes, "teachers", "base")[gained["cell"]].to_numpy()
     found = OLS(gained["response"].to_numpy(), add_constant(gain)).fit()
     return [(value, *ends) for value, ends in zip(found.params, found.conf_int())]
 

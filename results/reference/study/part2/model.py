@@ -84,15 +84,20 @@ def complete(path: Path = HERE / "outcomes.csv") -> pd.DataFrame:
 
 
 def responses(outcomes: pd.DataFrame, against: str, value: str = "pair") -> pd.DataFrame:
-    """Distillation minus the line `against`: one row per cell, the mean over its seeds, with the cell's factors.
+    """Distillation minus the line `against`: one row per cell, as `gaps`, with the cell's factors."""
+    return gaps(outcomes, "opd", against, value).rename("response").reset_index().merge(coded(), on="cell")
+
+
+def gaps(outcomes: pd.DataFrame, line: str, against: str, value: str = "pair") -> pd.Series:
+    """One line minus another: by cell, the mean over its seeds.
 
     Raises ValueError if cells have different numbers of seeds, or if an outcome is not finite.
     """
     wide = outcomes.pivot(index=["cell", "seed"], columns="line", values=value)
-    gap = wide["opd"] - wide[against]
+    gap = wide[line] - wide[against]
     if not np.isfinite(gap).all() or gap.groupby("cell").size().nunique() != 1:
-        raise ValueError(f"{value} of opd or {against} is missing, or cells differ in their number of seeds")
-    return gap.groupby("cell").mean().rename("response").reset_index().merge(coded(), on="cell")
+        raise ValueError(f"{value} of {line} or {against} is missing, or cells differ in their number of seeds")
+    return gap.groupby("cell").mean()
 
 
 Products = tuple[tuple[str, ...], ...]
