@@ -5,6 +5,7 @@ import math
 from markupsafe import Markup
 
 from bench.analysis.stats import Difference
+from bench.backbones.micro.worlds import DRAWN
 from report.against import Weighed, weigh
 from report.forest import Group, forest_figure
 from report.hypotheses import Finding, examine
@@ -14,22 +15,30 @@ from report.page import Report, Section
 from report.style import looks
 from report.table import Column, Row, Table, number
 
-PICTURED = {"fails": "does not hold", "undecided": "undecided", "uninformative": "says nothing", "open": "open"}
+PICTURED = {"fails": "fails", "undecided": "undecided", "uninformative": "says nothing", "open": "open"}
 """Verdicts but "holds" in few words."""
 SAID = {
     "holds": "holds",
-    "fails": "does not hold, the opposite does",
+    "fails": "fails: the opposite holds",
     "undecided": "is undecided",
     "uninformative": "says nothing, because the teachers gained too little",
     "open": "is open",
 }
+IN_SHORT = {
+    "holds": ("holds", "hold"),
+    "fails": ("fails", "fail"),
+    "undecided": ("is undecided", "are undecided"),
+    "uninformative": ("says nothing", "say nothing"),
+    "open": ("is open", "are open"),
+}
+"""What one hypothesis, and what several do."""
 
 
 def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section:
     """The findings on the hypotheses of one file. Raises as `examine` does."""
     section = Section("Hypotheses stated in advance")
     found = examine(stated, pools)
-    section.points(Markup("{}").format(stated.title), [_sentence(finding, stated) for finding in found])
+    section.points(_lead(found, stated), [_sentence(finding, stated) for finding in found])
     look = looks([(world, world) for world in stated.worlds])
     groups = []
     for finding in found:
@@ -56,11 +65,33 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
     return section
 
 
+def _lead(found: list[Finding], stated: Stated) -> Markup:
+    """The question, all verdicts in a sentence, and what has to be known to read the others."""
+    verdicts = []
+    for verdict, (one, several) in IN_SHORT.items():
+        names = [finding.hypothesis.name for finding in found if finding.verdict == verdict]
+        verdicts += [f"{_joined(names)} {several if len(names) > 1 else one}"] if names else []
+    text = Markup("{} {}.").format(stated.title, "; ".join(verdicts))
+    drawn = [world for world in stated.worlds if world in DRAWN]
+    if drawn:
+        are = "are drawn worlds" if len(drawn) > 1 else "is a drawn world"
+        text += Markup(" {} {}: no score here is one of GenEval, OCR or PickScore on real images.").format(
+            _joined(drawn), are
+        )
+    return text + " P-values have Holm's correction within each family."
+
+
+def _joined(names: list[str]) -> str:
+    """Names as a sentence lists them."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def _sentence(finding: Finding, stated: Stated) -> Markup:
     asked = finding.hypothesis
     text = Markup("<strong>{} {}</strong>. Claim: {}").format(asked.name, SAID[finding.verdict], asked.claim)
-    text += _known(finding.effects)
+    text += _known(finding.effects, f", {asked.line} minus {_subtracted(finding)}")
     p, of = (finding.p_opposite, "p of the opposite") if finding.verdict == "fails" else (finding.p, "p")
+    of = f"one-sided {of}" if asked.margin else of
     if p == p:
         text += Markup("; {} {} in {}").format(of, number(p, "p"), stated.decided_in)
     if finding.verdict == "undecided" and finding.p_equal == finding.p_equal:
@@ -75,14 +106,14 @@ def _sentence(finding: Finding, stated: Stated) -> Markup:
     return text + "."
 
 
-def _known(effects: dict[str, Difference]) -> Markup:
-    """The differences of the worlds that have one, as a sentence of its own; empty without any."""
+def _known(effects: dict[str, Difference], of: str = "") -> Markup:
+    """The differences (of what) in the worlds that have one, as a sentence of its own; empty without any."""
     known = [
         Markup("{} in {}").format(number(effect, "change"), world)
         for world, effect in effects.items()
         if effect.value == effect.value
     ]
-    return Markup(". Difference: ") + Markup(", ").join(known) if known else Markup("")
+    return Markup(". Difference{}: ").format(of) + Markup(", ").join(known) if known else Markup("")
 
 
 def _not_shown(found: list[Finding]) -> Markup:
@@ -142,7 +173,7 @@ def _table(found: list[Finding], stated: Stated, agreeing: str) -> Table:
         "hypotheses",
         stated.title,
         f"A hypothesis holds if its p-value in {stated.decided_in}, after Holm's correction within its family, is "
-        f"below {stated.level:g} and the difference is on the claimed side.{agreeing} It does not hold if that is so "
+        f"below {stated.level:g} and the difference is on the claimed side.{agreeing} It fails if that is so "
         "of the opposite side, whose p-value is then given, and is undecided otherwise. It is open until all named "
         "seeds of its family have finished; until then there is no p-value. Tests are two-sided, and one-sided where a "
         "margin is allowed for. A claim about a teacher says nothing if the teacher's gain over the base may be below "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bench.analysis.beside import metrics_beside
-from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY, Standing, against, standings
+from bench.analysis.comparison import EXPLORATORY, PRIMARY_FAMILY, Standing, against, nfe_at, standings
 from bench.analysis.forgetting import by_share
 from bench.analysis.overoptimisation import over_optimisation
 from bench.analysis.records import Record, model_rows, score
@@ -336,13 +336,14 @@ def curves(pool: Pool, prefix: str) -> Table:
             shares = sorted(points)
             scored = estimates([points[share] for share in shares], pictures) if shares else []
             for share, value in zip(shares, scored):
+                nfe = float(np.mean([nfe_at(record, share) for record in line.records]))
                 table.rows.append(
                     {
                         "line": line.label,
                         "task": task,
                         "share": share,
-                        "nfe": share * line.training_nfe,
-                        "seconds": share * spent,
+                        "nfe": nfe,
+                        "seconds": spent * nfe / line.training_nfe if line.training_nfe else spent,
                         "score": value,
                     }
                 )

@@ -23,7 +23,7 @@ ROOT = STUDY.parents[2]
 STORED = STUDY / "part1" / "report"
 TASKS = ("geneval", "ocr", "pickscore")
 WORLDS = ("study-2", "study-1", "study-3")
-VERDICTS = {"holds": "holds", "fails": "does not hold", "undecided": "undecided"}
+VERDICTS = {"holds": "holds", "fails": "fails", "undecided": "undecided"}
 LINES = {
     "Analytic OPD": ("analytic OPD", "scores"),
     "Joint RL (DiffusionNFT) at 614,400": ("joint RL, long", "3-scores"),

@@ -203,7 +203,7 @@ def _standing(label, records, reference, tasks, scale, shown, teacher_cost) -> S
         p_equivalent=_equivalence(records, reference, tasks, margin),
         time_to_target=when,
         seeds_at_target=reaching,
-        training_nfe=float(_mean_training_nfe(records)),
+        training_nfe=float(np.mean([_training_nfe(record) for record in records])),
         teacher_nfe=sum(teacher_cost.get(t, float("nan")) for t in tasks) if has_teachers else 0.0,
     )
 
@@ -214,9 +214,9 @@ def _student_scores(records: list[Record], tasks: tuple[str, ...]) -> np.ndarray
     return np.array([[score(student[task]) for task in tasks] for student in students])
 
 
-def _mean_training_nfe(records: list[Record]) -> np.floating:
-    """Training NFE, mean over runs. Records use the older key `evaluations`."""
-    return np.mean([r.summary["cost"]["evaluations"].get("training", 0) for r in records])
+def _training_nfe(record: Record) -> float:
+    """Training NFE of a run. Records use the older key `evaluations`."""
+    return float(record.summary["cost"]["evaluations"].get("training", 0))
 
 
 def against(
@@ -269,13 +269,23 @@ def reached_between(record: Record, tasks: tuple[str, ...], wanted: dict[str, fl
     the second is infinity where no point has.
     """
     shares, scores_KT = score_matrix(record.evaluations, tasks)
-    # A run that an alarm ended has spent its NFE at its last point, before the end of its budget.
-    spent = float(_mean_training_nfe([record])) / max(shares, default=1.0)
+    spent_K = [nfe_at(record, share) for share in shares]
     reached_K = (scores_KT >= np.array([wanted[task] for task in tasks])).all(-1)
     if not reached_K.any():
-        return spent * max(shares, default=0.0), float("inf")
+        return max(spent_K, default=0.0), float("inf")
     first = int(reached_K.argmax())
-    return spent * (shares[first - 1] if first else 0.0), spent * shares[first]
+    return (spent_K[first - 1] if first else 0.0), spent_K[first]
+
+
+def nfe_at(record: Record, share: float) -> float:
+    """Training NFE of a run at the recorded point of a fraction of its budget.
+
+    A point is measured after the update that completes its fraction, so that more than the fraction itself may be
+    spent. The updates of a run cost the same; without updates (the merging of adapters) everything is spent.
+    """
+    updates = record.summary["updates"]
+    step = next(row["step"] for row in record.evaluations if row["share"] == share)
+    return _training_nfe(record) * (step / updates if updates else 1.0)
 
 
 def _to_target(records: list[Record], tasks: tuple[str, ...], wanted: dict[str, float]) -> tuple[float, int]:
@@ -296,4 +306,4 @@ def _to_target(records: list[Record], tasks: tuple[str, ...], wanted: dict[str, 
     if not reached_K.any():
         return float("inf"), reaching
     first = int(reached_K.argmax())
-    return float(shares[first] * _mean_training_nfe(records)), reaching
+    return float(np.mean([nfe_at(record, shares[first]) for record in records])), reaching

@@ -132,12 +132,12 @@ def test_the_table_has_the_p_value_of_what_is_so(root: Path, tmp_path: Path) -> 
     page = write(make(collect([root]), given), tmp_path / "report")
     (p,) = pd.read_csv(page.parent / "tables" / "hypotheses.csv")["p"]
     assert p == pytest.approx(finding.p_opposite, abs=1e-3)
-    assert re.search(r"^- H does not hold, the opposite does\..*; p of the opposite (&lt;)?0\.\d+ in one\.$", page.with_name("report.md").read_text(), re.M)
+    assert re.search(r"^- H fails: the opposite holds\..*; one-sided p of the opposite (&lt;)?0\.\d+ in one\.$", page.with_name("report.md").read_text(), re.M)
 
 
 def test_what_counts_against_a_line_begins_with_the_hypotheses_that_are_not_shown(root: Path, tmp_path: Path) -> None:
     claims = [asked("A"), asked("B", **{"is": "below"}), asked("C", margin=0.1, minus="teacher", gate=0.9), asked("D", margin=5.0, **{"is": "below"})]
-    for nth, (hypotheses, names) in enumerate(((claims, "B (does not hold), C (says nothing)"), ([claims[0], claims[3]], "none"))):
+    for nth, (hypotheses, names) in enumerate(((claims, "B (fails), C (says nothing)"), ([claims[0], claims[3]], "none"))):
         given = stated(hypotheses=hypotheses, against=[entry("drift", "above")])
         page = write(make(collect([root]), given), tmp_path / str(nth))
         said = f"\nWhat would count against it\n\n- Hypotheses that are not shown to hold: {names}.\n- drift "

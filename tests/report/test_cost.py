@@ -1,6 +1,7 @@
 """Cost with the measured weight of a backward pass, and when each run reaches the target."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -16,27 +17,35 @@ from report.lines import pools
 from tests.report.synthetic import TASKS, make_run
 
 
+def step_of(share: float) -> int:
+    """The update of ten to a budget that completes a fraction of it."""
+    return math.ceil(10 * share)
+
+
 def record(*points: tuple[float, float], nfe: int = 1000, backward: int | None = None, backbone: str = "micro") -> Record:
     """A run with these (fraction of the budget, score), the same on both tasks."""
     rows = [
-        {"share": share, "task": task, "headline": "a", "strata": ["", ""], "rows": {"a": [score, score]}}
+        {"step": step_of(share), "share": share, "task": task, "headline": "a", "strata": ["", ""], "rows": {"a": [score, score]}}
         for share, score in points
         for task in TASKS
     ]
     cost = {"evaluations": {"training": nfe}} | ({} if backward is None else {"backward": {"training": backward}})
-    return Record({"cost": cost, "seed": 0}, rows, {"backbone": backbone})
+    updates = max((row["step"] for row in rows), default=10)
+    return Record({"cost": cost, "seed": 0, "updates": updates}, rows, {"backbone": backbone})
 
 
 @pytest.mark.parametrize(
     ("points", "between"),
     [
-        ([(0.25, 0.1), (0.5, 0.8), (1.0, 0.9)], (250, 500)),
-        ([(0.25, 0.7), (0.5, 0.1), (1.0, 0.9)], (0, 250)),
+        ([(0.2, 0.1), (0.5, 0.8), (1.0, 0.9)], (200, 500)),
+        ([(0.2, 0.7), (0.5, 0.1), (1.0, 0.9)], (0, 200)),
+        # The third update of ten completes a quarter.
+        ([(0.25, 0.1), (0.5, 0.8), (1.0, 0.9)], (300, 500)),
         ([(0.25, 0.1), (0.5, 0.1), (1.0, 0.2)], (1000, float("inf"))),
         ([(0.0, 0.1), (1.0, 0.9)], (0, 1000)),
         ([], (0, float("inf"))),
         # Ended by an alarm halfway: what it spent was spent by its last point.
-        ([(0.25, 0.1), (0.5, 0.8)], (500, 1000)),
+        ([(0.2, 0.1), (0.4, 0.8)], (500, 1000)),
     ],
 )
 def test_a_target_is_reached_between_two_recorded_points(points: list, between: tuple) -> None:

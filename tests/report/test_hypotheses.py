@@ -186,7 +186,8 @@ def test_the_first_section_says_a_sentence_each_with_a_picture_and_a_table(apart
     page = write(make(collect([apart]), read_hypotheses(path)), tmp_path / "report")
     text = page.with_name("report.md").read_text()
     assert text.index("Hypotheses stated in advance") < text.index("Key results")
-    assert "A holds. Claim: it is so. Difference: +" in text and " in two; p " in text
+    assert "A holds. Claim: it is so. Difference, opd_analytic of 1,000 NFE minus multi_reward of 1,000 NFE: +" in text and " in two; p " in text
+    assert " one-sided p " in text and "\nWhich &lt;b>? A and B&lt;i> hold. P-values have Holm's correction within each family.\n" in text
     html = page.read_text()
     assert "Which &lt;b&gt;?" in html and "<b>?" not in html and "<i>" not in html
     table = (page.parent / "tables" / "hypotheses.csv").read_text()
