@@ -13,6 +13,7 @@ from bench.analysis.records import Record
 from bench.errors import DamagedError, UsageError, one_line
 from bench.store.damage import check_checkpoint
 from bench.store.names import recorded_failure
+from bench.store.points import with_nfe
 from bench.system.files import read_text
 from report.checks import COMPARED, EXCESS, KEPT, POINTS, PROBES, PULLS, STARTS, STUDY, SUMMARY, all_printable, checked
 from report.parallel import cores_for, forked
@@ -286,7 +287,7 @@ class _Reader:
         for models in [*summary["models"].values(), *summary.get("along", {}).values()]:
             for task, row in models.items():
                 models[task] = self._compact(row, is_final)
-        evaluations = [self._compact(row, is_along) for row in points]
+        evaluations = [self._compact(row, is_along) for row in with_nfe(points, folder)]
         pulls = _of(folder / "probes.jsonl", PULLS, _lines)
         record = Record(summary, evaluations, spec, pulls)
         return FoundRun(folder, spec, weights, "done", "", record, commit, device)

@@ -122,11 +122,20 @@ def test_a_long_line_has_the_best_of_its_five_trials(method: str) -> None:
     assert resolve(method, TASKS, 100, "study-2") == resolve(method, TASKS, 100, "study-2", overrides=settings)
 
 
-def test_the_whole_study_has_every_seed_and_every_cell() -> None:
-    """The commands of whole.sh, said instead of run."""
+def test_the_whole_study_has_every_seed_and_every_cell(tmp_path: Path) -> None:
+    """The commands of whole.sh, said instead of run, with the copies that it makes."""
     said = "".join(f'{name}() {{ printf "%s " {name} "$@"; echo; }}; ' for name in ("bash", "python", "bench"))
-    words = ["bash", "-c", f"{said} source {FOLDER / 'whole.sh'}", FOLDER / "whole.sh"]
-    lines = [line.replace(f"{FOLDER}/", "").split() for line in subprocess.check_output(words, text=True).splitlines()]
+    to = tmp_path / "again"
+    words = ["bash", "-c", f"{said} source {FOLDER / 'whole.sh'} {to}", FOLDER / "whole.sh"]
+    told = subprocess.check_output(words, text=True, cwd=tmp_path)
+    lines = [line.replace(f"{to}/", "").split() for line in told.splitlines()]
+    copied = {path.relative_to(to) for path in to.rglob("*.*") if path.is_file()}
+    published = {path.relative_to(FOLDER) for path in (*FOLDER.glob("*.*"), *(FOLDER / "part2").glob("*.*"))}
+    # Everything that the scripts read and nothing that they write.
+    assert copied == {path for path in published if path.suffix in (".py", ".sh", ".yaml") or path.name == "cells.csv"} - {Path("part2/tune.sh")}
+    # The only commands that are not of the copies.
+    assert [line[1] for line in lines if str(FOLDER) in " ".join(line)] == [f"{FOLDER}/trained_here.sh"]
+    assert [line[0] for line in lines[:2]] == ["python", "bash"] and lines[0][1:] == ["-c", "import", "statsmodels"]
     stated = read_hypotheses(FOLDER / "hypotheses.yaml")
     for script in ("part1.sh", "pack.sh"):
         given = [line[2:] for line in lines if line[1] == script]
@@ -137,6 +146,18 @@ def test_the_whole_study_has_every_seed_and_every_cell() -> None:
         assert [line[2] for line in lines if line[1] == f"part2/{script}"] == cells
     places = [place for place, line in enumerate(lines) if line[1] in ("part2/pack.py", "part2/outcomes.py", "part2/page.py")]
     assert [lines[place][1] for place in places[-3:]] == ["part2/pack.py", "part2/outcomes.py", "part2/page.py"]
+
+
+def test_runs_from_an_archive_are_not_taken_for_new_ones(tmp_path: Path) -> None:
+    world = tmp_path / "results" / "study" / "study-2"
+    run = make_run(world, "opd_analytic", 0, 0.9)
+    asked = lambda *words: subprocess.run(["bash", FOLDER / words[0], *words[1:]], capture_output=True, text=True, cwd=tmp_path)
+    for found in (asked("trained_here.sh", "results"), asked("part1.sh", "study-2", "0"), asked("whole.sh", "again")):
+        assert found.returncode == 2 and found.stderr.endswith("without its weights: move what was unpacked there, and start again\n")
+    (run / "adapter").mkdir(exist_ok=True)
+    (run / "adapter" / "adapter_model.safetensors").touch()
+    assert asked("trained_here.sh", "results").returncode == 0 == asked("trained_here.sh", "nowhere").returncode
+    assert asked("whole.sh").returncode == 1
 
 
 def test_part_1_runs_the_protocol_s_lines(tmp_path: Path) -> None:

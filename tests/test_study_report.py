@@ -13,8 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from report.evidence import collect
-from report.hypotheses_file import read_hypotheses
+from bench.analysis.comparison import targets
+from bench.analysis.comparison import taught as with_teachers
+from bench.analysis.forgetting import score_matrix
+from report.against import weigh
+from report.evidence import Evidence, collect
+from report.hypotheses_file import Against, Stated, read_hypotheses
+from report.lines import pools
 from report.page import Report
 from report.sections import make
 from tests.study_scripts import STUDY, short
@@ -37,8 +42,8 @@ LINES = {
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Made again by the command in the study's README."""
+def records(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evidence, Stated]:
+    """Read as by the command in the study's README."""
     folder = tmp_path_factory.mktemp("study")
     for path in (STUDY / "part1").glob("*.tar.xz"):
         with tarfile.open(path) as archive:
@@ -48,7 +53,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     assert (option, short) == ("--hypotheses", "-o") and (ROOT / to).samefile(STORED)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return make(collect([Path(world) for world in worlds]), read_hypotheses(ROOT / hypotheses))
+        return collect([Path(world) for world in worlds]), read_hypotheses(ROOT / hypotheses)
+
+
+@pytest.fixture(scope="module")
+def report(records: tuple[Evidence, Stated]) -> Report:
+    """Made again from the archives."""
+    return make(*records)
 
 
 def test_every_stored_table_follows_from_the_records(report: Report) -> None:
@@ -135,7 +146,7 @@ def test_sentences_of_the_readme_say_what_the_records_do(readme: str, scores: pd
     assert along.idxmax() == 0.5 and f"past its best, {short(along[1.0])} (mean score at guidance 1) after {short(along[0.5])} at half" in text
     assert (table("hypotheses").loc[["H1a", "H2a"], "equal"] > 0.05).all()
     seconds = " ".join((STUDY / "README.md").read_text().split())
-    assert "fewer seconds than distillation with its teachers, 641 against 678." in text and "in `study-3` 678, 730 and 641," in seconds
+    assert "fewer seconds than distillation with its teachers, 641 against 678." in text and "in `study-3` 678, 730 and 641, so" in seconds
     assert table("hypotheses").loc["H2a", "study-3"] < 0 and "H2a depends on the weighting of the tasks: in `study-3`" in text
     assert "depends on the weighting of tasks: the mean gain recovered differs in the other direction in study-3" in (STORED / "report.md").read_text()
     # By task, distillation of the budget is not above its rivals on geneval, and is on the others.
@@ -208,12 +219,89 @@ def test_sentences_of_the_readme_say_what_the_records_do(readme: str, scores: pd
     claims = pd.read_csv(STORED / "tables" / "claims.csv")
     counts = {world: claims[claims["where"].str.startswith(f"{world},")]["verdict"].value_counts() for world in WORLDS}
     told_of = [[counts[world].get(verdict, 0) for verdict in ("holds", "undecided", "does not hold")] for world in WORLDS]
-    said = "tested in the report as {} comparisons of one line or task each. In `study-2` {} hold, {} are undecided and {} do not hold"
+    said = (
+        "is split in the report's table of claims into {} comparisons of one line or task each, each with its interval and no correction. "
+        "In `study-2` {} hold, {} are undecided and {} do not hold"
+    )
     assert said.format(sum(told_of[0]), *told_of[0]) in text and {sum(row) for row in told_of} == {16}
     assert "in `study-1` these are {}, {} and {}, in `study-3` {}, {} and {}.".format(*told_of[1], *told_of[2]) in text
     matching = claims[claims["claim"].str.startswith("mean matching works")].iloc[0]
     assert matching["where"].startswith("study-2,") and matching["verdict"] == "does not hold"
     assert matching["quantity"] == "mean gain recovered, above 90%" and "mean matching recovers above 90%" in text
+
+
+def test_what_the_readme_says_of_leads_by_task(readme: str, means: pd.DataFrame) -> None:
+    """Each task's third of the difference of the mean scores of distillation and joint RL of its budget."""
+    parts = []
+    for world in WORLDS:
+        ours, theirs = (means.loc[(world, line, False)] for line in ("opd_analytic", "multi_reward"))
+        parts += [short((ours[task] - theirs[task]) / 3, True) for task in TASKS]
+    said = "in `study-2`, {} come from geneval, {} from ocr and {} from pickscore, in `study-1` {}, {} and {}, in `study-3` {}, {} and {}."
+    assert said.format(*parts) in readme
+
+
+def test_what_the_readme_says_of_worst_tasks(readme: str) -> None:
+    lowest = {}
+    for name, long, source in (("Analytic OPD", False, ("", "4-", "7-")), ("Cascade RL (DiffusionNFT) at 614,688", True, ("3-", "6-", "9-"))):
+        for world, prefix in zip(WORLDS, source):
+            scored = table(f"{prefix}scores")[list(TASKS)]
+            own, base, teachers = (scored.loc[line] for line in (name, "base at its best guidance", "each task's own teacher"))
+            lowest[world, long] = f"{min((own - base) / (teachers - base)):.0%}"
+    order = [("study-2", False), ("study-1", False), ("study-2", True), ("study-1", True), ("study-3", False), ("study-3", True)]
+    said = "it recovers {} of its teacher's gain in `study-2` and {} in `study-1`, the long cascade's {} and {}, in `study-3` {} and {}."
+    assert said.format(*(lowest[key] for key in order)) in readme
+
+
+def test_what_the_readme_says_of_diversity_and_drift_at_the_student_s_budget(readme: str, records: tuple[Evidence, Stated]) -> None:
+    evidence, stated = records
+    found = pools(evidence)
+    effects = {}
+    for measure, side in (("drift", "above"), ("diversity", "below")):
+        for method in ("multi_reward", "cascade"):
+            entry = {"name": measure, "claim": measure, "line": stated.against[0].line, "minus": {"method": method, "nfe": 153_600}}
+            asked = Against.model_validate(entry | {"measure": measure, "is": side})
+            (one,) = weigh(stated.model_copy(update={"against": (asked,)}), found)
+            effects[measure, method] = one.effects
+    interval = lambda effect, sign=1: "[{}, {}]".format(*(short(x, sign > 0) for x in sorted((sign * effect.low, sign * effect.high))))
+    further = [effects["drift", method] for method in ("multi_reward", "cascade")]
+    said = [f"{short(of['study-2'].value, True)} {interval(of['study-2'])}" for of in further]
+    assert "The differences at guidance 1, {} and {}, are not told from 0, nor are those in the other worlds".format(*said) in readme
+    assert all(effect.low < 0 < effect.high for of in further for effect in of.values())
+    less = effects["diversity", "cascade"]
+    said = [f"{short(-less[world].value)} {interval(less[world], -1)}" for world in WORLDS]
+    assert f"with the cascade of its budget, by {said[0]} in `study-2` and {said[2]} in `study-3`; in `study-1` {said[1]}." in readme
+    drifts, measured = {}, set()
+    for run in (run for run in evidence.runs if run.spec["backbone"] == "study-2" and run.record):
+        line = run.spec["method"], run.spec["budget"]["nfe"]
+        rows = [row["rows"]["drift"] for row in run.record.summary["models"]["student"].values()]
+        drifts.setdefault(line, []).append(np.mean([np.nanmean(values) for values in rows]))
+        measured.add((len(rows), sum(np.isfinite(values).sum() for values in rows)))
+    assert {images for tasks, images in measured if tasks == 3} == {50} and "measured on 50 images of a model." in readme
+    assert f"has one seed at {max(drifts['opd_analytic', 153_600]):.2f};" in readme
+    medians = [short(np.median(drifts[method, 153_600])) for method in ("opd_analytic", "multi_reward", "cascade")]
+    assert "the medians over seeds are {}, {} and {}.".format(*medians) in readme
+
+
+def test_what_the_readme_says_of_the_target(readme: str, records: tuple[Evidence, Stated]) -> None:
+    (pool,) = [pool for pool in pools(records[0]) if pool.world.backbone == "study-2" and pool.whole]
+    wanted = targets(with_teachers(line.records for line in pool.lines), pool.tasks)
+    end, looks = {}, {}
+    for line in pool.lines:
+        last = [score_matrix(record.evaluations, pool.tasks) for record in line.records]
+        looks[line.method] = {len(shares) for shares, _ in last}
+        end[line.method] = sum(all(scores[-1] >= [wanted[task] for task in pool.tasks]) for _, scores in last)
+    assert end == {"opd_analytic": 3, "multi_reward": 1, "cascade": 0} and looks == {"opd_analytic": {3}, "multi_reward": {6}, "cascade": {6}}
+    cost = table("3-cost")
+    assert cost["to_target"]["Joint RL (DiffusionNFT) at 614,400"] == pytest.approx(614_400 / 3, rel=0.01)
+    assert np.isinf(cost["to_target"]["Analytic OPD"])
+    assert "By its mean over seeds long joint RL is there at a third of the budget, and distillation never." in readme
+    assert "At the end 1 of the 10 seeds still is, and 3 of distillation's; a long line is looked at six times, distillation three times." in readme
+
+
+def test_ranks_are_those_of_the_runs(readme: str, records: tuple[Evidence, Stated]) -> None:
+    ranks = {(run.spec["method"], run.spec["lora"]["rank"]) for run in records[0].runs}
+    assert ranks == {("opd_analytic", 64), ("multi_reward", 16), ("cascade", 16), ("single_task", 16)}
+    assert "so that distillation has LoRA rank 64, and its teachers and rivals 16." in readme
 
 
 def test_sentences_of_the_study_s_readme_say_what_the_records_do(scores: pd.DataFrame) -> None:
@@ -263,6 +351,10 @@ def test_sentences_of_the_study_s_readme_say_what_the_records_do(scores: pd.Data
     assert len(of_lines) == 5
     said = f"from {ground['base at its best guidance'].iloc[0]:.2f} to between {of_lines.min():.2f} and {of_lines.max():.2f}."
     assert said.replace(" 0.", " .") in text
+    kept = pd.concat([table(f"{n}diversity").query("task == 'geneval'")["entropy.ground"] for n in ("", "2-")])
+    own, base, joints = (kept[line] for line in ("Analytic OPD", "base at its best guidance", "Joint RL (DiffusionNFT)"))
+    values = own, base.iloc[0], *joints
+    assert "On geneval it does not with distillation, {:.2f} after {:.2f}, where joint RL has {:.2f} and long joint RL {:.2f}.".format(*values) in text
     trained = table("3-other-scores").loc["mean"].set_index("line").loc["Joint RL (DiffusionNFT) at 614,400"]
     turned = [short(-trained[f"against{end}"], True) for end in ("", "_high", "_low")]
     assert "above long joint RL's by {} [{}, {}], not corrected".format(*turned) in text
@@ -316,13 +408,19 @@ def test_seconds_of_the_study_s_readme_are_those_of_the_records() -> None:
     assert "of part 1 took {:.1f} hours of a core and those of part 2 {:.1f}, many of them with more processes than cores; those of the studies " \
            "below, which tune, took {:.1f}.".format(*hours) in text
     told_of = {}
-    for world in ("study-2", "study-3"):
+    for world, scored in itertools.product(WORLDS, (False, True)):
         spent: dict[tuple[str, float], list[float]] = {}
         for run in runs[world]:
-            line = run["method"], round(run["cost"]["evaluations"]["training"], -4)
-            spent.setdefault(line, []).append(run["cost"]["seconds"]["training"])
+            line, clock = (run["method"], round(run["cost"]["evaluations"]["training"], -4)), run["cost"]["seconds"]
+            spent.setdefault(line, []).append(clock["training"] + (clock.get("scoring", 0) if scored else 0))
         mean = {line: sum(seconds) / len(seconds) for line, seconds in spent.items()}
         taught = mean["opd_analytic", 150_000] + 3 * mean["single_task", 150_000]
-        told_of[world] = [f"{value:.0f}" for value in (taught, mean["multi_reward", 610_000], mean["cascade", 610_000])]
-    said = "take {} seconds of training in `study-2`, long joint RL {} and the long cascade {}; in `study-3` {}, {} and {},"
-    assert said.format(*told_of["study-2"], *told_of["study-3"]) in text
+        told_of[world, scored] = [f"{value:.0f}" for value in (taught, mean["multi_reward", 610_000], mean["cascade", 610_000])]
+    said = (
+        "take {} seconds of training in `study-2`, long joint RL {} and the long cascade {}; in `study-1` {}, {} and {}, in `study-3` {}, {} "
+        "and {}, so that in `study-3` the long cascade,"
+    )
+    assert said.format(*told_of["study-2", False], *told_of["study-1", False], *told_of["study-3", False]) in text
+    assert "With the scoring of images, which RL and teachers need, they are {}, {} and {} in `study-2`.".format(*told_of["study-2", True]) in text
+    first = [[float(value) for value in told_of[world, scored]] for world, scored in told_of]
+    assert [min(row) == row[0] for row in first] == [True, True, True, True, False, False]

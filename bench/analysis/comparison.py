@@ -281,11 +281,14 @@ def nfe_at(record: Record, share: float) -> float:
     """Training NFE of a run at the recorded point of a fraction of its budget.
 
     A point is measured after the update that completes its fraction, so that more than the fraction itself may be
-    spent. The updates of a run cost the same; without updates (the merging of adapters) everything is spent.
+    spent (`bench.store.points`). Of a run without a log of updates, the fraction is known alone.
     """
-    updates = record.summary["updates"]
-    step = next(row["step"] for row in record.evaluations if row["share"] == share)
-    return _training_nfe(record) * (step / updates if updates else 1.0)
+    row = next(row for row in record.evaluations if row["share"] == share)
+    if "nfe" in row:
+        return float(row["nfe"])
+    # A run that an alarm ended has spent its NFE at its last point, before the end of its budget.
+    last = max(row["share"] for row in record.evaluations)
+    return share / last * _training_nfe(record) if last else 0.0
 
 
 def _to_target(records: list[Record], tasks: tuple[str, ...], wanted: dict[str, float]) -> tuple[float, int]:

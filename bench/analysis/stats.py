@@ -1,9 +1,10 @@
 """Means over strata and their intervals: bootstrap over prompts and Student's t over seeds.
 
 In simulations, 95% intervals cover 93 to 96% if every stratum has ten prompts or more. With fewer they are too narrow:
-coverage is 84 to 92% if all strata have two prompts, and 92 to 95% for micro's GenEval tags (2 to 48 prompts). The ends
-of a mean's interval vary by up to .005 with the seed of the bootstrap. Of a difference with several seeds, interval
-and p-value are integrated over one distribution: they do not vary, and the interval excludes 0 if and only if p < .05.
+coverage is 84 to 92% if all strata have two prompts, and 92 to 95% for micro's GenEval tags (2 to 48 prompts). The
+ends of a mean's interval vary with the seed of the bootstrap: by up to .005 with ten seeds of training, and by .03
+with three, of which Student's t is drawn with two degrees of freedom. Of a difference with several seeds, interval and
+p-value are integrated over one distribution: they do not vary, and the interval excludes 0 if and only if p < .05.
 
 Suffixes of arrays name their axes: N rows, H strata, C clusters, S seeds, K sets of values, R resamples.
 """

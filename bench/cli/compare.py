@@ -17,6 +17,8 @@ from bench.hashing import text_hash
 from bench.jobs.placement import Placement
 from bench.jobs.runs import carry_out_runs
 from bench.printing import Plain, terminal
+from bench.store.names import EVALUATIONS
+from bench.store.points import with_nfe
 from bench.store.run import Run
 from bench.system.files import json_bytes, write_atomic
 from bench.training.teachers import locate, training_nfe
@@ -37,7 +39,9 @@ def compare_methods(plan: Comparison, placement: Placement) -> None:
     for line in plan.lines:
         runs_of_line = [runs[line.label, seed] for seed in seeds]
         records = [
-            Record(run.summary, run.rows("evaluations.jsonl"), run.spec.record()) for run in runs_of_line if run.summary
+            Record(run.summary, with_nfe(run.rows(EVALUATIONS), run.folder), run.spec.record())
+            for run in runs_of_line
+            if run.summary
         ]
         if records:
             done[line.label] = records

@@ -236,11 +236,10 @@ def record(seed: int, score: float, curve: list[float], teachers: bool) -> Recor
     models = {"student": model(score), "base": model(0.2)} | ({"teacher t": model(0.7)} if teachers else {})
     cost = {"evaluations": {"training": 1000}}
     rows = [
-        {"step": i + 1, "share": (i + 1) / len(curve), "task": "t", "headline": "m", "strata": [""], "rows": {"m": [v]}}
+        {"share": (i + 1) / len(curve), "task": "t", "headline": "m", "strata": [""], "rows": {"m": [v]}}
         for i, v in enumerate(curve)
     ]
     summary = {"seed": seed, "models": models, "cost": cost, "teachers": {"t": {}} if teachers else {}}
-    summary["updates"] = len(curve)
     sampler, spec = {"kernel": "ode", "eta": 0.0}, {"tasks": ["t"], "budget": {}, "lora": {}, "ema": {}}
     spec["evaluation"] = {"split": "test", "steps": 10, "guidance": 1.0}
     return Record(summary, rows, spec | {"sampler": sampler, "optimizer": {"lr": 1e-3}, "params": {"order": None}})

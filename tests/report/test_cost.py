@@ -1,15 +1,16 @@
 """Cost with the measured weight of a backward pass, and when each run reaches the target."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 
-from bench.analysis.comparison import reached_between
+from bench.analysis.comparison import nfe_at, reached_between
 from bench.analysis.records import Record
 from bench.backbones.meter import Meter
 from bench.config.resolve import describe
+from bench.errors import DamagedError
+from bench.store.points import with_nfe
 from bench.system.workers import ALONE
 from report.cost_table import until_target, weighted
 from report.evidence import collect
@@ -17,41 +18,50 @@ from report.lines import pools
 from tests.report.synthetic import TASKS, make_run
 
 
-def step_of(share: float) -> int:
-    """The update of ten to a budget that completes a fraction of it."""
-    return math.ceil(10 * share)
-
-
 def record(*points: tuple[float, float], nfe: int = 1000, backward: int | None = None, backbone: str = "micro") -> Record:
     """A run with these (fraction of the budget, score), the same on both tasks."""
     rows = [
-        {"step": step_of(share), "share": share, "task": task, "headline": "a", "strata": ["", ""], "rows": {"a": [score, score]}}
+        {"share": share, "task": task, "headline": "a", "strata": ["", ""], "rows": {"a": [score, score]}}
         for share, score in points
         for task in TASKS
     ]
     cost = {"evaluations": {"training": nfe}} | ({} if backward is None else {"backward": {"training": backward}})
-    updates = max((row["step"] for row in rows), default=10)
-    return Record({"cost": cost, "seed": 0, "updates": updates}, rows, {"backbone": backbone})
+    return Record({"cost": cost, "seed": 0}, rows, {"backbone": backbone})
 
 
 @pytest.mark.parametrize(
     ("points", "between"),
     [
-        ([(0.2, 0.1), (0.5, 0.8), (1.0, 0.9)], (200, 500)),
-        ([(0.2, 0.7), (0.5, 0.1), (1.0, 0.9)], (0, 200)),
-        # The third update of ten completes a quarter.
-        ([(0.25, 0.1), (0.5, 0.8), (1.0, 0.9)], (300, 500)),
+        ([(0.25, 0.1), (0.5, 0.8), (1.0, 0.9)], (250, 500)),
+        ([(0.25, 0.7), (0.5, 0.1), (1.0, 0.9)], (0, 250)),
         ([(0.25, 0.1), (0.5, 0.1), (1.0, 0.2)], (1000, float("inf"))),
         ([(0.0, 0.1), (1.0, 0.9)], (0, 1000)),
         ([], (0, float("inf"))),
         # Ended by an alarm halfway: what it spent was spent by its last point.
-        ([(0.2, 0.1), (0.4, 0.8)], (500, 1000)),
+        ([(0.25, 0.1), (0.5, 0.8)], (500, 1000)),
     ],
 )
 def test_a_target_is_reached_between_two_recorded_points(points: list, between: tuple) -> None:
     assert reached_between(record(*points), TASKS, dict.fromkeys(TASKS, 0.6)) == between
     one_lags = {TASKS[0]: 0.6, TASKS[1]: 0.95}
     assert reached_between(record(*points), TASKS, one_lags)[1] == float("inf")
+
+
+def test_a_point_has_spent_what_the_log_of_updates_says(tmp_path: Path) -> None:
+    """The sixth update completes half of the budget, and the first one is dear: samples were collected before it."""
+    folder, found = tmp_path / "run", record((0.5, 0.9), (1.0, 0.9))
+    folder.mkdir()
+    for row in found.evaluations:
+        row["step"] = 6 if row["share"] == 0.5 else 11
+    rows = [{"step": step, "evaluations": {"training": 500 + 50 * (step - 1), "probes": 7}} for step in range(1, 12)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "eval')
+    told = Record(found.summary, with_nfe(found.evaluations, folder), found.spec)
+    assert [nfe_at(told, share) for share in (0.5, 1.0)] == [750, 1000]
+    assert reached_between(told, TASKS, dict.fromkeys(TASKS, 0.6)) == (0, 750)
+    assert nfe_at(found, 0.5) == 500  # without the log
+    (folder / "metrics.jsonl").write_text('{"step": 6, "evaluations": {"training": "many"}}\n')
+    with pytest.raises(DamagedError, match=r"metrics\.jsonl has invalid contents"):
+        with_nfe(found.evaluations, folder)
 
 
 def test_weighted_cost_counts_a_backward_pass_as_measured() -> None:

@@ -4,6 +4,7 @@
 set -euo pipefail
 world=$1
 shift
+bash "$(dirname "$0")/trained_here.sh" "results/study/$world"
 D=153600
 export OMP_NUM_THREADS=1
 order="cascade.params.order=[ocr,pickscore,geneval]"
