@@ -327,7 +327,7 @@ def test_rapidocr_has_read_what_the_scores_are_of() -> None:
     for row in read.to_dict("records"):
         spent = students[row["world"], row["method"], int(row["seed"])]  # cascades end on whole updates
         assert row["exact"] == pytest.approx(spent.loc[row["nfe"] : row["nfe"] * 1.01].item(), abs=1e-5)
-    text = " ".join((FOLDER / "README.md").read_text().split())
+    text = " ".join((FOLDER / "FINDINGS.md").read_text().split())
     seed = signs[signs["seed"].isin(["", "0"])].set_index(["method", "nfe"])
     lines = ("", 0), ("multi_reward", 153_600), ("multi_reward", 614_400), ("opd_analytic", 153_600)
     values = [short(seed.loc[line, name]) for name in ("rapidocr_exact", "exact") for line in lines]

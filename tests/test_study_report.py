@@ -26,6 +26,7 @@ from tests.study_scripts import STUDY, short
 
 ROOT = STUDY.parents[2]
 STORED = STUDY / "part1" / "report"
+FINDINGS = STUDY / "FINDINGS.md"
 TASKS = ("geneval", "ocr", "pickscore")
 WORLDS = ("study-2", "study-1", "study-3")
 VERDICTS = {"holds": "holds", "fails": "fails", "undecided": "undecided"}
@@ -93,7 +94,8 @@ def told(row: pd.Series, name: str, signed: bool = True) -> str:
 
 @pytest.fixture(scope="module")
 def readme() -> str:
-    return " ".join((ROOT / "README.md").read_text().split())
+    """What the README says, and what was found beside it."""
+    return " ".join(f"{(ROOT / 'README.md').read_text()} {FINDINGS.read_text()}".split())
 
 
 def test_the_readme_s_answers_are_those_of_the_report(readme: str) -> None:
@@ -135,7 +137,7 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_sentences_of_the_readme_say_what_the_records_do(readme: str, scores: pd.DataFrame, means: pd.DataFrame) -> None:
-    text = readme[readme.index("## Which method works best?") : readme.index("## How do I run and compare")]
+    text = readme
     mean = lambda world, line, column, long=False: short(means.loc[(world, line, long), column])
     pairs = [(mean(w, "cascade", "mean", True), mean(w, "opd_analytic", "mean")) for w in ("study-1", "study-3")]
     assert " and ".join(f"{rival} against {ours}" for rival, ours in pairs) in text and all(a > b for a, b in pairs)
@@ -145,8 +147,7 @@ def test_sentences_of_the_readme_say_what_the_records_do(readme: str, scores: pd
     along = table("2-curves").loc["Joint RL (DiffusionNFT)"].pivot(index="share", columns="task", values="score").mean(axis=1)
     assert along.idxmax() == 0.5 and f"past its best, {short(along[1.0])} (mean score at guidance 1) after {short(along[0.5])} at half" in text
     assert (table("hypotheses").loc[["H1a", "H2a"], "equal"] > 0.05).all()
-    seconds = " ".join((STUDY / "README.md").read_text().split())
-    assert "fewer seconds than distillation with its teachers, 641 against 678." in text and "in `study-3` 678, 730 and 641, so" in seconds
+    assert "fewer seconds than distillation with its teachers, 641 against 678." in text and "in `study-3` 678, 730 and 641, so" in text
     assert table("hypotheses").loc["H2a", "study-3"] < 0 and "H2a depends on the weighting of the tasks: in `study-3`" in text
     assert "depends on the weighting of tasks: the mean gain recovered differs in the other direction in study-3" in (STORED / "report.md").read_text()
     # By task, distillation of the budget is not above its rivals on geneval, and is on the others.
@@ -230,6 +231,17 @@ def test_sentences_of_the_readme_say_what_the_records_do(readme: str, scores: pd
     assert matching["quantity"] == "mean gain recovered, above 90%" and "mean matching recovers above 90%" in text
 
 
+def test_the_readme_in_short_has_no_number_of_its_own() -> None:
+    """Its points repeat some of those that were found, which the other tests compare with the records."""
+    readme, findings = (ROOT / "README.md").read_text(), FINDINGS.read_text()
+    part = readme[readme.index("What speaks against distillation, against the paper") : readme.index("A second reader of signs")]
+    points = re.findall(r"^- .*(?:\n  .*)*", part, re.M)
+    number = re.compile(r"(?<![\w.])[+-]?(?:\d*\.\d+|\d+%|\d+)")
+    used = {value for point in points for value in number.findall(point)}
+    assert len(points) == 10 and len(used) > 20
+    assert used <= set(number.findall(findings))
+
+
 def test_what_the_readme_says_of_leads_by_task(readme: str, means: pd.DataFrame) -> None:
     """Each task's third of the difference of the mean scores of distillation and joint RL of its budget."""
     parts = []
@@ -304,8 +316,8 @@ def test_ranks_are_those_of_the_runs(readme: str, records: tuple[Evidence, State
     assert "so that distillation has LoRA rank 64, and its teachers and rivals 16." in readme
 
 
-def test_sentences_of_the_study_s_readme_say_what_the_records_do(scores: pd.DataFrame) -> None:
-    text = " ".join((STUDY / "README.md").read_text().split())
+def test_what_was_found_beside_the_first_page_is_what_the_records_say(scores: pd.DataFrame) -> None:
+    text = " ".join(FINDINGS.read_text().split())
     decisive = scores[scores["world"] == "study-2"]
     runs = {(line, long): found.set_index("seed") for (line, long), found in decisive.groupby(["line", "long"])}
     opd, joint, cascade = runs["opd_analytic", False], runs["multi_reward", True], runs["cascade", True]
@@ -400,7 +412,7 @@ def summaries(paths: Iterable[Path]) -> Iterator[dict]:
 
 def test_seconds_of_the_study_s_readme_are_those_of_the_records() -> None:
     """With the teachers', which the table of costs does not have."""
-    text = " ".join((STUDY / "README.md").read_text().split())
+    text = " ".join(f"{(STUDY / 'README.md').read_text()} {FINDINGS.read_text()}".split())
     runs = {world: list(summaries((STUDY / "part1").glob(f"{world}-*.tar.xz"))) for world in WORLDS}
     archives = (STUDY / "part2").glob("cell-*.tar.xz"), (STUDY / "tuning").glob("*.tar.xz")
     every = itertools.chain(*runs.values()), *map(summaries, archives)

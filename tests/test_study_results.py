@@ -28,9 +28,10 @@ def table(made: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def told() -> str:
-    """The README's part about part 2."""
-    text = (STUDY.parents[2] / "README.md").read_text()
-    return text[text.index("### When does distillation beat joint RL?") : text.index("A second reader of signs")]
+    """The README's part about part 2, and what was found beside it."""
+    text, findings = (STUDY.parents[2] / "README.md").read_text(), (STUDY / "FINDINGS.md").read_text()
+    part = text[text.index("### When does distillation beat joint RL?") : text.index("A second reader of signs")]
+    return part + findings[findings.index("## Part 2: beside its tests") :]
 
 
 @pytest.fixture(scope="module")
