@@ -44,7 +44,7 @@ class Selection(Settings):
 
     def __str__(self) -> str:
         options = "".join(f", {key}={value}" for key, value in self.settings.items())
-        taught = "" if self.teacher_nfe is None else f" and teachers of {self.teacher_nfe:,}"
+        taught = "" if self.teacher_nfe is None else f" with teachers of {self.teacher_nfe:,} NFE"
         return f"{self.method}{options} of {self.nfe:,} NFE{taught}"
 
 

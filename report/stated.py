@@ -75,10 +75,11 @@ def _lead(found: list[Finding], stated: Stated) -> Markup:
     drawn = [world for world in stated.worlds if world in DRAWN]
     if drawn:
         are = "are drawn worlds" if len(drawn) > 1 else "is a drawn world"
-        text += Markup(" {} {}: no score here is one of GenEval, OCR or PickScore on real images.").format(
-            _joined(drawn), are
+        text += Markup(" {} {}: no score of {} is one of GenEval, OCR or PickScore on real images.").format(
+            _joined(drawn), are, "theirs" if len(drawn) > 1 else "its"
         )
-    return text + " P-values have Holm's correction within each family."
+    tested = any(finding.p == finding.p for finding in found)
+    return text + (" P-values have Holm's correction within each family." if tested else "")
 
 
 def _joined(names: list[str]) -> str:
@@ -89,18 +90,19 @@ def _joined(names: list[str]) -> str:
 def _sentence(finding: Finding, stated: Stated) -> Markup:
     asked = finding.hypothesis
     text = Markup("<strong>{} {}</strong>. Claim: {}").format(asked.name, SAID[finding.verdict], asked.claim)
-    text += _known(finding.effects, f", {asked.line} minus {_subtracted(finding)}")
+    text += _known(finding.effects, f", {_difference(finding)}")
+    if asked.margin:
+        text += f"; to be compared with {-asked.sign * asked.margin:+g}"
     p, of = (finding.p_opposite, "p of the opposite") if finding.verdict == "fails" else (finding.p, "p")
     of = f"one-sided {of}" if asked.margin else of
     if p == p:
         text += Markup("; {} {} in {}").format(of, number(p, "p"), stated.decided_in)
     if finding.verdict == "undecided" and finding.p_equal == finding.p_equal:
-        equal = f"; the two lines are equal within {stated.equal_within:g} (90% interval)"
-        text += equal if finding.p_equal < 0.05 else ", which is not evidence of equality"
+        equal = f". The two lines are equal within {stated.equal_within:g} (90% interval)"
+        text += equal if finding.p_equal < 0.05 else ". That it is undecided is not evidence of equality"
     if finding.weighted:
-        worlds = " and ".join(finding.weighted)
-        said = "; it depends on the weighting of tasks: the mean gain recovered differs in the other direction in {}"
-        text += Markup(said).format(worlds)
+        said = ". The result depends on the weighting of tasks: the mean gain recovered differs in the other direction"
+        text += Markup("{} in {}").format(said, " and ".join(finding.weighted))
     if finding.lacking:
         text += Markup(". Not complete: {}").format("; ".join(finding.lacking))
     return text + "."
@@ -158,6 +160,13 @@ def _weighed_table(weighed: list[Weighed], stated: Stated) -> Table:
     return table
 
 
+def _difference(finding: Finding) -> str:
+    """Of which lines, or points of one line, the difference is."""
+    asked = finding.hypothesis
+    at = "" if asked.at is None else f" at {asked.at:.0%} of its budget"
+    return f"{asked.line}{at} minus {_subtracted(finding)}"
+
+
 def _subtracted(finding: Finding) -> str:
     asked = finding.hypothesis
     if asked.minus is None:
@@ -196,7 +205,7 @@ def _table(found: list[Finding], stated: Stated, agreeing: str) -> Table:
         asked = finding.hypothesis
         p = finding.p_opposite if finding.verdict == "fails" else finding.p
         row: Row = {"name": asked.name, "claim": asked.claim, "p": p, "verdict": finding.verdict}
-        row["difference"] = f"{asked.line} minus {_subtracted(finding)}"
+        row["difference"] = _difference(finding)
         row["gain"] = finding.gains.get(stated.decided_in)
         if stated.equal_within:
             row["equal"] = finding.p_equal

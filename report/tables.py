@@ -317,8 +317,9 @@ def curves(pool: Pool, prefix: str) -> Table:
     table = Table(
         f"{prefix}curves",
         f"Anytime curves: {pool.title}",
-        "Score at every recorded point that all seeds of a line have. Seconds are the fraction of the budget times a "
-        "run's training and scoring seconds. Intervals are 95%, as in the score table.",
+        "Score at every recorded point that all seeds of a line have. NFE are those spent by the update that completes "
+        "the fraction of the budget; seconds are a run's training and scoring seconds times the fraction of its NFE "
+        "that is spent. Intervals are 95%, as in the score table.",
         [
             Column("line", "method"),
             Column("task", "task"),

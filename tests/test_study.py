@@ -135,7 +135,7 @@ def test_the_whole_study_has_every_seed_and_every_cell(tmp_path: Path) -> None:
     assert copied == {path for path in published if path.suffix in (".py", ".sh", ".yaml") or path.name == "cells.csv"} - {Path("part2/tune.sh")}
     # The only commands that are not of the copies.
     assert [line[1] for line in lines if str(FOLDER) in " ".join(line)] == [f"{FOLDER}/trained_here.sh"]
-    assert [line[0] for line in lines[:2]] == ["python", "bash"] and lines[0][1:] == ["-c", "import", "statsmodels"]
+    assert [line[0] for line in lines[:2]] == ["python", "bash"] and lines[0][1:] == ["-c", "import", "bench,", "statsmodels"]
     stated = read_hypotheses(FOLDER / "hypotheses.yaml")
     for script in ("part1.sh", "pack.sh"):
         given = [line[2:] for line in lines if line[1] == script]
@@ -157,7 +157,7 @@ def test_runs_from_an_archive_are_not_taken_for_new_ones(tmp_path: Path) -> None
     (run / "adapter").mkdir(exist_ok=True)
     (run / "adapter" / "adapter_model.safetensors").touch()
     assert asked("trained_here.sh", "results").returncode == 0 == asked("trained_here.sh", "nowhere").returncode
-    assert asked("whole.sh").returncode == 1
+    assert asked("whole.sh").returncode == 1 and asked("whole.sh", FOLDER).returncode == 2
 
 
 def test_part_1_runs_the_protocol_s_lines(tmp_path: Path) -> None:

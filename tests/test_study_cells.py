@@ -207,6 +207,17 @@ def test_lines_without_teachers_are_run_where_a_teacher_fails(tmp_path: Path, mo
     assert "opd and soup are left out" in capsys.readouterr().err
 
 
+def test_a_cell_with_runs_from_an_archive_is_not_called_finished(tmp_path: Path, monkeypatch, capfd) -> None:
+    run = tmp_path / "cell-03" / "opd_analytic-x-s6"
+    run.mkdir(parents=True)
+    for name in ("spec.json", "summary.json"):
+        (run / name).touch()
+    for words, code in ((["--dry-run"], 0), ([], 2)):
+        monkeypatch.setattr(sys, "argv", ["cell.py", "3", "--seed", "6", "--results", str(tmp_path), *words])
+        assert cell.main() == code
+    assert f"{run} is from an archive, without its weights" in capfd.readouterr().err
+
+
 def test_a_cell_s_teachers_can_be_taught(tmp_path: Path) -> None:
     words = cell.teach(cell.cells()[3], 0, Path("results/x"))
     done = bench([*words[1:], "--dry-run"], tmp_path)

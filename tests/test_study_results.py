@@ -86,15 +86,21 @@ def test_who_is_ahead_and_by_how_much(text: str, found: Found) -> None:
     assert "over all cells** (exploratory), by {} with the teachers' cost and {} without;".format(*pair) in text
     above = found.above("all cells, pair ", COUNTED), found.above("all cells, pair ", NOT_COUNTED)
     assert "is above it in {} and {}. By the mean".format(above[0].removesuffix(" of 36"), above[1]) in text
-    assert "of the tasks' scores the lead is {} and {}. In part 1".format(*mean) in text
+    lowest = [found("all cells, lowest ", name, "behind") for name in (COUNTED, NOT_COUNTED)]
+    said = "of the tasks' scores the lead is {} and {}, and by the lowest score of all tasks neither is told from 0, {} and {}. In part 1"
+    assert said.format(*mean, *lowest) in text and all("[-" in value for value in lowest)
     assert f"here, without common prompts, it is behind by {found('no overlap, pair', NOT_COUNTED, 'behind')}." in text
 
 
 def test_the_teachers(text: str, found: Found, table: pd.DataFrame) -> None:
     gains = table[table["quantity"] == "gain over the base outside the corner (32), pair"].set_index("response")["value"].map(short)
-    said = "Over 32 cells long joint RL gains {} over the base, the teachers {}, distillation {}."
-    assert said.format(*gains[["long joint RL", "the teachers", "distillation"]]) in text
-    assert f"level with joint RL, {found('all of the teachers', NOT_COUNTED)} over 12 cells." in text
+    said = "over 32 cells long joint RL gains {} over the base, the teachers {}, joint RL {} and distillation {}."
+    assert said.format(*gains[["long joint RL", "the teachers", "joint RL", "distillation"]]) in text
+    said = "(exploratory), {} of {}, where joint RL gains {} and long joint RL {}."
+    assert said.format(*gains[["distillation", "the teachers", "joint RL", "long joint RL"]]) in text
+    kept = table[table["quantity"] == "gain over the base outside the corner (32), pair"].set_index("response")["value"]
+    assert kept["distillation"] / kept["the teachers"] == pytest.approx(2 / 3, abs=0.01)
+    assert f"no difference to joint RL is shown, {found('all of the teachers', NOT_COUNTED)} over 12 cells." in text
     where = "cells outside the corner", "distillation minus the base"
     slope = found(f"slope on the teachers' gain, {where[0]}", where[1], "plain", 2)
     rest = found(f"gain without a gain of the teachers, {where[0]}", where[1], "plain", 2)
@@ -123,8 +129,12 @@ def test_diversity_and_drift(text: str, found: Found, made: pd.DataFrame) -> Non
 
 def test_opposed_rewards_and_the_budget(text: str, found: Found, made: pd.DataFrame) -> None:
     gap = found("opposed rewards, pair (", COUNTED)
-    assert f"above long joint RL in {found.above('opposed rewards, pair (', COUNTED)} cells, on average by {gap}, though" in text
-    assert f"by the mean score {found('opposed rewards, mean (', COUNTED)}; at other angles it is above in {found.above('other angles, pair', COUNTED)}." in text
+    lowest, mean = (found(f"opposed rewards, {value} (", COUNTED) for value in ("lowest", "mean"))
+    assert f"above long joint RL in {found.above('opposed rewards, pair (', COUNTED)} cells, on average by {gap}, by the lowest" in text
+    assert f"by the lowest score of all tasks by {lowest} and by the mean score by {mean}; above joint RL of the student's budget by " \
+           f"{found('opposed rewards, pair (', NOT_COUNTED)}." in text
+    assert f"is {gap} over 12 cells, and by the lowest score of all tasks {lowest}." in text
+    assert f"At other angles it is above long joint RL in {found.above('other angles, pair', COUNTED)}." in text
     level = after.levels(made)["pair in the corner"].map(short)
     said = "the base is at {}, distillation at {}, the mean of the teachers' adapters at {} and long joint RL at {}."
     assert said.format(*level[["base", "opd", "soup", "joint_long"]]) in text

@@ -281,7 +281,7 @@ def nfe_at(record: Record, share: float) -> float:
     """Training NFE of a run at the recorded point of a fraction of its budget.
 
     A point is measured after the update that completes its fraction, so that more than the fraction itself may be
-    spent (`bench.store.points`). Of a run without a log of updates, the fraction is known alone.
+    spent (`bench.store.points`). Without a log of updates the run's NFE are taken in proportion to the fraction.
     """
     row = next(row for row in record.evaluations if row["share"] == share)
     if "nfe" in row:

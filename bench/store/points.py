@@ -14,14 +14,14 @@ STEP = '{"step": '
 def with_nfe(points: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's evaluations, each with "nfe", its training NFE after the update of the same step.
 
-    A row whose update is not in the log, or of a run without one, stays as it is. Raises DamagedError for a log whose
+    They stay as they are if the log, or one of their updates in it, is missing. Raises DamagedError for a log whose
     rows cannot be read.
     """
     path = folder / METRICS
     steps = {row["step"] for row in points}
     if not steps or not is_file(path):
         return points
-    spent = {}
+    spent = {0: {"nfe": 0.0}}  # before training; a method without updates writes a row with this step
     with described(path):
         # A log has many rows, of which a few are read.
         for line in read_text(path).split("\n")[:-1]:
@@ -29,4 +29,4 @@ def with_nfe(points: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]
             if head.startswith(STEP) and int(head.removeprefix(STEP)) in steps:
                 row = json.loads(line)
                 spent[row["step"]] = {"nfe": float(row["evaluations"].get("training", 0))}
-    return [row | spent.get(row["step"], {}) for row in points]
+    return [row | spent[row["step"]] for row in points] if steps <= spent.keys() else points

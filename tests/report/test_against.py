@@ -111,7 +111,7 @@ def test_a_result_that_depends_on_the_weighting_is_called_so(root: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("within", "said"),
-    [(0.9, "; the two lines are equal within 0.9 (90% interval)."), (0.001, ", which is not evidence of equality.")],
+    [(0.9, ". The two lines are equal within 0.9 (90% interval)."), (0.001, ". That it is undecided is not evidence of equality.")],
 )
 def test_undecided_lines_are_called_equal_only_within_the_stated_margin(tmp_path: Path, within: float, said: str) -> None:
     world(tmp_path / "results", "one", 0.5, 0.5, SEEDS)

@@ -59,6 +59,9 @@ def test_a_point_has_spent_what_the_log_of_updates_says(tmp_path: Path) -> None:
     assert [nfe_at(told, share) for share in (0.5, 1.0)] == [750, 1000]
     assert reached_between(told, TASKS, dict.fromkeys(TASKS, 0.6)) == (0, 750)
     assert nfe_at(found, 0.5) == 500  # without the log
+    assert [row["nfe"] for row in with_nfe([{"step": 0}, {"step": 6}], folder)] == [0, 750]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    assert with_nfe(found.evaluations, folder) == found.evaluations  # without the last update in it
     (folder / "metrics.jsonl").write_text('{"step": 6, "evaluations": {"training": "many"}}\n')
     with pytest.raises(DamagedError, match=r"metrics\.jsonl has invalid contents"):
         with_nfe(found.evaluations, folder)

@@ -288,7 +288,7 @@ def test_teachers_that_are_asked_for_must_be_there_and_cost_what_was_said(tmp_pa
     (finding,) = found(root, stated(asked(line=OPD | {"teacher_nfe": 1000}), worlds={"one": "0-4"}))
     assert finding.verdict == "holds"  # two teachers of 500
     (finding,) = found(root, stated(asked(line=OPD | {"teacher_nfe": 5000}), worlds={"one": "0-4"}))
-    assert finding.lacking == ["one: opd_analytic of 1,000 NFE and teachers of 5,000 lacks seeds 0-4"]
+    assert finding.lacking == ["one: opd_analytic of 1,000 NFE with teachers of 5,000 NFE lacks seeds 0-4"]
     for seed in range(SEEDS):
         make_run(root, "sft", seed, 0.5, teachers=False, points=POINTS, name=f"one-sft-s{seed}")
         path = root / f"one-sft-s{seed}" / "spec.json"

@@ -182,7 +182,10 @@ def call(words: list[str], dry: bool) -> int:
 
 
 def main() -> int:
-    """Run the cell's commands; returns the number of those that failed, or 130 if one was interrupted."""
+    """Run the cell's commands; returns the number of those that failed, or 130 if one was interrupted.
+
+    Returns 2 if the cell's folder has runs from an archive.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cell", type=int)
     parser.add_argument("--seed", type=int)
@@ -194,6 +197,8 @@ def main() -> int:
     if given.seed not in (None, *seeds(cell)):
         parser.error(f"cell {given.cell} has the seeds {seeds(cell)[0]} and {seeds(cell)[1]}, not {given.seed}")
 
+    if not given.dry_run and subprocess.call(["bash", HERE.parent / "trained_here.sh", root]):
+        return 2
     run = partial(call, dry=given.dry_run)
     codes = []
     for seed in [given.seed] if given.seed is not None else seeds(cell):
