@@ -15,15 +15,6 @@ from report.page import Report, Section
 from report.style import looks
 from report.table import Column, Row, Table, number
 
-PICTURED = {"fails": "fails", "undecided": "undecided", "uninformative": "says nothing", "open": "open"}
-"""Verdicts but "holds" in few words."""
-SAID = {
-    "holds": "holds",
-    "fails": "fails: the opposite holds",
-    "undecided": "is undecided",
-    "uninformative": "says nothing, because the teachers gained too little",
-    "open": "is open",
-}
 IN_SHORT = {
     "holds": ("holds", "hold"),
     "fails": ("fails", "fail"),
@@ -32,6 +23,12 @@ IN_SHORT = {
     "open": ("is open", "are open"),
 }
 """What one hypothesis, and what several do."""
+PICTURED = {verdict: one.removeprefix("is ") for verdict, (one, _) in IN_SHORT.items()}
+"""Verdicts in brackets."""
+SAID = {verdict: one for verdict, (one, _) in IN_SHORT.items()} | {
+    "fails": "fails: the opposite holds",
+    "uninformative": "says nothing, because the teachers gained too little",
+}
 
 
 def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section:
@@ -47,7 +44,7 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
         bound = -asked.sign * asked.margin
         claimed = (bound, math.inf) if asked.sign > 0 else (-math.inf, bound)
         if lines:
-            title = f"{asked.name} ({PICTURED.get(finding.verdict, SAID[finding.verdict])}): {asked.claim}"
+            title = f"{asked.name} ({PICTURED[finding.verdict]}): {asked.claim}"
             groups.append(Group(title, _subtracted(finding), lines, look, claimed=claimed))
     others = [world for world in stated.worlds if world != stated.decided_in]
     agreeing = f" The differences of {' and '.join(others)} have to be on the same side." if others else ""
@@ -123,7 +120,7 @@ def _not_shown(found: list[Finding]) -> Markup:
     parts = []
     for verdict, said in PICTURED.items():
         names = [finding.hypothesis.name for finding in found if finding.verdict == verdict]
-        parts += [f"{' and '.join(names)} ({said})"] if names else []
+        parts += [f"{' and '.join(names)} ({said})"] if names and verdict != "holds" else []
     return Markup("Hypotheses that are not shown to hold: {}.").format(", ".join(parts) or "none")
 
 

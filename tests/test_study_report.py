@@ -1,11 +1,9 @@
 """The report of the study's first part follows from the archives, and texts say what it says."""
 
 import itertools
-import json
 import re
 import shlex
 import tarfile
-from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -23,14 +21,13 @@ from report.hypotheses_file import Against, Stated, read_hypotheses
 from report.lines import pools
 from report.page import Report
 from report.sections import make
-from tests.study_scripts import STUDY, short
+from tests.study_scripts import STUDY, short, summaries
 
 ROOT = STUDY.parents[2]
 STORED = STUDY / "part1" / "report"
 FINDINGS = STUDY / "FINDINGS.md"
 TASKS = ("geneval", "ocr", "pickscore")
 WORLDS = ("study-2", "study-1", "study-3")
-VERDICTS = {"holds": "holds", "fails": "fails", "undecided": "undecided"}
 LINES = {
     "Analytic OPD": ("analytic OPD", "scores"),
     "Joint RL (DiffusionNFT) at 614,400": ("joint RL, long", "3-scores"),
@@ -102,7 +99,7 @@ def readme() -> str:
 def test_the_readme_s_answers_are_those_of_the_report(readme: str) -> None:
     for name, row in table("hypotheses").iterrows():
         p = "< .001" if row["p"] < 0.001 else short(row["p"])
-        cells = [f"{name}: {row['claim']}", *(told(row, world) for world in WORLDS), p, VERDICTS[row["verdict"]]]
+        cells = [f"{name}: {row['claim']}", *(told(row, world) for world in WORLDS), p, row["verdict"]]
         assert f"| {' | '.join(cells)} |" in readme
 
 
@@ -427,15 +424,6 @@ def test_minutes_of_the_run_that_is_to_be_repeated_are_those_of_its_record() -> 
     (seconds,) = (run["cost"]["seconds"] for run in runs if run["method"] == "opd_analytic")
     whole, references = sum(seconds.values()) / 60, seconds["references"] / 60
     assert f"took {whole:.1f} minutes, of which {references:.1f} went into" in text
-
-
-def summaries(paths: Iterable[Path]) -> Iterator[dict]:
-    """Of all finished runs in archives."""
-    for path in paths:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.name.endswith("/summary.json") and "cost" in (found := json.load(archive.extractfile(member))):
-                    yield found
 
 
 def test_seconds_of_the_study_s_readme_are_those_of_the_records() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.study_scripts import STUDY, scripts, short
+from tests.study_scripts import STUDY, scripts, short, summaries
 
 FOLDER = STUDY / "part2"
-_, cell, model, _, beside, after, page = scripts(FOLDER, "design", "cell", "model", "outcomes", "beside", "after", "page")
+_, _, model, _, beside, after, page = scripts(FOLDER, "design", "cell", "model", "outcomes", "beside", "after", "page")
 COUNTED, NOT_COUNTED = model.RESPONSES
 
 
@@ -173,11 +173,10 @@ def test_the_sizes_of_cells_are_those_of_their_records() -> None:
     sizes, minutes, commits = {}, [], {}
     for path in FOLDER.glob("cell-*.tar.xz"):
         spent = {}
+        for found in summaries([path]):
+            spent.setdefault(found["seed"], []).append(found["cost"])
         with tarfile.open(path) as archive:
             for member in archive:
-                if member.name.endswith("/summary.json"):
-                    found = json.load(archive.extractfile(member))
-                    spent.setdefault(found["seed"], []).append(found["cost"])
                 if member.name.endswith("/provenance.jsonl"):
                     rows = archive.extractfile(member).read().decode().splitlines()
                     commits.setdefault(int(path.name[5:7]), set()).update(json.loads(row)["commit"] for row in rows)
