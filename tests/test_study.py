@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import tarfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -122,6 +123,12 @@ def test_a_long_line_has_the_best_of_its_five_trials(method: str) -> None:
     assert resolve(method, TASKS, 100, "study-2") == resolve(method, TASKS, 100, "study-2", overrides=settings)
 
 
+def asked_in(cwd: Path, **environment: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function of a script of the study and its words, that runs it in `cwd`."""
+    options = {"capture_output": True, "text": True, "cwd": cwd, "env": os.environ | environment}
+    return lambda script, *words: subprocess.run(["bash", FOLDER / script, *words], **options)
+
+
 def test_the_whole_study_has_every_seed_and_every_cell(tmp_path: Path) -> None:
     """The commands of whole.sh, said instead of run, with the copies that it makes."""
     said = "".join(f'{name}() {{ printf "%s " {name} "$@"; echo; }}; ' for name in ("bash", "python", "bench"))
@@ -135,7 +142,7 @@ def test_the_whole_study_has_every_seed_and_every_cell(tmp_path: Path) -> None:
     assert copied == {path for path in published if path.suffix in (".py", ".sh", ".yaml") or path.name == "cells.csv"} - {Path("part2/tune.sh")}
     # The only commands that are not of the copies.
     assert [line[1] for line in lines if str(FOLDER) in " ".join(line)] == [f"{FOLDER}/trained_here.sh"]
-    assert [line[0] for line in lines[:2]] == ["python", "bash"] and lines[0][1:] == ["-c", "import", "bench,", "statsmodels"]
+    assert [line[0] for line in lines[:2]] == ["bash", "python"] and lines[1][1:] == ["-c", "import", "bench,", "statsmodels"]
     stated = read_hypotheses(FOLDER / "hypotheses.yaml")
     for script in ("part1.sh", "pack.sh"):
         given = [line[2:] for line in lines if line[1] == script]
@@ -151,13 +158,29 @@ def test_the_whole_study_has_every_seed_and_every_cell(tmp_path: Path) -> None:
 def test_runs_from_an_archive_are_not_taken_for_new_ones(tmp_path: Path) -> None:
     world = tmp_path / "results" / "study" / "study-2"
     run = make_run(world, "opd_analytic", 0, 0.9)
-    asked = lambda *words: subprocess.run(["bash", FOLDER / words[0], *words[1:]], capture_output=True, text=True, cwd=tmp_path)
+    asked = asked_in(tmp_path)
     for found in (asked("trained_here.sh", "results"), asked("part1.sh", "study-2", "0"), asked("whole.sh", "again")):
         assert found.returncode == 2 and found.stderr.endswith("without its weights: move what was unpacked there, and start again\n")
     (run / "adapter").mkdir(exist_ok=True)
     (run / "adapter" / "adapter_model.safetensors").touch()
     assert asked("trained_here.sh", "results").returncode == 0 == asked("trained_here.sh", "nowhere").returncode
-    assert asked("whole.sh").returncode == 1 and asked("whole.sh", FOLDER).returncode == 2
+
+
+def test_scripts_of_the_study_say_how_they_are_used(tmp_path: Path) -> None:
+    asked = asked_in(tmp_path)
+    for script in ("whole.sh", "part1.sh", "pack.sh", "pack_study.sh", "trained_here.sh"):
+        found = asked(script)
+        use = found.stderr.removeprefix(f"usage: bash {FOLDER / script} ").strip()
+        assert found.returncode == 2 and f"{script} {use}" in (FOLDER / script).read_text()
+    assert asked("whole.sh", FOLDER).returncode == 2
+
+
+def test_the_whole_study_names_a_python_without_bench(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    found = asked_in(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")("whole.sh", "again")
+    assert found.returncode == 3 and found.stderr.endswith('pip install -e ".[dev]", and activate it\n')
+    assert not (tmp_path / "again").exists()
 
 
 def test_part_1_runs_the_protocol_s_lines(tmp_path: Path) -> None:

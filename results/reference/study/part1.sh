@@ -2,6 +2,10 @@
 # The runs of part 1 (PROTOCOL.md): bash results/reference/study/part1.sh WORLD SEED... trains the teachers and all lines of each
 # seed, in results/study/WORLD, a run for each core at a time. Started again, it resumes.
 set -euo pipefail
+if [ $# -lt 2 ]; then
+  echo "usage: bash $0 WORLD SEED..." >&2
+  exit 2
+fi
 world=$1
 shift
 bash "$(dirname "$0")/trained_here.sh" "results/study/$world"

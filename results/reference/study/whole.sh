@@ -3,18 +3,22 @@
 # archives, tables and pages are written in the folder TO, beside copies of these scripts, so that what is published here
 # stays as it is. Started again, it resumes.
 set -euo pipefail
-here=$(dirname "$0")
-to=${1:?"the folder for archives, tables and pages is missing: bash $0 TO"}
-export OMP_NUM_THREADS=1
-if ! python -c "import bench, statsmodels" 2> /dev/null; then
-  echo 'python has no bench, or no statsmodels, with which part 2 is analysed: pip install -e ".[dev]", and activate it' >&2
-  exit 3
+if [ $# -ne 1 ]; then
+  echo "usage: bash $0 TO" >&2
+  exit 2
 fi
+here=$(dirname "$0")
+to=$1
+export OMP_NUM_THREADS=1
 if [ "$(realpath -m "$to")" = "$(realpath "$here")" ]; then
   echo "TO has to be another folder than that of these scripts" >&2
   exit 2
 fi
 bash "$here/trained_here.sh" results/study
+if ! python -c "import bench, statsmodels" 2> /dev/null; then
+  echo 'python has no bench, or no statsmodels, with which part 2 is analysed: pip install -e ".[dev]", and activate it' >&2
+  exit 3
+fi
 mkdir -p "$to/part1" "$to/part2"
 cp "$here"/*.{py,sh,yaml} "$to"
 cp "$here"/part2/*.py "$here/part2/cells.csv" "$here/part2/tuned.yaml" "$to/part2"
