@@ -47,7 +47,7 @@ def stated_section(report: Report, stated: Stated, pools: list[Pool]) -> Section
             title = f"{asked.name} ({PICTURED[finding.verdict]}): {asked.claim}"
             groups.append(Group(title, _subtracted(finding), lines, look, claimed=claimed))
     others = [world for world in stated.worlds if world != stated.decided_in]
-    agreeing = f" The differences of {' and '.join(others)} have to be on the same side." if others else ""
+    agreeing = f" The differences of {_joined(others)} have to be on the same side." if others else ""
     note = (
         "Differences with 95% intervals, paired by seed and prompt. Shaded: where the claim is true. "
         f"{stated.decided_in} decides.{agreeing}"
@@ -99,7 +99,7 @@ def _sentence(finding: Finding, stated: Stated) -> Markup:
         text += equal if finding.p_equal < 0.05 else ". That it is undecided is not evidence of equality"
     if finding.weighted:
         said = ". The result depends on the weighting of tasks: the mean gain recovered differs in the other direction"
-        text += Markup("{} in {}").format(said, " and ".join(finding.weighted))
+        text += Markup("{} in {}").format(said, _joined(finding.weighted))
     if finding.lacking:
         text += Markup(". Not complete: {}").format("; ".join(finding.lacking))
     return text + "."
@@ -120,7 +120,7 @@ def _not_shown(found: list[Finding]) -> Markup:
     parts = []
     for verdict, said in PICTURED.items():
         names = [finding.hypothesis.name for finding in found if finding.verdict == verdict]
-        parts += [f"{' and '.join(names)} ({said})"] if names and verdict != "holds" else []
+        parts += [f"{_joined(names)} ({said})"] if names and verdict != "holds" else []
     return Markup("Hypotheses that are not shown to hold: {}.").format(", ".join(parts) or "none")
 
 

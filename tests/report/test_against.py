@@ -137,7 +137,9 @@ def test_the_table_has_the_p_value_of_what_is_so(root: Path, tmp_path: Path) -> 
 
 def test_what_counts_against_a_line_begins_with_the_hypotheses_that_are_not_shown(root: Path, tmp_path: Path) -> None:
     claims = [asked("A"), asked("B", **{"is": "below"}), asked("C", margin=0.1, minus="teacher", gate=0.9), asked("D", margin=5.0, **{"is": "below"})]
-    for nth, (hypotheses, names) in enumerate(((claims, "B (fails), C (says nothing)"), ([claims[0], claims[3]], "none"))):
+    several = [asked(name, **{"is": "below"}) for name in "BEF"]
+    cases = ((claims, "B (fails), C (says nothing)"), ([claims[0], claims[3]], "none"), (several, "B, E and F (fails)"))
+    for nth, (hypotheses, names) in enumerate(cases):
         given = stated(hypotheses=hypotheses, against=[entry("drift", "above")])
         page = write(make(collect([root]), given), tmp_path / str(nth))
         said = f"\nWhat would count against it\n\n- Hypotheses that are not shown to hold: {names}.\n- drift "
