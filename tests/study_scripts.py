@@ -1,10 +1,7 @@
 """The scripts in results/reference/study, which are no package, as modules, and how its texts write a score."""
 
 import importlib.util
-import json
 import sys
-import tarfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -27,12 +24,3 @@ def scripts(folder: Path, *names: str) -> list[ModuleType]:
     for name in names:
         del sys.modules[name]
     return made
-
-
-def summaries(paths: Iterable[Path]) -> Iterator[dict]:
-    """Of all finished runs in archives."""
-    for path in paths:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.name.endswith("/summary.json") and "cost" in (found := json.load(archive.extractfile(member))):
-                    yield found

@@ -1,11 +1,11 @@
 """What a run is called does not move: every stored reference run still has the folder name that its spec gives today."""
 
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.config.spec import Spec
+from tests.archives import members
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 
@@ -15,10 +15,8 @@ def stored() -> Iterator[tuple[str, dict]]:
     for path in sorted(REFERENCE.rglob("spec.json")):
         yield path.parent.name, json.loads(path.read_text(encoding="utf-8"))
     for archive in sorted(REFERENCE.rglob("*.tar.xz")):
-        with tarfile.open(archive) as files:
-            for member in files:
-                if Path(member.name).name == "spec.json":
-                    yield Path(member.name).parent.name, json.load(files.extractfile(member))
+        for place, text in members([archive], "spec.json"):
+            yield place.parent.name, json.loads(text)
 
 
 def test_stored_runs_have_the_names_that_their_specs_give_today() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import tarfile
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -19,6 +18,7 @@ from report.evidence import collect
 from report.lines import Line, pools
 from report.sections import make
 from report.table import plain
+from tests.archives import unpack
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "reference" / "micro"
@@ -46,8 +46,7 @@ ABLATIONS = [
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "results"
     for name in ("compare", "ablations", "combine", "interference", "recipes", "table"):
-        with tarfile.open(STORED / name / "runs.tar.xz") as archive:
-            archive.extractall(folder, filter="data")
+        unpack(STORED / name / "runs.tar.xz", folder)
     return folder
 
 
@@ -214,8 +213,7 @@ def test_stored_records_take_their_prompts_from_the_registered_tasks(compared: C
 
 @pytest.mark.parametrize("angle", [0, 90, 180])
 def test_the_fronts_of_two_tastes_follow_from_the_runs(tmp_path: Path, angle: int) -> None:
-    with tarfile.open(STORED / "fronts" / f"hue{angle}.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(STORED / "fronts" / f"hue{angle}.tar.xz", tmp_path)
     found = {table.name: table for table in make(collect([tmp_path / f"hue{angle}"])).tables}
     for name in ("fronts", "fronts-points"):
         made = pd.read_csv(StringIO(found[name].frame().to_csv(index=False)))

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import subprocess
-import tarfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from bench.config.resolve import describe, resolve, teacher_spec
 from bench.results import results
 from report.hypotheses_file import Selection, read_hypotheses
 from sweeps.study import read_study
+from tests.archives import members, summaries
 from tests.report.synthetic import make_run
 from tests.study_scripts import STUDY, scripts, short
 
@@ -87,9 +87,8 @@ def test_the_cells_of_part_2_are_the_design_s() -> None:
 
 def tuning(name: str) -> dict:
     """What a study that tunes ended with, from its archive."""
-    with tarfile.open(FOLDER / "tuning" / f"{name}.tar.xz") as archive:
-        (member,) = (found for found in archive.getnames() if re.fullmatch(r"[^/]+/summary\.json", found))
-        return json.load(archive.extractfile(member))
+    whole = members([FOLDER / "tuning" / f"{name}.tar.xz"], "summary.json")
+    return next(json.loads(text) for place, text in whole if len(place.parts) == 2)
 
 
 @pytest.mark.parametrize("method", ["multi_reward", "opd_analytic", "cascade"])
@@ -216,11 +215,7 @@ def test_part_1_runs_the_protocol_s_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.tar.xz")), ids=lambda path: path.name.partition(".")[0])
 def test_runs_were_made_from_commits_that_have_the_protocol(path: Path) -> None:
     """Its text before the amendments has not changed since; nor had a run's code been edited."""
-    found = []
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if Path(member.name).name == "provenance.jsonl":
-                found += map(json.loads, archive.extractfile(member).read().decode().splitlines())
+    found = [json.loads(row) for _, text in members([path], "provenance.jsonl") for row in text.splitlines()]
     assert found and not any(entry["uncommitted_diff"] for entry in found)
     for commit in {entry["commit"] for entry in found}:
         named = f"{commit}:{(FOLDER / 'PROTOCOL.md').relative_to(ROOT).as_posix()}"
@@ -245,8 +240,7 @@ def test_scales_are_the_best_on_validation_prompts_and_teachers_the_seed_s_own(p
     world, seed = path.name.partition(".")[0].rsplit("-s", 1)
     table = pd.read_csv(FOLDER / "part1" / "tried.csv", keep_default_na=False)
     table = table[table["world"] == world]
-    with tarfile.open(path) as archive:
-        found = [json.load(archive.extractfile(name)) for name in archive.getnames() if name.endswith("/summary.json")]
+    found = list(summaries([path]))
     compared = [summary for summary in found if "guidance" in summary]
     assert len(compared) == 5
     trained = table.drop_duplicates("run").set_index("run")["weights"]
@@ -267,8 +261,7 @@ def test_scales_are_the_best_on_validation_prompts_and_teachers_the_seed_s_own(p
 def test_a_command_of_the_readme_repeats_a_stored_run() -> None:
     """Its settings are those of a run in the archive, so that its folder has the same name."""
     text = (FOLDER / "README.md").read_text()
-    with tarfile.open(FOLDER / "part1" / "study-2-s0.tar.xz") as archive:
-        stored = {Path(name).parent.name for name in archive.getnames() if name.endswith("/spec.json")}
+    stored = {place.parent.name for place, _ in members([FOLDER / "part1" / "study-2-s0.tar.xz"], "spec.json")}
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("bench run ")]
     assert [words[3] for words in commands] == ["multi_reward", "opd_analytic", "opd_analytic"]
     specs = []

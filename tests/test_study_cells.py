@@ -24,6 +24,7 @@ from bench.config.resolve import resolve
 from bench.errors import UsageError
 from report.style import drawing
 from sweeps.study import read_study
+from tests.archives import unpack
 from tests.commands import bench
 from tests.study_scripts import STUDY, scripts, short
 
@@ -634,8 +635,7 @@ def test_the_outcomes_are_those_of_the_archives(tmp_path: Path) -> None:
     """Cells without an archive have no outcomes."""
     archives = sorted(FOLDER.glob("cell-*.tar.xz"))
     for path in archives:
-        with tarfile.open(path) as archive:
-            archive.extractall(tmp_path, filter="data")
+        unpack(path, tmp_path)
     table, lacking = outcomes.outcomes(tmp_path, outcomes.failures())
     assert len(lacking) == 72 - 2 * len(archives)
     stored = FOLDER / "outcomes.csv"

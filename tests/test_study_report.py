@@ -21,7 +21,8 @@ from report.hypotheses_file import Against, Stated, read_hypotheses
 from report.lines import pools
 from report.page import Report
 from report.sections import make
-from tests.study_scripts import STUDY, short, summaries
+from tests.archives import summaries
+from tests.study_scripts import STUDY, short
 
 ROOT = STUDY.parents[2]
 STORED = STUDY / "part1" / "report"

@@ -2,13 +2,13 @@
 
 import json
 import re
-import tarfile
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.study_scripts import STUDY, scripts, short, summaries
+from tests.archives import members, summaries
+from tests.study_scripts import STUDY, scripts, short
 
 FOLDER = STUDY / "part2"
 _, _, model, _, beside, after, page = scripts(FOLDER, "design", "cell", "model", "outcomes", "beside", "after", "page")
@@ -175,11 +175,8 @@ def test_the_sizes_of_cells_are_those_of_their_records() -> None:
         spent = {}
         for found in summaries([path]):
             spent.setdefault(found["seed"], []).append(found["cost"])
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.name.endswith("/provenance.jsonl"):
-                    rows = archive.extractfile(member).read().decode().splitlines()
-                    commits.setdefault(int(path.name[5:7]), set()).update(json.loads(row)["commit"] for row in rows)
+        for _, text in members([path], "provenance.jsonl"):
+            commits.setdefault(int(path.name[5:7]), set()).update(json.loads(row)["commit"] for row in text.splitlines())
         sizes[int(path.name[5:7])] = max(sum(sum(cost["evaluations"].values()) for cost in costs) for costs in spent.values()) / 1e6
         minutes += [sum(sum(cost["seconds"].values()) for cost in costs) / 60 for costs in spent.values()]
     large = {number: round(size, 2) for number, size in sizes.items() if size >= 0.99}

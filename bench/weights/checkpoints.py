@@ -1,6 +1,7 @@
 """Downloaded weight files: recognising files that are not weights, and reading weights without executing code."""
 
 import json
+import pickletools
 import re
 import warnings
 import zipfile
@@ -25,6 +26,9 @@ BUFFERS = ("I64", "BOOL")
 """Types of index and mask buffers; weights and biases never have them."""
 COUNTS = re.compile(r"(^|\.)(position_ids|relative_position_index|num_batches_tracked)$")
 """Names of buffers that only hold indices or counts, of any type."""
+LEGACY_PICKLES = 5
+"""torch's format before zip archives: a magic number, a version, sizes of types, the content and keys of storages, each
+pickled, and then the storages' bytes."""
 QUANTISED = "quantised weights are not supported: name a model saved in float32, bfloat16 or float16"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 """Sets of files each of which is a complete tokenizer of the CLIP or T5 kind."""
@@ -130,7 +134,9 @@ def load_checkpoint(path: Path, what: str) -> dict[str, Any]:
     try:
         content = _read(path)
     except Exception as error:  # torch.load can raise almost anything on corrupt bytes
-        raise DamagedError(f"{path} is not a valid {what}: {cause_of(error)}") from error
+        # A name that the file's end cuts off looks like one of a foreign object.
+        cause = CUT_OFF if _ends_within_pickle(path) else cause_of(error)
+        raise DamagedError(f"{path} is not a valid {what}: {cause}") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{path} is not a valid {what}: it holds {type(content).__name__}, not tensors by name")
     return content
@@ -170,6 +176,23 @@ def _read(path: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(list(_numpy_numbers())):
         warnings.simplefilter("ignore")  # torch warns about how the file was written, which users cannot change
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _ends_within_pickle(path: Path) -> bool:
+    """Whether a file in torch's format before zip archives ends within one of the pickles at its beginning.
+
+    Only walks through their instructions, so that no code in them is executed.
+    """
+    with path.open("rb") as file:
+        for _ in range(LEGACY_PICKLES):
+            if not file.peek(1):
+                return False
+            try:
+                for _instruction in pickletools.genops(file):
+                    pass
+            except (ValueError, MemoryError):
+                return not file.read(1)
+    return False
 
 
 def _numpy_numbers() -> Iterator[Any]:

@@ -58,7 +58,12 @@ def bench(*words: str, root: Path, timeout: float = 500) -> subprocess.Completed
 
 def start(*words: str, root: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "bench", *words, "--results", str(root)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Where tests run in the background, interrupts are ignored, which a process inherits.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

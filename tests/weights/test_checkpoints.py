@@ -101,6 +101,16 @@ def test_every_reader_of_downloads_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_legacy_file_that_was_cut_off_anywhere_is_called_truncated(tmp_path: Path) -> None:
+    """Also within the name of a type, which then is one that nobody knows, and however long the keys of storages are."""
+    whole = torch_file(tmp_path / "whole.pth", _use_new_zipfile_serialization=False).read_bytes()
+    cut = tmp_path / "cut.pth"
+    for size in range(1, len(whole)):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(DamagedError, match="is truncated: download it again"):
+            load_checkpoint(cut, "thing")
+
+
 class Harmful:
     """Writes a file when it is unpickled without care."""
 
@@ -116,9 +126,11 @@ def test_objects_are_refused_by_name_and_not_run(tmp_path: Path) -> None:
         ({"args": argparse.Namespace(x=1)}, "argparse.Namespace"),
         ({"x": Harmful(tmp_path / "harm")}, "posix.mkdir"),
     ):
-        with pytest.raises(DamagedError, match=f"is not a valid thing: it holds {name}; only tensors") as refused:
-            load_checkpoint(torch_file(tmp_path / "objects.pth", content), "thing")
-        plain(refused.value)
+        for legacy in (False, True):
+            path = torch_file(tmp_path / "objects.pth", content, _use_new_zipfile_serialization=not legacy)
+            with pytest.raises(DamagedError, match=f"is not a valid thing: it holds {name}; only tensors") as refused:
+                load_checkpoint(path, "thing")
+            plain(refused.value)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful(tmp_path / "harm")))
     with pytest.raises(DamagedError) as refused:
         load_checkpoint(tmp_path / "plain.pth", "thing")
