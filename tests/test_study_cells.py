@@ -192,14 +192,14 @@ def test_a_script_says_what_is_missing_in_a_line(tmp_path: Path, script: str, wo
 
 
 def test_lines_without_teachers_are_run_where_a_teacher_fails(tmp_path: Path, monkeypatch, capsys) -> None:
-    """And nothing goes on after an interruption."""
+    """And nothing goes on after an interruption, or after words that are refused."""
     asked = []
 
     def run(words: list[str], code: int):
         asked.append(words)
         return subprocess.CompletedProcess(words, code if words[1] == "teach" else 0)
 
-    for code, lines in ((1, 3), (130, 0)):
+    for code, lines in ((1, 3), (130, 0), (2, 0)):
         asked.clear()
         monkeypatch.setattr(cell.subprocess, "run", lambda words, code=code, **_: run(words, code))
         monkeypatch.setattr(sys, "argv", ["cell.py", "3", "--seed", "6", "--results", str(tmp_path)])

@@ -35,7 +35,7 @@ SCORED = 6
 """Number of tastes whose shapes the common prompts have in every cell, whatever its tasks."""
 ONE_POINT = {"evaluation.points": "[1.0]"}
 NEEDS_TEACHERS = ("opd", "soup")
-INTERRUPTED = 130
+INTERRUPTED, WRONG_USE = 130, 2
 
 
 def cells() -> list[dict[str, str]]:
@@ -182,9 +182,9 @@ def call(words: list[str], dry: bool) -> int:
 
 
 def main() -> int:
-    """Run the cell's commands; returns the number of those that failed, or 130 if one was interrupted.
+    """Run the cell's commands; returns 1 if one of them failed, or 130 if one was interrupted.
 
-    Returns 2 if the cell's folder has runs from an archive.
+    Returns 2 if the cell's folder has runs from an archive, or if the first command is refused, as the others would be.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cell", type=int)
@@ -203,8 +203,8 @@ def main() -> int:
     codes = []
     for seed in [given.seed] if given.seed is not None else seeds(cell):
         codes.append(run(teach(cell, seed, root)))
-        if codes[-1] == INTERRUPTED:
-            return INTERRUPTED
+        if codes[-1] in (INTERRUPTED, WRONG_USE):
+            return codes[-1]
         sets = sorted(map(str, root.glob(f"teachers-*-s{seed}"))) or ["TEACHERS"]
         if len(sets) > 1:
             print(f"{root} has several sets of teachers of seed {seed}: move all but the cell's own", file=sys.stderr)
@@ -215,7 +215,7 @@ def main() -> int:
             made = {line: words for line, words in made.items() if line not in NEEDS_TEACHERS}
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             codes += pool.map(run, made.values())
-    return INTERRUPTED if INTERRUPTED in codes else sum(code != 0 for code in codes)
+    return INTERRUPTED if INTERRUPTED in codes else int(any(codes))
 
 
 if __name__ == "__main__":
