@@ -26,6 +26,8 @@ BUFFERS = ("I64", "BOOL")
 """Types of index and mask buffers; weights and biases never have them."""
 COUNTS = re.compile(r"(^|\.)(position_ids|relative_position_index|num_batches_tracked)$")
 """Names of buffers that only hold indices or counts, of any type."""
+PICKLED = b"\x80"
+"""Beginning of a pickle of protocol 2 or later."""
 LEGACY_PICKLES = 5
 """torch's format before zip archives: a magic number, a version, sizes of types, the content and keys of storages, each
 pickled, and then the storages' bytes."""
@@ -37,8 +39,8 @@ TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model"
 def require_weights(path: Path, what: str) -> None:
     """Raise unless a file can hold weights: MissingError if they are still to be downloaded, else DamagedError.
 
-    `what` names the expected content in errors. Inspects the file's beginning, and whether a zip archive or a
-    .safetensors file is complete; reads no tensor.
+    `what` names the expected content in errors. Inspects the file's beginning, and whether a zip archive, a
+    .safetensors file or the pickles of an older torch file are complete; reads no tensor.
     """
     if path.is_dir():
         raise DamagedError(f"{path} is not a valid {what}: it is a folder")
@@ -51,6 +53,9 @@ def require_weights(path: Path, what: str) -> None:
         cause = _of_safetensors(path)
     elif head.startswith(b"PK"):
         cause = "" if zipfile.is_zipfile(path) else CUT_OFF
+    elif head.startswith(PICKLED):
+        # Of a type's name that the file's end cuts off, torch would say that it is a foreign object's.
+        cause = CUT_OFF if _ends_within_pickle(path) else ""
     elif text := _as_text(head):
         cause = f"it is text that begins with {text[:40]!r}"
     if cause:
@@ -134,9 +139,7 @@ def load_checkpoint(path: Path, what: str) -> dict[str, Any]:
     try:
         content = _read(path)
     except Exception as error:  # torch.load can raise almost anything on corrupt bytes
-        # A name that the file's end cuts off looks like one of a foreign object.
-        cause = CUT_OFF if _ends_within_pickle(path) else cause_of(error)
-        raise DamagedError(f"{path} is not a valid {what}: {cause}") from error
+        raise DamagedError(f"{path} is not a valid {what}: {cause_of(error)}") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{path} is not a valid {what}: it holds {type(content).__name__}, not tensors by name")
     return content

@@ -201,6 +201,10 @@ def test_torch_weights_in_folders_are_looked_at_too(clip_folder: Path, tmp_path:
     (folder / "model.safetensors").unlink()
     with pytest.raises(MissingError, match=r"pytorch_model\.bin is not a valid weights file of a CLIP model: it is a Git-LFS"):
         load_frozen(CLIPModel, str(folder), "cpu", "CLIP model")
+    legacy = torch_file(tmp_path / "legacy.pth", _use_new_zipfile_serialization=False).read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(legacy[: legacy.index(b"_rebuild_tensor") + 5])
+    with pytest.raises(DamagedError, match=r"pytorch_model\.bin is not a valid weights file of a CLIP model: it is truncated"):
+        load_frozen(CLIPModel, str(folder), "cpu", "CLIP model")
     (folder / "pytorch_model.bin").write_bytes(np.random.default_rng(0).bytes(3000))
     with pytest.raises(DamagedError, match="no CLIP model at") as refused:
         load_frozen(CLIPModel, str(folder), "cpu", "CLIP model")
