@@ -182,9 +182,11 @@ def test_the_sizes_of_cells_are_those_of_their_records() -> None:
     large = {number: round(size, 2) for number, size in sizes.items() if size >= 0.99}
     assert large == {1: 1.0, 14: 1.0, 15: 1.0, 20: 1.0, 9: 1.04, 11: 1.48} and len(sizes) == 36
     assert "A seed of these two, and of cells 1 and 14, has 1.0 million network evaluations, those of its test images included; " \
-           "one of cell 9 has 1.04 million, and one of cell 11 1.48 million, which would take about 21 minutes. The other 30 cells are " \
+           "one of cell 9 has 1.04 million, and one of cell 11 1.48 million. The other 30 cells are " \
            f"smaller, down to {short(min(sizes.values()), digits=2)} million." in said
-    assert 14 * sizes[11] / sizes[15] == pytest.approx(21, abs=0.5)
+    assert "cell 11 was made again on two cores with nothing else to do: it took 18.9 minutes" in said
+    over = {number for number, size in sizes.items() if 18.9 * size / sizes[11] > 15}
+    assert "cell 11 is the only one whose seeds take more than 15 by their size" in said and over == {11}
     assert f"those of a seed add up to between {min(minutes):.0f} and {max(minutes):.0f} minutes." in said
     later = {number for number, own in commits.items() if own != commits[0]}
     assert later == {11, 15, 20} and len(set.union(*commits.values())) == 2
