@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -91,7 +91,10 @@ class Description(ProgressColumn):
 
 
 class Lines(Progress):
-    """Progress bars on a terminal; elsewhere, such as in a log, a line per unfinished bar every minute."""
+    """Progress bars on a terminal; elsewhere, such as in a log, a line every minute per bar that is unfinished.
+
+    A bar whose description changed, although it is full, has one too: a run evaluates after its last update.
+    """
 
     def start(self) -> None:
         """Start showing progress."""
@@ -107,9 +110,12 @@ class Lines(Progress):
         super().stop()
 
     def _say(self, over: Event) -> None:
+        seen: dict[TaskID, str] = {}
         while not over.wait(SAYS_EVERY_S):
             for bar in self.tasks:
-                if bar.started and bar.remaining != 0:
+                changed = bar.description != seen.get(bar.id, bar.description)
+                seen[bar.id] = bar.description
+                if bar.started and (bar.remaining != 0 or changed):
                     self.console.print(legible(_line(bar)), soft_wrap=True)
 
 

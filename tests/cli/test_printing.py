@@ -182,6 +182,31 @@ def test_where_there_is_no_terminal_a_line_comes_every_minute(monkeypatch) -> No
     assert out.getvalue() == ended
 
 
+def test_a_log_says_what_a_run_evaluates_after_its_last_update(monkeypatch) -> None:
+    """Which may take longer than the updates: the base and all teachers at every guidance scale."""
+    monkeypatch.setattr("bench.printing.SAYS_EVERY_S", 0.05)
+    out = StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+
+    def wait_for(text: str) -> None:
+        deadline = time.monotonic() + 10
+        while text not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert text in out.getvalue()
+
+    with Console() as console:
+        console.listen("run", Progress(8, 0.9))
+        wait_for("run: update 8: 90%")
+        console.listen("run", Progress(9, 1.0))
+        for done in (32, 64):
+            doing = f"evaluating the base on ocr, {done} of 64 images"
+            console.listen("run", Progress(9, 1.0, doing=doing))
+            wait_for(f"run: {doing}: 100%")
+        said = out.getvalue()
+        time.sleep(0.3)
+        assert out.getvalue() == said
+
+
 def test_an_evaluation_shows_how_far_it_is(monkeypatch) -> None:
     """The bar stays where the last update left it."""
     out = StringIO()
