@@ -424,7 +424,7 @@ def test_minutes_of_the_run_that_is_to_be_repeated_are_those_of_its_record() -> 
     runs = summaries([STUDY / "part1" / "study-2-s0.tar.xz"])
     (seconds,) = (run["cost"]["seconds"] for run in runs if run["method"] == "opd_analytic")
     whole, references = sum(seconds.values()) / 60, seconds["references"] / 60
-    assert f"took {whole:.1f} minutes, of which {references:.1f} went into" in text
+    assert f"its recorded run took {whole:.1f}, of which {references:.1f} did." in text
 
 
 def test_seconds_of_the_study_s_readme_are_those_of_the_records() -> None:
