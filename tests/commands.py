@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import report.style
 from tests.few import few_prompts
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["torch", "peft", "diffusers.models.transformers.transformer_sd3", "scipy.stats", "bench.training.execute", "bench.cli.app"]
+    ["torch", "peft", "diffusers.models.transformers.transformer_sd3", "scipy.stats", "bench.training.execute", "bench.cli.app", "report.style"]
 )
 TIMEOUT_S = 300
 IDLE_S = 0.12
@@ -176,6 +177,7 @@ def _command(
     for stream, path in zip((sys.stdout, sys.stderr), paths):
         stream.flush()
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    report.style.FONT_TYPE = 3  # as tests/report/conftest.py
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as tests/conftest.py hides GPUs; nothing has asked for them yet
     os.environ.update(environment)
     if folder:

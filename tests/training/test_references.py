@@ -20,21 +20,28 @@ def summary(folder: Path, *more: str, tasks: tuple[str, ...] = ("geneval", "ocr"
     return made, sorted(path.name for path in (folder / "results" / "cache").glob("evaluation-*.json"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("split", ["test", "validation"])
-def test_what_the_recipes_compare_with_is_shipped(tmp_path: Path, split: str) -> None:
-    """A changed scorer, task or base would ask for other files: ship them with it (see the model card)."""
-    made, measured = summary(tmp_path, f"evaluation.split={split}")
+def shipped_for(folder: Path, split: str) -> dict:
+    """The summary of a merge whose base and teachers are all shipped for a split.
+
+    A changed scorer, task or base would ask for other files: ship them with it (see the model card).
+    """
+    made, measured = summary(folder, f"evaluation.split={split}")
     assert measured == []
     assert "references" not in made["cost"]["seconds"]
     for task, row in made["models"]["teacher ocr"].items():
         assert row["task"] == task and len(row["rows"]["reward"]) == len(row["strata"])
+    return made
+
+
+@pytest.mark.slow
+def test_what_the_recipes_compare_with_is_shipped(tmp_path: Path) -> None:
+    shipped_for(tmp_path, "test")
 
 
 @pytest.mark.slow
 def test_the_shipped_are_what_would_be_measured(tmp_path: Path, monkeypatch) -> None:
     """On another machine an image near a scorer's edge may be judged otherwise: at most one in fifty."""
-    shipped, _ = summary(tmp_path / "a", "evaluation.split=validation")
+    shipped = shipped_for(tmp_path / "a", "validation")
     monkeypatch.setattr("bench.training.references.References._kept", lambda *_: None)
     measured, files = summary(tmp_path / "b", "evaluation.split=validation")
     assert set(files) <= {path.name for path in SHIPPED.iterdir()} and len(files) == 12
