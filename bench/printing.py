@@ -91,9 +91,9 @@ class Description(ProgressColumn):
 
 
 class Lines(Progress):
-    """Progress bars on a terminal; elsewhere, such as in a log, a line every minute per bar that is unfinished.
+    """Progress bars on a terminal; elsewhere, such as in a log, a line for each unfinished bar every minute.
 
-    A bar whose description changed, although it is full, has one too: a run evaluates after its last update.
+    A full bar has a line as well if its description has changed in that minute: a run evaluates after its last update.
     """
 
     def start(self) -> None:

@@ -88,7 +88,8 @@ def test_the_cells_of_part_2_are_the_design_s() -> None:
 def tuning(name: str) -> dict:
     """What a study that tunes ended with, from its archive."""
     whole = members([FOLDER / "tuning" / f"{name}.tar.xz"], "summary.json")
-    return next(json.loads(text) for place, text in whole if len(place.parts) == 2)
+    (text,) = (text for place, text in whole if len(place.parts) == 2)
+    return json.loads(text)
 
 
 @pytest.mark.parametrize("method", ["multi_reward", "opd_analytic", "cascade"])

@@ -186,7 +186,7 @@ def test_the_sizes_of_cells_are_those_of_their_records() -> None:
            f"smaller, down to {short(min(sizes.values()), digits=2)} million." in said
     assert "cell 11 was made again on two cores with nothing else to do: it took 18.9 minutes" in said
     over = {number for number, size in sizes.items() if 18.9 * size / sizes[11] > 15}
-    assert "cell 11 is the only one whose seeds take more than 15 by their size" in said and over == {11}
+    assert "At that speed cell 11 is the only one whose seeds take more than 15 minutes." in said and over == {11}
     assert f"those of a seed add up to between {min(minutes):.0f} and {max(minutes):.0f} minutes." in said
     later = {number for number, own in commits.items() if own != commits[0]}
     assert later == {11, 15, 20} and len(set.union(*commits.values())) == 2

@@ -54,7 +54,7 @@ def require_weights(path: Path, what: str) -> None:
     elif head.startswith(b"PK"):
         cause = "" if zipfile.is_zipfile(path) else CUT_OFF
     elif head.startswith(PICKLED):
-        # Of a type's name that the file's end cuts off, torch would say that it is a foreign object's.
+        # torch would take a type's name that is cut off for the name of a foreign object.
         cause = CUT_OFF if _ends_within_pickle(path) else ""
     elif text := _as_text(head):
         cause = f"it is text that begins with {text[:40]!r}"
@@ -181,23 +181,6 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _ends_within_pickle(path: Path) -> bool:
-    """Whether a file in torch's format before zip archives ends within one of the pickles at its beginning.
-
-    Only walks through their instructions, so that no code in them is executed.
-    """
-    with path.open("rb") as file:
-        for _ in range(LEGACY_PICKLES):
-            if not file.peek(1):
-                return False
-            try:
-                for _instruction in pickletools.genops(file):
-                    pass
-            except (ValueError, MemoryError):
-                return not file.read(1)
-    return False
-
-
 def _numpy_numbers() -> Iterator[Any]:
     """The types behind numpy numbers, which training scripts store next to tensors; reading them executes no code."""
     import numpy as np
@@ -254,6 +237,23 @@ def _of_safetensors(path: Path) -> str:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return "it is not in safetensors format"
     return CUT_OFF if size < 8 + length + promised else ""
+
+
+def _ends_within_pickle(path: Path) -> bool:
+    """Whether a file in torch's format before zip archives ends within one of the pickles at its beginning.
+
+    Only walks through their instructions, so that no code in them is executed.
+    """
+    with path.open("rb") as file:
+        for _ in range(LEGACY_PICKLES):
+            if not file.peek(1):
+                return False
+            try:
+                for _instruction in pickletools.genops(file):
+                    pass
+            except (ValueError, MemoryError):
+                return not file.read(1)
+    return False
 
 
 def _as_text(head: bytes) -> str:

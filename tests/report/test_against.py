@@ -22,7 +22,7 @@ from tests.report.synthetic import STRATA, TASKS, make_run
 from tests.report.test_hypotheses import OPD, RL, asked, found, world
 
 SEEDS = 3
-pytestmark = pytest.mark.usefixtures("undrawn")  # what pages say
+pytestmark = pytest.mark.usefixtures("undrawn")  # these tests read what pages say
 
 
 @pytest.fixture

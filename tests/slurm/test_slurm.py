@@ -22,6 +22,7 @@ from bench.jobs.dispatch import dispatch
 from bench.jobs.launches import Job, launches
 from bench.jobs.placement import Placement, Profile
 from bench.jobs.status import cancel, survey
+from tests.commands import Command
 from tests.jobs.work import speak
 from tests.once import once
 
@@ -56,14 +57,8 @@ def bench(*words: str, root: Path, timeout: float = 500) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
-def start(*words: str, root: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "bench", *words, "--results", str(root)]
-    # Where tests run in the background, interrupts are ignored, which a process inherits.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
+def start(*words: str, root: Path) -> Command:
+    return Command([*words, "--results", str(root)])
 
 
 @pytest.fixture(autouse=True)

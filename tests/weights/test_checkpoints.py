@@ -102,7 +102,7 @@ def test_every_reader_of_downloads_says_so(tmp_path: Path) -> None:
 
 
 def test_a_legacy_file_that_was_cut_off_anywhere_is_called_truncated(tmp_path: Path) -> None:
-    """Also within the name of a type, which then is one that nobody knows, and however long the keys of storages are."""
+    """Also in the middle of a type's name, whose beginning is a name that nobody knows."""
     whole = torch_file(tmp_path / "whole.pth", _use_new_zipfile_serialization=False).read_bytes()
     cut = tmp_path / "cut.pth"
     for size in range(1, len(whole)):

@@ -35,7 +35,7 @@ SCORED = 6
 """Number of tastes whose shapes the common prompts have in every cell, whatever its tasks."""
 ONE_POINT = {"evaluation.points": "[1.0]"}
 NEEDS_TEACHERS = ("opd", "soup")
-INTERRUPTED, WRONG_USE = 130, 2
+INTERRUPTED = 130
 
 
 def cells() -> list[dict[str, str]]:
@@ -198,12 +198,12 @@ def main() -> int:
         parser.error(f"cell {given.cell} has the seeds {seeds(cell)[0]} and {seeds(cell)[1]}, not {given.seed}")
 
     if not given.dry_run and subprocess.call(["bash", HERE.parent / "trained_here.sh", root]):
-        return 2
+        return UsageError.exit_code
     run = partial(call, dry=given.dry_run)
     codes = []
     for seed in [given.seed] if given.seed is not None else seeds(cell):
         codes.append(run(teach(cell, seed, root)))
-        if codes[-1] in (INTERRUPTED, WRONG_USE):
+        if codes[-1] in (INTERRUPTED, UsageError.exit_code):
             return codes[-1]
         sets = sorted(map(str, root.glob(f"teachers-*-s{seed}"))) or ["TEACHERS"]
         if len(sets) > 1:
